@@ -1,0 +1,1 @@
+"""What an image with people is, and how it is stored, read and scored."""

@@ -1,0 +1,184 @@
+"""What flows: annotated people, predicted poses, a sample (one image with its people) and a batch of samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STRIDE = 32
+"""Batches are padded to multiples of this many pixels, the coarsest stride of the backbones."""
+
+PAD_COLOUR = (124, 116, 104)
+"""RGB of the padding: the ImageNet mean, so that it is about zero once normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Tensors of equal length, one row for each person or pose."""
+
+    def __post_init__(self) -> None:
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{type(self).__name__}: rows differ in number: {lengths}")
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> Self:
+        return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same rows on another device."""
+        return type(self)(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """All rows of ``parts`` (at least one), in order."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+@dataclass(frozen=True, slots=True)
+class People(_Rows):
+    """Annotated people of one image, in pixels of that image."""
+
+    keypoints: Tensor
+    """(M, K, 2) float32 xy; (0, 0) where not labelled."""
+    visibility: Tensor
+    """(M, K) uint8: 0 not labelled, 1 labelled but hidden, 2 visible. Training treats 1 and 2 alike."""
+    boxes: Tensor
+    """(M, 4) float32 xyxy."""
+    areas: Tensor
+    """(M,) float32 area of the person's mask, square pixels; the scale of OKS."""
+    crowd: Tensor
+    """(M,) bool, True for a region that covers a group."""
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    @property
+    def labelled(self) -> Tensor:
+        """(M,) bool, True for a keypoint person: not a crowd, at least one labelled keypoint."""
+        return ~self.crowd & (self.visibility > 0).any(1)
+
+    @classmethod
+    def empty(cls, num_keypoints: int) -> Self:
+        """Nobody."""
+        return cls(
+            torch.zeros(0, num_keypoints, 2),
+            torch.zeros(0, num_keypoints, dtype=torch.uint8),
+            torch.zeros(0, 4),
+            torch.zeros(0),
+            torch.zeros(0, dtype=torch.bool),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Poses(_Rows):
+    """Predicted people of one image, best first, in pixels of that image."""
+
+    keypoints: Tensor
+    """(N, K, 2) float32 xy."""
+    keypoint_scores: Tensor
+    """(N, K) in [0, 1]."""
+    scores: Tensor
+    """(N,) in [0, 1], sorted descending."""
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    @property
+    def boxes(self) -> Tensor:
+        """(N, 4) xyxy, the tight box of all keypoints."""
+        return torch.cat([self.keypoints.amin(1), self.keypoints.amax(1)], dim=1)
+
+    @classmethod
+    def empty(cls, num_keypoints: int) -> Self:
+        """Nobody."""
+        return cls(torch.zeros(0, num_keypoints, 2), torch.zeros(0, num_keypoints), torch.zeros(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its people."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    people: People
+    image_id: int
+    matrix: np.ndarray
+    """(2, 3) float64, maps a point of the original image to a point of ``image`` (see ``transforms``)."""
+    original_size: tuple[int, int]
+    """(width, height) of the original image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples padded at the right and bottom to a common size. People are packed: few tensors cross processes."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8 RGB, in channels_last memory; H and W multiples of ``STRIDE``."""
+    packed_people: People
+    """The people of all images, in order."""
+    counts: Tensor
+    """(B,) int64, people in each image."""
+    image_ids: Tensor
+    """(B,) int64."""
+    matrices: Tensor
+    """(B, 2, 3) float64, original image -> input image."""
+    original_sizes: Tensor
+    """(B, 2) int64, (width, height) of the original images."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def people(self) -> list[People]:
+        """The people of each image: views, no copies. Counts live on the host, so this does not wait for a device."""
+        parts, start = [], 0
+        for count in self.counts.tolist():
+            parts.append(self.packed_people[start : start + count])
+            start += count
+        return parts
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Images and people on ``device``; bookkeeping stays on the host."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.packed_people.to(device, non_blocking=True),
+            self.counts,
+            self.image_ids,
+            self.matrices,
+            self.original_sizes,
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from where a copy to a GPU need not wait."""
+        people = self.packed_people
+        pinned = People(*(getattr(people, field.name).pin_memory() for field in fields(people)))
+        return Batch(
+            self.images.pin_memory(), pinned, self.counts, self.image_ids, self.matrices, self.original_sizes
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad ``samples`` (at least one) to the size of the largest and pack them."""
+    height = _round_up(max(sample.image.shape[0] for sample in samples))
+    width = _round_up(max(sample.image.shape[1] for sample in samples))
+    images = np.empty((len(samples), height, width, 3), np.uint8)
+    for slot, sample in zip(images, samples, strict=True):
+        h, w = sample.image.shape[:2]
+        slot[:h, :w] = sample.image
+        slot[h:] = PAD_COLOUR
+        slot[:h, w:] = PAD_COLOUR
+    return Batch(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        People.cat([sample.people for sample in samples]),
+        torch.tensor([len(sample.people) for sample in samples]),
+        torch.tensor([sample.image_id for sample in samples]),
+        torch.from_numpy(np.stack([sample.matrix for sample in samples])),
+        torch.tensor([sample.original_size for sample in samples]),
+    )
+
+
+def _round_up(pixels: int) -> int:
+    return -(-pixels // STRIDE) * STRIDE

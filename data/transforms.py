@@ -1,0 +1,243 @@
+"""Geometry of samples: resize, crop, flip, rotate, and back.
+
+The pixel convention, stated once for the whole project
+-------------------------------------------------------
+Coordinates are continuous: an image of width W spans [0, W], pixel i covers [i, i + 1) and its centre is i + 0.5.
+COCO's keypoints and boxes are taken as they are, in that frame; nothing is added on reading or subtracted on
+writing. So a resize multiplies coordinates by newW / W and newH / H, and a horizontal flip is x -> W - x.
+OpenCV's affine warp indexes pixel centres instead, hence the half-pixel shifts in :func:`warp`.
+
+Every geometric change is one (2, 3) float64 matrix from the original image to the input image; a sample carries
+it, so predictions go back through its inverse.
+"""
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import PAD_COLOUR, People, Poses, Sample
+
+IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+# ---------------------------------------------------------------------------------------------------- matrices
+
+
+def scaling(x: float, y: float) -> np.ndarray:
+    """(2, 3) matrix that multiplies coordinates."""
+    return np.array([[x, 0.0, 0.0], [0.0, y, 0.0]])
+
+
+def translation(x: float, y: float) -> np.ndarray:
+    """(2, 3) matrix that moves points by (x, y) pixels."""
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y]])
+
+
+def mirror(width: float) -> np.ndarray:
+    """(2, 3) matrix of the horizontal flip x -> width - x."""
+    return np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0]])
+
+
+def rotation(degrees: float, centre: tuple[float, float]) -> np.ndarray:
+    """(2, 3) matrix that turns points clockwise on screen around ``centre``."""
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turn = np.array([[cos, -sin, 0.0], [sin, cos, 0.0]])
+    return chain(translation(-centre[0], -centre[1]), turn, translation(*centre))
+
+
+def chain(*matrices: np.ndarray) -> np.ndarray:
+    """(2, 3) matrix that applies ``matrices`` from the first to the last."""
+    result = np.eye(3)
+    for matrix in matrices:
+        result = np.vstack([matrix, [0.0, 0.0, 1.0]]) @ result
+    return result[:2]
+
+
+def invert(matrix: np.ndarray) -> np.ndarray:
+    """(2, 3) matrix that undoes ``matrix``."""
+    return np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2]
+
+
+def move_points(points: Tensor, matrix: np.ndarray | Tensor) -> Tensor:
+    """Apply a (2, 3) matrix to (..., 2) points."""
+    m = torch.as_tensor(matrix).to(points)
+    return points @ m[:, :2].T + m[:, 2]
+
+
+# ---------------------------------------------------------------------------------------------------- pixels
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resample ``image`` bilinearly so that point p of it lands at ``matrix`` p.
+
+    Args:
+        image: (H, W, 3) uint8.
+        matrix: (2, 3), continuous coordinates of ``image`` -> of the result.
+        size: (width, height) of the result; what lies outside the image gets ``PAD_COLOUR``.
+    """
+    height, width = image.shape[:2]
+    if np.allclose(matrix, scaling(size[0] / width, size[1] / height), rtol=0, atol=1e-9):
+        return image if size == (width, height) else cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    centres = chain(translation(0.5, 0.5), matrix, translation(-0.5, -0.5))
+    return cv2.warpAffine(
+        image, centres, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=PAD_COLOUR
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- people
+
+
+def move_people(
+    people: People, matrix: np.ndarray, size: tuple[int, int], schema: KeypointSchema, *, flipped: bool = False
+) -> People:
+    """People of the original image as they appear in an input image of ``size`` (width, height).
+
+    Keypoints that leave the frame become unlabelled, boxes are clipped, areas scale with the determinant (a crop
+    does not change the scale of a person). A person whose box does not meet the frame is dropped; a keypoint
+    person of whom only the box remains stays as an unlabelled person.
+
+    Args:
+        flipped: ``matrix`` mirrors, so left and right keypoints trade places.
+    """
+    limit = torch.tensor(size, dtype=torch.float32)
+    keypoints = move_points(people.keypoints, matrix)
+    labelled = people.visibility > 0
+    inside = labelled & ((keypoints >= 0) & (keypoints <= limit)).all(-1)
+    keypoints = torch.where(inside[..., None], keypoints, 0.0)
+    visibility = torch.where(inside, people.visibility, 0)
+    if flipped:
+        index = torch.tensor(schema.flip_index)
+        keypoints, visibility = keypoints[:, index], visibility[:, index]
+
+    x1, y1, x2, y2 = people.boxes.unbind(1)
+    corners = move_points(torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], 1).view(-1, 4, 2), matrix)
+    low, high = corners.amin(1), corners.amax(1)
+    boxes = torch.cat([torch.minimum(low.clamp(min=0), limit), torch.minimum(high.clamp(min=0), limit)], 1)
+    determinant = float(abs(np.linalg.det(matrix[:, :2])))
+    moved = People(keypoints, visibility, boxes, people.areas * determinant, people.crowd)
+    meets_frame = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1) | inside.any(1)
+    return moved if bool(meets_frame.all()) else moved[meets_frame]
+
+
+def move_poses(poses: Poses, matrix: np.ndarray | Tensor) -> Poses:
+    """Poses with every keypoint moved by a (2, 3) matrix; the way back to the original image is ``invert``."""
+    return Poses(move_points(poses.keypoints, matrix), poses.keypoint_scores, poses.scores)
+
+
+# ---------------------------------------------------------------------------------------------------- recipes
+
+
+def fitted_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+    """(width, height) scaled so that the short side is ``short_side`` unless the long side would pass ``long_side``."""
+    width, height = size
+    scale = min(short_side / min(size), long_side / max(size))
+    return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resize:
+    """How an image is made an input: keep the aspect, fit the short side."""
+
+    short_side: int = 800
+    """Pixels of the short side after the resize."""
+    long_side: int = 1333
+    """Pixels that the long side may not pass; it wins over ``short_side``."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.short_side <= self.long_side:
+            raise ValueError(f"short_side {self.short_side} must be positive and at most long_side {self.long_side}")
+
+    def matrix(self, original_size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+        """The (2, 3) matrix for an image of ``original_size`` (width, height), and the resulting size."""
+        size = fitted_size(original_size, self.short_side, self.long_side)
+        return scaling(size[0] / original_size[0], size[1] / original_size[1]), size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augment:
+    """Random geometry of training samples, on top of the resize."""
+
+    crop: int = 800
+    """Side in pixels of the random crop; a shorter side is kept whole. 0: no crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of a random zoom, drawn log-uniformly."""
+    rotate: float = 0.0
+    """Largest random rotation to either side, degrees."""
+    crop_attempts: int = 10
+    """Crops drawn until one keeps a keypoint person."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip {self.flip} is a probability: 0 to 1")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {self.scale} must be (low, high) with 0 < low <= high")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTransform:
+    """Resize and augment; the random numbers come from the caller, so a sample is reproducible."""
+
+    resize: Resize
+    augment: Augment
+    schema: KeypointSchema
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        augment = self.augment
+        original = sample.original_size
+        matrix, size = self.resize.matrix(original)
+        if augment.scale != (1.0, 1.0):
+            zoom = float(np.exp(rng.uniform(*np.log(augment.scale))))
+            zoomed = max(1, int(size[0] * zoom + 0.5)), max(1, int(size[1] * zoom + 0.5))
+            matrix, size = chain(matrix, scaling(zoomed[0] / size[0], zoomed[1] / size[1])), zoomed
+        if augment.rotate:
+            matrix = chain(matrix, rotation(rng.uniform(-augment.rotate, augment.rotate), (size[0] / 2, size[1] / 2)))
+        flipped = bool(rng.random() < augment.flip)
+        if flipped:
+            matrix = chain(matrix, mirror(size[0]))
+        matrix, size, people = self._crop(sample.people, matrix, size, flipped, rng)
+        return Sample(warp(sample.image, matrix, size), people, sample.image_id, matrix, original)
+
+    def _crop(
+        self,
+        people: People,
+        matrix: np.ndarray,
+        size: tuple[int, int],
+        flipped: bool,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, tuple[int, int], People]:
+        crop = self.augment.crop
+        if not crop or max(size) <= crop:
+            return matrix, size, move_people(people, matrix, size, self.schema, flipped=flipped)
+        window = min(crop, size[0]), min(crop, size[1])
+        worth_a_redraw = bool(people.labelled.any())
+        for _ in range(max(1, self.augment.crop_attempts)):
+            left = int(rng.integers(0, size[0] - window[0], endpoint=True))
+            top = int(rng.integers(0, size[1] - window[1], endpoint=True))
+            cropped = chain(matrix, translation(-left, -top))
+            moved = move_people(people, cropped, window, self.schema, flipped=flipped)
+            if not worth_a_redraw or bool(moved.labelled.any()):
+                break
+        return cropped, window, moved
+
+
+@dataclass(frozen=True, slots=True)
+class EvalTransform:
+    """Resize only."""
+
+    resize: Resize
+    schema: KeypointSchema
+    flipped: bool = field(default=False)
+    """Mirror the image (for test-time augmentation)."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        matrix, size = self.resize.matrix(sample.original_size)
+        if self.flipped:
+            matrix = chain(matrix, mirror(size[0]))
+        people = move_people(sample.people, matrix, size, self.schema, flipped=self.flipped)
+        return Sample(warp(sample.image, matrix, size), people, sample.image_id, matrix, sample.original_size)

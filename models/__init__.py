@@ -1,0 +1,46 @@
+"""The pose methods, one file each, and the contract that every one of them fulfils.
+
+A method is found by its file name: ``models/<name>.py`` defines ``Config`` (a frozen dataclass) and
+``Model`` (an ``nn.Module`` built as ``Model(config, schema)`` that offers :class:`PoseModel`).
+"""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from torch import Tensor
+
+from posefleet.data.structures import People, Poses
+
+
+class PoseModel(Protocol):
+    """What every file in ``models/`` offers as ``Model``.
+
+    Images are uint8 (B, 3, H, W), RGB, H and W multiples of 32; the model normalises them on their device.
+    Coordinates of people and poses are pixels of those images.
+    """
+
+    def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
+        """Named losses (scalars, float32), already weighted, whose sum is minimised; what DDP wraps."""
+        ...
+
+    def predict(self, images: Tensor) -> list[Poses]:
+        """Poses of every image, best first; called on the bare module, in eval mode, without gradients."""
+        ...
+
+
+def available_methods() -> list[str]:
+    """Names of the methods: the files of this folder."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
+def load_method(name: str) -> ModuleType:
+    """Import ``models/<name>.py``, which defines ``Config`` and ``Model``.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    if name not in available_methods():
+        raise ValueError(f"unknown method {name!r}; models/ has {', '.join(available_methods())}")
+    return importlib.import_module(f"{__name__}.{name}")
