@@ -1,0 +1,287 @@
+"""COCO keypoint annotations in and out: find a split, read and check its json, turn it into people, write results.
+
+OCHuman and CrowdPose use the same json with other file names; CrowdPose has 14 keypoints, a ``crowdIndex`` for each
+image and no ``area``.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from posefleet.data.errors import DataError
+from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
+from posefleet.data.structures import People, Poses
+
+AREA_OF_BOX = 0.53
+"""Area of a person where the json has none, as a fraction of the box: what CrowdPose's evaluation assumes."""
+
+EXIF_ORIENTATION = 0x0112
+TURNED_ORIENTATIONS = range(5, 9)
+"""EXIF orientations that swap width and height."""
+
+Annotation = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a split lies: its annotation file and the folder of its images, as fsspec paths."""
+
+    annotation_file: str
+    image_folder: str
+    split: str
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """The annotations of one split, checked so far that every person can become a row of ``People``."""
+
+    images: dict[int, dict[str, Any]]
+    """COCO's image records by id: file_name, width, height, ..."""
+    annotations: dict[int, list[dict[str, Any]]] = field(repr=False)
+    """The person annotations of each image, by image id; every image has an entry, often an empty one."""
+
+
+# ------------------------------------------------------------------------------------------------------- finding
+
+
+def find_source(source: str, split: str, images: str | None = None) -> Source:
+    """Find the annotation file and the image folder of ``split``.
+
+    Args:
+        source: A folder in the layout of COCO, OCHuman or CrowdPose, or the annotation file itself.
+        split: ``train2017``, ``val``, ...; part of the file names.
+        images: The folder of the images, where it is not at one of the usual places.
+
+    Raises:
+        DataError: The annotation file or the image folder is not there; says where it was looked for.
+    """
+    fs, path = fsspec.core.url_to_fs(source)
+    if not fs.exists(path):
+        raise DataError(f"{source}: no such file or folder")
+    if fs.isfile(path):
+        annotation_file, base = path, path.rpartition("/")[0]
+        roots = [base, base.rpartition("/")[0]]
+    else:
+        base = path.rstrip("/")
+        annotation_file, roots = _find_annotation_file(fs, base, split), [base]
+    if images is None:
+        year_free = split.rstrip("0123456789")
+        names = (split, f"images/{split}", year_free, f"images/{year_free}", "images")
+        folders = [f"{root}/{name}" for root in roots for name in names if name]
+        images = next((fs.unstrip_protocol(folder) for folder in folders if fs.isdir(folder)), None)
+        if images is None:
+            raise DataError(f"{source}: no image folder; looked for {', '.join(folders)}; name it with --images")
+    return Source(fs.unstrip_protocol(annotation_file), images, split)
+
+
+def _find_annotation_file(fs: Any, base: str, split: str) -> str:
+    names = (f"person_keypoints_{split}.json", f"crowdpose_{split}.json", f"{split}.json")
+    candidates = [f"{base}/{folder}{name}" for folder in ("annotations/", "json/", "") for name in names]
+    for candidate in candidates:
+        if fs.isfile(candidate):
+            return candidate
+    ochuman = f"ochuman_coco_format_{split}_range_*.json"
+    found = sorted(hit for folder in ("annotations/", "") for hit in fs.glob(f"{base}/{folder}{ochuman}"))
+    if len(found) == 1:
+        return str(found[0])
+    if found:
+        raise DataError(f"{base}: split {split!r} could be any of {', '.join(found)}; name the file itself")
+    present = sorted(hit.removeprefix(base + "/") for hit in fs.glob(f"{base}/**.json"))[:5]
+    raise DataError(
+        f"{base}: no annotation file of split {split!r}; looked for {', '.join(candidates[:2])}, {ochuman}; "
+        f"json files there: {', '.join(present) or 'none'}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def load_json(path: str) -> dict[str, Any]:
+    """The json object in a file of any fsspec path.
+
+    Raises:
+        DataError: There is no such file, it is empty, or it is not a json object; names line and column.
+    """
+    try:
+        with fsspec.open(path, "rb") as file:
+            text = file.read()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"{path}: no such file") from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not json: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not json: byte {error.start} is not UTF-8") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a json object with images and annotations, found a {type(value).__name__}")
+    return value
+
+
+def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
+    """Read and check an annotation file; the doctor looks closer.
+
+    Raises:
+        DataError: The file cannot be used: no json, keys missing, ids that are no integers, another number of
+            keypoints than ``schema`` has, or not one keypoint person.
+    """
+    content = load_json(annotation_file)
+    for key in ("images", "annotations"):
+        if not isinstance(content.get(key), list):
+            raise DataError(f"{annotation_file}: no list {key!r}; this is not a COCO annotation file")
+    images: dict[int, dict[str, Any]] = {}
+    for record in content["images"]:
+        _require(record, ("id", "file_name", "width", "height"), f"{annotation_file}: an image")
+        images[record["id"]] = record
+    annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
+    person_categories = person_category_ids(content.get("categories", []))
+    for record in content["annotations"]:
+        _require(record, ("id", "image_id", "bbox"), f"{annotation_file}: an annotation")
+        if record["image_id"] in annotations and record.get("category_id", 1) in person_categories:
+            _check_keypoint_count(record, schema, annotation_file)
+            annotations[record["image_id"]].append(record)
+    if not any(is_keypoint_person(record) for people in annotations.values() for record in people):
+        raise DataError(f"{annotation_file}: not one person with a labelled keypoint among {len(images)} images")
+    return CocoSplit(images, annotations)
+
+
+def person_category_ids(categories: Iterable[Mapping[str, Any]]) -> set[int]:
+    """Ids of the categories that are people: those named person, else those with keypoints, else 1."""
+    categories = list(categories)
+    named = {c["id"] for c in categories if c.get("name") == "person"}
+    return named or {c["id"] for c in categories if c.get("keypoints")} or {1}
+
+
+def is_keypoint_person(annotation: Annotation) -> bool:
+    """Whether an annotation is no crowd and has at least one labelled keypoint."""
+    return not annotation.get("iscrowd", 0) and any(v > 0 for v in annotation.get("keypoints", ())[2::3])
+
+
+def area_of(annotation: Annotation) -> float:
+    """The person's area in square pixels; ``AREA_OF_BOX`` of the box where the annotation has none."""
+    _, _, width, height = annotation["bbox"]
+    return float(annotation.get("area", AREA_OF_BOX * width * height))
+
+
+def people_of(annotations: Sequence[Annotation], schema: KeypointSchema) -> People:
+    """The people of one image, in its pixels; crowds and people without keypoints included.
+
+    Raises:
+        DataError: An annotation has another number of keypoints than ``schema``.
+    """
+    if not annotations:
+        return People.empty(len(schema))
+    nothing = [0] * (3 * len(schema))
+    try:
+        keypoints = np.array([a.get("keypoints") or nothing for a in annotations], np.float32)
+        keypoints = keypoints.reshape(len(annotations), len(schema), 3)
+        boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
+    except ValueError as error:
+        ids = [a.get("id") for a in annotations]
+        raise DataError(f"annotations {ids}: not {len(schema)} keypoints (x, y, v) and a box (x, y, w, h)") from error
+    visibility = keypoints[..., 2].clip(0, 2).astype(np.uint8)
+    points = keypoints[..., :2] * (visibility > 0)[..., None]
+    boxes[:, 2:] += boxes[:, :2]
+    return People(
+        torch.from_numpy(points),
+        torch.from_numpy(visibility),
+        torch.from_numpy(boxes),
+        torch.tensor([area_of(a) for a in annotations], dtype=torch.float32),
+        torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations]),
+    )
+
+
+def _require(record: Any, keys: tuple[str, ...], what: str) -> None:
+    if not isinstance(record, dict):
+        raise DataError(f"{what} is a {type(record).__name__}, expected an object with {', '.join(keys)}")
+    for key in keys:
+        if key not in record:
+            raise DataError(f"{what} has no {key!r}: {_brief(record)}")
+        is_number = isinstance(record[key], int) and not isinstance(record[key], bool)
+        if key in ("id", "image_id", "width", "height") and not is_number:
+            raise DataError(f"{what} has {key} {record[key]!r}, expected an integer")
+
+
+def _check_keypoint_count(record: Annotation, schema: KeypointSchema, annotation_file: str) -> None:
+    keypoints = record.get("keypoints", [])
+    if not keypoints or len(keypoints) == 3 * len(schema):
+        return
+    count = len(keypoints) / 3
+    fitting = [other.name for other in (COCO17, CROWDPOSE14) if len(other) == count]
+    advice = f"schema {' or '.join(fitting)} would fit" if fitting else "no known schema fits"
+    what = f"annotation {record['id']} has {count:g} keypoints, {schema.name} has {len(schema)}"
+    raise DataError(f"{annotation_file}: {what}; {advice}")
+
+
+def _brief(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# ------------------------------------------------------------------------------------------------------- images
+
+
+def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
+    """Decode every pixel of an image, strictly.
+
+    Returns:
+        (width, height) as stored, before any EXIF rotation.
+
+    Raises:
+        DataError: The bytes are not an image, or a part of it is missing or damaged.
+    """
+    if not data:
+        raise DataError(f"{what}: the file is empty")
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image.size
+    except UnidentifiedImageError as error:
+        raise DataError(f"{what}: {len(data)} bytes that are not an image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{what}: damaged image: {error}") from error
+
+
+def displayed_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as a viewer shows an image, EXIF rotation applied; reads the header only."""
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS
+    return (height, width) if turned else (width, height)
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def write_results(path: str, poses_by_image: Mapping[int, Poses]) -> int:
+    """Write predictions as COCO keypoint results, which pycocotools and the COCO server read.
+
+    Args:
+        path: Any fsspec path; ``*.json``.
+        poses_by_image: Poses by image id, in pixels of the original images.
+
+    Returns:
+        How many poses were written.
+    """
+    results = []
+    for image_id, poses in poses_by_image.items():
+        rows: list[list[float]] = torch.cat([poses.keypoints, poses.keypoint_scores[..., None]], 2).flatten(1).tolist()
+        for keypoints, score in zip(rows, poses.scores.tolist(), strict=True):
+            if not all(map(math.isfinite, [*keypoints, score])):
+                raise ValueError(f"image {image_id}: a predicted pose is not finite: score {score}, {keypoints}")
+            keypoints = [round(value, 3) for value in keypoints]
+            results.append({"image_id": image_id, "category_id": 1, "keypoints": keypoints, "score": score})
+    with fsspec.open(path, "w") as file:
+        json.dump(results, file)
+    return len(results)

@@ -1,0 +1,349 @@
+"""The layout of a shard folder: plain tars that any WebDataset reader reads, plus an index that makes them seekable.
+
+    ROOT/manifest.json        what the folder holds; written last, so a folder with a manifest is whole
+    ROOT/shard-000000.tar     for each sample {key}.jpg, the image file's own bytes, then {key}.json, its record
+    ROOT/shard-000000.json    the shard's index: checksum, counts, and where each member lies in the tar
+
+``ROOT`` is any fsspec path: a folder, ``s3://bucket/prefix``, ``memory://name``. A shard exists when both its files
+do: each is written under another name and renamed (an object store shows an object only when whole anyway), the
+index after the tar. Equal samples give equal bytes.
+"""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import fsspec
+import numpy as np
+
+from posefleet.data.coco import Annotation, area_of, is_keypoint_person, people_of
+from posefleet.data.errors import DataError
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import People
+
+VERSION = 1
+MANIFEST = "manifest.json"
+MEMBER_COLUMNS = ("image_offset", "image_size", "record_offset", "record_size", "labelled_people")
+MAX_MEMBER_BYTES = 1 << 30
+"""No image or record is larger; an index that says so is damaged or hostile."""
+
+_SHARD_NAME = re.compile(r"shard-\d{6,}")
+_BLOCK = 512  # of a tar: each member is one header block, then its bytes filled up to whole blocks
+_CHUNK = 1 << 22
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One shard, as the manifest lists it."""
+
+    name: str
+    """Without suffix: ``shard-000000``."""
+    samples: int
+    labelled: int
+    """Samples with at least one keypoint person."""
+    bytes: int
+    """Size of the tar."""
+    sha256: str
+    """Of the tar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a shard folder holds."""
+
+    version: int
+    split: str
+    schema: str
+    """Name of the keypoint schema."""
+    fingerprint: str
+    """sha256 of the source: file names and annotations; equal for equal data, however it is sharded."""
+    shards: tuple[ShardInfo, ...]
+    counts: dict[str, int]
+    skipped: tuple[dict[str, Any], ...]
+    """Images that are not in the shards: image_id, file_name, reason."""
+
+    @property
+    def samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def labelled(self) -> int:
+        """Samples with at least one keypoint person."""
+        return sum(shard.labelled for shard in self.shards)
+
+
+# ------------------------------------------------------------------------------------------------------- manifest
+
+
+def shard_name(number: int) -> str:
+    """The name of the shard with this number."""
+    return f"shard-{number:06d}"
+
+
+def write_manifest(root: str, manifest: Manifest) -> None:
+    """Write the manifest; the same manifest is always the same bytes."""
+    _write_json(root, MANIFEST, asdict(manifest))
+
+
+def read_manifest(root: str) -> Manifest:
+    """The manifest of a shard folder.
+
+    Raises:
+        DataError: The folder has no manifest (not shards, or sharding did not finish), or not a readable one.
+    """
+    content = _read_json(root, MANIFEST)
+    if content is None:
+        raise DataError(f"{root}: no {MANIFEST}; not a shard folder, or sharding did not finish: run shard_coco again")
+    if content.get("version") != VERSION:
+        raise DataError(f"{root}/{MANIFEST}: version {content.get('version')!r}, this code reads {VERSION}")
+    try:
+        shards = tuple(_shard_info(root, shard) for shard in content.pop("shards"))
+        return Manifest(shards=shards, skipped=tuple(content.pop("skipped")), **content)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{root}/{MANIFEST}: damaged: {error}; run shard_coco again") from error
+
+
+def _shard_info(root: str, content: Mapping[str, Any]) -> ShardInfo:
+    info = ShardInfo(**content)
+    if not _SHARD_NAME.fullmatch(info.name):
+        raise DataError(f"{root}: {info.name!r} is not the name of a shard")
+    if min(info.samples, info.labelled, info.bytes) < 0 or info.labelled > info.samples:
+        raise DataError(f"{root}: impossible counts: {info}")
+    return info
+
+
+# ------------------------------------------------------------------------------------------------------- shards
+
+
+def write_shard(
+    root: str,
+    name: str,
+    samples: Iterable[tuple[str, bytes, Record]],
+    notes: Mapping[str, Any] | None = None,
+) -> ShardInfo:
+    """Write one shard: the tar, then its index.
+
+    Args:
+        root: The shard folder.
+        name: ``shard-000000``, see :func:`shard_name`.
+        samples: (key, image file, record) of each sample; keys are unique and have no dot.
+        notes: Kept in the index, for :func:`read_notes`.
+    """
+    from webdataset import TarWriter  # imports torch.utils.data and more; readers do without
+
+    members: list[list[int]] = []
+    with _create(root, f"{name}.tar") as file:
+        hashing = _HashingFile(file)
+        with TarWriter(hashing, encoder=False, mtime=0, user="", group="") as tar:
+            for key, image, record in samples:
+                encoded = encode_record(record)
+                image_offset = tar.tarstream.offset + _BLOCK
+                record_offset = image_offset + _whole_blocks(len(image)) + _BLOCK
+                labelled = sum(is_keypoint_person(person) for person in record["people"])
+                members.append([image_offset, len(image), record_offset, len(encoded), labelled])
+                tar.write({"__key__": key, "jpg": image, "json": encoded})
+    info = ShardInfo(
+        name=name,
+        samples=len(members),
+        labelled=sum(row[-1] > 0 for row in members),
+        bytes=hashing.size,
+        sha256=hashing.sha256.hexdigest(),
+    )
+    index = {"version": VERSION, **asdict(info), "notes": dict(notes or {}), "columns": MEMBER_COLUMNS}
+    _write_json(root, f"{name}.json", {**index, "members": members})
+    return info
+
+
+def read_members(root: str, name: str) -> np.ndarray:
+    """Where each sample of a shard lies.
+
+    Returns:
+        (samples, 5) int64: image_offset, image_size, record_offset, record_size in bytes of the tar, and the
+        sample's number of keypoint people.
+
+    Raises:
+        DataError: There is no index, or it names bytes outside the tar.
+    """
+    index = _read_json(root, f"{name}.json")
+    if index is None:
+        raise DataError(f"{root}/{name}.json: no such index; run shard_coco again to repair the folder")
+    return _members(root, index)
+
+
+def check_shard(root: str, name: str) -> ShardInfo | None:
+    """The shard's index entry if its tar is whole (size and sha256 agree), else None: missing or broken."""
+    try:
+        index = _read_json(root, f"{name}.json")
+        if index is None:
+            return None
+        members = _members(root, index)
+        info = _shard_info(root, {key: index[key] for key in ShardInfo.__slots__})
+    except (DataError, KeyError, TypeError):
+        return None
+    if info.name != name or info.samples != len(members):
+        return None
+    fs, path = _open_root(root)
+    tar = f"{path}/{name}.tar"
+    if not fs.exists(tar) or fs.size(tar) != info.bytes:
+        return None
+    sha256 = hashlib.sha256()
+    with fs.open(tar, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            sha256.update(chunk)
+    return info if sha256.hexdigest() == info.sha256 else None
+
+
+def read_notes(root: str, name: str) -> dict[str, Any]:
+    """What the writer of the shard noted in its index; empty where there is no index."""
+    index = _read_json(root, f"{name}.json") or {}
+    notes = index.get("notes")
+    return notes if isinstance(notes, dict) else {}
+
+
+def remove_leftovers(root: str, keep: Iterable[str]) -> None:
+    """Delete unfinished files of killed writers, and shards that are not in ``keep``."""
+    fs, path = _open_root(root)
+    kept = set(keep)
+    for file in fs.ls(path, detail=False) if fs.isdir(path) else ():
+        base = file.rsplit("/", 1)[-1]
+        name, _, suffix = base.partition(".")
+        ours = _SHARD_NAME.fullmatch(name) or base.startswith(MANIFEST)
+        if ours and (base.endswith(".unfinished") or (suffix in ("tar", "json") and name not in kept | {"manifest"})):
+            fs.rm_file(file)
+
+
+def remove_manifest(root: str) -> None:
+    """Mark the folder as unfinished, before shards of it change."""
+    fs, path = _open_root(root)
+    if fs.exists(f"{path}/{MANIFEST}"):
+        fs.rm_file(f"{path}/{MANIFEST}")
+
+
+def _members(root: str, index: Mapping[str, Any]) -> np.ndarray:
+    try:
+        members = np.array(index["members"], np.int64).reshape(-1, len(MEMBER_COLUMNS))
+        total = int(index["bytes"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{root}/{index.get('name')}.json: damaged index: {error}") from error
+    sizes = members[:, [1, 3]]
+    ends = members[:, [0, 2]] + sizes
+    sane = (members >= 0).all() and (sizes <= MAX_MEMBER_BYTES).all() and (ends >= 0).all() and (ends <= total).all()
+    if not sane:
+        raise DataError(
+            f"{root}/{index.get('name')}.json: damaged index: it names bytes outside the {total} of the tar"
+        )
+    return members
+
+
+# ------------------------------------------------------------------------------------------------------- records
+
+
+def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> Record:
+    """The record of one image: COCO's names, without what training does not read (segmentation, urls)."""
+    return {
+        "image_id": image["id"],
+        "file_name": image["file_name"],
+        "width": image["width"],
+        "height": image["height"],
+        "people": [_person(annotation) for annotation in annotations],
+    }
+
+
+def encode_record(record: Record) -> bytes:
+    """A record as it lies in the tar; equal records are equal bytes."""
+    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+
+
+def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, int], People]:
+    """The image id, (width, height) of the original image, and its people in pixels of it.
+
+    Raises:
+        DataError: The bytes are not a record, or one of another schema.
+    """
+    try:
+        record = json.loads(data)
+        size = (record["width"], record["height"])
+        return record["image_id"], size, people_of(record["people"], schema)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"not a record: {error!r} in {data[:80]!r}") from error
+
+
+def _person(annotation: Annotation) -> Record:
+    keypoints = annotation.get("keypoints") or []
+    return {
+        "id": annotation["id"],
+        "keypoints": keypoints,
+        "bbox": annotation["bbox"],
+        "area": area_of(annotation),
+        "iscrowd": annotation.get("iscrowd", 0),
+        "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- files
+
+
+class _HashingFile:
+    """A file to write to that knows the size and sha256 of what went through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+def _open_root(root: str) -> tuple[Any, str]:
+    fs, path = fsspec.core.url_to_fs(root)
+    return fs, path.rstrip("/")
+
+
+@contextmanager
+def _create(root: str, name: str) -> Iterator[IO[bytes]]:
+    """Open ``ROOT/name`` for writing; it appears, or replaces an older one, only when the block ends well."""
+    fs, path = _open_root(root)
+    fs.makedirs(path, exist_ok=True)
+    unfinished = f"{path}/{name}.{uuid.uuid4().hex[:8]}.unfinished"
+    try:
+        with fs.open(unfinished, "wb") as file:
+            yield file
+        fs.mv(unfinished, f"{path}/{name}")
+    except BaseException:
+        if fs.exists(unfinished):
+            fs.rm_file(unfinished)
+        raise
+
+
+def _write_json(root: str, name: str, content: Mapping[str, Any]) -> None:
+    with _create(root, name) as file:
+        file.write(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+
+
+def _read_json(root: str, name: str) -> dict[str, Any] | None:
+    fs, path = _open_root(root)
+    try:
+        content = json.loads(fs.cat_file(f"{path}/{name}"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{root}/{name}: damaged: {error}; run shard_coco again to repair the folder") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{root}/{name}: expected a json object, found a {type(content).__name__}")
+    return content
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK

@@ -1,0 +1,430 @@
+"""Shards to batches: a seeded, endless order over all samples that every rank reads its own part of.
+
+A position is one integer: the samples seen so far in the endless concatenation of epochs. Epoch e of a data set of N
+samples covers positions [eN, (e + 1)N) and visits every sample exactly once. A global batch at position p, with
+``world_size`` ranks of ``batch_size`` samples each, covers [p, p + world_size * batch_size); rank r takes the r-th
+part. So every rank has the same number of samples in every step, whatever the number of shards, and a run resumes at
+any position with any other world size or batch size: nothing is skipped, nothing is read twice, nothing before the
+position is opened.
+
+Which sample lies at a position, and the random numbers of its augmentation, are pure functions of (seed, position);
+workers and ranks only divide the work.
+"""
+
+import itertools
+import multiprocessing
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import fsspec
+import numpy as np
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from torch.utils.data import DataLoader, Dataset
+
+from posefleet.data.errors import DataError
+from posefleet.data.images import decode_image
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.shards import decode_record, read_manifest, read_members
+from posefleet.data.structures import Batch, Sample, collate
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+"""What makes an input of a stored sample: ``TrainTransform`` or ``EvalTransform``."""
+
+OPEN_SHARDS = 128
+"""Shards whose members (and, for local files, descriptors) a process keeps at hand; this bounds its memory."""
+
+RETRY_PAUSES = (0.5, 2.0, 8.0)
+"""Seconds to wait before each new attempt to read from a remote store."""
+
+# First words of the seeds, so that no two kinds of random numbers are the same.
+_SHARD_ORDER, _WINDOW_ORDER, _AUGMENTATION = 0, 1, 2
+
+
+# ---------------------------------------------------------------------------------------------------- order
+
+
+class Order:
+    """The endless order of positions over (shard, sample).
+
+    In each epoch the shards are permuted and laid end to end, that sequence is cut into windows of ``window`` samples
+    (the first cut is at random), and the samples of each window are permuted. Only the windows in use are ever
+    computed: memory is O(shards + window), not O(samples).
+
+    Args:
+        counts: Samples of each shard.
+        seed: Of the permutations. None: the stored order, the same in every epoch.
+        window: Samples that are shuffled together. A batch touches about window / (samples per shard) shards.
+    """
+
+    def __init__(self, counts: Sequence[int] | np.ndarray, seed: int | None, window: int) -> None:
+        if window < 1:
+            raise ValueError(f"window {window}: must be at least 1 sample")
+        self.counts = np.asarray(counts, np.int64)
+        self.seed = seed
+        self.window = window
+        self.samples = int(self.counts.sum())
+        self._epoch = lru_cache(maxsize=2)(self._compute_epoch)
+        self._window = lru_cache(maxsize=4)(self._compute_window)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[np.ndarray, int | None, int]]:
+        return type(self), (self.counts, self.seed, self.window)
+
+    def locate(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shard of each position and the sample's index in that shard, both int64."""
+        epochs, places = np.divmod(np.asarray(positions, np.int64), self.samples)
+        shards, indices = np.empty_like(places), np.empty_like(places)
+        for epoch in np.unique(epochs):
+            order, ends, offset = self._epoch(int(epoch))
+            in_epoch = np.flatnonzero(epochs == epoch)
+            sequence = self._shuffle(int(epoch), places[in_epoch], offset)
+            slots = np.searchsorted(ends, sequence, side="right")
+            shards[in_epoch] = order[slots]
+            indices[in_epoch] = sequence - (ends[slots] - self.counts[order[slots]])
+        return shards, indices
+
+    def _shuffle(self, epoch: int, places: np.ndarray, offset: int) -> np.ndarray:
+        if self.seed is None:
+            return places
+        shuffled = np.empty_like(places)
+        windows = (places + offset) // self.window
+        for window in np.unique(windows):
+            start, permutation = self._window(epoch, int(window), offset)
+            in_window = windows == window
+            shuffled[in_window] = start + permutation[places[in_window] - start]
+        return shuffled
+
+    def _compute_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """The order of the shards, where each one ends in the sequence, and how much the first window is cut."""
+        if self.seed is None:
+            return np.arange(len(self.counts)), np.cumsum(self.counts), 0
+        rng = np.random.default_rng((self.seed, _SHARD_ORDER, epoch))
+        order = rng.permutation(len(self.counts))
+        return order, np.cumsum(self.counts[order]), int(rng.integers(self.window))
+
+    def _compute_window(self, epoch: int, window: int, offset: int) -> tuple[int, np.ndarray]:
+        """The first place of a window and the permutation of its places."""
+        assert self.seed is not None
+        start = max(0, window * self.window - offset)
+        end = min(self.samples, (window + 1) * self.window - offset)
+        return start, np.random.default_rng((self.seed, _WINDOW_ORDER, epoch, window)).permutation(end - start)
+
+
+# ---------------------------------------------------------------------------------------------------- samples
+
+
+class ShardDataset(Dataset):
+    """The samples of a folder of shards by position; one call fetches, decodes and collates a whole batch.
+
+    Args:
+        root: Folder of shards (``jobs/shard_coco.py`` writes them), local or any fsspec URL.
+        schema: The keypoints that the shards must hold.
+        transform: Makes an input of a sample; its random numbers depend on seed and position only.
+        seed: Of order and augmentation. None: the stored order, for evaluation.
+        window: Samples that are shuffled together, see :class:`Order`.
+        labelled_only: Leave out images without a keypoint person.
+
+    Raises:
+        DataError: There are no (labelled) samples, or they are of another schema.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        schema: KeypointSchema,
+        transform: Transform,
+        *,
+        seed: int | None = 0,
+        window: int = 8192,
+        labelled_only: bool = False,
+    ) -> None:
+        manifest = read_manifest(str(root))
+        if manifest.schema != schema.name:
+            raise DataError(
+                f"{root}: the shards hold keypoints of schema {manifest.schema!r}, expected {schema.name!r}; "
+                f"set the experiment's schema to {manifest.schema!r} or shard a data set of {schema.name!r}"
+            )
+        counts = [shard.labelled if labelled_only else shard.samples for shard in manifest.shards]
+        if not sum(counts):
+            what = "images with a labelled person" if labelled_only else "samples"
+            raise DataError(
+                f"{root}: no {what} among {manifest.samples} samples in {len(manifest.shards)} shards; "
+                "check the annotations that were sharded"
+            )
+        self.schema = schema
+        self.transform = transform
+        self.order = Order(counts, seed, window)
+        self._reader = _ShardReader(str(root), [shard.name for shard in manifest.shards], labelled_only)
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return self.order.samples
+
+    def __getitem__(self, position: int) -> Batch:
+        """The sample at one position, as a batch of one."""
+        return self.__getitems__([position])
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """The samples at ``positions`` (at least one), in that order.
+
+        Raises:
+            DataError: A shard cannot be read, or what it holds cannot be decoded.
+        """
+        found = self._reader.read(*self.order.locate(positions))
+        return collate([self._sample(*pair, position) for pair, position in zip(found, positions, strict=True)])
+
+    def _sample(self, member: "_Member", data: bytes, position: int) -> Sample:
+        try:
+            image_id, original_size, people = decode_record(member.record(data), self.schema)
+            image = decode_image(member.image(data))
+            if image.shape[1::-1] != original_size:
+                raise DataError(f"the image is {image.shape[1::-1]} (width, height), its record says {original_size}")
+        except DataError as error:
+            raise _broken(member.path, f"the sample at byte {member.start}: {error}") from error
+        sample = Sample(image, people, image_id, np.eye(2, 3), original_size)
+        return self.transform(sample, np.random.default_rng((self.order.seed or 0, _AUGMENTATION, position)))
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+class Batches(Iterator[Batch]):
+    """Batches as they come from the workers; :meth:`close` ends those, and so does leaving the ``with`` block."""
+
+    def __init__(
+        self, dataset: ShardDataset, positions: Iterator[list[int]], *, workers: int, prefetch: int, pin_memory: bool
+    ) -> None:
+        loader = DataLoader(
+            _ErrorsAsValues(dataset),
+            batch_sampler=positions,  # type: ignore[arg-type]  # any iterator of positions will do
+            collate_fn=_identity,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            multiprocessing_context=_start_method() if workers else None,
+            pin_memory=pin_memory,
+            # Its own generator: otherwise torch's global one, and so the training, would depend on how often we start.
+            generator=torch.Generator(),
+        )
+        self._batches: Iterator[Batch | DataError] = iter(loader)
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        if isinstance(batch, DataError):
+            self.close()
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        """End the workers; no batch follows."""
+        self._batches = iter(())  # torch ends its workers when their iterator goes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def training_batches(
+    dataset: ShardDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    position: int = 0,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Batches:
+    """Endless batches of one rank. After k of them the run's position is ``position + k * world_size * batch_size``.
+
+    Args:
+        batch_size: Samples of each batch of this rank.
+        position: Samples that the run has seen, on all ranks.
+        workers: Processes that read and decode; 0: this process does.
+        prefetch: Batches that each worker keeps ready.
+        pin_memory: Page-locked batches, for copies to a GPU that do not wait.
+    """
+    starts = itertools.count(position + rank * batch_size, world_size * batch_size)
+    positions = (list(range(start, start + batch_size)) for start in starts)
+    return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
+
+
+def evaluation_batches(
+    dataset: ShardDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Batches:
+    """Every ``world_size``-th sample of one epoch, from the ``rank``-th on, each exactly once; then it stops.
+
+    The last batch may be smaller, and ranks may differ by a sample. Build the data set with ``seed=None`` to
+    read in the stored order. Arguments as for :func:`training_batches`.
+    """
+    mine = range(rank, len(dataset), world_size)
+    positions = (list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size))
+    return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
+
+
+class _ErrorsAsValues(Dataset):
+    """Hands a DataError on as it is; torch would bury its message in a worker's traceback."""
+
+    def __init__(self, dataset: ShardDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, positions: list[int]) -> Batch | DataError:
+        try:
+            return self.dataset.__getitems__(positions)
+        except DataError as error:
+            return error
+
+
+def _identity(batch: Batch | DataError) -> Batch | DataError:
+    return batch
+
+
+def _start_method() -> str:
+    """How workers start: not by fork, which copies the locks of this process's threads (Ray, CUDA) as they stand."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # imports torch once for all workers
+    return "forkserver"
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """Where one sample lies. Image and record are neighbours in the tar, so one range holds both."""
+
+    path: str
+    image_offset: int
+    image_size: int
+    record_offset: int
+    record_size: int
+
+    @property
+    def start(self) -> int:
+        return min(self.image_offset, self.record_offset)
+
+    @property
+    def end(self) -> int:
+        return max(self.image_offset + self.image_size, self.record_offset + self.record_size)
+
+    def image(self, data: bytes) -> bytes:
+        """The image's part of the bytes from ``start`` to ``end``."""
+        return data[self.image_offset - self.start :][: self.image_size]
+
+    def record(self, data: bytes) -> bytes:
+        """The record's part of the bytes from ``start`` to ``end``."""
+        return data[self.record_offset - self.start :][: self.record_size]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard at hand."""
+
+    path: str
+    members: np.ndarray
+    """(samples, 5) int64, see :func:`posefleet.data.shards.read_members`; only the samples in use."""
+    file: BinaryIO | None
+    """The open tar, where the store is local."""
+
+
+class _ShardReader:
+    """Byte ranges of shards; keeps the last ``OPEN_SHARDS`` at hand. Pickles as its arguments."""
+
+    def __init__(self, root: str, names: list[str], labelled_only: bool) -> None:
+        self.root = root
+        self.names = names
+        self.labelled_only = labelled_only
+        self._fs, self._path = fsspec.core.url_to_fs(root)
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, list[str], bool]]:
+        return type(self), (self.root, self.names, self.labelled_only)
+
+    def read(self, shards: np.ndarray, samples: np.ndarray) -> list[tuple[_Member, bytes]]:
+        """The bytes of each (shard, sample): a read of an open file for each, or one remote request for all."""
+        members: list[_Member] = []
+        found: list[bytes] = []
+        for index, sample in zip(shards.tolist(), samples.tolist(), strict=True):
+            shard = self._shard(index)
+            if sample >= len(shard.members):
+                raise _broken(shard.path, f"its index has {len(shard.members)} such samples, the manifest more")
+            member = _Member(shard.path, *shard.members[sample, :4].tolist())
+            members.append(member)
+            if shard.file is not None:
+                found.append(os.pread(shard.file.fileno(), member.end - member.start, member.start))
+        if not self._local:
+            found = self._fetch(members)
+        for member, data in zip(members, found, strict=True):
+            if len(data) < member.end - member.start:
+                raise _broken(member.path, f"it ends at byte {member.start + len(data)}, expected {member.end} or more")
+        return list(zip(members, found, strict=True))
+
+    def _shard(self, index: int) -> _Shard:
+        if index not in self._shards:
+            self._shards[index] = self._open(self.names[index])
+            if len(self._shards) > OPEN_SHARDS:
+                _, oldest = self._shards.popitem(last=False)
+                if oldest.file is not None:
+                    oldest.file.close()
+        self._shards.move_to_end(index)
+        return self._shards[index]
+
+    def _open(self, name: str) -> _Shard:
+        path = f"{self._path.rstrip('/')}/{name}.tar"
+        members = self._members(name)
+        if self.labelled_only:
+            members = members[members[:, 4] > 0]
+        try:
+            file = open(path, "rb", buffering=0) if self._local else None  # noqa: SIM115 (closed on leaving the cache)
+        except OSError as error:
+            raise _broken(path, f"cannot open it: {error}") from error
+        return _Shard(path, members, file)
+
+    def _members(self, name: str) -> np.ndarray:
+        for pause in () if self._local else RETRY_PAUSES:
+            try:
+                return read_members(self.root, name)
+            except OSError:
+                time.sleep(pause)
+        return read_members(self.root, name)
+
+    def _fetch(self, members: list[_Member]) -> list[bytes]:
+        """Ranges of remote files, all at once; those that fail are asked for again after a pause."""
+        found: dict[_Member, bytes] = {}
+        for pause in (*RETRY_PAUSES, None):
+            missing = [member for member in members if member not in found]
+            answers = self._fs.cat_ranges(
+                [member.path for member in missing],
+                [member.start for member in missing],
+                [member.end for member in missing],
+                on_error="return",
+            )
+            failed = {m: answer for m, answer in zip(missing, answers, strict=True) if isinstance(answer, Exception)}
+            found |= {m: answer for m, answer in zip(missing, answers, strict=True) if m not in failed}
+            if not failed:
+                break
+            member, error = failed.popitem()
+            if pause is None or isinstance(error, FileNotFoundError | PermissionError):
+                raise _broken(member.path, f"cannot read it: {error!r}") from error
+            time.sleep(pause)
+        return [found[member] for member in members]
+
+
+def _broken(path: str, why: str) -> DataError:
+    return DataError(f"{path}: {why}; run jobs/shard_coco.py again: it keeps whole shards and repairs broken ones")

@@ -1,0 +1,269 @@
+"""Checkpoints: a directory that describes itself, appears whole or not at all, and is read without pickle.
+
+    step-00000812/
+        model.safetensors   the weights that are evaluated and served (averaged ones where the run averages)
+        state.pt            what training needs to go on: optimiser, raw weights, average; read with weights_only
+        meta.json           experiment, step, position in the data, metrics, revision; sizes and SHA-256 of the others
+
+``meta.json`` is written last, so a directory without it, or whose files differ from it, is not a checkpoint: readers
+pass over it and take the one before. Locally the directory is also renamed into place when whole.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from posefleet.data.keypoints import KeypointSchema, load_schema
+from posefleet.models import load_method
+from posefleet.platform.config import Experiment, build_experiment, to_dict
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message says which and what is still intact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What ``meta.json`` holds."""
+
+    experiment: Experiment
+    step: int
+    """Optimiser steps taken."""
+    position: int
+    """Samples seen, over all epochs."""
+    metrics: dict[str, float]
+    """Of the evaluation at this step; empty where there was none."""
+    provenance: dict[str, str]
+    """Git revision, data fingerprint, run id, ..."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, under a folder or URI."""
+
+    def __init__(self, root: str, *, keep: int = 2) -> None:
+        self.root = root.rstrip("/")
+        self.keep = keep
+        self._fs, self._path = fsspec.url_to_fs(self.root)
+
+    def save(self, meta: Meta, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+        """Write one checkpoint, drop those no longer kept, and return the new one's path.
+
+        Raises:
+            CheckpointError: It cannot be written; earlier checkpoints are as they were.
+        """
+        name = f"step-{meta.step:08d}"
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        files = {
+            WEIGHTS: safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in weights.items()}),
+            STATE: buffer.getvalue(),
+        }
+        sums = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
+        content = {
+            "format": 1,
+            "method": meta.experiment.method,
+            "schema": meta.experiment.schema,
+            "step": meta.step,
+            "position": meta.position,
+            "metrics": meta.metrics,
+            "provenance": meta.provenance,
+            "experiment": to_dict(meta.experiment),
+            "files": sums,
+        }
+        files[META] = json.dumps(content, indent=1).encode()
+        try:
+            self._write(name, files)
+        except OSError as error:
+            earlier = self.names()
+            intact = f"{self.root}/{earlier[-1]} is intact" if earlier else "there is no earlier one"
+            raise CheckpointError(
+                f"cannot write checkpoint {self.root}/{name}: {error}; {intact}. Make room (or repair the storage) and "
+                "start the same command again: the run goes on from there."
+            ) from error
+        self._drop_old()
+        return f"{self.root}/{name}"
+
+    def names(self) -> list[str]:
+        """Names of the checkpoint folders that have a ``meta.json``, oldest first; they may still be damaged."""
+        self._fs.invalidate_cache()
+        found = self._fs.glob(f"{self._path}/step-*/{META}")
+        return sorted(str(path).split("/")[-2] for path in found)
+
+    def latest(self) -> str | None:
+        """Path of the newest checkpoint that is whole, or None."""
+        for name in reversed(self.names()):
+            path = f"{self.root}/{name}"
+            try:
+                verify(path)
+            except CheckpointError as error:
+                log.warning("%s; using the one before it", error)
+            else:
+                return path
+        return None
+
+    def best(self, metric: str = "AP") -> str | None:
+        """Path of the checkpoint with the highest ``metric`` (the newest of equals), or None where none has it."""
+        scored = [(value, name) for name, value in self._scores(metric).items()]
+        return f"{self.root}/{max(scored)[1]}" if scored else None
+
+    def _scores(self, metric: str) -> dict[str, float]:
+        metrics = {name: read_content(f"{self.root}/{name}")["metrics"] for name in self.names()}
+        return {name: values[metric] for name, values in metrics.items() if metric in values}
+
+    def _write(self, name: str, files: Mapping[str, bytes]) -> None:
+        local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+        final = f"{self._path}/{name}"
+        target = f"{self._path}/.{name}.{os.getpid()}.tmp" if local else final
+        try:
+            if not local and self._fs.exists(final):
+                self._fs.rm(final, recursive=True)
+            self._fs.makedirs(target, exist_ok=True)
+            for file, data in files.items():
+                with self._fs.open(f"{target}/{file}", "wb") as stream:
+                    stream.write(data)
+                    if local:
+                        stream.flush()
+                        os.fsync(stream.fileno())
+            if local:
+                if self._fs.exists(final):
+                    self._fs.rm(final, recursive=True)
+                os.rename(target, final)
+        except OSError:
+            if local and self._fs.exists(target):
+                self._fs.rm(target, recursive=True)
+            raise
+
+    def _drop_old(self) -> None:
+        best = self.best()
+        for name in self.names()[: -self.keep]:
+            if f"{self.root}/{name}" != best:
+                self._fs.rm(f"{self._path}/{name}", recursive=True)
+
+
+def read_content(path: str) -> dict[str, Any]:
+    """The raw ``meta.json`` of a checkpoint.
+
+    Raises:
+        CheckpointError: ``path`` is not a checkpoint.
+    """
+    try:
+        with fsspec.open(f"{path}/{META}", "rb") as stream:
+            content = json.loads(stream.read())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint: no readable {META} ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != 1:
+        raise CheckpointError(f"{path}/{META} is not of checkpoint format 1; it was written by something else")
+    return content
+
+
+def read_meta(path: str) -> Meta:
+    """What ``meta.json`` says, with the experiment validated.
+
+    Raises:
+        CheckpointError: ``path`` is not a checkpoint.
+    """
+    content = read_content(path)
+    return Meta(
+        experiment=build_experiment(content["experiment"], where=f"{path}/{META}"),
+        step=content["step"],
+        position=content["position"],
+        metrics=content["metrics"],
+        provenance=content["provenance"],
+    )
+
+
+def verify(path: str) -> None:
+    """Raise ``CheckpointError`` unless every file of the checkpoint has the recorded size and SHA-256."""
+    for file in read_content(path)["files"]:
+        _read_file(path, file)
+
+
+def read_state(path: str) -> dict[str, Any]:
+    """``state.pt``, read without running any code from it."""
+    state = torch.load(io.BytesIO(_read_file(path, STATE)), map_location="cpu", weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+def load_weights(model: nn.Module, path: str, *, method: str, schema: str) -> None:
+    """Put a checkpoint's weights into ``model``.
+
+    Raises:
+        CheckpointError: It is of another method or schema, or does not fit; the first misfit is named.
+    """
+    content = read_content(path)
+    for what, expected in (("method", method), ("schema", schema)):
+        if content[what] != expected:
+            raise CheckpointError(f"{path} is of {what} {content[what]!r}, this experiment's is {expected!r}")
+    weights = safetensors.torch.load(_read_file(path, WEIGHTS))
+    own = model.state_dict()
+    for name in [*own, *weights]:
+        if name not in weights or name not in own:
+            owner = "the checkpoint" if name not in weights else "the model"
+            raise CheckpointError(f"{path} does not fit the configured model: {owner} has no {name!r}")
+        if own[name].shape != weights[name].shape:
+            raise CheckpointError(
+                f"{path} does not fit the configured model: {name!r} is {tuple(weights[name].shape)} in the checkpoint "
+                f"and {tuple(own[name].shape)} in the model"
+            )
+    model.load_state_dict(weights)
+
+
+def load_model(path: str, *, experiment: Experiment | None = None) -> tuple[nn.Module, Experiment]:
+    """The model of a checkpoint on the CPU, in eval mode, and its experiment; nothing else is needed.
+
+    Args:
+        path: Checkpoint directory, local or URI.
+        experiment: Settings to use instead of the checkpoint's own (another decoding, say); the method must agree.
+
+    Raises:
+        CheckpointError: ``path`` is not a whole checkpoint, or the settings do not fit its weights.
+    """
+    experiment = experiment or read_meta(path).experiment
+    model = build_model(experiment, pretrained=False)
+    load_weights(model, path, method=experiment.method, schema=experiment.schema)
+    return model.eval(), experiment
+
+
+def build_model(experiment: Experiment, *, pretrained: bool = True) -> nn.Module:
+    """A fresh model of the experiment's method.
+
+    Args:
+        pretrained: False leaves out the backbone's ImageNet weights, which a checkpoint is about to replace.
+    """
+    config = experiment.model
+    if not pretrained and hasattr(config, "backbone"):
+        config = dataclasses.replace(
+            config, backbone=dataclasses.replace(config.backbone, pretrained=False, weights="")
+        )
+    schema: KeypointSchema = load_schema(experiment.schema)
+    model: nn.Module = load_method(experiment.method).Model(config, schema)
+    return model
+
+
+def _read_file(path: str, file: str) -> bytes:
+    """The bytes of one file of a checkpoint, checked against ``meta.json``."""
+    recorded = read_content(path)["files"][file]
+    try:
+        with fsspec.open(f"{path}/{file}", "rb") as stream:
+            data: bytes = stream.read()
+    except OSError as error:
+        raise CheckpointError(f"{path}/{file} cannot be read: {error}") from None
+    if len(data) != recorded["bytes"] or hashlib.sha256(data).hexdigest() != recorded["sha256"]:
+        raise CheckpointError(f"{path}/{file} is damaged: {len(data)} bytes where {recorded['bytes']} were written")
+    return data
