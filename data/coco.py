@@ -7,9 +7,10 @@ image and no ``area``.
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import fsspec
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from posefleet.data.errors import DataError
+from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
 from posefleet.data.structures import People, Poses
 
@@ -28,6 +30,11 @@ TURNED_ORIENTATIONS = range(5, 9)
 """EXIF orientations that swap width and height."""
 
 Annotation = Mapping[str, Any]
+
+_ANNOTATION_FILE = re.compile(
+    r"person_keypoints_(.+)\.json|crowdpose_(.+)\.json|ochuman_coco_format_(.+)_range_.+\.json"
+    r"|((?:train|val|test|trainval)\d*)\.json"
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,27 @@ def find_source(source: str, split: str, images: str | None = None) -> Source:
     return Source(fs.unstrip_protocol(annotation_file), images, split)
 
 
+def find_splits(source: str) -> list[str]:
+    """The splits for which :func:`find_source` would find an annotation file in a folder, sorted."""
+    fs, path = fsspec.core.url_to_fs(source)
+    if fs.isfile(path):
+        return [path.rpartition("/")[2].removesuffix(".json")]
+    files = [file for folder in ("annotations/", "json/", "") for file in fs.glob(f"{path.rstrip('/')}/{folder}*.json")]
+    matches = (_ANNOTATION_FILE.fullmatch(file.rpartition("/")[2]) for file in files)
+    return sorted({next(filter(None, match.groups())) for match in matches if match})
+
+
+def image_path(source: Source, file_name: str) -> str:
+    """Where an image lies.
+
+    Raises:
+        DataError: The name leads out of the image folder.
+    """
+    if file_name.startswith("/") or ".." in file_name.split("/"):
+        raise DataError(f"{file_name!r} leads out of the image folder {source.image_folder}")
+    return f"{source.image_folder.rstrip('/')}/{file_name}"
+
+
 def _find_annotation_file(fs: Any, base: str, split: str) -> str:
     names = (f"person_keypoints_{split}.json", f"crowdpose_{split}.json", f"{split}.json")
     candidates = [f"{base}/{folder}{name}" for folder in ("annotations/", "json/", "") for name in names]
@@ -94,7 +122,8 @@ def _find_annotation_file(fs: Any, base: str, split: str) -> str:
         return str(found[0])
     if found:
         raise DataError(f"{base}: split {split!r} could be any of {', '.join(found)}; name the file itself")
-    present = sorted(hit.removeprefix(base + "/") for hit in fs.glob(f"{base}/**.json"))[:5]
+    json_files = [*fs.glob(f"{base}/*.json"), *fs.glob(f"{base}/*/*.json")]
+    present = sorted(file.removeprefix(base + "/") for file in json_files)[:5]
     raise DataError(
         f"{base}: no annotation file of split {split!r}; looked for {', '.join(candidates[:2])}, {ochuman}; "
         f"json files there: {', '.join(present) or 'none'}"
@@ -123,6 +152,8 @@ def load_json(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: not json: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not json: byte {error.start} is not UTF-8") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: nested too deeply for an annotation file") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a json object with images and annotations, found a {type(value).__name__}")
     return value
@@ -148,11 +179,21 @@ def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
     for record in content["annotations"]:
         _require(record, ("id", "image_id", "bbox"), f"{annotation_file}: an annotation")
         if record["image_id"] in annotations and record.get("category_id", 1) in person_categories:
-            _check_keypoint_count(record, schema, annotation_file)
+            _check_person(record, schema, annotation_file)
             annotations[record["image_id"]].append(record)
     if not any(is_keypoint_person(record) for people in annotations.values() for record in people):
         raise DataError(f"{annotation_file}: not one person with a labelled keypoint among {len(images)} images")
     return CocoSplit(images, annotations)
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether a json value is an integer that fits into 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
+def are_numbers(values: Any) -> TypeGuard[list[float]]:
+    """Whether a json value is a list of numbers, NaN and infinity included."""
+    return isinstance(values, list) and all(isinstance(v, float) or is_integer(v) for v in values)
 
 
 def person_category_ids(categories: Iterable[Mapping[str, Any]]) -> set[int]:
@@ -169,8 +210,9 @@ def is_keypoint_person(annotation: Annotation) -> bool:
 
 def area_of(annotation: Annotation) -> float:
     """The person's area in square pixels; ``AREA_OF_BOX`` of the box where the annotation has none."""
+    area = annotation.get("area")
     _, _, width, height = annotation["bbox"]
-    return float(annotation.get("area", AREA_OF_BOX * width * height))
+    return float(AREA_OF_BOX * width * height if area is None else area)
 
 
 def people_of(annotations: Sequence[Annotation], schema: KeypointSchema) -> People:
@@ -207,20 +249,21 @@ def _require(record: Any, keys: tuple[str, ...], what: str) -> None:
     for key in keys:
         if key not in record:
             raise DataError(f"{what} has no {key!r}: {_brief(record)}")
-        is_number = isinstance(record[key], int) and not isinstance(record[key], bool)
-        if key in ("id", "image_id", "width", "height") and not is_number:
+        if key in ("id", "image_id", "width", "height") and not is_integer(record[key]):
             raise DataError(f"{what} has {key} {record[key]!r}, expected an integer")
 
 
-def _check_keypoint_count(record: Annotation, schema: KeypointSchema, annotation_file: str) -> None:
-    keypoints = record.get("keypoints", [])
+def _check_person(record: Annotation, schema: KeypointSchema, annotation_file: str) -> None:
+    what = f"{annotation_file}: annotation {record['id']}"
+    box, area, keypoints = record["bbox"], record.get("area"), record.get("keypoints") or []
+    if not (are_numbers(box) and len(box) == 4 and are_numbers([area or 0.0]) and are_numbers(keypoints)):
+        raise DataError(f"{what}: expected numbers, four for the box: bbox {box}, area {area}, keypoints {keypoints}")
     if not keypoints or len(keypoints) == 3 * len(schema):
         return
     count = len(keypoints) / 3
     fitting = [other.name for other in (COCO17, CROWDPOSE14) if len(other) == count]
     advice = f"schema {' or '.join(fitting)} would fit" if fitting else "no known schema fits"
-    what = f"annotation {record['id']} has {count:g} keypoints, {schema.name} has {len(schema)}"
-    raise DataError(f"{annotation_file}: {what}; {advice}")
+    raise DataError(f"{what} has {count:g} keypoints, {schema.name} has {len(schema)}; {advice}")
 
 
 def _brief(record: Mapping[str, Any]) -> str:
@@ -235,7 +278,7 @@ def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
     """Decode every pixel of an image, strictly.
 
     Returns:
-        (width, height) as stored, before any EXIF rotation.
+        (width, height) as a person sees it, EXIF orientation applied: the size that ``decode_image`` gives.
 
     Raises:
         DataError: The bytes are not an image, or a part of it is missing or damaged.
@@ -246,19 +289,23 @@ def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return image.size
+            width, height = image.size
+            if image.format not in ("JPEG", "PNG"):
+                decode_image(data, what=what)  # Pillow reads formats that OpenCV, which training uses, does not
     except UnidentifiedImageError as error:
         raise DataError(f"{what}: {len(data)} bytes that are not an image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{what}: damaged image: {error}") from error
+    return (height, width) if exif_orientation(data) in TURNED_ORIENTATIONS else (width, height)
 
 
-def displayed_size(data: bytes) -> tuple[int, int]:
-    """(width, height) as a viewer shows an image, EXIF rotation applied; reads the header only."""
+def exif_orientation(data: bytes) -> int:
+    """How a viewer turns the image, 1 (not at all) to 8; reads the header only."""
     with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS
-    return (height, width) if turned else (width, height)
+        try:
+            return int(image.getexif().get(EXIF_ORIENTATION, 1))
+        except (SyntaxError, ValueError, TypeError):
+            return 1  # broken EXIF: viewers and OpenCV leave the image as it is
 
 
 # ------------------------------------------------------------------------------------------------------- writing

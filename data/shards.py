@@ -14,7 +14,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -223,7 +223,7 @@ def remove_leftovers(root: str, keep: Iterable[str]) -> None:
 def remove_manifest(root: str) -> None:
     """Mark the folder as unfinished, before shards of it change."""
     fs, path = _open_root(root)
-    if fs.exists(f"{path}/{MANIFEST}"):
+    with suppress(FileNotFoundError):  # several writers may do this at once
         fs.rm_file(f"{path}/{MANIFEST}")
 
 

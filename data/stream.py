@@ -12,6 +12,7 @@ workers and ranks only divide the work.
 """
 
 import itertools
+import json
 import multiprocessing
 import os
 import time
@@ -20,18 +21,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import fsspec
 import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.shards import decode_record, read_manifest, read_members
+from posefleet.data.shards import Record, decode_record, read_manifest, read_members
 from posefleet.data.structures import Batch, Sample, collate
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -177,7 +178,12 @@ class ShardDataset(Dataset):
             DataError: A shard cannot be read, or what it holds cannot be decoded.
         """
         found = self._reader.read(*self.order.locate(positions))
-        return collate([self._sample(*pair, position) for pair, position in zip(found, positions, strict=True)])
+        samples = [self._sample(*pair, position) for pair, position in zip(found, positions, strict=True)]
+        return collate(samples, shared=get_worker_info() is not None)
+
+    def records(self) -> Iterator[Record]:
+        """The record of every sample, image sizes and people as annotated, shard after shard."""
+        return self._reader.records()
 
     def _sample(self, member: "_Member", data: bytes, position: int) -> Sample:
         try:
@@ -191,6 +197,14 @@ class ShardDataset(Dataset):
         return self.transform(sample, np.random.default_rng((self.order.seed or 0, _AUGMENTATION, position)))
 
 
+class SampleSource(Protocol):
+    """What batches are made of: :class:`ShardDataset`, or a folder of images."""
+
+    def __len__(self) -> int: ...
+    def __getitems__(self, positions: Sequence[int]) -> Batch: ...
+    def records(self) -> Iterator[Record]: ...
+
+
 # ---------------------------------------------------------------------------------------------------- batches
 
 
@@ -198,11 +212,11 @@ class Batches(Iterator[Batch]):
     """Batches as they come from the workers; :meth:`close` ends those, and so does leaving the ``with`` block."""
 
     def __init__(
-        self, dataset: ShardDataset, positions: Iterator[list[int]], *, workers: int, prefetch: int, pin_memory: bool
+        self, dataset: SampleSource, positions: Iterator[list[int]], *, workers: int, prefetch: int, pin_memory: bool
     ) -> None:
         loader = DataLoader(
             _ErrorsAsValues(dataset),
-            batch_sampler=positions,  # type: ignore[arg-type]  # any iterator of positions will do
+            batch_sampler=positions,
             collate_fn=_identity,
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
@@ -232,7 +246,7 @@ class Batches(Iterator[Batch]):
 
 
 def training_batches(
-    dataset: ShardDataset,
+    dataset: SampleSource,
     *,
     batch_size: int,
     rank: int = 0,
@@ -257,7 +271,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    dataset: ShardDataset,
+    dataset: SampleSource,
     *,
     batch_size: int,
     rank: int = 0,
@@ -279,7 +293,7 @@ def evaluation_batches(
 class _ErrorsAsValues(Dataset):
     """Hands a DataError on as it is; torch would bury its message in a worker's traceback."""
 
-    def __init__(self, dataset: ShardDataset) -> None:
+    def __init__(self, dataset: SampleSource) -> None:
         self.dataset = dataset
 
     def __getitems__(self, positions: list[int]) -> Batch | DataError:
@@ -289,7 +303,7 @@ class _ErrorsAsValues(Dataset):
             return error
 
 
-def _identity(batch: Batch | DataError) -> Batch | DataError:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -324,11 +338,11 @@ class _Member:
 
     def image(self, data: bytes) -> bytes:
         """The image's part of the bytes from ``start`` to ``end``."""
-        return data[self.image_offset - self.start :][: self.image_size]
+        return data[self.image_offset - self.start : self.image_offset - self.start + self.image_size]
 
     def record(self, data: bytes) -> bytes:
         """The record's part of the bytes from ``start`` to ``end``."""
-        return data[self.record_offset - self.start :][: self.record_size]
+        return data[self.record_offset - self.start : self.record_offset - self.start + self.record_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,8 +386,16 @@ class _ShardReader:
             found = self._fetch(members)
         for member, data in zip(members, found, strict=True):
             if len(data) < member.end - member.start:
-                raise _broken(member.path, f"it ends at byte {member.start + len(data)}, expected {member.end} or more")
+                raise _broken(member.path, f"truncated: it ends before byte {member.end}, where a sample does")
         return list(zip(members, found, strict=True))
+
+    def records(self) -> Iterator[Record]:
+        """The record of every sample; images are not read."""
+        for index in range(len(self.names)):
+            shard = self._shard(index)
+            starts, ends = shard.members[:, 2], shard.members[:, 2] + shard.members[:, 3]
+            for data in self._fs.cat_ranges([shard.path] * len(starts), starts.tolist(), ends.tolist()):
+                yield json.loads(data)
 
     def _shard(self, index: int) -> _Shard:
         if index not in self._shards:

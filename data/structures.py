@@ -155,23 +155,25 @@ class Batch:
         """The same batch in page-locked memory, from where a copy to a GPU need not wait."""
         people = self.packed_people
         pinned = People(*(getattr(people, field.name).pin_memory() for field in fields(people)))
-        return Batch(
-            self.images.pin_memory(), pinned, self.counts, self.image_ids, self.matrices, self.original_sizes
-        )
+        return Batch(self.images.pin_memory(), pinned, self.counts, self.image_ids, self.matrices, self.original_sizes)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad ``samples`` (at least one) to the size of the largest and pack them."""
+def collate(samples: Sequence[Sample], *, shared: bool = False) -> Batch:
+    """Pad ``samples`` (at least one) to the size of the largest and pack them.
+
+    Args:
+        shared: Build the images in shared memory, so that handing them to another process does not copy them.
+    """
     height = _round_up(max(sample.image.shape[0] for sample in samples))
     width = _round_up(max(sample.image.shape[1] for sample in samples))
-    images = np.empty((len(samples), height, width, 3), np.uint8)
-    for slot, sample in zip(images, samples, strict=True):
+    images = _empty_images(len(samples), height, width, shared)
+    for slot, sample in zip(images.numpy(), samples, strict=True):
         h, w = sample.image.shape[:2]
         slot[:h, :w] = sample.image
         slot[h:] = PAD_COLOUR
         slot[:h, w:] = PAD_COLOUR
     return Batch(
-        torch.from_numpy(images).permute(0, 3, 1, 2),
+        images.permute(0, 3, 1, 2),
         People.cat([sample.people for sample in samples]),
         torch.tensor([len(sample.people) for sample in samples]),
         torch.tensor([sample.image_id for sample in samples]),
@@ -180,5 +182,26 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+def _empty_images(count: int, height: int, width: int, shared: bool) -> Tensor:
+    if not shared:
+        return torch.empty(count, height, width, 3, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(count * height * width * 3)  # as torch's own default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, height, width, 3)
+
+
 def _round_up(pixels: int) -> int:
     return -(-pixels // STRIDE) * STRIDE
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPoints:
+    """Points of one image that a method trains for its people, for drawing."""
+
+    name: str
+    """What they are, e.g. "assigned cells"."""
+    points: Tensor
+    """(P, 2) float32 xy, pixels."""
+    person: Tensor
+    """(P,) int64 row of the person in the image's ``People``."""
+    stride: Tensor
+    """(P,) float32, pixels per cell of the map where the point is a cell."""

@@ -79,13 +79,33 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.nda
         matrix: (2, 3), continuous coordinates of ``image`` -> of the result.
         size: (width, height) of the result; what lies outside the image gets ``PAD_COLOUR``.
     """
-    height, width = image.shape[:2]
-    if np.allclose(matrix, scaling(size[0] / width, size[1] / height), rtol=0, atol=1e-9):
-        return image if size == (width, height) else cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    if (upright := _resize_and_crop(image, matrix, size)) is not None:
+        return upright
     centres = chain(translation(0.5, 0.5), matrix, translation(-0.5, -0.5))
     return cv2.warpAffine(
         image, centres, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=PAD_COLOUR
     )
+
+
+def _resize_and_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """What :func:`warp` gives where ``matrix`` resizes to whole pixels, mirrors or not, and crops; else None.
+
+    Most training and all evaluation images are of this kind, and this is about three times as fast.
+    """
+    height, width = image.shape[:2]
+    (x_scale, x_shear, x_shift), (y_shear, y_scale, y_shift) = matrix.tolist()
+    mirrored = x_scale < 0
+    # The whole image resized, and the frame's corner in that, before it is mirrored.
+    exact = abs(x_scale) * width, y_scale * height, x_shift - size[0] if mirrored else -x_shift, -y_shift
+    columns, rows, x, y = whole = [round(value) for value in exact]
+    if x_shear or y_shear or not np.allclose(exact, whole, rtol=0, atol=1e-6):
+        return None
+    if x < 0 or y < 0 or x + size[0] > columns or y + size[1] > rows:
+        return None
+    if (columns, rows) != (width, height):
+        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    image = image[y : y + size[1], x : x + size[0]]
+    return cv2.flip(image, 1) if mirrored else image
 
 
 # ---------------------------------------------------------------------------------------------------- people

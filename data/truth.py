@@ -5,6 +5,7 @@ Everything is float64 and in pixels of the original images, as COCO's own evalua
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -84,9 +85,9 @@ class GroundTruth:
         """
         images = sorted(records, key=lambda record: record[0])
         ids = [record[0] for record in images]
-        if len(set(ids)) < len(ids):
-            twice = next(one for one, other in zip(ids, ids[1:], strict=False) if one == other)
-            raise DataError(f"image {twice} is in the ground truth twice; evaluation would count its people twice")
+        twice = [one for one, other in pairwise(ids) if one == other]
+        if twice:
+            raise DataError(f"image {twice[0]} is in the ground truth twice: its people would count twice")
         people = [annotation for _, _, annotations in images for annotation in annotations]
         keypoints = _keypoints(people)
         crowd_index = crowd_index or {}
@@ -144,9 +145,7 @@ class PoseTable:
     """(N,) float64."""
 
     @classmethod
-    def pack(
-        cls, predictions: Mapping[int, Poses], truth: GroundTruth, schema: KeypointSchema, max_poses: int
-    ) -> Self:
+    def pack(cls, predictions: Mapping[int, Poses], truth: GroundTruth, schema: KeypointSchema, max_poses: int) -> Self:
         """The ``max_poses`` best poses of each image of ``truth``; equal scores keep their order.
 
         Raises:

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class CheckpointStore:
 
     def _scores(self, metric: str) -> dict[str, float]:
         metrics = {name: read_content(f"{self.root}/{name}")["metrics"] for name in self.names()}
-        return {name: values[metric] for name, values in metrics.items() if metric in values}
+        return {name: values[metric] for name, values in metrics.items() if math.isfinite(values.get(metric, math.nan))}
 
     def _write(self, name: str, files: Mapping[str, bytes]) -> None:
         local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
@@ -153,6 +154,23 @@ class CheckpointStore:
         for name in self.names()[: -self.keep]:
             if f"{self.root}/{name}" != best:
                 self._fs.rm(f"{self._path}/{name}", recursive=True)
+
+
+def find_checkpoint(path: str) -> str:
+    """``path`` itself if it is a checkpoint; of a run's folder, or a folder of checkpoints, the best or the latest one.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = path.rstrip("/")
+    fs, plain = fsspec.url_to_fs(path)
+    if fs.exists(f"{plain}/{META}"):
+        return path
+    for folder in (f"{path}/checkpoints", path):
+        store = CheckpointStore(folder)
+        if found := store.best() or store.latest():
+            return found
+    raise CheckpointError(f"no checkpoint in {path}; expected {META} in it, or folders step-* in {path}/checkpoints")
 
 
 def read_content(path: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ keys and wrong types are errors that name the key and the valid ones.
 
 import dataclasses
 import difflib
+import functools
 import os
 import sys
 import types
@@ -223,38 +224,45 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_experiment(method: str, argv: Sequence[str] | None = None, *, description: str = "") -> Experiment:
-    """The experiment that a job's command line describes: ``--config FILE`` and ``--section.field value`` over it.
+    """The experiment of a training job's command line: ``--config FILE``, and ``--section.field value`` over it.
 
     Exits with status 2 and a message on bad input, with 0 after ``--help``.
     """
-    import tyro
-
-    arguments = [{"true": "True", "false": "False"}.get(a, a) for a in (sys.argv[1:] if argv is None else argv)]
     try:
-        config, arguments = _take_option(arguments, "--config")
+        config, arguments = take_option(sys.argv[1:] if argv is None else argv, "--config")
         values = read_yaml(config) if config else {}
         if values.setdefault("method", method) != method:
             raise ValueError(f"{config} is for method {values['method']!r}; this job trains {method!r}")
         # A config file may leave out what the command line gives; data.train is the only required field.
-        values.setdefault("data", {})
-        if isinstance(values["data"], dict):
+        if isinstance(values.setdefault("data", {}), dict):
             values["data"].setdefault("train", "")
         defaults = build_experiment(values, where=config or "configuration")
-        experiment = tyro.cli(
-            _experiment_type(method),
-            default=defaults,
-            args=arguments,
-            description=(description + "\n\n" if description else "")
-            + "Give a YAML file with --config FILE; the options below win over it.",
-            config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
-            use_underscores=True,
-        )
-        experiment = build_experiment(to_dict(experiment), where="command line")
+        help_text = f"{description}\n\nGive a YAML file with --config FILE; the options below win over it."
+        experiment = override(defaults, arguments, description=help_text)
         if not experiment.data.train:
             raise ValueError("data.train is missing; give the shard folder in the config or as --data.train FOLDER")
         return experiment
     except ValueError as error:
-        _exit(str(error))
+        fail(str(error))
+
+
+def override(defaults: Experiment, arguments: Sequence[str], *, description: str = "") -> Experiment:
+    """``defaults`` with the options of a command line over it; exits on bad input and after ``--help``.
+
+    Raises:
+        ValueError: The options contradict each other.
+    """
+    import tyro
+
+    experiment: Experiment = tyro.cli(
+        _experiment_type(defaults.method),
+        default=defaults,
+        args=[{"true": "True", "false": "False"}.get(a, a) for a in arguments],
+        description=description,
+        config=(tyro.conf.FlagConversionOff,),
+        use_underscores=True,
+    )
+    return build_experiment(to_dict(experiment), where="command line")
 
 
 def resolve_path(path: str) -> str:
@@ -270,6 +278,35 @@ def resolve_path(path: str) -> str:
     return str(Path(base, Path(path).expanduser()).absolute())
 
 
+def take_option(arguments: Sequence[str], option: str) -> tuple[str, list[str]]:
+    """The value of ``option`` (empty where it is absent) and the other arguments.
+
+    Raises:
+        ValueError: The option is the last argument.
+    """
+    value, waiting = "", False
+    rest: list[str] = []
+    for argument in arguments:
+        if waiting:
+            value, waiting = argument, False
+        elif argument == option:
+            waiting = True
+        elif argument.startswith(option + "="):
+            value = argument.removeprefix(option + "=")
+        else:
+            rest.append(argument)
+    if waiting:
+        raise ValueError(f"{option} needs a value")
+    return value, rest
+
+
+def fail(message: str) -> NoReturn:
+    """End a job over bad input: a message, no traceback, exit status 2."""
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2)
+
+
+@functools.cache
 def _experiment_type(method: str) -> type[Experiment]:
     """``Experiment`` whose ``model`` has the type of the method's own config."""
     config: type = load_method(method).Config
@@ -307,24 +344,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _take_option(arguments: list[str], option: str) -> tuple[str, list[str]]:
-    rest, value, waiting = [], "", False
-    for argument in arguments:
-        if waiting:
-            value, waiting = argument, False
-        elif argument == option:
-            waiting = True
-        elif argument.startswith(option + "="):
-            value = argument.removeprefix(option + "=")
-        else:
-            rest.append(argument)
-    if waiting:
-        raise ValueError(f"{option} needs a file")
-    return value, rest
-
-
-def _exit(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
-    raise SystemExit(2)

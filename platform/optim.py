@@ -71,7 +71,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def learning_rate(config: OptimConfig, *, step: int, epoch: float, epochs: float, images_per_step: int) -> float:
-    """The rate of optimiser step ``step`` (from 0), taken ``epoch`` epochs (a fraction counts) into a run of ``epochs``.
+    """The rate of optimiser step ``step`` (from 0), taken ``epoch`` epochs into a run of ``epochs`` (fractions count).
 
     Decay depends on the epoch, not on the step, so a run keeps its schedule when it resumes on other workers.
     """

@@ -68,7 +68,7 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
 
-    def keep_file(self, path: Path | str) -> str:
+    def keep(self, path: Path | str) -> str:
         """Copy a file or folder into the spool; returns the copy's path relative to the spool."""
         source = Path(path)
         kept = Path(tempfile.mkdtemp(dir=self.folder / "artifacts")) / source.name

@@ -1,11 +1,10 @@
 """Experiment tracking: the one door to MLflow.
 
-The driver opens a run (:func:`start_run`) and hands its id to the workers; rank 0 logs through a :class:`Tracker`.
-Training never waits for the tracking server and never fails because of it: events go to a queue in memory, one
-background thread writes them to a :class:`~posefleet.platform.spool.Spool` on disk and sends them from there. When the
-server is down they stay in the spool, and this process or a later one sends them::
+The driver opens a run (:func:`start_run`) and hands its id to the workers; rank 0 logs through a
+:class:`~posefleet.platform.tracker.Tracker`, which puts events into a spool on disk. A :class:`Sender` empties spools,
+while training runs or later::
 
-    python -m posefleet.platform.tracking sync RUN_FOLDER/spool
+    python -m posefleet.platform.tracking sync SPOOL_DIR
 
 Everything may safely be sent twice. A metric has one point per step: a point is sent unless the server already has one
 of that name at that step. So events that are sent again after a crash, and steps that are trained again after a resume
@@ -18,30 +17,25 @@ environment change nothing.
 
 import argparse
 import contextlib
+import fcntl
 import json
 import logging
 import math
 import os
-import queue
 import re
 import subprocess
 import sys
-import threading
-import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from posefleet.platform.spool import Event, Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+    from mlflow.entities import Metric
 
 DATABASES = ("postgresql", "mysql", "mssql")
 LONGEST_PARAM = 1000
@@ -223,7 +217,7 @@ def _continue_run(
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        _log.warning("MLflow at %s does not answer (%s); run %s goes on", uri, _first_line(error), run_id)
+        _log.warning("MLflow at %s does not answer (%s); run %s goes on", uri, first_line(error), run_id)
         return
     if changed:
         _log.warning("run %s goes on with other settings: %s", run_id, changed)
@@ -232,14 +226,16 @@ def _continue_run(
 def _experiment_id(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    if experiment := client.get_experiment_by_name(name):
-        return str(experiment.experiment_id)
-    try:
-        return str(client.create_experiment(name, artifact_location))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return str(client.get_experiment_by_name(name).experiment_id)  # another driver was faster
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name, artifact_location)
+        except MlflowException as error:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise error
+            # else another driver was faster
+    return experiment.experiment_id
 
 
 def _beside_database(uri: str) -> str | None:
@@ -267,34 +263,47 @@ def _summary(run: Any) -> RunSummary:
 
 
 def _connect(uri: str) -> "MlflowClient":
-    """An MLflow client that is quiet, says nothing to third parties, and gives up soon (MLflow retries for minutes).
+    _settle_mlflow()
+    from mlflow import MlflowClient
 
-    MLflow takes over a second to import, so it is imported here; it reads these settings from the environment only.
+    if not uri.startswith("sqlite:"):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_suffix(".lock").open("w") as lock, warnings.catch_warnings():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # MLflow lets two processes create the tables at once, and one of them fails
+        if not database.exists():
+            warnings.simplefilter("ignore")  # of the migrations
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _settle_mlflow() -> None:
+    """Make MLflow quiet, silent to third parties and quick to give up (it retries for minutes), unless told otherwise.
+
+    It reads these settings from the environment only, some of them when it is imported. The import takes over a
+    second: no function here does it before it must.
     """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-
-    if uri.startswith("sqlite:"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
+    _settle_mlflow()
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"MLflow at {uri}: {_first_line(error)}") from error
+        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What ``error`` says, short enough for a log line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -303,147 +312,140 @@ def _clean(name: object) -> str:
     return re.sub(r"[^\w/.\- :]", "_", str(name))[:250]
 
 
-# ---------------------------------------------------------------------------------------------------- tracker
+# ---------------------------------------------------------------------------------------------------- sending
 
 
-class Tracker:
-    """Logs one run from rank 0 of a training. No method blocks on the server or raises because of it.
+class Sender:
+    """Sends the events of a spool to one run, as the server knows it when this is made; not reusable after an error."""
 
-    Use it as a context manager: leaving it normally closes the run as FINISHED, an exception as FAILED, Ctrl-C as
-    KILLED.
-    """
-
-    def __init__(
-        self,
-        uri: str,
-        run_id: str,
-        spool_dir: Path | str,
-        *,
-        send_every: float = 1.5,
-        system_every: float = 10.0,
-    ) -> None:
+    def __init__(self, uri: str, run_id: str) -> None:
         """
-        Args:
-            uri: See :func:`tracking_uri`.
-            run_id: From :func:`start_run`.
-            spool_dir: Where events wait for the server; one folder per run, kept over restarts.
-            send_every: Seconds between two requests.
-            system_every: Seconds between two samples of the machine (``system/...``); 0: none.
-
         Raises:
-            ValueError: The URI is not usable, or the spool holds another run.
+            MlflowException: There is no answer, or no such run.
         """
-        self.uri = tracking_uri(uri)
-        self.run_id = run_id
-        self.spool = Spool.create(spool_dir, self.uri, run_id)
-        self._send_every = send_every
-        self._system_every = system_every
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._storing = threading.Lock()
-        self._flushes: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
-        self._wake = threading.Event()
-        self._closed = threading.Event()
-        self._events.put({"kind": "status", "time": _now(), "status": "RUNNING"})
-        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
-        self._thread.start()
+        self._client = _connect(uri)
+        self._run_id = run_id
+        run = self._client.get_run(run_id)
+        self._started = run.info.start_time
+        self._ended = run.info.end_time or 0
+        self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        self._earlier_steps: dict[str, set[int]] = {}
 
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Add one point to each metric at a training step; costs microseconds."""
-        floats = {name: float(value) for name, value in values.items()}
-        self._events.put({"kind": "metrics", "time": _now(), "step": step, "values": floats})
+    def send(self, spool: Spool) -> int:
+        """Send what is pending; returns the number of events. Whatever it raises, nothing is lost."""
+        with spool.sending():
+            pending = spool.pending()
+            for batch in _batches(pending):
+                events = [event for event, _ in batch]
+                self._send_batch(events, spool.folder)
+                spool.mark_sent(batch[-1][1], events)
+            return len(pending)
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run."""
-        self._events.put({"kind": "tags", "values": {name: str(text) for name, text in tags.items()}})
+    def _send_batch(self, events: list[Event], folder: Path) -> None:
+        """``events`` are metrics, or one event of another kind."""
+        event = events[0]
+        match event["kind"]:
+            case "metrics":
+                if points := self._new_points(events):
+                    self._client.log_batch(self._run_id, metrics=points)
+            case "tags":
+                for name, text in event["values"].items():
+                    self._client.set_tag(self._run_id, name, text)
+            case "artifact":
+                kept = folder / event["file"]
+                upload = self._client.log_artifacts if kept.is_dir() else self._client.log_artifact
+                upload(self._run_id, str(kept), event["folder"] or None)
+            case "status" if event["time"] >= self._ended:  # else the run went on from another spool meanwhile
+                if event["status"] == "RUNNING":
+                    self._client.update_run(self._run_id, status="RUNNING")
+                else:
+                    self._client.set_terminated(self._run_id, event["status"], event["time"])
 
-    def log_artifact(self, path: Path | str, artifact_path: str = "") -> None:
-        """Store a file or folder under the folder ``artifact_path`` of the run; copied before the call returns."""
-        self._keep(lambda: self.spool.keep_file(path), artifact_path, str(path))
+    def _new_points(self, events: list[Event]) -> "list[Metric]":
+        from mlflow.entities import Metric
 
-    def log_bytes(self, name: str, data: bytes) -> None:
-        """Store ``data``, such as a PNG, as the artifact ``name`` (``plots/curve.png``)."""
-        folder, _, file = name.rpartition("/")
-        self._keep(lambda: self.spool.keep_bytes(file, data), folder, name)
+        points: list[Metric] = []
+        accepted: set[tuple[str, int]] = set()
+        for event in events:
+            step = event["step"]
+            if step is None:
+                step = max(0, event["time"] - self._started) // 1000  # the machine's own axis: seconds of the run
+            for name, value in event["values"].items():
+                if self._is_new(key := _clean(name), step, accepted):
+                    accepted.add((key, step))
+                    points.append(Metric(key, value, event["time"], step))
+        return points
 
-    def log_text(self, name: str, text: str) -> None:
-        """Store ``text`` as the artifact ``name``."""
-        self.log_bytes(name, text.encode())
+    def _is_new(self, key: str, step: int, accepted: set[tuple[str, int]]) -> bool:
+        """Neither the server nor ``accepted``, the points of the same request, has ``key`` at ``step``."""
+        if step > self._last_step.get(key, -math.inf):
+            self._last_step[key] = step
+            self._earlier_steps.pop(key, None)  # caught up; histories can be long
+            return True
+        if key not in self._earlier_steps:
+            history = self._client.get_metric_history(self._run_id, key)
+            known = {point.step for point in history} | {other for name, other in accepted if name == key}
+            self._earlier_steps[key] = known
+        if step in self._earlier_steps[key]:
+            return False
+        self._earlier_steps[key].add(step)
+        return True
 
-    def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until the server has everything logged so far; False when it has not after ``timeout`` seconds."""
-        done = threading.Event()
-        self._flushes.put(done)
-        self._wake.set()
-        return done.wait(timeout)
 
-    def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
-        """End the run. What the server has not taken after ``timeout`` seconds stays in the spool."""
-        if self._closed.is_set():
-            return
-        self._events.put({"kind": "status", "time": _now(), "status": status})
-        sent = self.flush(timeout)
-        self._closed.set()
-        self._wake.set()
-        self._thread.join(1.0)
-        if not sent:
-            self._store()  # the thread may be stuck in a request
-            _log.warning(
-                "events of run %s wait in %s; send them with: python -m posefleet.platform.tracking sync %s",
-                self.run_id, self.spool.folder, self.spool.folder,
-            )  # fmt: skip
+def _batches(pending: Sequence[tuple[Event, int]]) -> Iterator[list[tuple[Event, int]]]:
+    """Runs of metrics that fit one request; every other event alone. Order is kept."""
+    batch: list[tuple[Event, int]] = []
+    points = 0
+    for event, offset in pending:
+        size = len(event["values"]) + 1 if event["kind"] == "metrics" else POINTS_PER_REQUEST
+        if batch and points + size > POINTS_PER_REQUEST:
+            yield batch
+            batch, points = [], 0
+        batch.append((event, offset))
+        points += size
+    if batch:
+        yield batch
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close("FINISHED")
-        else:
-            self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+# ---------------------------------------------------------------------------------------------------- command line
 
-    def _keep(self, copy: Any, folder: str, what: str) -> None:
-        try:
-            self._events.put({"kind": "artifact", "file": copy(), "folder": folder})
-        except OSError as error:
-            _log.warning("the artifact %s is not logged: %s", what, error)
 
-    def _work(self) -> None:
-        """The background thread: machine samples, events to disk, events to the server."""
-        sender: _Sender | None = None
-        next_try, pause = 0.0, self._send_every
-        machine = _Machine(self._system_every)
-        while not self._closed.is_set():
-            self._wake.wait(self._send_every)
-            self._wake.clear()
-            if sample := machine.sample():
-                self._events.put({"kind": "metrics", "time": _now(), "step": None, "values": sample})
-            asked = _drain(self._flushes)
-            if time.monotonic() < next_try and not asked:
-                self._store_quietly()
-                continue
-            try:
-                self._store()
-                sender = sender or _Sender(self.uri, self.run_id)
-                sender.send(self.spool)
-            # A network, a database, a bucket, a disk: whatever they raise, training goes on and we try again.
-            except Exception as error:
-                if next_try == 0.0:
-                    _log.warning(
-                        "MLflow at %s fails (%s); training goes on, events are kept in %s until it answers",
-                        self.uri, _first_line(error), self.spool.folder,
-                    )  # fmt: skip
-                sender, pause = None, min(2 * pause, 60.0)
-                next_try = time.monotonic() + pause
-                for flush in asked:
-                    self._flushes.put(flush)
-            else:
-                next_try, pause = 0.0, self._send_every
-                for flush in asked:
-                    flush.set()
+def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
+    """Send what a training left in its spool; safe at any time, as often as you like, also beside a running training.
 
-    def _store(self) -> None:
-        with self._storing:
-            if events := _drain(self._events):
-                self.spool.append(events)
+    Args:
+        uri: Where to send it; None: where the training meant to.
+
+    Returns:
+        The number of events sent.
+
+    Raises:
+        ValueError: The folder is not a spool.
+        TrackingError: MLflow does not answer or refuses; the events stay.
+    """
+    spool = Spool(spool_dir)
+    header = spool.header()
+    uri = tracking_uri(uri or header["uri"])
+    with _explained(uri):
+        return Sender(uri, header["run_id"]).send(spool)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``sync SPOOL_DIR``: returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m posefleet.platform.tracking", description="Tools for tracking.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sync = commands.add_parser("sync", help="send the events that a training kept while its server was down")
+    sync.add_argument("spool_dir", type=Path, help="the spool folder of the run")
+    sync.add_argument("--uri", help="tracking URI, when the server has moved")
+    options = parser.parse_args(arguments)
+    try:
+        count = sync_spool(options.spool_dir, options.uri)
+    except (ValueError, TrackingError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{count} events sent from {options.spool_dir}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

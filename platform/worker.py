@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Sink(Protocol):
-    """Where rank 0 leaves what should be kept of a run; ``tracking.Tracker`` is one."""
+    """Where rank 0 leaves what should be kept of a run; ``tracker.Tracker`` is one."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
     def log_bytes(self, name: str, data: bytes) -> None: ...

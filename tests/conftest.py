@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,3 +14,55 @@ def coco_mini() -> Path:
     if not COCO_MINI.is_dir():
         pytest.skip(f"no real COCO images at {COCO_MINI}")
     return COCO_MINI
+
+
+@pytest.fixture(scope="session")
+def people_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered people in COCO's layout: 24 images to train on, 7 to evaluate on."""
+    from posefleet.data.synthetic import SceneConfig, write_dataset
+
+    root = tmp_path_factory.mktemp("people")
+    config = SceneConfig(width=(96, 128), height=(96, 128))
+    for split, count, seed in (("train2017", 24, 1), ("val2017", 7, 2)):
+        write_dataset(root, split, count, config, seed=seed, workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def people_shards(people_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of ``people_coco``: a folder for each split, several shards in each."""
+    from posefleet.data.coco import find_source
+    from posefleet.data.keypoints import COCO17
+    from posefleet.data.sharding import shard_coco
+
+    root = tmp_path_factory.mktemp("shards")
+    for split in ("train2017", "val2017"):
+        shard_coco(find_source(str(people_coco), split), str(root / split), COCO17, shard_mib=0.05, parallel=False)
+    return root
+
+
+@pytest.fixture
+def small_run(people_shards: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run that takes seconds: 24 images of 64 px, an untrained backbone, one epoch of 6 steps."""
+    return {
+        "method": "smpr",
+        "model": {
+            "backbone": {"name": "resnet18", "pretrained": False},
+            "neck": "fpn",
+            "head": {"channels": 16, "tower_depth": 1, "heatmap_channels": 16},
+        },
+        "data": {
+            "train": str(people_shards / "train2017"),
+            "eval": str(people_shards / "val2017"),
+            "resize": {"short_side": 64, "long_side": 64},
+            "augment": {"crop": 64},
+            "batch_size": 4,
+            "loaders": 0,
+            "labelled_only": False,
+        },
+        "optim": {"name": "adamw", "lr": 1e-3, "schedule": "cosine", "warmup_steps": 2},
+        "train": {"epochs": 1, "log_every": 2},
+        "evaluate": {"overlays": 2},
+        "scaling": {"num_workers": 0},
+        "run": {"name": "small", "storage": str(tmp_path / "runs")},
+    }

@@ -1,1 +1,2 @@
-"""Building blocks that at least two methods use."""
+"""Pieces that the methods share: networks, geometry, assignment, losses and decoding. Plain functions of tensors
+wherever nothing is learned."""

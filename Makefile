@@ -1,0 +1,43 @@
+# Every target sets up what it needs: a virtual environment in .venv with the pinned packages of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help demo test test-slow check bench install clean
+
+help:
+	@echo "make demo       the whole way on this machine: data, doctor, shards, training, evaluation"
+	@echo "make test       the test suite (minutes)"
+	@echo "make test-slow  the tests that train to a bar"
+	@echo "make check      format, lint, types"
+	@echo "make bench      measured ratios against plain libraries"
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[demo,dev]' --constraint constraints.txt
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python jobs/demo.py
+
+test: $(READY)
+	$(BIN)/pytest
+
+test-slow: $(READY)
+	$(BIN)/pytest -m slow --timeout 3600
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p posefleet
+
+bench: $(READY)
+	$(BIN)/python tests/bench/bench_all.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

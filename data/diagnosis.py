@@ -1,0 +1,315 @@
+"""Where the precision goes: AP of every single keypoint, and what kind of error each keypoint makes.
+
+The AP of a keypoint is COCO's protocol on the data set reduced to that keypoint: similarity, ignored people and
+matching are what pycocotools would compute if no other keypoint were annotated or predicted. The error kinds follow
+Ronchi and Perona, "Benchmarking and Error Diagnosis in Multi-Instance Pose Estimation" (ICCV 2017), section 3.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.truth import GroundTruth, PoseTable
+
+ERROR_KINDS = ("good", "jitter", "inversion", "swap", "miss")
+"""What a keypoint of a matched person can be; every labelled one is exactly one of these.
+
+good: similarity at least ``GOOD``. jitter: at least ``NEAR``. inversion: else, at least ``NEAR`` to its left/right
+partner of the same person. swap: else, to the same keypoint or its partner of another person; of inversion and swap
+the more similar wins. miss: near none of these.
+"""
+
+GOOD = 0.85
+NEAR = 0.5
+MATCH = 0.1
+"""Least OKS at which a pose is taken to mean a person, for the error kinds."""
+
+IMAGES_AT_A_TIME = 2000
+"""Bounds memory: a few hundred MB for any data set."""
+
+FALSE, TRUE, IGNORED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSplit:
+    """What kind of error the keypoints, poses and people of a data set are, in numbers of each."""
+
+    keypoints: np.ndarray
+    """(K, 5) int64, labelled keypoints of matched people by ``ERROR_KINDS``."""
+    people: int
+    """Keypoint people: no crowd, at least one labelled keypoint."""
+    missed_people: int
+    """Those to whom no pose was matched."""
+    poses: int
+    """Poses that count: the best of each image, without those matched to ignored people."""
+    background_poses: int
+    """Poses with an OKS under ``MATCH`` to everybody."""
+    high_background_poses: int
+    """Background poses with at least the median score of the matched poses: they cost precision everywhere."""
+    duplicate_poses: int
+    """Poses that fit a person, whom a better scored pose had taken: what non-maximum suppression left."""
+
+    def shares(self) -> dict[str, float]:
+        """Each error kind as a share of the labelled keypoints of matched people; NaN without any."""
+        total = self.keypoints.sum()
+        counts = self.keypoints.sum(0).tolist()
+        return {kind: count / total if total else np.nan for kind, count in zip(ERROR_KINDS, counts, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What :func:`diagnose` finds."""
+
+    keypoint_ap: np.ndarray
+    """(K,) AP of each keypoint; NaN where nobody has it labelled."""
+    keypoint_similarity: np.ndarray
+    """(K,) mean similarity of each keypoint over people matched to a pose; NaN without any."""
+    errors: ErrorSplit
+
+
+def diagnose(
+    truth: GroundTruth, poses: PoseTable, schema: KeypointSchema, thresholds: np.ndarray, recall_points: np.ndarray
+) -> Diagnosis:
+    """Score every keypoint alone and split the errors by kind.
+
+    Args:
+        truth: The people of all evaluated images.
+        poses: The poses that count there.
+        schema: Names, deviations and left/right pairs of the K keypoints.
+        thresholds: (T,) similarities at which a pose is matched, see ``COCOeval.params.iouThrs``.
+        recall_points: (R,) recalls at which precision is read.
+    """
+    labelled = truth.visibility > 0
+    counted = ~truth.ignored[:, None] & labelled  # (P, K)
+    verdicts = np.zeros((len(schema), len(poses.image), len(thresholds)), np.int8)
+    pose_verdicts = np.zeros(len(poses.image), np.int8)  # at ``MATCH``, by all keypoints
+    fit = np.zeros(len(poses.image))  # OKS with the most similar keypoint person
+    kinds = np.zeros((len(schema), len(ERROR_KINDS)), np.int64)
+    similarity_sum = np.zeros(len(schema))
+
+    for group in _groups(truth, poses):
+        similarity = _similarity(group, truth, poses, schema)  # (I, D, G, K)
+        people = group.people
+        _, verdict = _match(similarity, counted[people], truth.crowd[people], thresholds)  # (I, D, K, T)
+        verdicts[:, group.rows] = verdict[group.present].transpose(1, 0, 2)
+
+        oks = _oks(similarity, labelled[people])  # (I, D, G)
+        real = ~truth.ignored[people]
+        person, verdict = _match(oks[..., None], real[..., None], truth.crowd[people], np.array([MATCH]))
+        person, verdict = person[..., 0, 0], verdict[..., 0, 0]  # (I, D)
+        pose_verdicts[group.rows] = verdict[group.present]
+        fit[group.rows] = np.where(real[:, None], oks, 0.0).max(2)[group.present]
+
+        image, pose = np.nonzero(group.present & (verdict == TRUE))
+        match = _Match(group.poses[image, pose], people[image], person[image, pose], similarity[image, pose])
+        own, kind = _error_kinds(match, truth, poses, schema)
+        for index in range(len(ERROR_KINDS)):
+            kinds[:, index] += (kind == index).sum(0)
+        similarity_sum += own.sum(0)
+
+    ap = [
+        _average_precision(poses.scores, verdicts[k], int(counted[:, k].sum()), recall_points)
+        for k in range(len(schema))
+    ]
+    seen = kinds.sum(1)
+    mean = np.divide(similarity_sum, seen, out=np.full(len(schema), np.nan), where=seen > 0)
+    return Diagnosis(np.array(ap), mean, _split(truth, poses, pose_verdicts, fit, kinds))
+
+
+# ------------------------------------------------------------------------------------------------------- groups
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Images with the same number of people, those with most poses first. I images, D poses (padded), G people."""
+
+    poses: np.ndarray
+    """(I, D) rows of the pose table, best first; any row where not ``present``."""
+    present: np.ndarray
+    """(I, D) bool."""
+    people: np.ndarray
+    """(I, G) rows of the ground truth."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Pose rows of ``present``, in its order."""
+        rows: np.ndarray = self.poses[self.present]
+        return rows
+
+
+def _groups(truth: GroundTruth, poses: PoseTable) -> Iterator[_Group]:
+    """All images that have people and poses; equal numbers of people need no padding."""
+    images = np.arange(len(truth.image_ids))
+    pose_start, pose_end = np.searchsorted(poses.image, images), np.searchsorted(poses.image, images, "right")
+    person_start, person_end = np.searchsorted(truth.image, images), np.searchsorted(truth.image, images, "right")
+    num_poses, num_people = pose_end - pose_start, person_end - person_start
+    busy = num_poses > 0
+    for size in np.unique(num_people[busy & (num_people > 0)]):
+        chosen = images[busy & (num_people == size)]
+        chosen = chosen[np.argsort(-num_poses[chosen], kind="stable")]
+        for start in range(0, len(chosen), IMAGES_AT_A_TIME):
+            part = chosen[start : start + IMAGES_AT_A_TIME]
+            columns = np.arange(num_poses[part[0]])
+            present = columns < num_poses[part][:, None]
+            rows = pose_start[part][:, None] + np.where(present, columns, 0)
+            yield _Group(rows, present, person_start[part][:, None] + np.arange(size))
+
+
+# --------------------------------------------------------------------------------------------------- similarity
+
+
+def _similarity(group: _Group, truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> np.ndarray:
+    """(I, D, G, K) similarity of every pose with every person, keypoint by keypoint; -1 for padding.
+
+    Where the keypoint is not labelled it is pycocotools' rule for people to ignore: 1 inside the person's box
+    enlarged three times, falling off outside.
+    """
+    predicted = poses.keypoints[group.poses][:, :, None]  # (I, D, 1, K, 2)
+    people = group.people
+    offset = predicted - truth.keypoints[people][:, None]
+    corner, size = truth.corners_and_sizes[people][:, None, :, None, :2], truth.corners_and_sizes[people]
+    size = size[:, None, :, None, 2:]
+    outside = np.maximum(corner - size - predicted, 0) + np.maximum(predicted - (corner + 2 * size), 0)
+    labelled = (truth.visibility[people] > 0)[:, None, :, :, None]
+    offset = np.where(labelled, offset, outside)
+    similarity = _falloff(offset, truth.areas[people][:, None, :, None], schema)
+    similarity[~group.present] = -1.0
+    return similarity
+
+
+def _falloff(offset: np.ndarray, area: np.ndarray, schema: KeypointSchema) -> np.ndarray:
+    """exp(-d^2 / (2 area k^2)) with k = 2 sigma, of (..., K, 2) offsets in pixels."""
+    variance = (np.array(schema.sigmas) * 2) ** 2
+    similarity: np.ndarray = np.exp(-(offset**2).sum(-1) / variance / (area + np.spacing(1)) / 2)
+    return similarity
+
+
+def _oks(similarity: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """(I, D, G): the mean of (I, D, G, K) over the (I, G, K) labelled keypoints, over all where there are none."""
+    weights = np.where(labelled.any(-1, keepdims=True), labelled, True).astype(np.float64)
+    oks: np.ndarray = np.einsum("idgk,igk->idg", similarity, weights) / weights.sum(-1)[:, None]
+    return oks
+
+
+# ----------------------------------------------------------------------------------------------------- matching
+
+
+def _match(
+    similarity: np.ndarray, counted: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's greedy matching, for all images, keypoints and thresholds at once.
+
+    Poses choose in order of score: the most similar free person who counts, else the most similar one to ignore;
+    of equals the last. A crowd stays free.
+
+    Args:
+        similarity: (I, D, G, K), poses best first.
+        counted: (I, G, K) bool, False for people to ignore.
+        crowd: (I, G) bool.
+        thresholds: (T,) least similarity of a match.
+
+    Returns:
+        (I, D, K, T) the person in G, where there is a match, and (I, D, K, T) TRUE, IGNORED or FALSE.
+    """
+    images, num_poses, num_people, num_keypoints = similarity.shape
+    bars = np.minimum(thresholds, 1 - 1e-10)
+    person = np.zeros((images, num_poses, num_keypoints, len(bars)), np.int32)
+    verdict = np.full(person.shape, FALSE, np.int8)
+    free = np.ones((images, num_people, num_keypoints, len(bars)), bool)
+    counted, stays_free = counted[..., None], crowd[:, :, None, None]
+    for pose in range(num_poses):
+        score = similarity[:, pose, :, :, None]
+        possible = free & (score >= bars)
+        if not possible.any():
+            continue
+        first_choice = possible & counted
+        true, found = first_choice.any(1), possible.any(1)
+        eligible = np.where(true[:, None], first_choice, possible)
+        best = num_people - 1 - np.where(eligible, score, -1.0)[:, ::-1].argmax(1)  # (I, K, T)
+        person[:, pose] = best
+        verdict[:, pose] = np.where(true, TRUE, np.where(found, IGNORED, FALSE))
+        taken = (np.arange(num_people)[:, None, None] == best[:, None]) & found[:, None]
+        free &= ~taken | stays_free
+    return person, verdict
+
+
+def _average_precision(scores: np.ndarray, verdicts: np.ndarray, positives: int, recall_points: np.ndarray) -> float:
+    """Mean over thresholds and recalls of the interpolated precision.
+
+    Args:
+        scores: (N,).
+        verdicts: (N, T) of FALSE, TRUE, IGNORED.
+        positives: How many there are to find.
+        recall_points: (R,).
+    """
+    if positives == 0:
+        return np.nan
+    verdicts = verdicts[np.argsort(-scores, kind="stable")]
+    found = (verdicts == TRUE).cumsum(0).astype(np.float64)
+    wrong = (verdicts == FALSE).cumsum(0).astype(np.float64)
+    precision = found / (found + wrong + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    envelope = np.vstack([envelope, np.zeros_like(envelope[:1]) if len(envelope) else np.zeros((1, envelope.shape[1]))])
+    recall = found / positives
+    read = [envelope[np.searchsorted(recall[:, t], recall_points), t] for t in range(recall.shape[1])]
+    return float(np.mean(read))
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """Poses matched to people, with everybody else in the image."""
+
+    poses: np.ndarray
+    """(M,) rows of the pose table."""
+    people: np.ndarray
+    """(M, G) rows of the ground truth."""
+    own: np.ndarray
+    """(M,) which of the G is the matched person."""
+    similarity: np.ndarray
+    """(M, G, K) of the pose with each person."""
+
+
+def _error_kinds(
+    match: _Match, truth: GroundTruth, poses: PoseTable, schema: KeypointSchema
+) -> tuple[np.ndarray, np.ndarray]:
+    """Similarity to the own keypoint, 0 where not labelled, and index in ``ERROR_KINDS``, -1 there: both (M, K)."""
+    flip = schema.flip_index
+    labelled = truth.visibility[match.people] > 0  # (M, G, K)
+    same = np.where(labelled, match.similarity, 0.0)
+    offset = poses.keypoints[match.poses][:, None] - truth.keypoints[match.people][:, :, flip]
+    partner = _falloff(offset, truth.areas[match.people][..., None], schema)
+    partner = np.where(labelled[:, :, flip] & (np.array(flip) != np.arange(len(flip))), partner, 0.0)
+
+    rows = np.arange(len(match.own))
+    own, own_partner = same[rows, match.own], partner[rows, match.own]
+    other = np.maximum(same, partner)
+    other[rows, match.own] = 0.0
+    other = other.max(1, initial=0.0)
+    good, jitter, inversion, swap, miss = range(len(ERROR_KINDS))
+    inverted = (own_partner >= NEAR) & (own_partner >= other)
+    cases = [~labelled[rows, match.own], own >= GOOD, own >= NEAR, inverted, other >= NEAR]
+    kind = np.select(cases, [-1, good, jitter, inversion, swap], miss)
+    return own, kind
+
+
+def _split(
+    truth: GroundTruth, poses: PoseTable, verdicts: np.ndarray, fit: np.ndarray, kinds: np.ndarray
+) -> ErrorSplit:
+    matched = verdicts == TRUE
+    background = (verdicts == FALSE) & (fit < MATCH)
+    bar = np.median(poses.scores[matched]) if matched.any() else -np.inf
+    people = int((~truth.ignored).sum())
+    return ErrorSplit(
+        keypoints=kinds,
+        people=people,
+        missed_people=people - int(matched.sum()),
+        poses=int((verdicts != IGNORED).sum()),
+        background_poses=int(background.sum()),
+        high_background_poses=int((background & (poses.scores >= bar)).sum()),
+        duplicate_poses=int(((verdicts == FALSE) & ~background).sum()),
+    )

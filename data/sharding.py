@@ -1,0 +1,308 @@
+"""COCO annotations and images to shards, over the cluster; safe to kill and start again.
+
+The plan is a function of the source and the settings: images in an order shuffled by seed, so that shards are alike,
+cut into shards of about equal bytes. Each shard is written by one task that knows only its own part of the plan. A
+shard that is there, whole and of the same plan is kept; so a second run has nothing to do, a run after a crash does
+what is missing, and all of them end with the same bytes.
+"""
+
+import hashlib
+import json
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import fsspec
+from rich.console import Console
+from rich.progress import track
+
+from posefleet.data.coco import CocoSplit, Source, image_path, is_keypoint_person, read_coco
+from posefleet.data.doctor import image_fault
+from posefleet.data.errors import DataError
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.shards import (
+    VERSION,
+    Manifest,
+    Record,
+    ShardInfo,
+    check_shard,
+    encode_record,
+    make_record,
+    read_manifest,
+    read_notes,
+    remove_leftovers,
+    remove_manifest,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+
+CPUS_PER_TASK = 1
+"""A task decodes every image, so it keeps a core busy; one free core in the whole cluster is enough to go on."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """All that the task which writes one shard needs to know; small enough to send."""
+
+    name: str
+    records: list[Record]
+    """The samples, in order."""
+    sizes: list[int]
+    """Bytes of each image file when the plan was made; -1 where it was missing."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the plan; a shard that was written from another plan is stale."""
+        return _digest(zip(self.records, self.sizes, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What goes into which shard."""
+
+    shards: list[ShardPlan]
+    fingerprint: str
+    """sha256 over file names, sizes and annotations by image id; depends on neither seed nor shard size."""
+    dropped_people: int
+    """Annotations with a coordinate that is not finite; no shard holds them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardingResult:
+    """What one run did."""
+
+    manifest: Manifest
+    shards_written: int
+    """By this run; the other shards were there already."""
+    samples_written: int
+    seconds: float
+
+
+def shard_coco(
+    source: Source,
+    root: str,
+    schema: KeypointSchema,
+    *,
+    shard_mib: float = 128.0,
+    seed: int = 0,
+    limit: int | None = None,
+    parallel: bool = True,
+) -> ShardingResult:
+    """Make ``root`` a whole shard folder of ``source``, by as little work as it takes.
+
+    Args:
+        source: Annotation file and image folder, as every node of the cluster sees them.
+        root: The shard folder of this split: any fsspec path that every node can write to.
+        schema: Keypoints of the annotations.
+        shard_mib: Size of a shard, about, in MiB.
+        seed: Of the order of the images.
+        limit: Take only so many images, the first by id.
+        parallel: Over the Ray cluster; otherwise in this process, one shard after the other.
+
+    Returns:
+        The manifest as written, and what was done. Images that are missing, damaged or not of the size in the
+        annotations are left out and named in ``manifest.skipped``.
+
+    Raises:
+        DataError: The annotations cannot be used, or no image can.
+        ValueError: ``shard_mib`` or ``limit`` is not larger than 0.
+    """
+    start = time.perf_counter()
+    split = read_coco(source.annotation_file, schema)
+    plan = plan_shards(source, split, shard_mib=shard_mib, seed=seed, limit=limit)
+    ensure = _EnsureShard(source, root)
+    shards = _over_the_cluster(ensure, plan.shards) if parallel else _one_by_one(ensure, plan.shards)
+    manifest = _manifest(source, schema, plan, shards)
+    if not manifest.samples:
+        reasons = ", ".join(sorted({skipped["reason"] for skipped in manifest.skipped}))
+        raise DataError(f"{source.image_folder}: none of the {len(manifest.skipped)} images can be used: {reasons}")
+    _publish(root, manifest, keep=[shard.info.name for shard in shards])
+    written = [shard.info.samples for shard in shards if shard.written]
+    return ShardingResult(manifest, len(written), sum(written), time.perf_counter() - start)
+
+
+# ------------------------------------------------------------------------------------------------------- the plan
+
+
+def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int = 0, limit: int | None = None) -> Plan:
+    """Decide what goes into which shard; see :func:`shard_coco` for the arguments."""
+    if shard_mib <= 0 or (limit is not None and limit <= 0):
+        raise ValueError(f"shard_mib {shard_mib} and limit {limit} must be larger than 0")
+    ids = sorted(split.images)[:limit]
+    records = [make_record(split.images[i], [a for a in split.annotations[i] if _is_finite(a)]) for i in ids]
+    dropped = sum(len(split.annotations[i]) for i in ids) - sum(len(record["people"]) for record in records)
+    pairs = list(zip(records, _image_sizes(source, records), strict=True))
+    fingerprint = _digest(pairs)
+    random.Random(seed).shuffle(pairs)
+
+    total = sum(max(size, 0) for _, size in pairs)
+    count = max(1, round(total / (shard_mib * 2**20)))
+    groups: dict[int, list[tuple[Record, int]]] = {}
+    before = 0
+    for record, size in pairs:
+        groups.setdefault(before * count // max(total, 1), []).append((record, size))
+        before = min(before + max(size, 0), total - 1)
+    shards = [
+        ShardPlan(shard_name(number), [record for record, _ in group], [size for _, size in group])
+        for number, group in enumerate(groups.values())
+    ]
+    return Plan(shards, fingerprint, dropped)
+
+
+def _is_finite(annotation: dict[str, Any]) -> bool:
+    try:
+        json.dumps([annotation["bbox"], annotation.get("area"), annotation.get("keypoints")], allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _image_sizes(source: Source, records: list[Record]) -> list[int]:
+    """Bytes of each image file, from one listing of the folder; -1 where there is no file."""
+    fs, folder = fsspec.core.url_to_fs(source.image_folder)
+    folder = folder.rstrip("/")
+    files = fs.find(folder, detail=True)
+    listed = {path.removeprefix(folder + "/"): int(entry["size"]) for path, entry in files.items()}
+    return [listed.get(record["file_name"], -1) for record in records]
+
+
+def _digest(pairs: Iterable[tuple[Record, int]]) -> str:
+    sha256 = hashlib.sha256()
+    for record, size in pairs:
+        sha256.update(b"%d %s\n" % (size, encode_record(record)))
+    return sha256.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- the tasks
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard that is there, and what was noted when it was written."""
+
+    info: ShardInfo
+    written: bool
+    """Whether this run wrote it."""
+    counts: dict[str, int] = field(default_factory=dict)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _EnsureShard:
+    """The task: leave a whole shard as it is, write one that is missing, broken or of another plan."""
+
+    source: Source
+    root: str
+
+    def __call__(self, plan: ShardPlan) -> _Shard:
+        info = check_shard(self.root, plan.name)
+        if info:
+            notes = read_notes(self.root, plan.name)
+            if notes.get("plan") == plan.digest:
+                return _Shard(info, False, notes["counts"], notes["skipped"])
+        remove_manifest(self.root)
+        counts: Counter[str] = Counter()
+        skipped: list[dict[str, Any]] = []
+        notes = {"plan": plan.digest, "counts": counts, "skipped": skipped}  # stored after the samples, which fill it
+        info = write_shard(self.root, plan.name, self._samples(plan, counts, skipped), notes)
+        return _Shard(info, True, dict(counts), skipped)
+
+    def _samples(
+        self, plan: ShardPlan, counts: Counter[str], skipped: list[dict[str, Any]]
+    ) -> Iterator[tuple[str, bytes, Record]]:
+        fs, _ = fsspec.core.url_to_fs(self.source.image_folder)
+        for record in plan.records:
+            data, fault = _read_image(fs, self.source, record)
+            if fault:
+                image = {"image_id": record["image_id"], "file_name": record["file_name"]}
+                skipped.append({**image, "reason": fault[0], "detail": fault[1]})
+            else:
+                counts.update(_count(record))
+                yield f"{record['image_id']:012d}", data, record
+
+
+def _read_image(fs: Any, source: Source, record: Record) -> tuple[bytes, tuple[str, str] | None]:
+    try:
+        data: bytes = fs.cat_file(image_path(source, record["file_name"]))
+    except (FileNotFoundError, IsADirectoryError, DataError) as error:
+        reason = str(error) if isinstance(error, DataError) else f"{record['file_name']}: no such file"
+        return b"", ("missing_image", reason)
+    return data, image_fault(data, record)
+
+
+def _count(record: Record) -> dict[str, int]:
+    people = record["people"]
+    keypoint_people = sum(map(is_keypoint_person, people))
+    crowd = sum(bool(person["iscrowd"]) for person in people)
+    return {
+        "images": 1,
+        "people": len(people),
+        "keypoint_people": keypoint_people,
+        "crowd": crowd,
+        "unlabelled": len(people) - keypoint_people - crowd,
+    }
+
+
+def _one_by_one(task: Callable[[ShardPlan], _Shard], plans: list[ShardPlan]) -> list[_Shard]:
+    return list(_with_progress(map(task, plans), len(plans)))
+
+
+def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: list[ShardPlan]) -> list[_Shard]:
+    """A Ray Data pipeline of one block, and so one task, for each plan."""
+    import ray
+
+    def run(row: dict[str, Any]) -> dict[str, Any]:
+        shard = task(ShardPlan(**json.loads(row["plan"])))
+        return {"number": row["number"], "shard": json.dumps(asdict(shard))}
+
+    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts shards
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    rows = [{"number": number, "plan": json.dumps(asdict(plan))} for number, plan in enumerate(plans)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=CPUS_PER_TASK)
+    finished = {row["number"]: json.loads(row["shard"]) for row in _with_progress(dataset.iter_rows(), len(rows))}
+    shards = [finished[number] for number in range(len(plans))]
+    return [_Shard(ShardInfo(**shard.pop("info")), **shard) for shard in shards]
+
+
+def _with_progress(shards: Iterable[T], total: int) -> Iterable[T]:
+    console = Console(stderr=True)
+    return track(shards, "shards", total=total, console=console, disable=not console.is_terminal)
+
+
+# ------------------------------------------------------------------------------------------------------- the end
+
+
+def _manifest(source: Source, schema: KeypointSchema, plan: Plan, shards: list[_Shard]) -> Manifest:
+    counts = Counter(dict.fromkeys(("images", "people", "keypoint_people", "crowd", "unlabelled"), 0))
+    for shard in shards:
+        counts.update(shard.counts)
+    skipped = sorted((image for shard in shards for image in shard.skipped), key=lambda image: image["image_id"])
+    return Manifest(
+        version=VERSION,
+        split=source.split,
+        schema=schema.name,
+        fingerprint=plan.fingerprint,
+        shards=tuple(shard.info for shard in shards if shard.info.samples),
+        counts={**counts, "skipped": len(skipped), "dropped_people": plan.dropped_people},
+        skipped=tuple(skipped),
+    )
+
+
+def _publish(root: str, manifest: Manifest, keep: list[str]) -> None:
+    try:
+        same = read_manifest(root) == manifest
+    except DataError:
+        same = False
+    if not same:
+        remove_manifest(root)
+    remove_leftovers(root, keep)
+    if not same:
+        write_manifest(root, manifest)

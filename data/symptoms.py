@@ -1,0 +1,246 @@
+"""What can be wrong with a data set, how bad each fault is and what to do about it; and the report that says so."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "info"]
+
+MAX_EXAMPLES = 5
+_BAR = 30  # characters of the longest bar of a histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """One kind of fault."""
+
+    severity: Severity
+    meaning: str
+    advice: str
+
+
+SYMPTOMS: dict[str, Symptom] = {
+    # The files.
+    "unreadable_annotations": Symptom(
+        "error", "The annotation file cannot be used.", "Download or export it again."
+    ),
+    "no_images": Symptom("error", "The annotation file lists no images.", "Export it again."),
+    "no_keypoint_people": Symptom(
+        "error", "Not one person has a labelled keypoint.", "Check that this is the keypoint file of the data set."
+    ),
+    "missing_image": Symptom(
+        "error", "The image file is not there.", "Add the files; sharding skips and names them."
+    ),
+    "corrupt_image": Symptom(
+        "error", "The image is damaged or truncated.", "Download it again; sharding skips and names it."
+    ),
+    "size_mismatch": Symptom(
+        "error",
+        "The image is not as large as the json says, so its annotations are of another picture.",
+        "Put the original file back, or correct width and height; sharding skips and names it.",
+    ),
+    "exif_mismatch": Symptom(
+        "error",
+        "EXIF turns the image, but the json gives the size before turning: the annotations lie in the other frame.",
+        "Apply or remove the EXIF orientation so that picture and annotations agree; sharding skips and names it.",
+    ),
+    "exif_orientation": Symptom(
+        "info",
+        "EXIF turns or mirrors the image; the json agrees with the turned size.",
+        "Nothing, if the annotations were drawn on the turned picture, as viewers show it.",
+    ),
+    # Images in the json.
+    "bad_image_record": Symptom(
+        "error", "An image lacks an integer id, a file name or a positive size.", "Correct the record."
+    ),
+    "duplicate_image_id": Symptom("error", "Two images have the same id.", "Give every image its own id."),
+    "duplicate_file_name": Symptom(
+        "warning", "Two images are the same file.", "Merge them, or one image counts twice."
+    ),
+    "images_without_annotations": Symptom("info", "Images without a person.", "Nothing; they serve as background."),
+    # Annotations.
+    "bad_annotation_record": Symptom(
+        "error", "An annotation lacks an integer id, an image_id or a list of numbers.", "Correct the record."
+    ),
+    "duplicate_annotation_id": Symptom(
+        "error", "Two annotations have the same id; COCO's evaluation then drops one.", "Number them anew."
+    ),
+    "unknown_image": Symptom(
+        "error", "An annotation belongs to no image of the file.", "Add the image or remove the annotation."
+    ),
+    "unknown_category": Symptom(
+        "error", "An annotation has a category that the file does not list.", "Add the category or correct the id."
+    ),
+    "other_category": Symptom("info", "Annotations of things that are not people.", "Nothing; they are not read."),
+    "not_finite": Symptom("error", "A box, area or keypoint is NaN or infinite.", "Correct or remove the annotation."),
+    "bad_box": Symptom(
+        "error", "The box of a keypoint person is not larger than 0.", "Correct it; boxes are x, y, width, height."
+    ),
+    "bad_area": Symptom(
+        "error", "The area of a keypoint person is not larger than 0; OKS divides by it.", "Correct or remove the area."
+    ),
+    "bad_box_unlabelled": Symptom(
+        "warning", "A person without keypoints has a box or area that is not larger than 0.", "Remove the annotation."
+    ),
+    "box_outside": Symptom("warning", "The box reaches out of the image.", "Check width, height and the box format."),
+    "no_area": Symptom(
+        "info", "Annotations without area (CrowdPose has none).", "Nothing; 0.53 of the box is taken."
+    ),
+    "crowd": Symptom("info", "Regions that cover a group.", "Nothing; losses and evaluation ignore them."),
+    "unlabelled": Symptom(
+        "info", "People without a labelled keypoint, crowds aside.", "Nothing; losses and evaluation ignore them."
+    ),
+    # Keypoints.
+    "wrong_keypoint_count": Symptom(
+        "error", "A person has another number of keypoints than the schema.", "Choose the schema that fits."
+    ),
+    "bad_visibility": Symptom("error", "A visibility is not 0, 1 or 2.", "Correct it: not labelled, hidden, visible."),
+    "many_keypoints_outside": Symptom(
+        "error",
+        "Many labelled keypoints lie outside their image.",
+        "Check that the coordinates are pixels (not 0 to 1) of these images (not resized ones).",
+    ),
+    "keypoint_outside": Symptom(
+        "warning", "A labelled keypoint lies outside the image.", "Correct it or set its visibility to 0."
+    ),
+    "wrong_num_keypoints": Symptom(
+        "warning", "num_keypoints is not the number of labelled keypoints.", "Correct it; here they are counted anew."
+    ),
+    "duplicate_person": Symptom(
+        "warning", "Two people of one image have the same keypoints.", "Remove one; it counts twice."
+    ),
+    "left_right_swapped": Symptom(
+        "warning", "Left and right look swapped, judged by face, shoulders and hips.", "Look at the examples."
+    ),
+    "constant_keypoint": Symptom(
+        "warning", "A keypoint has the same coordinates in many people.", "Look for a placeholder in the export."
+    ),
+    "never_labelled": Symptom(
+        "warning", "A keypoint is never labelled, so it cannot be learnt.", "Check the order of the keypoints."
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A symptom that a data set shows."""
+
+    code: str
+    """A key of ``SYMPTOMS``."""
+    count: int
+    examples: tuple[str, ...]
+
+    @property
+    def symptom(self) -> Symptom:
+        """What the code means."""
+        return SYMPTOMS[self.code]
+
+
+class Findings:
+    """Collects what the checks see."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, code: str, example: str = "", count: int = 1) -> None:
+        """Note one more case of ``code``, or ``count`` more."""
+        assert code in SYMPTOMS, code
+        if count:
+            self._counts[code] = self._counts.get(code, 0) + count
+            examples = self._examples.setdefault(code, [])
+            if example and len(examples) < MAX_EXAMPLES:
+                examples.append(example)
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Errors first, in the order of ``SYMPTOMS``."""
+        order: list[Severity] = ["error", "warning", "info"]
+        codes = [code for severity in order for code in SYMPTOMS if SYMPTOMS[code].severity == severity]
+        return (Finding(c, self._counts[c], tuple(self._examples[c])) for c in codes if c in self._counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Numbers of a data set that are no faults."""
+
+    images: int = 0
+    images_with_keypoint_people: int = 0
+    people: int = 0
+    """Everything annotated as a person: keypoint people, unlabelled people and crowds."""
+    keypoint_people: int = 0
+    people_by_keypoints: tuple[int, ...] = ()
+    """Entry n: people, crowds aside, with n labelled keypoints."""
+    labelled_by_keypoint: dict[str, int] = field(default_factory=dict)
+    """People in whom a keypoint is labelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of an examination."""
+
+    source: str
+    schema: str
+    images_checked: bool
+    findings: tuple[Finding, ...]
+    statistics: Statistics
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that make training wrong or impossible."""
+        return tuple(finding for finding in self.findings if finding.symptom.severity == "error")
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a json object."""
+        findings = [{**asdict(finding.symptom), **asdict(finding)} for finding in self.findings]
+        return {**asdict(self), "findings": findings}
+
+    def as_text(self) -> str:
+        """The report for a terminal, a paragraph for each finding."""
+        return "\n".join([*self._heading(), *self._paragraphs(), self._verdict(), ""])
+
+    def _heading(self) -> Iterable[str]:
+        s = self.statistics
+        yield f"{self.source}  ({self.schema})"
+        yield (
+            f"  {s.images:,} images, {s.images_with_keypoint_people:,} of them with keypoint people; "
+            f"{s.people:,} people, {s.keypoint_people:,} of them with labelled keypoints"
+        )
+        if s.keypoint_people:
+            yield "  people by number of labelled keypoints"
+            yield from _histogram({str(n): count for n, count in enumerate(s.people_by_keypoints)})
+            yield "  people in whom a keypoint is labelled"
+            yield from _histogram(s.labelled_by_keypoint)
+        yield ""
+
+    def _paragraphs(self) -> Iterable[str]:
+        for finding in self.findings:
+            symptom = finding.symptom
+            yield f"  {symptom.severity.upper():8}{finding.code}: {finding.count:,}"
+            yield f"          {symptom.meaning}"
+            yield from (f"            {example}" for example in finding.examples)
+            more = finding.count - len(finding.examples)
+            if finding.examples and more:
+                yield f"            ... and {more:,} more"
+            if symptom.severity != "info":
+                yield f"          {symptom.advice}"
+            yield ""
+
+    def _verdict(self) -> str:
+        warnings = sum(finding.symptom.severity == "warning" for finding in self.findings)
+        images = "images read in full" if self.images_checked else "image files not looked at"
+        return f"  {len(self.errors)} kinds of error, {warnings} kinds of warning; {images}."
+
+
+def write_reports(path: str, reports: Iterable[Report]) -> None:
+    """Write reports as one json file."""
+    with open(path, "w") as file:
+        json.dump({"reports": [report.as_json() for report in reports]}, file, indent=2)
+        file.write("\n")
+
+
+def _histogram(counts: dict[str, int]) -> Iterable[str]:
+    width, most = max(map(len, counts)), max(*counts.values(), 1)
+    for name, count in counts.items():
+        bar = "█" * round(_BAR * count / most)
+        yield f"    {name:>{width}}  {count:>9,}  {bar}".rstrip()

@@ -1,0 +1,379 @@
+"""Pictures of rendered people with exact COCO keypoint annotations: the data set that needs no download.
+
+    python -m posefleet.data.synthetic --out datasets/synthetic --split train2017 --count 1000
+
+Layout on disk is COCO's own: ``OUT/annotations/person_keypoints_{split}.json`` and ``OUT/{split}/{id:012d}.jpg``.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from posefleet.data.bodies import Figure, extent, random_figure
+from posefleet.data.figures import KEYPOINT_PARTS, PARTS_PER_PERSON, Painted, paint_figure
+from posefleet.data.images import encode_jpeg
+from posefleet.data.keypoints import COCO17
+from posefleet.data.scenery import Canvas, develop, paint_background, paint_thing
+
+Annotation = dict[str, Any]
+"""One COCO annotation; here without ``id`` and ``image_id`` until it is written."""
+
+MIN_AREA = 12
+"""Fewest visible pixels that make an annotation."""
+
+MIN_VISIBLE = 3
+"""Fewest visible keypoints of a labelled person: nobody can label one of whom only a sleeve shows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneConfig:
+    """What the pictures show. Ranges are (low, high), both included."""
+
+    width: tuple[int, int] = (256, 256)
+    """Pixels."""
+    height: tuple[int, int] = (256, 256)
+    """Pixels."""
+    people: tuple[int, int] = (1, 8)
+    """People in a picture, crowds not counted; few are more frequent than many."""
+    scale: tuple[float, float] = (0.25, 1.5)
+    """Standing height of a person in short sides of the picture, drawn log-uniformly; above 1 the legs are cut off."""
+    together_rate: float = 0.35
+    """Probability that a person is placed next to, and often behind, the one before."""
+    things: tuple[int, int] = (0, 4)
+    """Things other than people, behind them."""
+    occluder_rate: float = 0.12
+    """Probability that a thing stands before a person."""
+    crowd_rate: float = 0.1
+    """Probability that a picture has a group in the background that is annotated as one crowd region."""
+    unlabelled_rate: float = 0.05
+    """Probability that a person is annotated without keypoints."""
+    jpeg_quality: int = 90
+    """0 to 100."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("width", 32), ("height", 32), ("people", 0), ("scale", 0.02), ("things", 0)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise ValueError(f"{name} ({low}, {high}) must be (low, high) with {least} <= low <= high")
+        for name in ("together_rate", "occluder_rate", "crowd_rate", "unlabelled_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is a probability: 0 to 1")
+        if not 0 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality {self.jpeg_quality} must be 0 to 100")
+
+
+def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.ndarray, list[Annotation]]:
+    """One picture and its annotations; the same for the same seed.
+
+    Returns:
+        (H, W, 3) uint8 RGB, and COCO annotations without ``id`` and ``image_id``. A keypoint is visible (2) when its
+        pixel shows the part of the body that it belongs to, hidden (1) when something else covers it or it is on the
+        far side, unlabelled (0) outside the picture and for a face seen from behind.
+    """
+    rng = np.random.default_rng(seed)
+    width, height = (int(rng.integers(*side, endpoint=True)) for side in (config.width, config.height))
+    background, horizon = paint_background(width, height, rng)
+    canvas = Canvas.over(background)
+    for _ in range(int(rng.integers(*config.things, endpoint=True))):
+        ground = rng.uniform(horizon, height)
+        paint_thing(canvas, rng.uniform(0, width), ground, height * rng.uniform(0.2, 0.8), rng)
+    figures = _place_people(config, width, height, horizon, rng)
+    crowd = len(figures) + 1 if rng.random() < config.crowd_rate else 0
+    if crowd:
+        _paint_crowd(canvas, crowd, horizon, rng)
+    light = rng.uniform(-1, 1)
+    painted = []
+    for person, figure in enumerate(figures, start=1):
+        painted.append(paint_figure(canvas, figure, person, light, detailed=figure.height > 40))
+        if rng.random() < config.occluder_rate:
+            foot = figure.origin[1] + 0.55 * figure.height
+            paint_thing(canvas, rng.uniform(0, width), foot, figure.height * rng.uniform(0.4, 1.0), rng)
+    unlabelled = rng.random(len(figures)) < config.unlabelled_rate
+    annotations = [
+        annotation
+        for person, (where, bare) in enumerate(zip(painted, unlabelled, strict=True), start=1)
+        if (annotation := annotate_person(canvas.owner, person, where, labelled=not bare)) is not None
+    ]
+    if crowd and (region := annotate_crowd(canvas.owner, crowd)) is not None:
+        annotations.append(region)
+    return develop(canvas, rng), annotations
+
+
+def write_dataset(
+    out: Path,
+    split: str,
+    count: int,
+    config: SceneConfig | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = False,
+) -> Path:
+    """Render ``count`` pictures and their annotations in COCO's layout.
+
+    Picture i of a split and seed is always the same file, whatever ``workers`` and ``count``. The json appears last
+    and whole; running again reproduces every byte.
+
+    Args:
+        out: Root of the data set, made when missing.
+        split: Name of the image folder and of the json, such as train2017; it is part of the seed, so splits differ.
+        workers: Processes; 1 renders in this one.
+        progress: Show a bar on stderr.
+
+    Returns:
+        Path of the annotations.
+
+    Raises:
+        ValueError: ``count`` or ``workers`` is not positive.
+    """
+    if count < 1 or workers < 1:
+        raise ValueError(f"count {count} and workers {workers} must be at least 1")
+    config = config or SceneConfig()
+    folder, path = out / split, out / "annotations" / f"person_keypoints_{split}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    render = partial(_write_picture, folder, config, (seed, zlib.crc32(split.encode())))
+    images: list[dict[str, Any]] = []
+    annotations: list[Annotation] = []
+    with _mapped(render, range(1, count + 1), workers) as pictures:
+        shown = track(pictures, "rendering", count, console=Console(stderr=True)) if progress else pictures
+        for image, people in shown:
+            images.append(image)
+            for annotation in people:
+                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
+    info = {"description": "posefleet synthetic people", "split": split, "seed": seed, "scene": asdict(config)}
+    document = {
+        "info": info,
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [person_category()],
+    }
+    _write_whole(path, json.dumps(document, separators=(",", ":")).encode())
+    return path
+
+
+def person_category() -> dict[str, Any]:
+    """COCO's person category; its skeleton counts keypoints from 1."""
+    return {
+        "id": 1,
+        "name": "person",
+        "supercategory": "person",
+        "keypoints": list(COCO17.keypoints),
+        "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- scene
+
+
+def _place_people(
+    config: SceneConfig, width: int, height: int, horizon: float, rng: np.random.Generator
+) -> list[Figure]:
+    """People on the ground, the farthest first."""
+    fewest, most = config.people
+    count = fewest + int((most - fewest + 1) * rng.random() ** 1.6)
+    low, high = config.scale
+    placed: list[tuple[float, Figure]] = []
+    x = 0.0
+    for i in range(count):
+        scale = float(np.exp(rng.uniform(np.log(low), np.log(max(low, high * count**-0.2)))))
+        figure = random_figure(rng, scale * min(width, height))
+        together = i > 0 and rng.random() < config.together_rate
+        x = x + rng.uniform(-0.35, 0.35) * figure.height if together else rng.uniform(0.03, 0.97) * width
+        x = float(np.clip(x, 0.03 * width, 0.97 * width))
+        _, top, _, bottom = extent(figure)
+        foot = min(1.05 * height, horizon + (height - horizon) * (0.1 + 0.9 * scale) * rng.uniform(0.9, 1.08))
+        tall = bottom - top
+        # Heads are mostly in the picture: cameras look at faces.
+        foot = max(foot, tall + (rng.uniform(-0.06, 0.3) * height if tall > 0.7 * height else 0.0))
+        placed.append((foot, replace(figure, origin=(x, foot - bottom))))
+    return [figure for _, figure in sorted(placed, key=lambda item: item[0])]
+
+
+def _paint_crowd(canvas: Canvas, person: int, horizon: float, rng: np.random.Generator) -> None:
+    """A group of tiny people near the horizon who share one owner."""
+    height, width = canvas.owner.shape
+    middle, size = rng.uniform(0.15, 0.85) * width, rng.uniform(0.07, 0.14) * height
+    for _ in range(int(rng.integers(6, 15))):
+        x, foot = middle + rng.normal(0, 1.3) * size, horizon + rng.uniform(0.2, 0.8) * size
+        figure = random_figure(rng, size * rng.uniform(0.85, 1.15))
+        paint_figure(canvas, replace(figure, origin=(x, foot - extent(figure)[3])), person, detailed=False)
+
+
+# ---------------------------------------------------------------------------------------------------- annotations
+
+
+def annotate_person(owner: np.ndarray, person: int, painted: Painted, *, labelled: bool) -> Annotation | None:
+    """The annotation of one person, or none when hardly anything of it shows."""
+    mask, (left, top) = _visible(owner, person)
+    polygons = _polygons(mask, left, top)
+    if not polygons:
+        return None
+    visibility = _visibility(owner, person, painted)
+    labelled = labelled and int((visibility == 2).sum()) >= MIN_VISIBLE
+    keypoints = np.zeros((len(COCO17), 3))
+    if labelled:
+        shown = visibility > 0
+        keypoints[shown, :2] = painted.keypoints[shown].round(2)
+        keypoints[:, 2] = visibility
+    return {
+        "category_id": 1,
+        "iscrowd": 0,
+        "num_keypoints": int((keypoints[:, 2] > 0).sum()),
+        "keypoints": _as_numbers(keypoints),
+        **_box_and_area(mask, left, top),
+        "segmentation": polygons,
+    }
+
+
+def annotate_crowd(owner: np.ndarray, person: int) -> Annotation | None:
+    mask, (left, top) = _visible(owner, person)
+    if not mask.any():
+        return None
+    whole = np.zeros(owner.shape, np.uint8)
+    whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    return {
+        "category_id": 1,
+        "iscrowd": 1,
+        "num_keypoints": 0,
+        "keypoints": [0] * 3 * len(COCO17),
+        **_box_and_area(mask, left, top),
+        "segmentation": {"size": list(owner.shape), "counts": _run_lengths(whole)},
+    }
+
+
+def _visible(owner: np.ndarray, person: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """(h, w) uint8 mask of what shows of a person, cut out, and the (left, top) of the cut."""
+    first = person * PARTS_PER_PERSON
+    mask = cv2.inRange(owner, first, first + PARTS_PER_PERSON - 1)
+    left, top, width, height = cv2.boundingRect(mask)
+    return mask[top : top + height, left : left + width] // 255, (left, top)
+
+
+def _visibility(owner: np.ndarray, person: int, painted: Painted) -> np.ndarray:
+    """(17,) uint8 COCO visibility."""
+    height, width = owner.shape
+    x, y = painted.keypoints.T
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    column, row = np.where(inside, x, 0).astype(int), np.where(inside, y, 0).astype(int)
+    owners = owner[row, column].astype(int) - person * PARTS_PER_PERSON
+    own = (owners >= 0) & (owners < PARTS_PER_PERSON)
+    shown = own & KEYPOINT_PARTS[np.arange(len(COCO17)), np.where(own, owners, 0)]
+    return np.where(inside, np.minimum(painted.turned, np.where(shown, 2, 1)), 0).astype(np.uint8)
+
+
+def _box_and_area(mask: np.ndarray, left: int, top: int) -> Annotation:
+    height, width = mask.shape
+    return {"bbox": [float(left), float(top), float(width), float(height)], "area": float(mask.sum())}
+
+
+def _polygons(mask: np.ndarray, left: int, top: int) -> list[list[float]]:
+    """Outer outlines of a mask as COCO polygons, in continuous coordinates."""
+    if mask.sum() < MIN_AREA:
+        return []
+    # Contours run through pixel centres. Grown by one pixel to the right and below, they run along pixel edges.
+    grown = cv2.dilate(np.pad(mask, ((0, 1), (0, 1))), np.ones((2, 2), np.uint8), anchor=(1, 1))
+    contours, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
+    slim = [cv2.approxPolyDP(contour, 0.5, True) for contour in contours]
+    return [contour.ravel().astype(float).tolist() for contour in slim if len(contour) >= 3]
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed run lengths: column by column, the first run is of zeros."""
+    flat = np.concatenate([[0], mask.ravel(order="F")])
+    changes = np.flatnonzero(np.diff(flat))
+    runs: list[int] = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    return runs
+
+
+def _as_numbers(keypoints: np.ndarray) -> list[float]:
+    """Flat [x, y, v]*17 with integral visibility, as COCO writes it."""
+    return [number for x, y, v in keypoints.tolist() for number in (x, y, int(v))]
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def _write_picture(
+    folder: Path, config: SceneConfig, seed: tuple[int, ...], number: int
+) -> tuple[dict[str, Any], list[Annotation]]:
+    image, annotations = render_scene(config, (*seed, number))
+    name = f"{number:012d}.jpg"
+    _write_whole(folder / name, encode_jpeg(image, config.jpeg_quality))
+    return {"id": number, "file_name": name, "width": image.shape[1], "height": image.shape[0]}, annotations
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """A file that is either absent, old or complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+@contextmanager
+def _mapped(function: Any, numbers: Iterable[int], workers: int) -> Iterator[Iterable[Any]]:
+    """Results in order, from this process or from ``workers`` others."""
+    if workers == 1:
+        yield map(function, numbers)
+        return
+    # Spawned, not forked: forking a process with threads (Ray, torch) can deadlock.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.map(function, numbers, chunksize=16)
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see ``--help``."""
+    default = SceneConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m posefleet.data.synthetic",
+        description="Render people with exact COCO keypoint annotations.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="root folder of the data set")
+    parser.add_argument("--split", default="train2017", help="image folder and json name")
+    parser.add_argument("--count", type=int, default=1000, help="pictures")
+    parser.add_argument("--size", type=int, nargs="+", default=[256], metavar="PX", help="side, or width and height")
+    parser.add_argument("--people", type=int, nargs=2, default=default.people, metavar=("LOW", "HIGH"))
+    parser.add_argument("--crowd-rate", type=float, default=default.crowd_rate, help="pictures with a crowd")
+    parser.add_argument("--unlabelled-rate", type=float, default=default.unlabelled_rate, help="people left unlabelled")
+    parser.add_argument("--jpeg-quality", type=int, default=default.jpeg_quality, help="0 to 100")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    chosen = parser.parse_args(arguments)
+    width, height = chosen.size[0], chosen.size[-1]
+    try:
+        config = SceneConfig(
+            width=(width, width),
+            height=(height, height),
+            people=tuple(chosen.people),
+            crowd_rate=chosen.crowd_rate,
+            unlabelled_rate=chosen.unlabelled_rate,
+            jpeg_quality=chosen.jpeg_quality,
+        )
+        progress = sys.stderr.isatty()
+        path = write_dataset(chosen.out, chosen.split, chosen.count, config, chosen.seed, chosen.workers, progress)
+    except ValueError as error:
+        parser.error(str(error))
+    sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    main()

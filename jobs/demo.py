@@ -1,0 +1,184 @@
+"""The whole way on this machine, with no data and no GPU: what ``make demo`` runs.
+
+Starts a Ray head of its own, renders people, examines and shards them, trains SMPR with two DDP workers through
+``ray job submit``, evaluates, says where to look, and stops what it started.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything."""
+
+    train: int
+    val: int
+    epochs: float
+
+
+SIZES = {"full": Size(train=1600, val=200, epochs=4.0), "mini": Size(train=32, val=8, epochs=1.0)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when every step went well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for data, run and pictures")
+    parser.add_argument("--size", choices=list(SIZES), default="full", help="mini only shows that every step works")
+    options = parser.parse_args(arguments)
+    out: Path = options.out.absolute()
+    size = SIZES[options.size]
+    began = time.monotonic()
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        with _ray_head() as cluster:
+            initial, refined = _steps(out, size, cluster)
+    except subprocess.CalledProcessError as error:
+        command = " ".join(map(str, error.cmd))
+        sys.stderr.write(f"\nerror: this step failed with status {error.returncode}: {command}\n")
+        return 1
+    run = out / "runs" / "demo"
+    sys.stdout.write(
+        f"\nAP {refined:.3f} on {size.val} held-out images (of the initial poses: {initial:.3f}), "
+        f"after {(time.monotonic() - began) / 60:.1f} minutes\n"
+        f"  overlays, curves  {run / 'report'}\n"
+        f"  checkpoints       {run / 'checkpoints'}\n"
+        f"  tracking          {Path(sys.executable).parent / 'mlflow'} ui "
+        f"--backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}\n"
+        "Your own data: put COCO's layout (annotations/ and image folders) anywhere and follow the README from "
+        "`jobs/shard_coco.py` on.\n"
+    )
+    return 0
+
+
+def _steps(out: Path, size: Size, cluster: "_Cluster") -> tuple[float, float]:
+    coco, shards = out / "coco", out / "shards"
+    for split, count, seed in (("train2017", size.train, 1), ("val2017", size.val, 2)):
+        _say(f"rendering {count} images of people: {coco / split}")
+        _run(
+            *("-m", "posefleet.data.synthetic", "--out", coco, "--split", split, "--count", count),
+            *("--size", 256, "--seed", seed, "--workers", os.cpu_count() or 1),
+        )
+    _say("asking the doctor")
+    _run("-m", "posefleet.data.doctor", coco, "--split", "train2017")
+    for split in ("train2017", "val2017"):
+        _say(f"sharding {split}")
+        cluster.submit("jobs/shard_coco.py", "--source", coco, "--split", split, "--out", shards)
+    _say("training SMPR with two workers")
+    cluster.submit(
+        *("jobs/train_smpr.py", "--config", "jobs/configs/smpr_demo.yaml"),
+        *("--data.train", shards / "train2017", "--data.eval", shards / "val2017"),
+        *("--run.storage", out / "runs", "--run.name", "demo", "--scaling.num_workers", 2),
+        *("--train.epochs", size.epochs, "--train.eval_every", size.epochs),
+    )
+    _say("evaluating the checkpoint: the initial poses, then the refined ones")
+    scores = []
+    for pose in ("initial", "refined"):
+        results = out / f"results_{pose}.json"
+        _run(
+            *("jobs/evaluate.py", "--checkpoint", out / "runs" / "demo", "--data.eval", shards / "val2017"),
+            *("--model.score.pose", pose, "--out", results),
+        )
+        scores.append(json.loads(results.with_suffix(".metrics.json").read_text())["AP"])
+    return scores[0], scores[1]
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    address: str
+    environment: dict[str, str]
+
+    def submit(self, *entrypoint: object) -> None:
+        """Run a job on the cluster and follow it to its end."""
+        ray = Path(sys.executable).with_name("ray")
+        command = [ray, "job", "submit", "--address", self.address, "--working-dir", ROOT, "--", "python", *entrypoint]
+        subprocess.run([str(part) for part in command], check=True, env=self.environment)
+
+
+@contextmanager
+def _ray_head() -> Iterator[_Cluster]:
+    """A Ray head of our own: free ports, its own folder, ended by its process id."""
+    _say("starting a Ray head")
+    ports = {name: _free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
+    ports |= {name: _free_port() for name in ("dashboard-agent-listen-port", "metrics-export-port")}
+    # Unix socket paths must be short, so not under --out.
+    temp = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",  # everything listens on this machine only, and not for long
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    head = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("ray")),
+            *("start", "--head", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"),
+            *(f"--{name}={port}" for name, port in ports.items()),
+            *(f"--temp-dir={temp}", "--num-cpus=2", "--dashboard-host=127.0.0.1"),
+        ],
+        env=environment,
+        stdout=(temp / "head.log").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{ports['dashboard-port']}"
+        _wait_for(address, head, temp / "head.log")
+        yield _Cluster(address, environment)
+    finally:
+        head.terminate()
+        try:
+            head.wait(20)
+        except subprocess.TimeoutExpired:
+            head.kill()
+            head.wait()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=2).read()
+        except OSError:
+            if head.poll() is not None:
+                break
+            time.sleep(0.5)
+        else:
+            return
+    sys.stderr.write(log.read_text())
+    raise subprocess.CalledProcessError(head.poll() or 1, "ray start --head")
+
+
+def _run(*arguments: object) -> None:
+    subprocess.run([sys.executable, *(str(a) for a in arguments)], check=True, cwd=ROOT)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"\n== {text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,94 @@
+"""Score a checkpoint on any COCO-format split, shards or files.
+
+python jobs/evaluate.py --checkpoint runs/smpr-20261121-120000 --data.eval datasets/coco-shards/val2017
+python jobs/evaluate.py --checkpoint CHECKPOINT --source /data/coco --split val2017 --evaluate.flip true --evaluate.scales 600 800 1000
+python jobs/evaluate.py --checkpoint CHECKPOINT --source ochuman_coco_format_val_range_0.00_1.00.json --images /data/ochuman/images
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from posefleet.platform.config import fail, override, take_option
+
+DESCRIPTION = """Score a checkpoint on a COCO-format split: AP, per-keypoint AP and what goes wrong.
+
+--checkpoint PATH  a checkpoint, or a run's folder (its best checkpoint)
+--source PATH      COCO's layout, or an annotation file (COCO, OCHuman, CrowdPose); without it: --data.eval SHARDS
+--split NAME       split of --source (val2017)
+--images PATH      image folder, where --source is an annotation file
+--out FILE.json    also write the poses as COCO results, and the numbers beside them (FILE.metrics.json)
+
+The options below are those of the checkpoint's own experiment, and change it for this evaluation."""
+
+OPTIONS = ("--checkpoint", "--source", "--split", "--images", "--out")
+
+
+def main() -> int:
+    """Exit status: 0, or 2 on bad arguments and bad data."""
+    values, arguments = {}, sys.argv[1:]
+    try:
+        for option in OPTIONS:
+            values[option], arguments = take_option(arguments, option)
+    except ValueError as error:
+        fail(str(error))
+    if not values["--checkpoint"]:
+        if {"-h", "--help"} & set(arguments):
+            sys.stdout.write(
+                f"usage: jobs/evaluate.py --checkpoint PATH [OPTIONS]\n\n{DESCRIPTION}\n"
+                "Give --checkpoint PATH --help to see them with their values.\n"
+            )
+            return 0
+        fail("--checkpoint is missing; give a checkpoint or the folder of a run")
+    from posefleet.platform.checkpoint import CheckpointError  # after --help: torch takes seconds
+
+    try:
+        return _evaluate(values, arguments)
+    except (ValueError, CheckpointError) as error:
+        fail(str(error))
+
+
+def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
+    from posefleet.data.coco import find_source, write_results
+    from posefleet.data.folder import FolderDataset
+    from posefleet.data.keypoints import load_schema
+    from posefleet.data.structures import Poses
+    from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
+    from posefleet.platform.config import resolve_path
+    from posefleet.platform.loop import evaluate
+    from posefleet.platform.memory import keep_freed_memory
+    from posefleet.platform.worker import LocalWorker
+
+    path = find_checkpoint(resolve_path(values["--checkpoint"]))
+    trained = read_meta(path).experiment
+    experiment = override(trained, arguments, description=DESCRIPTION)
+    experiment = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, eval=resolve_path(experiment.data.eval))
+    )
+    keep_freed_memory()
+    worker = LocalWorker()
+    model, _ = load_model(path, experiment=experiment)
+    open_split = None
+    if values["--source"]:
+        source = find_source(values["--source"], values["--split"] or "val2017", images=values["--images"] or None)
+        schema = load_schema(experiment.schema)
+        open_split = lambda view: FolderDataset(source, schema, view)  # noqa: E731
+    elif not experiment.data.eval:
+        raise ValueError("nothing to evaluate on; give --source PATH or --data.eval SHARDS")
+    out = Path(values["--out"]) if values["--out"] else None
+
+    def keep(poses: dict[int, Poses]) -> None:
+        if out:
+            write_results(str(out), poses)
+
+    result = evaluate(model.to(worker.device), experiment, worker, open_split=open_split, keep=keep)
+    if result:
+        sys.stdout.write(f"{path}\n{result}\n")
+        if out:
+            out.with_suffix(".metrics.json").write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

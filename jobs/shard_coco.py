@@ -1,0 +1,122 @@
+"""Write a COCO keypoint data set as shards: here, or on a Ray cluster.
+
+python jobs/shard_coco.py --source /data/coco --split train2017 --out /data/shards
+ray job submit --working-dir . -- python jobs/shard_coco.py --source /nfs/coco --split train2017 --out s3://bucket/coco
+
+The shards of a split go to OUT/SPLIT. A run that is cut off is finished by running the same command again; a run that
+finds everything done changes nothing. Damaged, missing or mismatched images are left out and named.
+"""
+
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from posefleet.data.coco import Source
+    from posefleet.data.keypoints import KeypointSchema
+    from posefleet.data.sharding import ShardingResult
+
+MAX_SKIPPED_SHOWN = 20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 finished, 1 the data set cannot be used, 2 bad arguments."""
+    options = _parse(arguments)
+    from posefleet.data.coco import find_source  # imports torch, which --help does without
+    from posefleet.data.errors import DataError
+    from posefleet.data.keypoints import load_schema
+    from posefleet.data.sharding import shard_coco
+
+    try:
+        schema = load_schema(options.schema)
+        source = find_source(options.source, options.split, options.images)
+        if not options.skip_doctor and not _healthy(source, schema, options.allow_errors):
+            return 1
+        if not options.in_process:
+            _connect()
+        root = f"{options.out.rstrip('/')}/{options.split}"
+        result = shard_coco(
+            source,
+            root,
+            schema,
+            shard_mib=options.shard_mib,
+            seed=options.shuffle_seed,
+            limit=options.limit,
+            parallel=not options.in_process,
+        )
+    except DataError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(_summary(result, root))
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="data set folder in COCO layout, or an annotation file")
+    parser.add_argument("--split", required=True, help="train2017, val2017, ...")
+    parser.add_argument("--out", required=True, help="where to: a folder, s3://bucket/prefix, ...")
+    parser.add_argument("--images", help="image folder, where it is not at its usual place")
+    parser.add_argument("--schema", default="coco17", help="keypoint schema (default: %(default)s)")
+    parser.add_argument("--shard-mib", type=float, default=128.0, help="size of a shard (default: %(default)s)")
+    parser.add_argument("--shuffle-seed", type=int, default=0, help="of the order of images (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="take only so many images")
+    parser.add_argument("--in-process", action="store_true", help="without Ray, for small data sets")
+    doctor = parser.add_mutually_exclusive_group()
+    doctor.add_argument("--skip-doctor", action="store_true", help="do not examine the annotations")
+    doctor.add_argument("--allow-errors", action="store_true", help="go on although the doctor finds errors")
+    return parser.parse_args(arguments)
+
+
+def _healthy(source: "Source", schema: "KeypointSchema", allow_errors: bool) -> bool:
+    """Examine the annotations; the images are looked at as they are written."""
+    from posefleet.data.doctor import examine
+
+    report = examine(source, schema, check_images=False)
+    if report.errors:
+        sys.stderr.write(report.as_text())
+        if not allow_errors:
+            kinds = ", ".join(finding.code for finding in report.errors)
+            sys.stderr.write(f"error: {source.annotation_file}: {kinds}; correct it, or go on with --allow-errors\n")
+    return allow_errors or not report.errors
+
+
+def _connect() -> None:
+    """Join the cluster of this job, or start Ray on this machine."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+
+
+def _summary(result: "ShardingResult", root: str) -> str:
+    manifest = result.manifest
+    counts, size = manifest.counts, sum(shard.bytes for shard in manifest.shards)
+    lines = [
+        f"{root}: {manifest.samples:,} samples, {manifest.labelled:,} of them with keypoint people",
+        "  {people:,} people: {keypoint_people:,} with keypoints, {unlabelled:,} without, {crowd:,} crowds".format(
+            **counts
+        ),
+        f"  {len(manifest.shards)} shards, {size / 2**20:,.1f} MiB; source fingerprint {manifest.fingerprint[:12]}",
+    ]
+    if counts["dropped_people"]:
+        lines.append(f"  {counts['dropped_people']:,} people left out: coordinates that are not finite")
+    if manifest.skipped:
+        lines.append(f"  {len(manifest.skipped):,} images skipped:")
+        lines += [f"    {image['reason']}: {image['detail']}" for image in manifest.skipped[:MAX_SKIPPED_SHOWN]]
+        if len(manifest.skipped) > MAX_SKIPPED_SHOWN:
+            lines.append(f"    ... all of them are in {root}/manifest.json")
+    if result.shards_written:
+        speed = result.samples_written / result.seconds
+        lines.append(f"  wrote {result.shards_written} shards in {result.seconds:.1f} s, {speed:,.0f} images/s")
+    else:
+        lines.append(f"  nothing to do: every shard was there and whole ({result.seconds:.1f} s)")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,19 @@
+"""Train SMPR on shards: alone, or on a Ray cluster.
+
+python jobs/train_smpr.py --config jobs/configs/smpr_demo.yaml --data.train /data/shards/train --scaling.num_workers 0
+ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_smpr.py --config jobs/configs/smpr.yaml
+"""
+
+from posefleet.platform.config import parse_experiment
+
+
+def main() -> int:
+    """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    experiment = parse_experiment("smpr", description="Train SMPR, single-stage multi-person pose regression.")
+    from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither
+
+    return train(experiment)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

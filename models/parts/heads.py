@@ -1,0 +1,64 @@
+"""Building blocks of dense heads that are shared by all levels of a pyramid."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.models.parts.deform import DeformConv2d, Kernel
+
+
+def conv(in_channels: int, out_channels: int, kernel: int, *, std: float = 0.01, bias: float | None = 0.0) -> nn.Conv2d:
+    """Size-preserving convolution with N(0, ``std``) weights; no bias at all if ``bias`` is None."""
+    layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias is not None)
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.constant_(layer.bias, bias or 0.0)
+    return layer
+
+
+def prior_bias(probability: float) -> float:
+    """Bias of a logit whose sigmoid starts at ``probability``."""
+    return -math.log((1 - probability) / probability)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, fewer in narrow heads so that a group has at least 4 channels."""
+    groups = min(32, channels // 4)
+    if not groups or channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {max(groups, 1)} groups; use a multiple of 32")
+    return nn.GroupNorm(groups, channels)
+
+
+def tower(in_channels: int, channels: int, depth: int) -> nn.Sequential:
+    """``depth`` times 3x3 convolution without bias, GroupNorm, ReLU."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [conv(channels if i else in_channels, channels, 3, bias=None), group_norm(channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class AlignBlock(nn.Module):
+    """Deformable 3x3 convolution, optionally GroupNorm, ReLU: features gathered where a first pose points.
+
+    Without the norm the share of outputs above zero tends to 0 within a few steps of training, and then whatever
+    reads the block is dead for ever.
+    """
+
+    def __init__(self, channels: int, offset_groups: int, norm: Literal["gn", "none"], kernel: Kernel) -> None:
+        super().__init__()
+        self.deform = DeformConv2d(channels, channels, offset_groups, kernel)
+        nn.init.normal_(self.deform.weight, std=0.01)
+        self.norm = group_norm(channels) if norm == "gn" else nn.Identity()
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """(B, C, h, w) features, (B, G * 18, h, w) offsets in cells -> (B, C, h, w)."""
+        return torch.relu(self.norm(self.deform(x, offset)))
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x`` with its gradient multiplied by ``factor``; 0 detaches it."""
+    if factor == 1:
+        return x
+    return x.detach() if factor == 0 else factor * x + (1 - factor) * x.detach()

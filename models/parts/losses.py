@@ -1,0 +1,63 @@
+"""Losses from logits or offsets, in float32. Every loss returns a SUM: the method divides it by a global count.
+
+The count is averaged over ranks (:func:`mean_counts`): DDP averages gradients, so n ranks then do what one process
+does with the whole batch.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
+    """Counters of this rank -> their averages over all ranks, by one reduction for all of them.
+
+    Args:
+        counts: (n,) counters, e.g. positives; no gradient flows through them.
+        minimum: Lower limit of each counter's sum over ranks, so that nothing is divided by zero.
+
+    Returns:
+        (n,) float32.
+    """
+    total = counts.detach().float().clone()
+    ranks = 1
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        ranks = dist.get_world_size()
+    return total.maximum(torch.as_tensor(minimum, device=total.device)) / ranks
+
+
+def focal_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Sum of the sigmoid focal loss (Lin et al.).
+
+    Args:
+        logits: (...) any shape.
+        targets: (...) 0 or 1.
+        weights: (...) weight of each element, 1 if absent.
+    """
+    logits, targets = logits.float(), targets.float()
+    # For a positive 1 - p = sigmoid(-z), for a negative p = sigmoid(z): one sign serves both, and nothing overflows.
+    signed = logits * (1 - 2 * targets)
+    balance = (1 - alpha) + (2 * alpha - 1) * targets
+    loss = balance * torch.sigmoid(signed) ** gamma * F.softplus(signed)
+    return loss.sum() if weights is None else (loss * weights).sum()
+
+
+def bce_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the binary cross-entropy with soft targets in [0, 1]; all (...)."""
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return (losses * weights).sum()
+
+
+def l1_loss(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of absolute differences; ``weights`` broadcasts."""
+    return ((predictions.float() - targets).abs() * weights).sum()
+
+
+def smooth_l1_loss(predictions: Tensor, targets: Tensor, weights: Tensor, *, beta: float = 1 / 9) -> Tensor:
+    """Weighted sum of e^2 / (2 beta) where |e| < beta, else |e| - beta / 2; ``weights`` broadcasts."""
+    losses = F.smooth_l1_loss(predictions.float(), targets, reduction="none", beta=beta)
+    return (losses * weights).sum()

@@ -1,0 +1,107 @@
+"""Suppression of duplicate poses by the overlap of boxes: hard, and soft (linear, Gaussian; Bodla et al.).
+
+One loop serves all three: pick the best remaining box of every image, lower the scores of the boxes that overlap it,
+repeat. It is batched over images and vectorised over boxes; only the picks are sequential.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from posefleet.data.structures import Poses
+
+Rule = Literal["linear", "gaussian", "hard", "none"]
+
+
+def suppress_poses(
+    poses: Sequence[Poses],
+    *,
+    rule: Rule = "linear",
+    threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+    limit: int = 20,
+) -> list[Poses]:
+    """Keep at most ``limit`` poses of every image, judged by the tight boxes of all their keypoints.
+
+    Candidates may come from several passes over the same image (scales, flips): concatenate them first.
+    Scores and keypoint scores of kept poses carry the decay. The arguments are those of :func:`pick_boxes`.
+    """
+    boxes = pad_sequence([p.boxes for p in poses], batch_first=True)
+    scores = pad_sequence([p.scores for p in poses], batch_first=True)  # padding has score 0: never picked
+    picks, kept = pick_boxes(
+        boxes, scores, rule=rule, threshold=threshold, sigma=sigma, min_score=min_score, limit=limit
+    )
+    found = (kept > 0).sum(1).tolist()
+    result = []
+    for p, pick, score, n in zip(poses, picks, kept, found, strict=True):
+        chosen, score = p[pick[:n]], score[:n]
+        decay = score / chosen.scores
+        result.append(Poses(chosen.keypoints, chosen.keypoint_scores * decay[:, None], score))
+    return result
+
+
+def pick_boxes(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    rule: Rule = "linear",
+    threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+    limit: int = 20,
+) -> tuple[Tensor, Tensor]:
+    """Pick boxes, best current score first.
+
+    Args:
+        boxes: (B, N, 4) xyxy, any unit.
+        scores: (B, N) in [0, 1]; 0 marks padding.
+        rule: ``linear``: score times (1 - IoU) where IoU >= threshold; ``gaussian``: times exp(-IoU^2 / sigma);
+            ``hard``: 0 where IoU > threshold; ``none``: nothing overlaps.
+        min_score: Boxes whose current score is lower are dropped.
+        limit: Picks per image.
+
+    Returns:
+        (B, min(limit, N)) indices into N, and the scores at the time of the pick; 0 where nothing was left.
+    """
+    images, count = scores.shape
+    current = scores.where(scores >= min_score, 0.0)
+    indices = torch.zeros(images, min(limit, count), dtype=torch.int64, device=scores.device)
+    picked = torch.zeros(images, min(limit, count), dtype=scores.dtype, device=scores.device)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    for i in range(indices.shape[1]):
+        best, index = current.max(1, keepdim=True)  # (B, 1)
+        indices[:, i : i + 1], picked[:, i : i + 1] = index, best
+        if rule != "none":
+            current = current * _decay(_overlap(boxes, areas, index), rule, threshold, sigma)
+            current = current.where(current >= min_score, 0.0)
+        current = current.scatter(1, index, 0.0)
+    return indices, picked
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes (..., 4) xyxy, broadcasting; 0 if both are degenerate."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
+    return torch.where(union > 0, shared / union, 0.0)
+
+
+def _overlap(boxes: Tensor, areas: Tensor, index: Tensor) -> Tensor:
+    """(B, N) IoU of every box with box ``index`` (B, 1) of its image; like box_iou, with the areas at hand."""
+    best = boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, 1, 4)
+    low, high = torch.maximum(boxes[..., :2], best[..., :2]), torch.minimum(boxes[..., 2:], best[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    union = areas + areas.gather(1, index) - shared
+    return torch.where(union > 0, shared / union, 0.0)
+
+
+def _decay(iou: Tensor, rule: Rule, threshold: float, sigma: float) -> Tensor:
+    if rule == "linear":
+        return torch.where(iou >= threshold, 1 - iou, 1.0)
+    if rule == "gaussian":
+        return torch.exp(-iou.square() / sigma)
+    return (iou <= threshold).to(iou.dtype)

@@ -1,0 +1,55 @@
+"""Object keypoint similarity in torch: the measure of COCO, used inside training. Always float32.
+
+For a keypoint at distance d from an annotated one of a person of area A, e = d^2 / (2 A (2 sigma)^2) and its
+similarity is exp(-e); OKS is the mean over the labelled keypoints. Shapes broadcast: leading dimensions may be
+(N,), or (N, 1) against (N, M), and so on.
+"""
+
+import torch
+from torch import Tensor
+
+_MIN_AREA = 1e-9
+
+
+def oks(poses: Tensor, keypoints: Tensor, labelled: Tensor, areas: Tensor, sigmas: Tensor) -> Tensor:
+    """Similarity of poses and annotated people.
+
+    Args:
+        poses: (..., K, 2) predicted xy, pixels.
+        keypoints: (..., K, 2) annotated xy, pixels.
+        labelled: (..., K) bool.
+        areas: (...) area of the person, square pixels.
+        sigmas: (K,) deviations of the schema.
+
+    Returns:
+        (...) in [0, 1]; 0 for a person without a labelled keypoint. Gradients flow to ``poses``.
+    """
+    return _mean(torch.exp(-_exponents(poses, keypoints, areas, sigmas)), labelled)
+
+
+def oks_and_rank(
+    poses: Tensor, keypoints: Tensor, labelled: Tensor, areas: Tensor, sigmas: Tensor
+) -> tuple[Tensor, Tensor]:
+    """OKS, and a number that orders poses like OKS does but also where OKS is 0 in float32. Without gradients.
+
+    exp(-e) underflows for far or small people, so that "the best pose of a person" would be every pose. There the
+    rank is minus the mean exponent, which is below every OKS.
+
+    Returns:
+        OKS (...) in [0, 1] and rank (...) in (-inf, 1].
+    """
+    with torch.no_grad():
+        exponents = _exponents(poses, keypoints, areas, sigmas)
+        similarity = _mean(torch.exp(-exponents), labelled)
+        return similarity, torch.where(similarity > 0, similarity, -_mean(exponents, labelled))
+
+
+def _exponents(poses: Tensor, keypoints: Tensor, areas: Tensor, sigmas: Tensor) -> Tensor:
+    distance2 = (poses.float() - keypoints.float()).square().sum(-1)  # (..., K) px^2
+    variance = (2 * sigmas.float()).square()  # (K,)
+    return distance2 / (2 * variance * areas.float().clamp(min=_MIN_AREA)[..., None])
+
+
+def _mean(values: Tensor, labelled: Tensor) -> Tensor:
+    """Mean over the labelled keypoints. (A product with the mask would be slower and spread inf * 0.)"""
+    return values.where(labelled, 0.0).sum(-1) / labelled.sum(-1).clamp(min=1)

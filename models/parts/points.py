@@ -1,0 +1,89 @@
+"""Cells of a feature pyramid and where they sit in the image.
+
+Cell (x, y) of a map of stride s sits at pixel (x * s + s // 2, y * s + s // 2). Offsets are in cells (pixels / s):
+``keypoint = point + s * offset``. Flat order: levels from fine to coarse, rows from top to bottom, cells from left
+to right; letters: P cells of all levels together, B images, C channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """All cells of a pyramid in flat order."""
+
+    points: Tensor
+    """(P, 2) float32 xy, pixels."""
+    strides: Tensor
+    """(P,) float32 pixels per cell."""
+    levels: Tensor
+    """(P,) int64 index of the level."""
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each level, cells."""
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def pyramid_cells(sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device) -> Cells:
+    """The cells of a pyramid; cached for each shape and device, except while a graph is being captured.
+
+    Args:
+        sizes: (height, width) of each level in cells.
+        strides: Pixels per cell of each level.
+    """
+    build = _build if torch.compiler.is_compiling() else _cached
+    return build(tuple(sizes), tuple(strides), device)
+
+
+def level_sizes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
+    """(height, width) in cells of each level of an image of ``height`` x ``width`` pixels (multiples of 32)."""
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
+
+
+def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (B, C, h, w) of all levels -> (B, P, C) float32 in flat order."""
+    flat: Tensor = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], dim=1)
+    return flat.float()
+
+
+def decode_offsets(points: Tensor, strides: Tensor, offsets: Tensor) -> Tensor:
+    """Poses of cells.
+
+    Args:
+        points: (..., 2) pixels.
+        strides: (...) pixels per cell.
+        offsets: (..., 2K) cells, x before y.
+
+    Returns:
+        (..., K, 2) pixels.
+    """
+    return points.unsqueeze(-2) + strides[..., None, None] * offsets.unflatten(-1, (-1, 2))
+
+
+def encode_offsets(points: Tensor, strides: Tensor, keypoints: Tensor) -> Tensor:
+    """Inverse of :func:`decode_offsets`: (..., K, 2) pixels -> (..., 2K) cells."""
+    return ((keypoints - points.unsqueeze(-2)) / strides[..., None, None]).flatten(-2)
+
+
+def _build(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device) -> Cells:
+    points, steps, levels = [], [], []
+    for level, ((height, width), stride) in enumerate(zip(sizes, strides, strict=True)):
+        ys = torch.arange(height, device=device) * stride + stride // 2
+        xs = torch.arange(width, device=device) * stride + stride // 2
+        y, x = torch.meshgrid(ys, xs, indexing="ij")
+        points.append(torch.stack([x, y], dim=-1).view(-1, 2))
+        steps.append(torch.full((height * width,), float(stride), device=device))
+        levels.append(torch.full((height * width,), level, device=device))
+    return Cells(torch.cat(points).float(), torch.cat(steps), torch.cat(levels), sizes)
+
+
+@lru_cache(maxsize=64)
+def _cached(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device) -> Cells:
+    with torch.inference_mode(False):  # a grid first made while predicting must be usable in training
+        return _build(sizes, strides, device)

@@ -1,0 +1,556 @@
+"""SMPR: single-stage multi-person pose regression (Miao et al., 2020).
+
+Every cell of P3..P7 says whether a person answers to it and gives a whole pose as offsets from the cell. A first
+pose comes from one feature vector; sampling points derived from it steer a deformable convolution, and the aligned
+features yield an additive second correction, the classification and a pose score that learns the OKS. The second
+stage trains only where the first pose is already good (OKS >= 0.5). A keypoint map on P3 helps training and is not
+used afterwards.
+
+The defaults follow the released code; :meth:`Config.paper` is the paper read literally, with RepPoints (its base)
+in the gaps. Both share one deviation: GroupNorm inside the alignment (``align_norm``), without which the second
+stage dies within a few steps. Heatmap targets keep all keypoints of a cell (``heatmap_target``) only on request.
+
+Letters: B images, M people of an image (padded), P cells, N positive cells, K keypoints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.models.parts.assign import (
+    LevelRule,
+    PaddedPeople,
+    Positives,
+    Region,
+    assign_people,
+    pad_people,
+    positive_cells,
+    positives_bound,
+    unlabelled_cells,
+)
+from posefleet.models.parts.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.decode import DecodeConfig, best_poses, suppress
+from posefleet.models.parts.deform import TAPS, Kernel, subtract_base_grid
+from posefleet.models.parts.fpn import FPN, PAFPN
+from posefleet.models.parts.heads import AlignBlock, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.heatmaps import CellTarget, cell_class_targets
+from posefleet.models.parts.losses import bce_loss, focal_loss, l1_loss, mean_counts, smooth_l1_loss
+from posefleet.models.parts.oks import oks, oks_and_rank
+from posefleet.models.parts.points import (
+    Cells,
+    decode_offsets,
+    encode_offsets,
+    flatten_levels,
+    level_sizes,
+    pyramid_cells,
+)
+
+PRIOR = 0.01
+"""Probability of a person, or of a keypoint, that an untrained network gives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """What the head predicts, and how wide and deep it is."""
+
+    channels: int = 256
+    """Channels of the pyramid and of the towers; a multiple of 4 below 128, of 32 above."""
+    tower_depth: int = 4
+    """3x3 convolutions of each of the two towers, at least 1."""
+    refine: bool = True
+    """Second stage: aligned features correct the pose. Without it classification and pose come from the towers."""
+    psm: bool = True
+    """Pose scoring module: predicts the OKS of each pose. Needs ``refine``."""
+    heatmap: bool = True
+    """Auxiliary keypoint map on P3, in training only."""
+    heatmap_channels: int = 128
+    """Channels of the keypoint map's branch."""
+    align_norm: Literal["gn", "none"] = "gn"
+    """Norm between the deformable convolution and its ReLU; ``none`` is the published layout."""
+    offset_groups: int = 4
+    """Groups of channels with sampling points of their own; divides ``channels``."""
+    offset_bias: bool = False
+    """Bias of the layer that turns a pose into sampling points."""
+    offset_std: float = 0.1
+    """Deviation of that layer's initial weights."""
+    gradient_mul: float = 0.0
+    """0..1: share of the sampling points' gradient that reaches the first pose."""
+    subtract_base: bool = False
+    """Take sampling points relative to the cell's centre (RepPoints) instead of to the regular 3x3 taps."""
+    level_scales: bool = True
+    """A learned factor for the offsets of each level and stage."""
+    hidden_layer: bool = False
+    """One more 3x3 convolution and ReLU before the first pose, which then is a 1x1 convolution."""
+    output_kernel: Literal[1, 3] = 3
+    """Kernel size of the layers that read the aligned features."""
+    deform_kernel: Kernel = "auto"
+    """Implementation of the deformable convolution; see ``parts/deform.py``."""
+
+    def __post_init__(self) -> None:
+        if self.psm and not self.refine:
+            raise ValueError("psm is true but refine is false: the pose score reads the aligned features")
+        if self.channels % self.offset_groups:
+            raise ValueError(f"channels {self.channels} cannot be split into offset_groups {self.offset_groups}")
+        if self.tower_depth < 1:
+            raise ValueError(f"tower_depth must be at least 1, not {self.tower_depth}")
+        if not 0 <= self.gradient_mul <= 1:
+            raise ValueError(f"gradient_mul must be 0..1, not {self.gradient_mul}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssignConfig:
+    """Which cells train which part."""
+
+    level_rule: LevelRule = "fcos"
+    """How the size of a person chooses the pyramid level."""
+    region: Region = "center"
+    """Cells near the centre of a person, or all cells of the pseudo box."""
+    center_half_side: float = 1.5
+    """Half the side of the centre region, strides, 0.5..3; a literal reading of the paper's text gives 0.75."""
+    force_one: bool = False
+    """Give a person without any cell the nearest one."""
+    oks_of: Literal["init", "refined"] = "init"
+    """The pose whose OKS filters cells, weights the regression and is the target of the pose score."""
+    refine_oks_threshold: float = 0.5
+    """0..1: cells with a lower OKS do not train the second stage."""
+    keep_best: bool = True
+    """Let the best cell of every person train the second stage whatever its OKS: this is how training starts."""
+    cls_target: Literal["s2", "s1"] = "s2"
+    """Positives of the classification: the cells of the second stage, or all assigned cells."""
+    ignore_unlabelled: bool = False
+    """No classification loss inside boxes of crowds and of people without keypoints (instead of negatives)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.center_half_side <= 3:
+            raise ValueError(f"center_half_side must be in (0, 3] strides, not {self.center_half_side}")
+        if not 0 <= self.refine_oks_threshold <= 1:
+            raise ValueError(f"refine_oks_threshold must be 0..1, not {self.refine_oks_threshold}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights (eq. 5) and forms of the losses."""
+
+    cls: float = 1.0
+    """Weight of the classification."""
+    heatmap: float = 4.0
+    """Weight of the keypoint map."""
+    init: float = 0.05
+    """Weight of the first pose, whose error is in cells."""
+    refine: float = 0.1
+    """Weight of the second pose, whose error is in cells."""
+    psm: float = 1.0
+    """Weight of the pose score."""
+    regression: Literal["l1", "smooth_l1", "oks"] = "l1"
+    """Form of both pose losses; ``oks`` is 1 - OKS of a pose and its person."""
+    beta: float = 1 / 9
+    """Where ``smooth_l1`` turns linear, cells, above 0."""
+    oks_weighted_regression: bool = True
+    """Weight each cell's pose loss by its OKS and divide by the sum of weights instead of the number of cells."""
+    count_images: bool = True
+    """Add the number of images to the number of positives that divides the two focal losses."""
+    psm_target: Literal["s2", "s1"] = "s2"
+    """Cells that train the pose score: those of the second stage (all assigned ones if there are none), or all."""
+    heatmap_target: CellTarget = "one_class"
+    """Classes of a cell of the keypoint map: the last keypoint's, or every keypoint's (better below 400 px)."""
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"beta must be above 0, not {self.beta}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig:
+    """Which pose is returned and what ranks it."""
+
+    pose: Literal["refined", "initial"] = "refined"
+    """Which stage's pose is returned; without a second stage it is the first one's."""
+    rank: Literal["psm", "cls"] = "psm"
+    """Rank poses by classification and pose score, or by classification alone."""
+    exponent: float = 0.5
+    """0..1, a in (classification^a * pose score^(1 - a))^2."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.exponent <= 1:
+            raise ValueError(f"exponent must be 0..1, not {self.exponent}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """SMPR; the defaults are the authors' released setting."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """Where features come from."""
+    neck: Literal["fpn", "pafpn"] = "pafpn"
+    """Feature pyramid."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """What is predicted."""
+    assign: AssignConfig = field(default_factory=AssignConfig)
+    """Which cells learn what."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Losses and their weights."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Which pose is returned and what ranks it."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Which cells become poses, and how duplicates lose."""
+
+    def __post_init__(self) -> None:
+        if self.assign.oks_of == "refined" and not self.head.refine:
+            raise ValueError("assign.oks_of is 'refined' but head.refine is false: there is no refined pose")
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The paper's text read literally, with RepPoints where it is silent."""
+        return cls(
+            neck="fpn",
+            head=HeadConfig(
+                tower_depth=3,
+                heatmap_channels=256,
+                offset_groups=1,
+                offset_bias=True,
+                offset_std=0.01,
+                gradient_mul=0.1,
+                level_scales=False,
+                hidden_layer=True,
+                output_kernel=1,
+            ),
+            assign=AssignConfig(
+                level_rule="reppoints",
+                center_half_side=0.75,
+                force_one=True,
+                cls_target="s1",
+                ignore_unlabelled=True,
+            ),
+            loss=LossConfig(
+                oks_weighted_regression=False, count_images=False, psm_target="s1", heatmap_target="multihot"
+            ),
+            decode=DecodeConfig(max_poses=100),
+        )
+
+
+Maps = dict[str, list[Tensor]]
+"""Dense predictions: name -> one map (B, C, h, w) per level. ``cls`` and ``psm``: 1 channel, logits; ``init`` and
+``refine``: 2K channels, cells, dx before dy; ``heatmap``: K channels, logits, P3 only."""
+
+
+class Model(nn.Module):
+    """SMPR as a :class:`posefleet.models.PoseModel`."""
+
+    sigmas: Tensor
+    minimum_counts: Tensor
+    diagnostics: dict[str, Tensor]
+    """What the last training step saw, as 0-dim tensors on the device: ``alive`` (see :class:`Head`; 0
+    means that the second stage is dead), ``initial_oks`` (mean over assigned cells),
+    ``kept`` (share of assigned cells that train the second stage), ``swapped`` (share whose pose resembles another
+    person more than the assigned one)."""
+
+    def __init__(self, config: Config, schema: KeypointSchema) -> None:
+        super().__init__()
+        self.config = config
+        self.keypoints = len(schema)
+        self.backbone = Backbone(config.backbone)
+        neck = {"fpn": FPN, "pafpn": PAFPN}[config.neck]
+        self.neck = neck(self.backbone.channels, config.head.channels)
+        self.head = Head(config.head, len(schema), levels=len(neck.strides))
+        self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
+        least = 1e-6 if config.loss.oks_weighted_regression else 1.0
+        # In the order of `_losses`: cls, heatmap, init, refine, |S1|, |S2|.
+        minimum = torch.tensor([1.0, 1.0, least, least, 1.0, 0.0])
+        self.register_buffer("minimum_counts", minimum, persistent=False)
+        self.diagnostics = {}
+
+    def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
+        """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``heatmap``."""
+        maps = self.forward_features(images, heatmap=self.config.head.heatmap)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._losses(maps, people)
+
+    def forward_features(self, images: Tensor, *, heatmap: bool = False) -> Maps:
+        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+        maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=heatmap)
+        return maps
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> list[Poses]:
+        """At most ``decode.max_poses`` poses of every image, best first."""
+        return self.suppress(self.candidates(images))
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor) -> list[Poses]:
+        """Poses of every image before suppression; several passes over an image can be concatenated."""
+        height, width = images.shape[-2:]
+        maps = self.forward_features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.decode(maps, (height, width))
+
+    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
+        """Remove duplicates; scores of overlapping poses decay."""
+        return suppress(poses, self.config.decode)
+
+    @torch.no_grad()
+    def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
+        """The cells that answer for people, for drawing.
+
+        Args:
+            size: (height, width) of the images, pixels.
+            people: Of each image.
+
+        Returns:
+            For each image, one entry.
+        """
+        cells = pyramid_cells(level_sizes(*size, FPN.strides), FPN.strides, self.sigmas.device)
+        result = []
+        for row in self._assign(cells, pad_people(people, self.sigmas.device)):
+            chosen = row >= 0
+            result.append([TargetPoints("assigned cells", cells.points[chosen], row[chosen], cells.strides[chosen])])
+        return result
+
+    # ------------------------------------------------------------------------------------------------ targets
+
+    def _assign(self, cells: Cells, people: PaddedPeople) -> Tensor:
+        assign = self.config.assign
+        return assign_people(
+            cells,
+            people,
+            level_rule=assign.level_rule,
+            region=assign.region,
+            center_half_side=assign.center_half_side,
+            force_one=assign.force_one,
+        )
+
+    def _positives(self, assignment: Tensor, people: PaddedPeople) -> Positives:
+        """The set S1 as rows. Their number is bounded on the host, so this does not wait for the device."""
+        assign = self.config.assign
+        if assign.region == "pseudo":  # as many as the people are large: here the exact number is worth the wait
+            return positive_cells(assignment, int((assignment >= 0).sum()))
+        bound = positives_bound(
+            assignment.numel(),
+            people.count,
+            level_rule=assign.level_rule,
+            center_half_side=assign.center_half_side,
+        )
+        return positive_cells(assignment, bound)
+
+    @torch.no_grad()
+    def _judge(self, poses: Tensor, rows: Positives, people: PaddedPeople) -> "Judgement":
+        """Compare the poses (N, K, 2) of positive cells with every person of their image (section 3.2).
+
+        A cell passes with an OKS above the threshold, or as the best of the cells assigned to its person.
+        """
+        similarity, rank = oks_and_rank(
+            poses[:, None],
+            people.keypoints[rows.image],
+            people.labelled[rows.image],
+            people.areas[rows.image],
+            self.sigmas,
+        )  # (N, M)
+        best, match = similarity.max(1)
+        kept = best >= self.config.assign.refine_oks_threshold
+        if self.config.assign.keep_best:
+            rank = rank.gather(1, rows.person[:, None])[:, 0].where(rows.used, -torch.inf)
+            person = rows.image * people.valid.shape[1] + rows.person
+            record = torch.full_like(people.areas, -torch.inf).flatten().scatter_reduce(0, person, rank, "amax")
+            kept |= rank == record[person]
+        # Where every OKS is 0 nobody matches, and the assigned person is as good as any.
+        match = match.where(best > 0, rows.person)
+        return Judgement(best.where(rows.used, 0.0), kept & rows.used, match)
+
+    # ------------------------------------------------------------------------------------------------ losses
+
+    def _losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
+        config = self.config
+        cells = pyramid_cells(_sizes(maps["cls"]), FPN.strides, self.sigmas.device)
+        images = len(people)
+        padded = pad_people(people, self.sigmas.device)
+        assignment = self._assign(cells, padded)  # (B, P)
+        rows = self._positives(assignment, padded)
+        points, strides = cells.points[rows.cell], cells.strides[rows.cell]
+
+        # Predictions at the positive cells.
+        at = {name: flatten_levels(levels).flatten(0, 1) for name, levels in maps.items() if name != "heatmap"}
+        chosen = {name: values.index_select(0, rows.index) for name, values in at.items() if name != "cls"}
+        first = chosen["refine" if config.assign.oks_of == "refined" else "init"].detach()
+        judged = self._judge(decode_offsets(points, strides, first), rows, padded)
+        s1, s2 = rows.used.float(), judged.kept.float()
+        cls_rows = s2 if config.assign.cls_target == "s2" else s1
+        weight = judged.oks if config.loss.oks_weighted_regression else torch.ones_like(judged.oks)
+        marks = self._heatmap_targets(maps, padded)
+
+        counts = [cls_rows.sum(), marks.sum(), (s1 * weight).sum(), (s2 * weight).sum(), s1.sum(), s2.sum()]
+        extra = images if config.loss.count_images else 0
+        means = mean_counts(torch.stack([counts[0] + extra, counts[1] + extra, *counts[2:]]), self.minimum_counts)
+        for_cls, for_heatmap, for_init, for_refine, size1, size2 = means.unbind()
+
+        target = torch.zeros_like(at["cls"][:, 0]).index_add_(0, rows.index, cls_rows)
+        cls = focal_loss(at["cls"][:, 0], target, self._cls_weights(cells, padded, target))
+        keypoints = padded.keypoints[rows.image, rows.person]
+        labelled = padded.labelled[rows.image, rows.person]
+        truth = _Truth(keypoints, labelled, padded.areas[rows.image, rows.person], points, strides)
+        losses = {
+            "cls": config.loss.cls * cls / for_cls,
+            "init": config.loss.init * self._pose_loss(chosen["init"], truth, s1 * weight) / for_init,
+        }
+        if config.head.refine:
+            refine = self._pose_loss(chosen["refine"], truth, s2 * weight)
+            losses["refine"] = config.loss.refine * refine / for_refine
+        if config.head.psm:
+            on_s2 = (size2 > 0) & (config.loss.psm_target == "s2")
+            psm = bce_loss(chosen["psm"][:, 0], judged.oks, torch.where(on_s2, s2, s1))
+            losses["psm"] = config.loss.psm * psm / torch.where(on_s2, size2, size1)
+        if config.head.heatmap:
+            losses["heatmap"] = config.loss.heatmap * focal_loss(maps["heatmap"][0], marks) / for_heatmap
+        if self.training:
+            self._diagnose(rows, judged)
+        return losses
+
+    def _heatmap_targets(self, maps: Maps, people: PaddedPeople) -> Tensor:
+        """(B, K, h, w) of P3; a single zero if there is no keypoint map."""
+        if not self.config.head.heatmap:
+            return self.sigmas.new_zeros(1)
+        height, width = maps["heatmap"][0].shape[-2:]
+        return cell_class_targets(
+            people.keypoints, people.labelled, (height, width), FPN.strides[0], self.config.loss.heatmap_target
+        )
+
+    def _cls_weights(self, cells: Cells, people: PaddedPeople, target: Tensor) -> Tensor | None:
+        """(B * P): 0 where the people are unknown, else 1."""
+        if not self.config.assign.ignore_unlabelled:
+            return None
+        return (~unlabelled_cells(cells, people).flatten() | (target > 0)).float()
+
+    def _pose_loss(self, offsets: Tensor, truth: "_Truth", weights: Tensor) -> Tensor:
+        """Sum over rows of ``weights`` (N,) times the error of ``offsets`` (N, 2K), labelled keypoints only."""
+        loss = self.config.loss
+        if loss.regression == "oks":
+            poses = decode_offsets(truth.points, truth.strides, offsets)
+            similarity = oks(poses, truth.keypoints, truth.labelled, truth.areas, self.sigmas)
+            return ((1 - similarity) * weights).sum()
+        target = encode_offsets(truth.points, truth.strides, truth.keypoints)
+        mask = truth.labelled.repeat_interleave(2, dim=-1) * weights[:, None]
+        if loss.regression == "smooth_l1":
+            return smooth_l1_loss(offsets, target, mask, beta=loss.beta)
+        return l1_loss(offsets, target, mask)
+
+    @torch.no_grad()
+    def _diagnose(self, rows: Positives, judged: "Judgement") -> None:
+        total = rows.used.sum().clamp(min=1)
+        self.diagnostics = {
+            "initial_oks": judged.oks.sum() / total,
+            "kept": judged.kept.sum() / total,
+            "swapped": ((judged.match != rows.person) & rows.used).sum() / total,
+        }
+        if self.head.alive is not None:
+            self.diagnostics["alive"] = self.head.alive
+
+    # ------------------------------------------------------------------------------------------------ decode
+
+    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
+        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+        config = self.config
+        cells = pyramid_cells(_sizes(maps["cls"]), FPN.strides, maps["cls"][0].device)
+        probabilities = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
+        scores = probabilities
+        if config.head.psm and config.score.rank == "psm":
+            quality = flatten_levels(maps["psm"])[..., 0].sigmoid()
+            scores = (probabilities**config.score.exponent * quality ** (1 - config.score.exponent)).square()
+        stage = "refine" if config.head.refine and config.score.pose == "refined" else "init"
+        return best_poses(scores, probabilities, flatten_levels(maps[stage]), cells, size, config.decode)
+
+
+class Judgement(NamedTuple):
+    """What the OKS says about the poses of N positive cells."""
+
+    oks: Tensor
+    """(N,) best OKS with any person of the image; 0 in unused rows."""
+    kept: Tensor
+    """(N,) bool, the set S2."""
+    match: Tensor
+    """(N,) int64, the person of that OKS."""
+
+
+class _Truth(NamedTuple):
+    """The person of each of N positive cells, and where the cell is."""
+
+    keypoints: Tensor  # (N, K, 2) px
+    labelled: Tensor  # (N, K) bool
+    areas: Tensor  # (N,) px^2
+    points: Tensor  # (N, 2) px
+    strides: Tensor  # (N,) px per cell
+
+
+class Head(nn.Module):
+    """Two towers, the first pose, the alignment, and everything read from aligned features; shared by all levels."""
+
+    alive: Tensor | None
+    """Share of the aligned regression features of P3 above zero in the last training step (0-dim)."""
+
+    def __init__(self, config: HeadConfig, keypoints: int, levels: int) -> None:
+        super().__init__()
+        channels, kernel, coordinates = config.channels, config.output_kernel, 2 * keypoints
+        self.config = config
+        self.alive = None
+        self.cls_tower = tower(channels, channels, config.tower_depth)
+        self.pose_tower = tower(channels, channels, config.tower_depth)
+        self.init: nn.Module = conv(channels, coordinates, 3)
+        if config.hidden_layer:
+            self.init = nn.Sequential(conv(channels, channels, 3), nn.ReLU(), conv(channels, coordinates, 1))
+        self.cls = conv(channels, 1, kernel if config.refine else 3, bias=prior_bias(PRIOR))
+        if config.level_scales:
+            self.init_scale = nn.Parameter(torch.ones(levels))
+        if config.refine:
+            groups, norm, implementation = config.offset_groups, config.align_norm, config.deform_kernel
+            offset_bias = 0.0 if config.offset_bias else None
+            self.offset = conv(coordinates, groups * 2 * TAPS, 1, std=config.offset_std, bias=offset_bias)
+            self.align_cls = AlignBlock(channels, groups, norm, implementation)
+            self.align_pose = AlignBlock(channels, groups, norm, implementation)
+            self.refine = conv(channels, coordinates, kernel)
+            if config.level_scales:
+                self.refine_scale = nn.Parameter(torch.ones(levels))
+        if config.psm:
+            self.psm = conv(channels, 1, kernel)
+        if config.heatmap:
+            self.heatmap = nn.Sequential(
+                tower(channels, config.heatmap_channels, 2),
+                conv(config.heatmap_channels, keypoints, 3, bias=prior_bias(PRIOR)),
+            )
+
+    def forward(self, features: list[Tensor], *, heatmap: bool = False) -> Maps:
+        """P3..P7, each (B, C, h, w) -> dense predictions; the keypoint map only if asked for."""
+        levels = [self._level(feature, level) for level, feature in enumerate(features)]
+        maps = {name: [level[name] for level in levels] for name in levels[0]}
+        if heatmap:
+            maps["heatmap"] = [self.heatmap(features[0])]
+        return maps
+
+    def _level(self, feature: Tensor, level: int) -> dict[str, Tensor]:
+        config = self.config
+        cls, pose = self.cls_tower(feature), self.pose_tower(feature)
+        init = self.init(pose).float()
+        if config.level_scales:
+            init = init * self.init_scale[level]
+        if not config.refine:
+            return {"cls": self.cls(cls), "init": init}
+
+        with torch.autocast(feature.device.type, enabled=False):  # positions need more than bfloat16's 8 bits
+            offset = self.offset(scale_gradient(init, config.gradient_mul))
+        if config.subtract_base:
+            offset = subtract_base_grid(offset)
+        pose = self.align_pose(pose, offset)
+        if self.training and level == 0:
+            self.alive = (pose.detach() > 0).float().mean()
+        delta = self.refine(pose).float()
+        if config.level_scales:
+            delta = delta * self.refine_scale[level]
+        maps = {"cls": self.cls(self.align_cls(cls, offset)), "init": init, "refine": init.detach() + delta}
+        if config.psm:
+            maps["psm"] = self.psm(pose)
+        return maps
+
+
+def _sizes(levels: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(level.shape[-2], level.shape[-1]) for level in levels]

@@ -1,0 +1,320 @@
+"""Pictures to look at: people, poses and training targets drawn over their images, contact sheets of them.
+
+Images are (H, W, 3) uint8 RGB, in and out; the input is never written to. Left limbs are orange, right limbs blue,
+what lies between has the colour of the person, which boxes and labels share.
+"""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import People, Poses, TargetPoints
+
+Colour = tuple[int, int, int]
+
+LEFT: Colour = (255, 138, 30)
+RIGHT: Colour = (40, 150, 255)
+NOBODY: Colour = (170, 170, 170)
+OUTLINE: Colour = (20, 20, 20)
+PAPER: Colour = (28, 30, 34)
+INK: Colour = (240, 240, 240)
+
+OPACITY = 0.9
+DIMMED = 0.55
+"""How much of an image shows under training targets."""
+
+SUBPIXEL_BITS = 4
+"""OpenCV takes coordinates as integers with this many binary places."""
+
+PEOPLE_COLOURS: tuple[Colour, ...] = (
+    (74, 222, 128), (232, 121, 249), (250, 204, 21), (248, 113, 113), (45, 212, 191), (192, 162, 255), (190, 242, 100),
+)  # fmt: skip
+MARKERS = ("dot", "ring", "cross", "square")
+
+
+def draw_poses(
+    image: np.ndarray,
+    poses: Poses,
+    schema: KeypointSchema,
+    *,
+    score_threshold: float = 0.0,
+    keypoint_threshold: float = 0.0,
+    zoom: float = 1.0,
+) -> np.ndarray:
+    """Predicted poses, the best on top, each with its score.
+
+    Args:
+        image: (H, W, 3) uint8.
+        poses: Poses in pixels of ``image``.
+        schema: Their keypoints.
+        score_threshold: Poses below it are left out.
+        keypoint_threshold: Keypoints below it are left out, with the limbs that end there.
+        zoom: Enlarges the picture first, so that lines on a small image are fine.
+
+    Returns:
+        (zoom H, zoom W, 3) uint8.
+    """
+    picture = _enlarged(image, zoom)
+    layer = picture.copy()
+    kept = poses[poses.scores >= score_threshold].to("cpu")
+    keypoints = kept.keypoints.double().numpy() * zoom
+    shown = (kept.keypoint_scores >= keypoint_threshold).numpy() & np.isfinite(keypoints).all(-1)
+    for index in reversed(range(len(kept))):
+        _draw_figure(layer, keypoints[index], shown[index], shown[index], schema, _person_colour(index))
+    picture = _blend(picture, layer)
+    for index in reversed(range(len(kept))):
+        if shown[index].any():
+            corner = keypoints[index][shown[index]].min(0)
+            _label(picture, f"{kept.scores[index]:.2f}", corner, _person_colour(index))
+    return picture
+
+
+def draw_people(image: np.ndarray, people: People, schema: KeypointSchema, *, zoom: float = 1.0) -> np.ndarray:
+    """Annotated people with their boxes. Hidden keypoints are hollow; unlabelled people and crowds are grey boxes.
+
+    Args:
+        image: (H, W, 3) uint8.
+        people: People in pixels of ``image``.
+        schema: Their keypoints.
+        zoom: Enlarges the picture first.
+
+    Returns:
+        (zoom H, zoom W, 3) uint8.
+    """
+    picture = _enlarged(image, zoom)
+    layer = picture.copy()
+    people = people.to("cpu")
+    keypoints, visibility = people.keypoints.double().numpy() * zoom, people.visibility.numpy()
+    labelled, boxes = people.labelled.tolist(), people.boxes.double().numpy() * zoom
+    for index in range(len(people)):
+        colour = _person_colour(index) if labelled[index] else NOBODY
+        _rectangle(layer, boxes[index], colour)
+        if labelled[index]:
+            _draw_figure(layer, keypoints[index], visibility[index] > 0, visibility[index] > 1, schema, colour)
+    picture = _blend(picture, layer)
+    for box in boxes[people.crowd.numpy()]:
+        _label(picture, "crowd", box[:2], NOBODY)
+    return picture
+
+
+def draw_targets(
+    image: np.ndarray,
+    targets: Sequence[TargetPoints],
+    people: People | None = None,
+    schema: KeypointSchema | None = None,
+    *,
+    zoom: float = 1.0,
+) -> np.ndarray:
+    """Training targets over the darkened image: one marker shape a group, one colour a person, size by stride.
+
+    Args:
+        image: (H, W, 3) uint8.
+        targets: Groups of points in pixels of ``image``; grey where they are nobody's.
+        people: The people they are for, drawn beneath in thin lines (with ``schema``).
+        schema: The keypoints of ``people``.
+        zoom: Enlarges the picture first.
+
+    Returns:
+        (zoom H + legend, zoom W, 3) uint8.
+    """
+    picture = (_enlarged(image, zoom) * DIMMED).astype(np.uint8)
+    if people is not None and schema is not None:
+        _draw_outlines(picture, people.to("cpu"), schema, zoom)
+    for group, target in enumerate(targets):
+        rows = zip(_listed(target.points), _listed(target.person), _listed(target.stride), strict=True)
+        for point, person, stride in rows:
+            colour = _person_colour(person) if person >= 0 else NOBODY
+            radius = float(np.clip(zoom * stride / 6, 2.0, 9.0))
+            _marker(picture, MARKERS[group % len(MARKERS)], np.array(point) * zoom, radius, colour)
+    legend = _legend([f"{target.name}: {len(target.points)}" for target in targets], picture.shape[1])
+    return np.vstack([picture, legend])
+
+
+def side_by_side(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Two pictures under the titles truth and prediction."""
+    return grid([truth, prediction], columns=2, captions=["truth", "prediction"])
+
+
+def grid(
+    images: Sequence[np.ndarray], columns: int, *, captions: Sequence[str] | None = None, side: int | None = None
+) -> np.ndarray:
+    """A contact sheet.
+
+    Args:
+        images: (H, W, 3) uint8 each, of any size; at least one.
+        columns: Pictures in a row.
+        captions: A line over each picture.
+        side: Scales every picture so that its long side is this; their own sizes by default.
+
+    Returns:
+        One picture; every row is as high as its highest picture.
+    """
+    tiles = [_fitted(image, side) for image in images]
+    if captions is not None:
+        tiles = [_captioned(tile, text) for tile, text in zip(tiles, captions, strict=True)]
+    columns = min(columns, len(tiles))
+    width, gap = max(tile.shape[1] for tile in tiles), 6
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    heights = [max(tile.shape[0] for tile in row) for row in rows]
+    sheet = np.full((sum(heights) + gap * (len(rows) + 1), columns * (width + gap) + gap, 3), PAPER, np.uint8)
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            left = gap + column * (width + gap) + (width - tile.shape[1]) // 2
+            sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+        top += height + gap
+    return sheet
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+
+def _draw_figure(
+    layer: np.ndarray,
+    keypoints: np.ndarray,
+    shown: np.ndarray,
+    filled: np.ndarray,
+    schema: KeypointSchema,
+    colour: Colour,
+) -> None:
+    """One stick figure. (K, 2) keypoints in pixels of ``layer``; (K,) bool which to draw, which are not hollow."""
+    if not shown.any():
+        return
+    extent = np.ptp(keypoints[shown], axis=0)
+    thickness = float(np.clip(0.017 * math.hypot(*extent), 1.6, 7.0))
+    limbs = [(a, b) for a, b in schema.edges if shown[a] and shown[b]]
+    for width, dark in ((thickness + 1.6, True), (thickness, False)):
+        for a, b in limbs:
+            _line(layer, keypoints[a], keypoints[b], OUTLINE if dark else _limb_colour(schema, a, b, colour), width)
+    radius = 0.85 * thickness + 0.8
+    for index in np.nonzero(shown)[0]:
+        side = _side_colour(schema.keypoints[index]) or colour
+        _circle(layer, keypoints[index], radius + 0.9, OUTLINE)
+        _circle(layer, keypoints[index], radius, side)
+        if not filled[index]:
+            _circle(layer, keypoints[index], 0.6 * radius, INK)
+
+
+def _draw_outlines(picture: np.ndarray, people: People, schema: KeypointSchema, zoom: float) -> None:
+    keypoints, shown = people.keypoints.double().numpy() * zoom, (people.visibility > 0).numpy()
+    for index, box in enumerate(people.boxes.double().numpy() * zoom):
+        _rectangle(picture, box, _person_colour(index) if people.labelled[index] else NOBODY)
+        for a, b in schema.edges:
+            if shown[index, a] and shown[index, b]:
+                _line(picture, keypoints[index, a], keypoints[index, b], _person_colour(index), 1.0)
+
+
+def _limb_colour(schema: KeypointSchema, a: int, b: int, middle: Colour) -> Colour:
+    """The colour of a side when both ends are on it, or one is and the other in the middle of the body."""
+    sides = {_side_colour(schema.keypoints[a]), _side_colour(schema.keypoints[b])} - {None}
+    side = sides.pop() if len(sides) == 1 else None
+    return side or middle
+
+
+def _side_colour(keypoint: str) -> Colour | None:
+    if keypoint.startswith("left"):
+        return LEFT
+    return RIGHT if keypoint.startswith("right") else None
+
+
+def _person_colour(index: int) -> Colour:
+    return PEOPLE_COLOURS[index % len(PEOPLE_COLOURS)]
+
+
+# --------------------------------------------------------------------------------------------------------- marks
+
+
+def _fixed(point: np.ndarray) -> tuple[int, int]:
+    # OpenCV's integer coordinates are pixel centres, ours are i + 0.5.
+    x, y = np.clip((np.asarray(point, np.float64) - 0.5) * (1 << SUBPIXEL_BITS), -(2**20), 2**20).round()
+    return int(x), int(y)
+
+
+def _line(layer: np.ndarray, a: np.ndarray, b: np.ndarray, colour: Colour, width: float) -> None:
+    cv2.line(layer, _fixed(a), _fixed(b), colour, max(1, round(width)), cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def _circle(layer: np.ndarray, centre: np.ndarray, radius: float, colour: Colour, thickness: int = cv2.FILLED) -> None:
+    cv2.circle(
+        layer, _fixed(centre), round(radius * (1 << SUBPIXEL_BITS)), colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS
+    )
+
+
+def _rectangle(layer: np.ndarray, box: np.ndarray, colour: Colour) -> None:
+    cv2.rectangle(layer, _fixed(box[:2]), _fixed(box[2:]), colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def _marker(picture: np.ndarray, shape: str, centre: np.ndarray, radius: float, colour: Colour) -> None:
+    if shape == "dot":
+        _circle(picture, centre, radius, colour)
+    elif shape == "ring":
+        _circle(picture, centre, radius + 2, colour, 1)
+    elif shape == "cross":
+        for arm in (np.array([radius, radius]), np.array([radius, -radius])):
+            _line(picture, centre - arm, centre + arm, colour, 1.0)
+    else:
+        _rectangle(picture, np.concatenate([centre - radius, centre + radius]), colour)
+
+
+def _label(picture: np.ndarray, text: str, corner: np.ndarray, colour: Colour) -> None:
+    """Small text on its own ground, its lower left at ``corner`` (x, y) but inside the picture."""
+    scale = float(np.clip(min(picture.shape[:2]) / 1100, 0.34, 0.6))
+    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    x = int(np.clip(corner[0], 0, max(picture.shape[1] - width - 6, 0)))
+    y = int(np.clip(corner[1] - 6, height + base + 1, picture.shape[0] - 1))
+    ground = picture[y - height - base : y + 1, x : x + width + 6]
+    ground[:] = (ground * 0.25).astype(np.uint8)
+    cv2.putText(picture, text, (x + 3, y - base + 2), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+
+
+def _legend(entries: Sequence[str], width: int) -> np.ndarray:
+    """A strip with a marker and a line of text for each group, in as many rows as they need."""
+    row_height, scale = 22, 0.42
+    places, x, row = [], 10, 0
+    for text in entries:
+        needed = 24 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] + 18
+        if x > 10 and x + needed > width:
+            x, row = 10, row + 1
+        places.append((x, row))
+        x += needed
+    strip = np.full(((row + 1) * row_height + 4, width, 3), PAPER, np.uint8)
+    for group, (text, (left, line)) in enumerate(zip(entries, places, strict=True)):
+        middle = line * row_height + row_height / 2 + 2
+        _marker(strip, MARKERS[group % len(MARKERS)], np.array([left + 7.0, middle]), 4.0, INK)
+        cv2.putText(strip, text, (left + 20, int(middle) + 5), cv2.FONT_HERSHEY_SIMPLEX, scale, INK, 1, cv2.LINE_AA)
+    return strip
+
+
+# -------------------------------------------------------------------------------------------------------- layout
+
+
+def _enlarged(image: np.ndarray, zoom: float) -> np.ndarray:
+    if zoom == 1:
+        return np.ascontiguousarray(image).copy()
+    return cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+
+
+def _blend(picture: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    return cv2.addWeighted(layer, OPACITY, picture, 1 - OPACITY, 0)
+
+
+def _fitted(image: np.ndarray, side: int | None) -> np.ndarray:
+    if side is None or side == max(image.shape[:2]):
+        return image
+    scale = side / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def _captioned(tile: np.ndarray, text: str) -> np.ndarray:
+    strip = np.full((24, tile.shape[1], 3), PAPER, np.uint8)
+    cv2.putText(strip, text, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, INK, 1, cv2.LINE_AA)
+    return np.vstack([strip, tile])
+
+
+def _listed(values: Tensor) -> list:
+    return values.detach().cpu().tolist()

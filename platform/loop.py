@@ -1,0 +1,440 @@
+"""Training and evaluation: the same on a laptop, under torchrun and in a Ray worker.
+
+Knows neither Ray nor MLflow: who runs it is a ``LocalWorker`` (or its Ray kind), what it leaves goes to the worker's
+sink and to a checkpoint store. A run is a function of its experiment: randomness depends on (seed, step, rank), the
+data on the position, so a run that is killed and started again ends with the weights of one that was not.
+"""
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from posefleet.data.evaluation import Evaluation
+from posefleet.data.evaluation import evaluate as score
+from posefleet.data.keypoints import load_schema
+from posefleet.data.shards import read_manifest
+from posefleet.data.stream import Batches, SampleSource, ShardDataset, evaluation_batches, training_batches
+from posefleet.data.structures import Batch, Poses
+from posefleet.data.transforms import EvalTransform, TrainTransform
+from posefleet.data.truth import GroundTruth
+from posefleet.platform.checkpoint import (
+    CheckpointError,
+    CheckpointStore,
+    Meta,
+    build_model,
+    load_weights,
+    read_meta,
+    read_state,
+)
+from posefleet.platform.config import Experiment
+from posefleet.platform.ema import AveragedWeights
+from posefleet.platform.inference import Predictor
+from posefleet.platform.optim import build_optimizer, learning_rate, set_learning_rate
+from posefleet.platform.progress import ProgressLine, losses_text
+from posefleet.platform.worker import LocalWorker
+
+
+class Stopped(RuntimeError):
+    """Someone asked the run to stop; its state is in a checkpoint."""
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training, and nothing else."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedWeights | None
+    step: int = 0
+    """Optimiser steps taken."""
+    position: int = 0
+    """Samples seen by all workers."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of an evaluation at this very step; empty otherwise."""
+
+    def save(self, store: CheckpointStore, experiment: Experiment, provenance: Mapping[str, str]) -> str:
+        """Write a checkpoint whose weights are those that were evaluated."""
+        state: dict[str, object] = {"optimizer": self.optimizer.state_dict()}
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        if self.average:
+            trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+            state["raw"] = {name: value for name, value in self.model.state_dict().items() if name in trained}
+        meta = Meta(
+            experiment=experiment,
+            step=self.step,
+            position=self.position,
+            metrics=self.metrics,
+            provenance=dict(provenance),
+        )
+        return store.save(meta, weights, state)
+
+    def restore(self, path: str, experiment: Experiment) -> None:
+        """Go back to the state that ``save`` wrote."""
+        meta, state = read_meta(path), read_state(path)
+        load_weights(self.model, path, method=experiment.method, schema=experiment.schema)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            parameters = dict(self.model.named_parameters())
+            if set(state.get("raw", {})) != set(self.average.average):
+                raise CheckpointError(f"{path} has no averaged weights for train.ema_decay; give the run another name")
+            for name, raw in state["raw"].items():
+                self.average.average[name].copy_(parameters[name].detach())
+                parameters[name].data.copy_(raw)
+        self.step, self.position, self.metrics = meta.step, meta.position, meta.metrics
+
+
+def fit(
+    experiment: Experiment, worker: LocalWorker, store: CheckpointStore, *, provenance: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Train (or go on training) and return the metrics of the last evaluation.
+
+    Raises:
+        FatalError: The loss is not finite, or a checkpoint cannot be written; trying again would not help.
+        Stopped: The worker was asked to stop; a checkpoint holds the state.
+        DataError: The shards cannot be used.
+    """
+    train = experiment.train
+    dataset = _training_set(experiment)
+    state = _initial_state(experiment, worker, store)
+    provenance = {**(provenance or {}), "data": read_manifest(experiment.data.train).fingerprint}
+    end = _whole_steps(math.ceil(train.epochs * len(dataset)), experiment, worker)
+    network = worker.prepare(state.model)
+    save = _Saver(state, experiment, worker, store, provenance)
+    _log_targets(experiment, worker, dataset, state.model)
+    with (
+        training_batches(
+            dataset,
+            batch_size=experiment.data.batch_size,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            position=state.position,
+            workers=experiment.data.loaders,
+            pin_memory=worker.device.type == "cuda",
+        ) as batches,
+        ProgressLine(end, done=state.position, active=worker.rank == 0) as line,
+    ):
+        while state.position < end:
+            boundary = min(end, _next_evaluation(state.position, len(dataset), experiment, worker))
+            _train_until(boundary, state, network, batches, experiment, worker, len(dataset), save, line)
+            if experiment.data.eval:
+                with state.average.applied() if state.average else contextlib.nullcontext():
+                    result = evaluate(state.model, experiment, worker, step=state.step)
+                state.metrics = worker.broadcast(result.as_dict() if result else None)
+                if result:
+                    line.say(f"step {state.step}\n{result}")
+                    if worker.sink:
+                        worker.sink.log_metrics(state.metrics, state.step)
+            save()
+            worker.report({**state.metrics, "step": state.step, "epoch": state.position / len(dataset)})
+    return state.metrics
+
+
+def evaluate(
+    model: nn.Module,
+    experiment: Experiment,
+    worker: LocalWorker,
+    *,
+    open_split: Callable[[EvalTransform], SampleSource] | None = None,
+    step: int = 0,
+    keep: Callable[[dict[int, Poses]], None] | None = None,
+) -> Evaluation | None:
+    """Predict a split and score it; each rank predicts its part, rank 0 scores.
+
+    Args:
+        model: On ``worker.device``; left in the mode it was in.
+        open_split: Opens the split with a transform; default: the shards of ``experiment.data.eval``.
+        step: Training step that pictures and plots are filed under.
+        keep: Called on rank 0 with all poses, in pixels of the original images.
+
+    Returns:
+        The scores on rank 0, None on the others.
+    """
+    from posefleet.platform.report import leave_evaluation  # matplotlib; not needed to train
+
+    schema = load_schema(experiment.schema)
+    was_training = model.training
+    predictor = Predictor(model, experiment, device=worker.device)
+    if open_split is None:
+
+        def open_split(view: EvalTransform) -> SampleSource:
+            return ShardDataset(experiment.data.eval, schema, view, labelled_only=False, seed=None)
+
+    datasets = [open_split(view) for view in predictor.transforms()]
+    found: dict[int, Poses] = {}
+    shown: list[tuple[Batch, list[Poses]]] = []
+    with contextlib.ExitStack() as stack:
+        views = [
+            stack.enter_context(
+                evaluation_batches(
+                    dataset,
+                    batch_size=experiment.data.eval_batch_size,
+                    rank=worker.rank,
+                    world_size=worker.world_size,
+                    workers=experiment.data.loaders,
+                )
+            )
+            for dataset in datasets
+        ]
+        for batches in zip(*views, strict=True):
+            poses = predictor.predict(batches)
+            found.update(zip(batches[0].image_ids.tolist(), poses, strict=True))
+            if worker.rank == 0 and sum(len(batch) for batch, _ in shown) < experiment.evaluate.overlays:
+                shown.append((batches[0], poses))
+    model.train(was_training)
+    parts = worker.gather(found)
+    if parts is None:
+        return None
+    everything = {image_id: poses for part in parts for image_id, poses in part.items()}
+    result = score(
+        GroundTruth.from_records(
+            (record["image_id"], (record["width"], record["height"]), record["people"])
+            for record in datasets[0].records()
+        ),
+        everything,
+        schema,
+        max_detections=experiment.evaluate.max_detections,
+        backend=experiment.evaluate.backend,
+        score_rule=getattr(model, "score_rule", "not stated"),
+    )
+    if keep:
+        keep(everything)
+    if worker.sink:
+        leave_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
+    return result
+
+
+def train_step(
+    network: nn.Module,
+    batches: list[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip_norm: float = 0.0,
+    bfloat16: bool = False,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimiser step over ``batches``, whose losses are averaged; nothing here waits for the device.
+
+    Returns:
+        The named losses, and the norm of all gradients before clipping (0 where nothing is clipped).
+    """
+    optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with contextlib.nullcontext() if last or not hasattr(network, "no_sync") else network.no_sync():  # type: ignore[operator]
+            with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
+                losses: dict[str, Tensor] = network(batch.images, batch.people)
+            (torch.stack(list(losses.values())).sum() / len(batches)).backward()
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0) + loss.detach() / len(batches)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = clip_grad_norm_(parameters, clip_norm) if clip_norm else torch.zeros(())
+    optimizer.step()
+    return sums, norm
+
+
+# ---------------------------------------------------------------------------------------------------- steps
+
+
+@dataclass
+class _Recent:
+    """The steps since the host last looked at the losses."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    image_ids: list[list[int]] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+    def add(self, losses: Mapping[str, Tensor], image_ids: list[int]) -> None:
+        self.names = list(losses)
+        self.losses.append(torch.stack([losses[name].float() for name in self.names]))
+        self.image_ids.append(image_ids)
+
+
+def _train_until(
+    boundary: int,
+    state: TrainingState,
+    network: nn.Module,
+    batches: Batches,
+    experiment: Experiment,
+    worker: LocalWorker,
+    epoch_size: int,
+    save: "_Saver",
+    line: ProgressLine,
+) -> None:
+    """Optimiser steps until ``boundary`` samples are seen."""
+    train, optim = experiment.train, experiment.optim
+    images_per_step = _images_per_step(experiment, worker)
+    network.train()
+    state.metrics = {}
+    recent = _Recent()
+    while state.position < boundary:
+        epoch = state.position / epoch_size
+        rate = learning_rate(optim, step=state.step, epoch=epoch, epochs=train.epochs, images_per_step=images_per_step)
+        set_learning_rate(state.optimizer, rate)
+        torch.manual_seed(_step_seed(experiment.seed, state.step, worker.rank))
+        before = time.perf_counter()
+        taken = list(itertools.islice(batches, train.accumulate))
+        recent.waited += time.perf_counter() - before
+        losses, norm = train_step(
+            network,
+            [batch.to(worker.device) for batch in taken],
+            state.optimizer,
+            clip_norm=optim.clip_norm,
+            bfloat16=train.precision == "bfloat16",
+        )
+        if state.average:
+            state.average.update(state.step)
+        state.step += 1
+        state.position += images_per_step
+        recent.add(losses, [i for batch in taken for i in batch.image_ids.tolist()])
+        looks = state.step % train.log_every == 0 or state.position >= boundary
+        saves = bool(train.checkpoint_every) and state.step % train.checkpoint_every == 0
+        if looks or saves or (worker.world_size == 1 and worker.stop_requested()):
+            stop = _look(recent, state, experiment, worker, images_per_step, epoch_size, rate, norm, line)
+            recent = _Recent()
+            if (saves and state.position < boundary) or stop:
+                save()
+            if stop:
+                raise Stopped(f"stopped at step {state.step} on request")
+
+
+def _look(
+    recent: _Recent,
+    state: TrainingState,
+    experiment: Experiment,
+    worker: LocalWorker,
+    images_per_step: int,
+    epoch_size: int,
+    rate: float,
+    norm: Tensor,
+    line: ProgressLine,
+) -> bool:
+    """Bring the recent losses to the host, check and log them; True when any worker was asked to stop."""
+    losses = torch.stack(recent.losses)  # (steps, names)
+    flags = torch.stack(
+        [(~losses.isfinite()).any().float(), torch.tensor(float(worker.stop_requested()), device=losses.device)]
+    )
+    bad, stop, *means = worker.reduce(torch.cat([flags, losses.mean(0)])).tolist()
+    if bad:
+        worker.agree(_describe_bad(losses.cpu(), recent, state.step))
+    seconds = time.perf_counter() - recent.started
+    named = {f"loss/{name}": mean / worker.world_size for name, mean in zip(recent.names, means, strict=True)}
+    speed = len(recent.losses) * images_per_step / seconds
+    if worker.sink:
+        extra = {"loss": sum(named.values()), "lr": rate, "grad_norm": float(norm), "images_per_second": speed}
+        extra |= {"data_wait": recent.waited / seconds, "epoch": state.position / epoch_size}
+        diagnostics: Mapping[str, Tensor] = getattr(state.model, "diagnostics", {})
+        extra |= {f"diagnostics/{name}": float(value) for name, value in diagnostics.items()}
+        worker.sink.log_metrics({**named, **extra}, state.step)
+    epoch = f"epoch {state.position / epoch_size:.2f}/{experiment.train.epochs:g}  step {state.step}"
+    waits = f"{speed:.1f} images/s  data {100 * recent.waited / seconds:.0f}%"
+    line.update(state.position, f"{epoch}  {waits}  loss {sum(named.values()):.3f}  {losses_text(named)}")
+    return bool(stop)
+
+
+def _describe_bad(losses: Tensor, recent: _Recent, step: int) -> str | None:
+    bad = (~losses.isfinite()).any(1).nonzero().flatten().tolist()
+    if not bad:
+        return None
+    first = bad[0]
+    values = {name: round(value, 4) for name, value in zip(recent.names, losses[first].tolist(), strict=True)}
+    return (
+        f"loss is not finite at step {step - len(losses) + first + 1}: {values} on images {recent.image_ids[first]}. "
+        "Look at these images and their people, or lower optim.lr; the last checkpoint is from before."
+    )
+
+
+class _Saver:
+    """Rank 0 writes, all ranks learn whether it went well."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        experiment: Experiment,
+        worker: LocalWorker,
+        store: CheckpointStore,
+        provenance: Mapping[str, str],
+    ) -> None:
+        self._state, self._experiment, self._worker = state, experiment, worker
+        self._store, self._provenance = store, provenance
+
+    def __call__(self) -> None:
+        problem = None
+        if self._worker.rank == 0:
+            try:
+                self._state.save(self._store, self._experiment, self._provenance)
+            except CheckpointError as error:
+                problem = str(error)
+        self._worker.agree(problem)
+
+
+# ---------------------------------------------------------------------------------------------------- set-up
+
+
+def _training_set(experiment: Experiment) -> ShardDataset:
+    data, schema = experiment.data, load_schema(experiment.schema)
+    return ShardDataset(
+        data.train,
+        schema,
+        TrainTransform(data.resize, data.augment, schema),
+        seed=experiment.seed,
+        window=data.window,
+        labelled_only=data.labelled_only,
+    )
+
+
+def _initial_state(experiment: Experiment, worker: LocalWorker, store: CheckpointStore) -> TrainingState:
+    """A fresh model, or where the run stood."""
+    train = experiment.train
+    torch.manual_seed(experiment.seed)
+    latest = worker.broadcast(store.latest() if worker.rank == 0 else None)
+    start = latest or experiment.run.init_from
+    model = build_model(experiment, pretrained=not start)
+    memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+    model = model.to(worker.device, memory_format=memory_format)  # type: ignore[call-overload]
+    if train.compile:
+        model.compile()
+    optimizer = build_optimizer(model, experiment.optim)
+    if start and not latest:
+        load_weights(model, start, method=experiment.method, schema=experiment.schema)
+    state = TrainingState(model, optimizer, AveragedWeights(model, train.ema_decay) if train.ema_decay else None)
+    if latest:
+        state.restore(latest, experiment)
+    return state
+
+
+def _images_per_step(experiment: Experiment, worker: LocalWorker) -> int:
+    return experiment.data.batch_size * worker.world_size * experiment.train.accumulate
+
+
+def _whole_steps(samples: int, experiment: Experiment, worker: LocalWorker) -> int:
+    step = _images_per_step(experiment, worker)
+    return -(-samples // step) * step
+
+
+def _next_evaluation(position: int, epoch_size: int, experiment: Experiment, worker: LocalWorker) -> int:
+    every = experiment.train.eval_every * epoch_size
+    return _whole_steps(math.ceil((position // every + 1) * every), experiment, worker)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 4_099 + rank
+
+
+def _log_targets(experiment: Experiment, worker: LocalWorker, dataset: ShardDataset, model: nn.Module) -> None:
+    """Draw the first training images with their targets, so that wrong targets are seen before training ends."""
+    if worker.sink is None or worker.rank or not hasattr(model, "target_points"):
+        return
+    from posefleet.platform.report import leave_targets
+
+    batch = dataset.__getitems__(range(min(len(dataset), 8)))
+    leave_targets(worker.sink, batch, model.target_points(batch.images.shape[-2:], batch.people), dataset.schema)  # type: ignore[operator]

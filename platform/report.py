@@ -1,0 +1,342 @@
+"""Figures and tables about runs and evaluations: curves, bars, comparisons; and what an evaluation leaves in a run.
+
+Every figure is a matplotlib ``Figure`` made without pyplot, so nothing global is touched and no display is needed;
+:func:`save_png` and :func:`png_bytes` turn it into a picture.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from posefleet.data.diagnosis import ERROR_KINDS
+from posefleet.data.evaluation import STATISTICS, Evaluation
+from posefleet.data.images import encode_jpeg
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import Batch, Poses, TargetPoints
+from posefleet.data.transforms import move_points, move_poses
+from posefleet.platform.drawing import draw_people, draw_poses, draw_targets, grid, side_by_side
+from posefleet.platform.worker import Sink
+
+History = Sequence[tuple[int, Mapping[str, float]]]
+"""(step or epoch, value by name), ascending."""
+
+DOTS_PER_INCH = 130
+GREY, FAINT = "#4b5563", "#d1d5db"
+LEFT, RIGHT, MIDDLE = "#f08a24", "#2f86e0", "#3fae6a"
+SERIES = ("#2f86e0", "#f08a24", "#3fae6a", "#b14fc5", "#d64550", "#8a6d3b", "#17a2b8", "#6b7280")
+KIND_COLOURS = dict(zip(ERROR_KINDS, ("#3fae6a", "#f5c542", "#b14fc5", "#2f86e0", "#d64550"), strict=True))
+OVERLAY_SIDE, OVERLAY_COLUMNS = 480, 2
+"""Pixels of the long side of a drawn image; pairs of them in a row."""
+
+DRAWN_FROM = 0.5
+"""Poses are drawn from this share of their image's best score: methods differ in how high they score."""
+
+SMOOTHING = 0.03
+"""Window of a smoothed loss, as a share of the curve."""
+
+LOG_RATIO = 30.0
+"""Losses that span more than this factor are shown on a logarithmic scale."""
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Write the figure as a PNG file."""
+    Path(path).write_bytes(png_bytes(figure))
+
+
+# ----------------------------------------------------------------------------------------------- leaving them
+
+
+def leave_evaluation(
+    sink: Sink,
+    evaluation: Evaluation,
+    shown: Sequence[tuple[Batch, list[Poses]]],
+    schema: KeypointSchema,
+    *,
+    step: int,
+    most: int,
+) -> None:
+    """Leave an evaluation's table, figures, and ``most`` of its images with truth and prediction side by side.
+
+    Args:
+        sink: Where to.
+        evaluation: What to show.
+        shown: Batches as they went into the network, with their poses in pixels of the original images.
+        schema: The keypoints of both.
+        step: The training step, part of the names.
+        most: Images drawn.
+    """
+    folder = f"evaluation/step-{step:07d}"
+    sink.log_bytes(f"{folder}/table.txt", str(evaluation).encode())
+    for figure in (precision_recall, keypoint_ap_bars, error_split_bars):
+        sink.log_bytes(f"{folder}/{figure.__name__}.png", png_bytes(figure(evaluation)))
+    pairs = [
+        side_by_side(*_truth_and_prediction(batch, index, poses[index], schema))
+        for batch, poses in shown
+        for index in range(len(batch))
+    ][:most]
+    if pairs:
+        sink.log_bytes(f"{folder}/overlays.jpg", encode_jpeg(grid(pairs, OVERLAY_COLUMNS)))
+
+
+def leave_targets(sink: Sink, batch: Batch, targets: Sequence[Sequence[TargetPoints]], schema: KeypointSchema) -> None:
+    """Leave a contact sheet of training images with the places that the method trains.
+
+    Args:
+        sink: Where to.
+        batch: The images with their people.
+        targets: Of each image, in its pixels.
+        schema: The keypoints of the people.
+    """
+    pictures = []
+    for image, people, points in zip(batch.images, batch.people, targets, strict=True):
+        pixels = image.permute(1, 2, 0).numpy()
+        pictures.append(draw_targets(pixels, points, people, schema, zoom=_zoom(pixels)))
+    sink.log_bytes("targets/first_images.jpg", encode_jpeg(grid(pictures, 2 * OVERLAY_COLUMNS)))
+
+
+def _truth_and_prediction(
+    batch: Batch, index: int, poses: Poses, schema: KeypointSchema
+) -> tuple[np.ndarray, np.ndarray]:
+    matrix = batch.matrices[index]
+    width, height = move_points(batch.original_sizes[index].double()[None], matrix)[0].round().int().tolist()
+    image = batch.images[index, :, :height, :width].permute(1, 2, 0).numpy()
+    poses = move_poses(poses.to("cpu"), matrix)
+    bar = DRAWN_FROM * float(poses.scores.max()) if len(poses) else 0.0
+    zoom = _zoom(image)
+    return (
+        draw_people(image, batch.people[index], schema, zoom=zoom),
+        draw_poses(image, poses, schema, score_threshold=bar, zoom=zoom),
+    )
+
+
+def _zoom(image: np.ndarray) -> float:
+    """Brings the long side to ``OVERLAY_SIDE``."""
+    return OVERLAY_SIDE / float(max(image.shape[:2]))
+
+
+# -------------------------------------------------------------------------------------------------------- curves
+
+
+def loss_curves(history: History) -> Figure:
+    """Every named loss over steps: the values faint, their running mean bold."""
+    figure, axes = _figure("Training loss", "step", "loss")
+    names = list(dict.fromkeys(name for _, values in history for name in values))
+    shown = []
+    for index, name in enumerate(names):
+        steps, values = _series(history, name)
+        colour = SERIES[index % len(SERIES)]
+        window = max(1, round(SMOOTHING * len(values)))
+        if window > 1:
+            axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
+        mean = _running_mean(values, window)
+        axes.plot(steps, mean, color=colour, linewidth=1.8, label=f"{name}  {mean[-1]:.3g}" if len(mean) else name)
+        shown.append(values)
+    positive = np.concatenate(shown)[np.concatenate(shown) > 0] if shown else np.zeros(0)
+    if positive.size and positive.max() > LOG_RATIO * positive.min():
+        axes.set_yscale("log")
+    _legend(axes)
+    return figure
+
+
+def ap_curve(history: History) -> Figure:
+    """AP (and what else is given, such as AP50) over epochs; the best AP is marked."""
+    figure, axes = _figure("Average precision", "epoch", "AP")
+    names = list(dict.fromkeys(name for _, values in history for name in values))
+    for index, name in enumerate(names):
+        epochs, values = _series(history, name)
+        main = index == 0
+        axes.plot(
+            epochs, values, color=SERIES[index % len(SERIES)], label=name, marker="o", markersize=3,
+            linewidth=2.0 if main else 1.2, alpha=1.0 if main else 0.75,
+        )  # fmt: skip
+        if main and np.isfinite(values).any():
+            best = int(np.nanargmax(values))
+            axes.plot(epochs[best], values[best], marker="o", markersize=9, color=SERIES[0], markeredgecolor="white")
+            # Other curves lie above AP, so there is room under it.
+            axes.annotate(
+                f"{values[best]:.3f}", (epochs[best], values[best]), (0, -17), textcoords="offset points",
+                ha="center", color=SERIES[0], weight="bold",
+            )  # fmt: skip
+    axes.margins(y=0.15)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return figure
+
+
+def precision_recall(evaluation: Evaluation) -> Figure:
+    """Precision over recall at every OKS threshold, each with its AP."""
+    figure, axes = _figure("Precision and recall", "recall", "precision")
+    for index, (threshold, precision) in enumerate(zip(evaluation.thresholds, evaluation.precision, strict=True)):
+        colour = colormaps["viridis"](0.92 * (1 - index / max(len(evaluation.thresholds) - 1, 1)))
+        label = f"{threshold:.2f}   {_number(float(precision.mean()))}"
+        axes.plot(evaluation.recall_points, precision, color=colour, linewidth=1.6, label=label)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.legend(title="OKS     AP", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------- bars
+
+
+def keypoint_ap_bars(evaluation: Evaluation) -> Figure:
+    """AP of every keypoint alone, coloured by side of the body; the mean similarity of matched people as a dot."""
+    figure, axes = _figure("AP of every keypoint alone", "AP", "", height=0.9 + 0.26 * len(evaluation.keypoints))
+    places = np.arange(len(evaluation.keypoints))
+    axes.barh(places, np.nan_to_num(evaluation.keypoint_ap), color=[_side(name) for name in evaluation.keypoints])
+    axes.plot(evaluation.keypoint_oks, places, linestyle="", marker="o", markersize=4, color=GREY, label="mean OKS")
+    for place, value in zip(places, evaluation.keypoint_ap.tolist(), strict=True):
+        inside = value > 0.12
+        axes.annotate(
+            _number(value), (value if inside else max(np.nan_to_num(value), 0.0), place), (-4 if inside else 4, 0),
+            textcoords="offset points", va="center", ha="right" if inside else "left", fontsize=7.5,
+            color="white" if inside else GREY,
+        )  # fmt: skip
+    _name_rows(axes, evaluation.keypoints)
+    axes.set_xlim(0, 1)
+    _legend(axes, outside=True)
+    return figure
+
+
+def error_split_bars(evaluation: Evaluation) -> Figure:
+    """What kind of error each keypoint makes, as shares of its labelled occurrences on matched people."""
+    rows = ["all", *evaluation.keypoints]
+    counts = np.vstack([evaluation.errors.keypoints.sum(0), evaluation.errors.keypoints])
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    errors = evaluation.errors
+    figure, axes = _figure("Keypoint errors on matched people", "", "", height=1.3 + 0.26 * len(rows))
+    axes.set_xlabel(
+        f"{errors.missed_people} of {errors.people} people missed · {errors.background_poses} poses on background, "
+        f"{errors.high_background_poses} of them above the median score · {errors.duplicate_poses} duplicates",
+        fontsize=8,
+    )
+    start = np.zeros(len(rows))
+    for index, kind in enumerate(ERROR_KINDS):
+        axes.barh(np.arange(len(rows)), shares[:, index], left=start, color=KIND_COLOURS[kind], label=kind)
+        for place in range(len(rows)):
+            if shares[place, index] > 0.06:
+                axes.text(
+                    start[place] + shares[place, index] / 2, place, f"{shares[place, index]:.0%}",
+                    ha="center", va="center", fontsize=7, color="white" if kind != "jitter" else "#3b3b3b",
+                )  # fmt: skip
+        start += shares[:, index]
+    _name_rows(axes, rows)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, ncols=len(ERROR_KINDS), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    axes.set_title(axes.get_title(loc="left"), loc="left", pad=24, weight="bold", fontsize=11)
+    return figure
+
+
+def keypoint_count_histogram(counts: Sequence[int], num_keypoints: int) -> Figure:
+    """How many keypoints people have labelled.
+
+    Args:
+        counts: Labelled keypoints of every person.
+        num_keypoints: How many the schema has.
+    """
+    figure, axes = _figure("Labelled keypoints of a person", "keypoints", "people")
+    number = np.bincount(np.asarray(counts, np.int64), minlength=num_keypoints + 1)
+    bars = axes.bar(np.arange(len(number)), number, color=[FAINT, *[RIGHT] * (len(number) - 1)], width=0.85)
+    axes.bar_label(bars, [f"{n:,}" if n else "" for n in number], fontsize=7.5, color=GREY, padding=2)
+    axes.set_xticks(np.arange(len(number)))
+    axes.margins(x=0.02, y=0.1)
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------------- tables
+
+
+def comparison_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """Evaluations side by side as a Markdown table, best AP first, the best of every column bold.
+
+    Says below where evaluations were not made the same way, since then their numbers do not compare.
+    """
+    order = sorted(evaluations, key=lambda name: -np.nan_to_num(evaluations[name].ap, nan=-1.0))
+    columns = {key: [evaluations[name].statistics[key] for name in order] for key in STATISTICS}
+    best = {
+        key: max((round(v, 4) for v in values if not math.isnan(v)), default=None) for key, values in columns.items()
+    }
+    lines = ["| run | " + " | ".join(STATISTICS) + " |", "|---|" + "---:|" * len(STATISTICS)]
+    for row, name in enumerate(order):
+        cells = [_number(columns[key][row]) for key in STATISTICS]
+        bold = [len(order) > 1 and round(columns[key][row], 4) == best[key] for key in STATISTICS]
+        shown = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, bold, strict=True)]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    protocols = [str(evaluations[name].protocol) for name in order]
+    if len(set(protocols)) == 1:
+        return "\n".join([*lines, "", f"All: {protocols[0]}."])
+    differing = [f"- {name}: {protocol}" for name, protocol in zip(order, protocols, strict=True)]
+    return "\n".join([*lines, "", "Not made the same way, compare with care:", *differing])
+
+
+# --------------------------------------------------------------------------------------------------------- parts
+
+
+def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", weight="bold", fontsize=11)
+    axes.set_xlabel(x_label, color=GREY)
+    axes.set_ylabel(y_label, color=GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=GREY, labelsize=8)
+    axes.grid(color=FAINT, linewidth=0.6, alpha=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(axes: Axes, outside: bool = False) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=GREY)
+    elif outside:
+        axes.legend(handles, labels, frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    else:
+        axes.legend(handles, labels, frameon=False, fontsize=8)
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names])
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.grid(visible=False, axis="y")
+
+
+def _series(history: History, name: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(step, values[name]) for step, values in history if name in values]
+    steps, values = zip(*pairs, strict=True)
+    return np.array(steps), np.array(values, np.float64)
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of the last ``window`` values at each place, of fewer at the start."""
+    total = np.cumsum(np.insert(values, 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    mean: np.ndarray = (total[ends] - total[starts]) / (ends - starts)
+    return mean
+
+
+def _side(keypoint: str) -> str:
+    return LEFT if keypoint.startswith("left") else RIGHT if keypoint.startswith("right") else MIDDLE
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,154 @@
+"""A run: one folder, one MLflow run, however often it is started.
+
+STORAGE/NAME/
+    run.json        MLflow run id and store, so that a restart goes on with the same run
+    checkpoints/    see ``checkpoint``
+    report/         overlays, curves and tables, also kept as artifacts in MLflow
+    spool/          events that MLflow has not taken yet
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import fsspec
+
+from posefleet.platform import tracking
+from posefleet.platform.checkpoint import META, WEIGHTS, CheckpointStore
+from posefleet.platform.config import Experiment, resolve_path, to_dict, to_yaml
+from posefleet.platform.tracker import Status, Tracker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """Where a run is kept; plain strings, so that it travels to the workers."""
+
+    folder: str
+    """Absolute path or URI."""
+    run_id: str
+    """Of MLflow."""
+    tracking_uri: str
+
+    def store(self, experiment: Experiment) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(f"{self.folder}/checkpoints", keep=experiment.train.keep_checkpoints)
+
+    def request_stop(self) -> None:
+        """Ask the workers, wherever they are, to write a checkpoint and end."""
+        with fsspec.open(self._stop_file, "wb") as stream:
+            stream.write(b"")
+
+    def stop_requested(self) -> bool:
+        """Whether ``request_stop`` was called since the run was opened."""
+        fs, path = fsspec.url_to_fs(self._stop_file)
+        fs.invalidate_cache()
+        return bool(fs.exists(path))
+
+    def allow(self) -> None:
+        """Forget an earlier request to stop."""
+        fs, path = fsspec.url_to_fs(self._stop_file)
+        if fs.exists(path):
+            fs.rm(path)
+
+    @property
+    def _stop_file(self) -> str:
+        return f"{self.folder}/stop"
+
+    @property
+    def spool(self) -> str:
+        """Local folder in which events wait for MLflow; beside the run where that is on a file system."""
+        if "://" in self.folder:
+            return str(Path(tempfile.gettempdir(), "posefleet", self.run_id))
+        return f"{self.folder}/spool"
+
+    def finish(self, status: Status) -> None:
+        """Set the run's status and send what earlier workers could not."""
+        Tracker(self.tracking_uri, self.run_id, self.spool, system_every=0).close(status)
+
+
+class RunSink:
+    """What rank 0 leaves of a run: metrics in MLflow, files in MLflow and in the run's ``report`` folder."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._tracker = Tracker(run.tracking_uri, run.run_id, run.spool)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Points of metrics at an optimiser step; returns at once."""
+        self._tracker.log_metrics(metrics, step)
+
+    def log_bytes(self, name: str, data: bytes) -> None:
+        """A small file, such as ``overlays/000812/139.jpg``."""
+        with fsspec.open(f"{self._run.folder}/report/{name}", "wb", auto_mkdir=True) as stream:
+            stream.write(data)
+        self._tracker.log_bytes(name, data)
+
+    def log_checkpoint(self, path: str) -> None:
+        """The weights and the description of a checkpoint, which is all that serving and evaluation need."""
+        for file in (WEIGHTS, META):
+            with tempfile.TemporaryDirectory() as folder, fsspec.open(f"{path}/{file}", "rb") as stream:
+                copy = Path(folder, file)
+                copy.write_bytes(stream.read())
+                self._tracker.log_artifact(copy, "checkpoint")
+
+    def flush(self) -> None:
+        """Give MLflow some time to take everything; what it does not take waits in the spool."""
+        self._tracker.flush()
+
+
+def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
+    """Open the experiment's run, or find it again by its name.
+
+    Returns:
+        The experiment with every path absolute and its name filled in, and the run.
+
+    Raises:
+        ValueError: The name exists and ``run.resume`` is off, or another method has it.
+        TrackingError: MLflow cannot open a new run.
+    """
+    name = experiment.run.name or f"{experiment.method}-{datetime.now():%Y%m%d-%H%M%S}"
+    storage = resolve_path(experiment.run.storage)
+    experiment = dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(
+            experiment.data, train=resolve_path(experiment.data.train), eval=resolve_path(experiment.data.eval)
+        ),
+        run=dataclasses.replace(
+            experiment.run, name=name, storage=storage, init_from=resolve_path(experiment.run.init_from)
+        ),
+    )
+    folder = f"{storage.rstrip('/')}/{name}"
+    fs, path = fsspec.url_to_fs(f"{folder}/run.json")
+    known = json.loads(fs.cat_file(path)) if fs.exists(path) else None
+    if known and not experiment.run.resume:
+        raise ValueError(f"{folder} exists and run.resume is off; choose another run.name or leave run.resume on")
+    if known and known["method"] != experiment.method:
+        raise ValueError(f"{folder} is a run of method {known['method']!r}; choose another run.name")
+    uri = known["tracking_uri"] if known else _tracking_uri(experiment)
+    run_id = tracking.start_run(
+        uri,
+        experiment.run.experiment,
+        name,
+        params=to_dict(experiment),
+        tags={"method": experiment.method, "git": tracking.git_revision(), "folder": folder},
+        resume_run_id=known["run_id"] if known else None,
+    )
+    run = Run(folder=folder, run_id=run_id, tracking_uri=uri)
+    if not known:
+        fs.makedirs(fs._parent(path), exist_ok=True)
+        content = {"run_id": run_id, "tracking_uri": uri, "method": experiment.method}
+        fs.pipe_file(path, json.dumps(content, indent=1).encode())
+    with fsspec.open(f"{folder}/experiment.yaml", "wb") as stream:
+        stream.write(to_yaml(experiment).encode())
+    run.allow()
+    return experiment, run
+
+
+def _tracking_uri(experiment: Experiment) -> str:
+    given = experiment.run.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return tracking.tracking_uri(given) if given else tracking.default_uri(experiment.run.storage)

@@ -1,0 +1,223 @@
+"""Logging of a run from rank 0: a queue in memory, a spool on disk, a thread that sends.
+
+Training never waits for the tracking server and never fails because of it. One background thread writes what was
+logged to a :class:`~posefleet.platform.spool.Spool` every second and sends it from there every five. While the server
+is down events stay in the spool; this process, a restart with the same spool, or
+``python -m posefleet.platform.tracking sync`` sends them later.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import psutil
+
+from posefleet.platform.spool import Event, Spool
+from posefleet.platform.tracking import Sender, first_line, tracking_uri
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+STORE_EVERY = 1.0
+"""Seconds between two writes to the spool: what a killed process may lose."""
+LONGEST_PAUSE = 10.0
+"""Seconds between two tries while the server is down."""
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Logs one run. No method blocks on the server or raises because of it.
+
+    Use it as a context manager: leaving it normally closes the run as FINISHED, an exception as FAILED, Ctrl-C as
+    KILLED.
+    """
+
+    def __init__(
+        self, uri: str, run_id: str, spool_dir: Path | str, *, send_every: float = 5.0, system_every: float = 10.0
+    ) -> None:
+        """
+        Args:
+            uri: See :func:`posefleet.platform.tracking.tracking_uri`.
+            run_id: From :func:`posefleet.platform.tracking.start_run`.
+            spool_dir: Where events wait for the server; one folder per run, kept over restarts.
+            send_every: Seconds between two requests.
+            system_every: Seconds between two samples of the machine (``system/...``); 0: none.
+
+        Raises:
+            ValueError: The URI is not usable, or the spool holds another run.
+        """
+        self.uri = tracking_uri(uri)
+        self.run_id = run_id
+        self.spool = Spool.create(spool_dir, self.uri, run_id)
+        self._send_every = send_every
+        self._system_every = system_every
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._unstored: list[Event] = []
+        self._storing = threading.Lock()
+        self._flushes: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._closed = False
+        self._log("status", status="RUNNING")
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._thread.start()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add one point to each metric at a training step; costs microseconds."""
+        self._log("metrics", step=step, values={name: float(value) for name, value in metrics.items()})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self._log("tags", values={name: str(text) for name, text in tags.items()})
+
+    def log_artifact(self, path: Path | str, folder: str = "") -> None:
+        """Store a file, or what a directory holds, in an artifact folder; it is copied before the call returns."""
+        self._log_files(lambda: self.spool.keep(path), folder, str(path))
+
+    def log_bytes(self, name: str, data: bytes) -> None:
+        """Store ``data``, such as a PNG, as the artifact ``name`` (``plots/curve.png``)."""
+        folder, _, file = name.rpartition("/")
+        self._log_files(lambda: self.spool.keep_bytes(file, data), folder, name)
+
+    def log_text(self, name: str, text: str) -> None:
+        """Store ``text`` as the artifact ``name``."""
+        self.log_bytes(name, text.encode())
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until the server has everything logged so far; False when it has not after ``timeout`` seconds."""
+        done = threading.Event()
+        self._flushes.put(done)
+        self._wake.set()
+        return done.wait(timeout)
+
+    def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
+        """End the run. What the server has not taken after ``timeout`` seconds stays in the spool."""
+        if self._closed:
+            return
+        self._log("status", status=status)
+        sent = self.flush(timeout)
+        self._closed = True
+        self._wake.set()
+        self._thread.join(1.0)
+        if not sent:
+            folder = self.spool.folder
+            _log.warning("events wait in %s: python -m posefleet.platform.tracking sync %s", folder, folder)
+            self._store()  # the thread may be stuck in a request
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close("FINISHED")
+        else:
+            self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def _log_files(self, keep: Callable[[], str], folder: str, what: str) -> None:
+        try:
+            self._log("artifact", file=keep(), folder=folder)
+        except OSError as error:
+            _log.warning("the artifact %s is not logged: %s", what, error)
+
+    def _log(self, kind: str, **content: Any) -> None:
+        self._events.put({"kind": kind, "time": time.time_ns() // 1_000_000, **content})  # milliseconds, as MLflow
+
+    def _work(self) -> None:
+        """The background thread: samples of the machine, events to disk, events to the server."""
+        machine = _Machine(self._system_every)
+        sender: Sender | None = None
+        waiting: list[threading.Event] = []
+        next_send, failures = 0.0, 0
+        while not self._closed:
+            self._wake.wait(min(STORE_EVERY, self._send_every))
+            self._wake.clear()
+            waiting += (asked := _drain(self._flushes))
+            try:
+                if sample := machine.sample():
+                    self._log("metrics", step=None, values=sample)
+                self._store()
+                if time.monotonic() < next_send and not asked:
+                    continue
+                sender = sender or Sender(self.uri, self.run_id)
+                sender.send(self.spool)
+            # A network, a database, a bucket, a disk: whatever they raise, training goes on and we try again.
+            except Exception as error:
+                if not failures:
+                    _log.warning(
+                        "MLflow at %s fails (%s); training goes on, events are kept in %s until it answers",
+                        self.uri,
+                        first_line(error),
+                        self.spool.folder,
+                    )
+                sender, failures = None, failures + 1
+                next_send = time.monotonic() + min(2**failures, LONGEST_PAUSE)
+            else:
+                next_send, failures = time.monotonic() + self._send_every, 0
+                for flush in waiting:
+                    flush.set()
+                waiting.clear()
+
+    def _store(self) -> None:
+        with self._storing:
+            self._unstored += _drain(self._events)
+            if self._unstored:
+                self.spool.append(self._unstored)
+                self._unstored = []
+
+
+class _Machine:
+    """Load and memory of this machine and its GPUs, under the names that MLflow's pages know.
+
+    MLflow's own monitor is not used: its thread ends for good at the first request that fails.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._next = time.monotonic() + every
+        self._gpus: list[Any] | None = None
+        self._process = psutil.Process()
+        psutil.cpu_percent()  # the first call has no interval to measure
+
+    def sample(self) -> dict[str, float]:
+        """``system/...`` values, or nothing when the last sample is younger than the interval."""
+        if not self._every or time.monotonic() < self._next:
+            return {}
+        self._next = time.monotonic() + self._every
+        memory = psutil.virtual_memory()
+        return {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_memory_megabytes": self._process.memory_info().rss / 1e6,
+        } | self._gpu_sample()
+
+    def _gpu_sample(self) -> dict[str, float]:
+        try:
+            import pynvml  # comes with the package nvidia-ml-py
+        except ImportError:
+            return {}
+        try:
+            if self._gpus is None:
+                self._gpus = []  # asked once; stays empty where there is no driver
+                pynvml.nvmlInit()
+                self._gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            values: dict[str, float] = {}
+            for index, gpu in enumerate(self._gpus):
+                memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+                values[f"system/gpu_{index}_memory_usage_megabytes"] = memory.used / 1e6
+                values[f"system/gpu_{index}_memory_usage_percentage"] = 100 * memory.used / memory.total
+                values[f"system/gpu_{index}_utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
+                values[f"system/gpu_{index}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000
+        except pynvml.NVMLError:
+            return {}
+        return values
+
+
+def _drain(waiting: "queue.SimpleQueue[Any]") -> list[Any]:
+    return [waiting.get() for _ in range(waiting.qsize())]  # nobody else takes from these queues

@@ -1,0 +1,204 @@
+"""Training as a Ray Train job: the only file of the platform that knows ``ray.train``.
+
+The driver opens the run, starts the workers, waits, and closes the run. A worker that dies is replaced, with all its
+peers, and goes on from the last checkpoint in the run's own store; Ray's checkpoints are not used, because a run must
+also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller has polled.
+"""
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+
+from posefleet.platform.checkpoint import CheckpointError
+from posefleet.platform.config import Experiment, build_experiment, to_dict
+from posefleet.platform.loop import Stopped, fit
+from posefleet.platform.memory import keep_freed_memory
+from posefleet.platform.run import Run, RunSink, open_run
+from posefleet.platform.tracking import TrackingError
+from posefleet.platform.worker import FatalError, LocalWorker
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 2.0
+"""A worker looks for the request to stop at most this often."""
+
+
+class RayWorker(LocalWorker):
+    """A worker of Ray Train."""
+
+    def __init__(self, run: Run, sink: RunSink | None) -> None:
+        super().__init__(device=get_device(), sink=sink)
+        self._run = run
+        self._looked = time.monotonic()
+
+    def stop_requested(self) -> bool:
+        """Asks the run's folder on rank 0, now and then."""
+        if self.rank or time.monotonic() - self._looked < STOP_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        return self._run.stop_requested()
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """To Ray Train; a barrier over all ranks."""
+        ray.train.report(dict(metrics))
+
+
+class InterruptibleWorker(LocalWorker):
+    """The worker of a run in this process; a signal asks it to stop."""
+
+    def __init__(self, stop: threading.Event, sink: RunSink) -> None:
+        super().__init__(sink=sink)
+        self._stop = stop
+
+    def stop_requested(self) -> bool:
+        """Whether the signal came."""
+        return self._stop.is_set()
+
+
+def train(experiment: Experiment) -> int:
+    """Train to the end, tell where everything is, and return the exit status of the job.
+
+    Returns:
+        0 when finished, 1 on failure, 130 when stopped by a signal (the same command goes on from there).
+    """
+    try:
+        experiment, run = open_run(experiment)
+    except (ValueError, TrackingError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
+    outcome = _Outcome(error="interrupted")
+    try:
+        with _signals(run) as stop:
+            outcome = (
+                _in_this_process(experiment, run, stop)
+                if not experiment.scaling.num_workers
+                else (_on_ray(experiment, run, stop))
+            )
+    finally:
+        run.finish("KILLED" if outcome.stopped else "FAILED" if outcome.error else "FINISHED")
+    _tell(experiment, run, outcome)
+    return 130 if outcome.stopped else 1 if outcome.error else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    error: str = ""
+    stopped: bool = False
+
+
+def _in_this_process(experiment: Experiment, run: Run, stop: threading.Event) -> _Outcome:
+    sink = RunSink(run)
+    return _guarded(experiment, InterruptibleWorker(stop, sink), run, sink)
+
+
+def _on_ray(experiment: Experiment, run: Run, stop: threading.Event) -> _Outcome:
+    scaling = experiment.scaling
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING, log_to_driver=True)
+    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"experiment": to_dict(experiment), "run": dataclasses.asdict(run)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.num_workers, use_gpu=scaling.use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=run.folder,
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+        ),
+    )
+    # Ray Train's own SIGINT handler kills the workers; in a thread it installs none, and ours asks them to save first.
+    outcome: list[_Outcome] = []
+
+    def wait() -> None:
+        try:
+            outcome.append(_Outcome(**trainer.fit().return_value))
+        except ray.train.TrainingFailedError as error:
+            outcome.append(_Outcome(error=str(error)))
+
+    thread = threading.Thread(target=wait, name="trainer", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    return outcome[0] if outcome else _Outcome(error="Ray Train ended without a result; see the lines above")
+
+
+def _ray_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each worker process runs."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    experiment, run = build_experiment(config["experiment"]), Run(**config["run"])
+    torch.set_num_threads(max(1, int(experiment.scaling.cpus_per_worker)))
+    sink = RunSink(run) if ray.train.get_context().get_world_rank() == 0 else None
+    return dataclasses.asdict(_guarded(experiment, RayWorker(run, sink), run, sink))
+
+
+def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSink | None) -> _Outcome:
+    """``fit`` with the errors that every rank sees alike turned into an outcome: Ray would only try again."""
+    keep_freed_memory()
+    store = run.store(experiment)
+    outcome = _Outcome()
+    try:
+        outcome = _Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
+    except (FatalError, ValueError, CheckpointError) as error:
+        if worker.world_size > 1 and not isinstance(error, FatalError):
+            raise  # one rank alone may have met it: the others wait for this one, so the group must end
+        outcome = _Outcome(error=str(error))
+    except Stopped as stopped:
+        outcome = _Outcome(error=str(stopped), stopped=True)
+    if sink:
+        best = store.best() or store.latest()
+        if best and not outcome.error:
+            sink.log_checkpoint(best)
+        sink.flush()
+    return outcome
+
+
+@contextmanager
+def _signals(run: Run) -> Iterator[threading.Event]:
+    """Within, the first SIGINT or SIGTERM asks the workers to save and end; the second ends at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        run.request_stop()
+        os.write(2, b"stopping: the workers write a checkpoint first; again to end at once\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Callable[..., Any] | int | None] = {
+        n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(experiment: Experiment, run: Run, outcome: _Outcome) -> None:
+    if outcome.error:
+        sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}\n")
+    store = run.store(experiment)
+    best = store.best() or store.latest()
+    lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
+    lines += [f"checkpoint  {best}"] if best else []
+    lines += [f"pictures    {run.folder}/report", f"tracking    mlflow ui --backend-store-uri {run.tracking_uri}"]
+    sys.stderr.write("\n".join(lines) + "\n")

@@ -1,0 +1,138 @@
+"""What the platform adds to a training step, and what the allocator settings give.
+
+    python tests/bench/bench_step.py
+
+One process, one model, the same batches: windows of the platform's loop (logging to MLflow on sqlite, losses looked
+at every 10 steps) between windows of a bare PyTorch loop. Then bare windows in fresh processes with glibc's defaults
+and with ``keep_freed_memory``.
+"""
+
+import argparse
+import copy
+import dataclasses
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from posefleet.data.coco import find_source
+from posefleet.data.keypoints import COCO17
+from posefleet.data.sharding import shard_coco
+from posefleet.data.stream import training_batches
+from posefleet.data.synthetic import SceneConfig, write_dataset
+from posefleet.platform import loop
+from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.config import Experiment, build_experiment, read_yaml
+from posefleet.platform.memory import keep_freed_memory
+from posefleet.platform.progress import ProgressLine
+from posefleet.platform.run import RunSink, open_run
+from posefleet.platform.worker import LocalWorker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_experiment(folder: Path, batch_size: int) -> Experiment:
+    """The demo's model on 64 rendered images under ``folder``."""
+    if not (folder / "shards").exists():
+        write_dataset(folder / "coco", "train2017", 64, SceneConfig(), seed=0, workers=1)
+        source = find_source(str(folder / "coco"), "train2017")
+        shard_coco(source, str(folder / "shards"), COCO17, parallel=False)
+    values = copy.deepcopy(read_yaml(ROOT / "jobs/configs/smpr_demo.yaml"))
+    values["data"] |= {"train": str(folder / "shards"), "eval": "", "batch_size": batch_size, "loaders": 0}
+    values["train"] |= {"epochs": 1e6}
+    values["scaling"] = {"num_workers": 0}
+    values["run"] = {"storage": str(folder / "runs"), "name": f"bench-{time.time_ns()}"}
+    return build_experiment(values)
+
+
+def bare_window(state: loop.TrainingState, batches: object, steps: int) -> float:
+    """Seconds per step of what anyone would write first."""
+    optimizer, model = state.optimizer, state.model
+    start = time.perf_counter()
+    for batch in itertools.islice(batches, steps):
+        losses = model(batch.images, batch.people)
+        total = sum(losses.values())
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 35.0)
+        optimizer.step()
+    float(total)
+    return (time.perf_counter() - start) / steps
+
+
+def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
+    """Print seconds per step of both loops, in turn, and their ratio."""
+    keep_freed_memory()
+    experiment, run = open_run(make_experiment(folder, batch_size))
+    sink = RunSink(run)
+    worker = LocalWorker(device="cpu", sink=sink)
+    state = loop._initial_state(experiment, worker, CheckpointStore(f"{run.folder}/checkpoints"))
+    dataset = loop._training_set(experiment)
+    saver = loop._Saver(state, experiment, worker, run.store(experiment), {})
+    with training_batches(dataset, batch_size=batch_size) as batches, ProgressLine(1, active=False) as line:
+        bare_window(state, batches, 5)
+        bare, ours = [], []
+        for _ in range(rounds):
+            bare.append(bare_window(state, batches, steps))
+            start = time.perf_counter()
+            goal = state.position + steps * batch_size
+            loop._train_until(goal, state, state.model, batches, experiment, worker, len(dataset), saver, line)
+            ours.append((time.perf_counter() - start) / steps)
+    ratios = [o / b for o, b in zip(ours, bare, strict=True)]
+    sys.stdout.write(
+        f"step, batch {batch_size}, {torch.get_num_threads()} threads, {rounds} rounds of {steps} steps\n"
+        f"  bare loop  {1e3 * statistics.median(bare):7.1f} ms\n"
+        f"  platform   {1e3 * statistics.median(ours):7.1f} ms\n"
+        f"  platform / bare  median {statistics.median(ratios):.3f}  (" + " ".join(f"{r:.3f}" for r in ratios) + ")\n"
+    )
+    run.finish("FINISHED")
+
+
+def allocator_window(folder: Path, batch_size: int, steps: int) -> None:
+    """In a fresh process: seconds per step as json."""
+    experiment = make_experiment(folder, batch_size)
+    state = loop._initial_state(experiment, LocalWorker(device="cpu"), CheckpointStore(str(folder / "none")))
+    with training_batches(loop._training_set(experiment), batch_size=batch_size) as batches:
+        bare_window(state, batches, 5)
+        sys.stdout.write(json.dumps(bare_window(state, batches, steps)))
+
+
+def main() -> None:
+    """Run both comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--window", choices=["default", "kept"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.window:
+        if options.window == "kept":
+            keep_freed_memory()
+        allocator_window(options.folder, options.batch_size, options.steps)
+        return
+    with tempfile.TemporaryDirectory() as temp:
+        folder = Path(temp)
+        compare(folder, options.batch_size, options.steps, options.rounds)
+        seconds: dict[str, list[float]] = {"default": [], "kept": []}
+        for _ in range(max(2, options.rounds // 2)):
+            for window, values in seconds.items():
+                command = [sys.executable, __file__, "--window", window, "--folder", temp]
+                command += ["--batch-size", str(options.batch_size), "--steps", str(options.steps)]
+                values.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        default, kept = (statistics.median(values) for values in seconds.values())
+        sys.stdout.write(
+            f"allocator, batch {options.batch_size}\n  glibc's defaults {1e3 * default:7.1f} ms\n"
+            f"  memory kept      {1e3 * kept:7.1f} ms\n  kept / default  {kept / default:.3f}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Every fault that the doctor knows is seeded and found."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from posefleet.data.coco import Source
+from posefleet.data.doctor import examine, main
+from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.symptoms import SYMPTOMS
+
+LEFT_SHOULDER = 3 * COCO17.keypoints.index("left_shoulder")
+
+
+def codes(source: Source) -> dict[str, int]:
+    """What the doctor finds: counts by code."""
+    return {finding.code: finding.count for finding in examine(source, COCO17, workers=2).findings}
+
+
+def swap_sides(coco: Any, names: tuple[str, ...] = COCO17.keypoints) -> None:
+    keypoints = np.array(coco.people[0]["keypoints"]).reshape(17, 3)
+    rows = [COCO17.keypoints.index(name) for name in names]
+    keypoints[rows] = keypoints[COCO17.flip_index][rows]
+    coco.people[0]["keypoints"] = keypoints.ravel().tolist()
+
+
+def set_keypoint(coco: Any, *values: float, people: int = 1) -> None:
+    for person in coco.people[:people]:
+        person["keypoints"][LEFT_SHOULDER : LEFT_SHOULDER + 3] = values
+
+
+def image_file(coco: Any) -> Path:
+    return coco.folder / coco.images[0]["file_name"]
+
+
+def turn(coco: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(image_file(coco)) as image:
+        image.save(image_file(coco), "JPEG", exif=exif)
+
+
+def turn_with_json(coco: Any) -> None:
+    turn(coco)
+    coco.images[0].update(width=48, height=64)
+
+
+def crowd(coco: Any) -> None:
+    coco.add_person(1, iscrowd=1, keypoints=[0] * 51, num_keypoints=0)
+
+
+def unlabelled(coco: Any) -> None:
+    coco.add_person(1, keypoints=[0] * 51, num_keypoints=0)
+
+
+FAULTS: list[tuple[str, int, Callable[[Any], object]]] = [
+    ("missing_image", 1, lambda c: image_file(c).unlink()),
+    ("missing_image", 6, lambda c: [file.unlink() for file in c.folder.iterdir()]),
+    ("corrupt_image", 1, lambda c: image_file(c).write_bytes(image_file(c).read_bytes()[:1000])),
+    ("corrupt_image", 1, lambda c: image_file(c).write_text("not an image")),
+    ("corrupt_image", 1, lambda c: image_file(c).write_bytes(b"")),
+    ("corrupt_image", 1, lambda c: c.images[0].update(file_name="../../etc/passwd")),
+    ("corrupt_image", 1, lambda c: c.images[0].update(file_name="a\0b")),
+    ("size_mismatch", 1, lambda c: c.images[0].update(width=65)),
+    ("exif_mismatch", 1, turn),
+    ("exif_orientation", 1, turn_with_json),
+    ("no_images", 1, lambda c: c.images.clear()),
+    ("no_keypoint_people", 1, lambda c: c.people.clear()),
+    ("no_keypoint_people", 1, lambda c: [person.update(iscrowd=1) for person in c.people]),
+    ("bad_image_record", 1, lambda c: c.images[0].update(id="7")),
+    ("bad_image_record", 1, lambda c: c.images[0].update(width=0)),
+    ("bad_image_record", 1, lambda c: c.images.append(None)),
+    ("duplicate_image_id", 1, lambda c: c.images[1].update(id=1)),
+    ("duplicate_file_name", 1, lambda c: c.images[1].update(file_name=c.images[0]["file_name"])),
+    ("images_without_annotations", 1, lambda c: c.people.pop()),
+    ("bad_annotation_record", 1, lambda c: c.people[0].pop("image_id")),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(bbox=[1, 2, 3])),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(bbox=None)),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(keypoints=["x"] * 51)),
+    ("bad_annotation_record", 1, lambda c: c.people.append([])),
+    ("duplicate_annotation_id", 1, lambda c: c.people[1].update(id=100)),
+    ("unknown_image", 1, lambda c: c.people[0].update(image_id=77)),
+    ("unknown_image", 1, lambda c: c.people[0].update(image_id=[])),
+    ("unknown_category", 1, lambda c: c.people[0].update(category_id=5)),
+    ("unknown_category", 1, lambda c: c.people[0].update(category_id={})),
+    ("other_category", 1, lambda c: [c.content["categories"].append({"id": 2}), c.people[0].update(category_id=2)]),
+    ("not_finite", 1, lambda c: c.people[0]["bbox"].__setitem__(2, math.nan)),
+    ("not_finite", 1, lambda c: c.people[0].update(area=math.inf)),
+    ("not_finite", 1, lambda c: set_keypoint(c, math.nan, 1.0, 2)),
+    ("bad_box", 1, lambda c: c.people[0].update(bbox=[5, 5, 0, 10])),
+    ("bad_box", 1, lambda c: c.people[0].update(bbox=[5, 5, -3, 10])),
+    ("bad_area", 1, lambda c: c.people[0].update(area=0)),
+    ("bad_box_unlabelled", 1, lambda c: [unlabelled(c), c.people[-1].update(area=0)]),
+    ("box_outside", 1, lambda c: c.people[0].update(bbox=[40, 5, 30, 10])),
+    ("no_area", 1, lambda c: c.people[0].pop("area")),
+    ("crowd", 1, crowd),
+    ("unlabelled", 1, unlabelled),
+    ("wrong_keypoint_count", 1, lambda c: c.people[0].update(keypoints=[1, 1, 2] * 14)),
+    ("bad_visibility", 1, lambda c: set_keypoint(c, 38, 12, 3)),
+    ("keypoint_outside", 1, lambda c: set_keypoint(c, 38, 49.5, 2)),
+    ("many_keypoints_outside", 3, lambda c: set_keypoint(c, -1.5, 12, 1, people=3)),
+    ("wrong_num_keypoints", 1, lambda c: c.people[0].update(num_keypoints=16)),
+    ("duplicate_person", 1, lambda c: c.add_person(1, shift=(1, 1))),
+    ("left_right_swapped", 1, swap_sides),
+    ("left_right_swapped", 1, lambda c: swap_sides(c, COCO17.keypoints[5:])),
+    ("constant_keypoint", 1, lambda c: set_keypoint(c, 38, 14, 2, people=6)),
+    ("never_labelled", 1, lambda c: set_keypoint(c, 0, 0, 0, people=6)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "count", "fault"), FAULTS, ids=[f"{i}-{f[0]}" for i, f in enumerate(FAULTS)])
+def test_a_seeded_fault_is_found(code: str, count: int, fault: Callable[[Any], object], tiny_coco: Any) -> None:
+    fault(tiny_coco)
+    assert codes(tiny_coco.save().source).get(code) == count
+
+
+def test_every_fault_in_the_catalogue_is_seeded() -> None:
+    assert {code for code, _, _ in FAULTS} | {"unreadable_annotations"} == set(SYMPTOMS)
+
+
+def test_a_healthy_data_set_has_no_findings(tiny_coco: Any) -> None:
+    report = examine(tiny_coco.source, COCO17)
+    assert report.findings == ()
+    assert report.statistics.people_by_keypoints == (0,) * 17 + (6,)
+    assert report.statistics.labelled_by_keypoint["nose"] == 6
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"images": 3, "annotations": []}', "\xff"])
+def test_an_annotation_file_that_cannot_be_read_is_a_finding(text: str, tiny_coco: Any) -> None:
+    tiny_coco.annotation_file.write_bytes(text.encode("latin-1"))
+    assert codes(tiny_coco.source) == {"unreadable_annotations": 1}
+
+
+@pytest.mark.parametrize("x", [-1.0, 0.0, 64.0, 65.0])
+def test_a_keypoint_on_the_border_is_no_finding(x: float, tiny_coco: Any) -> None:
+    set_keypoint(tiny_coco, x, 12, 2)
+    assert codes(tiny_coco.save().source) == {}
+
+
+def test_one_stray_keypoint_among_many_is_a_warning(tiny_coco: Any) -> None:
+    tiny_coco.people[:] = tiny_coco.people[:6]
+    set_keypoint(tiny_coco, 80, 12, 2)
+    assert codes(tiny_coco.save().source) == {"keypoint_outside": 1}  # 1 of 102
+
+
+def test_a_person_seen_from_behind_is_not_swapped(tiny_coco: Any) -> None:
+    swap_sides(tiny_coco, COCO17.keypoints[5:])
+    for k in range(5):
+        tiny_coco.people[0]["keypoints"][3 * k : 3 * k + 3] = [0, 0, 0]
+    tiny_coco.people[0]["num_keypoints"] = 12
+    assert codes(tiny_coco.save().source) == {}
+
+
+def test_crowdpose_is_examined_with_its_own_keypoints(tiny_coco: Any) -> None:
+    for person in tiny_coco.people:
+        person["keypoints"] = person["keypoints"][9:]
+        person["num_keypoints"] = 14
+        del person["area"]
+    report = examine(tiny_coco.save().source, CROWDPOSE14)
+    assert [(finding.code, finding.count) for finding in report.findings] == [("no_area", 6)]
+
+
+def test_examples_name_the_culprits(tiny_coco: Any) -> None:
+    image_file(tiny_coco).unlink()
+    tiny_coco.people[2]["area"] = -1
+    text = examine(tiny_coco.save().source, COCO17).as_text()
+    assert "000000000001.jpg" in text
+    assert "annotation 102 of image 3: bbox" in text
+    assert "2 kinds of error" in text
+
+
+def test_the_command_tells_by_its_exit_status(tiny_coco: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root, report = str(tiny_coco.root), tmp_path / "report.json"
+    assert main([root]) == 0
+    tiny_coco.people[0]["num_keypoints"] = 3
+    tiny_coco.save()
+    assert main([root, "--split", "train2017", "--json", str(report)]) == 0  # a warning
+    (finding,) = json.loads(report.read_text())["reports"][0]["findings"]
+    assert (finding["code"], finding["severity"], finding["count"]) == ("wrong_num_keypoints", "warning", 1)
+    image_file(tiny_coco).unlink()
+    assert main([root]) == 1
+    assert "missing_image" in capsys.readouterr().out
+
+
+def test_the_command_says_when_there_is_nothing_to_examine(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no annotation file" in capsys.readouterr().err
+    assert main([str(tmp_path / "none")]) == 2
+    assert main([str(tmp_path), "--schema", "mpii"]) == 2
+    assert "unknown keypoint schema" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_annotations_and_images_have_no_errors_and_no_warnings(split: str, coco_mini: Path) -> None:
+    folder = coco_mini / split
+    source = Source(str(coco_mini / "annotations" / f"person_keypoints_{split}.json"), str(folder), split)
+    report = examine(source, COCO17)
+    assert {finding.symptom.severity for finding in report.findings} == {"info"}

@@ -1,0 +1,432 @@
+"""Evaluation against pycocotools itself, and against scenes whose result is known by hand."""
+
+import contextlib
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from posefleet.data.diagnosis import ERROR_KINDS
+from posefleet.data.errors import DataError
+from posefleet.data.evaluation import STATISTICS, Evaluation, evaluate
+from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
+from posefleet.data.structures import Poses
+from posefleet.data.truth import GroundTruth
+
+AREA = 10_000.0
+SIGMAS = np.array(COCO17.sigmas)
+
+
+def standing(x: float = 0.0, y: float = 0.0) -> np.ndarray:
+    """(17, 2) keypoints of a made-up person, at least 40 px from one to the next, so none is near another's place."""
+    index = np.arange(17)
+    return np.stack([x + 60.0 * (index % 4), y + 60.0 * (index // 4)], axis=1)
+
+
+def person(
+    keypoints: np.ndarray, *, visibility: np.ndarray | int = 2, crowd: bool = False, area: float = AREA
+) -> dict[str, Any]:
+    visible = np.broadcast_to(visibility, len(keypoints))
+    low, high = keypoints.min(0), keypoints.max(0)
+    return {
+        "keypoints": np.column_stack([keypoints * (visible > 0)[:, None], visible]).ravel().tolist(),
+        "bbox": [*low.tolist(), *(high - low).tolist()],
+        "area": area,
+        "iscrowd": int(crowd),
+        "num_keypoints": int((visible > 0).sum()),
+    }
+
+
+def truth_of(*images: list[dict[str, Any]]) -> GroundTruth:
+    """Ground truth of images 1, 2, ..."""
+    return GroundTruth.from_records([(number, (1000, 1000), people) for number, people in enumerate(images, start=1)])
+
+
+def poses_of(*keypoints: np.ndarray, scores: list[float] | None = None) -> Poses:
+    points = torch.from_numpy(np.array(keypoints, np.float32))
+    return Poses(points, torch.ones(points.shape[:2]), torch.tensor(scores or [0.9] * len(points)))
+
+
+def random_scene(seed: int, schema: KeypointSchema = COCO17) -> tuple[dict[str, Any], dict[int, Poses]]:
+    """A COCO data set with crowds, unlabelled people and empty images, and poses from good to senseless."""
+    rng = np.random.default_rng(seed)
+    count = len(schema)
+    annotations: list[dict[str, Any]] = []
+    predictions = {}
+    for image_id in rng.permutation(np.arange(1, 61)).tolist():
+        candidates = []
+        for _ in range(rng.integers(0, 7)):
+            corner, size = rng.uniform(0, 300, 2), rng.uniform(20, 200, 2)
+            points = (corner + size * rng.random((count, 2))).round()
+            unlabelled = rng.random() < 0.25
+            visibility = np.zeros(count, int) if unlabelled else rng.choice([0, 1, 2], count)
+            one = person(points, visibility=visibility, crowd=unlabelled and rng.random() < 0.4, area=0.6 * size.prod())
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, **one})
+            candidates += [
+                points + rng.normal(0, rng.choice([0.5, 3, 20]), points.shape) for _ in range(rng.integers(4))
+            ]
+        candidates += [rng.uniform(0, 500, (count, 2)) for _ in range(rng.integers(0, 4))]
+        if candidates:
+            scores = np.sort(rng.integers(1, 12, len(candidates)) / 12)[::-1]  # with ties
+            predictions[image_id] = poses_of(*candidates, scores=scores.tolist())
+    dataset = {
+        "images": [{"id": i, "width": 500, "height": 500} for i in range(1, 61)],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": annotations,
+    }
+    return dataset, predictions
+
+
+def pycocotools_statistics(
+    dataset: dict[str, Any], predictions: dict[int, Poses], sigmas: np.ndarray | None = None
+) -> np.ndarray:
+    """What the tutorial of pycocotools prints, by loadRes and summarize."""
+    results = [
+        {
+            "image_id": i,
+            "category_id": 1,
+            "score": score,
+            "keypoints": np.column_stack([pose, pose[:, 0]]).ravel().tolist(),
+        }
+        for i, poses in predictions.items()
+        for pose, score in zip(poses.keypoints.double().numpy(), poses.scores.tolist(), strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = json.loads(json.dumps(dataset))
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = sigmas
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.asarray(evaluation.stats)
+
+
+def only_keypoint(index: int, dataset: dict[str, Any], predictions: dict[int, Poses]) -> tuple[dict[str, Any], Any]:
+    """The data set in which only one keypoint was ever annotated or predicted."""
+    annotations = []
+    for annotation in dataset["annotations"]:
+        point = annotation["keypoints"][3 * index : 3 * index + 3]
+        annotations.append({**annotation, "keypoints": point, "num_keypoints": int(point[2] > 0)})
+    poses = {i: Poses(p.keypoints[:, [index]], p.keypoint_scores[:, [index]], p.scores) for i, p in predictions.items()}
+    return {**dataset, "annotations": annotations}, poses
+
+
+def share(evaluation: Evaluation, kind: str, keypoint: str) -> int:
+    return int(evaluation.errors.keypoints[COCO17.keypoints.index(keypoint), ERROR_KINDS.index(kind)])
+
+
+# ------------------------------------------------------------------------------------------------ against COCO
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "faster"])
+@pytest.mark.parametrize("seed", range(4))
+def test_statistics_are_bit_equal_to_pycocotools(seed: int, backend: str) -> None:
+    if backend == "faster":
+        pytest.importorskip("faster_coco_eval")
+    dataset, predictions = random_scene(seed)
+    result = evaluate(GroundTruth.from_coco(dataset), predictions, COCO17, backend=backend)
+    expected = pycocotools_statistics(dataset, predictions)
+    assert list(result.statistics.values()) == expected.tolist()
+    assert tuple(result.statistics) == STATISTICS
+    assert 0.1 < result.ap < 0.9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ap_of_a_keypoint_is_pycocotools_ap_of_the_data_set_reduced_to_it(seed: int) -> None:
+    dataset, predictions = random_scene(seed)
+    result = evaluate(GroundTruth.from_coco(dataset), predictions, COCO17)
+    for index in (0, 5, 9, 16):
+        reduced, poses = only_keypoint(index, dataset, predictions)
+        expected = pycocotools_statistics(reduced, poses, SIGMAS[[index]])[0]
+        assert result.keypoint_ap[index] == pytest.approx(expected, abs=1e-12)
+
+
+def test_crowdpose_has_its_own_deviations_area_and_bands() -> None:
+    dataset, predictions = random_scene(5, CROWDPOSE14)
+    for annotation in dataset["annotations"]:
+        del annotation["area"]
+    crowd_index = {image["id"]: image["id"] % 10 / 10 + 0.05 * (image["id"] % 20 == 0) for image in dataset["images"]}
+    for image in dataset["images"]:
+        image["crowdIndex"] = crowd_index[image["id"]]
+    result = evaluate(GroundTruth.from_coco(dataset), predictions, CROWDPOSE14)
+
+    for annotation in dataset["annotations"]:
+        annotation["area"] = 0.53 * annotation["bbox"][2] * annotation["bbox"][3]
+    sigmas = np.array(CROWDPOSE14.sigmas)
+    assert result.ap == pycocotools_statistics(dataset, predictions, sigmas)[0]
+    easy = {i for i, value in crowd_index.items() if value < 0.1}
+    hard = {i for i, value in crowd_index.items() if value > 0.8}
+    for band, ids in (("easy", easy), ("hard", hard), ("medium", set(crowd_index) - easy - hard)):
+        part = {
+            **dataset,
+            "images": [image for image in dataset["images"] if image["id"] in ids],
+            "annotations": [a for a in dataset["annotations"] if a["image_id"] in ids],
+        }
+        poses = {i: p for i, p in predictions.items() if i in ids}
+        assert result.statistics[f"AP_{band}"] == pycocotools_statistics(part, poses, sigmas)[0]
+
+
+def test_real_annotations_give_perfect_scores_for_their_own_keypoints(coco_mini: Path) -> None:
+    file = coco_mini / "annotations" / "person_keypoints_val2017.json"
+    predictions = {}
+    for image_id, people in _people_by_image(json.loads(file.read_text())).items():
+        keypoints = [np.array(p["keypoints"], float).reshape(17, 3)[:, :2] for p in people if p["num_keypoints"]]
+        if keypoints:
+            predictions[image_id] = poses_of(*keypoints)
+    result = evaluate(GroundTruth.from_coco(file), predictions, COCO17, score_rule="1 for everybody")
+    assert result.ap == pytest.approx(1.0)
+    assert result.errors.shares()["good"] == 1.0
+    assert (result.protocol.images, result.protocol.people) == (67, 43)
+    assert result.protocol.images_without_people > 0
+    assert any("all 43 poses have the score 0.9" in note for note in result.notes)
+
+
+def test_records_of_shards_and_coco_json_give_the_same() -> None:
+    dataset, predictions = random_scene(7)
+    people = _people_by_image(dataset)
+    records = [(image_id, (500, 500), people.get(image_id, [])) for image_id in range(60, 0, -1)]
+    ours = evaluate(GroundTruth.from_records(records), predictions, COCO17)
+    assert ours.as_dict() == pytest.approx(evaluate(GroundTruth.from_coco(dataset), predictions, COCO17).as_dict())
+
+
+# ----------------------------------------------------------------------------------------------------- by hand
+
+
+def test_perfect_predictions_score_one() -> None:
+    people = [standing(10, 10), standing(400, 10), standing(10, 500)]
+    result = evaluate(truth_of([person(p) for p in people]), {1: poses_of(*people)}, COCO17)
+    assert result.ap == pytest.approx(1.0)
+    assert result.statistics["AR"] == 1.0
+    np.testing.assert_allclose(result.keypoint_ap, 1.0)
+    np.testing.assert_allclose(result.keypoint_oks, 1.0)
+    assert result.errors.missed_people == result.errors.background_poses == result.errors.duplicate_poses == 0
+
+
+def test_poses_shifted_to_an_oks_of_072_pass_half_of_the_thresholds() -> None:
+    keypoints = standing(10, 10)
+    shift = np.sqrt(-2 * AREA * (2 * SIGMAS) ** 2 * math.log(0.72))  # every keypoint at similarity 0.72
+    shifted = keypoints + np.stack([shift, np.zeros(17)], 1)
+    result = evaluate(truth_of([person(keypoints)]), {1: poses_of(shifted)}, COCO17)
+    assert result.statistics["AP50"] == pytest.approx(1.0)
+    assert result.statistics["AP75"] == 0.0
+    assert result.ap == pytest.approx(0.5)
+    np.testing.assert_allclose(result.keypoint_ap, 0.5)
+    np.testing.assert_allclose(result.keypoint_oks, 0.72, rtol=1e-5)
+    np.testing.assert_allclose(np.nanmean(result.precision[:5]), 1.0)
+    np.testing.assert_array_equal(result.precision[5:], 0.0)
+
+
+def test_the_ap_of_a_corrupted_keypoint_drops_alone() -> None:
+    keypoints = standing(10, 10)
+    bad = keypoints.copy()
+    bad[COCO17.keypoints.index("left_wrist")] += 500
+    result = evaluate(truth_of([person(keypoints)]), {1: poses_of(bad)}, COCO17)
+    flat = result.as_dict()
+    assert flat["AP_keypoint/left_wrist"] == 0.0
+    assert [flat[f"AP_keypoint/{name}"] for name in COCO17.keypoints if name != "left_wrist"] == pytest.approx(
+        [1.0] * 16
+    )
+
+
+def test_every_kind_of_error_is_told_apart() -> None:
+    """One each of jitter, inversion, swap, miss, background pose, duplicate and missed person."""
+    tall, other, missed = standing(10, 10), standing(500, 10), standing(10, 600)
+    at = COCO17.keypoints.index
+    pose = tall.copy()
+    wrist_deviation = 2 * SIGMAS[at("right_wrist")] * math.sqrt(AREA)
+    pose[at("right_wrist"), 0] += wrist_deviation * math.sqrt(-2 * math.log(0.6))  # similarity 0.6
+    pose[at("left_knee")] = tall[at("right_knee")]
+    pose[at("left_hip")] = other[at("left_hip")]
+    pose[at("nose")] += 200, 700
+    far_away = standing(3000, 3000)
+    duplicate = other + 3.0
+    predictions = {1: poses_of(pose, other, far_away, duplicate, scores=[0.9, 0.8, 0.85, 0.2])}
+    result = evaluate(truth_of([person(tall), person(other), person(missed)]), predictions, COCO17)
+
+    assert share(result, "jitter", "right_wrist") == 1
+    assert share(result, "inversion", "left_knee") == 1
+    assert share(result, "swap", "left_hip") == 1
+    assert share(result, "miss", "nose") == 1
+    assert result.errors.keypoints.sum(0).tolist() == [30, 1, 1, 1, 1]
+    assert result.errors.keypoints.sum(1).tolist() == [2] * 17
+    assert (result.errors.people, result.errors.missed_people) == (3, 1)
+    assert (result.errors.background_poses, result.errors.high_background_poses) == (1, 1)
+    assert result.errors.duplicate_poses == 1
+    assert result.as_dict()["errors/jitter"] == pytest.approx(1 / 34)
+    assert result.as_dict()["errors/missed_people"] == pytest.approx(1 / 3)
+
+
+def test_another_persons_partner_is_a_swap_too() -> None:
+    one, other = standing(10, 10), standing(500, 10)
+    at = COCO17.keypoints.index
+    pose = one.copy()
+    pose[at("left_ankle")] = other[at("right_ankle")]
+    result = evaluate(truth_of([person(one), person(other)]), {1: poses_of(pose, other)}, COCO17)
+    assert share(result, "swap", "left_ankle") == 1
+
+
+def test_keypoints_that_are_not_labelled_make_no_error() -> None:
+    keypoints = standing(10, 10)
+    visibility = np.full(17, 2)
+    visibility[:5] = 0
+    pose = keypoints.copy()
+    pose[:5] += 500
+    result = evaluate(truth_of([person(keypoints, visibility=visibility)]), {1: poses_of(pose)}, COCO17)
+    assert result.ap == pytest.approx(1.0)
+    assert result.errors.keypoints.sum(0).tolist() == [12, 0, 0, 0, 0]
+    assert np.isnan(result.keypoint_ap[:5]).all()
+    np.testing.assert_allclose(result.keypoint_ap[5:], 1.0)
+
+
+def test_echoed_people_without_keypoints_cost_precision_as_in_coco() -> None:
+    """Keypoints of unlabelled people are all (0, 0): echoing them back is a false pose far from everybody's box."""
+    labelled = [standing(300 + 300 * column, 300 + 320 * row) for row in range(2) for column in range(3)]
+    unlabelled = [person(standing(300, 950), visibility=0), person(standing(600, 950), visibility=0)]
+    truth = truth_of([*map(person, labelled), *unlabelled])
+    alone = evaluate(truth, {1: poses_of(*labelled)}, COCO17)
+    echoed = evaluate(truth, {1: poses_of(np.zeros((17, 2)), np.zeros((17, 2)), *labelled)}, COCO17)
+    on_them = evaluate(truth, {1: poses_of(standing(310, 950), *labelled)}, COCO17)
+    assert (alone.ap, on_them.ap) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert echoed.ap == pytest.approx(6 / 8)
+    assert (echoed.protocol.people, echoed.protocol.ignored_people) == (6, 2)
+    assert echoed.errors.high_background_poses == 2
+    assert on_them.errors.poses == 6
+
+
+def test_a_crowd_absorbs_many_poses_and_an_unlabelled_person_one() -> None:
+    region = standing(300, 300)
+    poses = [region + shift for shift in (0.0, 5.0, 9.0)]
+    crowd = evaluate(truth_of([person(region, visibility=0, crowd=True)]), {1: poses_of(*poses)}, COCO17)
+    unlabelled = evaluate(truth_of([person(region, visibility=0)]), {1: poses_of(*poses)}, COCO17)
+    assert crowd.errors.poses == 0
+    assert (unlabelled.errors.poses, unlabelled.errors.background_poses) == (2, 2)
+
+
+# --------------------------------------------------------------------------------------------------- edge cases
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "faster"])
+def test_no_poses_at_all_score_zero(backend: str) -> None:
+    if backend == "faster":
+        pytest.importorskip("faster_coco_eval")
+    truth = truth_of([person(standing())], [])
+    for predictions in ({}, {1: Poses.empty(17), 2: Poses.empty(17)}):
+        result = evaluate(truth, predictions, COCO17, backend=backend)
+        assert (result.ap, result.statistics["AR"]) == (0.0, 0.0)
+        assert math.isnan(result.statistics["APM"])
+        np.testing.assert_array_equal(result.keypoint_ap, 0.0)
+        assert np.isnan(result.keypoint_oks).all()
+        assert result.errors.missed_people == 1
+        assert math.isnan(result.as_dict()["errors/jitter"])
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "faster"])
+@pytest.mark.parametrize("kind", ["no images", "empty image", "unlabelled", "no keypoints key", "all crowd"])
+def test_nobody_to_find_is_nan_and_said_so(kind: str, backend: str) -> None:
+    if backend == "faster":
+        pytest.importorskip("faster_coco_eval")
+    unlabelled = person(standing(), visibility=0)
+    people = {
+        "empty image": [],
+        "unlabelled": [unlabelled],
+        "no keypoints key": [{"bbox": [0, 0, 10, 10]}],
+        "all crowd": [{**unlabelled, "iscrowd": 1}],
+    }
+    truth = truth_of(people[kind]) if kind in people else truth_of()
+    for predictions in ({1: poses_of(standing(), standing(3000, 3000), scores=[0.9, 0.1])}, {}):
+        result = evaluate(truth, predictions, COCO17, backend=backend)
+        assert all(math.isnan(value) for value in result.statistics.values())
+        assert np.isnan(result.precision).all()
+        assert result.errors.missed_people == result.errors.people == 0
+        assert "nobody has a labelled keypoint" in result.notes[0]
+        assert "COCO prints -1" in str(result)
+
+
+def test_only_the_best_poses_of_an_image_count() -> None:
+    people = [standing(200 * (i % 5), 200 * (i // 5)) for i in range(25)]
+    predictions = {1: poses_of(*people, scores=[1 - i / 100 for i in range(25)])}
+    truth = truth_of([person(p) for p in people])
+    capped, free = (evaluate(truth, predictions, COCO17, max_detections=n) for n in (20, 25))
+    assert capped.statistics["AR"] == pytest.approx(20 / 25)
+    assert free.ap == pytest.approx(1.0)
+    assert capped.protocol.poses == 20
+    assert any("1 images have more than 20 people (up to 25)" in note for note in capped.notes)
+    assert not free.notes
+
+
+def test_images_without_people_cost_precision_and_can_be_left_out_on_purpose() -> None:
+    truth = truth_of([person(standing())], [])
+    predictions = {1: poses_of(standing(), scores=[0.5]), 2: poses_of(standing(), scores=[0.9])}
+    everything = evaluate(truth, predictions, COCO17)
+    chosen = evaluate(truth, predictions, COCO17, image_ids=[1])
+    assert (everything.ap, chosen.ap) == (pytest.approx(0.5), pytest.approx(1.0))
+    assert (everything.protocol.images, everything.protocol.images_without_people) == (2, 1)
+    assert everything.errors.high_background_poses == 1
+    assert chosen.notes == ("1 predicted images, such as 2, are not among the evaluated: left out",)
+
+
+def test_notes_name_what_makes_a_number_easy_to_misread() -> None:
+    truth = truth_of([person(standing())], [person(standing())])
+    result = evaluate(truth, {1: poses_of(standing(2000, 2000), standing(2000, 0))}, COCO17)
+    assert result.notes == (
+        "1 evaluated images have no prediction: their people count as missed",
+        "all 2 poses have the score 0.9: without a ranking AP is arbitrary",
+        "100% of the keypoints lie outside their images: are they in original pixels?",
+    )
+
+
+def test_the_table_says_how_the_number_was_made() -> None:
+    truth = truth_of([person(standing())], [])
+    text = str(evaluate(truth, {1: poses_of(standing()), 2: Poses.empty(17)}, COCO17, score_rule="box score"))
+    assert "pycocotools 2" in text
+    assert "2 images, at most 20 poses each; score: box score" in text
+    assert "2: 1 without people, also evaluated" in text
+    assert len([line for line in text.splitlines() if line.startswith(COCO17.keypoints)]) == 17
+
+
+def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, predictions = random_scene(1)
+    evaluate(GroundTruth.from_coco(dataset), predictions, COCO17)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bad_input_is_named() -> None:
+    truth = truth_of([person(standing())])
+    with pytest.raises(DataError, match="image 1: poses have 14 keypoints, coco17 has 17"):
+        evaluate(truth, {1: poses_of(standing()[:14])}, COCO17)
+    with pytest.raises(DataError, match="the ground truth has 17 keypoints, crowdpose14 has 14"):
+        evaluate(truth, {}, CROWDPOSE14)
+    with pytest.raises(DataError, match="image 1: a predicted keypoint or score is not finite"):
+        evaluate(truth, {1: poses_of(np.full((17, 2), np.nan))}, COCO17)
+    with pytest.raises(DataError, match=r"1 images are not in the ground truth, such as \[7\]"):
+        evaluate(truth, {}, COCO17, image_ids=[1, 7])
+    with pytest.raises(DataError, match="image 3 is in the ground truth twice"):
+        GroundTruth.from_records([(3, (10, 10), []), (3, (10, 10), [])])
+    with pytest.raises(DataError, match="42 or 51 numbers in 'keypoints'"):
+        truth_of([person(standing()), person(standing()[:14])])
+    with pytest.raises(ValueError, match="unknown evaluation backend 'fast'; known: pycocotools, faster"):
+        evaluate(truth, {}, COCO17, backend="fast")
+
+
+def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(ValueError, match="needs the package faster-coco-eval"):
+        evaluate(truth_of([person(standing())]), {}, COCO17, backend="faster")
+
+
+def _people_by_image(dataset: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    people: dict[int, list[dict[str, Any]]] = {}
+    for annotation in dataset["annotations"]:
+        people.setdefault(annotation["image_id"], []).append(annotation)
+    return people

@@ -1,0 +1,366 @@
+"""The stream: every sample once an epoch on any ranks, resumable anywhere, the same whoever decodes."""
+
+import itertools
+import json
+import multiprocessing
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from posefleet.data import stream
+from posefleet.data.errors import DataError
+from posefleet.data.images import encode_jpeg
+from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.shards import Manifest, make_record, shard_name, write_manifest, write_shard
+from posefleet.data.stream import Order, ShardDataset, evaluation_batches, training_batches
+from posefleet.data.structures import Batch
+from posefleet.data.transforms import Augment, EvalTransform, Resize, TrainTransform
+
+EVAL = EvalTransform(Resize(short_side=32, long_side=64), COCO17)
+TRAIN = TrainTransform(Resize(short_side=48, long_side=64), Augment(crop=32, flip=0.5, scale=(0.9, 1.2)), COCO17)
+
+
+def write_shards(root: str, counts: list[int], schema: str = "coco17") -> None:
+    """Shards of 32 x 32 images with ids 0, 1, ...; every third (0, 3, ...) shows a labelled person."""
+    shards, start = [], 0
+    for number, count in enumerate(counts):
+        shards.append(write_shard(root, shard_name(number), [_sample(i) for i in range(start, start + count)]))
+        start += count
+    write_manifest(root, Manifest(1, "train2017", schema, "0" * 64, tuple(shards), {}, ()))
+
+
+def _sample(image_id: int) -> tuple[str, bytes, dict]:
+    image = np.random.default_rng(image_id).integers(0, 256, (32, 32, 3), np.uint8)
+    person = {
+        "id": image_id,
+        "keypoints": [10 + image_id % 10, 12, 2] + [0, 0, 0] * 16,
+        "bbox": [5, 5, 20, 20],
+        "area": 300.0,
+        "iscrowd": 0,
+    }
+    record = {"id": image_id, "file_name": f"{image_id}.jpg", "width": 32, "height": 32}
+    return f"{image_id:012d}", encode_jpeg(image), make_record(record, [person] if image_id % 3 == 0 else [])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """41 samples in four shards."""
+    root = str(tmp_path_factory.mktemp("shards"))
+    write_shards(root, [7, 20, 1, 13])
+    return root
+
+
+def ids(batches: list[Batch]) -> list[int]:
+    return [image_id for batch in batches for image_id in batch.image_ids.tolist()]
+
+
+def assert_equal(first: list[Batch], second: list[Batch]) -> None:
+    assert ids(first) == ids(second)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.packed_people.keypoints, b.packed_people.keypoints)
+        assert torch.equal(a.matrices, b.matrices)
+
+
+# ---------------------------------------------------------------------------------------------------- order
+
+shard_counts = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(sum)
+
+
+@given(
+    counts=shard_counts,
+    seed=st.one_of(st.none(), st.integers(0, 99)),
+    window=st.integers(1, 30),
+    epoch=st.integers(0, 5),
+)
+def test_an_epoch_visits_every_sample_exactly_once(
+    counts: list[int], seed: int | None, window: int, epoch: int
+) -> None:
+    total = sum(counts)
+    shards, samples = Order(counts, seed, window).locate(range(epoch * total, (epoch + 1) * total))
+    expected = [(shard, sample) for shard, count in enumerate(counts) for sample in range(count)]
+    assert sorted(zip(shards.tolist(), samples.tolist(), strict=True)) == expected
+
+
+@given(counts=shard_counts, seed=st.integers(0, 99), window=st.integers(1, 30), data=st.data())
+def test_a_position_means_the_same_sample_however_it_is_asked_for(
+    counts: list[int], seed: int, window: int, data: st.DataObject
+) -> None:
+    order = Order(counts, seed, window)
+    shards, samples = order.locate(range(4 * sum(counts)))
+    asked = data.draw(st.lists(st.integers(0, 4 * sum(counts) - 1), max_size=20))
+    fresh_shards, fresh_samples = pickle.loads(pickle.dumps(order)).locate(np.array(asked, np.int64))
+    assert fresh_shards.tolist() == [shards[i] for i in asked]
+    assert fresh_samples.tolist() == [samples[i] for i in asked]
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(
+    counts=shard_counts,
+    window=st.integers(1, 30),
+    resume=st.integers(0, 60),
+    before=st.tuples(st.integers(1, 5), st.integers(1, 7)),
+    after=st.tuples(st.integers(1, 5), st.integers(1, 7)),
+)
+def test_a_run_resumed_on_other_ranks_sees_what_the_undisturbed_one_would(
+    counts: list[int], window: int, resume: int, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    order = Order(counts, 3, window)
+    seen: list[int] = []
+    position = 0
+    for (world_size, batch_size), steps in ((before, resume // (before[0] * before[1])), (after, 8)):
+        for _ in range(steps):
+            for rank in range(world_size):
+                start = position + rank * batch_size
+                shards, samples = order.locate(range(start, start + batch_size))
+                seen += (100 * shards + samples).tolist()
+            position += world_size * batch_size
+    shards, samples = order.locate(range(position))
+    assert seen == (100 * shards + samples).tolist()
+
+
+def test_epochs_differ_and_the_seed_decides() -> None:
+    def epoch(seed: int, number: int) -> list[tuple[int, int]]:
+        shards, samples = Order([50, 50, 50], seed, 40).locate(range(number * 150, (number + 1) * 150))
+        return list(zip(shards.tolist(), samples.tolist(), strict=True))
+
+    assert epoch(0, 0) == epoch(0, 0)
+    assert epoch(0, 0) != epoch(0, 1)
+    assert epoch(0, 0) != epoch(1, 0)
+
+
+def test_neighbours_in_a_shard_are_not_neighbours_in_the_stream() -> None:
+    shards, samples = Order([1000] * 8, 0, 2000).locate(range(8000))
+    place = 1000 * shards + samples
+    # In a random order two neighbours of 2000 stay neighbours with probability 2 / 2000: 8 of 8000 are expected.
+    assert (np.abs(np.diff(place)) == 1).sum() < 30
+    distance = np.abs(np.diff(np.argsort(place)))  # in the stream, between neighbours of a shard
+    assert np.median(distance) > 400
+
+
+def test_windows_are_cut_elsewhere_in_each_epoch_so_that_one_shard_mixes_too() -> None:
+    order = Order([100], 0, 50)
+    first_halves = {frozenset(order.locate(range(e * 100, e * 100 + 50))[1].tolist()) for e in range(10)}
+    assert len(first_halves) == 10
+
+
+def test_a_hundred_million_samples_cost_no_memory() -> None:
+    order = Order(np.full(100_000, 1000), 0, 8192)
+    shards, samples = order.locate(range(250_000_000, 250_000_064))
+    assert len(set(zip(shards.tolist(), samples.tolist(), strict=True))) == 64
+    assert order._epoch.cache_info().currsize == 1
+    assert order._window.cache_info().currsize <= 2
+
+
+def test_without_a_seed_the_order_is_the_stored_one() -> None:
+    shards, samples = Order([2, 0, 1], None, 8).locate(range(6))
+    assert shards.tolist() == [0, 0, 2, 0, 0, 2]
+    assert samples.tolist() == [0, 1, 0, 0, 1, 0]
+
+
+def test_a_window_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="window 0: must be at least 1"):
+        Order([3], 0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(window=st.integers(1, 50), ranks=st.integers(1, 4), batch_size=st.integers(1, 9), position=st.integers(0, 100))
+def test_the_ranks_together_stream_each_position_once(
+    root: str, window: int, ranks: int, batch_size: int, position: int
+) -> None:
+    dataset = ShardDataset(root, COCO17, EVAL, seed=1, window=window)
+    steps = -(-2 * len(dataset) // (ranks * batch_size))
+    parts = []
+    for rank in range(ranks):
+        batches = training_batches(dataset, batch_size=batch_size, rank=rank, world_size=ranks, position=position)
+        parts.append([ids([batch]) for batch in itertools.islice(batches, steps)])
+    assert {len(batch) for part in parts for batch in part} == {batch_size}
+    together = [image_id for step in zip(*parts, strict=True) for batch in step for image_id in batch]
+    undisturbed = ids([dataset.__getitems__(range(position, position + len(together)))])
+    assert together == undisturbed
+
+
+def test_every_sample_once_an_epoch_whatever_divides_what(root: str) -> None:
+    dataset = ShardDataset(root, COCO17, EVAL, seed=1, window=16)
+    batches = training_batches(dataset, batch_size=4)
+    streamed = ids(list(itertools.islice(batches, 41)))  # 4 epochs of 41, none of which is a multiple of 4
+    for epoch in range(4):
+        assert sorted(streamed[epoch * 41 : (epoch + 1) * 41]) == list(range(41))
+
+
+def test_worker_processes_change_nothing_not_even_the_augmentation(root: str) -> None:
+    dataset = ShardDataset(root, COCO17, TRAIN, seed=5, window=16)
+    runs = []
+    for workers in (0, 1, 2):
+        with training_batches(dataset, batch_size=8, workers=workers) as batches:
+            runs.append(list(itertools.islice(batches, 7)))
+    assert_equal(runs[0], runs[1])
+    assert_equal(runs[0], runs[2])
+    assert runs[2][0].images.is_contiguous(memory_format=torch.channels_last)
+    assert not multiprocessing.active_children()
+
+
+def test_augmentation_depends_on_the_position_not_on_the_batch_it_is_in(root: str) -> None:
+    dataset = ShardDataset(root, COCO17, TRAIN, seed=5, window=16)
+    one = next(training_batches(dataset, batch_size=8))
+    other = next(training_batches(dataset, batch_size=4, rank=1, world_size=2))
+    assert torch.equal(one.images[4:], other.images)
+    again = dataset.__getitems__([p + len(dataset) for p in range(41)])  # the next epoch draws anew
+    first = dataset.__getitems__(range(41))
+    slots = torch.argsort(first.image_ids), torch.argsort(again.image_ids)
+    assert not torch.equal(first.matrices[slots[0]], again.matrices[slots[1]])
+
+
+def test_starting_the_stream_leaves_the_global_random_numbers_alone(root: str) -> None:
+    dataset = ShardDataset(root, COCO17, EVAL)
+    state = torch.get_rng_state()
+    next(training_batches(dataset, batch_size=2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 8), (3, 4), (41, 2), (50, 1)])
+def test_evaluation_reads_each_sample_once_and_ends(root: str, world_size: int, batch_size: int) -> None:
+    dataset = ShardDataset(root, COCO17, EVAL, seed=None)
+    for rank in range(world_size):
+        batches = list(evaluation_batches(dataset, batch_size=batch_size, rank=rank, world_size=world_size))
+        assert ids(batches) == list(range(41))[rank::world_size]
+
+
+def test_only_labelled_images(root: str) -> None:
+    dataset = ShardDataset(root, COCO17, EVAL, window=10, labelled_only=True)
+    assert len(dataset) == 14  # 0, 3, ... 39
+    batch = dataset.__getitems__(range(14))
+    assert sorted(batch.image_ids.tolist()) == list(range(0, 41, 3))
+    assert all(people.labelled.any() for people in batch.people)
+
+
+def test_shards_in_an_object_store_stream_the_same(root: str) -> None:
+    remote = "memory://stream-test"
+    write_shards(remote, [7, 20, 1, 13])
+    local = ShardDataset(root, COCO17, TRAIN).__getitems__(range(20, 60))
+    assert_equal([ShardDataset(remote, COCO17, TRAIN).__getitems__(range(20, 60))], [local])
+
+
+def test_only_some_shards_stay_open(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "OPEN_SHARDS", 2)
+    dataset = ShardDataset(root, COCO17, EVAL, window=50)
+    assert Counter(dataset.__getitems__(range(41)).image_ids.tolist()) == Counter(range(41))
+    assert len(dataset._reader._shards) == 2
+
+
+def test_real_images_stream_through_shards(coco_mini: Path, tmp_path: Path) -> None:
+    content = json.loads((coco_mini / "annotations" / "person_keypoints_val2017.json").read_text())
+    images = sorted(content["images"], key=lambda image: image["id"])[:12]
+    annotations = {image["id"]: [a for a in content["annotations"] if a["image_id"] == image["id"]] for image in images}
+    samples = [
+        (
+            f"{image['id']:012d}",
+            (coco_mini / "val2017" / image["file_name"]).read_bytes(),
+            make_record(image, annotations[image["id"]]),
+        )
+        for image in images
+    ]
+    info = write_shard(str(tmp_path), "shard-000000", samples)
+    write_manifest(str(tmp_path), Manifest(1, "val2017", "coco17", "0" * 64, (info,), {}, ()))
+
+    dataset = ShardDataset(tmp_path, COCO17, EvalTransform(Resize(short_side=256, long_side=512), COCO17), seed=None)
+    batches = list(evaluation_batches(dataset, batch_size=5))
+    assert ids(batches) == [image["id"] for image in images]
+    assert [size for b in batches for size in b.original_sizes.tolist()] == [[i["width"], i["height"]] for i in images]
+    assert [n for b in batches for n in b.counts.tolist()] == [len(annotations[image["id"]]) for image in images]
+
+
+# ---------------------------------------------------------------------------------------------------- errors
+
+
+def test_shards_of_another_schema_are_refused(root: str) -> None:
+    with pytest.raises(DataError, match="schema 'coco17', expected 'crowdpose14'"):
+        ShardDataset(root, CROWDPOSE14, EVAL)
+
+
+def test_no_samples_and_no_labelled_samples_are_refused(tmp_path: Path) -> None:
+    write_shards(str(tmp_path), [])
+    with pytest.raises(DataError, match="no samples among 0 samples in 0 shards"):
+        ShardDataset(tmp_path, COCO17, EVAL)
+    info = write_shard(str(tmp_path), "shard-000000", [_sample(1), _sample(2)])
+    write_manifest(str(tmp_path), Manifest(1, "train2017", "coco17", "0" * 64, (info,), {}, ()))
+    with pytest.raises(DataError, match="no images with a labelled person among 2 samples in 1 shards"):
+        ShardDataset(tmp_path, COCO17, EVAL, labelled_only=True)
+
+
+def test_a_missing_shard_is_named_and_the_way_out_too(tmp_path: Path) -> None:
+    write_shards(str(tmp_path), [3, 3])
+    (tmp_path / "shard-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-000001\.tar: cannot open it.*run jobs/shard_coco\.py again"):
+        ShardDataset(tmp_path, COCO17, EVAL).__getitems__(range(6))
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+    write_shards(str(tmp_path), [3])
+    tar = tmp_path / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"shard-000000\.tar: truncated: it ends before byte \d+"):
+        ShardDataset(tmp_path, COCO17, EVAL).__getitems__(range(3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_no_longer_decodes_is_named_and_ends_the_workers(tmp_path: Path, workers: int) -> None:
+    write_shards(str(tmp_path), [3])
+    tar = tmp_path / "shard-000000.tar"
+    content = bytearray(tar.read_bytes())
+    content[512:1024] = bytes(512)  # the head of the first image
+    tar.write_bytes(content)
+    with (
+        training_batches(ShardDataset(tmp_path, COCO17, EVAL), batch_size=3, workers=workers) as batches,
+        pytest.raises(
+            DataError, match=r"^\S+shard-000000\.tar: the sample at byte 512: image: cannot decode \d+ bytes"
+        ),
+    ):
+        next(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_an_image_of_another_size_than_its_record_is_refused(tmp_path: Path) -> None:
+    key, image, record = _sample(0)
+    info = write_shard(str(tmp_path), "shard-000000", [(key, image, record | {"width": 64})])
+    write_manifest(str(tmp_path), Manifest(1, "train2017", "coco17", "0" * 64, (info,), {}, ()))
+    with pytest.raises(DataError, match=r"the image is \(32, 32\) \(width, height\), its record says \(64, 32\)"):
+        ShardDataset(tmp_path, COCO17, EVAL).__getitems__([0])
+
+
+class FlakyStore(MemoryFileSystem):
+    """An object store whose reads of tars fail as often as ``failures`` says."""
+
+    protocol = "flaky"
+    failures = 0
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: object) -> bytes:
+        if path.endswith(".tar") and FlakyStore.failures > 0:
+            FlakyStore.failures -= 1
+            raise ConnectionResetError("reset by peer")
+        return super().cat_file(path, start, end, **kwargs)
+
+
+def test_a_store_that_fails_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("flaky", FlakyStore, clobber=True)
+    monkeypatch.setattr(stream, "RETRY_PAUSES", (0.0, 0.0))
+    write_shards("flaky://root", [3, 2])
+    dataset = ShardDataset("flaky://root", COCO17, EVAL)
+    FlakyStore.failures = 7  # of 5 reads, then of 2 of the 5 again
+    assert sorted(dataset.__getitems__(range(5)).image_ids.tolist()) == [0, 1, 2, 3, 4]
+
+    FlakyStore.failures = 1000
+    with pytest.raises(DataError, match=r"shard-00000\d\.tar: cannot read it: ConnectionResetError\('reset by peer'\)"):
+        dataset.__getitems__(range(5))
+    FlakyStore.failures = 0

@@ -1,0 +1,102 @@
+"""The command that shards."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posefleet.data.shards import read_manifest
+from posefleet.jobs.shard_coco import main
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def coco(people_coco: Path, tmp_path: Path) -> Path:
+    """A copy of the rendered people, to spoil."""
+    return Path(shutil.copytree(people_coco, tmp_path / "coco"))
+
+
+def shard(coco: Path, out: Path, *more: str) -> int:
+    return main(["--source", str(coco), "--split", "val2017", "--out", str(out), "--in-process", *more])
+
+
+def test_a_split_is_sharded_and_a_second_run_has_nothing_to_do(
+    people_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shard(people_coco, tmp_path) == 0
+    first = capsys.readouterr()
+    assert "7 samples" in first.out
+    assert "wrote 1 shards" in first.out
+    assert shard(people_coco, tmp_path) == 0
+    second = capsys.readouterr()
+    assert "nothing to do" in second.out
+    assert first.err + second.err == ""
+    assert read_manifest(str(tmp_path / "val2017")).samples == 7
+
+
+def test_a_truncated_image_is_skipped_and_named(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = min((coco / "val2017").iterdir())
+    image.write_bytes(image.read_bytes()[:500])
+    assert shard(coco, tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert "1 images skipped" in out
+    assert f"corrupt_image: {image.name}" in out
+
+
+def test_errors_in_the_annotations_stop_it_unless_they_are_allowed(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = coco / "annotations" / "person_keypoints_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["image_id"] = 10**9
+    file.write_text(json.dumps(content))
+    assert shard(coco, tmp_path / "out") == 1
+    assert "unknown_image; correct it, or go on with --allow-errors" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert shard(coco, tmp_path / "out", "--allow-errors") == 0
+    assert shard(coco, tmp_path / "out", "--skip-doctor") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--source", "/nowhere"], 1, "error: /nowhere: no such file or folder\n"),
+        (["--split", "test2017"], 1, "no annotation file of split 'test2017'"),
+        (["--schema", "mpii"], 2, "error: unknown keypoint schema 'mpii'"),
+        (["--schema", "crowdpose14", "--skip-doctor"], 1, "schema coco17 would fit"),
+        (["--shard-mib", "0"], 2, "error: shard_mib 0.0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    arguments: list[str],
+    status: int,
+    message: str,
+    people_coco: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert shard(people_coco, tmp_path / "out", *arguments) == status
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    script = "import sys; sys.argv = ['x', '--help']; import runpy\n"
+    script += "try: runpy.run_path('jobs/shard_coco.py', run_name='__main__')\n"
+    script += "except SystemExit as end: assert end.code == 0 and not {'torch', 'ray'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=REPO, check=True, capture_output=True)
+
+
+def test_the_script_runs_by_itself(people_coco: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPO / "jobs" / "shard_coco.py"), "--source", str(people_coco)]
+    command += ["--split", "val2017", "--out", str(tmp_path), "--in-process"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert (tmp_path / "val2017" / "manifest.json").exists()

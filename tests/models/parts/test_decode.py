@@ -1,0 +1,44 @@
+"""From cells to poses."""
+
+import pytest
+import torch
+
+from posefleet.models.parts.decode import DecodeConfig, best_poses
+from posefleet.models.parts.points import pyramid_cells
+
+CELLS = pyramid_cells([(2, 2), (1, 1)], (8, 16), torch.device("cpu"))
+
+
+def test_best_cells_become_poses_clipped_to_the_image() -> None:
+    scores = torch.tensor([[0.1, 0.6, 0.0, 0.3, 0.5], [0.0, 0.0, 0.0, 0.0, 0.9]])
+    offsets = torch.zeros(2, 5, 4)
+    offsets[1, 4] = torch.tensor([0.25, -0.25, 9.0, -9.0])  # two keypoints, dx before dy, in cells of 16 pixels
+    first, second = best_poses(scores, scores, offsets, CELLS, (16, 16), DecodeConfig(score_floor=0.2))
+    torch.testing.assert_close(first.scores, torch.tensor([0.6, 0.5, 0.3]))
+    assert first.keypoints[:, 0].tolist() == [[12, 4], [8, 8], [12, 12]]
+    assert second.keypoints.tolist() == [[[12, 4], [16, 0]]]
+    torch.testing.assert_close(second.keypoint_scores, torch.full((1, 2), 0.9))
+
+
+def test_top_k_counts_for_each_level() -> None:
+    scores = torch.tensor([[0.1, 0.6, 0.2, 0.3, 0.5]])
+    (poses,) = best_poses(scores, scores, torch.zeros(1, 5, 2), CELLS, (16, 16), DecodeConfig(top_k=1))
+    torch.testing.assert_close(poses.scores, torch.tensor([0.6, 0.5]))
+
+
+def test_the_floor_is_on_the_classification_not_on_the_rank() -> None:
+    scores, probabilities = torch.tensor([[0.9, 0.1, 0, 0, 0]]), torch.tensor([[0.01, 0.9, 0, 0, 0]])
+    (poses,) = best_poses(scores, probabilities, torch.zeros(1, 5, 2), CELLS, (16, 16), DecodeConfig())
+    torch.testing.assert_close(poses.scores, torch.tensor([0.1]))
+
+
+def test_nobody() -> None:
+    (poses,) = best_poses(torch.zeros(1, 5), torch.zeros(1, 5), torch.zeros(1, 5, 6), CELLS, (16, 16), DecodeConfig())
+    assert poses.keypoints.shape == (0, 3, 2)
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="nms_threshold must be"):
+        DecodeConfig(nms_threshold=1.5)
+    with pytest.raises(ValueError, match="top_k and max_poses"):
+        DecodeConfig(max_poses=0)

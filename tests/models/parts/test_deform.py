@@ -1,0 +1,74 @@
+"""Deformable convolution: order and unit of offsets, and two implementations that must agree."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from posefleet.models.parts.deform import DeformConv2d, deform_conv2d, subtract_base_grid
+
+KERNELS = ("grid_sample", "torchvision")
+
+
+def inputs(groups: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 8, 6, 7, generator=random)
+    offset = 2 * torch.randn(2, groups * 18, 6, 7, generator=random)
+    return x, offset, torch.randn(5, 8, 3, 3, generator=random)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_zero_offsets_are_a_plain_convolution(kernel: str) -> None:
+    x, offset, weight = inputs(4)
+    out = deform_conv2d(x, torch.zeros_like(offset), weight, kernel=kernel)
+    torch.testing.assert_close(out, F.conv2d(x, weight, padding=1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("channel", "shift"), [(8, (1, 0)), (9, (0, 1))])
+def test_channels_8_and_9_move_the_centre_tap_down_and_right(kernel: str, channel: int, shift: tuple[int, int]) -> None:
+    x = torch.arange(42.0).view(1, 1, 6, 7)
+    centre = torch.zeros(1, 1, 3, 3)
+    centre[0, 0, 1, 1] = 1
+    offset = torch.zeros(1, 18, 6, 7)
+    offset[:, channel] = 1
+    out = deform_conv2d(x, offset, centre, kernel=kernel)
+    expected = F.pad(x, (0, shift[1], 0, shift[0]))[..., shift[0] :, shift[1] :]
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_both_implementations_give_the_same_values_and_gradients(groups: int) -> None:
+    results = []
+    for kernel in KERNELS:
+        leaves = [t.requires_grad_() for t in inputs(groups)]
+        out = deform_conv2d(*leaves, kernel=kernel)
+        out.square().sum().backward()
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
+
+
+def test_memory_layout_does_not_matter() -> None:
+    x, offset, weight = inputs(2)
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, offset, weight)]
+    torch.testing.assert_close(deform_conv2d(*last), deform_conv2d(x, offset, weight))
+
+
+def test_positions_relative_to_the_centre_become_offsets() -> None:
+    x, offset, weight = inputs(2)
+    at_centre = subtract_base_grid(torch.zeros_like(offset))
+    out = deform_conv2d(x, at_centre, weight, kernel="torchvision")
+    torch.testing.assert_close(out, F.conv2d(x, weight.sum((2, 3), keepdim=True)), atol=1e-5, rtol=1e-5)
+
+
+def test_channels_that_do_not_split_into_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="6 channels cannot be split into 4"):
+        DeformConv2d(6, 6, offset_groups=4)
+
+
+def test_module_runs_under_bfloat16_autocast() -> None:
+    x, offset, _ = inputs(2)
+    module = DeformConv2d(8, 5, offset_groups=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x, offset)
+    torch.testing.assert_close(out.float(), module(x, offset), atol=0.05, rtol=0.05)

@@ -1,0 +1,37 @@
+"""Building blocks of heads."""
+
+import pytest
+import torch
+
+from posefleet.models.parts.heads import AlignBlock, group_norm, scale_gradient, tower
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (128, 32), (64, 16), (16, 4)])
+def test_narrow_norms_have_fewer_groups(channels: int, groups: int) -> None:
+    assert group_norm(channels).num_groups == groups
+
+
+def test_channels_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="use a multiple of 32"):
+        group_norm(144)
+
+
+def test_a_tower_of_four_has_the_published_parameters() -> None:
+    assert sum(p.numel() for p in tower(256, 256, 4).parameters()) == 2_361_344
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0])
+def test_scaled_gradients(factor: float) -> None:
+    x = torch.tensor([2.0], requires_grad=True)
+    y = scale_gradient(x, factor)
+    y.square().backward()
+    assert y.item() == pytest.approx(2)
+    assert x.grad is not None and x.grad.item() == pytest.approx(4 * factor)
+    assert not scale_gradient(x, 0).requires_grad
+
+
+def test_align_block_without_offsets_is_a_convolution_with_norm() -> None:
+    block = AlignBlock(16, 4, "none", "auto")
+    x = torch.randn(1, 16, 4, 4)
+    expected = torch.nn.functional.conv2d(x, block.deform.weight, padding=1).relu()
+    torch.testing.assert_close(block(x, torch.zeros(1, 72, 4, 4)), expected, atol=1e-5, rtol=1e-5)

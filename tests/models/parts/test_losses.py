@@ -1,0 +1,51 @@
+"""Losses: single-logit fixtures, sums, and counts over ranks."""
+
+import pytest
+import torch
+
+from posefleet.models.parts.heads import prior_bias
+from posefleet.models.parts.losses import bce_loss, focal_loss, l1_loss, mean_counts, smooth_l1_loss
+
+
+@pytest.mark.parametrize(
+    ("probability", "positive", "negative"), [(0.01, 1.128382, 7.5378e-7), (0.5, 0.043322, 0.129965)]
+)
+def test_focal_loss_of_one_logit(probability: float, positive: float, negative: float) -> None:
+    logit = torch.tensor([probability]).logit()
+    assert focal_loss(logit, torch.ones(1)).item() == pytest.approx(positive, rel=1e-4)
+    assert focal_loss(logit, torch.zeros(1)).item() == pytest.approx(negative, rel=1e-3)
+
+
+def test_focal_loss_survives_extreme_logits() -> None:
+    logits = torch.tensor([-200.0, 200.0], requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([1.0, 0.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.25 * 200 + 0.75 * 200)
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+
+def test_focal_loss_weights_elements() -> None:
+    logits, targets = torch.randn(4), torch.tensor([0.0, 1, 0, 1])
+    first = focal_loss(logits[:2], targets[:2])
+    torch.testing.assert_close(focal_loss(logits, targets, torch.tensor([1.0, 1, 0, 0])), first)
+
+
+@pytest.mark.parametrize(("error", "loss"), [(0.05, 0.01125), (1 / 9, 0.055556), (1.0, 0.944444)])
+def test_smooth_l1(error: float, loss: float) -> None:
+    found = smooth_l1_loss(torch.tensor([error]), torch.zeros(1), torch.ones(1))
+    assert found.item() == pytest.approx(loss, rel=1e-4)
+
+
+def test_losses_are_weighted_sums() -> None:
+    assert l1_loss(torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2), torch.tensor([[1.0, 0.5]])).item() == 2
+    assert bce_loss(torch.zeros(3), torch.full((3,), 0.5), torch.tensor([1.0, 1, 0])).item() == pytest.approx(1.386294)
+
+
+def test_counts_alone_are_only_clamped() -> None:
+    assert mean_counts(torch.tensor([0, 7])).tolist() == [1, 7]
+    assert mean_counts(torch.tensor([0.0, 0.0]), torch.tensor([1e-6, 0.0])).tolist() == pytest.approx([1e-6, 0])
+
+
+def test_prior_bias() -> None:
+    assert prior_bias(0.01) == pytest.approx(-4.595120, abs=1e-6)
+    assert prior_bias(0.1) == pytest.approx(-2.197225, abs=1e-6)

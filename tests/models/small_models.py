@@ -1,0 +1,56 @@
+"""A small configuration of every method, and batches to try it on; shared by the contract tests and their workers."""
+
+from collections.abc import Callable
+
+import torch
+
+from posefleet.data.keypoints import COCO17
+from posefleet.data.structures import People
+from posefleet.models import load_method
+from posefleet.models.parts.backbones import BackboneConfig
+from posefleet.models.parts.decode import DecodeConfig
+
+K = len(COCO17)
+BACKBONE = BackboneConfig(name="resnet18", pretrained=False)
+
+
+def _smpr() -> object:
+    from posefleet.models.smpr import Config, HeadConfig
+
+    head = HeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2)
+    return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))
+
+
+SMALL: dict[str, Callable[[], object]] = {"smpr": _smpr}
+"""Method -> a configuration that takes milliseconds; it must find something in an untrained network."""
+
+
+def build(name: str, seed: int = 0) -> torch.nn.Module:
+    """The small model of a method, the same one for the same seed."""
+    assert name in SMALL, f"tests/models/small_models.py has no small configuration of {name}"
+    torch.manual_seed(seed)
+    model: torch.nn.Module = load_method(name).Model(SMALL[name](), COCO17)
+    return model
+
+
+def images(count: int, height: int = 96, width: int = 128) -> torch.Tensor:
+    """(count, 3, height, width) uint8 noise with structure: coarse blocks."""
+    random = torch.Generator().manual_seed(1)
+    blocks = torch.randint(0, 256, (count, 3, height // 16, width // 16), generator=random, dtype=torch.uint8)
+    return blocks.repeat_interleave(16, 2).repeat_interleave(16, 3)
+
+
+def people(count: int, seed: int = 2, size: tuple[int, int] = (96, 128)) -> People:
+    """``count`` people with all keypoints labelled, somewhere in an image of ``size`` (height, width)."""
+    random = torch.Generator().manual_seed(seed)
+    centre = torch.rand(count, 1, 2, generator=random) * torch.tensor([size[1], size[0]]) * 0.5
+    centre = centre + torch.tensor([size[1], size[0]]) * 0.25
+    keypoints = centre + (torch.rand(count, K, 2, generator=random) - 0.5) * 40
+    boxes = torch.cat([keypoints.amin(1), keypoints.amax(1)], 1)
+    return People(
+        keypoints,
+        torch.full((count, K), 2, dtype=torch.uint8),
+        boxes,
+        torch.full((count,), 900.0),
+        torch.zeros(count, dtype=torch.bool),
+    )

@@ -1,0 +1,162 @@
+"""What every method promises (see posefleet.models), tried on each."""
+
+import copy
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import ddp_worker
+import pytest
+import torch
+from small_models import COCO17, SMALL, K, build, images, people
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from posefleet.data.structures import People, Poses
+from posefleet.models import available_methods, load_method
+
+METHODS = available_methods()
+pytestmark = pytest.mark.parametrize("method", METHODS)
+
+
+def train(model: nn.Module, batch: list[People]) -> dict[str, Tensor]:
+    """One backward pass; returns the losses, detached."""
+    losses: dict[str, Tensor] = model.train()(images(len(batch)), batch)
+    sum(losses.values()).backward()
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def predict(model: nn.Module, batch: Tensor) -> list[Poses]:
+    return model.eval().predict(batch)
+
+
+def assert_same(ours: list[Poses], theirs: list[Poses], pixels: float = 0.0, score: float = 0.0) -> None:
+    assert [len(p) for p in ours] == [len(p) for p in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.keypoints, b.keypoints, atol=pixels, rtol=0)
+        torch.testing.assert_close(a.scores, b.scores, atol=score, rtol=0)
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (2, 0), (0, 0)], ids=["people", "an empty image", "nobody"])
+def test_losses_are_finite_and_every_parameter_gets_a_gradient(method: str, counts: tuple[int, ...]) -> None:
+    model = build(method)
+    losses = train(model, [people(count, seed=i) for i, count in enumerate(counts)])
+    assert losses
+    for name, loss in losses.items():
+        assert loss.shape == () and loss.dtype == torch.float32 and torch.isfinite(loss), name
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_same_losses_come_for_the_same_batch_whoever_is_in_it(method: str) -> None:
+    """Names must not depend on the data: ranks log and average them."""
+    names = [list(train(build(method), [people(count)])) for count in (0, 1, 3)]
+    assert names[0] == names[1] == names[2]
+
+
+def test_crowded_images_and_people_with_one_keypoint_train(method: str) -> None:
+    crowd, lonely = people(100, seed=3), people(2, seed=4)
+    one = torch.where(torch.arange(K) == 5, lonely.visibility, 0)
+    lonely = People(lonely.keypoints, one, lonely.boxes, lonely.areas, lonely.crowd)
+    losses = train(build(method), [crowd, lonely])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_crowd_regions_and_people_without_keypoints_train(method: str) -> None:
+    p = people(3)
+    nobody = People(p.keypoints * 0, p.visibility * 0, p.boxes, p.areas, torch.tensor([True, False, False]))
+    losses = train(build(method), [nobody, People.cat([p, nobody])])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_bfloat16_autocast_is_close_to_float32(method: str) -> None:
+    model, batch = build(method), [people(2), people(1, seed=5)]
+    exact = train(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(images(2), batch)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss.detach(), exact[name], rtol=0.1, atol=0.01)
+
+
+def test_memory_format_does_not_matter(method: str) -> None:
+    plain, last = build(method), build(method).to(memory_format=torch.channels_last)
+    batch = [people(2), people(1, seed=5)]
+    expected, found = train(plain, batch), train(last, batch)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
+    ours, theirs = (predict(m, images(2)) for m in (last, plain))
+    assert_same(ours, theirs, pixels=0.05, score=1e-4)
+
+
+def test_predictions_are_deterministic_sorted_and_inside_the_image(method: str) -> None:
+    model = build(method)
+    first = predict(model, images(2))
+    assert_same(predict(model, images(2)), first)
+    assert sum(len(p) for p in first) > 0
+    for poses in first:
+        assert poses.keypoints.shape == (len(poses), K, 2) and poses.keypoint_scores.shape == (len(poses), K)
+        assert torch.isfinite(poses.keypoints).all()
+        assert ((poses.keypoints >= 0) & (poses.keypoints <= torch.tensor([128.0, 96.0]))).all()
+        assert ((poses.scores >= 0) & (poses.scores <= 1)).all()
+        assert (poses.scores.diff() <= 0).all()
+        assert not poses.keypoints.requires_grad
+
+
+def test_a_batch_of_images_is_predicted_like_each_alone(method: str) -> None:
+    model = build(method)
+    together = predict(model, images(3))
+    alone = [predict(model, image[None])[0] for image in images(3)]
+    assert_same(together, alone, pixels=0.05, score=1e-4)
+
+
+def test_weights_survive_a_state_dict(method: str) -> None:
+    first, second = build(method, seed=0), build(method, seed=1)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert_same(predict(second, images(1)), predict(first, images(1)))
+
+
+def test_predicting_first_does_not_spoil_training(method: str) -> None:
+    model = build(method)
+    with torch.inference_mode():
+        predict(model, images(1, 64, 64))
+    losses = model.train()(images(1, 64, 64), [people(1, size=(64, 64))])
+    sum(losses.values()).backward()
+
+
+def test_the_network_can_be_exported(method: str) -> None:
+    class Network(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: Tensor) -> dict[str, list[Tensor]]:
+            return self.model.forward_features(pixels)
+
+    model = build(method).eval()
+    pixels = images(2).float()
+    exported = torch.export.export(Network(model), (pixels,)).module()
+    with torch.no_grad():
+        found, expected = exported(pixels), model.forward_features(pixels)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        for ours, theirs in zip(found[name], expected[name], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_two_ranks_do_what_one_process_does(method: str, tmp_path: Path) -> None:
+    """Gradients of two ranks, averaged, equal those of the whole batch in one process."""
+    spawn(ddp_worker.run, args=(method, str(tmp_path)), nprocs=2)
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    expected = ddp_worker.gradients(build(method), slice(None))
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_settings_are_a_frozen_dataclass_with_defaults(method: str) -> None:
+    config = load_method(method).Config()
+    assert is_dataclass(config)
+    assert hash(config) == hash(type(config)())
+    assert method in SMALL
+    assert len(COCO17) == K

@@ -1,0 +1,113 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from posefleet.platform.config import (
+    build_experiment,
+    override,
+    parse_experiment,
+    read_yaml,
+    resolve_path,
+    to_dict,
+    to_yaml,
+)
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
+MINIMAL = {"method": "smpr", "data": {"train": "shards"}}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_begins_with_its_command(path: Path) -> None:
+    build_experiment(read_yaml(path), where=str(path))
+    assert path.read_text().startswith(("# ray job submit", "# python", "# make"))
+
+
+def test_an_experiment_survives_the_way_through_yaml() -> None:
+    import yaml
+
+    experiment = build_experiment({**MINIMAL, "evaluate": {"scales": [600, 800]}})
+    assert build_experiment(yaml.safe_load(to_yaml(experiment))) == experiment
+    assert dataclasses.asdict(build_experiment(to_dict(experiment))) == dataclasses.asdict(experiment)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**MINIMAL, "trian": {}}, "unknown key 'trian'; did you mean 'train'"),
+        ({"method": "smpr", "data": {"train": "x", "bach_size": 3}}, r"data\.bach_size.*did you mean 'batch_size'"),
+        ({**MINIMAL, "model": {"head": {"chanels": 3}}}, r"model\.head\.chanels.*model\.head has: channels"),
+        ({**MINIMAL, "optim": {"lr": "fast"}}, r"optim\.lr: .*'fast'"),
+        ({**MINIMAL, "optim": {"name": "adam"}}, r"optim\.name: .*'sgd' or 'adamw'"),
+        ({**MINIMAL, "train": {"epochs": 0}}, r"train: train\.epochs 0\.0 must be positive"),
+        ({**MINIMAL, "schema": "coco18"}, "unknown keypoint schema 'coco18'"),
+        ({**MINIMAL, "method": "smrp"}, "unknown method 'smrp'.*smpr"),
+        ({"data": {"train": "x"}}, "method is missing"),
+        ({"method": "smpr"}, "data: Field required"),
+        ({**MINIMAL, "optim": {"schedule": "cosine", "milestones": [3]}}, "milestones .* have no effect"),
+    ],
+)
+def test_bad_settings_are_named(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_experiment(values)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("method: smpr\ndata: {train: shards, batch_size: 3}\ntrain: {epochs: 7}\n")
+    experiment = parse_experiment(
+        "smpr",
+        ["--config", str(config), "--scaling.use_gpu", "true", "--data.batch_size", "5", "--evaluate.scales", "6", "8"],
+    )
+    assert experiment.data.batch_size == 5
+    assert experiment.train.epochs == 7
+    assert experiment.scaling.use_gpu is True
+    assert experiment.evaluate.scales == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data.train is missing"),
+        (["--config", "nowhere.yaml"], "no config file nowhere.yaml"),
+        (["--data.train", "x", "--train.epochs", "-1"], "train.epochs -1.0 must be positive"),
+        (["--data.train", "x", "--scalling.num_workers", "1"], "scaling.num_workers"),
+        (["--data.train", "x", "--optim.lr", "fast"], "--optim.lr"),
+        (["--config"], "--config needs a value"),
+    ],
+)
+def test_bad_arguments_end_the_job_with_a_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_experiment("smpr", arguments)
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+
+
+def test_a_config_of_another_method_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("method: other\n")
+    with pytest.raises(SystemExit):
+        parse_experiment("smpr", ["--config", str(config)])
+    assert "'other'" in capsys.readouterr().err
+
+
+def test_options_change_an_existing_experiment() -> None:
+    experiment = override(build_experiment(MINIMAL), ["--model.score.pose", "initial"])
+    assert experiment.model.score.pose == "initial"
+
+
+def test_relative_paths_of_a_ray_job_do_not_end_in_its_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("POSEFLEET_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("runs") == str(tmp_path / "runs")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert resolve_path("runs") == str(Path.home() / "runs")
+    monkeypatch.setenv("POSEFLEET_HOME", "/shared")
+    assert resolve_path("runs") == "/shared/runs"
+    assert resolve_path("s3://bucket/x") == "s3://bucket/x"
+    assert resolve_path("") == ""

@@ -1,0 +1,181 @@
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from posefleet.data.structures import Batch
+from posefleet.platform.checkpoint import CheckpointStore, find_checkpoint, load_model, read_meta, read_state
+from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.loop import Stopped, evaluate, fit
+from posefleet.platform.worker import FatalError, LocalWorker
+
+
+class Sink:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+        self.files: dict[str, bytes] = {}
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.points.append((step, dict(metrics)))
+
+    def log_bytes(self, name: str, data: bytes) -> None:
+        self.files[name] = data
+
+
+class StopAt(LocalWorker):
+    """A worker that is asked to stop after some looks."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__(device="cpu")
+        self.looks = looks
+
+    def stop_requested(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def experiment_of(settings: dict[str, Any], **train: Any) -> Experiment:
+    settings = copy.deepcopy(settings)
+    settings["train"].update(train)
+    return build_experiment(settings)
+
+
+def weights_of(store: CheckpointStore) -> dict[str, torch.Tensor]:
+    return load_model(str(store.latest()))[0].state_dict()
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_leaves_losses_scores_pictures_and_a_checkpoint(small_run: dict[str, Any], tmp_path: Path) -> None:
+    sink, store = Sink(), CheckpointStore(str(tmp_path / "c"))
+    worker = LocalWorker(device="cpu", sink=sink)
+    metrics = fit(experiment_of(small_run), worker, store, provenance={"git": "abc"})
+    assert 0 <= metrics["AP"] <= 1
+    assert [step for step, _ in sink.points] == [2, 4, 6, 6]
+    assert {"loss", "loss/cls", "lr", "images_per_second", "data_wait", "grad_norm"} <= sink.points[0][1].keys()
+    assert "AP_keypoint/nose" in sink.points[-1][1]
+    assert any("targets" in name for name in sink.files)
+    assert any("overlays" in name for name in sink.files)
+    meta = read_meta(str(store.latest()))
+    assert (meta.step, meta.position) == (6, 24)
+    assert meta.metrics["AP"] == metrics["AP"]
+    assert meta.provenance["git"] == "abc"
+    assert len(meta.provenance["data"]) == 64
+    assert worker.reports[-1]["step"] == 6
+
+
+def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
+    small_run: dict[str, Any], tmp_path: Path, one_thread: None
+) -> None:
+    experiment = experiment_of(small_run, epochs=2, ema_decay=0.9)
+    whole, parts = CheckpointStore(str(tmp_path / "whole")), CheckpointStore(str(tmp_path / "parts"))
+    fit(experiment, LocalWorker(device="cpu"), whole)
+    for looks in (2, 5):
+        with pytest.raises(Stopped):
+            fit(experiment, StopAt(looks), parts)
+    fit(experiment, LocalWorker(device="cpu"), parts)
+    assert_same(weights_of(whole), weights_of(parts))
+    first, second = (read_state(str(store.latest())) for store in (whole, parts))
+    assert_same(first["raw"], second["raw"])
+    for key, state in first["optimizer"]["state"].items():
+        assert_same(state, second["optimizer"]["state"][key])
+
+
+def test_a_run_that_is_over_stays_as_it_is(small_run: dict[str, Any], tmp_path: Path) -> None:
+    experiment, store = experiment_of(small_run), CheckpointStore(str(tmp_path / "c"))
+    metrics = fit(experiment, LocalWorker(device="cpu"), store)
+    again = fit(experiment, LocalWorker(device="cpu"), store)
+    assert again == pytest.approx(metrics, nan_ok=True)
+    assert len(store.names()) == 1
+
+
+def test_accumulation_sees_the_same_samples_in_fewer_steps(small_run: dict[str, Any], tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "c"))
+    fit(experiment_of(small_run, accumulate=2), LocalWorker(device="cpu"), store)
+    assert (read_meta(str(store.latest())).step, read_meta(str(store.latest())).position) == (3, 24)
+
+
+def test_a_loss_that_is_not_finite_names_the_images(small_run: dict[str, Any], tmp_path: Path) -> None:
+    settings = copy.deepcopy(small_run)
+    settings["optim"] |= {"lr": 1e30, "warmup_steps": 0, "schedule": "constant", "clip_norm": 0.0}
+    with pytest.raises(FatalError, match=r"not finite at step \d+: .* on images \[\d+"):
+        fit(build_experiment(settings), LocalWorker(device="cpu"), CheckpointStore(str(tmp_path / "c")))
+
+
+def test_the_averaged_weights_are_the_ones_in_the_checkpoint(small_run: dict[str, Any], tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "c"))
+    fit(experiment_of(small_run, ema_decay=0.999), LocalWorker(device="cpu"), store)
+    raw = read_state(str(store.latest()))["raw"]
+    averaged = weights_of(store)
+    assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
+
+
+def test_training_runs_in_bfloat16(small_run: dict[str, Any], tmp_path: Path) -> None:
+    sink = Sink()
+    store = CheckpointStore(str(tmp_path / "c"))
+    fit(experiment_of(small_run, precision="bfloat16"), LocalWorker(device="cpu", sink=sink), store)
+    assert all(torch.isfinite(torch.tensor(point["loss"])) for _, point in sink.points if "loss" in point)
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(small_run: dict[str, Any], tmp_path: Path) -> None:
+    first = CheckpointStore(str(tmp_path / "a"))
+    fit(experiment_of(small_run), LocalWorker(device="cpu"), first)
+    settings = copy.deepcopy(small_run)
+    settings["run"]["init_from"] = first.latest()
+    settings["optim"] |= {"lr": 1e-12, "weight_decay": 0.0}
+    tuned = CheckpointStore(str(tmp_path / "b"))
+    fit(build_experiment(settings), LocalWorker(device="cpu"), tuned)
+    for name, value in weights_of(first).items():
+        torch.testing.assert_close(weights_of(tuned)[name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_evaluation_predicts_every_image_of_the_split(small_run: dict[str, Any], tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "c"))
+    experiment = experiment_of(small_run)
+    fit(experiment, LocalWorker(device="cpu"), store)
+    model, _ = load_model(find_checkpoint(store.root))
+    kept: dict[int, Any] = {}
+    result = evaluate(model, experiment, LocalWorker(device="cpu"), keep=kept.update)
+    assert result is not None
+    assert len(kept) == 7 == result.protocol.images
+    assert result.protocol.score_rule != "not stated"
+    assert result.statistics["AP"] == pytest.approx(read_meta(str(store.latest())).metrics["AP"], abs=1e-6)
+
+
+def test_flip_and_scales_merge_candidates_of_all_views(small_run: dict[str, Any], tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "c"))
+    experiment = experiment_of(small_run)
+    fit(experiment, LocalWorker(device="cpu"), store)
+    tta = dataclasses.replace(experiment.evaluate, flip=True, scales=(64, 96))
+    model, _ = load_model(str(store.latest()))
+    result = evaluate(model, dataclasses.replace(experiment, evaluate=tta), LocalWorker(device="cpu"))
+    assert result is not None and result.protocol.images == 7
+
+
+def test_a_batch_counts_its_people_on_the_host(people_shards: Path) -> None:
+    from posefleet.data.keypoints import COCO17
+    from posefleet.data.stream import ShardDataset
+    from posefleet.data.transforms import EvalTransform, Resize
+
+    dataset = ShardDataset(
+        str(people_shards / "val2017"), COCO17, EvalTransform(Resize(short_side=64, long_side=64), COCO17)
+    )
+    batch: Batch = dataset.__getitems__([0, 1, 2])
+    assert sum(len(people) for people in batch.people) == int(batch.counts.sum())

@@ -1,0 +1,203 @@
+"""Figures are tested by what is plotted, tables by what they say, and the rest by what arrives."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from posefleet.data.evaluation import Evaluation, evaluate
+from posefleet.data.images import decode_image
+from posefleet.data.keypoints import COCO17
+from posefleet.data.structures import People, Poses, Sample, TargetPoints, collate
+from posefleet.data.truth import GroundTruth
+from posefleet.platform import report
+
+
+def people_at(*corners: tuple[float, float]) -> list[dict]:
+    index = np.arange(17)
+    points = [np.stack([x + 60.0 * (index % 4), y + 60.0 * (index // 4)], 1) for x, y in corners]
+    return [
+        {
+            "keypoints": np.column_stack([p, np.full(17, 2)]).ravel().tolist(),
+            "bbox": [x, y, 180, 240],
+            "area": 10_000.0,
+        }
+        for p, (x, y) in zip(points, corners, strict=True)
+    ]
+
+
+def poses_like(people: list[dict], shift: float = 0.0) -> Poses:
+    keypoints = torch.tensor([p["keypoints"] for p in people]).view(-1, 17, 3)[..., :2] + shift
+    return Poses(keypoints, torch.ones(keypoints.shape[:2]), torch.linspace(0.9, 0.5, len(people)))
+
+
+def evaluation(shift: float = 0.0, score_rule: str = "mean keypoint score") -> Evaluation:
+    people = people_at((10, 10), (300, 10))
+    truth = GroundTruth.from_records([(1, (640, 480), people)])
+    return evaluate(truth, {1: poses_like(people, shift)}, COCO17, score_rule=score_rule)
+
+
+@pytest.fixture(scope="module")
+def shifted() -> Evaluation:
+    return evaluation(shift=6.0)
+
+
+@pytest.fixture(scope="module")
+def nobody() -> Evaluation:
+    return evaluate(GroundTruth.from_records([(1, (640, 480), [])]), {}, COCO17)
+
+
+class Recorder:
+    """A sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        raise AssertionError("reports leave files only")
+
+    def log_bytes(self, name: str, data: bytes) -> None:
+        self.files[name] = data
+
+    def log_directory(self, path: str, name: str) -> None:
+        raise AssertionError("reports leave files only")
+
+
+def test_a_figure_becomes_a_picture(tmp_path: Path) -> None:
+    report.save_png(report.keypoint_count_histogram([0, 3, 17, 17], 17), tmp_path / "histogram.png")
+    image = decode_image((tmp_path / "histogram.png").read_bytes())
+    assert image.shape == (520, 936, 3)
+    assert image.std() > 10
+
+
+def test_losses_of_very_different_size_get_a_logarithmic_scale() -> None:
+    history = [(step, {"total": 2.0, "heatmap": 1.0}) for step in range(10)]
+    assert report.loss_curves(history).axes[0].get_yscale() == "linear"
+    history = [(step, {"total": 2.0, "heatmap": 0.01}) for step in range(10)]
+    assert report.loss_curves(history).axes[0].get_yscale() == "log"
+
+
+def test_a_loss_is_smoothed_and_its_last_value_named() -> None:
+    history = [(step, {"total": 2.0 + (-1) ** step}) for step in range(100)]
+    axes = report.loss_curves(history).axes[0]
+    raw, smooth = axes.get_lines()
+    np.testing.assert_array_equal(raw.get_ydata(), [2.0 + (-1) ** step for step in range(100)])
+    assert smooth.get_ydata()[-1] == pytest.approx(2 - 1 / 3)  # the last three are 1, 3, 1
+    assert axes.get_legend_handles_labels()[1] == ["total  1.67"]
+
+
+def test_a_loss_that_starts_late_is_drawn_from_there() -> None:
+    history = [(0, {"total": 1.0}), (10, {"total": 0.9, "score": 0.5}), (20, {"score": 0.4})]
+    total, score = report.loss_curves(history).axes[0].get_lines()
+    assert total.get_xdata().tolist() == [0, 10]
+    assert score.get_xdata().tolist() == [10, 20]
+
+
+def test_no_history_says_so() -> None:
+    for figure in (report.loss_curves([]), report.ap_curve([])):
+        assert figure.axes[0].texts[0].get_text() == "nothing recorded yet"
+
+
+def test_the_best_ap_is_marked() -> None:
+    history = [(0, {"AP": float("nan")}), (2, {"AP": 0.3}), (4, {"AP": 0.41}), (6, {"AP": 0.38})]
+    axes = report.ap_curve(history).axes[0]
+    assert axes.texts[0].get_text() == "0.410"
+    assert axes.get_lines()[1].get_xdata()[0] == 4
+    assert axes.get_ylim()[0] == 0
+
+
+def test_precision_is_drawn_at_every_threshold_with_its_ap(shifted: Evaluation) -> None:
+    lines = report.precision_recall(shifted).axes[0].get_lines()
+    assert len(lines) == 10
+    for line, precision in zip(lines, shifted.precision, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), precision)
+    assert lines[0].get_label() == f"0.50   {shifted.statistics['AP50']:.3f}"
+
+
+def test_bars_are_as_long_as_the_ap(shifted: Evaluation) -> None:
+    axes = report.keypoint_ap_bars(shifted).axes[0]
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], shifted.keypoint_ap)
+    np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), shifted.keypoint_oks)
+    assert axes.get_yticklabels()[9].get_text() == "left wrist"
+
+
+def test_error_bars_sum_to_one(shifted: Evaluation) -> None:
+    axes = report.error_split_bars(shifted).axes[0]
+    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(18.0)
+    assert "0 of 2 people missed" in axes.get_xlabel()
+    # 6 px right and down of a nose: exp(-72 / (2 * 10,000 * 0.052^2)) = 0.26, and 60 px from anything else.
+    assert [bar.get_width() for bar in axes.patches][1::18] == [0, 0, 0, 0, 1.0]
+
+
+def test_figures_of_nothing_are_drawn_too(nobody: Evaluation) -> None:
+    for figure in (report.precision_recall, report.keypoint_ap_bars, report.error_split_bars):
+        assert report.png_bytes(figure(nobody))
+
+
+def test_the_histogram_counts_people() -> None:
+    axes = report.keypoint_count_histogram([0, 0, 3, 17], 17).axes[0]
+    assert [int(bar.get_height()) for bar in axes.patches] == [2, 0, 0, 1, *[0] * 13, 1]
+
+
+def test_the_comparison_ranks_runs_and_marks_the_best(shifted: Evaluation) -> None:
+    table = report.comparison_table({"worse": shifted, "better": evaluation()})
+    lines = table.splitlines()
+    assert lines[2].startswith("| better | **1.000** |")
+    assert lines[3].startswith("| worse |")
+    assert "**" not in lines[3].split("|")[2]
+    assert lines[-1].startswith("All: pycocotools")
+
+
+def test_the_comparison_warns_when_scores_were_made_differently(shifted: Evaluation) -> None:
+    other = replace(shifted, protocol=replace(shifted.protocol, images=3))
+    table = report.comparison_table({"a": shifted, "b": other})
+    assert "Not made the same way, compare with care:" in table
+    assert "- b: pycocotools" in table and "3 images" in table
+
+
+def test_an_evaluation_leaves_table_figures_and_overlays(shifted: Evaluation) -> None:
+    """The network saw the image at half its size; poses come in original pixels."""
+    keypoints = torch.tensor([p["keypoints"] for p in people_at((10, 10))]).view(1, 17, 3)
+    person = People(
+        keypoints[..., :2] / 2,
+        torch.full((1, 17), 2, dtype=torch.uint8),
+        torch.tensor([[5.0, 5.0, 95.0, 125.0]]),
+        torch.tensor([2500.0]),
+        torch.tensor([False]),
+    )
+    image = np.zeros((150, 240, 3), np.uint8)
+    half = np.array([[0.5, 0, 0], [0, 0.5, 0]])
+    batch = collate([Sample(image, person, 1, half, (480, 300)), Sample(image, person, 2, half, (480, 300))])
+    poses = [poses_like(people_at((10, 10))), Poses.empty(17)]
+    sink = Recorder()
+    report.leave_evaluation(sink, shifted, [(batch, poses)], COCO17, step=1200, most=2)
+    folder = "evaluation/step-0001200"
+    assert set(sink.files) == {
+        f"{folder}/{name}"
+        for name in (
+            "table.txt", "overlays.jpg", "precision_recall.png", "keypoint_ap_bars.png", "error_split_bars.png"
+        )
+    }  # fmt: skip
+    assert "AP50" in sink.files[f"{folder}/table.txt"].decode()
+
+    # Two pairs in a row; each picture is enlarged to 480 x 300, without the padding of the batch.
+    sheet = decode_image(sink.files[f"{folder}/overlays.jpg"])
+    assert sheet.shape == (300 + 24 + 24, 4 * 480 + 2 * 18 + 18, 3)
+    truth, prediction = sheet[36:336, 12:492].astype(int), sheet[36:336, 498:978].astype(int)
+    figure = (slice(4, 40), slice(4, 240))  # nose, eyes and left ear, clear of the score's label
+    assert truth[figure].max() > 200
+    assert np.abs(truth[30:250, 30:250] - prediction[30:250, 30:250]).mean() < 8
+    assert np.abs(sheet[36:336, 1500:1900].astype(int)).mean() < 8  # nobody predicted in the second image
+
+
+def test_targets_are_left_as_one_contact_sheet() -> None:
+    sample = Sample(np.zeros((64, 96, 3), np.uint8), People.empty(17), 1, np.eye(3)[:2], (96, 64))
+    target = TargetPoints("cells", torch.tensor([[48.0, 32.0]]), torch.tensor([0]), torch.tensor([8.0]))
+    sink = Recorder()
+    report.leave_targets(sink, collate([sample] * 3), [[target]] * 3, COCO17)
+    sheet = decode_image(sink.files["targets/first_images.jpg"])
+    assert sheet.shape == (320 + 26 + 12, 3 * 480 + 4 * 6, 3)
+    assert sheet[6 + 160, 6 + 240].max() > 150

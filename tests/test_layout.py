@@ -1,0 +1,160 @@
+"""The architecture, as tests: who may import whom, and what no file may contain."""
+
+import ast
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("data", "models", "platform", "serve", "jobs")
+
+MAY_IMPORT = {
+    "data": {"data"},
+    "models": {"models", "data"},
+    "platform": {"platform", "models", "data"},
+    "serve": {"serve", "platform", "models", "data"},
+    "jobs": {"jobs", "platform", "models", "data"},
+}
+
+MODELS_MAY_IMPORT = {"posefleet.data.keypoints", "posefleet.data.structures"}
+
+DOORS = {
+    "ray": {"platform/train.py", "platform/tune.py", "data/sharding.py", "serve/app.py", "jobs/predict.py"},
+    "mlflow": {"platform/tracking.py"},
+    "webdataset": {"data/shards.py", "data/stream.py"},
+    "pycocotools": {"data/evaluation.py", "data/doctor.py", "data/coco.py", "data/synthetic.py"},
+    "fastapi": {"serve/app.py"},
+}
+"""The few files that may import each heavy library."""
+
+FILES = sorted(path.relative_to(ROOT) for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
+METHODS = {f"posefleet.models.{path.stem}" for path in (ROOT / "models").glob("*.py") if path.stem != "__init__"}
+
+
+def imports(source: str) -> set[str]:
+    """Full names of everything imported anywhere in ``source``, ``a.b.c`` for ``from a.b import c``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names}
+    return names
+
+
+def is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def problems(path: str, source: str, methods: set[str]) -> list[str]:
+    """What is wrong with the file ``path`` of one of the five packages."""
+    folder, *_ = path.split("/")
+    found = [] if ast.get_docstring(ast.parse(source)) else ["has no docstring"]
+    for name in sorted(imports(source)):
+        if name.startswith("."):
+            found.append(f"imports {name} relatively; write posefleet.{folder}...")
+        for library, doors in DOORS.items():
+            if is_within(name, library) and path not in doors:
+                found.append(f"imports {name}; only {', '.join(sorted(doors))} may")
+        package = next((package for package in PACKAGES if is_within(name, f"posefleet.{package}")), None)
+        if package is None:
+            continue
+        if package not in MAY_IMPORT[folder]:
+            found.append(f"imports {name}: {folder} stands below {package}")
+        if folder == "models" and package == "data" and not any(is_within(name, ours) for ours in MODELS_MAY_IMPORT):
+            found.append(f"imports {name}; models know only {', '.join(sorted(MODELS_MAY_IMPORT))} of data")
+        if folder == "models" and any(is_within(name, method) for method in methods):
+            found.append(f"imports {name}: methods do not know each other; shared code belongs in models/parts")
+    if folder == "models" and (device := re.search(r"""\.cuda\(|["']cuda""", source)):
+        found.append(f"contains {device.group()!r}: the caller chooses the device")
+    if any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(ast.parse(source))):
+        found.append("prints; a tool writes with sys.stdout.write or rich")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_keeps_to_the_architecture(path: Path) -> None:
+    assert problems(path.as_posix(), (ROOT / path).read_text(), METHODS) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "complaint"),
+    [
+        ("data/a.py", "import posefleet.models.smpr", "data stands below models"),
+        ("data/a.py", "from posefleet import platform", "data stands below platform"),
+        ("models/a.py", "from posefleet.platform.loop import fit", "models stands below platform"),
+        ("platform/a.py", "from posefleet.jobs import tune", "platform stands below jobs"),
+        ("jobs/a.py", "from posefleet.serve.app import App", "jobs stands below serve"),
+        ("models/a.py", "from posefleet.data.coco import load", "models know only"),
+        ("models/a.py", "from posefleet.data import coco", "models know only"),
+        ("models/a.py", "from posefleet.models.smpr import Model", "methods do not know each other"),
+        ("models/parts/a.py", "from posefleet.models import smpr", "methods do not know each other"),
+        ("models/a.py", "def f():\n    import ray.train", "imports ray.train; only"),
+        ("platform/a.py", "def f():\n    if x:\n        from mlflow.entities import Metric", "imports mlflow"),
+        ("platform/train.py", "from .loop import fit", "relatively"),
+        ("models/a.py", "x = y.cuda()", "the caller chooses the device"),
+        ("models/a.py", "x = torch.zeros(3, device='cuda:0')", "the caller chooses the device"),
+        ("data/a.py", "print(3)", "prints"),
+    ],
+)  # fmt: skip
+def test_a_planted_violation_is_found(path: str, line: str, complaint: str) -> None:
+    found = problems(path, f'"""Planted."""\n\n{line}\n', {"posefleet.models.smpr", "posefleet.models.pfs"})
+    assert len(found) == 1 and complaint in found[0]
+
+
+def test_a_missing_docstring_is_found() -> None:
+    assert problems("data/a.py", "x = 1\n", set()) == ["has no docstring"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("models/a.py", "from posefleet.data.structures import People"),
+        ("models/a.py", "from posefleet.models.parts.fpn import Fpn"),
+        ("platform/train.py", "import ray.train"),
+        ("data/a.py", "import rayon"),
+        ("jobs/a.py", "from posefleet.platform.config import Experiment"),
+    ],
+)
+def test_what_is_allowed_is_not_reported(path: str, line: str) -> None:
+    assert problems(path, f'"""Fine."""\n\n{line}\n', {"posefleet.models.smpr"}) == []
+
+
+def test_platform_does_not_shadow_the_standard_library() -> None:
+    assert not (ROOT / "platform" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_import_package_links_to_the_root_folders(package: str) -> None:
+    assert os.readlink(ROOT / "posefleet" / package) == f"../{package}"
+
+
+def test_ignored_paths_are_anchored() -> None:
+    """Ray's upload of a working folder honours .gitignore: a bare ``data/`` would drop that package from every job."""
+    lines = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line and not line.startswith("#")]
+    caches = re.compile(r"(__pycache__|\.\w+_cache)/")
+    assert [line for line in lines if not line.startswith("/") and not caches.fullmatch(line)] == []
+    assert [line for line in lines if line.strip("/").partition("/")[0] in PACKAGES] == []
+
+
+def test_no_file_names_a_package_index() -> None:
+    """Which index to install from is the reader's own setting."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    index = re.compile(
+        r"(--(extra-)?index-url|PIP_(EXTRA_)?INDEX_URL|pypi\.org|pythonhosted|download\.pytorch\.org/whl)\b"
+    )
+    named = []
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path == Path(__file__).resolve() or not path.is_file() or path.stat().st_size > 1_000_000:
+            continue
+        if match := index.search(path.read_bytes().decode(errors="replace")):
+            named.append(f"{name}: {match.group()}")
+    assert named == []
