@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -86,28 +86,42 @@ def find_source(source: str, split: str, images: str | None = None) -> Source:
         images = next((fs.unstrip_protocol(folder) for folder in folders if fs.isdir(folder)), None)
         if images is None:
             raise DataError(f"{source}: no image folder; looked for {', '.join(folders)}; name it with --images")
-    return Source(fs.unstrip_protocol(annotation_file), images, split)
+    elif not _is_folder(images):
+        raise DataError(f"{images}: no such image folder")
+    return Source(fs.unstrip_protocol(annotation_file), absolute(images), split)
 
 
 def find_splits(source: str) -> list[str]:
-    """The splits for which :func:`find_source` would find an annotation file in a folder, sorted."""
+    """The splits whose annotation files lie in a folder, or the split of one annotation file; sorted."""
     fs, path = fsspec.core.url_to_fs(source)
     if fs.isfile(path):
-        return [path.rpartition("/")[2].removesuffix(".json")]
-    files = [file for folder in ("annotations/", "json/", "") for file in fs.glob(f"{path.rstrip('/')}/{folder}*.json")]
+        files = [path]
+    else:
+        files = [file for name in ("annotations/", "json/", "") for file in fs.glob(f"{path.rstrip('/')}/{name}*.json")]
     matches = (_ANNOTATION_FILE.fullmatch(file.rpartition("/")[2]) for file in files)
     return sorted({next(filter(None, match.groups())) for match in matches if match})
+
+
+def absolute(path: str) -> str:
+    """The same fsspec path for every process, wherever it runs."""
+    fs, path_in_fs = fsspec.core.url_to_fs(path)
+    return path if "::" in path else str(fs.unstrip_protocol(path_in_fs))
 
 
 def image_path(source: Source, file_name: str) -> str:
     """Where an image lies.
 
     Raises:
-        DataError: The name leads out of the image folder.
+        DataError: The name leads out of the image folder, or is no file name.
     """
-    if file_name.startswith("/") or ".." in file_name.split("/"):
-        raise DataError(f"{file_name!r} leads out of the image folder {source.image_folder}")
+    if file_name.startswith("/") or ".." in file_name.split("/") or "\0" in file_name:
+        raise DataError(f"{file_name!r} is no file of the image folder {source.image_folder}")
     return f"{source.image_folder.rstrip('/')}/{file_name}"
+
+
+def _is_folder(path: str) -> bool:
+    fs, path_in_fs = fsspec.core.url_to_fs(path)
+    return bool(fs.isdir(path_in_fs))
 
 
 def _find_annotation_file(fs: Any, base: str, split: str) -> str:
@@ -175,10 +189,11 @@ def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
         _require(record, ("id", "file_name", "width", "height"), f"{annotation_file}: an image")
         images[record["id"]] = record
     annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
-    person_categories = person_category_ids(content.get("categories", []))
+    person_categories = person_category_ids(category_records(content))
     for record in content["annotations"]:
         _require(record, ("id", "image_id", "bbox"), f"{annotation_file}: an annotation")
-        if record["image_id"] in annotations and record.get("category_id", 1) in person_categories:
+        category = record.get("category_id", 1)
+        if record["image_id"] in annotations and is_integer(category) and category in person_categories:
             _check_person(record, schema, annotation_file)
             annotations[record["image_id"]].append(record)
     if not any(is_keypoint_person(record) for people in annotations.values() for record in people):
@@ -196,16 +211,22 @@ def are_numbers(values: Any) -> TypeGuard[list[float]]:
     return isinstance(values, list) and all(isinstance(v, float) or is_integer(v) for v in values)
 
 
-def person_category_ids(categories: Iterable[Mapping[str, Any]]) -> set[int]:
+def category_records(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The categories of an annotation file that have an integer id; broken entries are left out."""
+    categories = content.get("categories")
+    categories = categories if isinstance(categories, list) else []
+    return [c for c in categories if isinstance(c, dict) and is_integer(c.get("id"))]
+
+
+def person_category_ids(categories: Sequence[Mapping[str, Any]]) -> set[int]:
     """Ids of the categories that are people: those named person, else those with keypoints, else 1."""
-    categories = list(categories)
     named = {c["id"] for c in categories if c.get("name") == "person"}
     return named or {c["id"] for c in categories if c.get("keypoints")} or {1}
 
 
 def is_keypoint_person(annotation: Annotation) -> bool:
     """Whether an annotation is no crowd and has at least one labelled keypoint."""
-    return not annotation.get("iscrowd", 0) and any(v > 0 for v in annotation.get("keypoints", ())[2::3])
+    return not annotation.get("iscrowd", 0) and any(v > 0 for v in (annotation.get("keypoints") or ())[2::3])
 
 
 def area_of(annotation: Annotation) -> float:
@@ -251,12 +272,16 @@ def _require(record: Any, keys: tuple[str, ...], what: str) -> None:
             raise DataError(f"{what} has no {key!r}: {_brief(record)}")
         if key in ("id", "image_id", "width", "height") and not is_integer(record[key]):
             raise DataError(f"{what} has {key} {record[key]!r}, expected an integer")
+        if key == "file_name" and not isinstance(record[key], str):
+            raise DataError(f"{what} has file_name {record[key]!r}, expected a text")
 
 
 def _check_person(record: Annotation, schema: KeypointSchema, annotation_file: str) -> None:
     what = f"{annotation_file}: annotation {record['id']}"
     box, area, keypoints = record["bbox"], record.get("area"), record.get("keypoints") or []
-    if not (are_numbers(box) and len(box) == 4 and are_numbers([area or 0.0]) and are_numbers(keypoints)):
+    if not (
+        are_numbers(box) and len(box) == 4 and are_numbers([0 if area is None else area]) and are_numbers(keypoints)
+    ):
         raise DataError(f"{what}: expected numbers, four for the box: bbox {box}, area {area}, keypoints {keypoints}")
     if not keypoints or len(keypoints) == 3 * len(schema):
         return

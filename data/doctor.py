@@ -26,6 +26,7 @@ from posefleet.data.coco import (
     TURNED_ORIENTATIONS,
     Source,
     are_numbers,
+    category_records,
     exif_orientation,
     find_source,
     find_splits,
@@ -93,9 +94,7 @@ def examine(
         findings.add("unreadable_annotations", str(error))
         return Report(source.annotation_file, schema.name, False, tuple(findings), statistics)
     by_id = _check_image_records(images, findings)
-    categories = content.get("categories")
-    categories = categories if isinstance(categories, list) else []
-    labels = _check_annotations(annotations, by_id, categories, schema, findings)
+    labels = _check_annotations(annotations, by_id, category_records(content), schema, findings)
     _check_keypoints(labels, schema, findings)
     if check_images:
         _check_images(list(by_id.values()), source, findings, workers or os.cpu_count() or 1, progress)
@@ -147,8 +146,7 @@ def _check_annotations(
     schema: KeypointSchema,
     findings: Findings,
 ) -> _Labels:
-    listed = [c for c in categories if isinstance(c, dict) and is_integer(c.get("id"))]
-    known, people = {c["id"] for c in listed}, person_category_ids(listed)
+    known, people = {c["id"] for c in categories}, person_category_ids(categories)
     seen: set[int] = set()
     good: list[Json] = []
     for annotation in annotations:
@@ -175,7 +173,9 @@ def _is_person(annotation: Json, image: Json, schema: KeypointSchema, what: str,
     """Check box, area and the shape of the keypoints; whether their values can be looked at."""
     box, area = annotation.get("bbox"), annotation.get("area")
     keypoints = annotation.get("keypoints") or []
-    if not (are_numbers(box) and len(box) == 4 and are_numbers([area or 0.0]) and are_numbers(keypoints)):
+    if not (
+        are_numbers(box) and len(box) == 4 and are_numbers([0 if area is None else area]) and are_numbers(keypoints)
+    ):
         findings.add("bad_annotation_record", f"{what}: bbox {box}, area {area}, keypoints {keypoints}"[:100])
         return False
     if keypoints and len(keypoints) != 3 * len(schema):

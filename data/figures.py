@@ -111,7 +111,8 @@ def _layers(body: Body, detailed: bool) -> Iterator[_Layer]:
         yield _Layer(-1.0, Part.SEAT, tinted(look.accent, 0.7), (seat,))
     depth = body.depth("skull") + (0.02 if body.face[2, 2] > 0 else 0.0)
     if look.haircut == "long":
-        yield _Layer(body.depth("locks") + 0.03 * np.sign(-body.face[2, 2]), Part.HAIR, look.hair, (("hair", "locks"),))
+        behind = -0.03 if body.face[2, 2] > 0 else 0.03
+        yield _Layer(body.depth("locks") + behind, Part.HAIR, look.hair, (("hair", "locks"),))
     for order, (part, colour, name) in enumerate(_head_parts(body, detailed)):
         names = ("skull", "jaw") if name == "skull" else (name,)
         yield _Layer(depth + 1e-4 * order, part, colour, (names,), flat=name.endswith(_FLAT))
@@ -144,22 +145,21 @@ def _limb_layers(body: Body, side: str) -> Iterator[_Layer]:
     calf = depth(f"{side}_knee", f"{side}_ankle") - under - 1e-3
     yield _Layer(leg, thigh, upper_leg, ((f"{side}_hip", f"{side}_knee"),))
     yield _Layer(calf, shin, lower_leg, ((f"{side}_{knee}", f"{side}_ankle"),))
-    yield _Layer(
-        calf - 1e-3 + max(0.0, body.figure.view[2, 2]) * 2e-3, foot, look.shoes, ((f"{side}_heel", f"{side}_toe"),)
-    )
+    sole = calf + (1e-3 if body.figure.view[2, 2] > 0 else -1e-3)  # toes come before the shin only from the front
+    yield _Layer(sole, foot, look.shoes, ((f"{side}_heel", f"{side}_toe"),))
 
 
 def _head_parts(body: Body, detailed: bool) -> Iterator[tuple[Part, Colour, str]]:
     """Part, colour and ellipsoid of what makes a head, in painting order."""
     look, front, leftness = body.look, body.face[2, 2] > -0.15, body.face[2, 0]
     sides = {"left": leftness, "right": -leftness}
-    crop = {"long": "thick_hair", "bun": "hair"}.get(look.haircut, "hair")
+    crop = "thick_hair" if look.haircut == "long" else "hair"
     hairy = look.haircut != "bald"
     if hairy and front:
         yield Part.HAIR, look.hair, crop
     for side, nearness in sides.items():
         if nearness <= 0.2:
-            yield Part[f"{side.upper()}_EAR"], tinted(look.skin, 0.85), f"{side}_ear"
+            yield Part[f"{side.upper()}_EAR"], tinted(look.skin, 0.86), f"{side}_ear"
     yield Part.FACE, look.skin, "skull"
     if front and detailed:
         yield from _features(body)
@@ -179,6 +179,7 @@ def _head_parts(body: Body, detailed: bool) -> Iterator[tuple[Part, Colour, str]
 
 
 _FLAT = ("beard", "mouth", "lens", "eye", "pupil", "brow", "fringe")
+"""What lies on the skull and never sticks out of it."""
 
 
 def _features(body: Body) -> Iterator[tuple[Part, Colour, str]]:

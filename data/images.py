@@ -33,6 +33,6 @@ def decode_image(data: bytes, *, what: str = "image") -> np.ndarray:
 
 def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
     """JPEG bytes of an (H, W, 3) uint8 RGB image."""
-    ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok
     return data.tobytes()

@@ -142,9 +142,11 @@ def _sky(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     top = np.array([95, 145, 210]) + rng.uniform(-45, 45) + rng.uniform(-15, 15, 3)
     bottom = np.array([205, 215, 228]) + rng.uniform(-40, 25) + rng.uniform(-12, 12, 3)
     column = np.linspace(top, bottom, height).clip(0, 255).astype(np.uint8)
-    sky = np.repeat(column[:, None], width, 1)
-    clouds = cv2.resize(_textures()[0][: TEXTURE_SIDE // 2], (width, height))[..., None].repeat(3, 2)
-    return cv2.addWeighted(sky, 1.0, clouds, rng.uniform(0, 0.4), -20) if rng.random() < 0.6 else sky
+    sky = np.ascontiguousarray(np.broadcast_to(column[:, None], (height, width, 3)))
+    if rng.random() < 0.4:
+        return sky
+    clouds = _window(_textures()[0], width, height, rng, zoom=1.0)
+    return cv2.addWeighted(sky, 1.0, cv2.cvtColor(clouds, cv2.COLOR_GRAY2RGB), rng.uniform(0, 0.4), -20)
 
 
 def _skyline(image: np.ndarray, rng: np.random.Generator) -> None:

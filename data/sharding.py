@@ -20,7 +20,7 @@ import fsspec
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco import CocoSplit, Source, image_path, is_keypoint_person, read_coco
+from posefleet.data.coco import CocoSplit, Source, absolute, area_of, image_path, is_keypoint_person, read_coco
 from posefleet.data.doctor import image_fault
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
@@ -117,6 +117,7 @@ def shard_coco(
     start = time.perf_counter()
     split = read_coco(source.annotation_file, schema)
     plan = plan_shards(source, split, shard_mib=shard_mib, seed=seed, limit=limit)
+    root = absolute(root)  # the tasks run in other folders
     ensure = _EnsureShard(source, root)
     shards = _over_the_cluster(ensure, plan.shards) if parallel else _one_by_one(ensure, plan.shards)
     manifest = _manifest(source, schema, plan, shards)
@@ -147,8 +148,8 @@ def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int
     groups: dict[int, list[tuple[Record, int]]] = {}
     before = 0
     for record, size in pairs:
-        groups.setdefault(before * count // max(total, 1), []).append((record, size))
-        before = min(before + max(size, 0), total - 1)
+        groups.setdefault(min(before * count // max(total, 1), count - 1), []).append((record, size))
+        before += max(size, 0)
     shards = [
         ShardPlan(shard_name(number), [record for record, _ in group], [size for _, size in group])
         for number, group in enumerate(groups.values())
@@ -158,7 +159,7 @@ def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int
 
 def _is_finite(annotation: dict[str, Any]) -> bool:
     try:
-        json.dumps([annotation["bbox"], annotation.get("area"), annotation.get("keypoints")], allow_nan=False)
+        json.dumps([annotation["bbox"], area_of(annotation), annotation.get("keypoints")], allow_nan=False)
     except ValueError:
         return False
     return True
@@ -168,6 +169,7 @@ def _image_sizes(source: Source, records: list[Record]) -> list[int]:
     """Bytes of each image file, from one listing of the folder; -1 where there is no file."""
     fs, folder = fsspec.core.url_to_fs(source.image_folder)
     folder = folder.rstrip("/")
+    fs.invalidate_cache(folder)
     files = fs.find(folder, detail=True)
     listed = {path.removeprefix(folder + "/"): int(entry["size"]) for path, entry in files.items()}
     return [listed.get(record["file_name"], -1) for record in records]

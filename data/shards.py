@@ -212,6 +212,7 @@ def remove_leftovers(root: str, keep: Iterable[str]) -> None:
     """Delete unfinished files of killed writers, and shards that are not in ``keep``."""
     fs, path = _open_root(root)
     kept = set(keep)
+    fs.invalidate_cache(path)
     for file in fs.ls(path, detail=False) if fs.isdir(path) else ():
         base = file.rsplit("/", 1)[-1]
         name, _, suffix = base.partition(".")
@@ -283,7 +284,7 @@ def _person(annotation: Annotation) -> Record:
         "keypoints": keypoints,
         "bbox": annotation["bbox"],
         "area": area_of(annotation),
-        "iscrowd": annotation.get("iscrowd", 0),
+        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
         "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
     }
 

@@ -19,7 +19,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
@@ -32,8 +31,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.order import Order
 from posefleet.data.shards import Record, decode_record, read_manifest, read_members
 from posefleet.data.structures import Batch, Sample, collate
+from posefleet.data.transforms import IDENTITY
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 """What makes an input of a stored sample: ``TrainTransform`` or ``EvalTransform``."""
@@ -43,78 +44,6 @@ OPEN_SHARDS = 128
 
 RETRY_PAUSES = (0.5, 2.0, 8.0)
 """Seconds to wait before each new attempt to read from a remote store."""
-
-# First words of the seeds, so that no two kinds of random numbers are the same.
-_SHARD_ORDER, _WINDOW_ORDER, _AUGMENTATION = 0, 1, 2
-
-
-# ---------------------------------------------------------------------------------------------------- order
-
-
-class Order:
-    """The endless order of positions over (shard, sample).
-
-    In each epoch the shards are permuted and laid end to end, that sequence is cut into windows of ``window`` samples
-    (the first cut is at random), and the samples of each window are permuted. Only the windows in use are ever
-    computed: memory is O(shards + window), not O(samples).
-
-    Args:
-        counts: Samples of each shard.
-        seed: Of the permutations. None: the stored order, the same in every epoch.
-        window: Samples that are shuffled together. A batch touches about window / (samples per shard) shards.
-    """
-
-    def __init__(self, counts: Sequence[int] | np.ndarray, seed: int | None, window: int) -> None:
-        if window < 1:
-            raise ValueError(f"window {window}: must be at least 1 sample")
-        self.counts = np.asarray(counts, np.int64)
-        self.seed = seed
-        self.window = window
-        self.samples = int(self.counts.sum())
-        self._epoch = lru_cache(maxsize=2)(self._compute_epoch)
-        self._window = lru_cache(maxsize=4)(self._compute_window)
-
-    def __reduce__(self) -> tuple[type[Self], tuple[np.ndarray, int | None, int]]:
-        return type(self), (self.counts, self.seed, self.window)
-
-    def locate(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The shard of each position and the sample's index in that shard, both int64."""
-        epochs, places = np.divmod(np.asarray(positions, np.int64), self.samples)
-        shards, indices = np.empty_like(places), np.empty_like(places)
-        for epoch in np.unique(epochs):
-            order, ends, offset = self._epoch(int(epoch))
-            in_epoch = np.flatnonzero(epochs == epoch)
-            sequence = self._shuffle(int(epoch), places[in_epoch], offset)
-            slots = np.searchsorted(ends, sequence, side="right")
-            shards[in_epoch] = order[slots]
-            indices[in_epoch] = sequence - (ends[slots] - self.counts[order[slots]])
-        return shards, indices
-
-    def _shuffle(self, epoch: int, places: np.ndarray, offset: int) -> np.ndarray:
-        if self.seed is None:
-            return places
-        shuffled = np.empty_like(places)
-        windows = (places + offset) // self.window
-        for window in np.unique(windows):
-            start, permutation = self._window(epoch, int(window), offset)
-            in_window = windows == window
-            shuffled[in_window] = start + permutation[places[in_window] - start]
-        return shuffled
-
-    def _compute_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """The order of the shards, where each one ends in the sequence, and how much the first window is cut."""
-        if self.seed is None:
-            return np.arange(len(self.counts)), np.cumsum(self.counts), 0
-        rng = np.random.default_rng((self.seed, _SHARD_ORDER, epoch))
-        order = rng.permutation(len(self.counts))
-        return order, np.cumsum(self.counts[order]), int(rng.integers(self.window))
-
-    def _compute_window(self, epoch: int, window: int, offset: int) -> tuple[int, np.ndarray]:
-        """The first place of a window and the permutation of its places."""
-        assert self.seed is not None
-        start = max(0, window * self.window - offset)
-        end = min(self.samples, (window + 1) * self.window - offset)
-        return start, np.random.default_rng((self.seed, _WINDOW_ORDER, epoch, window)).permutation(end - start)
 
 
 # ---------------------------------------------------------------------------------------------------- samples
@@ -193,8 +122,8 @@ class ShardDataset(Dataset):
                 raise DataError(f"the image is {image.shape[1::-1]} (width, height), its record says {original_size}")
         except DataError as error:
             raise _broken(member.path, f"the sample at byte {member.start}: {error}") from error
-        sample = Sample(image, people, image_id, np.eye(2, 3), original_size)
-        return self.transform(sample, np.random.default_rng((self.order.seed or 0, _AUGMENTATION, position)))
+        sample = Sample(image, people, image_id, IDENTITY, original_size)
+        return self.transform(sample, self.order.generator(position))
 
 
 class SampleSource(Protocol):

@@ -190,6 +190,11 @@ class Report:
         """Findings that make training wrong or impossible."""
         return tuple(finding for finding in self.findings if finding.symptom.severity == "error")
 
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """Findings that are worth a look."""
+        return tuple(finding for finding in self.findings if finding.symptom.severity == "warning")
+
     def as_json(self) -> dict[str, Any]:
         """The report as a json object."""
         findings = [{**asdict(finding.symptom), **asdict(finding)} for finding in self.findings]
@@ -227,9 +232,8 @@ class Report:
             yield ""
 
     def _verdict(self) -> str:
-        warnings = sum(finding.symptom.severity == "warning" for finding in self.findings)
         images = "images read in full" if self.images_checked else "image files not looked at"
-        return f"  {len(self.errors)} kinds of error, {warnings} kinds of warning; {images}."
+        return f"  {len(self.errors)} kinds of error, {len(self.warnings)} kinds of warning; {images}."
 
 
 def write_reports(path: str, reports: Iterable[Report]) -> None:

@@ -52,7 +52,7 @@ class SceneConfig:
     """People in a picture, crowds not counted; few are more frequent than many."""
     scale: tuple[float, float] = (0.25, 1.5)
     """Standing height of a person in short sides of the picture, drawn log-uniformly; above 1 the legs are cut off."""
-    together_rate: float = 0.35
+    together_rate: float = 0.25
     """Probability that a person is placed next to, and often behind, the one before."""
     things: tuple[int, int] = (0, 4)
     """Things other than people, behind them."""
@@ -186,7 +186,7 @@ def _place_people(
 ) -> list[Figure]:
     """People on the ground, the farthest first."""
     fewest, most = config.people
-    count = fewest + int((most - fewest + 1) * rng.random() ** 1.6)
+    count = fewest + int((most - fewest + 1) * rng.random() ** 2)
     low, high = config.scale
     placed: list[tuple[float, Figure]] = []
     x = 0.0

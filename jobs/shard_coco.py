@@ -59,7 +59,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="data set folder in COCO layout, or an annotation file")
     parser.add_argument("--split", required=True, help="train2017, val2017, ...")
-    parser.add_argument("--out", required=True, help="where to: a folder, s3://bucket/prefix, ...")
+    parser.add_argument("--out", required=True, help="where to: a folder that every node sees, s3://bucket/prefix, ...")
     parser.add_argument("--images", help="image folder, where it is not at its usual place")
     parser.add_argument("--schema", default="coco17", help="keypoint schema (default: %(default)s)")
     parser.add_argument("--shard-mib", type=float, default=128.0, help="size of a shard (default: %(default)s)")
@@ -77,11 +77,13 @@ def _healthy(source: "Source", schema: "KeypointSchema", allow_errors: bool) -> 
     from posefleet.data.doctor import examine
 
     report = examine(source, schema, check_images=False)
+    kinds = ", ".join(f"{finding.code} ({finding.count:,})" for finding in report.errors or report.warnings)
     if report.errors:
         sys.stderr.write(report.as_text())
         if not allow_errors:
-            kinds = ", ".join(finding.code for finding in report.errors)
             sys.stderr.write(f"error: {source.annotation_file}: {kinds}; correct it, or go on with --allow-errors\n")
+    elif kinds:
+        sys.stderr.write(f"warning: {kinds}; python -m posefleet.data.doctor says more\n")
     return allow_errors or not report.errors
 
 

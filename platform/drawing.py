@@ -294,7 +294,7 @@ def _legend(entries: Sequence[str], width: int) -> np.ndarray:
 
 def _enlarged(image: np.ndarray, zoom: float) -> np.ndarray:
     if zoom == 1:
-        return np.ascontiguousarray(image).copy()
+        return np.array(image, order="C")
     return cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
 
 

@@ -77,7 +77,7 @@ class Predictor:
         """Poses of the same images seen at each of ``transforms()``, in pixels of the original images."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if len(views) == 1 and not self.flip:
-                found = self.model.predict(views[0].images.to(self.device, non_blocking=True))  # type: ignore[operator]
+                found = self.model.predict(views[0].images.to(self.device, non_blocking=True))
                 merged = _to_original(found, views[0])
             else:
                 merged = self._merge(views)

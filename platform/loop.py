@@ -33,7 +33,7 @@ from posefleet.platform.checkpoint import (
     read_meta,
     read_state,
 )
-from posefleet.platform.config import Experiment
+from posefleet.platform.config import Experiment, resolve_path
 from posefleet.platform.ema import AveragedWeights
 from posefleet.platform.inference import Predictor
 from posefleet.platform.optim import build_optimizer, learning_rate, set_learning_rate
@@ -104,7 +104,7 @@ def fit(
     train = experiment.train
     dataset = _training_set(experiment)
     state = _initial_state(experiment, worker, store)
-    provenance = {**(provenance or {}), "data": read_manifest(experiment.data.train).fingerprint}
+    provenance = {**(provenance or {}), "data": read_manifest(resolve_path(experiment.data.train)).fingerprint}
     end = _whole_steps(math.ceil(train.epochs * len(dataset)), experiment, worker)
     network = worker.prepare(state.model)
     save = _Saver(state, experiment, worker, store, provenance)
@@ -137,6 +137,17 @@ def fit(
     return state.metrics
 
 
+def check_data(experiment: Experiment) -> None:
+    """Open the shards that the experiment names, before any worker starts.
+
+    Raises:
+        DataError: They are missing, empty or of another schema.
+    """
+    _training_set(experiment)
+    if experiment.data.eval:
+        _evaluation_set(experiment, EvalTransform(experiment.data.resize, load_schema(experiment.schema)))
+
+
 def evaluate(
     model: nn.Module,
     experiment: Experiment,
@@ -162,12 +173,9 @@ def evaluate(
     schema = load_schema(experiment.schema)
     was_training = model.training
     predictor = Predictor(model, experiment, device=worker.device)
-    if open_split is None:
-
-        def open_split(view: EvalTransform) -> SampleSource:
-            return ShardDataset(experiment.data.eval, schema, view, labelled_only=False, seed=None)
-
-    datasets = [open_split(view) for view in predictor.transforms()]
+    datasets = [
+        open_split(view) if open_split else _evaluation_set(experiment, view) for view in predictor.transforms()
+    ]
     found: dict[int, Poses] = {}
     shown: list[tuple[Batch, list[Poses]]] = []
     with contextlib.ExitStack() as stack:
@@ -380,10 +388,14 @@ class _Saver:
 # ---------------------------------------------------------------------------------------------------- set-up
 
 
+def _evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
+    return ShardDataset(resolve_path(experiment.data.eval), view.schema, view, labelled_only=False, seed=None)
+
+
 def _training_set(experiment: Experiment) -> ShardDataset:
     data, schema = experiment.data, load_schema(experiment.schema)
     return ShardDataset(
-        data.train,
+        resolve_path(data.train),
         schema,
         TrainTransform(data.resize, data.augment, schema),
         seed=experiment.seed,

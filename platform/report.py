@@ -6,7 +6,7 @@ Every figure is a matplotlib ``Figure`` made without pyplot, so nothing global i
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from posefleet.data.transforms import move_points, move_poses
 from posefleet.platform.drawing import draw_people, draw_poses, draw_targets, grid, side_by_side
 from posefleet.platform.worker import Sink
 
-History = Sequence[tuple[int, Mapping[str, float]]]
+History = Sequence[tuple[float, Mapping[str, float]]]
 """(step or epoch, value by name), ascending."""
 
 DOTS_PER_INCH = 130
@@ -90,6 +90,35 @@ def leave_evaluation(
     ][:most]
     if pairs:
         sink.log_bytes(f"{folder}/overlays.jpg", encode_jpeg(grid(pairs, OVERLAY_COLUMNS)))
+
+
+def leave_curves(
+    sink: Sink, names: Iterable[str], read: Callable[[Iterable[str]], dict[str, list[tuple[int, float]]]]
+) -> None:
+    """Leave the curves of a whole run, restarts included: losses over steps, AP over epochs.
+
+    Args:
+        sink: Where to.
+        names: Of all metrics of the run.
+        read: Gives (step, value) of some of them.
+    """
+    losses = _by_step(read(sorted(name for name in names if name.startswith("loss"))))
+    if losses:
+        sink.log_bytes("curves/loss.png", png_bytes(loss_curves(losses)))
+    scores = _by_step(read([name for name in ("AP", "AP50", "AP75", "epoch") if name in set(names)]))
+    scored = [
+        (values["epoch"], {n: v for n, v in values.items() if n != "epoch"}) for _, values in scores if "AP" in values
+    ]
+    if scored:
+        sink.log_bytes("curves/ap.png", png_bytes(ap_curve(scored)))
+
+
+def _by_step(series: Mapping[str, list[tuple[int, float]]]) -> list[tuple[float, dict[str, float]]]:
+    steps: dict[float, dict[str, float]] = {}
+    for name, points in series.items():
+        for step, value in points:
+            steps.setdefault(step, {})[name] = value
+    return sorted(steps.items(), key=lambda item: item[0])
 
 
 def leave_targets(sink: Sink, batch: Batch, targets: Sequence[Sequence[TargetPoints]], schema: KeypointSchema) -> None:

@@ -9,9 +9,10 @@ STORAGE/NAME/
 
 import dataclasses
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,10 @@ import fsspec
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import META, WEIGHTS, CheckpointStore
 from posefleet.platform.config import Experiment, resolve_path, to_dict, to_yaml
+from posefleet.platform.report import leave_curves
 from posefleet.platform.tracker import Status, Tracker
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,16 +71,25 @@ class Run:
         return f"{self.folder}/spool"
 
     def finish(self, status: Status) -> None:
-        """Set the run's status and send what earlier workers could not."""
-        Tracker(self.tracking_uri, self.run_id, self.spool, system_every=0).close(status)
+        """Draw the curves, send what earlier workers could not, and set the run's status."""
+        sink = RunSink(self, system_every=0)
+        sink.flush()
+        try:
+            leave_curves(sink, tracking.read_run(self.tracking_uri, self.run_id).metrics, self._history)
+        except tracking.TrackingError as error:
+            log.warning("no curves of the whole run: %s", error)
+        sink.close(status)
+
+    def _history(self, names: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+        return tracking.read_metrics(self.tracking_uri, self.run_id, names)
 
 
 class RunSink:
     """What rank 0 leaves of a run: metrics in MLflow, files in MLflow and in the run's ``report`` folder."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, system_every: float = 10.0) -> None:
         self._run = run
-        self._tracker = Tracker(run.tracking_uri, run.run_id, run.spool)
+        self._tracker = Tracker(run.tracking_uri, run.run_id, run.spool, system_every=system_every)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Points of metrics at an optimiser step; returns at once."""
@@ -99,6 +112,10 @@ class RunSink:
     def flush(self) -> None:
         """Give MLflow some time to take everything; what it does not take waits in the spool."""
         self._tracker.flush()
+
+    def close(self, status: Status) -> None:
+        """End the MLflow run."""
+        self._tracker.close(status)
 
 
 def open_run(experiment: Experiment) -> tuple[Experiment, Run]:

@@ -26,7 +26,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +166,19 @@ def read_run(uri: str, run_id: str) -> RunSummary:
     uri = tracking_uri(uri)
     with _explained(uri):
         return _summary(_connect(uri).get_run(run_id))
+
+
+def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+    """Every (step, value) of the metrics called ``names``, by step; a name that was never logged has none.
+
+    Raises:
+        TrackingError: There is no such run, or no answer.
+    """
+    uri = tracking_uri(uri)
+    with _explained(uri):
+        client = _connect(uri)
+        found = {name: client.get_metric_history(run_id, name) for name in names}
+    return {name: sorted((point.step, point.value) for point in points) for name, points in found.items()}
 
 
 def find_runs(uri: str, experiment_name: str, filter_string: str = "") -> list[RunSummary]:

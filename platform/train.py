@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict
-from posefleet.platform.loop import Stopped, fit
+from posefleet.platform.loop import Stopped, check_data, fit
 from posefleet.platform.memory import keep_freed_memory
 from posefleet.platform.run import Run, RunSink, open_run
 from posefleet.platform.tracking import TrackingError
@@ -74,8 +74,9 @@ def train(experiment: Experiment) -> int:
         0 when finished, 1 on failure, 130 when stopped by a signal (the same command goes on from there).
     """
     try:
+        check_data(experiment)
         experiment, run = open_run(experiment)
-    except (ValueError, TrackingError) as error:
+    except (ValueError, OSError, TrackingError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
@@ -127,7 +128,8 @@ def _on_ray(experiment: Experiment, run: Run, stop: threading.Event) -> _Outcome
 
     def wait() -> None:
         try:
-            outcome.append(_Outcome(**trainer.fit().return_value))
+            result: Any = trainer.fit()
+            outcome.append(_Outcome(**result.return_value))
         except ray.train.TrainingFailedError as error:
             outcome.append(_Outcome(error=str(error)))
 
@@ -138,7 +140,7 @@ def _on_ray(experiment: Experiment, run: Run, stop: threading.Event) -> _Outcome
     return outcome[0] if outcome else _Outcome(error="Ray Train ended without a result; see the lines above")
 
 
-def _ray_worker(config: dict[str, Any]) -> dict[str, Any]:
+def _ray_worker(config: dict[str, Any]) -> Any:
     """What each worker process runs."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     experiment, run = build_experiment(config["experiment"]), Run(**config["run"])

@@ -20,7 +20,6 @@ class Sink(Protocol):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
     def log_bytes(self, name: str, data: bytes) -> None: ...
-    def log_directory(self, path: str, name: str) -> None: ...
 
 
 class FatalError(RuntimeError):
@@ -36,6 +35,8 @@ class LocalWorker:
         if device is None:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.sink = sink
         self.reports: list[dict[str, float]] = []
 

@@ -60,25 +60,28 @@ def pad_people(people: Sequence[People], device: torch.device) -> PaddedPeople:
     """Pack the people of all images into padded tensors on ``device``."""
     counts = [len(p) for p in people]
     most = max(1, *counts)
-    packed = People.cat(people).to(device, non_blocking=True)
     slots = torch.tensor(
         [image * most + i for image, count in enumerate(counts) for i in range(count)], dtype=torch.int64
     ).to(device, non_blocking=True)
+
+    def pack(rows: list[Tensor]) -> Tensor:
+        return torch.cat(rows).to(device, non_blocking=True)
 
     def pad(rows: Tensor) -> Tensor:
         padded = rows.new_zeros(len(people) * most, *rows.shape[1:]).index_copy_(0, slots, rows)
         return padded.view(len(people), most, *rows.shape[1:])
 
-    valid = packed.labelled
-    labelled = (packed.visibility > 0) & valid[:, None]
-    keypoints = packed.keypoints.float()
+    keypoints = pack([p.keypoints for p in people]).float()
+    labelled = pack([p.visibility for p in people]) > 0
+    valid = ~pack([p.crowd for p in people]) & labelled.any(1)
+    labelled = labelled & valid[:, None]
     return PaddedPeople(
         pad(keypoints),
         pad(labelled),
-        pad(packed.areas.float()),
+        pad(pack([p.areas for p in people]).float()),
         pad(pseudo_boxes(keypoints, labelled)),
         pad(valid),
-        pad(torch.where(valid[:, None], 0.0, packed.boxes.float())),
+        pad(torch.where(valid[:, None], 0.0, pack([p.boxes for p in people]).float())),
         sum(counts),
     )
 

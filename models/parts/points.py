@@ -48,8 +48,8 @@ def level_sizes(height: int, width: int, strides: Sequence[int]) -> list[tuple[i
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
     """Maps (B, C, h, w) of all levels -> (B, P, C) float32 in flat order."""
-    flat: Tensor = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], dim=1)
-    return flat.float()
+    flat: Tensor = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], dim=1).float()
+    return flat
 
 
 def decode_offsets(points: Tensor, strides: Tensor, offsets: Tensor) -> Tensor:
@@ -63,7 +63,8 @@ def decode_offsets(points: Tensor, strides: Tensor, offsets: Tensor) -> Tensor:
     Returns:
         (..., K, 2) pixels.
     """
-    return points.unsqueeze(-2) + strides[..., None, None] * offsets.unflatten(-1, (-1, 2))
+    poses: Tensor = points.unsqueeze(-2) + strides[..., None, None] * offsets.unflatten(-1, (-1, 2))
+    return poses
 
 
 def encode_offsets(points: Tensor, strides: Tensor, keypoints: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def under_torchrun(experiment: Experiment, folder: Path) -> tuple[list[float], f
 
 def under_ray(experiment: Experiment, folder: Path) -> tuple[list[float], float]:
     """Images/s at every look, and the whole seconds."""
-    from posefleet.platform.tracking import read_metric
+    from posefleet.platform.tracking import read_metrics
     from posefleet.platform.train import train
 
     name = f"ray-{time.time_ns()}"
@@ -84,7 +84,8 @@ def under_ray(experiment: Experiment, folder: Path) -> tuple[list[float], float]
         raise SystemExit("training under Ray failed")
     seconds = time.perf_counter() - start
     run_id = __import__("json").loads((folder / "runs" / name / "run.json").read_text())["run_id"]
-    points = read_metric(f"sqlite:///{folder / 'runs' / 'mlflow.db'}", run_id, "images_per_second")
+    uri = f"sqlite:///{folder}/runs/mlflow.db"
+    points = read_metrics(uri, run_id, ["images_per_second"])["images_per_second"]
     return [value for _, value in points], seconds
 
 

@@ -61,6 +61,10 @@ def test_nobody_is_an_empty_people() -> None:
             '{"images": [{"id": "a", "file_name": "a", "width": 1, "height": 1}], "annotations": []}',
             "id 'a', expected an int",
         ),
+        (
+            '{"images": [{"id": 1, "file_name": 7, "width": 1, "height": 1}], "annotations": []}',
+            "file_name 7, expected",
+        ),
         ('{"images": [], "annotations": [7]}', "an annotation is a int"),
         ('{"images": [], "annotations": []}', "not one person with a labelled keypoint among 0 images"),
         ("[" * 100_000, "nested too deeply"),
@@ -91,6 +95,20 @@ def test_things_that_are_not_people_are_left_out(tiny_coco: Any) -> None:
     assert read_coco(str(tiny_coco.save().annotation_file), COCO17).annotations[1] == []
 
 
+@pytest.mark.parametrize(
+    "changes", [{"bbox": [1, 2]}, {"bbox": None}, {"area": "x"}, {"area": []}, {"keypoints": ["x"]}]
+)
+def test_an_annotation_that_is_no_person_is_named(changes: dict[str, Any], tiny_coco: Any) -> None:
+    tiny_coco.people[0].update(changes)
+    with pytest.raises(DataError, match="annotation 100: expected numbers, four for the box"):
+        read_coco(str(tiny_coco.save().annotation_file), COCO17)
+
+
+def test_categories_that_are_nonsense_are_not_read(tiny_coco: Any) -> None:
+    tiny_coco.content["categories"] = [7, {"id": []}, {"name": "person"}]
+    assert len(read_coco(str(tiny_coco.save().annotation_file), COCO17).annotations[1]) == 1
+
+
 def test_a_source_is_found_in_the_layouts_of_coco_crowdpose_and_ochuman(tmp_path: Path) -> None:
     layouts = {
         "coco": ("val2017", "annotations/person_keypoints_val2017.json", "val2017"),
@@ -112,6 +130,7 @@ def test_a_source_is_found_in_the_layouts_of_coco_crowdpose_and_ochuman(tmp_path
 def test_a_source_may_be_the_annotation_file_itself(tiny_coco: Any) -> None:
     source = find_source(str(tiny_coco.annotation_file), tiny_coco.split)
     assert source.image_folder.endswith("coco/train2017")
+    assert find_splits(str(tiny_coco.annotation_file)) == ["train2017"]
 
 
 def test_a_source_that_is_not_there_says_what_is(tiny_coco: Any) -> None:
@@ -119,12 +138,14 @@ def test_a_source_that_is_not_there_says_what_is(tiny_coco: Any) -> None:
         DataError, match=r"no annotation file of split 'val2017'.*annotations/person_keypoints_train2017"
     ):
         find_source(str(tiny_coco.root), "val2017")
+    with pytest.raises(DataError, match="no such image folder"):
+        find_source(str(tiny_coco.root), "train2017", images="/nowhere")
     with pytest.raises(DataError, match="no such file or folder"):
         find_source("/nowhere/coco", "val2017")
 
 
 def test_a_file_name_cannot_leave_the_image_folder(tiny_coco: Any) -> None:
-    with pytest.raises(DataError, match="leads out of the image folder"):
+    with pytest.raises(DataError, match="is no file of the image folder"):
         image_path(tiny_coco.source, "../secret.jpg")
 
 

@@ -82,6 +82,7 @@ FAULTS: list[tuple[str, int, Callable[[Any], object]]] = [
     ("bad_annotation_record", 1, lambda c: c.people[0].pop("image_id")),
     ("bad_annotation_record", 1, lambda c: c.people[0].update(bbox=[1, 2, 3])),
     ("bad_annotation_record", 1, lambda c: c.people[0].update(bbox=None)),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(area=[])),
     ("bad_annotation_record", 1, lambda c: c.people[0].update(keypoints=["x"] * 51)),
     ("bad_annotation_record", 1, lambda c: c.people.append([])),
     ("duplicate_annotation_id", 1, lambda c: c.people[1].update(id=100)),

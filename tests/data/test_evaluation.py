@@ -142,6 +142,15 @@ def test_statistics_are_bit_equal_to_pycocotools(seed: int, backend: str) -> Non
     assert 0.1 < result.ap < 0.9
 
 
+def test_unsorted_poses_beyond_the_limit_are_cut_as_pycocotools_cuts_them() -> None:
+    dataset, predictions = random_scene(3)
+    many = {image_id: Poses.cat([poses] * 6) for image_id, poses in predictions.items()}
+    assert max(map(len, many.values())) > 40
+    result = evaluate(GroundTruth.from_coco(dataset), many, COCO17)
+    assert list(result.statistics.values()) == pycocotools_statistics(dataset, many).tolist()
+    assert result.protocol.poses == sum(min(len(poses), 20) for poses in many.values())
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_ap_of_a_keypoint_is_pycocotools_ap_of_the_data_set_reduced_to_it(seed: int) -> None:
     dataset, predictions = random_scene(seed)

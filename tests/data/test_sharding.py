@@ -198,6 +198,14 @@ def test_people_whose_numbers_are_not_finite_are_dropped_and_counted(tiny_coco: 
     assert (manifest.samples, manifest.counts["people"], manifest.counts["dropped_people"]) == (6, 5, 1)
 
 
+def test_relative_paths_are_those_of_the_caller(tiny_coco: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = find_source("coco", "train2017", images="coco/train2017")
+    shard_coco(source, "out", COCO17, parallel=False)
+    assert source.image_folder == f"file://{tmp_path}/coco/train2017"
+    assert read_manifest(str(tmp_path / "out")).samples == 6
+
+
 def test_a_limit_takes_the_first_images(tiny_coco: Any, tmp_path: Path) -> None:
     shard(tiny_coco, tmp_path / "out", limit=2)
     assert sorted(image_id for image_id, _, _ in decoded(str(tmp_path / "out"))) == [1, 2]

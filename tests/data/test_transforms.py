@@ -72,6 +72,24 @@ def test_a_dot_stays_under_its_keypoint_through_every_transform() -> None:
         torch.testing.assert_close(centre, move_points(point, matrix), atol=0.2, rtol=0)
 
 
+@pytest.mark.parametrize("flip", [IDENTITY, mirror(131.0)], ids=["upright", "mirrored"])
+def test_a_resize_with_a_crop_samples_where_the_general_warp_does(flip: np.ndarray) -> None:
+    image = sample(97, 61, person({}, (0, 0, 1, 1))).image
+    matrix = chain(scaling(131 / 97, 83 / 61), flip, translation(-20, -9))
+    quick = warp(image, matrix, (90, 70))
+    sheared = np.add(matrix, [[0, 1e-9, 0], [0, 0, 0]])  # too little to see
+    general = warp(image, sheared, (90, 70))
+    assert quick.shape == (70, 90, 3)
+    assert np.abs(quick.astype(int) - general).max() <= 3  # the general warp rounds positions to 1/32 pixel
+
+
+def test_a_crop_that_leaves_the_image_is_padded() -> None:
+    image = sample(40, 30, person({}, (0, 0, 1, 1))).image
+    out = warp(image, translation(5, 0), (40, 30))
+    assert (out[:, :4] == PAD_COLOUR).all()
+    np.testing.assert_array_equal(out[:, 6:], image[:, 1:35])
+
+
 def test_flipping_twice_is_the_identity() -> None:
     people = person({"nose": (10.0, 20.0), "left_eye": (12.0, 18.0), "right_eye": (8.0, 18.0)}, (5.0, 5.0, 30.0, 40.0))
     once = move_people(people, mirror(64), (64, 48), COCO17, flipped=True)

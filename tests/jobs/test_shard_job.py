@@ -56,10 +56,19 @@ def test_errors_in_the_annotations_stop_it_unless_they_are_allowed(
     content["annotations"][0]["image_id"] = 10**9
     file.write_text(json.dumps(content))
     assert shard(coco, tmp_path / "out") == 1
-    assert "unknown_image; correct it, or go on with --allow-errors" in capsys.readouterr().err
+    assert "unknown_image (1); correct it, or go on with --allow-errors" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert shard(coco, tmp_path / "out", "--allow-errors") == 0
     assert shard(coco, tmp_path / "out", "--skip-doctor") == 0
+
+
+def test_warnings_are_told_and_do_not_stop_it(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = coco / "annotations" / "person_keypoints_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["num_keypoints"] += 1
+    file.write_text(json.dumps(content))
+    assert shard(coco, tmp_path / "out") == 0
+    assert "warning: wrong_num_keypoints (1); python -m posefleet.data.doctor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

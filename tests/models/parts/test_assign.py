@@ -139,8 +139,8 @@ def test_rows_list_the_positive_cells_and_the_rest_is_unused() -> None:
 def test_no_person_has_more_cells_than_the_bound(level_rule: str, half_side: float) -> None:
     random = torch.Generator().manual_seed(0)
     cells = grid(1024)
-    size = 2 ** (2 + 8 * torch.rand(400, 2, generator=random))
-    centre = 200 + 600 * torch.rand(400, 2, generator=random)
+    size = 2 ** (2 + 8 * torch.rand(100, 2, generator=random))
+    centre = 200 + 600 * torch.rand(100, 2, generator=random)
     boxes = torch.cat([centre - size / 2, centre + size / 2], 1)
     each = [people(tuple(box)) for box in boxes.tolist()]
     padded = pad_people(each, CPU)
