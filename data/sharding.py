@@ -257,8 +257,11 @@ def _one_by_one(task: Callable[[ShardPlan], _Shard], plans: list[ShardPlan]) -> 
 
 
 def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: list[ShardPlan]) -> list[_Shard]:
-    """A Ray Data pipeline of one block, and so one task, for each plan."""
+    """A Ray Data pipeline of one block, and so one task, for each plan; starts Ray where there is none."""
     import ray
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
         shard = task(ShardPlan(**json.loads(row["plan"])))

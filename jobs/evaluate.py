@@ -1,8 +1,8 @@
 """Score a checkpoint on any COCO-format split, shards or files.
 
 python jobs/evaluate.py --checkpoint runs/smpr-20261121-120000 --data.eval datasets/coco-shards/val2017
-python jobs/evaluate.py --checkpoint CHECKPOINT --source /data/coco --split val2017 --evaluate.flip true --evaluate.scales 600 800 1000
-python jobs/evaluate.py --checkpoint CHECKPOINT --source ochuman_coco_format_val_range_0.00_1.00.json --images /data/ochuman/images
+python jobs/evaluate.py --checkpoint CHECKPOINT --source /data/coco --split val2017 --evaluate.flip true
+python jobs/evaluate.py --checkpoint CHECKPOINT --source /data/ochuman/val.json --images /data/ochuman/images
 """
 
 import dataclasses

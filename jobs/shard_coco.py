@@ -8,7 +8,6 @@ finds everything done changes nothing. Damaged, missing or mismatched images are
 """
 
 import argparse
-import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,15 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
     from posefleet.data.errors import DataError
     from posefleet.data.keypoints import load_schema
     from posefleet.data.sharding import shard_coco
+    from posefleet.platform.config import resolve_path
 
     try:
         schema = load_schema(options.schema)
-        source = find_source(options.source, options.split, options.images)
+        images = resolve_path(options.images) if options.images else None
+        source = find_source(resolve_path(options.source), options.split, images)
         if not options.skip_doctor and not _healthy(source, schema, options.allow_errors):
             return 1
-        if not options.in_process:
-            _connect()
-        root = f"{options.out.rstrip('/')}/{options.split}"
+        root = f"{resolve_path(options.out).rstrip('/')}/{options.split}"
         result = shard_coco(
             source,
             root,
@@ -85,14 +84,6 @@ def _healthy(source: "Source", schema: "KeypointSchema", allow_errors: bool) -> 
     elif kinds:
         sys.stderr.write(f"warning: {kinds}; python -m posefleet.data.doctor says more\n")
     return allow_errors or not report.errors
-
-
-def _connect() -> None:
-    """Join the cluster of this job, or start Ray on this machine."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
 
 
 def _summary(result: "ShardingResult", root: str) -> str:

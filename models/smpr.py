@@ -244,15 +244,13 @@ class Model(nn.Module):
     sigmas: Tensor
     minimum_counts: Tensor
     diagnostics: dict[str, Tensor]
-    """What the last training step saw, as 0-dim tensors on the device: ``alive`` (see :class:`Head`; 0
-    means that the second stage is dead), ``initial_oks`` (mean over assigned cells),
-    ``kept`` (share of assigned cells that train the second stage), ``swapped`` (share whose pose resembles another
-    person more than the assigned one)."""
+    """What the last training step saw, as 0-dim tensors on the device: ``alive`` (see :class:`Head`; 0 means that
+    the second stage is dead), ``initial_oks`` (mean over assigned cells), ``kept`` (share of assigned cells that
+    train the second stage), ``swapped`` (share whose pose resembles another person more than the assigned one)."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
         super().__init__()
         self.config = config
-        self.keypoints = len(schema)
         self.backbone = Backbone(config.backbone)
         neck = {"fpn": FPN, "pafpn": PAFPN}[config.neck]
         self.neck = neck(self.backbone.channels, config.head.channels)

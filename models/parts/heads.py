@@ -35,7 +35,11 @@ def tower(in_channels: int, channels: int, depth: int) -> nn.Sequential:
     """``depth`` times 3x3 convolution without bias, GroupNorm, ReLU."""
     layers: list[nn.Module] = []
     for i in range(depth):
-        layers += [conv(channels if i else in_channels, channels, 3, bias=None), group_norm(channels), nn.ReLU(inplace=True)]
+        layers += [
+            conv(channels if i else in_channels, channels, 3, bias=None),
+            group_norm(channels),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)
 
 

@@ -7,6 +7,7 @@ Start-up is not counted (Ray's takes longer; it is printed). Runs alternate: tor
 
 import argparse
 import dataclasses
+import json
 import os
 import statistics
 import subprocess
@@ -83,7 +84,7 @@ def under_ray(experiment: Experiment, folder: Path) -> tuple[list[float], float]
     if train(experiment):
         raise SystemExit("training under Ray failed")
     seconds = time.perf_counter() - start
-    run_id = __import__("json").loads((folder / "runs" / name / "run.json").read_text())["run_id"]
+    run_id = json.loads((folder / "runs" / name / "run.json").read_text())["run_id"]
     uri = f"sqlite:///{folder}/runs/mlflow.db"
     points = read_metrics(uri, run_id, ["images_per_second"])["images_per_second"]
     return [value for _, value in points], seconds
@@ -116,10 +117,11 @@ def main() -> None:
             ratios.append(speeds[0] / speeds[1])
             sys.stdout.write(f"  torchrun {speeds[0]:6.2f} images/s   Ray {speeds[1]:6.2f} images/s\n")
             sys.stdout.flush()
+        each = " ".join(f"{ratio:.3f}" for ratio in ratios)
+        torchrun, ray = (statistics.median(seconds) for seconds in (setup[::2], setup[1::2]))
         sys.stdout.write(
-            f"step time, Ray / torchrun: median {statistics.median(ratios):.3f} ("
-            + " ".join(f"{r:.3f}" for r in ratios)
-            + f"); whole runs: torchrun {statistics.median(setup[::2]):.0f} s, Ray {statistics.median(setup[1::2]):.0f} s\n"
+            f"step time, Ray / torchrun: median {statistics.median(ratios):.3f} ({each})\n"
+            f"whole runs, start-up included: torchrun {torchrun:.0f} s, Ray {ray:.0f} s\n"
         )
 
 

@@ -9,7 +9,6 @@ and with ``keep_freed_memory``.
 
 import argparse
 import copy
-import dataclasses
 import itertools
 import json
 import statistics

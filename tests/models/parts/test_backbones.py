@@ -42,8 +42,7 @@ def test_other_strides_can_be_asked_for() -> None:
     assert [tuple(m.shape[1:]) for m in backbone(images())] == [(64, 16, 16), (128, 8, 8)]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "hrnet_w32", LITE0])
-@pytest.mark.parametrize("frozen_stages", [0, 4])
+@pytest.mark.parametrize(("name", "frozen_stages"), [("resnet18", 0), ("hrnet_w32", 1), (LITE0, 0), (LITE0, 4)])
 def test_folded_norms_compute_what_the_network_computed(name: str, frozen_stages: int, tmp_path: Path) -> None:
     options = {"feature_location": ""} if name.startswith("hrnet") else {}
     network = timm.create_model(name, features_only=True, out_indices=(2, 3, 4), **options)

@@ -1,0 +1,64 @@
+"""Training in several processes, without Ray."""
+
+import copy
+import json
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from fit_process import fit_rank, recorded_ids
+
+from posefleet.data.shards import read_manifest
+from posefleet.platform.checkpoint import CheckpointStore, load_model, read_meta
+from posefleet.platform.config import build_experiment
+from posefleet.platform.loop import fit
+from posefleet.platform.worker import LocalWorker
+
+
+def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    mp.spawn(fit_rank, (world_size, port, json.dumps(settings), str(folder), looks), nprocs=world_size)
+
+
+def with_settings(small_run: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
+    settings = copy.deepcopy(small_run)
+    for section, values in sections.items():
+        settings[section] |= values
+    return settings
+
+
+def test_two_workers_end_where_one_process_with_the_whole_batch_does(small_run: dict[str, Any], tmp_path: Path) -> None:
+    # Plain SGD: Adam divides by the gradient's own size and so magnifies rounding.
+    sgd = {"name": "sgd", "lr": 0.01, "schedule": "constant", "warmup_steps": 0}
+    one = with_settings(small_run, optim=sgd, data={"batch_size": 4, "eval": ""})
+    two = with_settings(small_run, optim=sgd, data={"batch_size": 2, "eval": ""})
+    fit(build_experiment(one), LocalWorker(device="cpu"), CheckpointStore(str(tmp_path / "one")))
+    in_processes(2, two, tmp_path / "two")
+    stores = CheckpointStore(str(tmp_path / "one")), CheckpointStore(str(tmp_path / "two" / "checkpoints"))
+    (first, second) = (load_model(str(store.latest()))[0].state_dict() for store in stores)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_run_resumed_by_other_workers_sees_every_sample_once(small_run: dict[str, Any], tmp_path: Path) -> None:
+    settings = with_settings(small_run, data={"batch_size": 2, "eval": ""}, train={"epochs": 2, "log_every": 1})
+    in_processes(2, settings, tmp_path / "run", looks=4)
+    store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
+    samples = read_manifest(settings["data"]["train"]).samples
+    assert 0 < read_meta(str(store.latest())).position < samples
+    settings["data"]["batch_size"] = 3
+    with recorded_ids(tmp_path / "run" / "ids-1-0"):
+        fit(build_experiment(settings), LocalWorker(device="cpu"), store)
+    seen = Counter(int(line) for file in (tmp_path / "run").glob("ids-*") for line in file.read_text().split())
+    position = read_meta(str(store.latest())).position
+    assert sum(seen.values()) == position
+    assert set(seen) == set(range(1, samples + 1))
+    # Two epochs, and where the last step reaches beyond them, the beginning of a third.
+    assert Counter(seen.values())[2] == samples - (position - 2 * samples)
+    assert set(seen.values()) <= {2, 3}
