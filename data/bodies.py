@@ -3,15 +3,17 @@
 Every part of a person (a sleeve, a shin, the skull) is the convex hull of the outlines of one to three ellipsoids.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from math import atan2, degrees
 
-import cv2
 import numpy as np
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.postures import (
+    POINTS,
     SIDES,
     Build,
     Posture,
@@ -118,9 +120,8 @@ def make_figure(
 
 def extent(figure: Figure) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of the skeleton relative to the figure's origin, pixels."""
-    points = np.stack(list(figure.bones.points.values()))
-    seen = points @ figure.view[:2].T * (figure.height, -figure.height)
-    (left, top), (right, bottom) = seen.min(0), seen.max(0)
+    seen = figure.bones.points @ figure.view[:2].T * (figure.height, -figure.height)
+    (left, top), (right, bottom) = seen.min(0).tolist(), seen.max(0).tolist()
     return left, top - 0.08 * figure.height * figure.build.head, right, bottom + 0.02 * figure.height
 
 
@@ -139,56 +140,54 @@ class Body:
         ball_centres, radii = _balls(figure)
         blob_centres, axes = _blobs(figure)
         centres = np.concatenate([ball_centres, blob_centres]) @ figure.view.T
-        self._depths: dict[str, float] = dict(zip(_NAMES, centres[:, 2].tolist(), strict=True))
-        # An ellipsoid with half axes A reaches M u / sqrt(u' M u) in direction u, where M = A A' in the image plane.
-        axes = figure.view[:2] @ axes
-        reach = _DIRECTIONS @ (axes @ axes.transpose(0, 2, 1))
-        reach /= np.sqrt((reach * _DIRECTIONS).sum(-1, keepdims=True))
-        reach = np.concatenate([radii[:, None, None] * _DIRECTIONS, reach]) * (figure.height, -figure.height)
-        places = self.place(centres)[:, None]
-        towards_light = np.array([0.25 * light, -0.12]) * np.abs(reach).max(1, keepdims=True)
-        self._outlines = fixed_point(places + reach)
-        self._lit = fixed_point(places + towards_light + 0.6 * reach)
-        self._rings = self._trunk_rings(centres[len(ball_centres) :][: len(_TRUNK_RINGS)])
-
-    def _trunk_rings(self, centres: np.ndarray) -> np.ndarray:
-        """(4, 3, 2) pixels: for each of the trunk's ellipsoids the centre, its left and its front half axis."""
-        scale = np.array([self.figure.height, -self.figure.height])
-        half = _trunk_half_axes(self.figure.build)
-        left, front = (half[:, [i]] * self.trunk[:2, i] * scale for i in (0, 2))
-        return np.stack([self.place(centres), left, front], axis=1)
+        self._depths: list[float] = centres[:, 2].tolist()
+        places = self.place(centres)
+        # An ellipsoid with half axes A in the image plane reaches |A' u| far in direction u, at A A' u / |A' u|.
+        axes = figure.view[:2] * [[figure.height], [-figure.height]] @ axes
+        along = _DIRECTIONS @ axes
+        reach = np.sqrt(np.einsum("bdi,bdi->bd", along, along))
+        edge = along @ axes.transpose(0, 2, 1) / reach[..., None]
+        radii = radii[:, None] * figure.height
+        reach = np.concatenate([np.broadcast_to(radii, (len(radii), len(_DIRECTIONS))), reach])
+        edge = np.concatenate([radii[..., None] * _DIRECTIONS, edge])
+        towards_light = reach[:, [0, len(_DIRECTIONS) // 4]] * (0.25 * light, -0.12)
+        middles = np.stack([places, places + towards_light], 1)  # of the whole and of its lit part
+        self._outlines = middles[:, :, None] + _PARTS[:, None, None] * edge[:, None]
+        self._reaches = middles @ _DIRECTIONS.T + _PARTS[:, None] * reach[:, None]
+        trunk = slice(len(ball_centres), len(ball_centres) + len(_TRUNK_RINGS))
+        self._rings = np.concatenate([places[trunk], *axes[: len(_TRUNK_RINGS), :, ::2].transpose(2, 0, 1)], 1)
+        """(4, 6) pixels: for each of the trunk's ellipsoids the centre, its left and its front half axis."""
 
     def place(self, seen: np.ndarray) -> np.ndarray:
         """Viewer's (..., 3) body heights to (..., 2) pixels."""
         return seen[..., :2] * (self.figure.height, -self.figure.height) + self.figure.origin
 
-    def hull(self, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Convex hull of ellipsoids: its outline and that of its lit part, fixed point."""
-        if len(names) == 1:
-            index = _INDEX[names[0]]
-            return self._outlines[index], self._lit[index]
-        indices = [_INDEX[name] for name in names]
-        return (
-            cv2.convexHull(self._outlines[indices].reshape(-1, 2)),
-            cv2.convexHull(self._lit[indices].reshape(-1, 2)),
-        )
+    def hulls(self, parts: Sequence[tuple[str, ...]]) -> np.ndarray:
+        """Convex hulls of groups of ellipsoids, (len(parts), 2, 16, 2) fixed point: the whole and its lit part.
+
+        The farthest that a hull reaches in a direction is the farthest that any of its members reaches.
+        """
+        most = max(map(len, parts))
+        members = np.array([_members(names, most) for names in parts])
+        farthest = self._reaches[members].argmax(1)  # (parts, 2, 16)
+        owners = members[np.arange(len(parts))[:, None, None], farthest]
+        corners = owners * _CORNERS.size + _CORNERS
+        return fixed_point(self._outlines.reshape(-1, 2).take(corners, axis=0))
 
     def depth(self, *names: str) -> float:
         """Mean depth of ellipsoids, larger is nearer to the viewer."""
-        return sum(self._depths[name] for name in names) / len(names)
+        return sum([self._depths[_INDEX[name]] for name in names]) / len(names)
 
     def keypoints(self) -> np.ndarray:
         """(17, 2) continuous image coordinates in the order of COCO17."""
-        points = {**self.bones.points}
-        scale = _SKULL * self.figure.build.head
-        for name, place in _FACE_KEYPOINTS.items():
-            points[name] = points["head"] + self.bones.face @ (scale * place)
-        return self.place(np.stack([points[name] for name in COCO17.keypoints]) @ self.figure.view.T)
+        points = self.bones.points
+        face = points[POINTS["head"]] + _FACE_PLACES * (_SKULL * self.figure.build.head) @ self.bones.face.T
+        return self.place(np.concatenate([face, points[_JOINTS]]) @ self.figure.view.T)
 
     def best_visibility(self) -> np.ndarray:
         """(17,) uint8: 2 on the side that the viewer sees, 1 on the far side, 0 for a face seen from behind."""
         towards = np.stack([self.face[2], self.trunk[2], self.figure.view[2]])[_FRAMES]  # (17, 3)
-        nearness = (towards * _NORMALS).sum(1)
+        nearness = np.einsum("ki,ki->k", towards, _NORMALS)
         best: np.ndarray = (nearness > _UNSEEN).astype(np.uint8) + (nearness > _FAR)
         return best
 
@@ -204,17 +203,17 @@ class Body:
             level: From 0 (hips) to 1 (collar), any shape.
             angle: Degrees round the trunk from the place that looks at the viewer; broadcasts with ``level``.
         """
-        level, turn = np.broadcast_arrays(level, np.deg2rad(angle + self.towards_viewer()))
-        last = len(self._rings) - 1
-        lower = np.minimum((level * last).astype(int), last - 1)
-        share = (level * last - lower)[..., None, None]
-        ring = self._rings[lower] * (1 - share) + self._rings[lower + 1] * share  # (..., 3, 2)
-        across, along = np.cos(turn)[..., None], np.sin(turn)[..., None]
-        points: np.ndarray = ring[..., 0, :] + across * ring[..., 1, :] + along * ring[..., 2, :]
+        turn = np.deg2rad(angle + self.towards_viewer())[..., None]
+        rings = np.arange(len(self._rings))
+        ring = np.maximum(0.0, 1 - np.abs(level[..., None] * rings[-1] - rings)) @ self._rings  # between two neighbours
+        points: np.ndarray = ring[..., :2] + np.cos(turn) * ring[..., 2:4] + np.sin(turn) * ring[..., 4:]
         return points
 
 
 _DIRECTIONS = np.stack([np.cos(np.arange(16) * np.pi / 8), np.sin(np.arange(16) * np.pi / 8)], 1)
+_PARTS = np.array([1.0, 0.6])
+"""Size of the whole of an ellipsoid and of its lit part."""
+_CORNERS = np.arange(len(_PARTS) * len(_DIRECTIONS)).reshape(len(_PARTS), len(_DIRECTIONS))
 _SKULL = np.array([0.052, 0.072, 0.06])
 """Half axes of the head, body heights."""
 _TRUNK_RINGS = {
@@ -224,6 +223,8 @@ _TRUNK_RINGS = {
     "collar": (0.09, 0.035, 0.048),
 }
 """Half axes of the trunk's ellipsoids, from below."""
+_TRUNK_HALF_AXES = np.array(list(_TRUNK_RINGS.values()))
+_TRUNK_POINTS = [POINTS[name] for name in _TRUNK_RINGS]
 _FACE_KEYPOINTS = {
     "nose": np.array([0, -0.12, 1.06]),
     "left_eye": np.array([0.4, 0.12, 0.9]),
@@ -231,7 +232,9 @@ _FACE_KEYPOINTS = {
     "left_ear": np.array([1.1, -0.02, -0.1]),
     "right_ear": np.array([-1.1, -0.02, -0.1]),
 }
-"""Places on the head, in its half axes."""
+"""Places on the head, in its half axes; COCO17 begins with them."""
+_FACE_PLACES = np.stack([_FACE_KEYPOINTS[name] for name in COCO17.keypoints[: len(_FACE_KEYPOINTS)]])
+_JOINTS = [POINTS[name] for name in COCO17.keypoints[len(_FACE_KEYPOINTS) :]]
 
 
 def _balls(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
@@ -248,36 +251,33 @@ def _balls(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
         "bare_knee": 0.036 * girth**0.5, "hem": 0.055 * girth,
     }  # fmt: skip
     up = figure.bones.trunk[:, 1]
-    centres, radii = [points["neck"] - 0.02 * up, points["neck"] + 0.03 * up], [0.03, 0.028]
+    low = min(float(points[POINTS["left_knee"], 1]), -0.02) - 0.06
+    centres = np.concatenate([points[_BALL_POINTS], _SEAT + np.array([0, low, 0])])
+    centres[:2] += _NECK_STEPS * up
     for side in SIDES:
-        hip, knee, ankle = (points[f"{side}_{name}"] for name in ("hip", "knee", "ankle"))
+        hip, knee, ankle = (points[POINTS[f"{side}_{name}"]] for name in ("hip", "knee", "ankle"))
         hem = hip + min(look.hem, 1.0) * (knee - hip) + max(0.0, look.hem - 1.0) * (ankle - knee)
-        centres += [hem if name == "hem" else points[f"{side}_{name.removeprefix('bare_')}"] for name in _LIMB_BALLS]
-        radii += [radius[name] for name in _LIMB_BALLS]
-    low = min(points["left_knee"][1], -0.02) - 0.06
-    corners = np.array(list(product((-0.13, 0.13), (low, low - 0.2), (-0.12, 0.14))))
-    return np.concatenate([centres, corners]), np.array(radii + [0.01] * len(corners))
+        centres[_INDEX[f"{side}_hem"]] = hem
+    limb = [radius[name] for name in _LIMB_BALLS]
+    return centres, np.array([0.03, 0.028, *limb, *limb, *[0.01] * len(_SEAT)])
+
+
+_NECK_STEPS = np.array([[-0.02], [0.03]])
+_SEAT = np.array(list(product((-0.13, 0.13), (0.0, -0.2), (-0.12, 0.14))))
+"""Corners of what somebody sits on."""
 
 
 def _blobs(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
     """Centres (B, 3) and half axes (B, 3, 3; columns) of the other ellipsoids in the order of ``_NAMES``."""
     bones, build = figure.bones, figure.build
-    half = _trunk_half_axes(build)
+    hips, chest = (build.girth**0.7, 1.0, build.girth), (build.shoulders, 1.0, build.girth)
+    half = _TRUNK_HALF_AXES * [hips, hips, chest, chest]
     trunk = bones.trunk * half[:, None]
     trunk[0] = np.diag(half[0])  # the pelvis does not lean with the rest
     scale = _SKULL * build.head
     head = bones.face * (scale * _HEAD_HALF_AXES)[:, None]
-    centres = [bones.points[name] for name in _TRUNK_RINGS]
-    return np.concatenate([centres, bones.points["head"] + scale * _HEAD_PLACES @ bones.face.T]), np.concatenate(
-        [trunk, head]
-    )
-
-
-def _trunk_half_axes(build: Build) -> np.ndarray:
-    """(4, 3) half axes of the trunk's ellipsoids, from below, body heights."""
-    hips, chest = (build.girth**0.7, 1.0, build.girth), (build.shoulders, 1.0, build.girth)
-    axes: np.ndarray = np.array(list(_TRUNK_RINGS.values())) * [hips, hips, chest, chest]
-    return axes
+    centres = [bones.points[_TRUNK_POINTS], bones.points[POINTS["head"]] + scale * _HEAD_PLACES @ bones.face.T]
+    return np.concatenate(centres), np.concatenate([trunk, head])
 
 
 HEAD_BLOBS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -316,6 +316,18 @@ _NAMES = (
     *(f"seat_{i}" for i in range(8)), *_TRUNK_RINGS, *HEAD_BLOBS,
 )  # fmt: skip
 _INDEX = {name: i for i, name in enumerate(_NAMES)}
+
+
+@cache
+def _members(names: tuple[str, ...], length: int) -> list[int]:
+    """Indices of ellipsoids, the last one repeated up to ``length``."""
+    return [_INDEX[name] for name in names] + [_INDEX[names[-1]]] * (length - len(names))
+
+
+_BALL_POINTS = [POINTS["neck"]] * 2 + [
+    POINTS[f"{side}_{'hip' if name == 'hem' else name.removeprefix('bare_')}"] for side in SIDES for name in _LIMB_BALLS
+]
+"""The point of the skeleton on which each sphere sits, or from which it is moved on."""
 
 
 # ---------------------------------------------------------------------------------------------------- visibility

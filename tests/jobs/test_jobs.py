@@ -1,0 +1,83 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_comes_soon_and_says_something(job: str) -> None:
+    seconds = []
+    for _ in range(3):  # the fastest of three: other processes may have the cores
+        start = time.perf_counter()
+        told = run(f"jobs/{job}", "--help")
+        seconds.append(time.perf_counter() - start)
+        assert told.returncode == 0
+        assert len(told.stdout.splitlines()) > 5
+        if min(seconds) < 3:
+            break
+    else:
+        interpreter = time.perf_counter()
+        run("-c", "import torch")
+        pytest.fail(
+            f"--help took {min(seconds):.1f} s; importing torch takes {time.perf_counter() - interpreter:.1f} s"
+        )
+
+
+def test_a_checkpoint_is_scored_on_shards_and_on_files_alike(
+    small_run: dict[str, Any], people_coco: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(small_run))
+    trained = run("jobs/train_smpr.py", "--config", config)
+    assert trained.returncode == 0, trained.stderr
+    folder = Path(small_run["run"]["storage"], "small")
+    assert str(folder / "report") in trained.stderr
+    shards, files = tmp_path / "shards.json", tmp_path / "files.json"
+    told = run("jobs/evaluate.py", "--checkpoint", folder, "--out", shards)
+    assert told.returncode == 0, told.stderr
+    assert "AP50" in told.stdout and "score:" in told.stdout
+    told = run(
+        "jobs/evaluate.py", "--checkpoint", folder, "--source", people_coco, "--split", "val2017", "--out", files
+    )
+    assert told.returncode == 0, told.stderr
+    assert shards.with_suffix(".metrics.json").read_text() == files.with_suffix(".metrics.json").read_text()
+    assert json.loads(shards.read_text()) == json.loads(files.read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--checkpoint is missing"),
+        (("--checkpoint", "/nowhere"), "no checkpoint in /nowhere"),
+        (("--checkpoint",), "--checkpoint needs a value"),
+    ],
+)
+def test_evaluation_says_what_is_wrong_with_its_arguments(arguments: tuple[str, ...], message: str) -> None:
+    told = run("jobs/evaluate.py", *arguments)
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_demo_in_miniature(tmp_path: Path) -> None:
+    told = run("jobs/demo.py", "--size", "mini", "--out", tmp_path / "demo")
+    assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-3000:]
+    assert "held-out images" in told.stdout
+    report = tmp_path / "demo" / "runs" / "demo" / "report"
+    assert {path.name for path in report.iterdir()} == {"curves", "evaluation", "targets"}
+    assert (tmp_path / "demo" / "results_refined.json").exists()
