@@ -22,6 +22,7 @@ from posefleet.data.postures import (
     random_build,
     random_posture,
     skeleton,
+    upright_posture,
     view_axes,
 )
 from posefleet.data.scenery import Colour, fixed_point, random_colour, tinted
@@ -103,11 +104,15 @@ _HAIRS: dict[Colour, float] = {
 }  # fmt: skip
 
 
-def random_figure(rng: np.random.Generator, height: float) -> Figure:
-    """A person at the origin, mostly seen from the front."""
+def random_figure(rng: np.random.Generator, height: float, variety: float = 1.0) -> Figure:
+    """A person at the origin: with probability ``variety`` in any posture and seen from anywhere, mostly from the
+    front; otherwise upright and facing the viewer."""
+    anything = rng.random() < variety
     kind = rng.random()
     yaw = rng.normal(0, 35) if kind < 0.5 else rng.normal(180, 30) if kind < 0.72 else rng.uniform(-180, 180)
-    return make_figure(random_posture(rng), random_build(rng), random_look(rng), height, yaw, rng.uniform(-3, 20))
+    posture = random_posture(rng) if anything else upright_posture(rng)
+    yaw = yaw if anything else rng.normal(0, 20)
+    return make_figure(posture, random_build(rng), random_look(rng), height, yaw, rng.uniform(-3, 20))
 
 
 def make_figure(

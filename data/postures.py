@@ -106,6 +106,12 @@ def random_posture(rng: np.random.Generator) -> Posture:
     return recipe(rng, (max(-65.0, min(65.0, turn)), nod + 5, tilt), roll)
 
 
+def upright_posture(rng: np.random.Generator) -> Posture:
+    """Standing, walking or with arms raised, the head up."""
+    turn, nod, tilt = _spread(rng, 15, 6, 5)
+    return pick(rng, _UPRIGHT_RECIPES)(rng, (turn, nod + 5, tilt), rng.normal(0, 3))
+
+
 def stand_at_ease() -> Posture:
     """Upright, arms and legs slightly apart."""
     return Posture((Limb(0, 14, 0, 8), Limb(0, 14, 0, 8)), (Limb(0, 6), Limb(0, 6)))
@@ -313,4 +319,8 @@ def _free(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
 
 _RECIPES: dict[Callable[[np.random.Generator, _Head, float], Posture], float] = {
     _standing: 0.28, _walking: 0.2, _arms_up: 0.16, _seated: 0.14, _crouching: 0.08, _free: 0.14
+}  # fmt: skip
+
+_UPRIGHT_RECIPES: dict[Callable[[np.random.Generator, _Head, float], Posture], float] = {
+    _standing: 0.5, _walking: 0.25, _arms_up: 0.25
 }  # fmt: skip

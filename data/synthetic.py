@@ -55,6 +55,8 @@ class SceneConfig:
     """Standing height of a person in short sides of the picture, drawn log-uniformly; above 1 the legs are cut off."""
     together_rate: float = 0.25
     """Probability that a person is placed next to, and often behind, the one before."""
+    variety: float = 1.0
+    """Share of people in any posture and seen from anywhere; the others are upright and face the viewer."""
     things: tuple[int, int] = (0, 4)
     """Things other than people, behind them."""
     occluder_rate: float = 0.12
@@ -71,7 +73,7 @@ class SceneConfig:
             low, high = getattr(self, name)
             if not least <= low <= high:
                 raise ValueError(f"{name} ({low}, {high}) must be (low, high) with {least} <= low <= high")
-        for name in ("together_rate", "occluder_rate", "crowd_rate", "unlabelled_rate"):
+        for name in ("variety", "together_rate", "occluder_rate", "crowd_rate", "unlabelled_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is a probability: 0 to 1")
         if not 0 <= self.jpeg_quality <= 100:
@@ -194,7 +196,7 @@ def _place_people(
     x = 0.0
     for i in range(count):
         scale = exp(rng.uniform(log(low), log(max(low, high * count**-0.2))))
-        figure = random_figure(rng, scale * min(width, height))
+        figure = random_figure(rng, scale * min(width, height), config.variety)
         together = i > 0 and rng.random() < config.together_rate
         x = x + rng.uniform(-0.35, 0.35) * figure.height if together else rng.uniform(0.03, 0.97) * width
         x = min(0.97 * width, max(0.03 * width, x))
@@ -365,6 +367,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=1000, help="pictures")
     parser.add_argument("--size", type=int, nargs="+", default=[256], metavar="PX", help="side, or width and height")
     parser.add_argument("--people", type=int, nargs=2, default=default.people, metavar=("LOW", "HIGH"))
+    parser.add_argument("--scale", type=float, nargs=2, default=default.scale, metavar=("LOW", "HIGH"))
+    parser.add_argument("--variety", type=float, default=default.variety, help="people not upright and facing us")
     parser.add_argument("--crowd-rate", type=float, default=default.crowd_rate, help="pictures with a crowd")
     parser.add_argument("--unlabelled-rate", type=float, default=default.unlabelled_rate, help="people left unlabelled")
     parser.add_argument("--jpeg-quality", type=int, default=default.jpeg_quality, help="0 to 100")
@@ -377,6 +381,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             width=(width, width),
             height=(height, height),
             people=tuple(chosen.people),
+            scale=tuple(chosen.scale),
+            variety=chosen.variety,
             crowd_rate=chosen.crowd_rate,
             unlabelled_rate=chosen.unlabelled_rate,
             jpeg_quality=chosen.jpeg_quality,

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import fsspec
 
+from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import META, WEIGHTS, CheckpointStore
-from posefleet.platform.config import Experiment, resolve_path, to_dict, to_yaml
+from posefleet.platform.config import Experiment, resolve_path, to_dict
 from posefleet.platform.report import leave_curves
 from posefleet.platform.tracker import Status, Tracker
 
@@ -152,7 +153,12 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         experiment.run.experiment,
         name,
         params=to_dict(experiment),
-        tags={"method": experiment.method, "git": tracking.git_revision(), "folder": folder},
+        tags={
+            "method": experiment.method,
+            "git": tracking.git_revision(),
+            "folder": folder,
+            **_fingerprints(experiment),
+        },
         resume_run_id=known["run_id"] if known else None,
     )
     run = Run(folder=folder, run_id=run_id, tracking_uri=uri)
@@ -160,10 +166,17 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         fs.makedirs(fs._parent(path), exist_ok=True)
         content = {"run_id": run_id, "tracking_uri": uri, "method": experiment.method}
         fs.pipe_file(path, json.dumps(content, indent=1).encode())
-    with fsspec.open(f"{folder}/experiment.yaml", "wb") as stream:
-        stream.write(to_yaml(experiment).encode())
     run.allow()
     return experiment, run
+
+
+def _fingerprints(experiment: Experiment) -> dict[str, str]:
+    data = experiment.data
+    return {
+        f"data.{use}": read_manifest(root).fingerprint
+        for use, root in (("train", data.train), ("eval", data.eval))
+        if root
+    }
 
 
 def _tracking_uri(experiment: Experiment) -> str:

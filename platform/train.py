@@ -22,7 +22,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 
 from posefleet.platform.checkpoint import CheckpointError
-from posefleet.platform.config import Experiment, build_experiment, to_dict
+from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
 from posefleet.platform.memory import keep_freed_memory
 from posefleet.platform.run import Run, RunSink, open_run
@@ -154,6 +154,8 @@ def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSin
     keep_freed_memory()
     store = run.store(experiment)
     outcome = _Outcome()
+    if sink:
+        sink.log_bytes("experiment.yaml", to_yaml(experiment).encode())
     try:
         outcome = _Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
     except (FatalError, ValueError, CheckpointError) as error:

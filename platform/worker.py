@@ -6,6 +6,7 @@ or for the processes of torchrun; ``train.RayWorker`` adds what Ray Train wants 
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -55,7 +56,9 @@ class LocalWorker:
         if self.world_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers is not in torch 2.11
+            return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def reduce(self, values: Tensor) -> Tensor:
         """Sum of ``values`` over workers."""

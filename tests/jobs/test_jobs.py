@@ -79,5 +79,5 @@ def test_the_demo_in_miniature(tmp_path: Path) -> None:
     assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-3000:]
     assert "held-out images" in told.stdout
     report = tmp_path / "demo" / "runs" / "demo" / "report"
-    assert {path.name for path in report.iterdir()} == {"curves", "evaluation", "targets"}
+    assert {path.name for path in report.iterdir()} == {"curves", "evaluation", "experiment.yaml", "targets"}
     assert (tmp_path / "demo" / "results_refined.json").exists()
