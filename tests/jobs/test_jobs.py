@@ -17,23 +17,25 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+def seconds(*arguments: object) -> float:
+    start = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - start
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_help_comes_soon_and_says_something(job: str) -> None:
-    seconds = []
-    for _ in range(3):  # the fastest of three: other processes may have the cores
-        start = time.perf_counter()
-        told = run(f"jobs/{job}", "--help")
-        seconds.append(time.perf_counter() - start)
-        assert told.returncode == 0
-        assert len(told.stdout.splitlines()) > 5
-        if min(seconds) < 3:
-            break
-    else:
-        interpreter = time.perf_counter()
-        run("-c", "import torch")
-        pytest.fail(
-            f"--help took {min(seconds):.1f} s; importing torch takes {time.perf_counter() - interpreter:.1f} s"
-        )
+    told = run(f"jobs/{job}", "--help")
+    assert told.returncode == 0
+    assert len(told.stdout.splitlines()) > 5
+    # Three seconds on a machine that has time for us. Where others have the cores, importing torch, which the options
+    # of a model cost, takes that long alone: then no more than twice as long as the import.
+    times = []
+    for _ in range(3):
+        times.append((seconds(f"jobs/{job}", "--help"), seconds("-c", "import torch")))
+        if times[-1][0] < max(3.0, 2 * times[-1][1]):
+            return
+    pytest.fail(f"--help took (beside an import of torch): {times}")
 
 
 def test_a_checkpoint_is_scored_on_shards_and_on_files_alike(

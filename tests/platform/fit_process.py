@@ -17,7 +17,7 @@ from posefleet.platform.worker import LocalWorker
 
 
 class StoppingWorker(LocalWorker):
-    """Asks to stop once some steps are taken; 0: never."""
+    """Asks to stop at the ``looks``-th time it is asked whether to; 0: never."""
 
     def __init__(self, looks: int) -> None:
         super().__init__(device="cpu")

@@ -111,3 +111,10 @@ def test_relative_paths_of_a_ray_job_do_not_end_in_its_temporary_folder(
     assert resolve_path("runs") == "/shared/runs"
     assert resolve_path("s3://bucket/x") == "s3://bucket/x"
     assert resolve_path("") == ""
+
+
+def test_the_config_of_the_papers_text_is_the_models_paper_preset() -> None:
+    from posefleet.models.smpr import Config
+
+    path = next(path for path in CONFIGS if path.stem == "smpr_paper")
+    assert build_experiment(read_yaml(path)).model == Config.paper()

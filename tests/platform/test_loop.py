@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from fit_process import StoppingWorker
 
 from posefleet.data.structures import Batch
 from posefleet.platform.checkpoint import CheckpointStore, find_checkpoint, load_model, read_meta, read_state
@@ -25,18 +26,6 @@ class Sink:
 
     def log_bytes(self, name: str, data: bytes) -> None:
         self.files[name] = data
-
-
-class StopAt(LocalWorker):
-    """A worker that is asked to stop after some looks."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__(device="cpu")
-        self.looks = looks
-
-    def stop_requested(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
 
 
 def experiment_of(settings: dict[str, Any], **train: Any) -> Experiment:
@@ -87,9 +76,9 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
     experiment = experiment_of(small_run, epochs=2, ema_decay=0.9)
     whole, parts = CheckpointStore(str(tmp_path / "whole")), CheckpointStore(str(tmp_path / "parts"))
     fit(experiment, LocalWorker(device="cpu"), whole)
-    for looks in (2, 5):
+    for looks in (3, 6):
         with pytest.raises(Stopped):
-            fit(experiment, StopAt(looks), parts)
+            fit(experiment, StoppingWorker(looks), parts)
     fit(experiment, LocalWorker(device="cpu"), parts)
     assert_same(weights_of(whole), weights_of(parts))
     first, second = (read_state(str(store.latest())) for store in (whole, parts))
