@@ -45,6 +45,7 @@ def test_eight_photographs_with_large_people_are_memorised(coco_mini: Path, tmp_
     shard_coco(find_source(str(source), "train2017"), shards, COCO17, parallel=False)
     values = read_yaml(CONFIG)
     values["data"] |= {"train": shards, "eval": shards, "batch_size": 8, "augment": {"crop": 0, "flip": 0.0}}
+    values["data"]["resize"] = {"short_side": 256, "long_side": 256}
     values["train"] |= {"epochs": 100, "eval_every": 100}
     torch.set_num_threads(2)
     metrics = fit(build_experiment(values), LocalWorker(device="cpu"), CheckpointStore(str(tmp_path / "checkpoints")))

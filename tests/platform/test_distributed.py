@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 from fit_process import fit_rank, recorded_ids
+from torch.nn.utils import parameters_to_vector
 
 from posefleet.data.shards import read_manifest
-from posefleet.platform.checkpoint import CheckpointStore, load_model, read_meta
+from posefleet.platform.checkpoint import CheckpointStore, build_model, load_model, read_meta
 from posefleet.platform.config import build_experiment
 from posefleet.platform.loop import fit
 from posefleet.platform.worker import LocalWorker
@@ -41,9 +42,12 @@ def test_two_workers_end_where_one_process_with_the_whole_batch_does(small_run: 
     fit(build_experiment(one), LocalWorker(device="cpu"), CheckpointStore(str(tmp_path / "one")))
     in_processes(2, two, tmp_path / "two")
     stores = CheckpointStore(str(tmp_path / "one")), CheckpointStore(str(tmp_path / "two" / "checkpoints"))
-    (first, second) = (load_model(str(store.latest()))[0].state_dict() for store in stores)
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    torch.manual_seed(0)
+    start, first, second = (
+        parameters_to_vector(model.parameters())
+        for model in (build_model(build_experiment(one)), *(load_model(str(store.latest()))[0] for store in stores))
+    )
+    assert (second - first).norm() < 0.01 * (first - start).norm()  # rounding, against the way that was gone
 
 
 def test_a_run_resumed_by_other_workers_sees_every_sample_once(small_run: dict[str, Any], tmp_path: Path) -> None:
