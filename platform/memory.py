@@ -1,7 +1,8 @@
 """The C library's allocator, told to keep what it gets.
 
-glibc hands every large tensor back to the kernel when it is freed and page-faults it in again at the next step. On a
-CPU that costs a training step 40% of its time (``make bench`` measures it), so training workers ask it not to.
+glibc hands every large tensor back to the kernel when it is freed and page-faults it in again at the next step. How
+much of a training step that costs depends on the kernel and the size of the images; ``tests/bench/bench_step.py``
+measures it. Training workers ask the library not to.
 """
 
 import ctypes

@@ -62,7 +62,7 @@ def bare_window(state: loop.TrainingState, batches: object, steps: int) -> float
         total.backward()
         clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 35.0)
         optimizer.step()
-    float(total)
+    float(total.detach())
     return (time.perf_counter() - start) / steps
 
 
