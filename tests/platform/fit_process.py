@@ -17,15 +17,15 @@ from posefleet.platform.worker import LocalWorker
 
 
 class StoppingWorker(LocalWorker):
-    """Asks to stop at the ``looks``-th time it is asked whether to; 0: never."""
+    """Asks to stop from the ``looks``-th time on that it is asked whether to; 0: never."""
 
     def __init__(self, looks: int) -> None:
         super().__init__(device="cpu")
-        self._looks = looks
+        self._looks = looks or 1_000_000
 
     def stop_requested(self) -> bool:
         self._looks -= 1
-        return self._looks == 0
+        return self._looks <= 0
 
 
 @contextmanager
