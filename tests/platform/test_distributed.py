@@ -35,10 +35,11 @@ def with_settings(small_run: dict[str, Any], **sections: dict[str, Any]) -> dict
 
 
 def test_two_workers_end_where_one_process_with_the_whole_batch_does(small_run: dict[str, Any], tmp_path: Path) -> None:
-    # Plain SGD: Adam divides by the gradient's own size and so magnifies rounding.
+    # Plain SGD: Adam divides by the gradient's own size and so magnifies rounding. Two steps: later, rounding may turn
+    # which cell is a person's best, and from there the ways part (3e-6, 5e-5 and 4e-3 after 2, 3 and 6 steps).
     sgd = {"name": "sgd", "lr": 0.01, "schedule": "constant", "warmup_steps": 0}
-    one = with_settings(small_run, optim=sgd, data={"batch_size": 4, "eval": ""})
-    two = with_settings(small_run, optim=sgd, data={"batch_size": 2, "eval": ""})
+    one = with_settings(small_run, optim=sgd, data={"batch_size": 4, "eval": ""}, train={"epochs": 1 / 3})
+    two = with_settings(small_run, optim=sgd, data={"batch_size": 2, "eval": ""}, train={"epochs": 1 / 3})
     fit(build_experiment(one), LocalWorker(device="cpu"), CheckpointStore(str(tmp_path / "one")))
     in_processes(2, two, tmp_path / "two")
     stores = CheckpointStore(str(tmp_path / "one")), CheckpointStore(str(tmp_path / "two" / "checkpoints"))
@@ -47,7 +48,7 @@ def test_two_workers_end_where_one_process_with_the_whole_batch_does(small_run: 
         parameters_to_vector(model.parameters())
         for model in (build_model(build_experiment(one)), *(load_model(str(store.latest()))[0] for store in stores))
     )
-    assert (second - first).norm() < 0.01 * (first - start).norm()  # rounding, against the way that was gone
+    assert (second - first).norm() < 1e-4 * (first - start).norm()  # rounding, against the way that was gone
 
 
 def test_a_run_resumed_by_other_workers_sees_every_sample_once(small_run: dict[str, Any], tmp_path: Path) -> None:
