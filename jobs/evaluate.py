@@ -3,6 +3,7 @@
 python jobs/evaluate.py --checkpoint runs/smpr-20261121-120000 --data.eval datasets/coco-shards/val2017
 python jobs/evaluate.py --checkpoint CHECKPOINT --source /data/coco --split val2017 --evaluate.flip true
 python jobs/evaluate.py --checkpoint CHECKPOINT --source /data/ochuman/val.json --images /data/ochuman/images
+python jobs/evaluate.py --checkpoint CHECKPOINT --evaluate.oracle_scores true    # what perfect ranking would reach
 """
 
 import dataclasses

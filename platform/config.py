@@ -100,6 +100,8 @@ class EvaluateConfig:
     """Pixels that the long side may not pass in multi-scale prediction."""
     max_detections: int = 20
     """Poses per image that are scored, best first; COCO's protocol takes 20."""
+    oracle_scores: bool = False
+    """Score candidates by their true OKS before duplicates are removed: what perfect ranking would reach."""
     backend: Literal["pycocotools", "faster"] = "pycocotools"
     """Scorer: the reference, or faster-coco-eval (same numbers) where it is installed."""
     overlays: int = 8

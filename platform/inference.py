@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.structures import Batch, People, Poses, Sample, collate
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
+from posefleet.models.parts.oks import score_by_truth
 from posefleet.platform.config import Experiment
 
 
 class _Candidates(Protocol):
-    """What a method must offer for multi-scale or flip prediction: poses before and after suppression."""
+    """What a method must offer for more than plain prediction: poses before and after suppression."""
 
     def candidates(self, images: Tensor) -> list[Poses]: ...
     def suppress(self, poses: list[Poses]) -> list[Poses]: ...
@@ -34,7 +35,7 @@ class Predictor:
             device: Default: where the model's parameters are.
 
         Raises:
-            ValueError: Test-time augmentation is asked of a method that does not offer it.
+            ValueError: Test-time augmentation or oracle scores are asked of a method that does not offer them.
         """
         self.schema: KeypointSchema = load_schema(experiment.schema)
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
@@ -42,13 +43,24 @@ class Predictor:
         self.resizes = [
             Resize(short_side=side, long_side=max(side, settings.max_side)) for side in settings.scales
         ] or [experiment.data.resize]
-        self.flip = settings.flip
+        self.flip, self.oracle_scores = settings.flip, settings.oracle_scores
+        self._sigmas = torch.tensor(self.schema.sigmas, device=self.device)
         self.bfloat16 = experiment.train.precision == "bfloat16"
         self.batch_size = experiment.data.eval_batch_size
         memory_format = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=memory_format).eval()  # type: ignore[call-overload]
-        if (self.flip or len(self.resizes) > 1) and not hasattr(model, "candidates"):
-            raise ValueError(f"method {experiment.method!r} has no multi-scale or flip prediction; leave both off")
+        self._plain = len(self.resizes) == 1 and not self.flip and not self.oracle_scores
+        if not self._plain and not hasattr(model, "candidates"):
+            raise ValueError(
+                f"method {experiment.method!r} has no multi-scale or flip prediction and no oracle scores; "
+                "leave evaluate.scales empty, evaluate.flip and evaluate.oracle_scores off"
+            )
+
+    @property
+    def score_rule(self) -> str:
+        """How poses are ranked, for the protocol that stands beside every AP."""
+        rule: str = getattr(self.model, "score_rule", "not stated")
+        return f"ORACLE: true OKS before NMS instead of: {rule}" if self.oracle_scores else rule
 
     def transforms(self) -> list[EvalTransform]:
         """One transform for each scale; ``predict`` takes one batch of each."""
@@ -62,7 +74,12 @@ class Predictor:
 
         Returns:
             For each image its poses in its own pixels, best first, on the CPU.
+
+        Raises:
+            ValueError: The scores are to come from annotations, and these images have none.
         """
+        if self.oracle_scores:
+            raise ValueError("evaluate.oracle_scores needs annotated people; leave it off to predict images")
         poses: list[Poses] = []
         for start in range(0, len(images), self.batch_size):
             samples = [
@@ -76,7 +93,7 @@ class Predictor:
     def predict(self, views: Sequence[Batch]) -> list[Poses]:
         """Poses of the same images seen at each of ``transforms()``, in pixels of the original images."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            if len(views) == 1 and not self.flip:
+            if self._plain:
                 found = self.model.predict(views[0].images.to(self.device, non_blocking=True))
                 merged = _to_original(found, views[0])
             else:
@@ -84,7 +101,7 @@ class Predictor:
         return [_clip(poses, size) for poses, size in zip(merged, views[0].original_sizes.tolist(), strict=True)]
 
     def _merge(self, views: Sequence[Batch]) -> list[Poses]:
-        """All candidates of all views together, then suppressed once."""
+        """All candidates of all views together, scored by the truth if asked for, then suppressed once."""
         model = cast(_Candidates, self.model)
         found: list[list[Poses]] = [[] for _ in range(len(views[0]))]
         for view in views:
@@ -93,6 +110,11 @@ class Predictor:
             if self.flip:
                 straight.append([self._unflip(p, images.shape[-1]) for p in model.candidates(images.flip(-1))])
             for candidates in straight:
+                if self.oracle_scores:
+                    candidates = [
+                        score_by_truth(poses, people.to(self.device), self._sigmas)
+                        for poses, people in zip(candidates, view.people, strict=True)
+                    ]
                 for slot, poses in zip(found, _to_original(candidates, view), strict=True):
                     slot.append(poses)
         return model.suppress([Poses.cat(parts) for parts in found])

@@ -210,7 +210,7 @@ def evaluate(
         schema,
         max_detections=experiment.evaluate.max_detections,
         backend=experiment.evaluate.backend,
-        score_rule=getattr(model, "score_rule", "not stated"),
+        score_rule=predictor.score_rule,
     )
     if keep:
         keep(everything)

@@ -1,4 +1,4 @@
-"""Targets of auxiliary keypoint maps."""
+"""Targets of keypoint maps: keypoints as classes of cells, or as Gaussians."""
 
 from typing import Literal
 
@@ -42,3 +42,82 @@ def cell_class_targets(
     last = last.scatter_reduce(1, cell.flatten(1), order.flatten(1), "amax").view(batch, 1, height, width)
     classes = torch.arange(count, device=cell.device).view(1, count, 1, 1)
     return ((last > 0) & ((last - 1) % count == classes)).float()
+
+
+def gaussian_targets(
+    keypoints: Tensor,
+    labelled: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    stride: int,
+    *,
+    overlap: float = 0.9,
+    most: int = 3,
+) -> Tensor:
+    """Gaussians round the cells of keypoints, wider for larger people (Law & Deng).
+
+    Args:
+        keypoints: (B, M, K, 2) xy, pixels.
+        labelled: (B, M, K) bool.
+        boxes: (B, M, 4) xyxy of the people, pixels.
+        size: (height, width) of the map, cells; keypoints outside go to the nearest cell.
+        stride: Pixels per cell.
+        overlap: See :func:`gaussian_radius`.
+        most: Largest radius, cells.
+
+    Returns:
+        (B, K, height, width) float32 in [0, 1], exactly 1 in the cells floor(x / stride) of labelled keypoints. The
+        radius R is a whole number; the Gaussian has deviation (2 R + 1) / 6 and ends R cells from its centre.
+    """
+    limit = torch.tensor([size[1] - 1, size[0] - 1], device=keypoints.device)
+    centres = (keypoints / stride).floor().clamp(min=0).minimum(limit)
+    width, height = ((boxes[..., 2:] - boxes[..., :2]) / stride).unbind(-1)
+    radii = gaussian_radius(height, width, overlap).floor().clamp(0, most)[..., None]  # (B, M, 1)
+    return draw_gaussians(centres, labelled, (2 * radii + 1) / 6, radii, size, reach=most)
+
+
+def draw_gaussians(
+    centres: Tensor, drawn: Tensor, deviations: Tensor, radii: Tensor, size: tuple[int, int], *, reach: int
+) -> Tensor:
+    """Maps of Gaussians, evaluated at whole cells; where several meet, the largest counts.
+
+    Args:
+        centres: (B, M, K, 2) xy, cells, not necessarily whole.
+        drawn: (B, M, K) bool, which of them are drawn.
+        deviations: Broadcasts to (B, M, K), cells.
+        radii: Broadcasts to (B, M, K): cells further than this from floor(centre) in x or y stay 0.
+        size: (height, width), cells; what lies outside is cut off.
+        reach: No radius is larger; known on the host, so that nothing waits for the device.
+
+    Returns:
+        (B, K, height, width) float32.
+    """
+    batch, _, count, _ = centres.shape
+    steps = torch.arange(-reach, reach + 1, device=centres.device)
+    near = steps.abs() <= radii[..., None]  # (..., n) with n = 2 reach + 1
+
+    def profile(centre: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+        """Cells along one axis and the Gaussian there, both (B, M, K, n)."""
+        cells = centre.floor().long()[..., None] + steps
+        values = torch.exp(-(cells - centre[..., None]).square() / (2 * deviations.square())[..., None])
+        return cells.clamp(0, limit - 1), values.where(near & (cells >= 0) & (cells < limit), 0.0)
+
+    height, width = size
+    columns, across = profile(centres[..., 0], width)
+    rows, down = profile(centres[..., 1], height)
+    values = (down[..., :, None] * across[..., None, :]).where(drawn[..., None, None], 0.0)  # (B, M, K, n, n)
+    channel = torch.arange(count, device=centres.device)[:, None, None]
+    slot = (channel * height + rows[..., :, None]) * width + columns[..., None, :]
+    maps = torch.zeros(batch, count * height * width, device=centres.device)
+    maps = maps.scatter_reduce(1, slot.flatten(1), values.flatten(1), "amax")
+    return maps.view(batch, count, height, width)
+
+
+def gaussian_radius(height: Tensor, width: Tensor, overlap: float = 0.9) -> Tensor:
+    """How far a box may be off and still about overlap the true one: its sides' unit, same shape.
+
+    CornerNet's formula as everybody uses it, which is the least of three bounds. The bound for a box inside the true
+    one is at most (h + w) / 4 and the others are at least (h + w) / 2, so it is always the least.
+    """
+    half = overlap * (height + width)
+    return (half.square() + 4 * overlap * (1 - overlap) * height * width).sqrt() - half

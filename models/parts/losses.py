@@ -39,9 +39,27 @@ def focal_loss(
         weights: (...) weight of each element, 1 if absent.
     """
     logits, targets = logits.float(), targets.float()
-    # For a positive 1 - p = sigmoid(-z), for a negative p = sigmoid(z): one sign serves both, and nothing overflows.
-    signed = logits * (1 - 2 * targets)
     balance = (1 - alpha) + (2 * alpha - 1) * targets
+    return _focal(logits * (1 - 2 * targets), balance, weights, gamma)
+
+
+def gaussian_focal_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, gamma: float = 2.0, beta: float = 4.0
+) -> Tensor:
+    """Sum of the focal loss for maps of Gaussians (Law & Deng): the nearer to a peak, the less a negative counts.
+
+    Args:
+        logits: (...) any shape.
+        targets: (...) in [0, 1]; exactly 1 is a positive, any other t a negative of weight (1 - t)^``beta``.
+        weights: (...) weight of each element, 1 if absent.
+    """
+    logits, targets = logits.float(), targets.float()
+    positive = targets == 1
+    return _focal(torch.where(positive, -logits, logits), (1 - targets).pow(beta).where(~positive, 1.0), weights, gamma)
+
+
+def _focal(signed: Tensor, balance: Tensor, weights: Tensor | None, gamma: float) -> Tensor:
+    """``signed`` is z for a negative and -z for a positive, where 1 - p = sigmoid(-z): nothing overflows."""
     loss = balance * torch.sigmoid(signed) ** gamma * F.softplus(signed)
     return loss.sum() if weights is None else (loss * weights).sum()
 

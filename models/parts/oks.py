@@ -6,7 +6,10 @@ similarity is exp(-e); OKS is the mean over the labelled keypoints. Shapes broad
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from posefleet.data.structures import People, Poses
 
 _MIN_AREA = 1e-9
 
@@ -42,6 +45,23 @@ def oks_and_rank(
         exponents = _exponents(poses, keypoints, areas, sigmas)
         similarity = _mean(torch.exp(-exponents), labelled)
         return similarity, torch.where(similarity > 0, similarity, -_mean(exponents, labelled))
+
+
+def score_by_truth(poses: Poses, people: People, sigmas: Tensor) -> Poses:
+    """The same poses, scored and ordered by their best OKS with the keypoint people of the image.
+
+    No method can know these scores: they show what perfect ranking would make of its poses. Keypoint scores stay.
+
+    Args:
+        poses: N of one image.
+        people: Of that image, in the same pixels; where nobody has keypoints all scores are 0.
+        sigmas: (K,) deviations of the schema.
+    """
+    people = people[people.labelled]
+    similarity = oks(poses.keypoints[:, None], people.keypoints, people.visibility > 0, people.areas, sigmas)  # (N, M)
+    scores = F.pad(similarity, (0, 1)).amax(1)  # one person of OKS 0, in case there is nobody
+    order = scores.argsort(descending=True, stable=True)
+    return Poses(poses.keypoints[order], poses.keypoint_scores[order], scores[order])
 
 
 def _exponents(poses: Tensor, keypoints: Tensor, areas: Tensor, sigmas: Tensor) -> Tensor:

@@ -158,6 +158,20 @@ def test_flip_and_scales_merge_candidates_of_all_views(small_run: dict[str, Any]
     assert result is not None and result.protocol.images == 7
 
 
+def test_evaluation_with_oracle_scores_says_so_and_is_no_worse(small_run: dict[str, Any], tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "c"))
+    small_run["model"]["decode"] = {"score_floor": 0.0}  # hardly trained, it believes in nobody
+    experiment = experiment_of(small_run)
+    fit(experiment, LocalWorker(device="cpu"), store)
+    model, _ = load_model(str(store.latest()))
+    oracle = dataclasses.replace(experiment.evaluate, oracle_scores=True)
+    result = evaluate(model, dataclasses.replace(experiment, evaluate=oracle), LocalWorker(device="cpu"))
+    assert result is not None
+    assert "score: ORACLE: true OKS before NMS instead of: cls * psm, refined pose" in str(result)
+    assert result.protocol.poses > 0
+    assert result.ap >= read_meta(str(store.latest())).metrics["AP"]
+
+
 def test_a_batch_counts_its_people_on_the_host(people_shards: Path) -> None:
     from posefleet.data.keypoints import COCO17
     from posefleet.data.stream import ShardDataset

@@ -1,10 +1,19 @@
 """Losses: single-logit fixtures, sums, and counts over ranks."""
 
+import math
+
 import pytest
 import torch
 
 from posefleet.models.parts.heads import prior_bias
-from posefleet.models.parts.losses import bce_loss, focal_loss, l1_loss, mean_counts, smooth_l1_loss
+from posefleet.models.parts.losses import (
+    bce_loss,
+    focal_loss,
+    gaussian_focal_loss,
+    l1_loss,
+    mean_counts,
+    smooth_l1_loss,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +37,37 @@ def test_focal_loss_weights_elements() -> None:
     logits, targets = torch.randn(4), torch.tensor([0.0, 1, 0, 1])
     first = focal_loss(logits[:2], targets[:2])
     torch.testing.assert_close(focal_loss(logits, targets, torch.tensor([1.0, 1, 0, 0])), first)
+
+
+@pytest.mark.parametrize(
+    ("probability", "target", "loss"),
+    [
+        (0.5, 1.0, 0.25 * math.log(2)),  # (1 - p)^2 * -log p
+        (0.9, 1.0, 0.01 * -math.log(0.9)),
+        (0.5, 0.0, 0.25 * math.log(2)),  # p^2 * -log(1 - p)
+        (0.5, 0.5, 0.25 * math.log(2) / 16),  # ... * (1 - t)^4
+        (0.9, 0.9, 0.81 * math.log(10) * 1e-4),
+    ],
+)
+def test_gaussian_focal_loss_of_one_logit(probability: float, target: float, loss: float) -> None:
+    found = gaussian_focal_loss(torch.tensor([probability]).logit(), torch.tensor([target]))
+    assert found.item() == pytest.approx(loss, rel=1e-4)
+
+
+def test_gaussian_focal_loss_of_a_map() -> None:
+    target, logits = torch.zeros(5, 5), torch.full((5, 5), 1e-4).logit()
+    target[2, 2], logits[2, 2] = 1, 0
+    assert gaussian_focal_loss(logits, target).item() == pytest.approx(0.17329, abs=1e-5)
+    assert gaussian_focal_loss(logits, target, target).item() == pytest.approx(0.17329, abs=1e-5)
+    assert gaussian_focal_loss(logits, target, 1 - target).item() < 1e-9
+
+
+def test_gaussian_focal_loss_survives_extreme_logits() -> None:
+    logits = torch.tensor([-200.0, 200.0, 200.0], requires_grad=True)
+    loss = gaussian_focal_loss(logits, torch.tensor([1.0, 0.0, 0.5]))
+    loss.backward()
+    assert loss.item() == pytest.approx(200 + 200 + 200 / 16)
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
 
 
 @pytest.mark.parametrize(("error", "loss"), [(0.05, 0.01125), (1 / 9, 0.055556), (1.0, 0.944444)])

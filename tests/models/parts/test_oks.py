@@ -8,7 +8,8 @@ import torch
 from pycocotools.cocoeval import COCOeval, Params
 
 from posefleet.data.keypoints import COCO17
-from posefleet.models.parts.oks import oks, oks_and_rank
+from posefleet.data.structures import People, Poses
+from posefleet.models.parts.oks import oks, oks_and_rank, score_by_truth
 
 SIGMAS = torch.tensor(COCO17.sigmas)
 ALL = torch.ones(17, dtype=torch.bool)
@@ -83,3 +84,42 @@ def test_oks_passes_gradients_to_the_poses() -> None:
     moved = (pose() + 3).requires_grad_()
     oks(moved, pose(), ALL, torch.tensor(1000.0), SIGMAS).backward()
     assert moved.grad is not None and (moved.grad < 0).all()
+
+
+def people_at(*shifts: float, area: float = 10_000.0) -> People:
+    """The pose of these tests, moved to the right."""
+    count = len(shifts)
+    keypoints = pose() + torch.tensor(shifts).view(-1, 1, 1) * torch.tensor([1.0, 0.0])
+    boxes = torch.cat([keypoints.amin(1), keypoints.amax(1)], 1)
+    visibility = torch.full((count, 17), 2, dtype=torch.uint8)
+    return People(keypoints, visibility, boxes, torch.full((count,), area), torch.zeros(count, dtype=torch.bool))
+
+
+def poses_at(*shifts: float) -> Poses:
+    """Poses of falling scores."""
+    scores = torch.linspace(0.9, 0.1, len(shifts))
+    return Poses(people_at(*shifts).keypoints, scores[:, None].repeat(1, 17), scores)
+
+
+def test_truth_ranks_poses_by_the_person_they_fit_best() -> None:
+    found = score_by_truth(poses_at(20, 510, 0), people_at(0, 500), SIGMAS)
+    assert found.scores.tolist() == pytest.approx([1, 0.646995, 0.331114], abs=1e-5)
+    torch.testing.assert_close(found.keypoints, people_at(0, 510, 20).keypoints)
+    torch.testing.assert_close(found.keypoint_scores[:, 0], torch.tensor([0.1, 0.5, 0.9]))
+
+
+def test_truth_knows_nobody_but_keypoint_people() -> None:
+    crowd, ghost = people_at(0, 0), people_at(0)
+    crowd.crowd[:] = True
+    ghost.visibility[:] = 0
+    for people in (crowd, ghost, People.empty(17)):
+        assert score_by_truth(poses_at(0, 5), people, SIGMAS).scores.tolist() == [0, 0]
+    assert len(score_by_truth(Poses.empty(17), people_at(0), SIGMAS)) == 0
+
+
+def test_truth_counts_labelled_keypoints_only() -> None:
+    one = people_at(0)
+    one.visibility[0, 1:] = 0
+    moved = poses_at(0)
+    moved.keypoints[0, 1:] += 300
+    assert score_by_truth(moved, one, SIGMAS).scores.tolist() == [1]

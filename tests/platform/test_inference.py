@@ -1,0 +1,153 @@
+"""From images to poses: flipped and scaled views, and scores that know the truth."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from posefleet.data.coco import people_of
+from posefleet.data.evaluation import evaluate
+from posefleet.data.keypoints import COCO17
+from posefleet.data.structures import Batch, People, Poses, Sample, collate
+from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.transforms import IDENTITY
+from posefleet.data.truth import GroundTruth
+from posefleet.models.parts.decode import DecodeConfig, suppress
+from posefleet.models.parts.oks import score_by_truth
+from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.inference import Predictor
+
+SIGMAS = torch.tensor(COCO17.sigmas)
+SIZE = 256
+
+
+def experiment(**settings: Any) -> Experiment:
+    data = {"train": "shards", "resize": {"short_side": SIZE, "long_side": SIZE}}
+    return build_experiment({"method": "smpr", "data": data, "evaluate": settings})
+
+
+class Guesser(nn.Module):
+    """A method that gives the same candidates for every image."""
+
+    score_rule = "how bold the guess is"
+
+    def __init__(self, guess: Poses) -> None:
+        super().__init__()
+        self.guess = guess
+        self.parameter = nn.Parameter(torch.zeros(1))
+
+    def predict(self, images: torch.Tensor) -> list[Poses]:
+        return self.suppress(self.candidates(images))
+
+    def candidates(self, images: torch.Tensor) -> list[Poses]:
+        return [self.guess] * len(images)
+
+    def suppress(self, poses: list[Poses]) -> list[Poses]:
+        return suppress(poses, DecodeConfig())
+
+
+def scene(seed: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    return render_scene(SceneConfig(people=(2, 4), crowd_rate=0.5, unlabelled_rate=0.3), seed)
+
+
+def batch_of(picture: np.ndarray, people: People) -> Batch:
+    return collate([Sample(picture, people, 1, IDENTITY, (SIZE, SIZE))])
+
+
+def standing(x: float) -> torch.Tensor:
+    """(K, 2) keypoints of somebody 60 by 170 px, mirror-symmetric about x."""
+    height = torch.linspace(40, 210, 9)[torch.arange(1, 18) // 2]
+    side = torch.tensor([0.0] + [30.0, -30.0] * 8)
+    return torch.stack([x + side, height], dim=1)
+
+
+def poses(*keypoints: torch.Tensor, scores: list[float]) -> Poses:
+    values = torch.tensor(scores)
+    return Poses(torch.stack(keypoints), values[:, None].repeat(1, 17), values)
+
+
+def person(keypoints: torch.Tensor) -> People:
+    box = torch.cat([keypoints.amin(0), keypoints.amax(0)])[None]
+    visibility = torch.full((1, 17), 2, dtype=torch.uint8)
+    return People(keypoints[None], visibility, box, torch.tensor([10_000.0]), torch.zeros(1, dtype=torch.bool))
+
+
+BLANK = np.zeros((SIZE, SIZE, 3), np.uint8)
+BOLD_AND_GOOD = poses(standing(120), standing(100), scores=[0.9, 0.3])
+"""The bolder one is 20 px off the person at x = 100. IoU of the boxes: 40 / 80."""
+
+
+def test_the_better_pose_wins_under_oracle_scores_only() -> None:
+    views = [batch_of(BLANK, person(standing(100)))]
+    (plain,) = Predictor(Guesser(BOLD_AND_GOOD), experiment()).predict(views)
+    torch.testing.assert_close(plain.keypoints, torch.stack([standing(120), standing(100)]))
+    torch.testing.assert_close(plain.scores, torch.tensor([0.9, 0.3 * 0.5]))
+    (oracle,) = Predictor(Guesser(BOLD_AND_GOOD), experiment(oracle_scores=True)).predict(views)
+    torch.testing.assert_close(oracle.keypoints, torch.stack([standing(100), standing(120)]))
+    torch.testing.assert_close(oracle.scores, torch.tensor([1, 0.331114 * 0.5]), atol=1e-5, rtol=0)
+
+
+def test_oracle_scores_know_mirrored_and_scaled_views() -> None:
+    """The guess is the same in the mirrored image, so there it fits the person who stands at 256 - 100."""
+    settings = experiment(oracle_scores=True, flip=True)
+    (found,) = Predictor(Guesser(poses(standing(100), scores=[0.5])), settings).predict(
+        [batch_of(BLANK, person(standing(156)))]
+    )
+    torch.testing.assert_close(found.keypoints, torch.stack([standing(156), standing(100)]))
+    assert found.scores[0].item() == pytest.approx(1) and found.scores[1] < 0.01
+
+    twice = person(2 * standing(100))
+    twice.areas[:] = 40_000
+    large = collate([Sample(np.zeros((512, 512, 3), np.uint8), twice, 1, 2 * IDENTITY, (SIZE, SIZE))])
+    views = [batch_of(BLANK, person(standing(100))), large]
+    settings = experiment(oracle_scores=True, scales=[SIZE, 2 * SIZE])
+    (found,) = Predictor(Guesser(poses(2 * standing(110), scores=[0.5])), settings).predict(views)
+    assert found.scores.tolist() == pytest.approx([0.646995], abs=1e-5)  # 20 px off at twice the size
+    torch.testing.assert_close(found.keypoints[0], standing(110))
+
+
+def test_the_score_rule_says_whose_scores_they_are() -> None:
+    assert Predictor(Guesser(BOLD_AND_GOOD), experiment()).score_rule == "how bold the guess is"
+    rule = Predictor(Guesser(BOLD_AND_GOOD), experiment(oracle_scores=True)).score_rule
+    assert rule == "ORACLE: true OKS before NMS instead of: how bold the guess is"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_guesses_score_no_less_when_the_truth_ranks_them(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    records, plain, oracle = [], {}, {}
+    for index in range(6):
+        _, annotations = scene(100 * seed + index)
+        people = people_of(annotations, COCO17)
+        count = 10 * len(people)
+        noise = torch.randn(count, 17, 2, generator=random) * 12 * torch.rand(count, 1, 1, generator=random)
+        scores = torch.rand(count, generator=random).sort(descending=True).values
+        guesses = Poses(people.keypoints.repeat(10, 1, 1) + noise, scores[:, None].repeat(1, 17), scores)
+        records.append((index, (SIZE, SIZE), annotations))
+        (plain[index],) = suppress([guesses], DecodeConfig())
+        (oracle[index],) = suppress([score_by_truth(guesses, people, SIGMAS)], DecodeConfig())
+    truth = GroundTruth.from_records(records)
+    without, with_truth = (evaluate(truth, found, COCO17).ap for found in (plain, oracle))
+    assert 0 < without < with_truth
+
+
+def test_images_without_annotations_have_no_oracle() -> None:
+    with pytest.raises(ValueError, match="oracle_scores needs annotated people"):
+        Predictor(Guesser(BOLD_AND_GOOD), experiment(oracle_scores=True))([BLANK])
+
+
+@pytest.mark.parametrize("settings", [{"flip": True}, {"scales": [64, 96]}, {"oracle_scores": True}], ids=str)
+def test_a_method_without_candidates_only_predicts_plainly(settings: dict[str, Any]) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parameter = nn.Parameter(torch.zeros(1))
+
+        def predict(self, images: torch.Tensor) -> list[Poses]:
+            return [poses(standing(100), scores=[0.5])] * len(images)
+
+    assert len(Predictor(Plain(), experiment())([BLANK])) == 1
+    with pytest.raises(ValueError, match="'smpr' has no multi-scale or flip prediction and no oracle scores"):
+        Predictor(Plain(), experiment(**settings))
