@@ -8,7 +8,8 @@ used afterwards.
 
 The defaults follow the released code; :meth:`Config.paper` is the paper read literally, with RepPoints (its base)
 in the gaps. Both share one deviation: GroupNorm inside the alignment (``align_norm``), without which the second
-stage dies within a few steps. Heatmap targets keep all keypoints of a cell (``heatmap_target``) only on request.
+stage dies within a few steps. Only on request do targets of the keypoint map keep all keypoints of a cell, or become
+Gaussians (``heatmap_target``).
 
 Letters: B images, M people of an image (padded), P cells, N positive cells, K keypoints.
 """
@@ -35,11 +36,16 @@ from posefleet.models.parts.assign import (
 )
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.decode import DecodeConfig, best_poses, suppress
-from posefleet.models.parts.deform import TAPS, Kernel, subtract_base_grid
 from posefleet.models.parts.fpn import FPN, PAFPN
-from posefleet.models.parts.heads import AlignBlock, conv, prior_bias, scale_gradient, tower
-from posefleet.models.parts.heatmaps import CellTarget, cell_class_targets
-from posefleet.models.parts.losses import bce_loss, focal_loss, l1_loss, mean_counts, smooth_l1_loss
+from posefleet.models.parts.heatmaps import cell_class_targets, gaussian_targets
+from posefleet.models.parts.losses import (
+    bce_loss,
+    focal_loss,
+    gaussian_focal_loss,
+    l1_loss,
+    mean_counts,
+    smooth_l1_loss,
+)
 from posefleet.models.parts.oks import oks, oks_and_rank
 from posefleet.models.parts.points import (
     Cells,
@@ -49,57 +55,7 @@ from posefleet.models.parts.points import (
     level_sizes,
     pyramid_cells,
 )
-
-PRIOR = 0.01
-"""Probability of a person, or of a keypoint, that an untrained network gives."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig:
-    """What the head predicts, and how wide and deep it is."""
-
-    channels: int = 256
-    """Channels of the pyramid and of the towers; a multiple of 4 below 128, of 32 above."""
-    tower_depth: int = 4
-    """3x3 convolutions of each of the two towers, at least 1."""
-    refine: bool = True
-    """Second stage: aligned features correct the pose. Without it classification and pose come from the towers."""
-    psm: bool = True
-    """Pose scoring module: predicts the OKS of each pose. Needs ``refine``."""
-    heatmap: bool = True
-    """Auxiliary keypoint map on P3, in training only."""
-    heatmap_channels: int = 128
-    """Channels of the keypoint map's branch."""
-    align_norm: Literal["gn", "none"] = "gn"
-    """Norm between the deformable convolution and its ReLU; ``none`` is the published layout."""
-    offset_groups: int = 4
-    """Groups of channels with sampling points of their own; divides ``channels``."""
-    offset_bias: bool = False
-    """Bias of the layer that turns a pose into sampling points."""
-    offset_std: float = 0.1
-    """Deviation of that layer's initial weights."""
-    gradient_mul: float = 0.0
-    """0..1: share of the sampling points' gradient that reaches the first pose."""
-    subtract_base: bool = False
-    """Take sampling points relative to the cell's centre (RepPoints) instead of to the regular 3x3 taps."""
-    level_scales: bool = True
-    """A learned factor for the offsets of each level and stage."""
-    hidden_layer: bool = False
-    """One more 3x3 convolution and ReLU before the first pose, which then is a 1x1 convolution."""
-    output_kernel: Literal[1, 3] = 3
-    """Kernel size of the layers that read the aligned features."""
-    deform_kernel: Kernel = "auto"
-    """Implementation of the deformable convolution; see ``parts/deform.py``."""
-
-    def __post_init__(self) -> None:
-        if self.psm and not self.refine:
-            raise ValueError("psm is true but refine is false: the pose score reads the aligned features")
-        if self.channels % self.offset_groups:
-            raise ValueError(f"channels {self.channels} cannot be split into offset_groups {self.offset_groups}")
-        if self.tower_depth < 1:
-            raise ValueError(f"tower_depth must be at least 1, not {self.tower_depth}")
-        if not 0 <= self.gradient_mul <= 1:
-            raise ValueError(f"gradient_mul must be 0..1, not {self.gradient_mul}")
+from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,12 +112,21 @@ class LossConfig:
     """Add the number of images to the number of positives that divides the two focal losses."""
     psm_target: Literal["s2", "s1"] = "s2"
     """Cells that train the pose score: those of the second stage (all assigned ones if there are none), or all."""
-    heatmap_target: CellTarget = "one_class"
-    """Classes of a cell of the keypoint map: the last keypoint's, or every keypoint's (better below 400 px)."""
+    heatmap_target: Literal["one_class", "multihot", "gaussian"] = "one_class"
+    """What the keypoint map learns: a cell has the class of its last keypoint, or of all its keypoints (better below
+    400 px), or Gaussians round the keypoints, with the focal loss made for those."""
+    gaussian_overlap: float = 0.9
+    """0..1, IoU that boxes off by the radius of a Gaussian still have; less makes wider Gaussians."""
+    gaussian_radius: int = 3
+    """Largest radius of a Gaussian, cells."""
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise ValueError(f"beta must be above 0, not {self.beta}")
+        if not 0 < self.gaussian_overlap < 1:
+            raise ValueError(f"gaussian_overlap must be between 0 and 1, not {self.gaussian_overlap}")
+        if self.gaussian_radius < 0:
+            raise ValueError(f"gaussian_radius must not be negative, but is {self.gaussian_radius}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,11 +196,6 @@ class Config:
             ),
             decode=DecodeConfig(max_poses=100),
         )
-
-
-Maps = dict[str, list[Tensor]]
-"""Dense predictions: name -> one map (B, C, h, w) per level. ``cls`` and ``psm``: 1 channel, logits; ``init`` and
-``refine``: 2K channels, cells, dx before dy; ``heatmap``: K channels, logits, P3 only."""
 
 
 class Model(nn.Module):
@@ -389,7 +349,7 @@ class Model(nn.Module):
         weight = judged.oks if config.loss.oks_weighted_regression else torch.ones_like(judged.oks)
         marks = self._heatmap_targets(maps, padded)
 
-        counts = [cls_rows.sum(), marks.sum(), (s1 * weight).sum(), (s2 * weight).sum(), s1.sum(), s2.sum()]
+        counts = [cls_rows.sum(), (marks == 1).sum(), (s1 * weight).sum(), (s2 * weight).sum(), s1.sum(), s2.sum()]
         extra = images if config.loss.count_images else 0
         means = mean_counts(torch.stack([counts[0] + extra, counts[1] + extra, *counts[2:]]), self.minimum_counts)
         for_cls, for_heatmap, for_init, for_refine, size1, size2 = means.unbind()
@@ -411,7 +371,8 @@ class Model(nn.Module):
             psm = bce_loss(chosen["psm"][:, 0], judged.oks, torch.where(on_s2, s2, s1))
             losses["psm"] = config.loss.psm * psm / torch.where(on_s2, size2, size1)
         if config.head.heatmap:
-            losses["heatmap"] = config.loss.heatmap * focal_loss(maps["heatmap"][0], marks) / for_heatmap
+            focal = gaussian_focal_loss if config.loss.heatmap_target == "gaussian" else focal_loss
+            losses["heatmap"] = config.loss.heatmap * focal(maps["heatmap"][0], marks) / for_heatmap
         if self.training:
             self._diagnose(rows, judged)
         return losses
@@ -420,10 +381,19 @@ class Model(nn.Module):
         """(B, K, h, w) of P3; a single zero if there is no keypoint map."""
         if not self.config.head.heatmap:
             return self.sigmas.new_zeros(1)
-        height, width = maps["heatmap"][0].shape[-2:]
-        return cell_class_targets(
-            people.keypoints, people.labelled, (height, width), FPN.strides[0], self.config.loss.heatmap_target
-        )
+        loss, stride = self.config.loss, FPN.strides[0]
+        (size,) = _sizes(maps["heatmap"])
+        if loss.heatmap_target == "gaussian":
+            return gaussian_targets(
+                people.keypoints,
+                people.labelled,
+                people.boxes,
+                size,
+                stride,
+                overlap=loss.gaussian_overlap,
+                most=loss.gaussian_radius,
+            )
+        return cell_class_targets(people.keypoints, people.labelled, size, stride, loss.heatmap_target)
 
     def _cls_weights(self, cells: Cells, people: PaddedPeople, target: Tensor) -> Tensor | None:
         """(B * P): 0 where the people are unknown, else 1."""
@@ -489,75 +459,6 @@ class _Truth(NamedTuple):
     areas: Tensor  # (N,) px^2
     points: Tensor  # (N, 2) px
     strides: Tensor  # (N,) px per cell
-
-
-class Head(nn.Module):
-    """Two towers, the first pose, the alignment, and everything read from aligned features; shared by all levels."""
-
-    alive: Tensor | None
-    """Share of the aligned regression features of P3 above zero in the last training step (0-dim)."""
-
-    def __init__(self, config: HeadConfig, keypoints: int, levels: int) -> None:
-        super().__init__()
-        channels, kernel, coordinates = config.channels, config.output_kernel, 2 * keypoints
-        self.config = config
-        self.alive = None
-        self.cls_tower = tower(channels, channels, config.tower_depth)
-        self.pose_tower = tower(channels, channels, config.tower_depth)
-        self.init: nn.Module = conv(channels, coordinates, 3)
-        if config.hidden_layer:
-            self.init = nn.Sequential(conv(channels, channels, 3), nn.ReLU(), conv(channels, coordinates, 1))
-        self.cls = conv(channels, 1, kernel if config.refine else 3, bias=prior_bias(PRIOR))
-        if config.level_scales:
-            self.init_scale = nn.Parameter(torch.ones(levels))
-        if config.refine:
-            groups, norm, implementation = config.offset_groups, config.align_norm, config.deform_kernel
-            offset_bias = 0.0 if config.offset_bias else None
-            self.offset = conv(coordinates, groups * 2 * TAPS, 1, std=config.offset_std, bias=offset_bias)
-            self.align_cls = AlignBlock(channels, groups, norm, implementation)
-            self.align_pose = AlignBlock(channels, groups, norm, implementation)
-            self.refine = conv(channels, coordinates, kernel)
-            if config.level_scales:
-                self.refine_scale = nn.Parameter(torch.ones(levels))
-        if config.psm:
-            self.psm = conv(channels, 1, kernel)
-        if config.heatmap:
-            self.heatmap = nn.Sequential(
-                tower(channels, config.heatmap_channels, 2),
-                conv(config.heatmap_channels, keypoints, 3, bias=prior_bias(PRIOR)),
-            )
-
-    def forward(self, features: list[Tensor], *, heatmap: bool = False) -> Maps:
-        """P3..P7, each (B, C, h, w) -> dense predictions; the keypoint map only if asked for."""
-        levels = [self._level(feature, level) for level, feature in enumerate(features)]
-        maps = {name: [level[name] for level in levels] for name in levels[0]}
-        if heatmap:
-            maps["heatmap"] = [self.heatmap(features[0])]
-        return maps
-
-    def _level(self, feature: Tensor, level: int) -> dict[str, Tensor]:
-        config = self.config
-        cls, pose = self.cls_tower(feature), self.pose_tower(feature)
-        init = self.init(pose).float()
-        if config.level_scales:
-            init = init * self.init_scale[level]
-        if not config.refine:
-            return {"cls": self.cls(cls), "init": init}
-
-        with torch.autocast(feature.device.type, enabled=False):  # positions need more than bfloat16's 8 bits
-            offset = self.offset(scale_gradient(init, config.gradient_mul))
-        if config.subtract_base:
-            offset = subtract_base_grid(offset)
-        pose = self.align_pose(pose, offset)
-        if self.training and level == 0:
-            self.alive = (pose.detach() > 0).float().mean()
-        delta = self.refine(pose).float()
-        if config.level_scales:
-            delta = delta * self.refine_scale[level]
-        maps = {"cls": self.cls(self.align_cls(cls, offset)), "init": init, "refine": init.detach() + delta}
-        if config.psm:
-            maps["psm"] = self.psm(pose)
-        return maps
 
 
 def _sizes(levels: Sequence[Tensor]) -> list[tuple[int, int]]:

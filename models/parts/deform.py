@@ -75,6 +75,19 @@ def subtract_base_grid(offset: Tensor) -> Tensor:
     return offset - base.repeat(offset.shape[1] // base.numel()).view(1, -1, 1, 1)
 
 
+@torch.no_grad()
+def read_keypoints(layer: nn.Conv2d, keypoints: int) -> None:
+    """Set a 1x1 convolution from a pose (B, 2K, H, W; dx before dy, cells) to positions of taps (B, G * 18, H, W).
+
+    Tap i, counted over all groups, is put on keypoint i modulo K. :func:`subtract_base_grid` makes offsets of them.
+    """
+    layer.weight.zero_()
+    for tap in range(layer.out_channels // 2):
+        x = 2 * (tap % keypoints)
+        layer.weight[2 * tap, x + 1] = 1  # dy
+        layer.weight[2 * tap + 1, x] = 1  # dx
+
+
 def _sample_taps(x: Tensor, offset: Tensor) -> Tensor:
     """Values under every tap: (B, C * 9, H, W), channel-major like ``weight.flatten(1)``. In float32."""
     batch, channels, height, width = x.shape

@@ -17,7 +17,8 @@ from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.losses import mean_counts
 from posefleet.models.parts.points import encode_offsets, level_sizes, pyramid_cells
-from posefleet.models.smpr import AssignConfig, Config, Head, HeadConfig, LossConfig, Maps, Model
+from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
+from posefleet.models.smpr import AssignConfig, Config, LossConfig, Model
 
 K = len(COCO17)
 SIZE = 512
@@ -102,16 +103,30 @@ def test_parameter_counts_of_the_paper_head() -> None:
     assert parameters(head) - parameters(head.heatmap) == 5_330_364
 
 
-def test_dense_predictions_of_an_800_by_1088_image() -> None:
-    head = Head(SMALL.head, K, levels=5)
-    sizes = [(100, 136), (50, 68), (25, 34), (13, 17), (7, 9)]
+@pytest.mark.parametrize(
+    ("preset", "parameters_of", "sampling"),
+    [
+        (Config(), {"neck": 6_228_992, "head": 6_066_144 + 462_481}, 72),
+        (Config.paper(), {"neck": 3_868_672, "head": 5_330_364 + 1_219_857}, 18),
+    ],
+    ids=["official", "paper"],
+)
+def test_dense_predictions_of_an_800_by_1088_image(
+    preset: Config, parameters_of: dict[str, int], sampling: int
+) -> None:
+    backbone = replace(preset.backbone, pretrained=False)
+    model = build(replace(preset, backbone=backbone, head=replace(preset.head, align_norm="none"))).eval()
+    assert {name: parameters(getattr(model, name)) for name in parameters_of} == parameters_of
+    offsets: list[tuple[int, ...]] = []
+    model.head.offset.register_forward_hook(lambda _, __, out: offsets.append(tuple(out.shape)))
     with torch.no_grad():
-        maps = head([torch.zeros(1, 16, *size) for size in sizes], heatmap=True)
-    channels = {"cls": 1, "psm": 1, "init": 34, "refine": 34}
-    for name, count in channels.items():
+        maps = model.forward_features(torch.zeros(1, 3, 800, 1088, dtype=torch.uint8), heatmap=True)
+    sizes = [(100, 136), (50, 68), (25, 34), (13, 17), (7, 9)]
+    assert maps.keys() == {"cls", "psm", "init", "refine", "heatmap"}
+    for name, count in {"cls": 1, "psm": 1, "init": 34, "refine": 34}.items():
         assert [tuple(level.shape) for level in maps[name]] == [(1, count, *size) for size in sizes]
-    assert maps["heatmap"][0].shape == (1, 17, 100, 136)
-    assert Head(HeadConfig(), K, 5).offset.weight.shape == (72, 34, 1, 1)
+    assert [tuple(level.shape) for level in maps["heatmap"]] == [(1, 17, 100, 136)]
+    assert offsets == [(1, sampling, *size) for size in sizes]
 
 
 def test_an_untrained_network_believes_in_nobody() -> None:
@@ -143,6 +158,33 @@ def test_bias_8_of_the_paper_head_samples_one_row_below() -> None:
     torch.testing.assert_close(moved[:, :, :-1], x[:, :, 1:], atol=1e-5, rtol=1e-5)
 
 
+def test_alignment_can_start_on_the_keypoints_of_the_first_pose() -> None:
+    """Features that are the cell's own x and y: what a tap reads is where it reads."""
+    config = HeadConfig(channels=36, offset_groups=2, align_norm="none", offset_init="keypoints", subtract_base=True)
+    head = Head(config, K, levels=5)
+    head.pose_tower = torch.nn.Identity()
+    pose = 2 * torch.rand(K, 2, generator=torch.Generator().manual_seed(0)) - 1  # cells, the same in every cell
+    torch.nn.init.zeros_(head.init.weight)
+    head.init.bias.data = pose.flatten()
+    features = torch.zeros(1, 36, 8, 9)
+    for group in range(2):
+        features[0, 18 * group] = torch.arange(9.0)
+        features[0, 18 * group + 1] = torch.arange(8.0)[:, None]
+    weight = torch.zeros(36, 36, 3, 3)  # outputs 2i and 2i + 1: x and y under tap i
+    for tap in range(18):
+        for axis in range(2):
+            weight[2 * tap + axis, 18 * (tap // 9) + axis].view(9)[tap % 9] = 1
+    head.align_pose.deform.weight.data = weight
+    seen: list[torch.Tensor] = []
+    head.align_pose.register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        head([features] * 5)
+    inside = seen[0][0, :, 1:-1, 1:-1].unflatten(0, (18, 2))  # where no keypoint leaves the map
+    own = features[0, :2, 1:-1, 1:-1]
+    expected = own + torch.cat([pose, pose[:1]])[:, :, None, None]  # 18 taps, 17 keypoints: the last reads the first
+    torch.testing.assert_close(inside, expected, atol=1e-4, rtol=0)
+
+
 # ------------------------------------------------------------------------------------------------ targets
 
 
@@ -161,18 +203,38 @@ def test_perfect_first_poses_train_the_second_stage_everywhere() -> None:
     assert model.diagnostics["kept"] == 1 and model.diagnostics["swapped"] == 0
 
 
-def test_poses_20_pixels_off_keep_only_the_best_cells() -> None:
-    maps, leaves = maps_of(ADULT.keypoints[0] + torch.tensor([20.0, 0.0]))
+WHOLE = People(ADULT.keypoints.round(), ADULT.visibility, ADULT.boxes, ADULT.areas, ADULT.crowd)
+"""Keypoints at whole pixels pass through offsets in cells without rounding, so poses can be exactly as good."""
+
+
+def displaced(pixels: torch.Tensor) -> torch.Tensor:
+    """(P, K, 2) poses of ``WHOLE``, all keypoints moved to the right by ``pixels`` (P,)."""
+    return WHOLE.keypoints + pixels[:, None, None] * torch.tensor([1.0, 0.0])
+
+
+@pytest.mark.parametrize("tied", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 3, 4, 7], [5]])
+def test_poses_20_pixels_off_keep_exactly_the_tied_best_cells(tied: list[int]) -> None:
     model = build()
-    sum(model._losses(maps, [ADULT]).values()).backward()
-    assert model.diagnostics["initial_oks"].item() == pytest.approx(0.331114, abs=1e-5)
-    poses = ADULT.keypoints[0].expand(len(CELLS), K, 2) + torch.tensor([20.0, 0.0])
-    best = assigned(model, ADULT).nonzero()[2]
-    poses = poses.clone()
-    poses[best] -= torch.tensor([1.0, 0.0])
-    maps, leaves = maps_of(poses)
-    sum(model._losses(maps, [ADULT]).values()).backward()
-    assert trained(leaves["refine"]).nonzero().tolist() == [best.tolist()]
+    best = assigned(model, WHOLE).nonzero()[tied, 0]
+    pixels = torch.full((len(CELLS),), 21.0)
+    pixels[best] = 20
+    maps, leaves = maps_of(displaced(pixels))
+    sum(model._losses(maps, [WHOLE]).values()).backward()
+    assert trained(leaves["refine"]).nonzero()[:, 0].tolist() == best.tolist()
+    assert trained(leaves["psm"]).nonzero()[:, 0].tolist() == best.tolist()
+    gradient = leaves["psm"].grad[0, best, 0]
+    torch.testing.assert_close(gradient, torch.full_like(gradient, (0.5 - 0.331114) / len(tied)), atol=1e-6, rtol=0)
+
+
+def test_a_better_cell_of_nobody_is_not_the_best_cell_of_a_person() -> None:
+    """Otherwise the intersection with the assigned cells would be empty."""
+    model = build()
+    cells = assigned(model, WHOLE)
+    pixels = torch.full((len(CELLS),), 5.0)
+    pixels[cells] = 20
+    maps, leaves = maps_of(displaced(pixels))
+    sum(model._losses(maps, [WHOLE]).values()).backward()
+    torch.testing.assert_close(trained(leaves["refine"]), cells)
 
 
 def test_poses_20_pixels_off_leave_nothing_without_keep_best() -> None:
@@ -181,7 +243,7 @@ def test_poses_20_pixels_off_leave_nothing_without_keep_best() -> None:
     losses = model._losses(maps, [ADULT])
     sum(losses.values()).backward()
     assert losses["refine"].item() == 0
-    assert (leaves["refine"].grad == 0).all()
+    assert (leaves["refine"].grad == 0).all()  # finite, too
     torch.testing.assert_close(trained(leaves["psm"]), assigned(model, ADULT))  # S1 instead of the empty S2
     gradient = leaves["psm"].grad[0, assigned(model, ADULT), 0]
     torch.testing.assert_close(gradient, torch.full((8,), (0.5 - 0.331114) / 8), atol=1e-6, rtol=0)
@@ -325,6 +387,24 @@ def test_an_image_without_people_costs_nothing_but_false_alarms() -> None:
     assert losses["cls"] > 0 and losses["heatmap"] > 0
 
 
+def test_a_map_of_gaussians_is_divided_by_its_peaks() -> None:
+    """Logits 0 on all cells: a peak costs ln 2 / 4, a cell of value t costs (1 - t)^4 of that."""
+    box = torch.tensor([[300.0, 300, 400, 500]])  # 25 x 12.5 cells have radius 1
+    keypoints = torch.zeros(1, K, 2)
+    keypoints[0, 0], keypoints[0, 1] = torch.tensor([300.0, 300]), torch.tensor([400.0, 500])
+    visibility = torch.zeros(1, K, dtype=torch.uint8)
+    visibility[0, :2] = 2
+    pair = People(keypoints, visibility, box, torch.tensor([10_000.0]), torch.zeros(1, dtype=torch.bool))
+    maps, _ = maps_of(ADULT.keypoints[0])
+    near, corner = (1 - math.exp(-2)) ** 4, (1 - math.exp(-4)) ** 4
+    away = K * 64 * 64 - 2 * 9
+    cost = math.log(2) / 4 * (2 * (1 + 4 * near + 4 * corner) + away)
+    for count_images, divisor in ((True, 3), (False, 2)):
+        loss = LossConfig(heatmap_target="gaussian", count_images=count_images)
+        losses = build(replace(SMALL, loss=loss))._losses(maps, [pair])
+        assert losses["heatmap"].item() == pytest.approx(4 * cost / divisor, rel=1e-6)
+
+
 def gradient_of(config: Config, *names: str) -> torch.Tensor:
     """Gradient of the first pose's layer from the losses ``names``."""
     model = build(config)
@@ -401,13 +481,15 @@ def test_rank_and_pose_can_be_chosen() -> None:
         replace(SMALL, head=replace(SMALL.head, psm=False), neck="fpn"),
         replace(SMALL, assign=AssignConfig(region="pseudo", oks_of="refined", refine_oks_threshold=0)),
         replace(SMALL, head=replace(SMALL.head, subtract_base=True, align_norm="none", gradient_mul=0.5)),
+        replace(SMALL, head=replace(SMALL.head, subtract_base=True, offset_init="keypoints")),
+        replace(SMALL, loss=LossConfig(heatmap_target="gaussian")),
         replace(
             Config.paper(),
             backbone=SMALL.backbone,
             head=replace(Config.paper().head, channels=16, tower_depth=1, heatmap_channels=16),
         ),
     ],
-    ids=["baseline", "no score", "whole box", "relative points", "paper"],
+    ids=["baseline", "no score", "whole box", "relative points", "points on keypoints", "Gaussians", "paper"],
 )
 def test_every_row_of_the_ablation_trains_and_predicts(config: Config) -> None:
     model = build(config)
@@ -426,6 +508,12 @@ def test_settings_that_contradict_are_named() -> None:
         Config(head=HeadConfig(refine=False, psm=False), assign=AssignConfig(oks_of="refined"))
     with pytest.raises(ValueError, match="channels 30 cannot be split into offset_groups 4"):
         HeadConfig(channels=30)
+    with pytest.raises(ValueError, match=r"offset_init 'keypoints' .* needs subtract_base: true"):
+        HeadConfig(offset_init="keypoints")
+    with pytest.raises(ValueError, match="gaussian_overlap must be between 0 and 1, not 1"):
+        LossConfig(gaussian_overlap=1.0)
+    with pytest.raises(ValueError, match="gaussian_radius must not be negative, but is -1"):
+        LossConfig(gaussian_radius=-1)
 
 
 # ------------------------------------------------------------------------------------------------ learning

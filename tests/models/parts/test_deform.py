@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from posefleet.models.parts.deform import DeformConv2d, deform_conv2d, subtract_base_grid
+from posefleet.models.parts.deform import DeformConv2d, deform_conv2d, read_keypoints, subtract_base_grid
 
 KERNELS = ("grid_sample", "torchvision")
 
@@ -59,6 +59,24 @@ def test_positions_relative_to_the_centre_become_offsets() -> None:
     at_centre = subtract_base_grid(torch.zeros_like(offset))
     out = deform_conv2d(x, at_centre, weight, kernel="torchvision")
     torch.testing.assert_close(out, F.conv2d(x, weight.sum((2, 3), keepdim=True)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_taps_can_start_on_the_keypoints(kernel: str) -> None:
+    """A map that says where it is, read by 18 taps of two groups: keypoints 0..16, and the 18th is keypoint 0 again."""
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(7.0), indexing="ij")
+    keypoints = torch.rand(17, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([6.0, 5.0])
+    pose = torch.stack([keypoints[:, 0, None, None] - x, keypoints[:, 1, None, None] - y], dim=1).view(1, 34, 6, 7)
+    layer = torch.nn.Conv2d(34, 36, 1, bias=False)
+    read_keypoints(layer, 17)
+    reader = torch.zeros(36, 4, 3, 3)  # output 2i and 2i + 1: x and y under tap i
+    for tap in range(18):
+        for axis in range(2):
+            reader[2 * tap + axis, 2 * (tap // 9) + axis].view(9)[tap % 9] = 1
+    features = torch.stack([x, y, x, y])[None]
+    seen = deform_conv2d(features, subtract_base_grid(layer(pose)), reader, kernel=kernel)
+    expected = torch.cat([keypoints, keypoints[:1]]).view(1, 36, 1, 1).expand(1, 36, 6, 7)
+    torch.testing.assert_close(seen, expected, atol=1e-4, rtol=0)
 
 
 def test_channels_that_do_not_split_into_groups_are_refused() -> None:

@@ -1,0 +1,146 @@
+"""Head of two-stage pose regression on a feature pyramid (RepPoints for poses; Yang et al., Miao et al.).
+
+A first pose is read from one feature vector; sampling points derived from it steer a deformable convolution, and the
+aligned features give an additive correction of the pose, the classification and a score of the pose.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.models.parts.deform import TAPS, Kernel, read_keypoints, subtract_base_grid
+from posefleet.models.parts.heads import AlignBlock, conv, prior_bias, scale_gradient, tower
+
+PRIOR = 0.01
+"""Probability of a person, or of a keypoint, that an untrained network gives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """What the head predicts, and how wide and deep it is."""
+
+    channels: int = 256
+    """Channels of the pyramid and of the towers; a multiple of 4 below 128, of 32 above."""
+    tower_depth: int = 4
+    """3x3 convolutions of each of the two towers, at least 1."""
+    refine: bool = True
+    """Second stage: aligned features correct the pose. Without it classification and pose come from the towers."""
+    psm: bool = True
+    """Pose scoring module: predicts the OKS of each pose. Needs ``refine``."""
+    heatmap: bool = True
+    """Auxiliary keypoint map on P3, in training only."""
+    heatmap_channels: int = 128
+    """Channels of the keypoint map's branch."""
+    align_norm: Literal["gn", "none"] = "gn"
+    """Norm between the deformable convolution and its ReLU; ``none`` is the published layout."""
+    offset_groups: int = 4
+    """Groups of channels with sampling points of their own; divides ``channels``."""
+    offset_bias: bool = False
+    """Bias of the layer that turns a pose into sampling points."""
+    offset_init: Literal["normal", "keypoints"] = "normal"
+    """Initial weights of that layer: random, or such that the taps read where the first pose has its keypoints
+    (needs ``subtract_base``), which is what random weights have to discover."""
+    offset_std: float = 0.1
+    """Deviation of that layer's weights if they start ``normal``."""
+    gradient_mul: float = 0.0
+    """0..1: share of the sampling points' gradient that reaches the first pose."""
+    subtract_base: bool = False
+    """Take sampling points relative to the cell's centre (RepPoints) instead of to the regular 3x3 taps."""
+    level_scales: bool = True
+    """A learned factor for the offsets of each level and stage."""
+    hidden_layer: bool = False
+    """One more 3x3 convolution and ReLU before the first pose, which then is a 1x1 convolution."""
+    output_kernel: Literal[1, 3] = 3
+    """Kernel size of the layers that read the aligned features."""
+    deform_kernel: Kernel = "auto"
+    """Implementation of the deformable convolution; see ``parts/deform.py``."""
+
+    def __post_init__(self) -> None:
+        if self.psm and not self.refine:
+            raise ValueError("psm is true but refine is false: the pose score reads the aligned features")
+        if self.channels % self.offset_groups:
+            raise ValueError(f"channels {self.channels} cannot be split into offset_groups {self.offset_groups}")
+        if self.offset_init == "keypoints" and not self.subtract_base:
+            raise ValueError("offset_init 'keypoints' gives positions of taps; it needs subtract_base: true")
+        if self.tower_depth < 1:
+            raise ValueError(f"tower_depth must be at least 1, not {self.tower_depth}")
+        if not 0 <= self.gradient_mul <= 1:
+            raise ValueError(f"gradient_mul must be 0..1, not {self.gradient_mul}")
+
+
+Maps = dict[str, list[Tensor]]
+"""Dense predictions: name -> one map (B, C, h, w) per level. ``cls`` and ``psm``: 1 channel, logits; ``init`` and
+``refine``: 2K channels, cells, dx before dy; ``heatmap``: K channels, logits, P3 only."""
+
+
+class Head(nn.Module):
+    """Two towers, the first pose, the alignment, and everything read from aligned features; shared by all levels."""
+
+    alive: Tensor | None
+    """Share of the aligned regression features of P3 above zero in the last training step (0-dim)."""
+
+    def __init__(self, config: HeadConfig, keypoints: int, levels: int) -> None:
+        super().__init__()
+        channels, kernel, coordinates = config.channels, config.output_kernel, 2 * keypoints
+        self.config = config
+        self.alive = None
+        self.cls_tower = tower(channels, channels, config.tower_depth)
+        self.pose_tower = tower(channels, channels, config.tower_depth)
+        self.init: nn.Module = conv(channels, coordinates, 3)
+        if config.hidden_layer:
+            self.init = nn.Sequential(conv(channels, channels, 3), nn.ReLU(), conv(channels, coordinates, 1))
+        self.cls = conv(channels, 1, kernel if config.refine else 3, bias=prior_bias(PRIOR))
+        if config.level_scales:
+            self.init_scale = nn.Parameter(torch.ones(levels))
+        if config.refine:
+            groups, norm, implementation = config.offset_groups, config.align_norm, config.deform_kernel
+            offset_bias = 0.0 if config.offset_bias else None
+            self.offset = conv(coordinates, groups * 2 * TAPS, 1, std=config.offset_std, bias=offset_bias)
+            if config.offset_init == "keypoints":
+                read_keypoints(self.offset, keypoints)
+            self.align_cls = AlignBlock(channels, groups, norm, implementation)
+            self.align_pose = AlignBlock(channels, groups, norm, implementation)
+            self.refine = conv(channels, coordinates, kernel)
+            if config.level_scales:
+                self.refine_scale = nn.Parameter(torch.ones(levels))
+        if config.psm:
+            self.psm = conv(channels, 1, kernel)
+        if config.heatmap:
+            self.heatmap = nn.Sequential(
+                tower(channels, config.heatmap_channels, 2),
+                conv(config.heatmap_channels, keypoints, 3, bias=prior_bias(PRIOR)),
+            )
+
+    def forward(self, features: list[Tensor], *, heatmap: bool = False) -> Maps:
+        """P3..P7, each (B, C, h, w) -> dense predictions; the keypoint map only if asked for."""
+        levels = [self._level(feature, level) for level, feature in enumerate(features)]
+        maps = {name: [level[name] for level in levels] for name in levels[0]}
+        if heatmap:
+            maps["heatmap"] = [self.heatmap(features[0])]
+        return maps
+
+    def _level(self, feature: Tensor, level: int) -> dict[str, Tensor]:
+        config = self.config
+        cls, pose = self.cls_tower(feature), self.pose_tower(feature)
+        init = self.init(pose).float()
+        if config.level_scales:
+            init = init * self.init_scale[level]
+        if not config.refine:
+            return {"cls": self.cls(cls), "init": init}
+
+        with torch.autocast(feature.device.type, enabled=False):  # positions need more than bfloat16's 8 bits
+            offset = self.offset(scale_gradient(init, config.gradient_mul))
+        if config.subtract_base:
+            offset = subtract_base_grid(offset)
+        pose = self.align_pose(pose, offset)
+        if self.training and level == 0:
+            self.alive = (pose.detach() > 0).float().mean()
+        delta = self.refine(pose).float()
+        if config.level_scales:
+            delta = delta * self.refine_scale[level]
+        maps = {"cls": self.cls(self.align_cls(cls, offset)), "init": init, "refine": init.detach() + delta}
+        if config.psm:
+            maps["psm"] = self.psm(pose)
+        return maps
