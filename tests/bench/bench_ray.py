@@ -1,39 +1,44 @@
-"""Two workers under Ray Train against two under torchrun, same code, same shards: images/s once they run.
+"""Two workers under Ray Train against two under torchrun, same code, same shards: time of a step.
 
     python tests/bench/bench_ray.py
 
-Start-up is not counted (Ray's takes longer; it is printed). Runs alternate: torchrun, Ray, torchrun, Ray.
+Both runs exist all the time and take turns of a few seconds: while one trains, all processes of the other (Ray's
+daemons and MLflow's included) are stopped. So both see the same machine, however its speed drifts.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 from bench_step import make_experiment
 
 from posefleet.platform.config import Experiment, build_experiment, read_yaml, to_yaml
 
-WARM_UP_LOOKS = 2
-"""Looks at the losses that are not counted: connections, first allocations."""
+ROOT = Path(__file__).resolve().parents[2]
+Look = tuple[float, int]
+"""When rank 0 looked at the losses (seconds since the epoch), and the optimiser steps until then."""
 
 
-class SpeedSink:
-    """Appends images/s to a file."""
+class LookSink:
+    """Appends every look to a file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        if "images_per_second" in metrics:
-            self._file.write(f"{metrics['images_per_second']}\n")
+        self._file.write(f"{time.time()} {step}\n")
 
     def log_bytes(self, name: str, data: bytes) -> None:
         pass
@@ -52,77 +57,149 @@ def torchrun_worker(config: str, out: Path) -> None:
     keep_freed_memory()
     worker = LocalWorker(device="cpu")
     if worker.rank == 0:
-        worker.sink = SpeedSink(out)
+        worker.sink = LookSink(out)
     with tempfile.TemporaryDirectory() as temp:
         fit(build_experiment(read_yaml(config)), worker, CheckpointStore(temp))
-    os._exit(0)  # gloo's threads sometimes abort at exit
 
 
-def under_torchrun(experiment: Experiment, folder: Path) -> tuple[list[float], float]:
-    """Images/s at every look, and the whole seconds."""
-    config, out = folder / "config.yaml", folder / f"speeds-{time.time_ns()}"
-    config.write_text(to_yaml(experiment))
-    start = time.perf_counter()
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
-    command = [torchrun, "--nproc-per-node=2", "--master-port=29533", __file__, "--worker", str(config), str(out)]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return [float(line) for line in out.read_text().split()], time.perf_counter() - start
+class Contestant:
+    """A training that goes on without end, with all its processes, and can be stopped and continued."""
+
+    def __init__(self, log: Path, *command: object) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+        words = [str(word) for word in command]
+        self._log = log
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                words, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def looks(self) -> list[Look]:
+        """All looks so far, oldest first."""
+        raise NotImplementedError
+
+    def wait_for_looks(self, count: int, seconds: float = 300) -> None:
+        """Until the training runs."""
+        for _ in range(int(seconds)):
+            if len(self.looks()) >= count:
+                return
+            if self._process.poll() is not None:
+                break
+            time.sleep(1)
+        raise SystemExit(f"this training does not run:\n{self._log.read_text()}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """To every process of the training."""
+        processes = [psutil.Process(self._process.pid)]
+        for process in [*processes, *processes[0].children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def end(self) -> None:
+        """Kill it: nothing of it is wanted."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.signal(signal.SIGKILL)
+        self._process.wait()
 
 
-def under_ray(experiment: Experiment, folder: Path) -> tuple[list[float], float]:
-    """Images/s at every look, and the whole seconds."""
-    from posefleet.platform.tracking import read_metrics
-    from posefleet.platform.train import train
+class Torchrun(Contestant):
+    """Two workers, a file of looks."""
 
-    name = f"ray-{time.time_ns()}"
-    experiment = dataclasses.replace(
-        experiment,
-        scaling=dataclasses.replace(experiment.scaling, num_workers=2),
-        run=dataclasses.replace(experiment.run, storage=str(folder / "runs"), name=name),
-    )
-    start = time.perf_counter()
-    if train(experiment):
-        raise SystemExit("training under Ray failed")
-    seconds = time.perf_counter() - start
-    run_id = json.loads((folder / "runs" / name / "run.json").read_text())["run_id"]
-    uri = f"sqlite:///{folder}/runs/mlflow.db"
-    points = read_metrics(uri, run_id, ["images_per_second"])["images_per_second"]
-    return [value for _, value in points], seconds
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        config, self._out = folder / "torchrun.yaml", folder / "looks"
+        config.write_text(to_yaml(experiment))
+        torchrun = Path(sys.executable).with_name("torchrun")
+        super().__init__(torchrun, "--nproc-per-node=2", "--master-port=29533", __file__, "--worker", config, self._out)
+
+    def looks(self) -> list[Look]:
+        """From the file."""
+        lines = self._out.read_text().splitlines() if self._out.exists() else []
+        return [(float(when), int(step)) for when, step in map(str.split, lines)]
+
+
+class UnderRay(Contestant):
+    """Two workers, the run's metrics in MLflow."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        config, self._storage, self._name = folder / "ray.yaml", folder / "runs", "under-ray"
+        run = dataclasses.replace(experiment.run, storage=str(self._storage), name=self._name)
+        scaling = dataclasses.replace(experiment.scaling, num_workers=2)
+        config.write_text(to_yaml(dataclasses.replace(experiment, run=run, scaling=scaling)))
+        super().__init__(folder / "ray.log", sys.executable, ROOT / "jobs" / "train_smpr.py", "--config", config)
+
+    def looks(self) -> list[Look]:
+        """From MLflow, whose times are milliseconds."""
+        from mlflow import MlflowClient
+
+        described = self._storage / self._name / "run.json"
+        if not described.exists():
+            return []
+        history = MlflowClient(f"sqlite:///{self._storage}/mlflow.db").get_metric_history(
+            json.loads(described.read_text())["run_id"], "loss"
+        )
+        return sorted((point.timestamp / 1000, point.step) for point in history)
+
+
+def seconds_per_step(looks: list[Look], start: float, end: float) -> float:
+    """Between the first and the last look inside a window; not a number if there are fewer than two."""
+    inside = [look for look in looks if start < look[0] < end]
+    if len(inside) < 2:
+        return float("nan")
+    (first, first_step), (last, last_step) = inside[0], inside[-1]
+    return (last - first) / (last_step - first_step)
+
+
+@contextlib.contextmanager
+def contestants(experiment: Experiment, folder: Path) -> Iterator[tuple[Torchrun, UnderRay]]:
+    """Both trainings, running and then stopped; killed at the end."""
+    with contextlib.ExitStack() as stack:
+        both = []
+        for kind in (Torchrun, UnderRay):
+            contestant = kind(experiment, folder)
+            stack.callback(contestant.end)
+            contestant.wait_for_looks(4)
+            contestant.signal(signal.SIGSTOP)
+            both.append(contestant)
+        yield both[0], both[1]  # type: ignore[misc]
 
 
 def main() -> None:
-    """Alternate and compare."""
+    """Take turns and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         torchrun_worker(options.worker[0], Path(options.worker[1]))
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         experiment = make_experiment(folder, batch_size=4)
         experiment = dataclasses.replace(
-            experiment, train=dataclasses.replace(experiment.train, epochs=options.steps * 8 / 64, eval_every=1e6)
+            experiment, train=dataclasses.replace(experiment.train, eval_every=1e6, log_every=5)
         )
-        ratios, setup = [], []
-        for _ in range(options.rounds):
-            speeds = []
-            for launch in (under_torchrun, under_ray):
-                looks, seconds = launch(experiment, folder)
-                speeds.append(statistics.median(looks[WARM_UP_LOOKS:]))
-                setup.append(seconds)
-            ratios.append(speeds[0] / speeds[1])
-            sys.stdout.write(f"  torchrun {speeds[0]:6.2f} images/s   Ray {speeds[1]:6.2f} images/s\n")
-            sys.stdout.flush()
-        each = " ".join(f"{ratio:.3f}" for ratio in ratios)
-        torchrun, ray = (statistics.median(seconds) for seconds in (setup[::2], setup[1::2]))
-        sys.stdout.write(
-            f"step time, Ray / torchrun: median {statistics.median(ratios):.3f} ({each})\n"
-            f"whole runs, start-up included: torchrun {torchrun:.0f} s, Ray {ray:.0f} s\n"
-        )
+        with contestants(experiment, folder) as both:
+            turns: list[list[tuple[float, float]]] = [[], []]
+            for _, (index, contestant) in itertools.product(range(options.rounds), enumerate(both)):
+                start = time.time()
+                contestant.signal(signal.SIGCONT)
+                time.sleep(options.seconds)
+                turns[index].append((start, time.time()))
+                contestant.signal(signal.SIGSTOP)
+            time.sleep(1)
+            both[1].signal(signal.SIGCONT)
+            time.sleep(10)  # what was logged last reaches MLflow
+            seen = [contestant.looks() for contestant in both]
+    torchrun, ray = ([seconds_per_step(looks, *turn) for turn in mine] for looks, mine in zip(seen, turns, strict=True))
+    ratios = [b / a for a, b in zip(torchrun, ray, strict=True) if a == a and b == b]
+    sys.stdout.write(
+        f"step of two workers, batch 4 each: torchrun {1e3 * statistics.median(torchrun):.0f} ms, "
+        f"Ray {1e3 * statistics.median(ray):.0f} ms\n"
+        f"Ray / torchrun: median {statistics.median(ratios):.3f} of {len(ratios)} pairs ("
+        + " ".join(f"{ratio:.3f}" for ratio in ratios)
+        + ")\n"
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -25,6 +28,7 @@ from posefleet.data.coco import find_source
 from posefleet.data.keypoints import COCO17
 from posefleet.data.sharding import shard_coco
 from posefleet.data.stream import training_batches
+from posefleet.data.structures import Batch
 from posefleet.data.synthetic import SceneConfig, write_dataset
 from posefleet.platform import loop
 from posefleet.platform.checkpoint import CheckpointStore
@@ -51,10 +55,25 @@ def make_experiment(folder: Path, batch_size: int) -> Experiment:
     return build_experiment(values)
 
 
-def bare_window(state: loop.TrainingState, batches: object, steps: int) -> float:
-    """Seconds per step of what anyone would write first."""
+class Window(NamedTuple):
+    """Seconds of a step."""
+
+    clock: float
+    processor: float
+    """Of all threads; does not count waiting for a core that somebody else has."""
+
+
+@contextmanager
+def timed(steps: int, windows: list[Window]) -> Iterator[None]:
+    """Append what a step inside took."""
+    clock, processor = time.perf_counter(), time.process_time()
+    yield
+    windows.append(Window((time.perf_counter() - clock) / steps, (time.process_time() - processor) / steps))
+
+
+def bare_loop(state: loop.TrainingState, batches: Iterator[Batch], steps: int) -> None:
+    """What anyone would write first."""
     optimizer, model = state.optimizer, state.model
-    start = time.perf_counter()
     for batch in itertools.islice(batches, steps):
         losses = model(batch.images, batch.people)
         total = sum(losses.values())
@@ -63,7 +82,6 @@ def bare_window(state: loop.TrainingState, batches: object, steps: int) -> float
         clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 35.0)
         optimizer.step()
     float(total.detach())
-    return (time.perf_counter() - start) / steps
 
 
 def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
@@ -76,21 +94,24 @@ def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
     dataset = loop._training_set(experiment)
     saver = loop._Saver(state, experiment, worker, run.store(experiment), {})
     with training_batches(dataset, batch_size=batch_size) as batches, ProgressLine(1, active=False) as line:
-        bare_window(state, batches, 5)
-        bare, ours = [], []
+        bare_loop(state, batches, 5)
+        bare: list[Window] = []
+        ours: list[Window] = []
         for _ in range(rounds):
-            bare.append(bare_window(state, batches, steps))
-            start = time.perf_counter()
-            goal = state.position + steps * batch_size
-            loop._train_until(goal, state, state.model, batches, experiment, worker, len(dataset), saver, line)
-            ours.append((time.perf_counter() - start) / steps)
-    ratios = [o / b for o, b in zip(ours, bare, strict=True)]
-    sys.stdout.write(
-        f"step, batch {batch_size}, {torch.get_num_threads()} threads, {rounds} rounds of {steps} steps\n"
-        f"  bare loop  {1e3 * statistics.median(bare):7.1f} ms\n"
-        f"  platform   {1e3 * statistics.median(ours):7.1f} ms\n"
-        f"  platform / bare  median {statistics.median(ratios):.3f}  (" + " ".join(f"{r:.3f}" for r in ratios) + ")\n"
-    )
+            with timed(steps, bare):
+                bare_loop(state, batches, steps)
+            with timed(steps, ours):
+                goal = state.position + steps * batch_size
+                loop._train_until(goal, state, state.model, batches, experiment, worker, len(dataset), saver, line)
+    sys.stdout.write(f"step, batch {batch_size}, {torch.get_num_threads()} threads, {rounds} rounds of {steps} steps\n")
+    for unit in Window._fields:
+        pairs = [(getattr(b, unit), getattr(o, unit)) for b, o in zip(bare, ours, strict=True)]
+        ratios = [o / b for b, o in pairs]
+        bare_step, our_step = (1e3 * statistics.median(values) for values in zip(*pairs, strict=True))
+        sys.stdout.write(
+            f"  {unit:9s}  bare loop {bare_step:7.1f} ms   platform {our_step:7.1f} ms   "
+            f"ratio: median {statistics.median(ratios):.3f}  (" + " ".join(f"{r:.3f}" for r in ratios) + ")\n"
+        )
     run.finish("FINISHED")
 
 
@@ -99,8 +120,11 @@ def allocator_window(folder: Path, batch_size: int, steps: int) -> None:
     experiment = make_experiment(folder, batch_size)
     state = loop._initial_state(experiment, LocalWorker(device="cpu"), CheckpointStore(str(folder / "none")))
     with training_batches(loop._training_set(experiment), batch_size=batch_size) as batches:
-        bare_window(state, batches, 5)
-        sys.stdout.write(json.dumps(bare_window(state, batches, steps)))
+        bare_loop(state, batches, 5)
+        windows: list[Window] = []
+        with timed(steps, windows):
+            bare_loop(state, batches, steps)
+        sys.stdout.write(json.dumps(windows[0].clock))
 
 
 def main() -> None:
@@ -108,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--window", choices=["default", "kept"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -121,7 +145,7 @@ def main() -> None:
         folder = Path(temp)
         compare(folder, options.batch_size, options.steps, options.rounds)
         seconds: dict[str, list[float]] = {"default": [], "kept": []}
-        for _ in range(max(2, options.rounds // 2)):
+        for _ in range(max(2, options.rounds // 3)):
             for window, values in seconds.items():
                 command = [sys.executable, __file__, "--window", window, "--folder", temp]
                 command += ["--batch-size", str(options.batch_size), "--steps", str(options.steps)]
