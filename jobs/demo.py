@@ -31,7 +31,7 @@ class Size:
     epochs: float
 
 
-SIZES = {"full": Size(train=1900, val=150, epochs=4.0), "mini": Size(train=32, val=8, epochs=1.0)}
+SIZES = {"full": Size(train=4000, val=150, epochs=3.5), "mini": Size(train=32, val=8, epochs=1.0)}
 
 SCENES = ("--size", 256, "--people", 1, 2, "--scale", 0.65, 1.0, "--variety", 0)
 """One or two people, upright and facing us: what a CPU can learn in minutes. The default scenes are harder."""

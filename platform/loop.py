@@ -333,7 +333,7 @@ def _look(
     )
     bad, stop, *means = worker.reduce(torch.cat([flags, losses.mean(0)])).tolist()
     if bad:
-        worker.agree(_describe_bad(losses.cpu(), recent, state.step))
+        worker.agree(_describe_bad(losses.cpu(), recent, state.step, experiment.train.precision))
     seconds = time.perf_counter() - recent.started
     named = {f"loss/{name}": mean / worker.world_size for name, mean in zip(recent.names, means, strict=True)}
     speed = len(recent.losses) * images_per_step / seconds
@@ -349,7 +349,7 @@ def _look(
     return bool(stop)
 
 
-def _describe_bad(losses: Tensor, recent: _Recent, step: int) -> str | None:
+def _describe_bad(losses: Tensor, recent: _Recent, step: int, precision: str) -> str | None:
     bad = (~losses.isfinite()).any(1).nonzero().flatten().tolist()
     if not bad:
         return None
@@ -357,7 +357,8 @@ def _describe_bad(losses: Tensor, recent: _Recent, step: int) -> str | None:
     values = {name: round(value, 4) for name, value in zip(recent.names, losses[first].tolist(), strict=True)}
     return (
         f"loss is not finite at step {step - len(losses) + first + 1}: {values} on images {recent.image_ids[first]}. "
-        "Look at these images and their people, or lower optim.lr; the last checkpoint is from before."
+        f"Look at these images and their people, or lower optim.lr{', or try train.precision float32' * (precision != 'float32')}"
+        "; the last checkpoint is from before."
     )
 
 

@@ -116,11 +116,21 @@ def test_the_averaged_weights_are_the_ones_in_the_checkpoint(small_run: dict[str
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # of the switch itself
 def test_training_runs_in_bfloat16(small_run: dict[str, Any], tmp_path: Path) -> None:
-    sink = Sink()
-    store = CheckpointStore(str(tmp_path / "c"))
-    fit(experiment_of(small_run, precision="bfloat16"), LocalWorker(device="cpu", sink=sink), store)
-    assert all(torch.isfinite(torch.tensor(point["loss"])) for _, point in sink.points if "loss" in point)
+    def losses(precision: str) -> list[float]:
+        sink = Sink()
+        store = CheckpointStore(str(tmp_path / precision))
+        # oneDNN picks its bfloat16 kernels by the CPU, and on some CPUs a gradient came out as NaN.
+        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+            fit(
+                experiment_of(small_run, precision=precision, epochs=2 / 3), LocalWorker(device="cpu", sink=sink), store
+            )
+        return [point["loss"] for _, point in sink.points if "loss" in point]
+
+    narrow, full = losses("bfloat16"), losses("float32")
+    assert narrow != full
+    assert narrow == pytest.approx(full, rel=0.1)
 
 
 def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(small_run: dict[str, Any], tmp_path: Path) -> None:
