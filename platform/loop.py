@@ -24,71 +24,17 @@ from posefleet.data.stream import Batches, SampleSource, ShardDataset, evaluatio
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform, TrainTransform
 from posefleet.data.truth import GroundTruth
-from posefleet.platform.checkpoint import (
-    CheckpointError,
-    CheckpointStore,
-    Meta,
-    build_model,
-    load_weights,
-    read_meta,
-    read_state,
-)
+from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import Experiment, resolve_path
-from posefleet.platform.ema import AveragedWeights
 from posefleet.platform.inference import Predictor
-from posefleet.platform.optim import build_optimizer, learning_rate, set_learning_rate
+from posefleet.platform.optim import learning_rate, set_learning_rate
 from posefleet.platform.progress import ProgressLine, losses_text
+from posefleet.platform.state import Saver, TrainingState, initial_state
 from posefleet.platform.worker import LocalWorker
 
 
 class Stopped(RuntimeError):
     """Someone asked the run to stop; its state is in a checkpoint."""
-
-
-@dataclass
-class TrainingState:
-    """All that changes while training, and nothing else."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: AveragedWeights | None
-    step: int = 0
-    """Optimiser steps taken."""
-    position: int = 0
-    """Samples seen by all workers."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of an evaluation at this very step; empty otherwise."""
-
-    def save(self, store: CheckpointStore, experiment: Experiment, provenance: Mapping[str, str]) -> str:
-        """Write a checkpoint whose weights are those that were evaluated."""
-        state: dict[str, object] = {"optimizer": self.optimizer.state_dict()}
-        with self.average.applied() if self.average else contextlib.nullcontext():
-            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        if self.average:
-            trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
-            state["raw"] = {name: value for name, value in self.model.state_dict().items() if name in trained}
-        meta = Meta(
-            experiment=experiment,
-            step=self.step,
-            position=self.position,
-            metrics=self.metrics,
-            provenance=dict(provenance),
-        )
-        return store.save(meta, weights, state)
-
-    def restore(self, path: str, experiment: Experiment) -> None:
-        """Go back to the state that ``save`` wrote."""
-        meta, state = read_meta(path), read_state(path)
-        load_weights(self.model, path, method=experiment.method, schema=experiment.schema)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            parameters = dict(self.model.named_parameters())
-            if set(state.get("raw", {})) != set(self.average.average):
-                raise CheckpointError(f"{path} has no averaged weights for train.ema_decay; give the run another name")
-            for name, raw in state["raw"].items():
-                self.average.average[name].copy_(parameters[name].detach())
-                parameters[name].data.copy_(raw)
-        self.step, self.position, self.metrics = meta.step, meta.position, meta.metrics
 
 
 def fit(
@@ -101,13 +47,11 @@ def fit(
         Stopped: The worker was asked to stop; a checkpoint holds the state.
         DataError: The shards cannot be used.
     """
-    train = experiment.train
     dataset = _training_set(experiment)
-    state = _initial_state(experiment, worker, store)
+    state = initial_state(experiment, worker, store)
     provenance = {**(provenance or {}), "data": read_manifest(resolve_path(experiment.data.train)).fingerprint}
-    end = _whole_steps(math.ceil(train.epochs * len(dataset)), experiment, worker)
-    network = worker.prepare(state.model)
-    save = _Saver(state, experiment, worker, store, provenance)
+    save = Saver(state, experiment, worker, store, provenance)
+    training = Training(experiment, worker, state, worker.prepare(state.model), len(dataset), save)
     _log_targets(experiment, worker, dataset, state.model)
     with (
         training_batches(
@@ -119,11 +63,10 @@ def fit(
             workers=experiment.data.loaders,
             pin_memory=worker.device.type == "cuda",
         ) as batches,
-        ProgressLine(end, done=state.position, active=worker.rank == 0) as line,
+        ProgressLine(training.end, done=state.position, active=worker.rank == 0) as line,
     ):
-        while state.position < end:
-            boundary = min(end, _next_evaluation(state.position, len(dataset), experiment, worker))
-            _train_until(boundary, state, network, batches, experiment, worker, len(dataset), save, line)
+        while state.position < training.end:
+            training.advance(training.next_evaluation, batches, line)
             if experiment.data.eval:
                 with state.average.applied() if state.average else contextlib.nullcontext():
                     result = evaluate(state.model, experiment, worker, step=state.step)
@@ -133,7 +76,7 @@ def fit(
                     if worker.sink:
                         worker.sink.log_metrics(state.metrics, state.step)
             save()
-            worker.report({**state.metrics, "step": state.step, "epoch": state.position / len(dataset)})
+            worker.report({**state.metrics, "step": state.step, "epoch": training.epoch})
     return state.metrics
 
 
@@ -260,6 +203,11 @@ class _Recent:
     image_ids: list[list[int]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
+    """Seconds without data."""
+    rate: float = 0.0
+    """Learning rate of the last step."""
+    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Of the last step's gradients."""
 
     def add(self, losses: Mapping[str, Tensor], image_ids: list[int]) -> None:
         self.names = list(losses)
@@ -267,86 +215,114 @@ class _Recent:
         self.image_ids.append(image_ids)
 
 
-def _train_until(
-    boundary: int,
-    state: TrainingState,
-    network: nn.Module,
-    batches: Batches,
-    experiment: Experiment,
-    worker: LocalWorker,
-    epoch_size: int,
-    save: "_Saver",
-    line: ProgressLine,
-) -> None:
-    """Optimiser steps until ``boundary`` samples are seen."""
-    train, optim = experiment.train, experiment.optim
-    images_per_step = _images_per_step(experiment, worker)
-    network.train()
-    state.metrics = {}
-    recent = _Recent()
-    while state.position < boundary:
-        epoch = state.position / epoch_size
-        rate = learning_rate(optim, step=state.step, epoch=epoch, epochs=train.epochs, images_per_step=images_per_step)
-        set_learning_rate(state.optimizer, rate)
+@dataclass
+class Training:
+    """A run under way."""
+
+    experiment: Experiment
+    worker: LocalWorker
+    state: TrainingState
+    network: nn.Module
+    """The model, as the worker wrapped it."""
+    epoch_size: int
+    """Samples of an epoch."""
+    save: Callable[[], None]
+    """Writes a checkpoint; all ranks call it."""
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimiser step, over all workers there are."""
+        return self.experiment.data.batch_size * self.worker.world_size * self.experiment.train.accumulate
+
+    @property
+    def epoch(self) -> float:
+        """Where the run stands."""
+        return self.state.position / self.epoch_size
+
+    @property
+    def end(self) -> int:
+        """Samples of the whole run, in whole steps."""
+        return self._whole_steps(self.experiment.train.epochs * self.epoch_size)
+
+    @property
+    def next_evaluation(self) -> int:
+        """Samples seen when the next evaluation is due."""
+        every = self.experiment.train.eval_every * self.epoch_size
+        return min(self.end, self._whole_steps((self.state.position // every + 1) * every))
+
+    def _whole_steps(self, samples: float) -> int:
+        return -(-math.ceil(samples) // self.images_per_step) * self.images_per_step
+
+    def advance(self, boundary: int, batches: Batches, line: ProgressLine) -> None:
+        """Optimiser steps until ``boundary`` samples are seen."""
+        train, state, worker = self.experiment.train, self.state, self.worker
+        self.network.train()
+        state.metrics = {}
+        recent = _Recent()
+        while state.position < boundary:
+            self._step(batches, recent)
+            looks = state.step % train.log_every == 0 or state.position >= boundary
+            saves = bool(train.checkpoint_every) and state.step % train.checkpoint_every == 0
+            if looks or saves or (worker.world_size == 1 and worker.stop_requested()):
+                stop = self._look(recent, line)
+                recent = _Recent()
+                if (saves and state.position < boundary) or stop:
+                    self.save()
+                if stop:
+                    raise Stopped(f"stopped at step {state.step} on request")
+
+    def _step(self, batches: Batches, recent: _Recent) -> None:
+        experiment, state, worker = self.experiment, self.state, self.worker
+        recent.rate = learning_rate(
+            experiment.optim,
+            step=state.step,
+            epoch=self.epoch,
+            epochs=experiment.train.epochs,
+            images_per_step=self.images_per_step,
+        )
+        set_learning_rate(state.optimizer, recent.rate)
         torch.manual_seed(_step_seed(experiment.seed, state.step, worker.rank))
         before = time.perf_counter()
-        taken = list(itertools.islice(batches, train.accumulate))
+        taken = list(itertools.islice(batches, experiment.train.accumulate))
         recent.waited += time.perf_counter() - before
-        losses, norm = train_step(
-            network,
+        losses, recent.norm = train_step(
+            self.network,
             [batch.to(worker.device) for batch in taken],
             state.optimizer,
-            clip_norm=optim.clip_norm,
-            bfloat16=train.precision == "bfloat16",
+            clip_norm=experiment.optim.clip_norm,
+            bfloat16=experiment.train.precision == "bfloat16",
         )
         if state.average:
             state.average.update(state.step)
         state.step += 1
-        state.position += images_per_step
+        state.position += self.images_per_step
         recent.add(losses, [i for batch in taken for i in batch.image_ids.tolist()])
-        looks = state.step % train.log_every == 0 or state.position >= boundary
-        saves = bool(train.checkpoint_every) and state.step % train.checkpoint_every == 0
-        if looks or saves or (worker.world_size == 1 and worker.stop_requested()):
-            stop = _look(recent, state, experiment, worker, images_per_step, epoch_size, rate, norm, line)
-            recent = _Recent()
-            if (saves and state.position < boundary) or stop:
-                save()
-            if stop:
-                raise Stopped(f"stopped at step {state.step} on request")
 
-
-def _look(
-    recent: _Recent,
-    state: TrainingState,
-    experiment: Experiment,
-    worker: LocalWorker,
-    images_per_step: int,
-    epoch_size: int,
-    rate: float,
-    norm: Tensor,
-    line: ProgressLine,
-) -> bool:
-    """Bring the recent losses to the host, check and log them; True when any worker was asked to stop."""
-    losses = torch.stack(recent.losses)  # (steps, names)
-    flags = torch.stack(
-        [(~losses.isfinite()).any().float(), torch.tensor(float(worker.stop_requested()), device=losses.device)]
-    )
-    bad, stop, *means = worker.reduce(torch.cat([flags, losses.mean(0)])).tolist()
-    if bad:
-        worker.agree(_describe_bad(losses.cpu(), recent, state.step, experiment.train.precision))
-    seconds = time.perf_counter() - recent.started
-    named = {f"loss/{name}": mean / worker.world_size for name, mean in zip(recent.names, means, strict=True)}
-    speed = len(recent.losses) * images_per_step / seconds
-    if worker.sink:
-        extra = {"loss": sum(named.values()), "lr": rate, "grad_norm": float(norm), "images_per_second": speed}
-        extra |= {"data_wait": recent.waited / seconds, "epoch": state.position / epoch_size}
-        diagnostics: Mapping[str, Tensor] = getattr(state.model, "diagnostics", {})
-        extra |= {f"diagnostics/{name}": float(value) for name, value in diagnostics.items()}
-        worker.sink.log_metrics({**named, **extra}, state.step)
-    epoch = f"epoch {state.position / epoch_size:.2f}/{experiment.train.epochs:g}  step {state.step}"
-    waits = f"{speed:.1f} images/s  data {100 * recent.waited / seconds:.0f}%"
-    line.update(state.position, f"{epoch}  {waits}  loss {sum(named.values()):.3f}  {losses_text(named)}")
-    return bool(stop)
+    def _look(self, recent: _Recent, line: ProgressLine) -> bool:
+        """Bring the recent losses to the host, check and log them; True when any worker was asked to stop."""
+        state, worker, train = self.state, self.worker, self.experiment.train
+        losses = torch.stack(recent.losses)  # (steps, names)
+        flags = torch.stack(
+            [(~losses.isfinite()).any().float(), torch.tensor(float(worker.stop_requested()), device=losses.device)]
+        )
+        bad, stop, *means = worker.reduce(torch.cat([flags, losses.mean(0)])).tolist()
+        if bad:
+            worker.agree(_describe_bad(losses.cpu(), recent, state.step, train.precision))
+        seconds = time.perf_counter() - recent.started
+        named = {f"loss/{name}": mean / worker.world_size for name, mean in zip(recent.names, means, strict=True)}
+        total, speed = sum(named.values()), len(recent.losses) * self.images_per_step / seconds
+        waits = recent.waited / seconds
+        if worker.sink:
+            extra = {"loss": total, "lr": recent.rate, "grad_norm": float(recent.norm), "images_per_second": speed}
+            diagnostics: Mapping[str, Tensor] = getattr(state.model, "diagnostics", {})
+            extra |= {f"diagnostics/{name}": float(value) for name, value in diagnostics.items()}
+            worker.sink.log_metrics({**named, **extra, "data_wait": waits, "epoch": self.epoch}, state.step)
+        line.update(
+            state.position,
+            f"epoch {self.epoch:.2f}/{train.epochs:g}  step {state.step}  {speed:.1f} images/s  "
+            f"data {100 * waits:.0f}%  loss {total:.3f}  {losses_text(named)}",
+        )
+        return bool(stop)
 
 
 def _describe_bad(losses: Tensor, recent: _Recent, step: int, precision: str) -> str | None:
@@ -355,35 +331,11 @@ def _describe_bad(losses: Tensor, recent: _Recent, step: int, precision: str) ->
         return None
     first = bad[0]
     values = {name: round(value, 4) for name, value in zip(recent.names, losses[first].tolist(), strict=True)}
+    advice = "" if precision == "float32" else ", or try train.precision float32"
     return (
         f"loss is not finite at step {step - len(losses) + first + 1}: {values} on images {recent.image_ids[first]}. "
-        f"Look at these images and their people, or lower optim.lr{', or try train.precision float32' * (precision != 'float32')}"
-        "; the last checkpoint is from before."
+        f"Look at these images and their people, or lower optim.lr{advice}; the last checkpoint is from before."
     )
-
-
-class _Saver:
-    """Rank 0 writes, all ranks learn whether it went well."""
-
-    def __init__(
-        self,
-        state: TrainingState,
-        experiment: Experiment,
-        worker: LocalWorker,
-        store: CheckpointStore,
-        provenance: Mapping[str, str],
-    ) -> None:
-        self._state, self._experiment, self._worker = state, experiment, worker
-        self._store, self._provenance = store, provenance
-
-    def __call__(self) -> None:
-        problem = None
-        if self._worker.rank == 0:
-            try:
-                self._state.save(self._store, self._experiment, self._provenance)
-            except CheckpointError as error:
-                problem = str(error)
-        self._worker.agree(problem)
 
 
 # ---------------------------------------------------------------------------------------------------- set-up
@@ -403,40 +355,6 @@ def _training_set(experiment: Experiment) -> ShardDataset:
         window=data.window,
         labelled_only=data.labelled_only,
     )
-
-
-def _initial_state(experiment: Experiment, worker: LocalWorker, store: CheckpointStore) -> TrainingState:
-    """A fresh model, or where the run stood."""
-    train = experiment.train
-    torch.manual_seed(experiment.seed)
-    latest = worker.broadcast(store.latest() if worker.rank == 0 else None)
-    start = latest or experiment.run.init_from
-    model = build_model(experiment, pretrained=not start)
-    memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-    model = model.to(worker.device, memory_format=memory_format)  # type: ignore[call-overload]
-    if train.compile:
-        model.compile()
-    optimizer = build_optimizer(model, experiment.optim)
-    if start and not latest:
-        load_weights(model, start, method=experiment.method, schema=experiment.schema)
-    state = TrainingState(model, optimizer, AveragedWeights(model, train.ema_decay) if train.ema_decay else None)
-    if latest:
-        state.restore(latest, experiment)
-    return state
-
-
-def _images_per_step(experiment: Experiment, worker: LocalWorker) -> int:
-    return experiment.data.batch_size * worker.world_size * experiment.train.accumulate
-
-
-def _whole_steps(samples: int, experiment: Experiment, worker: LocalWorker) -> int:
-    step = _images_per_step(experiment, worker)
-    return -(-samples // step) * step
-
-
-def _next_evaluation(position: int, epoch_size: int, experiment: Experiment, worker: LocalWorker) -> int:
-    every = experiment.train.eval_every * epoch_size
-    return _whole_steps(math.ceil((position // every + 1) * every), experiment, worker)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -36,6 +36,7 @@ from posefleet.platform.config import Experiment, build_experiment, read_yaml
 from posefleet.platform.memory import keep_freed_memory
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.run import RunSink, open_run
+from posefleet.platform.state import TrainingState, initial_state
 from posefleet.platform.worker import LocalWorker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def timed(steps: int, windows: list[Window]) -> Iterator[None]:
     windows.append(Window((time.perf_counter() - clock) / steps, (time.process_time() - processor) / steps))
 
 
-def bare_loop(state: loop.TrainingState, batches: Iterator[Batch], steps: int) -> None:
+def bare_loop(state: TrainingState, batches: Iterator[Batch], steps: int) -> None:
     """What anyone would write first."""
     optimizer, model = state.optimizer, state.model
     for batch in itertools.islice(batches, steps):
@@ -90,9 +91,9 @@ def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
     experiment, run = open_run(make_experiment(folder, batch_size))
     sink = RunSink(run)
     worker = LocalWorker(device="cpu", sink=sink)
-    state = loop._initial_state(experiment, worker, CheckpointStore(f"{run.folder}/checkpoints"))
+    state = initial_state(experiment, worker, CheckpointStore(f"{run.folder}/checkpoints"))
     dataset = loop._training_set(experiment)
-    saver = loop._Saver(state, experiment, worker, run.store(experiment), {})
+    training = loop.Training(experiment, worker, state, state.model, len(dataset), save=lambda: None)
     with training_batches(dataset, batch_size=batch_size) as batches, ProgressLine(1, active=False) as line:
         bare_loop(state, batches, 5)
         bare: list[Window] = []
@@ -102,7 +103,7 @@ def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
                 bare_loop(state, batches, steps)
             with timed(steps, ours):
                 goal = state.position + steps * batch_size
-                loop._train_until(goal, state, state.model, batches, experiment, worker, len(dataset), saver, line)
+                training.advance(goal, batches, line)
     sys.stdout.write(f"step, batch {batch_size}, {torch.get_num_threads()} threads, {rounds} rounds of {steps} steps\n")
     for unit in Window._fields:
         pairs = [(getattr(b, unit), getattr(o, unit)) for b, o in zip(bare, ours, strict=True)]
@@ -118,7 +119,7 @@ def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
 def allocator_window(folder: Path, batch_size: int, steps: int) -> None:
     """In a fresh process: seconds per step as json."""
     experiment = make_experiment(folder, batch_size)
-    state = loop._initial_state(experiment, LocalWorker(device="cpu"), CheckpointStore(str(folder / "none")))
+    state = initial_state(experiment, LocalWorker(device="cpu"), CheckpointStore(str(folder / "none")))
     with training_batches(loop._training_set(experiment), batch_size=batch_size) as batches:
         bare_loop(state, batches, 5)
         windows: list[Window] = []
