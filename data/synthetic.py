@@ -80,6 +80,10 @@ class SceneConfig:
             raise ValueError(f"jpeg_quality {self.jpeg_quality} must be 0 to 100")
 
 
+EASY_SCENES = SceneConfig(people=(1, 2), scale=(0.65, 1.0), variety=0.0)
+"""One or two people, upright and facing us: what a CPU can learn in minutes. The default scenes are harder."""
+
+
 def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.ndarray, list[Annotation]]:
     """One picture and its annotations; the same for the same seed.
 
@@ -356,37 +360,40 @@ def _mapped(function: Any, numbers: Iterable[int], workers: int) -> Iterator[Ite
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see ``--help``."""
-    default = SceneConfig()
     parser = argparse.ArgumentParser(
-        prog="python -m posefleet.data.synthetic",
-        description="Render people with exact COCO keypoint annotations.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m posefleet.data.synthetic", description="Render people with exact COCO keypoint annotations."
     )
+    default, easy = SceneConfig(), EASY_SCENES
     parser.add_argument("--out", type=Path, required=True, help="root folder of the data set")
-    parser.add_argument("--split", default="train2017", help="image folder and json name")
-    parser.add_argument("--count", type=int, default=1000, help="pictures")
+    parser.add_argument("--split", default="train2017", help="image folder and json name (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=1000, help="pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--easy",
+        action="store_true",
+        help=f"people {easy.people}, scale {easy.scale}, variety {easy.variety:g}: learned in minutes on a CPU",
+    )
     parser.add_argument("--size", type=int, nargs="+", default=[256], metavar="PX", help="side, or width and height")
-    parser.add_argument("--people", type=int, nargs=2, default=default.people, metavar=("LOW", "HIGH"))
-    parser.add_argument("--scale", type=float, nargs=2, default=default.scale, metavar=("LOW", "HIGH"))
-    parser.add_argument("--variety", type=float, default=default.variety, help="people not upright and facing us")
-    parser.add_argument("--crowd-rate", type=float, default=default.crowd_rate, help="pictures with a crowd")
-    parser.add_argument("--unlabelled-rate", type=float, default=default.unlabelled_rate, help="people left unlabelled")
-    parser.add_argument("--jpeg-quality", type=int, default=default.jpeg_quality, help="0 to 100")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    for name, kind, told in (("people", int, "in a picture"), ("scale", float, "standing height in pictures")):
+        told = f"{told} (default: {getattr(default, name)})"
+        parser.add_argument(f"--{name}", type=kind, nargs=2, metavar=("LOW", "HIGH"), help=told)
+    for name, told in (
+        ("variety", "share of people not upright and facing us"),
+        ("crowd_rate", "share of pictures with a crowd"),
+        ("unlabelled_rate", "share of people left unlabelled"),
+    ):
+        told = f"{told} (default: {getattr(default, name)})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help=told)
+    parser.add_argument("--jpeg-quality", type=int, help=f"0 to 100 (default: {default.jpeg_quality})")
     chosen = parser.parse_args(arguments)
     width, height = chosen.size[0], chosen.size[-1]
+    given: dict[str, Any] = {"width": (width, width), "height": (height, height)}
+    for name in ("people", "scale", "variety", "crowd_rate", "unlabelled_rate", "jpeg_quality"):
+        if (value := getattr(chosen, name)) is not None:
+            given[name] = tuple(value) if isinstance(value, list) else value
     try:
-        config = SceneConfig(
-            width=(width, width),
-            height=(height, height),
-            people=tuple(chosen.people),
-            scale=tuple(chosen.scale),
-            variety=chosen.variety,
-            crowd_rate=chosen.crowd_rate,
-            unlabelled_rate=chosen.unlabelled_rate,
-            jpeg_quality=chosen.jpeg_quality,
-        )
+        config = replace(easy if chosen.easy else default, **given)
         progress = sys.stderr.isatty()
         path = write_dataset(chosen.out, chosen.split, chosen.count, config, chosen.seed, chosen.workers, progress)
     except ValueError as error:

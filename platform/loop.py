@@ -47,7 +47,7 @@ def fit(
         Stopped: The worker was asked to stop; a checkpoint holds the state.
         DataError: The shards cannot be used.
     """
-    dataset = _training_set(experiment)
+    dataset = training_set(experiment)
     state = initial_state(experiment, worker, store)
     provenance = {**(provenance or {}), "data": read_manifest(resolve_path(experiment.data.train)).fingerprint}
     save = Saver(state, experiment, worker, store, provenance)
@@ -86,7 +86,7 @@ def check_data(experiment: Experiment) -> None:
     Raises:
         DataError: They are missing, empty or of another schema.
     """
-    _training_set(experiment)
+    training_set(experiment)
     if experiment.data.eval:
         _evaluation_set(experiment, EvalTransform(experiment.data.resize, load_schema(experiment.schema)))
 
@@ -345,7 +345,8 @@ def _evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset
     return ShardDataset(resolve_path(experiment.data.eval), view.schema, view, labelled_only=False, seed=None)
 
 
-def _training_set(experiment: Experiment) -> ShardDataset:
+def training_set(experiment: Experiment) -> ShardDataset:
+    """The shards that the experiment trains on, augmented as it says."""
     data, schema = experiment.data, load_schema(experiment.schema)
     return ShardDataset(
         resolve_path(data.train),

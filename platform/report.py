@@ -5,6 +5,7 @@ Every figure is a matplotlib ``Figure`` made without pyplot, so nothing global i
 """
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -272,6 +273,30 @@ def error_split_bars(evaluation: Evaluation) -> Figure:
     return figure
 
 
+def comparison_figure(ap: Mapping[str, float], predict_ms: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Methods side by side.
+
+    Args:
+        ap: AP of each.
+        predict_ms: Of each, people in the image -> milliseconds of predicting it.
+    """
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = sorted(ap, key=lambda name: -np.nan_to_num(ap[name]))
+    colours = dict(zip(names, itertools.cycle(SERIES), strict=False))
+    _style(left, "Average precision", "AP", "")
+    bars = left.barh(names, [ap[name] for name in names], color=[colours[name] for name in names])
+    left.bar_label(bars, [_number(ap[name]) for name in names], padding=3, fontsize=8, color=GREY)
+    _name_rows(left, names)
+    left.margins(x=0.12)
+    _style(right, "Time of predicting one image", "people in the image", "ms")
+    for name in names:
+        right.plot(*zip(*predict_ms[name].items(), strict=True), marker="o", label=name, color=colours[name])
+    right.set_ylim(bottom=0)
+    _legend(right)
+    return figure
+
+
 def keypoint_count_histogram(counts: Sequence[int], num_keypoints: int) -> Figure:
     """How many keypoints people have labelled.
 
@@ -320,6 +345,11 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> str:
 def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.0) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, height), layout="constrained")
     axes = figure.add_subplot()
+    _style(axes, title, x_label, y_label)
+    return figure, axes
+
+
+def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_title(title, loc="left", weight="bold", fontsize=11)
     axes.set_xlabel(x_label, color=GREY)
     axes.set_ylabel(y_label, color=GREY)
@@ -328,7 +358,6 @@ def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.0) -> t
     axes.tick_params(colors=GREY, labelsize=8)
     axes.grid(color=FAINT, linewidth=0.6, alpha=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _legend(axes: Axes, outside: bool = False) -> None:

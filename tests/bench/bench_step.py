@@ -92,7 +92,7 @@ def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
     sink = RunSink(run)
     worker = LocalWorker(device="cpu", sink=sink)
     state = initial_state(experiment, worker, CheckpointStore(f"{run.folder}/checkpoints"))
-    dataset = loop._training_set(experiment)
+    dataset = loop.training_set(experiment)
     training = loop.Training(experiment, worker, state, state.model, len(dataset), save=lambda: None)
     with training_batches(dataset, batch_size=batch_size) as batches, ProgressLine(1, active=False) as line:
         bare_loop(state, batches, 5)
@@ -120,7 +120,7 @@ def allocator_window(folder: Path, batch_size: int, steps: int) -> None:
     """In a fresh process: seconds per step as json."""
     experiment = make_experiment(folder, batch_size)
     state = initial_state(experiment, LocalWorker(device="cpu"), CheckpointStore(str(folder / "none")))
-    with training_batches(loop._training_set(experiment), batch_size=batch_size) as batches:
+    with training_batches(loop.training_set(experiment), batch_size=batch_size) as batches:
         bare_loop(state, batches, 5)
         windows: list[Window] = []
         with timed(steps, windows):

@@ -1,0 +1,192 @@
+"""Methods side by side: the AP of finished runs on one split, and what each method costs."""
+
+import copy
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from posefleet.data.evaluation import Evaluation
+from posefleet.data.shards import read_manifest
+from posefleet.data.stream import training_batches
+from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
+from posefleet.platform.config import Experiment, resolve_path
+from posefleet.platform.inference import Predictor
+from posefleet.platform.loop import evaluate, train_step, training_set
+from posefleet.platform.optim import build_optimizer
+from posefleet.platform.report import comparison_table
+from posefleet.platform.worker import LocalWorker
+
+CROWDS = (1, 5, 10, 30)
+"""People in the images that prediction is timed on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a model takes, on the device and in the precision of its run."""
+
+    parameters: int
+    gflops: float
+    """Of predicting one image of the evaluation size, 10^9 multiplications and additions, convolutions and matrix
+    products only."""
+    train_images_per_second: float
+    """Of one worker."""
+    predict_ms: dict[int, float]
+    """People in the image -> milliseconds from decoded image to poses, median."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of a comparison."""
+
+    name: str
+    checkpoint: str
+    evaluation: Evaluation
+    cost: Cost
+
+
+def examine(name: str, run: str, worker: LocalWorker, *, data: str = "", repeats: int = 5) -> Entry:
+    """Score and time the best checkpoint of a run.
+
+    Args:
+        name: What to call it.
+        run: Folder of the run, or a checkpoint.
+        worker: Gives the device.
+        data: Shards to score on; empty: those the run was evaluated on.
+        repeats: Timed predictions for each number of people.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+        DataError: The shards cannot be used.
+    """
+    checkpoint = find_checkpoint(run)
+    experiment = read_meta(checkpoint).experiment
+    if data:
+        experiment = _replaced(experiment, eval=resolve_path(data))
+    model, _ = load_model(checkpoint, experiment=experiment)
+    result = evaluate(model.to(worker.device), experiment, worker)
+    assert result is not None, "a comparison runs in one process"
+    return Entry(name, checkpoint, result, measure(model, experiment, worker, repeats=repeats))
+
+
+def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, repeats: int = 5) -> Cost:
+    """Parameters, operations and times of a model."""
+    predictor = Predictor(model, experiment, device=worker.device)
+    crowds = {people: _scene(people) for people in CROWDS}
+    with FlopCounterMode(display=False) as counter:
+        predictor([crowds[CROWDS[0]]])
+    return Cost(
+        parameters=sum(p.numel() for p in model.parameters()),
+        gflops=counter.get_total_flops() / 1e9,
+        train_images_per_second=train_speed(copy.deepcopy(model), experiment, worker),
+        predict_ms={people: 1e3 * _median_seconds(predictor, image, repeats) for people, image in crowds.items()},
+    )
+
+
+def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 6) -> float:
+    """Images per second of one worker that trains ``model`` (which this changes); the median of some steps."""
+    optimizer, size, seconds = build_optimizer(model.train(), experiment.optim), experiment.data.batch_size, []
+    with training_batches(training_set(experiment), batch_size=size) as batches:
+        for batch in itertools.islice(batches, steps + 2):  # two warm up
+            start = time.perf_counter()
+            losses, _ = train_step(
+                model,
+                [batch.to(worker.device)],
+                optimizer,
+                clip_norm=experiment.optim.clip_norm,
+                bfloat16=experiment.train.precision == "bfloat16",
+            )
+            sum(losses.values()).item()  # type: ignore[union-attr]  # waits for the device
+            seconds.append(time.perf_counter() - start)
+    return size / statistics.median(seconds[2:])
+
+
+def same_data(experiments: Mapping[str, Experiment]) -> str:
+    """Why the experiments must not be compared as they are: they were trained on different data. Empty if not."""
+    seen = {name: read_manifest(resolve_path(e.data.train)).fingerprint[:12] for name, e in experiments.items()}
+    if len(set(seen.values())) == 1:
+        return ""
+    return "trained on different data: " + ", ".join(f"{name} {mark}" for name, mark in seen.items())
+
+
+def as_markdown(entries: Sequence[Entry]) -> str:
+    """AP by AP's kinds and by keypoint, and the costs, as tables."""
+    scores = comparison_table({entry.name: entry.evaluation for entry in entries})
+    order = sorted(entries, key=lambda entry: -np.nan_to_num(entry.evaluation.ap, nan=-1.0))
+    crowds = [f"ms, {people} people" if people > 1 else "ms, 1 person" for people in CROWDS]
+    head = ["run", "parameters, M", "GFLOPs", "training images/s", *crowds]
+    rows = [
+        [
+            entry.name,
+            f"{entry.cost.parameters / 1e6:.2f}",
+            f"{entry.cost.gflops:.2f}",
+            f"{entry.cost.train_images_per_second:.1f}",
+            *(f"{entry.cost.predict_ms[people]:.0f}" for people in CROWDS),
+        ]
+        for entry in order
+    ]
+    names = order[0].evaluation.keypoints
+    keypoints = [
+        [name, *(f"{entry.evaluation.keypoint_ap[index]:.3f}" for entry in order)] for index, name in enumerate(names)
+    ]
+    return "\n\n".join([scores, table(head, rows), table(["keypoint AP", *(entry.name for entry in order)], keypoints)])
+
+
+def beside_paper(entries: Sequence[Entry], paper: Mapping[str, Mapping[str, float]]) -> str:
+    """Our AP beside the one that the paper reports for the same row on COCO, in the paper's order."""
+    found = {entry.name: entry.evaluation.statistics for entry in entries}
+    keys = ["AP", "AP50", "AP75", "APM", "APL", "AR"]
+    shown = [key for key in keys if any(key in row for row in paper.values())]
+    head = ["row", *(f"{key} {whose}" for key in shown for whose in ("here", "paper"))]
+    rows = [
+        [name, *(text for key in shown for text in (f"{100 * found[name][key]:.1f}", f"{row.get(key, np.nan):.1f}"))]
+        for name, row in paper.items()
+    ]
+    return table(head, rows)
+
+
+def as_dict(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Everything a table shows, by name, for programs."""
+    return {
+        entry.name: {
+            "checkpoint": entry.checkpoint,
+            "protocol": str(entry.evaluation.protocol),
+            **entry.evaluation.as_dict(),
+            **dataclasses.asdict(entry.cost),
+        }
+        for entry in entries
+    }
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
+
+
+def _scene(people: int) -> np.ndarray:
+    """(256, 256, 3) uint8, always the same for the same number of people."""
+    scale = min(0.9, 2.0 / people**0.5)
+    config = SceneConfig(people=(people, people), scale=(0.6 * scale, scale), crowd_rate=0.0, unlabelled_rate=0.0)
+    return render_scene(config, people)[0]
+
+
+def _median_seconds(predictor: Predictor, image: np.ndarray, repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats + 1):  # the first one warms up
+        start = time.perf_counter()
+        predictor([image])  # poses come back on the CPU, so this waits for the device
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def _replaced(experiment: Experiment, **data: Any) -> Experiment:
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **data))

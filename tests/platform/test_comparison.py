@@ -1,0 +1,52 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posefleet.platform import comparison, report
+from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.config import build_experiment
+from posefleet.platform.loop import fit
+from posefleet.platform.worker import LocalWorker
+
+
+@pytest.fixture
+def entry(small_run: dict[str, Any], tmp_path: Path) -> comparison.Entry:
+    store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
+    fit(build_experiment(small_run), LocalWorker(device="cpu"), store)
+    return comparison.examine("small", str(tmp_path / "run"), LocalWorker(device="cpu"), repeats=1)
+
+
+def test_a_run_is_scored_and_timed(entry: comparison.Entry) -> None:
+    cost = entry.cost
+    assert entry.evaluation.protocol.images == 7
+    assert 11e6 < cost.parameters < 12e6  # resnet18 has 11.2 million without its classifier
+    assert cost.train_images_per_second > 0
+    assert list(cost.predict_ms) == [1, 5, 10, 30] and min(cost.predict_ms.values()) > 0
+    # resnet18 at 224 px takes 1.8e9 multiply-adds; an image of 64 px has a twelfth of the pixels.
+    assert 2 * 1.8 / 12.25 < cost.gflops < 4 * 2 * 1.8 / 12.25
+
+
+def test_tables_name_every_run_and_every_keypoint(entry: comparison.Entry) -> None:
+    text = comparison.as_markdown([entry])
+    assert "| small |" in text and "| left_wrist |" in text and "ms, 30 people" in text
+    beside = comparison.beside_paper([entry], {"small": {"AP": 61.6}})
+    assert beside.splitlines()[0] == "| row | AP here | AP paper |"
+    assert beside.splitlines()[2].endswith("| 61.6 |")
+    assert comparison.as_dict([entry])["small"]["parameters"] == entry.cost.parameters
+
+
+def test_different_training_data_is_told(small_run: dict[str, Any]) -> None:
+    one = build_experiment(small_run)
+    small_run["data"]["train"] = small_run["data"]["eval"]
+    other = build_experiment(small_run)
+    assert comparison.same_data({"a": one, "b": one}) == ""
+    assert "different data: a " in comparison.same_data({"a": one, "b": other})
+
+
+def test_the_figure_shows_every_method(entry: comparison.Entry) -> None:
+    figure = report.comparison_figure({"a": 0.5, "b": 0.25}, {"a": {1: 10.0, 5: 12.0}, "b": {1: 8.0, 5: 30.0}})
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
+    assert [line.get_label() for line in right.get_lines()] == ["a", "b"]
+    assert len(report.png_bytes(figure)) > 1000
