@@ -3,7 +3,7 @@
     python tests/bench/bench_ray.py
 
 Both runs exist all the time and take turns of a few seconds: while one trains, all processes of the other (Ray's
-daemons and MLflow's included) are stopped. So both see the same machine, however its speed drifts.
+daemons included) are stopped. So both see the same machine, however its speed drifts.
 """
 
 import argparse
@@ -18,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 from bench_step import make_experiment
 
+from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import Experiment, build_experiment, read_yaml, to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,52 +32,58 @@ Look = tuple[float, int]
 """When rank 0 looked at the losses (seconds since the epoch), and the optimiser steps until then."""
 
 
-class LookSink:
-    """Appends every look to a file."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._file.write(f"{time.time()} {step}\n")
-
-    def log_bytes(self, name: str, data: bytes) -> None:
-        pass
-
-
-def torchrun_worker(config: str, out: Path) -> None:
-    """One of torchrun's processes."""
+def torchrun_worker(config: str) -> None:
+    """One of torchrun's processes; rank 0 tracks the run like Ray's does, so that only the launcher differs."""
     import torch
+    import torch.distributed as dist
 
-    from posefleet.platform.checkpoint import CheckpointStore
     from posefleet.platform.loop import fit
     from posefleet.platform.memory import keep_freed_memory
+    from posefleet.platform.run import RunSink, open_run
     from posefleet.platform.worker import LocalWorker
 
     torch.set_num_threads(1)
     keep_freed_memory()
     worker = LocalWorker(device="cpu")
+    experiment = build_experiment(read_yaml(config))
     if worker.rank == 0:
-        worker.sink = LookSink(out)
-    with tempfile.TemporaryDirectory() as temp:
-        fit(build_experiment(read_yaml(config)), worker, CheckpointStore(temp))
+        experiment, run = open_run(experiment)
+        worker.sink = RunSink(run)
+    dist.barrier()
+    fit(experiment, worker, CheckpointStore(f"{experiment.run.storage}/checkpoints"))
 
 
 class Contestant:
     """A training that goes on without end, with all its processes, and can be stopped and continued."""
 
-    def __init__(self, log: Path, *command: object) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-        words = [str(word) for word in command]
-        self._log = log
-        with log.open("wb") as file:
+    def __init__(self, experiment: Experiment, storage: Path, command: Sequence[str], option: str) -> None:
+        """``command``, then ``option CONFIG``, trains the experiment in a storage of its own."""
+        storage.mkdir()
+        run = dataclasses.replace(experiment.run, storage=str(storage), name="run")
+        scaling = dataclasses.replace(experiment.scaling, num_workers=2)
+        config = storage / "experiment.yaml"
+        config.write_text(to_yaml(dataclasses.replace(experiment, run=run, scaling=scaling)))
+        self._storage, self._log = storage, storage / "log"
+        with self._log.open("wb") as file:
             self._process = subprocess.Popen(
-                words, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                [sys.executable, *command, option, str(config)],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def looks(self) -> list[Look]:
-        """All looks so far, oldest first."""
-        raise NotImplementedError
+        """All looks so far, oldest first; from MLflow, whose times are milliseconds."""
+        from mlflow import MlflowClient
+
+        described = self._storage / "run" / "run.json"
+        if not described.exists():
+            return []
+        history = MlflowClient(f"sqlite:///{self._storage}/mlflow.db").get_metric_history(
+            json.loads(described.read_text())["run_id"], "loss"
+        )
+        return sorted((point.timestamp / 1000, point.step) for point in history)
 
     def wait_for_looks(self, count: int, seconds: float = 300) -> None:
         """Until the training runs."""
@@ -102,44 +109,6 @@ class Contestant:
         self._process.wait()
 
 
-class Torchrun(Contestant):
-    """Two workers, a file of looks."""
-
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
-        config, self._out = folder / "torchrun.yaml", folder / "looks"
-        config.write_text(to_yaml(experiment))
-        torchrun = Path(sys.executable).with_name("torchrun")
-        super().__init__(torchrun, "--nproc-per-node=2", "--master-port=29533", __file__, "--worker", config, self._out)
-
-    def looks(self) -> list[Look]:
-        """From the file."""
-        lines = self._out.read_text().splitlines() if self._out.exists() else []
-        return [(float(when), int(step)) for when, step in map(str.split, lines)]
-
-
-class UnderRay(Contestant):
-    """Two workers, the run's metrics in MLflow."""
-
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
-        config, self._storage, self._name = folder / "ray.yaml", folder / "runs", "under-ray"
-        run = dataclasses.replace(experiment.run, storage=str(self._storage), name=self._name)
-        scaling = dataclasses.replace(experiment.scaling, num_workers=2)
-        config.write_text(to_yaml(dataclasses.replace(experiment, run=run, scaling=scaling)))
-        super().__init__(folder / "ray.log", sys.executable, ROOT / "jobs" / "train_smpr.py", "--config", config)
-
-    def looks(self) -> list[Look]:
-        """From MLflow, whose times are milliseconds."""
-        from mlflow import MlflowClient
-
-        described = self._storage / self._name / "run.json"
-        if not described.exists():
-            return []
-        history = MlflowClient(f"sqlite:///{self._storage}/mlflow.db").get_metric_history(
-            json.loads(described.read_text())["run_id"], "loss"
-        )
-        return sorted((point.timestamp / 1000, point.step) for point in history)
-
-
 def seconds_per_step(looks: list[Look], start: float, end: float) -> float:
     """Between the first and the last look inside a window; not a number if there are fewer than two."""
     inside = [look for look in looks if start < look[0] < end]
@@ -150,17 +119,21 @@ def seconds_per_step(looks: list[Look], start: float, end: float) -> float:
 
 
 @contextlib.contextmanager
-def contestants(experiment: Experiment, folder: Path) -> Iterator[tuple[Torchrun, UnderRay]]:
-    """Both trainings, running and then stopped; killed at the end."""
+def contestants(experiment: Experiment, folder: Path) -> Iterator[list[Contestant]]:
+    """The training under torchrun and under Ray, running and then stopped; killed at the end."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533", __file__]
     with contextlib.ExitStack() as stack:
         both = []
-        for kind in (Torchrun, UnderRay):
-            contestant = kind(experiment, folder)
+        for name, command, option in (
+            ("torchrun", torchrun, "--worker"),
+            ("ray", [str(ROOT / "jobs" / "train_smpr.py")], "--config"),
+        ):
+            contestant = Contestant(experiment, folder / name, command, option)
             stack.callback(contestant.end)
             contestant.wait_for_looks(4)
             contestant.signal(signal.SIGSTOP)
             both.append(contestant)
-        yield both[0], both[1]  # type: ignore[misc]
+        yield both
 
 
 def main() -> None:
@@ -168,10 +141,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn")
     parser.add_argument("--rounds", type=int, default=12, help="turns of each")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        torchrun_worker(options.worker[0], Path(options.worker[1]))
+        torchrun_worker(options.worker)
         return
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
@@ -187,8 +160,9 @@ def main() -> None:
                 time.sleep(options.seconds)
                 turns[index].append((start, time.time()))
                 contestant.signal(signal.SIGSTOP)
-            time.sleep(1)
-            both[1].signal(signal.SIGCONT)
+            for contestant in both:
+                time.sleep(1)
+                contestant.signal(signal.SIGCONT)
             time.sleep(10)  # what was logged last reaches MLflow
             seen = [contestant.looks() for contestant in both]
     torchrun, ray = ([seconds_per_step(looks, *turn) for turn in mine] for looks, mine in zip(seen, turns, strict=True))
