@@ -146,6 +146,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.assign.oks_of == "refined" and not self.head.refine:
             raise ValueError("assign.oks_of is 'refined' but head.refine is false: there is no refined pose")
+        if self.head.centerness:
+            raise ValueError("head.centerness is true, but SMPR has no loss for it; head.psm takes its place")
 
     @classmethod
     def paper(cls) -> Self:
