@@ -128,8 +128,8 @@ class LossConfig:
     beta: float = 1.0
     """Where the smooth L1 of both poses turns linear, cells, above 0."""
     refine_weight: Literal["oks", "centerness", "none"] = "oks"
-    """What weights the cells of the second pose's loss: the OKS of that pose, the centre-ness (as long as it is also
-    what is learned; the paper's rows before the PSM), or nothing."""
+    """What weights the cells in the second pose's loss: the OKS of that pose, the cells' centre-ness (as in all of the
+    paper's rows that train the centre-ness branch), or nothing."""
     weight_power: float = 1.0
     """Exponent of that weight, at least 0."""
     psm_cells: Literal["s1", "s2"] = "s1"
@@ -184,9 +184,7 @@ class Config:
         if self.filter.candidates == "all" and not self.filter.enabled:
             raise ValueError("filter.candidates is 'all' but filter.enabled is false: every cell would be refined")
         if self.filter.candidates == "all" and self.loss.refine_weight == "centerness":
-            raise ValueError(
-                "filter.candidates 'all' needs another loss.refine_weight than 'centerness': most cells lie"
-            )
+            raise ValueError("filter.candidates is 'all' but loss.refine_weight is 'centerness', which few cells have")
 
 
 class Model(nn.Module):
@@ -210,9 +208,9 @@ class Model(nn.Module):
         self.neck = neck(self.backbone.channels, config.head.channels)
         self.head = pose_head.Head(config.head, len(schema), levels=len(neck.strides))
         optional = ("refine", "psm", "centerness", "heatmap")
-        self.losses = ("cls", "init", *(name for name in optional if getattr(config.head, name)))
+        self.loss_names = ("cls", "init", *(name for name in optional if getattr(config.head, name)))
         self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
-        minimum = torch.tensor([1e-6 if name == "refine" else 1.0 for name in self.losses])
+        minimum = torch.tensor([1e-6 if name == "refine" else 1.0 for name in self.loss_names])
         self.register_buffer("minimum_counts", minimum, persistent=False)
         if config.filter.warmup_steps:
             self.register_buffer("steps", torch.tensor(0))
@@ -279,7 +277,7 @@ class Model(nn.Module):
         rows = positives_of(assignment, padded, config.assign)  # the set S1
         used, truth = rows.used.float(), truth_at(rows, cells, padded)
 
-        # Name -> sum of the loss, and the count that divides it.
+        # Name -> sum of the loss, and the count that, averaged over ranks, divides it.
         terms = {
             "cls": (self._cls_loss(maps, cells, padded, assignment >= 0), used.sum()),
             "init": (self._pose_loss(gather_rows(maps["init"], rows), truth, used), used.sum()),
@@ -291,10 +289,10 @@ class Model(nn.Module):
             terms["centerness"] = bce_loss(logits, centerness(truth.points, truth.boxes), used), used.sum()
         if config.head.heatmap:
             terms["heatmap"] = self._heatmap_loss(maps["heatmap"][0], cells, padded)
-        counts = mean_counts(torch.stack([terms[name][1] for name in self.losses]), self.minimum_counts).unbind()
+        counts = mean_counts(torch.stack([terms[name][1] for name in self.loss_names]), self.minimum_counts).unbind()
         return {
             name: getattr(config.loss, name) * terms[name][0] / count
-            for name, count in zip(self.losses, counts, strict=True)
+            for name, count in zip(self.loss_names, counts, strict=True)
         }
 
     def _cls_loss(self, maps: Maps, cells: Cells, people: PaddedPeople, positive: Tensor) -> Tensor:
@@ -312,28 +310,21 @@ class Model(nn.Module):
         """Losses of the second pose and of its score, with their counts."""
         config, loss = self.config, self.config.loss
         rows = positives if config.filter.candidates == "positives" else every_cell(assignment, people)
-        assigned = truth_at(rows, cells, people)
-        init, refine = gather_rows(maps["init"], rows).detach(), gather_rows(maps["refine"], rows)
-        judged = self._filter(decode_offsets(assigned.points, assigned.strides, init), rows, people)
-        reached = best_oks(
-            decode_offsets(assigned.points, assigned.strides, refine.detach()), rows, people, self.sigmas
-        )
-        if loss.refine_weight == "oks":
-            weight = reached
-        elif loss.refine_weight == "centerness":
-            weight = centerness(assigned.points, assigned.boxes)
-        else:
-            weight = torch.ones_like(reached)
-        weight = weight.pow(loss.weight_power) * judged.kept
-        terms = {"refine": (self._pose_loss(refine, truth_at(rows, cells, people, judged.match), weight), weight.sum())}
+        judged = self._filter(_poses(maps["init"], cells, rows), rows, people)
+        reached = best_oks(_poses(maps["refine"], cells, rows), rows, people, self.sigmas)
+
+        target = truth_at(rows, cells, people, judged.match)
+        weight = self._refine_weights(reached, truth_at(rows, cells, people)) * judged.kept
+        terms = {"refine": (self._pose_loss(gather_rows(maps["refine"], rows), target, weight), weight.sum())}
         if config.head.psm:
             positive = rows.used & (assignment.flatten()[rows.index] >= 0)
             chosen = (positive if loss.psm_cells == "s1" else judged.kept).float()
             score, count = bce_loss(gather_rows(maps["psm"], rows)[:, 0], reached, chosen), chosen.sum()
             if loss.psm_negatives:
-                negatives = random_negatives(assignment, loss.psm_negatives)
-                score = score + self._score_loss(maps, cells, people, negatives)
-                count = count + negatives.used.sum()
+                rest = random_negatives(assignment, loss.psm_negatives)
+                oks = best_oks(_poses(maps["refine"], cells, rest), rest, people, self.sigmas)
+                score = score + bce_loss(gather_rows(maps["psm"], rest)[:, 0], oks, rest.used)
+                count = count + rest.used.sum()
             terms["psm"] = score, count
         if self.training:
             self.diagnostics = diagnose(rows, judged)
@@ -354,11 +345,13 @@ class Model(nn.Module):
         judged = judge(poses, rows, people, self.sigmas, threshold=threshold, match=config.match)
         return judged if config.enabled else Judgement(judged.oks, rows.used, rows.person)
 
-    def _score_loss(self, maps: Maps, cells: Cells, people: PaddedPeople, rows: Positives) -> Tensor:
-        """Sum over used rows of the cross-entropy between the pose score and the OKS of the second pose."""
-        offsets = gather_rows(maps["refine"], rows).detach()
-        poses = decode_offsets(cells.points[rows.cell], cells.strides[rows.cell], offsets)
-        return bce_loss(gather_rows(maps["psm"], rows)[:, 0], best_oks(poses, rows, people, self.sigmas), rows.used)
+    def _refine_weights(self, reached: Tensor, assigned: Truth) -> Tensor:
+        """(N,) weight of each row: from the OKS of the second pose (N,), or from where the cell lies."""
+        loss = self.config.loss
+        if loss.refine_weight == "none":
+            return torch.ones_like(reached)
+        central = loss.refine_weight == "centerness"
+        return (centerness(assigned.points, assigned.boxes) if central else reached).pow(loss.weight_power)
 
     def _heatmap_loss(self, logits: Tensor, cells: Cells, people: PaddedPeople) -> tuple[Tensor, Tensor]:
         """Focal loss of the keypoint map (B, K, h, w) of P3, and the number of its positives."""
@@ -382,3 +375,8 @@ class Model(nn.Module):
             scores = probabilities * flatten_levels(maps[config.quality])[..., 0].sigmoid()
         offsets = flatten_levels(maps["refine" if config.head.refine else "init"])
         return decoding.best_poses(scores, probabilities, offsets, cells, size, config.decode, top="probabilities")
+
+
+def _poses(levels: Sequence[Tensor], cells: Cells, rows: Positives) -> Tensor:
+    """(N, K, 2) pixels, the poses that offsets (B, 2K, h, w) of all levels give at the rows; without gradients."""
+    return decode_offsets(cells.points[rows.cell], cells.strides[rows.cell], gather_rows(levels, rows).detach())

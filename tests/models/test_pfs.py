@@ -496,7 +496,7 @@ def test_settings_that_contradict_are_named() -> None:
         Config(head=HeadConfig(refine=False, psm=False))
     with pytest.raises(ValueError, match=r"filter.candidates is 'all' but filter.enabled is false"):
         Config(filter=FilterConfig(candidates="all", enabled=False))
-    with pytest.raises(ValueError, match=r"filter.candidates 'all' needs another loss.refine_weight"):
+    with pytest.raises(ValueError, match=r"filter.candidates is 'all' but loss.refine_weight is 'centerness'"):
         Config(filter=FilterConfig(candidates="all"), loss=LossConfig(refine_weight="centerness"))
     with pytest.raises(ValueError, match="candidates is 'all' but match is 'assigned'"):
         FilterConfig(candidates="all", match="assigned")
