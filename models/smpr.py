@@ -16,60 +16,40 @@ Letters: B images, M people of an image (padded), P cells, N positive cells, K k
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
-from posefleet.models.parts.assign import (
-    LevelRule,
-    PaddedPeople,
-    Positives,
-    Region,
-    assign_people,
-    pad_people,
-    positive_cells,
-    positives_bound,
-    unlabelled_cells,
-)
+from posefleet.models.parts.assign import PaddedPeople
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.decode import DecodeConfig, best_poses, suppress
 from posefleet.models.parts.fpn import FPN, PAFPN
 from posefleet.models.parts.heatmaps import cell_class_targets, gaussian_targets
-from posefleet.models.parts.losses import (
-    bce_loss,
-    focal_loss,
-    gaussian_focal_loss,
-    l1_loss,
-    mean_counts,
-    smooth_l1_loss,
-)
-from posefleet.models.parts.oks import oks, oks_and_rank
-from posefleet.models.parts.points import (
-    Cells,
-    decode_offsets,
-    encode_offsets,
-    flatten_levels,
-    level_sizes,
-    pyramid_cells,
-)
+from posefleet.models.parts.judge import diagnose, judge
+from posefleet.models.parts.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
+from posefleet.models.parts.points import decode_offsets, flatten_levels, level_sizes, map_sizes, pyramid_cells
 from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
+from posefleet.models.parts.pose_loss import PoseLoss, pose_loss
+from posefleet.models.parts.positives import (
+    PositivesConfig,
+    Truth,
+    assign,
+    assigned_points,
+    gather_rows,
+    known_cells,
+    pad_for,
+    positives_of,
+    truth_at,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AssignConfig:
+class AssignConfig(PositivesConfig):
     """Which cells train which part."""
 
-    level_rule: LevelRule = "fcos"
-    """How the size of a person chooses the pyramid level."""
-    region: Region = "center"
-    """Cells near the centre of a person, or all cells of the pseudo box."""
-    center_half_side: float = 1.5
-    """Half the side of the centre region, strides, 0.5..3; a literal reading of the paper's text gives 0.75."""
-    force_one: bool = False
-    """Give a person without any cell the nearest one."""
     oks_of: Literal["init", "refined"] = "init"
     """The pose whose OKS filters cells, weights the regression and is the target of the pose score."""
     refine_oks_threshold: float = 0.5
@@ -82,8 +62,7 @@ class AssignConfig:
     """No classification loss inside boxes of crowds and of people without keypoints (instead of negatives)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.center_half_side <= 3:
-            raise ValueError(f"center_half_side must be in (0, 3] strides, not {self.center_half_side}")
+        PositivesConfig.__post_init__(self)
         if not 0 <= self.refine_oks_threshold <= 1:
             raise ValueError(f"refine_oks_threshold must be 0..1, not {self.refine_oks_threshold}")
 
@@ -102,7 +81,7 @@ class LossConfig:
     """Weight of the second pose, whose error is in cells."""
     psm: float = 1.0
     """Weight of the pose score."""
-    regression: Literal["l1", "smooth_l1", "oks"] = "l1"
+    regression: PoseLoss = "l1"
     """Form of both pose losses; ``oks`` is 1 - OKS of a pose and its person."""
     beta: float = 1 / 9
     """Where ``smooth_l1`` turns linear, cells, above 0."""
@@ -167,6 +146,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.assign.oks_of == "refined" and not self.head.refine:
             raise ValueError("assign.oks_of is 'refined' but head.refine is false: there is no refined pose")
+        if self.head.centerness:
+            raise ValueError("head.centerness is true, but SMPR has no loss for it; head.psm takes its place")
 
     @classmethod
     def paper(cls) -> Self:
@@ -271,94 +252,44 @@ class Model(nn.Module):
         Returns:
             For each image, one entry.
         """
+        config = self.config.assign
         cells = pyramid_cells(level_sizes(*size, FPN.strides), FPN.strides, self.sigmas.device)
-        result = []
-        for row in self._assign(cells, pad_people(people, self.sigmas.device)):
-            chosen = row >= 0
-            result.append([TargetPoints("assigned cells", cells.points[chosen], row[chosen], cells.strides[chosen])])
-        return result
-
-    # ------------------------------------------------------------------------------------------------ targets
-
-    def _assign(self, cells: Cells, people: PaddedPeople) -> Tensor:
-        assign = self.config.assign
-        return assign_people(
-            cells,
-            people,
-            level_rule=assign.level_rule,
-            region=assign.region,
-            center_half_side=assign.center_half_side,
-            force_one=assign.force_one,
-        )
-
-    def _positives(self, assignment: Tensor, people: PaddedPeople) -> Positives:
-        """The set S1 as rows. Their number is bounded on the host, so this does not wait for the device."""
-        assign = self.config.assign
-        if assign.region == "pseudo":  # as many as the people are large: here the exact number is worth the wait
-            return positive_cells(assignment, int((assignment >= 0).sum()))
-        bound = positives_bound(
-            assignment.numel(),
-            people.count,
-            level_rule=assign.level_rule,
-            center_half_side=assign.center_half_side,
-        )
-        return positive_cells(assignment, bound)
-
-    @torch.no_grad()
-    def _judge(self, poses: Tensor, rows: Positives, people: PaddedPeople) -> "Judgement":
-        """Compare the poses (N, K, 2) of positive cells with every person of their image (section 3.2).
-
-        A cell passes with an OKS above the threshold, or as the best of the cells assigned to its person.
-        """
-        similarity, rank = oks_and_rank(
-            poses[:, None],
-            people.keypoints[rows.image],
-            people.labelled[rows.image],
-            people.areas[rows.image],
-            self.sigmas,
-        )  # (N, M)
-        best, match = similarity.max(1)
-        kept = best >= self.config.assign.refine_oks_threshold
-        if self.config.assign.keep_best:
-            rank = rank.gather(1, rows.person[:, None])[:, 0].where(rows.used, -torch.inf)
-            person = rows.image * people.valid.shape[1] + rows.person
-            record = torch.full_like(people.areas, -torch.inf).flatten().scatter_reduce(0, person, rank, "amax")
-            kept |= rank == record[person]
-        # Where every OKS is 0 nobody matches, and the assigned person is as good as any.
-        match = match.where(best > 0, rows.person)
-        return Judgement(best.where(rows.used, 0.0), kept & rows.used, match)
+        return assigned_points(cells, assign(cells, pad_for(people, self.sigmas.device, config), config))
 
     # ------------------------------------------------------------------------------------------------ losses
 
     def _losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
         config = self.config
-        cells = pyramid_cells(_sizes(maps["cls"]), FPN.strides, self.sigmas.device)
-        images = len(people)
-        padded = pad_people(people, self.sigmas.device)
-        assignment = self._assign(cells, padded)  # (B, P)
-        rows = self._positives(assignment, padded)
-        points, strides = cells.points[rows.cell], cells.strides[rows.cell]
+        cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, self.sigmas.device)
+        padded = pad_for(people, self.sigmas.device, config.assign)
+        assignment = assign(cells, padded, config.assign)  # (B, P)
+        rows = positives_of(assignment, padded, config.assign)  # the set S1
+        truth = truth_at(rows, cells, padded)
 
-        # Predictions at the positive cells.
-        at = {name: flatten_levels(levels).flatten(0, 1) for name, levels in maps.items() if name != "heatmap"}
-        chosen = {name: values.index_select(0, rows.index) for name, values in at.items() if name != "cls"}
+        chosen = {name: gather_rows(maps[name], rows) for name in ("init", "refine", "psm") if name in maps}
         first = chosen["refine" if config.assign.oks_of == "refined" else "init"].detach()
-        judged = self._judge(decode_offsets(points, strides, first), rows, padded)
+        judged = judge(  # section 3.2
+            decode_offsets(truth.points, truth.strides, first),
+            rows,
+            padded,
+            self.sigmas,
+            threshold=config.assign.refine_oks_threshold,
+            keep_best=config.assign.keep_best,
+        )
         s1, s2 = rows.used.float(), judged.kept.float()
         cls_rows = s2 if config.assign.cls_target == "s2" else s1
         weight = judged.oks if config.loss.oks_weighted_regression else torch.ones_like(judged.oks)
         marks = self._heatmap_targets(maps, padded)
 
         counts = [cls_rows.sum(), (marks == 1).sum(), (s1 * weight).sum(), (s2 * weight).sum(), s1.sum(), s2.sum()]
-        extra = images if config.loss.count_images else 0
+        extra = len(people) if config.loss.count_images else 0
         means = mean_counts(torch.stack([counts[0] + extra, counts[1] + extra, *counts[2:]]), self.minimum_counts)
         for_cls, for_heatmap, for_init, for_refine, size1, size2 = means.unbind()
 
-        target = torch.zeros_like(at["cls"][:, 0]).index_add_(0, rows.index, cls_rows)
-        cls = focal_loss(at["cls"][:, 0], target, self._cls_weights(cells, padded, target))
-        keypoints = padded.keypoints[rows.image, rows.person]
-        labelled = padded.labelled[rows.image, rows.person]
-        truth = _Truth(keypoints, labelled, padded.areas[rows.image, rows.person], points, strides)
+        logits = flatten_levels(maps["cls"])[..., 0]  # (B, P)
+        target = torch.zeros_like(logits).flatten().index_add_(0, rows.index, cls_rows).view_as(logits)
+        known = known_cells(cells, padded, target > 0) if config.assign.ignore_unlabelled else None
+        cls = focal_loss(logits, target, known)
         losses = {
             "cls": config.loss.cls * cls / for_cls,
             "init": config.loss.init * self._pose_loss(chosen["init"], truth, s1 * weight) / for_init,
@@ -374,7 +305,9 @@ class Model(nn.Module):
             focal = gaussian_focal_loss if config.loss.heatmap_target == "gaussian" else focal_loss
             losses["heatmap"] = config.loss.heatmap * focal(maps["heatmap"][0], marks) / for_heatmap
         if self.training:
-            self._diagnose(rows, judged)
+            self.diagnostics = diagnose(rows, judged)
+            if self.head.alive is not None:
+                self.diagnostics["alive"] = self.head.alive
         return losses
 
     def _heatmap_targets(self, maps: Maps, people: PaddedPeople) -> Tensor:
@@ -382,7 +315,7 @@ class Model(nn.Module):
         if not self.config.head.heatmap:
             return self.sigmas.new_zeros(1)
         loss, stride = self.config.loss, FPN.strides[0]
-        (size,) = _sizes(maps["heatmap"])
+        (size,) = map_sizes(maps["heatmap"])
         if loss.heatmap_target == "gaussian":
             return gaussian_targets(
                 people.keypoints,
@@ -395,42 +328,16 @@ class Model(nn.Module):
             )
         return cell_class_targets(people.keypoints, people.labelled, size, stride, loss.heatmap_target)
 
-    def _cls_weights(self, cells: Cells, people: PaddedPeople, target: Tensor) -> Tensor | None:
-        """(B * P): 0 where the people are unknown, else 1."""
-        if not self.config.assign.ignore_unlabelled:
-            return None
-        return (~unlabelled_cells(cells, people).flatten() | (target > 0)).float()
-
-    def _pose_loss(self, offsets: Tensor, truth: "_Truth", weights: Tensor) -> Tensor:
-        """Sum over rows of ``weights`` (N,) times the error of ``offsets`` (N, 2K), labelled keypoints only."""
+    def _pose_loss(self, offsets: Tensor, truth: Truth, weights: Tensor) -> Tensor:
         loss = self.config.loss
-        if loss.regression == "oks":
-            poses = decode_offsets(truth.points, truth.strides, offsets)
-            similarity = oks(poses, truth.keypoints, truth.labelled, truth.areas, self.sigmas)
-            return ((1 - similarity) * weights).sum()
-        target = encode_offsets(truth.points, truth.strides, truth.keypoints)
-        mask = truth.labelled.repeat_interleave(2, dim=-1) * weights[:, None]
-        if loss.regression == "smooth_l1":
-            return smooth_l1_loss(offsets, target, mask, beta=loss.beta)
-        return l1_loss(offsets, target, mask)
-
-    @torch.no_grad()
-    def _diagnose(self, rows: Positives, judged: "Judgement") -> None:
-        total = rows.used.sum().clamp(min=1)
-        self.diagnostics = {
-            "initial_oks": judged.oks.sum() / total,
-            "kept": judged.kept.sum() / total,
-            "swapped": ((judged.match != rows.person) & rows.used).sum() / total,
-        }
-        if self.head.alive is not None:
-            self.diagnostics["alive"] = self.head.alive
+        return pose_loss(offsets, truth, weights, self.sigmas, form=loss.regression, beta=loss.beta)
 
     # ------------------------------------------------------------------------------------------------ decode
 
     def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
         """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
         config = self.config
-        cells = pyramid_cells(_sizes(maps["cls"]), FPN.strides, maps["cls"][0].device)
+        cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, maps["cls"][0].device)
         probabilities = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
         scores = probabilities
         if config.head.psm and config.score.rank == "psm":
@@ -438,28 +345,3 @@ class Model(nn.Module):
             scores = (probabilities**config.score.exponent * quality ** (1 - config.score.exponent)).square()
         stage = "refine" if config.head.refine and config.score.pose == "refined" else "init"
         return best_poses(scores, probabilities, flatten_levels(maps[stage]), cells, size, config.decode)
-
-
-class Judgement(NamedTuple):
-    """What the OKS says about the poses of N positive cells."""
-
-    oks: Tensor
-    """(N,) best OKS with any person of the image; 0 in unused rows."""
-    kept: Tensor
-    """(N,) bool, the set S2."""
-    match: Tensor
-    """(N,) int64, the person of that OKS."""
-
-
-class _Truth(NamedTuple):
-    """The person of each of N positive cells, and where the cell is."""
-
-    keypoints: Tensor  # (N, K, 2) px
-    labelled: Tensor  # (N, K) bool
-    areas: Tensor  # (N,) px^2
-    points: Tensor  # (N, 2) px
-    strides: Tensor  # (N,) px per cell
-
-
-def _sizes(levels: Sequence[Tensor]) -> list[tuple[int, int]]:
-    return [(level.shape[-2], level.shape[-1]) for level in levels]

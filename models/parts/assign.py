@@ -31,7 +31,7 @@ class PaddedPeople:
     areas: Tensor
     """(B, M) float32, square pixels."""
     boxes: Tensor
-    """(B, M, 4) xyxy pixels: the pseudo box of a keypoint person, zero for others."""
+    """(B, M, 4) xyxy pixels: the box of a keypoint person by which cells are chosen, zero for others."""
     valid: Tensor
     """(B, M) bool, True for keypoint people."""
     unlabelled_boxes: Tensor
@@ -42,7 +42,7 @@ class PaddedPeople:
 
 @dataclass(frozen=True, slots=True)
 class Positives:
-    """Positive cells as N rows of a fixed capacity; rows that are not ``used`` point at cell 0 and mean nothing."""
+    """Cells, usually the positive ones, as N rows of a fixed capacity; rows that are not ``used`` mean nothing."""
 
     index: Tensor
     """(N,) int64 index into (B * P)."""
@@ -51,13 +51,19 @@ class Positives:
     cell: Tensor
     """(N,) int64 in [0, P)."""
     person: Tensor
-    """(N,) int64 in [0, M)."""
+    """(N,) int64 in [0, M); 0 where the cell is not positive."""
     used: Tensor
     """(N,) bool."""
 
 
-def pad_people(people: Sequence[People], device: torch.device) -> PaddedPeople:
-    """Pack the people of all images into padded tensors on ``device``."""
+def pad_people(
+    people: Sequence[People], device: torch.device, *, boxes: Literal["pseudo", "annotated"] = "pseudo"
+) -> PaddedPeople:
+    """Pack the people of all images into padded tensors on ``device``.
+
+    Args:
+        boxes: Which box of a keypoint person chooses cells: that of the labelled keypoints, or the annotated one.
+    """
     counts = [len(p) for p in people]
     most = max(1, *counts)
     slots = torch.tensor(
@@ -75,13 +81,15 @@ def pad_people(people: Sequence[People], device: torch.device) -> PaddedPeople:
     labelled = pack([p.visibility for p in people]) > 0
     valid = ~pack([p.crowd for p in people]) & labelled.any(1)
     labelled = labelled & valid[:, None]
+    annotated = pack([p.boxes for p in people]).float()
+    known = pseudo_boxes(keypoints, labelled) if boxes == "pseudo" else annotated.where(valid[:, None], 0.0)
     return PaddedPeople(
         pad(keypoints),
         pad(labelled),
         pad(pack([p.areas for p in people]).float()),
-        pad(pseudo_boxes(keypoints, labelled)),
+        pad(known),
         pad(valid),
-        pad(torch.where(valid[:, None], 0.0, pack([p.boxes for p in people]).float())),
+        pad(annotated.where(~valid[:, None], 0.0)),
         sum(counts),
     )
 
@@ -138,11 +146,14 @@ def assign_people(
 
 def positive_cells(assignment: Tensor, capacity: int) -> Positives:
     """The positive cells of an assignment (B, P) as ``capacity`` rows, in flat order, without asking the device."""
+    found = torch.nonzero_static(assignment.flatten() >= 0, size=capacity, fill_value=-1)[:, 0]
+    return rows_of_cells(assignment, found.clamp(min=0), found >= 0)
+
+
+def rows_of_cells(assignment: Tensor, index: Tensor, used: Tensor) -> Positives:
+    """Any cells of an assignment (B, P) as rows: ``index`` (N,) into (B * P), ``used`` (N,) bool."""
     cells = assignment.shape[1]
-    flat = assignment.flatten()
-    found = torch.nonzero_static(flat >= 0, size=capacity, fill_value=-1)[:, 0]
-    index = found.clamp(min=0)
-    return Positives(index, index // cells, index % cells, flat[index].clamp(min=0), found >= 0)
+    return Positives(index, index // cells, index % cells, assignment.flatten()[index].clamp(min=0), used)
 
 
 def positives_bound(cells: int, people: int, *, level_rule: LevelRule, center_half_side: float) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class DecodeConfig:
     score_floor: float = 0.05
     """Classification score up to which a cell is dropped, 0..1."""
     top_k: int = 1000
-    """Cells kept of each level, by score, at least 1."""
+    """Cells kept of each level, the best, at least 1."""
     nms: Rule = "linear"
     """How overlapping poses lose score."""
     nms_threshold: float = 0.3
@@ -41,7 +42,14 @@ class DecodeConfig:
 
 
 def best_poses(
-    scores: Tensor, probabilities: Tensor, offsets: Tensor, cells: Cells, size: tuple[int, int], config: DecodeConfig
+    scores: Tensor,
+    probabilities: Tensor,
+    offsets: Tensor,
+    cells: Cells,
+    size: tuple[int, int],
+    config: DecodeConfig,
+    *,
+    top: Literal["scores", "probabilities"] = "scores",
 ) -> list[Poses]:
     """The poses of the best cells of every image, before suppression.
 
@@ -51,8 +59,10 @@ def best_poses(
         offsets: (B, P, 2K) in cells.
         cells: The P cells.
         size: (height, width) of the images, pixels; poses are clipped to it.
+        top: What ``top_k`` goes by.
     """
-    chosen = _top_of_each_level(scores, [h * w for h, w in cells.sizes], config.top_k)  # (B, n)
+    rank = scores if top == "scores" else probabilities
+    chosen = _top_of_each_level(rank, [h * w for h, w in cells.sizes], config.top_k)  # (B, n)
     scores = scores.gather(1, chosen).where(probabilities.gather(1, chosen) > config.score_floor, 0.0)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more after the suppression

@@ -29,7 +29,7 @@ def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
 
 
 def focal_loss(
-    logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, alpha: float | None = 0.25, gamma: float = 2.0
 ) -> Tensor:
     """Sum of the sigmoid focal loss (Lin et al.).
 
@@ -37,9 +37,10 @@ def focal_loss(
         logits: (...) any shape.
         targets: (...) 0 or 1.
         weights: (...) weight of each element, 1 if absent.
+        alpha: 0..1, weight of positives; 1 - alpha is that of negatives. None weights both with 1.
     """
     logits, targets = logits.float(), targets.float()
-    balance = (1 - alpha) + (2 * alpha - 1) * targets
+    balance = torch.ones_like(targets) if alpha is None else (1 - alpha) + (2 * alpha - 1) * targets
     return _focal(logits * (1 - 2 * targets), balance, weights, gamma)
 
 

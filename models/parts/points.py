@@ -46,6 +46,11 @@ def level_sizes(height: int, width: int, strides: Sequence[int]) -> list[tuple[i
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
+def map_sizes(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """(height, width) in cells of maps (B, C, h, w)."""
+    return [(level.shape[-2], level.shape[-1]) for level in maps]
+
+
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
     """Maps (B, C, h, w) of all levels -> (B, P, C) float32 in flat order."""
     flat: Tensor = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], dim=1).float()

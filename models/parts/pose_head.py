@@ -27,8 +27,12 @@ class HeadConfig:
     """3x3 convolutions of each of the two towers, at least 1."""
     refine: bool = True
     """Second stage: aligned features correct the pose. Without it classification and pose come from the towers."""
+    align_cls: bool = True
+    """Let the classification read aligned features, too, and not only the regression and the pose score."""
     psm: bool = True
     """Pose scoring module: predicts the OKS of each pose. Needs ``refine``."""
+    centerness: bool = False
+    """Branch on the pose tower that predicts how central a cell lies in its person's box (FCOS)."""
     heatmap: bool = True
     """Auxiliary keypoint map on P3, in training only."""
     heatmap_channels: int = 128
@@ -53,7 +57,7 @@ class HeadConfig:
     hidden_layer: bool = False
     """One more 3x3 convolution and ReLU before the first pose, which then is a 1x1 convolution."""
     output_kernel: Literal[1, 3] = 3
-    """Kernel size of the layers that read the aligned features."""
+    """Kernel size of the layers that read aligned features; those that read a tower have 3."""
     deform_kernel: Kernel = "auto"
     """Implementation of the deformable convolution; see ``parts/deform.py``."""
 
@@ -71,8 +75,8 @@ class HeadConfig:
 
 
 Maps = dict[str, list[Tensor]]
-"""Dense predictions: name -> one map (B, C, h, w) per level. ``cls`` and ``psm``: 1 channel, logits; ``init`` and
-``refine``: 2K channels, cells, dx before dy; ``heatmap``: K channels, logits, P3 only."""
+"""Dense predictions: name -> one map (B, C, h, w) per level. ``cls``, ``psm`` and ``centerness``: 1 channel, logits;
+``init`` and ``refine``: 2K channels, cells, dx before dy; ``heatmap``: K channels, logits, P3 only."""
 
 
 class Head(nn.Module):
@@ -91,7 +95,7 @@ class Head(nn.Module):
         self.init: nn.Module = conv(channels, coordinates, 3)
         if config.hidden_layer:
             self.init = nn.Sequential(conv(channels, channels, 3), nn.ReLU(), conv(channels, coordinates, 1))
-        self.cls = conv(channels, 1, kernel if config.refine else 3, bias=prior_bias(PRIOR))
+        self.cls = conv(channels, 1, kernel if config.refine and config.align_cls else 3, bias=prior_bias(PRIOR))
         if config.level_scales:
             self.init_scale = nn.Parameter(torch.ones(levels))
         if config.refine:
@@ -100,13 +104,16 @@ class Head(nn.Module):
             self.offset = conv(coordinates, groups * 2 * TAPS, 1, std=config.offset_std, bias=offset_bias)
             if config.offset_init == "keypoints":
                 read_keypoints(self.offset, keypoints)
-            self.align_cls = AlignBlock(channels, groups, norm, implementation)
+            if config.align_cls:
+                self.align_cls = AlignBlock(channels, groups, norm, implementation)
             self.align_pose = AlignBlock(channels, groups, norm, implementation)
             self.refine = conv(channels, coordinates, kernel)
             if config.level_scales:
                 self.refine_scale = nn.Parameter(torch.ones(levels))
         if config.psm:
             self.psm = conv(channels, 1, kernel)
+        if config.centerness:
+            self.centerness = conv(channels, 1, 3)
         if config.heatmap:
             self.heatmap = nn.Sequential(
                 tower(channels, config.heatmap_channels, 2),
@@ -127,8 +134,11 @@ class Head(nn.Module):
         init = self.init(pose).float()
         if config.level_scales:
             init = init * self.init_scale[level]
+        maps = {"init": init}
+        if config.centerness:
+            maps["centerness"] = self.centerness(pose)
         if not config.refine:
-            return {"cls": self.cls(cls), "init": init}
+            return maps | {"cls": self.cls(cls)}
 
         with torch.autocast(feature.device.type, enabled=False):  # positions need more than bfloat16's 8 bits
             offset = self.offset(scale_gradient(init, config.gradient_mul))
@@ -140,7 +150,8 @@ class Head(nn.Module):
         delta = self.refine(pose).float()
         if config.level_scales:
             delta = delta * self.refine_scale[level]
-        maps = {"cls": self.cls(self.align_cls(cls, offset)), "init": init, "refine": init.detach() + delta}
+        maps["refine"] = init.detach() + delta
+        maps["cls"] = self.cls(self.align_cls(cls, offset) if config.align_cls else cls)
         if config.psm:
             maps["psm"] = self.psm(pose)
         return maps

@@ -21,7 +21,14 @@ def _smpr() -> object:
     return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))
 
 
-SMALL: dict[str, Callable[[], object]] = {"smpr": _smpr}
+def _pfs() -> object:
+    from posefleet.models.pfs import Config, DecodeConfig, HeadConfig
+
+    head = HeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2, centerness=True)
+    return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))
+
+
+SMALL: dict[str, Callable[[], object]] = {"pfs": _pfs, "smpr": _smpr}
 """Method -> a configuration that takes milliseconds; it must find something in an untrained network."""
 
 

@@ -6,40 +6,21 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from dense import ADULT, CELLS, SIZE, K, assigned, maps_of, parameters, person, trained, unflatten
+from learning import learn_by_heart
 
-from posefleet.data.coco import people_of
-from posefleet.data.evaluation import evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
-from posefleet.data.synthetic import SceneConfig, render_scene
-from posefleet.data.truth import GroundTruth
 from posefleet.models.parts.backbones import BackboneConfig
-from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.losses import mean_counts
-from posefleet.models.parts.points import encode_offsets, level_sizes, pyramid_cells
-from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
+from posefleet.models.parts.points import encode_offsets
+from posefleet.models.parts.pose_head import Head, HeadConfig
 from posefleet.models.smpr import AssignConfig, Config, LossConfig, Model
 
-K = len(COCO17)
-SIZE = 512
 SMALL = Config(
     backbone=BackboneConfig(name="resnet18", pretrained=False),
     head=HeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2),
 )
-CELLS = pyramid_cells(level_sizes(SIZE, SIZE, FPN.strides), FPN.strides, torch.device("cpu"))
-
-
-def person(x1: float, y1: float, x2: float, y2: float, area: float = 10_000) -> People:
-    """One person with all keypoints labelled inside a box that two of them span."""
-    keypoints = torch.rand(1, K, 2, generator=torch.Generator().manual_seed(0))
-    keypoints = torch.tensor([x1, y1]) + keypoints * torch.tensor([x2 - x1, y2 - y1])
-    keypoints[0, 0], keypoints[0, 1] = torch.tensor([x1, y1]), torch.tensor([x2, y2])
-    box = torch.tensor([[x1, y1, x2, y2]])
-    visibility = torch.full((1, K), 2, dtype=torch.uint8)
-    return People(keypoints, visibility, box, torch.tensor([float(area)]), torch.zeros(1, dtype=torch.bool))
-
-
-ADULT = person(100, 100, 220, 340)
 
 
 def build(config: Config = SMALL) -> Model:
@@ -47,43 +28,7 @@ def build(config: Config = SMALL) -> Model:
     return Model(config, COCO17)
 
 
-def unflatten(values: torch.Tensor) -> list[torch.Tensor]:
-    """(B, P, C) -> maps of the levels."""
-    parts = values.split([h * w for h, w in CELLS.sizes], dim=1)
-    return [part.unflatten(1, size).permute(0, 3, 1, 2) for part, size in zip(parts, CELLS.sizes, strict=True)]
-
-
-def maps_of(poses: torch.Tensor, logit: float = 0.0) -> tuple[Maps, dict[str, torch.Tensor]]:
-    """Predictions of one image whose every cell gives ``poses`` (K, 2) or (P, K, 2) in both stages; and its leaves."""
-    offsets = encode_offsets(CELLS.points, CELLS.strides, poses.expand(len(CELLS), K, 2))[None]
-    leaves = {
-        "cls": torch.full((1, len(CELLS), 1), logit),
-        "init": offsets.clone(),
-        "refine": offsets.clone(),
-        "psm": torch.zeros(1, len(CELLS), 1),
-    }
-    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-    maps = {name: unflatten(leaf) for name, leaf in leaves.items()}
-    maps["heatmap"] = [torch.zeros(1, K, SIZE // 8, SIZE // 8)]
-    return maps, leaves
-
-
-def assigned(model: Model, people: People) -> torch.Tensor:
-    """(P,) bool."""
-    (points,) = model.target_points((SIZE, SIZE), [people])[0]
-    return (CELLS.points[:, None] == points.points).all(-1).any(1) & torch.isin(CELLS.strides, points.stride)
-
-
-def trained(leaf: torch.Tensor) -> torch.Tensor:
-    """(P,) bool, the cells where a prediction got a gradient."""
-    return (leaf.grad[0] != 0).any(-1)
-
-
 # ------------------------------------------------------------------------------------------------ network
-
-
-def parameters(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def test_parameter_counts_of_the_released_head() -> None:
@@ -506,6 +451,8 @@ def test_settings_that_contradict_are_named() -> None:
         HeadConfig(refine=False)
     with pytest.raises(ValueError, match=r"assign.oks_of is 'refined' but head.refine is false"):
         Config(head=HeadConfig(refine=False, psm=False), assign=AssignConfig(oks_of="refined"))
+    with pytest.raises(ValueError, match=r"head.centerness is true, but SMPR has no loss for it"):
+        Config(head=HeadConfig(centerness=True))
     with pytest.raises(ValueError, match="channels 30 cannot be split into offset_groups 4"):
         HeadConfig(channels=30)
     with pytest.raises(ValueError, match=r"offset_init 'keypoints' .* needs subtract_base: true"):
@@ -545,20 +492,4 @@ def test_four_pictures_are_learned_by_heart() -> None:
         backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False, weights="package"),
         head=HeadConfig(channels=64, tower_depth=2, heatmap_channels=64),
     )
-    model = build(config)
-    scenes = [render_scene(SceneConfig(people=(1, 3), scale=(0.5, 1.0), crowd_rate=0), seed) for seed in range(4)]
-    images = torch.stack([torch.from_numpy(picture.copy()) for picture, _ in scenes]).permute(0, 3, 1, 2)
-    people = [people_of(annotations, COCO17) for _, annotations in scenes]
-    learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=300)
-    for _ in range(300):
-        losses = model(images, people)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        torch.nn.utils.clip_grad_norm_(learning, 35.0)
-        optimizer.step()
-        schedule.step()
-    records = [(i, (256, 256), annotations) for i, (_, annotations) in enumerate(scenes)]
-    found = dict(enumerate(model.eval().predict(images)))
-    assert evaluate(GroundTruth.from_records(records), found, COCO17).statistics["AP50"] > 0.9
+    assert learn_by_heart(build(config)) > 0.9

@@ -1,5 +1,7 @@
 """Which cell answers for which person: fixtures with hand-computed cells."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,3 +151,13 @@ def test_no_person_has_more_cells_than_the_bound(level_rule: str, half_side: flo
     )
     bound = positives_bound(10**9, 1, level_rule=level_rule, center_half_side=half_side)
     assert counts.max() <= bound
+
+
+def test_the_annotated_box_can_choose_the_cells() -> None:
+    someone = people((100, 100, 160, 150), (0, 0, 10, 10))
+    someone = replace(someone, boxes=torch.tensor([[90.0, 90, 170, 160], [0, 0, 20, 20]]))
+    someone = replace(someone, visibility=torch.tensor([[2, 1, 0], [0, 0, 0]], dtype=torch.uint8))
+    for boxes, expected in (("pseudo", [100, 100, 160, 150]), ("annotated", [90, 90, 170, 160])):
+        padded = pad_people([someone], CPU, boxes=boxes)
+        assert padded.boxes[0].tolist() == [expected, [0, 0, 0, 0]]
+        assert padded.unlabelled_boxes[0].tolist() == [[0, 0, 0, 0], [0, 0, 20, 20]]

@@ -26,6 +26,15 @@ def test_keypoints_that_share_a_cell() -> None:
     last = cell_class_targets(keypoints, labelled, (2, 4), 8, "one_class")
     assert last[0, :, 0, 0].tolist() == [1, 0]  # the second person's first keypoint was written last
     assert last.sum() == 2
+    largest = cell_class_targets(keypoints, labelled, (2, 4), 8, "index")
+    assert largest[0, :, 0, 0].tolist() == [0, 1]  # whoever it is, the later keypoint of the schema
+    assert largest.sum() == 2
+
+
+def test_a_border_belongs_to_the_cell_that_it_opens() -> None:
+    keypoints, labelled = torch.tensor([[[[17.9, 8.0]]]]), torch.ones(1, 1, 1, dtype=torch.bool)
+    for kind in ("multihot", "index"):
+        assert cell_class_targets(keypoints, labelled, (3, 4), 8, kind).nonzero().tolist() == [[0, 0, 1, 2]]
 
 
 def test_a_batch_without_people_marks_nothing() -> None:

@@ -70,9 +70,18 @@ def test_gaussian_focal_loss_survives_extreme_logits() -> None:
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize(("error", "loss"), [(0.05, 0.01125), (1 / 9, 0.055556), (1.0, 0.944444)])
-def test_smooth_l1(error: float, loss: float) -> None:
-    found = smooth_l1_loss(torch.tensor([error]), torch.zeros(1), torch.ones(1))
+def test_focal_loss_without_balance() -> None:
+    logits, targets = torch.zeros(2), torch.tensor([0.0, 1.0])
+    assert focal_loss(logits, targets, alpha=None).item() == pytest.approx(2 * math.log(2) / 4)
+    assert focal_loss(logits, targets, alpha=None, gamma=0.0).item() == pytest.approx(2 * math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("error", "beta", "loss"),
+    [(0.05, 1 / 9, 0.01125), (1 / 9, 1 / 9, 0.055556), (1.0, 1 / 9, 0.944444), (-0.5, 1.0, 0.125), (2.0, 1.0, 1.5)],
+)
+def test_smooth_l1(error: float, beta: float, loss: float) -> None:
+    found = smooth_l1_loss(torch.tensor([error]), torch.zeros(1), torch.ones(1), beta=beta)
     assert found.item() == pytest.approx(loss, rel=1e-4)
 
 

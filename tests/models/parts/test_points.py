@@ -2,7 +2,14 @@
 
 import torch
 
-from posefleet.models.parts.points import decode_offsets, encode_offsets, flatten_levels, level_sizes, pyramid_cells
+from posefleet.models.parts.points import (
+    decode_offsets,
+    encode_offsets,
+    flatten_levels,
+    level_sizes,
+    map_sizes,
+    pyramid_cells,
+)
 
 STRIDES = (8, 16, 32, 64, 128)
 CPU = torch.device("cpu")
@@ -46,3 +53,7 @@ def test_a_grid_made_while_predicting_can_be_trained_on() -> None:
     weight = torch.ones(15, 2, requires_grad=True)
     (again.points * weight).sum().backward()
     assert weight.grad is not None
+
+
+def test_sizes_of_maps() -> None:
+    assert map_sizes([torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 1, 2)]) == [(3, 4), (1, 2)]

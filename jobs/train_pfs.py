@@ -1,0 +1,19 @@
+"""Train PFS on shards: alone, or on a Ray cluster.
+
+python jobs/train_pfs.py --config jobs/configs/pfs_demo.yaml --data.train /data/shards/train --scaling.num_workers 0
+ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_pfs.py --config jobs/configs/pfs.yaml
+"""
+
+from posefleet.platform.config import parse_experiment
+
+
+def main() -> int:
+    """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    experiment = parse_experiment("pfs", description="Train PFS, pose regression with filtering and scoring of poses.")
+    from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither
+
+    return train(experiment)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

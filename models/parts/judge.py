@@ -1,0 +1,84 @@
+"""Poses of positive cells judged by their OKS: which are good enough to be refined.
+
+Letters: B images, M people of an image (padded), N rows of cells, K keypoints.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from posefleet.models.parts.assign import PaddedPeople, Positives
+from posefleet.models.parts.oks import oks, oks_and_rank
+
+Match = Literal["max", "assigned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the OKS says about the poses of N rows."""
+
+    oks: Tensor
+    """(N,) OKS with the matched person; 0 in unused rows."""
+    kept: Tensor
+    """(N,) bool, the cells that train the second stage."""
+    match: Tensor
+    """(N,) int64 in [0, M), the matched person."""
+
+
+@torch.no_grad()
+def judge(
+    poses: Tensor,
+    rows: Positives,
+    people: PaddedPeople,
+    sigmas: Tensor,
+    *,
+    threshold: Tensor | float,
+    match: Match = "max",
+    keep_best: bool = False,
+) -> Judgement:
+    """Compare poses (N, K, 2) with the people of their image.
+
+    Args:
+        threshold: A cell passes with this OKS or more.
+        match: The person that counts: the most similar one, or the one to whom the cell is assigned.
+        keep_best: The best of the cells assigned to a person passes, too.
+    """
+    similarity, rank = oks_and_rank(
+        poses[:, None], people.keypoints[rows.image], people.labelled[rows.image], people.areas[rows.image], sigmas
+    )  # (N, M)
+    if match == "max":
+        best, person = similarity.max(1)
+        # Where every OKS is 0 nobody matches, and the assigned person is as good as any.
+        person = person.where(best > 0, rows.person)
+    else:
+        best, person = similarity.gather(1, rows.person[:, None])[:, 0], rows.person
+    kept = best >= threshold
+    if keep_best:
+        rank = rank.gather(1, rows.person[:, None])[:, 0].where(rows.used, -torch.inf)
+        slot = rows.image * people.valid.shape[1] + rows.person
+        record = torch.full_like(people.areas, -torch.inf).flatten().scatter_reduce(0, slot, rank, "amax")
+        kept |= rank == record[slot]
+    return Judgement(best.where(rows.used, 0.0), kept & rows.used, person)
+
+
+@torch.no_grad()
+def best_oks(poses: Tensor, rows: Positives, people: PaddedPeople, sigmas: Tensor) -> Tensor:
+    """(N,) OKS of poses (N, K, 2) with the most similar person of their image; 0 in unused rows."""
+    similarity = oks(
+        poses[:, None], people.keypoints[rows.image], people.labelled[rows.image], people.areas[rows.image], sigmas
+    )  # (N, M)
+    return similarity.amax(1).where(rows.used, 0.0)
+
+
+@torch.no_grad()
+def diagnose(rows: Positives, judged: Judgement) -> dict[str, Tensor]:
+    """0-dim tensors: ``initial_oks`` (mean over the cells), ``kept`` (share of them that train the second stage),
+    ``swapped`` (share whose pose resembles another person more than the assigned one)."""
+    total = rows.used.sum().clamp(min=1)
+    return {
+        "initial_oks": judged.oks.sum() / total,
+        "kept": judged.kept.sum() / total,
+        "swapped": ((judged.match != rows.person) & rows.used).sum() / total,
+    }

@@ -1,0 +1,35 @@
+"""Regression loss of poses given as offsets from cells."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from posefleet.models.parts.losses import l1_loss, smooth_l1_loss
+from posefleet.models.parts.oks import oks
+from posefleet.models.parts.points import decode_offsets, encode_offsets
+from posefleet.models.parts.positives import Truth
+
+PoseLoss = Literal["l1", "smooth_l1", "oks"]
+
+
+def pose_loss(
+    offsets: Tensor, truth: Truth, weights: Tensor, sigmas: Tensor, *, form: PoseLoss = "l1", beta: float = 1 / 9
+) -> Tensor:
+    """Sum over N rows of weight times error, labelled keypoints only.
+
+    Args:
+        offsets: (N, 2K) cells, dx before dy.
+        weights: (N,).
+        sigmas: (K,) deviations of the schema, for ``oks``.
+        form: ``l1`` and ``smooth_l1``: summed over coordinates, in cells; ``oks``: 1 - OKS of the pose.
+        beta: Where ``smooth_l1`` turns linear, cells.
+    """
+    if form == "oks":
+        poses = decode_offsets(truth.points, truth.strides, offsets)
+        similarity = oks(poses, truth.keypoints, truth.labelled, truth.areas, sigmas)
+        return ((1 - similarity) * weights).sum()
+    target = encode_offsets(truth.points, truth.strides, truth.keypoints)
+    mask = truth.labelled.repeat_interleave(2, dim=-1) * weights[:, None]
+    if form == "smooth_l1":
+        return smooth_l1_loss(offsets, target, mask, beta=beta)
+    return l1_loss(offsets, target, mask)
