@@ -30,7 +30,7 @@ def test_help_comes_soon_and_says_something(job: str) -> None:
     told = run(f"jobs/{job}", "--help")
     assert told.returncode == 0
     assert len(told.stdout.splitlines()) > 5
-    assert min(cpu_seconds(f"jobs/{job}", "--help") for _ in range(2)) < 3.0
+    assert min(cpu_seconds(f"jobs/{job}", "--help") for _ in range(3)) < 3.0
 
 
 def test_a_checkpoint_is_scored_on_shards_and_on_files_alike(
