@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,17 @@ def coco_mini() -> Path:
     if not COCO_MINI.is_dir():
         pytest.skip(f"no real COCO images at {COCO_MINI}")
     return COCO_MINI
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in the order of a worker of one thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

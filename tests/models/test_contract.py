@@ -144,7 +144,7 @@ def test_the_network_can_be_exported(method: str) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_two_ranks_do_what_one_process_does(method: str, tmp_path: Path) -> None:
+def test_two_ranks_do_what_one_process_does(method: str, tmp_path: Path, one_thread: None) -> None:
     """Gradients of two ranks, averaged, equal those of the whole batch in one process."""
     spawn(ddp_worker.run, args=(method, str(tmp_path)), nprocs=2)
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)

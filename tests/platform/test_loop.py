@@ -44,14 +44,6 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.fixture
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_a_run_leaves_losses_scores_pictures_and_a_checkpoint(small_run: dict[str, Any], tmp_path: Path) -> None:
     sink, store = Sink(), CheckpointStore(str(tmp_path / "c"))
     worker = LocalWorker(device="cpu", sink=sink)
