@@ -52,7 +52,7 @@ def best_poses(
         cells: The P cells.
         size: (height, width) of the images, pixels; poses are clipped to it.
     """
-    chosen = _top_of_each_level(scores, [h * w for h, w in cells.sizes], config.top_k)  # (B, n)
+    chosen = top_of_each(scores, [h * w for h, w in cells.sizes], config.top_k)  # (B, n)
     scores = scores.gather(1, chosen).where(probabilities.gather(1, chosen) > config.score_floor, 0.0)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more after the suppression
@@ -78,8 +78,8 @@ def suppress(poses: Sequence[Poses], config: DecodeConfig) -> list[Poses]:
     )
 
 
-def _top_of_each_level(scores: Tensor, sizes: Sequence[int], count: int) -> Tensor:
-    """(B, n) indices of the ``count`` best cells of each level; ``sizes`` are cells per level."""
+def top_of_each(scores: Tensor, sizes: Sequence[int], count: int) -> Tensor:
+    """(B, n) indices of the ``count`` best cells of each part of (B, P); ``sizes`` are cells per part, as levels."""
     chosen, start = [], 0
     for part in scores.split(list(sizes), dim=1):
         if part.shape[1] > count:
