@@ -12,38 +12,28 @@ pixels of the network's input instead of the original image; the release's OKS t
 Letters: B images, M people of an image (padded), P cells, N positive or candidate cells, K keypoints.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
-from posefleet.models.parts.assign import (
-    PaddedPeople,
-    Positives,
-    assign_people,
-    pad_people,
-    positive_cells,
-    thin_out,
-    unlabelled_cells,
-)
+from posefleet.models.parts.assign import PaddedPeople, Positives, positive_cells
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.boxes import decode_boxes, giou_loss
-from posefleet.models.parts.decode import DecodeConfig, suppress, top_of_each
+from posefleet.models.parts.chunks import in_chunks
+from posefleet.models.parts.decode import DecodeConfig, best_cells, pick_cells, suppress
 from posefleet.models.parts.disks import Disks, Radius, Shape, disk_radii, disk_targets, read_disks
 from posefleet.models.parts.dynamic import directions, run_instances
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.heatmaps import gaussian_targets
-from posefleet.models.parts.host import send_to_host
 from posefleet.models.parts.instance_head import Head, HeadConfig, Maps
+from posefleet.models.parts.instance_targets import AssignConfig, Assigned, assign_instances, known_cells
 from posefleet.models.parts.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale
 from posefleet.models.parts.losses import focal_loss, gaussian_focal_loss, l1_loss, mean_counts, varifocal_loss
-from posefleet.models.parts.nms import pick_boxes
 from posefleet.models.parts.oks import oks
 from posefleet.models.parts.points import (
     Cells,
@@ -55,29 +45,6 @@ from posefleet.models.parts.points import (
 )
 from posefleet.models.parts.sparse import conv_at, read_at
 from posefleet.models.parts.tags import tag_losses
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AssignConfig:
-    """Which cells answer for whom."""
-
-    center_half_side: float = 1.5
-    """Half the side of the square round a person's centre, strides, in (0, 3]."""
-    min_side: float = 1.0
-    """Pixels of the input image: people whose pseudo box is thinner count as unlabelled."""
-    unlabelled: Literal["ignore", "negative", "weak_positive"] = "ignore"
-    """Cells in the box of a person without keypoints: no loss, background, or positives at its centre whose quality
-    is ``loss.weak_quality``. Crowds are never positive."""
-    max_positives: int = 0
-    """Positive cells of one image that train KP-Nets and boxes, evenly spread; 0: all. Bounds time, not memory."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.center_half_side <= 3:
-            raise ValueError(f"center_half_side must be in (0, 3] strides, not {self.center_half_side}")
-        if self.min_side < 0 or self.max_positives < 0:
-            raise ValueError(
-                f"min_side and max_positives must not be negative, but are {self.min_side} and {self.max_positives}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +94,7 @@ class LossConfig:
     oks_units: Literal["px", "code_mixed"] = "px"
     """Of that OKS; ``code_mixed`` takes distances in cells but areas in pixels, as the release does: far too high."""
     weak_quality: float = 0.1
-    """0..1, what positives of people without keypoints learn."""
+    """0..1, what positives of people without keypoints learn (``assign.unlabelled``)."""
     count_images: bool = False
     """Add the number of images to the number of positives that divides the classification."""
     kpf_per: Literal["keypoint", "cell"] = "keypoint"
@@ -274,42 +241,22 @@ class Model(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ targets
 
-    @torch.no_grad()
-    def _assign(self, size: tuple[int, int], people: list[People]) -> "Assigned":
-        """Who answers for whom in images of ``size`` pixels; the network need not have run."""
-        assign = self.config.assign
+    def _assign(self, size: tuple[int, int], people: list[People]) -> Assigned:
         cells = pyramid_cells(level_sizes(*size, FPN.strides), FPN.strides, self.sigmas.device)
-        padded = pad_people(people, self.sigmas.device)
-        sides = padded.boxes[..., 2:] - padded.boxes[..., :2]
-        padded = dataclasses.replace(padded, valid=padded.valid & (sides.amin(-1) >= assign.min_side))
-        answering = padded
-        if self.config.head.bbox_head:
-            answering = dataclasses.replace(padded, boxes=padded.annotated_boxes)
-        if assign.unlabelled == "weak_positive":
-            weak = ~padded.valid & ~padded.crowd & (padded.annotated_boxes[..., 2] > padded.annotated_boxes[..., 0])
-            boxes = padded.annotated_boxes.where(weak[..., None], answering.boxes)
-            answering = dataclasses.replace(answering, boxes=boxes, valid=padded.valid | weak)
-        person = assign_people(cells, answering, center_half_side=assign.center_half_side)
-        trained = thin_out(person, assign.max_positives) if assign.max_positives else person
-        return Assigned(cells, padded, person, trained, send_to_host((trained >= 0).sum()))
+        return assign_instances(cells, people, self.config.assign, annotated_boxes=self.config.head.bbox_head)
 
     def _disk_targets(self, people: PaddedPeople, size: tuple[int, int]) -> Disks:
         maps = self.config.maps
         radii = disk_radii(people.boxes, self.disk_stride, maps.disk_radius, overlap=maps.overlap)
         return disk_targets(people.keypoints, people.labelled, radii, size, self.disk_stride, shape=maps.disk_shape)
 
-    def _unknown(self, cells: Cells, people: PaddedPeople) -> Tensor:
-        """(B, P) bool, cells whose people are not annotated."""
-        unknown = unlabelled_cells(cells, people)
-        return unknown if self.config.assign.unlabelled == "ignore" else torch.zeros_like(unknown)
-
     # ------------------------------------------------------------------------------------------------ losses
 
-    def _losses(self, maps: Maps, assigned: "Assigned") -> dict[str, Tensor]:
+    def _losses(self, maps: Maps, assigned: Assigned) -> dict[str, Tensor]:
         head, loss, people = self.config.head, self.config.loss, assigned.people
         # The host waits here, for what the device did before the network. A bound instead of the number would run
         # KP-Nets for nobody: it is two to three times as large.
-        rows = positive_cells(assigned.trained, max(1, assigned.count()))
+        rows = positive_cells(assigned.trained, max(1, assigned.trained_count()))
         truth = _Truth(
             people.keypoints[rows.image, rows.person],
             people.labelled[rows.image, rows.person] & rows.used[:, None],
@@ -358,39 +305,34 @@ class Model(nn.Module):
         """Cross-entropy of each keypoint map of N positive cells (N, K), and the cells x, y of the peaks (N, K, 2)."""
         theta = conv_at(self.head.controller, maps["controls"], rows.image, rows.cell, cells)
         (features,) = maps["features"]
-        stride, chunk = self.config.maps.map_stride, self.config.maps.chunk
+        stride = self.config.maps.map_stride
         size = (features.shape[-2] * FPN.strides[0] // stride, features.shape[-1] * FPN.strides[0] // stride)
-        target = keypoint_cells(truth.keypoints, size, stride)
 
-        def run(part: slice, theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self._instance_maps(theta, features, rows.image[part], truth.points[part], truth.strides[part])
-            entropy = cell_cross_entropy(logits, target[part])
+        def run(target: Tensor, *instances: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._instance_maps(features, *instances)
+            entropy = cell_cross_entropy(logits, target)
             if self.config.loss.cls_form == "focal":  # which does not ask where the peaks are
-                return entropy, entropy.new_zeros(len(theta), 0, 2)
+                return entropy, entropy.new_zeros(len(target), 0, 2)
             column, row, _ = peaks(logits.detach())
             return entropy, torch.stack([column, row], dim=-1).float()
 
-        parts = [slice(start, start + chunk) for start in range(0, len(theta), chunk)]
-        if len(parts) == 1:
-            return run(parts[0], theta, features)
-        found = [
-            checkpoint(run, part, theta[part], features, use_reentrant=False, preserve_rng_state=False)
-            for part in parts
-        ]
-        entropy, poses = zip(*found, strict=True)
-        return torch.cat(entropy), torch.cat(poses)
+        target = keypoint_cells(truth.keypoints, size, stride)
+        instances = (theta, rows.image, truth.points, truth.strides)
+        entropy, poses = in_chunks(run, (target, *instances), self.config.maps.chunk)
+        return entropy, poses
 
-    def _instance_maps(self, theta: Tensor, features: Tensor, image: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-        """KP-Nets of N cells: logits (N, K, h, w) at ``map_stride``."""
+    def _instance_maps(self, features: Tensor, theta: Tensor, image: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        """KP-Nets with parameters ``theta`` of N cells: logits (N, K, h, w) at ``map_stride``."""
         kpnet, stride = self.config.head.kpnet, FPN.strides[0]
         where = directions(points, strides, (features.shape[-2], features.shape[-1]), stride, kpnet)
         logits = run_instances(theta, features, image, where, kpnet, len(self.sigmas))
         return rescale(logits, stride / self.config.maps.map_stride)
 
-    def _cls_loss(self, maps: Maps, assigned: "Assigned", rows: Positives, truth: "_Truth", poses: Tensor) -> Tensor:
+    def _cls_loss(self, maps: Maps, assigned: Assigned, rows: Positives, truth: "_Truth", poses: Tensor) -> Tensor:
         logits = flatten_levels(maps["cls"]).flatten()  # (B * P)
         positive = assigned.person.flatten() >= 0
-        weights = (~self._unknown(assigned.cells, assigned.people).flatten() | positive).float()
+        known = known_cells(assigned.cells, assigned.people, self.config.assign).flatten()
+        weights = (known | positive).float()
         if self.config.loss.cls_form == "focal":
             return focal_loss(logits, positive.float(), weights)
         quality = self._quality(truth, poses).where(rows.used, 0.0)
@@ -425,7 +367,7 @@ class Model(nn.Module):
             people.keypoints, people.labelled, people.boxes, size, stride, overlap=self.config.maps.overlap
         )
         cells = pyramid_cells([size], [stride], logits.device)
-        known = ~self._unknown(cells, people).unflatten(1, size)[:, None]
+        known = known_cells(cells, people, self.config.assign).unflatten(1, size)[:, None]
         return gaussian_focal_loss(logits, target, (known | (target == 1)).float()), (target == 1).sum()
 
     # ------------------------------------------------------------------------------------------------ decode
@@ -439,12 +381,12 @@ class Model(nn.Module):
         image, cell, scores = found.nonzero()[:, 0], chosen[found], scores[found]  # (N,) each, best of each image first
 
         theta = conv_at(self.head.controller, maps["controls"], image, cell, cells)
-        disks = self._disk_map(maps) if self.config.head.disk else None
-        parts = [
-            self._locate(theta[part], maps["features"][0], image[part], cells, cell[part], disks)
-            for part in torch.arange(len(image), device=image.device).split(self.config.maps.chunk)
-        ]
-        keypoints, keypoint_scores = (torch.cat(values) for values in zip(*parts, strict=True))
+        features, disks = maps["features"][0], self._disk_map(maps) if self.config.head.disk else None
+        keypoints, keypoint_scores = in_chunks(
+            lambda *rows: self._locate(features, disks, *rows),
+            (theta, image, cells.points[cell], cells.strides[cell]),
+            self.config.maps.chunk,
+        )
         keypoints = torch.stack([keypoints[..., 0].clamp(0, size[1]), keypoints[..., 1].clamp(0, size[0])], dim=-1)
         columns = (values.split(counts) for values in (keypoints, keypoint_scores, scores))
         return [Poses(*row) for row in zip(*columns, strict=True)]
@@ -452,25 +394,14 @@ class Model(nn.Module):
     def _best_cells(self, maps: Maps, cells: Cells, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Scores and indices (B, n) of candidate cells, best first, after suppression if it needs no KP-Net; score 0
         marks what is none."""
-        config, decode = self.config, self.config.decode
+        config = self.config
         probabilities = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
-        levels = [h * w for h, w in cells.sizes]
-        chosen = top_of_each(probabilities, levels if config.top_of == "level" else [sum(levels)], decode.top_k)
-        scores = probabilities.gather(1, chosen)
-        scores, order = scores.where(scores > decode.score_floor, 0.0).sort(dim=1, descending=True, stable=True)
-        chosen = chosen.gather(1, order)
+        sizes = [h * w for h, w in cells.sizes]
+        parts = sizes if config.top_of == "level" else [sum(sizes)]
+        scores, chosen = best_cells(probabilities, probabilities, parts, config.decode)
         if config.nms_boxes == "keypoints":
             return scores, chosen
-        pick, kept = pick_boxes(
-            self._cell_boxes(maps, cells, chosen, size),
-            scores,
-            rule=decode.nms,
-            threshold=decode.nms_threshold,
-            sigma=decode.nms_sigma,
-            min_score=decode.min_score,
-            limit=decode.max_poses,
-        )
-        return kept, chosen.gather(1, pick)
+        return pick_cells(scores, chosen, self._cell_boxes(maps, cells, chosen, size), config.decode)
 
     def _cell_boxes(self, maps: Maps, cells: Cells, chosen: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, n, 4) xyxy px of cells (B, n): detected, or round the direct poses; cut by the image."""
@@ -484,14 +415,14 @@ class Model(nn.Module):
             poses = decode_offsets(points, strides, read_at(maps["direct"], image, cell, cells))
             boxes = torch.cat([poses.amin(1), poses.amax(1)], dim=1)
         limit = boxes.new_tensor([size[1], size[0]] * 2)
-        return boxes.clamp(min=0).minimum(limit).unflatten(0, chosen.shape)
+        return boxes.clamp(min=0).minimum(limit).view(*chosen.shape, 4)
 
     def _locate(
-        self, theta: Tensor, features: Tensor, image: Tensor, cells: Cells, cell: Tensor, disks: Tensor | None
+        self, features: Tensor, disks: Tensor | None, theta: Tensor, image: Tensor, points: Tensor, strides: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Keypoints (N, K, 2), pixels, and their scores (N, K) of N cells."""
-        logits = self._instance_maps(theta, features, image, cells.points[cell], cells.strides[cell])
-        stride = self.config.maps.map_stride
+        logits = self._instance_maps(features, theta, image, points, strides)
+        stride: int = self.config.maps.map_stride
         if self.config.maps.bicubic:
             logits, stride = rescale(logits, 2, "bicubic"), stride // 2
         column, row, score = peaks(logits)
@@ -500,19 +431,6 @@ class Model(nn.Module):
         # The offset comes from the cell that holds the centre of the peak's cell.
         column, row = ((2 * index + 1) * stride // (2 * self.disk_stride) for index in (column, row))
         return (torch.stack([column, row], dim=-1) + read_disks(disks, image, column, row)) * self.disk_stride, score
-
-
-class Assigned(NamedTuple):
-    """Which of P cells of B images answer for whom."""
-
-    cells: Cells
-    people: PaddedPeople
-    person: Tensor
-    """(B, P) int64, -1 for nobody."""
-    trained: Tensor
-    """(B, P) int64, the same for cells that train KP-Nets, else -1."""
-    count: Callable[[], int]
-    """Number of these cells; waits for the device."""
 
 
 class _Truth(NamedTuple):

@@ -103,4 +103,4 @@ def run_instances(
             x = x.add_(row[:, :, None]).add_(column[..., None]).flatten(2)
         else:
             x = torch.baddbmm(bias, weight, x)
-    return x.unflatten(2, (height, width))
+    return x.view(len(theta), outputs, height, width)
