@@ -265,12 +265,12 @@ class Model(nn.Module):
             assigned.cells.strides[rows.cell],
         )
         entropy, poses = self._keypoint_loss(maps, assigned.cells, rows, truth)  # (N, K), (N, K, 2)
-        images, keypoints, used = len(people.valid), truth.labelled.sum(), rows.used.float()
+        keypoints, used, positives = truth.labelled.sum(), rows.used.float(), (assigned.person >= 0).sum()
+        images = torch.full_like(positives, len(people.valid))
 
-        sums: dict[str, tuple[Tensor, Tensor | float]] = {}  # a loss and what it is divided by
-        positives = (assigned.person >= 0).sum()
+        sums: dict[str, tuple[Tensor, Tensor]] = {}  # a loss and what it is divided by
         cls = self._cls_loss(maps, assigned, rows, truth, poses)
-        sums["cls"] = loss.cls * cls, positives + (images if loss.count_images else 0)
+        sums["cls"] = loss.cls * cls, positives + images if loss.count_images else positives
         kpf = entropy.where(truth.labelled, 0.0).sum()
         sums["kpf"] = loss.kpf * kpf, keypoints if loss.kpf_per == "keypoint" else used.sum()
         if head.disk:
@@ -294,8 +294,7 @@ class Model(nn.Module):
             pull, push = tag_losses(maps["tags"][0], cells, people.labelled)
             sums["pull"], sums["push"] = (loss.tags * pull, images), (loss.tags * push, images)
 
-        counts = torch.stack([torch.as_tensor(count, device=entropy.device).float() for _, count in sums.values()])
-        means = mean_counts(counts).unbind()
+        means = mean_counts(torch.stack([count.float() for _, count in sums.values()])).unbind()
         if self.training:
             hit = (-entropy.detach()).exp().where(truth.labelled, 0.0).sum() / keypoints.clamp(min=1)
             self.diagnostics = {"positives": positives / images, "hit": hit}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from posefleet.models.parts.heatmaps import gaussian_radius
+from posefleet.models.parts.keypoint_maps import own_cells
 
 Radius = Literal["auto", 0, 1, 2, 3, 4]
 Shape = Literal["disk", "square"]
@@ -55,9 +56,8 @@ def disk_targets(
     """
     batch, people, count, _ = keypoints.shape
     height, width = size
-    limit = torch.tensor([width - 1, height - 1], device=keypoints.device)
     position = keypoints / stride  # P
-    own = position.floor().clamp(min=0).minimum(limit)
+    own = own_cells(position, size)
     steps = torch.arange(-most, most + 1, device=keypoints.device)
     window = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)  # (n, 2)
 
@@ -65,12 +65,12 @@ def disk_targets(
     distance = (cells - position[..., None, :]).square().sum(-1)
     reach = radii[:, :, None, None]
     near = window.abs().amax(-1) <= reach if shape == "square" else distance <= reach.square()
-    inside = ((cells >= 0) & (cells <= limit)).all(-1)
+    inside = (own_cells(cells, size) == cells).all(-1)
     claims = (near | (window == 0).all(-1)) & inside & labelled[..., None]
 
     # Nearest first, then the first person among equals: two minima, so that the order of writing never matters.
     channel = torch.arange(count, device=keypoints.device)[:, None]
-    column, row = cells.clamp(min=0).minimum(limit).long().unbind(-1)
+    column, row = own_cells(cells, size).long().unbind(-1)
     slot = ((channel * height + row) * width + column).flatten(1)  # (B, M * K * n)
     claimed = distance.where(claims, torch.inf).flatten(1)
     nearest = claimed.new_full((batch, count * height * width), torch.inf).scatter_reduce(1, slot, claimed, "amin")

@@ -107,7 +107,7 @@ Maps = dict[str, list[Tensor]]
 class Head(nn.Module):
     """Towers on all levels, and the branches on P3."""
 
-    taps: list[int]
+    taps: Tensor
     """Channels of the direct pose that give the taps of the alignment: y and x of each."""
 
     def __init__(self, config: HeadConfig, schema: KeypointSchema) -> None:
@@ -131,7 +131,8 @@ class Head(nn.Module):
             if unknown:
                 raise ValueError(f"align_keypoints names {sorted(unknown)}, which schema {schema.name} has not")
             chosen = [schema.keypoints.index(name) for name in config.align_keypoints]
-            self.taps = [channel for k in chosen for channel in (2 * k + 1, 2 * k)]
+            taps = torch.tensor([channel for k in chosen for channel in (2 * k + 1, 2 * k)])
+            self.register_buffer("taps", taps, persistent=False)
             self.align_cls = AlignBlock(channels, 1, "gn", config.deform_kernel)
             self.align_control = AlignBlock(channels, 1, "gn", config.deform_kernel)
             nn.init.normal_(self.align_cls.deform.weight, std=0.1)
@@ -181,8 +182,8 @@ class Head(nn.Module):
         if config.direct:
             maps["direct"] = self.direct(feature).float()
         if config.align:
-            position = scale_gradient(maps["direct"], config.gradient_mul)[:, self.taps]
-            offset = subtract_base_grid(position)
+            pose = scale_gradient(maps["direct"], config.gradient_mul)
+            offset = subtract_base_grid(pose.index_select(1, self.taps))
             cls = torch.cat([cls, self.align_cls(cls, offset)], dim=1)
             control = torch.cat([control, self.align_control(control, offset)], dim=1)
         return maps | {"cls": self.cls(cls), "controls": control}

@@ -16,9 +16,14 @@ def keypoint_cells(keypoints: Tensor, size: tuple[int, int], stride: int) -> Ten
     Returns:
         (...) int64, row * width + column.
     """
-    limit = torch.tensor([size[1] - 1, size[0] - 1], device=keypoints.device)
-    column, row = (keypoints / stride).floor().clamp(min=0).minimum(limit).long().unbind(-1)
+    column, row = own_cells(keypoints / stride, size).long().unbind(-1)
     return row * size[1] + column
+
+
+def own_cells(positions: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., 2) column and row, whole numbers, of the cell that each position (..., 2), in cells, falls into."""
+    column, row = positions.floor().unbind(-1)
+    return torch.stack([column.clamp(0, size[1] - 1), row.clamp(0, size[0] - 1)], dim=-1)
 
 
 def cell_cross_entropy(maps: Tensor, cells: Tensor) -> Tensor:

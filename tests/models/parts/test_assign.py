@@ -11,6 +11,7 @@ from posefleet.models.parts.assign import (
     positives_bound,
     pseudo_boxes,
     reppoints_level,
+    thin_out,
     unlabelled_cells,
 )
 from posefleet.models.parts.points import Cells, level_sizes, pyramid_cells
@@ -149,3 +150,9 @@ def test_no_person_has_more_cells_than_the_bound(level_rule: str, half_side: flo
     )
     bound = positives_bound(10**9, 1, level_rule=level_rule, center_half_side=half_side)
     assert counts.max() <= bound
+
+
+def test_at_most_so_many_positives_of_each_image_stay_evenly_spread() -> None:
+    assignment = torch.tensor([[0, -1, 0, 1, 1, -1, 2, 2], [-1, -1, -1, 5, -1, -1, -1, -1]])
+    assert thin_out(assignment, 3).tolist() == [[-1, -1, 0, -1, 1, -1, -1, 2], [-1, -1, -1, 5, -1, -1, -1, -1]]
+    assert (thin_out(assignment, 6) == assignment).all()
