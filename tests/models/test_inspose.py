@@ -11,7 +11,7 @@ from posefleet.data.coco import people_of
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.structures import People
 from posefleet.data.synthetic import SceneConfig, render_scene
-from posefleet.models.inspose import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model
+from posefleet.models.inspose import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model, _Truth
 from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.decode import DecodeConfig
 from posefleet.models.parts.dynamic import DynamicConfig
@@ -265,31 +265,32 @@ def test_a_limit_of_positives_leaves_the_classification_alone() -> None:
 
 
 def test_quality_is_the_oks_of_the_peaks_in_pixels() -> None:
-    """All keypoints 4 px right of and below the centre of their cell: a perfect pose that its cells round."""
+    """All keypoints 3 px right of and below the centre of their cell: a perfect pose that its cells round."""
     model, mixed = (
         build(OFFICIAL),
         build(replace(OFFICIAL, loss=LossConfig(cls_form="varifocal", oks_units="code_mixed"))),
     )
     cells = torch.randint(0, 60, (1, K, 2)).float()
     keypoints = (cells + 0.5) * 8 + 3
-    fields = {"labelled": torch.ones(1, K, dtype=torch.bool), "areas": torch.tensor([10_000.0])}
-    truth = type("Truth", (), {"keypoints": keypoints, **fields})
+    labelled = torch.ones(1, K, dtype=torch.bool)
+    truth = _Truth(keypoints, labelled, torch.tensor([10_000.0]), torch.zeros(1, 2), torch.full((1,), 8.0))
     exponent = 18 / (2 * 10_000 * (2 * torch.tensor(COCO17.sigmas)).square())
     quality = model._quality(truth, cells)
     torch.testing.assert_close(quality, torch.exp(-exponent).mean()[None])
     assert quality < mixed._quality(truth, cells) < 1
-    truth.labelled = torch.zeros(1, K, dtype=torch.bool)
-    torch.testing.assert_close(model._quality(truth, cells), torch.tensor([0.1]))
+    nobody = truth._replace(labelled=~labelled)
+    torch.testing.assert_close(model._quality(nobody, cells), torch.tensor([0.1]))
 
 
-def test_varifocal_targets_are_the_quality_of_people_and_little_for_those_without_keypoints() -> None:
-    seen: list[torch.Tensor] = []
-    model = build(OFFICIAL)
-    model._quality = lambda truth, poses: seen.append(truth.labelled.any(1)) or torch.zeros(len(poses))  # type: ignore
-    ghost = without_keypoints(person(150, 40, 220, 200))
-    losses = model(pictures(), [People.cat([person(40, 40, 120, 200), ghost])])
-    assert seen[0].any() and not seen[0].all()
-    assert set(losses) == {"cls", "kpf", "disk", "heatmap", "direct", "pull", "push"}
+def test_people_without_keypoints_are_weak_positives_of_the_varifocal_loss_alone() -> None:
+    people = People.cat([person(40, 40, 120, 200), without_keypoints(person(150, 40, 220, 200))])
+    weak, strong = (
+        build(replace(OFFICIAL, loss=replace(OFFICIAL.loss, weak_quality=quality)))(pictures(), [people])
+        for quality in (0.1, 0.9)
+    )
+    assert set(weak) == {"cls", "kpf", "disk", "heatmap", "direct", "pull", "push"}
+    assert weak["cls"] < strong["cls"]
+    assert all(weak[name] == strong[name] for name in weak if name != "cls")
 
 
 # ------------------------------------------------------------------------------------------------ decoding
@@ -457,14 +458,13 @@ def test_two_pictures_are_learned_by_heart() -> None:
         torch.nn.utils.clip_grad_norm_(learning, 35.0)
         optimizer.step()
         schedule.step()
+    model.config = replace(config, head=replace(config.head, disk=False))  # poses are the middles of peaks' cells
     right = total = 0
     for poses, truth in zip(model.eval().predict(images), people, strict=True):
         truth = truth[truth.labelled]
-        distance = (poses.keypoints[:, None] - truth.keypoints).abs().amax(-1)  # (N, M, K)
+        best = (poses.keypoints[:, None] - truth.keypoints).abs().mean((-1, -2)).argmin(0)  # the pose of each person
+        same = ((poses.keypoints[best] / 8).floor() == (truth.keypoints / 8).floor()).all(-1)
         shown = truth.visibility > 0
-        best = distance.mean(-1).argmin(0)
-        found = (poses.keypoints[best] / 8).floor() == (truth.keypoints / 8).floor()
-        near = distance[best, torch.arange(len(truth))] < 2  # the offset may end just across the border of the cell
-        right += ((found.all(-1) | near) & shown).sum().item()
+        right += (same & shown).sum().item()
         total += shown.sum().item()
-    assert right / total >= 0.95
+    assert right / total >= 0.95, f"{right} of {total}"
