@@ -34,10 +34,17 @@ class PaddedPeople:
     """(B, M, 4) xyxy pixels: the box of a keypoint person by which cells are chosen, zero for others."""
     valid: Tensor
     """(B, M) bool, True for keypoint people."""
-    unlabelled_boxes: Tensor
-    """(B, M, 4) xyxy pixels: the annotated box of a person who is no keypoint person, zero for others."""
+    annotated_boxes: Tensor
+    """(B, M, 4) xyxy pixels, zero for padding."""
+    crowd: Tensor
+    """(B, M) bool, True for a region that covers a group."""
     count: int
     """People of all images together, known on the host."""
+
+    @property
+    def unlabelled_boxes(self) -> Tensor:
+        """(B, M, 4) xyxy pixels: the annotated box of a person who is no keypoint person, zero for others."""
+        return self.annotated_boxes.where(~self.valid[..., None], 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,8 @@ def pad_people(
 
     keypoints = pack([p.keypoints for p in people]).float()
     labelled = pack([p.visibility for p in people]) > 0
-    valid = ~pack([p.crowd for p in people]) & labelled.any(1)
+    crowd = pack([p.crowd for p in people])
+    valid = ~crowd & labelled.any(1)
     labelled = labelled & valid[:, None]
     annotated = pack([p.boxes for p in people]).float()
     known = pseudo_boxes(keypoints, labelled) if boxes == "pseudo" else annotated.where(valid[:, None], 0.0)
@@ -89,7 +97,8 @@ def pad_people(
         pad(pack([p.areas for p in people]).float()),
         pad(known),
         pad(valid),
-        pad(annotated.where(~valid[:, None], 0.0)),
+        pad(annotated),
+        pad(crowd),
         sum(counts),
     )
 
@@ -166,6 +175,23 @@ def positives_bound(cells: int, people: int, *, level_rule: LevelRule, center_ha
     if level_rule == "fcos":
         levels = 1 + math.floor(math.log2(8 / (4 - center_half_side))) if center_half_side < 3 else 5
     return min(cells, people * (levels * math.ceil(2 * center_half_side) ** 2 + 1))
+
+
+def thin_out(assignment: Tensor, limit: int) -> Tensor:
+    """Keep at most ``limit`` positive cells of each image, evenly spread over the flat order.
+
+    Args:
+        assignment: (B, P) person of each cell, -1 for nobody.
+
+    Returns:
+        (B, P), where the others are -1.
+    """
+    positive = assignment >= 0
+    total = positive.sum(1, keepdim=True)
+    last = positive.cumsum(1)  # the i-th positive is kept if its step takes i * limit over a multiple of the total
+    spread = (last * limit).div(total.clamp(min=1), rounding_mode="floor")
+    before = ((last - 1) * limit).div(total.clamp(min=1), rounding_mode="floor")
+    return assignment.where((spread > before) | (total <= limit), -1)
 
 
 def unlabelled_cells(cells: Cells, people: PaddedPeople) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import Poses
-from posefleet.models.parts.nms import Rule, suppress_poses
+from posefleet.models.parts.nms import Rule, pick_boxes, suppress_poses
 from posefleet.models.parts.points import Cells, decode_offsets
 
 
@@ -62,18 +62,54 @@ def best_poses(
         top: What ``top_k`` goes by.
     """
     rank = scores if top == "scores" else probabilities
-    chosen = _top_of_each_level(rank, [h * w for h, w in cells.sizes], config.top_k)  # (B, n)
-    scores = scores.gather(1, chosen).where(probabilities.gather(1, chosen) > config.score_floor, 0.0)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    scores, chosen = best_cells(scores, probabilities, [h * w for h, w in cells.sizes], config, rank)
     counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more after the suppression
     most = max(counts)
-    scores, chosen = scores[:, :most], chosen.gather(1, order[:, :most])
+    scores, chosen = scores[:, :most], chosen[:, :most]
 
     offsets = offsets.gather(1, chosen[..., None].expand(-1, -1, offsets.shape[-1]))
     keypoints = decode_offsets(cells.points[chosen], cells.strides[chosen], offsets)
     keypoints = torch.stack([keypoints[..., 0].clamp(0, size[1]), keypoints[..., 1].clamp(0, size[0])], dim=-1)
     keypoint_scores = scores[..., None].expand(keypoints.shape[:-1])
     return [Poses(keypoints[i, :n], keypoint_scores[i, :n], scores[i, :n]) for i, n in enumerate(counts)]
+
+
+def best_cells(
+    scores: Tensor,
+    probabilities: Tensor,
+    sizes: Sequence[int],
+    config: DecodeConfig,
+    rank: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The candidates among the cells of every image, best first.
+
+    Args:
+        scores: (B, P) in [0, 1], what ranks the cells.
+        probabilities: (B, P) in [0, 1], what ``score_floor`` applies to.
+        sizes: Cells of each part in which ``top_k`` counts: the levels, or all P together.
+        rank: (B, P) what ``top_k`` goes by; default: ``scores``.
+
+    Returns:
+        (B, n) scores, 0 where the floor drops the cell, and (B, n) indices of the cells.
+    """
+    chosen = _top_of_each(scores if rank is None else rank, sizes, config.top_k)
+    scores = scores.gather(1, chosen).where(probabilities.gather(1, chosen) > config.score_floor, 0.0)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return scores, chosen.gather(1, order)
+
+
+def pick_cells(scores: Tensor, chosen: Tensor, boxes: Tensor, config: DecodeConfig) -> tuple[Tensor, Tensor]:
+    """Scores and indices (B, n) of :func:`best_cells` that survive suppression by ``boxes`` (B, n, 4), best first."""
+    picks, kept = pick_boxes(
+        boxes,
+        scores,
+        rule=config.nms,
+        threshold=config.nms_threshold,
+        sigma=config.nms_sigma,
+        min_score=config.min_score,
+        limit=config.max_poses,
+    )
+    return kept, chosen.gather(1, picks)
 
 
 def suppress(poses: Sequence[Poses], config: DecodeConfig) -> list[Poses]:
@@ -88,8 +124,8 @@ def suppress(poses: Sequence[Poses], config: DecodeConfig) -> list[Poses]:
     )
 
 
-def _top_of_each_level(scores: Tensor, sizes: Sequence[int], count: int) -> Tensor:
-    """(B, n) indices of the ``count`` best cells of each level; ``sizes`` are cells per level."""
+def _top_of_each(scores: Tensor, sizes: Sequence[int], count: int) -> Tensor:
+    """(B, n) indices of the ``count`` best cells of each part of (B, P); ``sizes`` are cells per part, as levels."""
     chosen, start = [], 0
     for part in scores.split(list(sizes), dim=1):
         if part.shape[1] > count:

@@ -59,6 +59,21 @@ def gaussian_focal_loss(
     return _focal(torch.where(positive, -logits, logits), (1 - targets).pow(beta).where(~positive, 1.0), weights, gamma)
 
 
+def varifocal_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
+    """Sum of the varifocal loss (Zhang et al.): positives learn their quality and count by it.
+
+    Args:
+        logits: (...) any shape.
+        targets: (...) in [0, 1]: quality of a positive, 0 for a negative.
+        weights: (...) weight of each element, 1 if absent.
+    """
+    logits, targets = logits.float(), targets.float()
+    balance = torch.where(targets > 0, targets, alpha * logits.sigmoid() ** gamma)
+    return bce_loss(logits, targets, balance if weights is None else balance * weights)
+
+
 def _focal(signed: Tensor, balance: Tensor, weights: Tensor | None, gamma: float) -> Tensor:
     """``signed`` is z for a negative and -z for a positive, where 1 - p = sigmoid(-z): nothing overflows."""
     loss = balance * torch.sigmoid(signed) ** gamma * F.softplus(signed)

@@ -28,7 +28,16 @@ def _pfs() -> object:
     return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))
 
 
-SMALL: dict[str, Callable[[], object]] = {"pfs": _pfs, "smpr": _smpr}
+def _inspose() -> object:
+    from posefleet.models.inspose import Config, HeadConfig
+
+    head = HeadConfig(
+        channels=16, tower_depth=1, feature_channels=16, feature_depth=1, map_channels=16, controller_std=0.1
+    )
+    return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0, top_k=100))
+
+
+SMALL: dict[str, Callable[[], object]] = {"inspose": _inspose, "pfs": _pfs, "smpr": _smpr}
 """Method -> a configuration that takes milliseconds; it must find something in an untrained network."""
 
 

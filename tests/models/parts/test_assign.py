@@ -13,6 +13,7 @@ from posefleet.models.parts.assign import (
     positives_bound,
     pseudo_boxes,
     reppoints_level,
+    thin_out,
     unlabelled_cells,
 )
 from posefleet.models.parts.points import Cells, level_sizes, pyramid_cells
@@ -161,3 +162,9 @@ def test_the_annotated_box_can_choose_the_cells() -> None:
         padded = pad_people([someone], CPU, boxes=boxes)
         assert padded.boxes[0].tolist() == [expected, [0, 0, 0, 0]]
         assert padded.unlabelled_boxes[0].tolist() == [[0, 0, 0, 0], [0, 0, 20, 20]]
+
+
+def test_at_most_so_many_positives_of_each_image_stay_evenly_spread() -> None:
+    assignment = torch.tensor([[0, -1, 0, 1, 1, -1, 2, 2], [-1, -1, -1, 5, -1, -1, -1, -1]])
+    assert thin_out(assignment, 3).tolist() == [[-1, -1, 0, -1, 1, -1, -1, 2], [-1, -1, -1, 5, -1, -1, -1, -1]]
+    assert (thin_out(assignment, 6) == assignment).all()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.models.parts.decode import DecodeConfig, best_poses
+from posefleet.models.parts.decode import DecodeConfig, best_cells, best_poses, pick_cells
 from posefleet.models.parts.points import pyramid_cells
 
 CELLS = pyramid_cells([(2, 2), (1, 1)], (8, 16), torch.device("cpu"))
@@ -49,3 +49,18 @@ def test_bad_settings_are_named() -> None:
         DecodeConfig(nms_threshold=1.5)
     with pytest.raises(ValueError, match="top_k and max_poses"):
         DecodeConfig(max_poses=0)
+
+
+def test_top_k_can_count_over_all_levels() -> None:
+    scores = torch.tensor([[0.1, 0.6, 0.2, 0.3, 0.5]])
+    found, chosen = best_cells(scores, scores, [5], DecodeConfig(top_k=3, score_floor=0.4))
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.5, 0.0]]))
+    assert chosen[0, :2].tolist() == [1, 4]
+
+
+def test_cells_can_be_suppressed_by_any_boxes() -> None:
+    scores, chosen = torch.tensor([[0.9, 0.8, 0.7, 0.0]]), torch.tensor([[40, 30, 20, 10]])
+    boxes = torch.tensor([[[0.0, 0, 100, 100], [0, 0, 100, 80], [200, 200, 300, 300], [0, 0, 9, 9]]])
+    found, cells = pick_cells(scores, chosen, boxes, DecodeConfig(max_poses=4))
+    torch.testing.assert_close(found, torch.tensor([[0.9, 0.7, 0.16, 0.0]]))
+    assert cells[0, :3].tolist() == [40, 20, 30]

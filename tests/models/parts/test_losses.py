@@ -13,6 +13,7 @@ from posefleet.models.parts.losses import (
     l1_loss,
     mean_counts,
     smooth_l1_loss,
+    varifocal_loss,
 )
 
 
@@ -74,6 +75,27 @@ def test_focal_loss_without_balance() -> None:
     logits, targets = torch.zeros(2), torch.tensor([0.0, 1.0])
     assert focal_loss(logits, targets, alpha=None).item() == pytest.approx(2 * math.log(2) / 4)
     assert focal_loss(logits, targets, alpha=None, gamma=0.0).item() == pytest.approx(2 * math.log(2))
+
+
+def test_gaussian_focal_loss_of_a_right_map_is_small() -> None:
+    target = torch.zeros(17, 20, 20)
+    target[:, 7, 7] = 1
+    logits = torch.where(target == 1, 1 - 1e-4, 1e-4).logit()
+    assert gaussian_focal_loss(logits, target).item() / 17 < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("probability", "quality", "loss"),
+    [
+        (0.5, 0.8, 0.8 * math.log(2)),  # the cross-entropy with a soft target, times the target
+        (0.2, 0.8, 0.8 * (-0.8 * math.log(0.2) - 0.2 * math.log(0.8))),
+        (0.2, 0.0, 0.75 * 0.04 * -math.log(0.8)),  # a negative counts by alpha p^2
+    ],
+)
+def test_varifocal_loss_of_one_logit(probability: float, quality: float, loss: float) -> None:
+    logit, target = torch.tensor([probability]).logit(), torch.tensor([quality])
+    assert varifocal_loss(logit, target).item() == pytest.approx(loss, rel=1e-4)
+    assert varifocal_loss(logit, target, torch.tensor([2.0])).item() == pytest.approx(2 * loss, rel=1e-4)
 
 
 @pytest.mark.parametrize(

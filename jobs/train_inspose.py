@@ -1,0 +1,20 @@
+"""Train InsPose on shards: alone, or on a Ray cluster.
+
+python jobs/train_inspose.py --config jobs/configs/inspose_demo.yaml --data.train /data/train --scaling.num_workers 0
+ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_inspose.py \\
+    --config jobs/configs/inspose.yaml
+"""
+
+from posefleet.platform.config import parse_experiment
+
+
+def main() -> int:
+    """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    experiment = parse_experiment("inspose", description="Train InsPose, instance-aware networks for poses.")
+    from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither
+
+    return train(experiment)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

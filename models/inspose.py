@@ -1,0 +1,442 @@
+"""InsPose: instance-aware dynamic networks for single-stage multi-person pose estimation (Shi et al., 2021).
+
+Every cell of P3..P7 says whether a person answers to it and gives the weights of a tiny network (KP-Net). Run over one
+shared feature map and the coordinates relative to the cell, it draws one map per keypoint of that person over the
+whole image, trained such that only the right cell fires. Offsets in a disk round every keypoint, the same for all
+people, return what the stride of these maps rounds away; a keypoint map helps training and is not used afterwards.
+
+The defaults follow the paper; :meth:`Config.official` is the authors' later, stronger release. Not as published: the
+weights of KP-Nets are computed only for the cells that need them; people are too thin (``assign.min_side``) by the
+pixels of the network's input instead of the original image; the release's OKS targets mix units (``loss.oks_units``).
+
+Letters: B images, M people of an image (padded), P cells, N positive or candidate cells, K keypoints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.models.parts.assign import PaddedPeople, Positives, positive_cells
+from posefleet.models.parts.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.boxes import decode_boxes, giou_loss
+from posefleet.models.parts.chunks import in_chunks
+from posefleet.models.parts.decode import DecodeConfig, best_cells, pick_cells, suppress
+from posefleet.models.parts.disks import Disks, Radius, Shape, disk_radii, disk_targets, read_disks
+from posefleet.models.parts.dynamic import directions, run_instances
+from posefleet.models.parts.fpn import FPN
+from posefleet.models.parts.heatmaps import gaussian_targets
+from posefleet.models.parts.instance_head import Head, HeadConfig, Maps
+from posefleet.models.parts.instance_targets import AssignConfig, Assigned, assign_instances, known_cells
+from posefleet.models.parts.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale
+from posefleet.models.parts.losses import focal_loss, gaussian_focal_loss, l1_loss, mean_counts, varifocal_loss
+from posefleet.models.parts.oks import oks
+from posefleet.models.parts.points import (
+    Cells,
+    decode_offsets,
+    encode_offsets,
+    flatten_levels,
+    level_sizes,
+    pyramid_cells,
+)
+from posefleet.models.parts.sparse import conv_at, read_at
+from posefleet.models.parts.tags import tag_losses
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapConfig:
+    """The maps of keypoints and offsets, and their targets."""
+
+    map_stride: Literal[16, 8, 4, 2] = 8
+    """Pixels per cell to which KP-Net's maps, and the offsets of a separate branch, are resized from stride 8."""
+    bicubic: bool = False
+    """Double the maps of keypoints before their peaks are read (prediction only)."""
+    disk_radius: Radius = "auto"
+    """Cells; ``auto``: 0..3 by the size of the person."""
+    disk_shape: Shape = "disk"
+    """Cells that learn an offset to a keypoint."""
+    overlap: float = 0.9
+    """0..1, IoU that boxes off by the radius of a Gaussian, or of an ``auto`` disk, still have; less is wider."""
+    chunk: int = 50
+    """KP-Nets run at once, at least 1: bounds memory. If training has more, maps are computed again in backward."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.overlap < 1:
+            raise ValueError(f"overlap must be between 0 and 1, not {self.overlap}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {self.chunk}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights (eq. 3) and forms of the losses."""
+
+    cls: float = 1.0
+    """Weight of the classification."""
+    kpf: float = 1.0
+    """Weight of the keypoint maps of people (eq. 4)."""
+    disk: float = 1.0
+    """Weight of the offsets round keypoints, in cells."""
+    heatmap: float = 1.0
+    """Weight of the auxiliary keypoint map."""
+    direct: float = 1.0
+    """Weight of the direct pose, in cells."""
+    box: float = 1.0
+    """Weight of the boxes."""
+    tags: float = 1.0
+    """Weight of the associative embedding."""
+    cls_form: Literal["focal", "varifocal"] = "focal"
+    """Positives learn 1, or the OKS of the pose that their KP-Net gives now."""
+    oks_units: Literal["px", "code_mixed"] = "px"
+    """Of that OKS; ``code_mixed`` takes distances in cells but areas in pixels, as the release does: far too high."""
+    weak_quality: float = 0.1
+    """0..1, what positives of people without keypoints learn (``assign.unlabelled``)."""
+    count_images: bool = False
+    """Add the number of images to the number of positives that divides the classification."""
+    kpf_per: Literal["keypoint", "cell"] = "keypoint"
+    """Divide the keypoint maps' loss by the labelled keypoints of positive cells, or (eq. 4) by the cells."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weak_quality <= 1:
+            raise ValueError(f"weak_quality must be 0..1, not {self.weak_quality}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """InsPose; the defaults are the paper's."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """Where features come from."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """What is predicted."""
+    assign: AssignConfig = field(default_factory=AssignConfig)
+    """Which cells answer for whom."""
+    maps: MapConfig = field(default_factory=MapConfig)
+    """Maps of keypoints and offsets."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Losses and their weights."""
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(score_floor=0.1, top_k=500, max_poses=100))
+    """Which cells become poses, and how duplicates lose."""
+    top_of: Literal["image", "level"] = "image"
+    """What ``decode.top_k`` counts in."""
+    nms_boxes: Literal["keypoints", "direct", "detected"] = "keypoints"
+    """Boxes that decide on duplicates: of the final keypoints, of the direct pose, or those of the box head. The last
+    two need no KP-Net, so it runs for survivors only."""
+
+    def __post_init__(self) -> None:
+        if self.nms_boxes == "direct" and not self.head.direct:
+            raise ValueError("nms_boxes is 'direct' but head.direct is false: there is no direct pose")
+        if self.nms_boxes == "detected" and not self.head.bbox_head:
+            raise ValueError("nms_boxes is 'detected' but head.bbox_head is false: there are no boxes")
+        if self.assign.max_positives and self.loss.cls_form == "varifocal":
+            raise ValueError(
+                f"loss.cls_form 'varifocal' needs the pose of every positive cell, but assign.max_positives is "
+                f"{self.assign.max_positives}; set it to 0"
+            )
+        if self.assign.unlabelled == "weak_positive" and self.loss.cls_form != "varifocal":
+            raise ValueError(
+                f"assign.unlabelled 'weak_positive' has soft targets; loss.cls_form must be 'varifocal', "
+                f"not {self.loss.cls_form!r}"
+            )
+
+    @classmethod
+    def official(cls) -> Self:
+        """The authors' released setting."""
+        return cls(
+            head=HeadConfig(map_branch="joint", map_channels=512, tags=True, direct=True, align=True),
+            assign=AssignConfig(unlabelled="weak_positive"),
+            maps=MapConfig(bicubic=True, disk_shape="square"),
+            loss=LossConfig(cls_form="varifocal", count_images=True),
+            decode=DecodeConfig(score_floor=0.05, top_k=1000, max_poses=100),
+            top_of="level",
+            nms_boxes="direct",
+        )
+
+
+class Model(nn.Module):
+    """InsPose as a :class:`posefleet.models.PoseModel`."""
+
+    sigmas: Tensor
+    diagnostics: dict[str, Tensor]
+    """What the last training step saw, as 0-dim tensors on the device: ``positives`` (cells per image), ``hit`` (mean
+    probability that the map of a labelled keypoint gives to its cell)."""
+
+    def __init__(self, config: Config, schema: KeypointSchema) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.neck = FPN(self.backbone.channels, config.head.channels)
+        self.head = Head(config.head, schema)
+        self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
+        joint = config.head.map_branch == "joint"
+        self.disk_stride = config.head.map_stride if joint else config.maps.map_stride
+        self.diagnostics = {}
+
+    @property
+    def score_rule(self) -> str:
+        """How poses are ranked, for the protocol that stands beside every AP."""
+        decode, boxes = self.config.decode, self.config.nms_boxes
+        return f"cls, cls > {decode.score_floor:g}, {decode.nms} NMS of {boxes} boxes at {decode.nms_threshold:g}"
+
+    def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
+        """Weighted losses ``cls``, ``kpf`` and, as switched on, ``disk``, ``heatmap``, ``direct``, ``box``, ``pull``,
+        ``push``."""
+        assigned = self._assign((images.shape[-2], images.shape[-1]), people)
+        maps = self.forward_features(images, auxiliary=True)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._losses(maps, assigned)
+
+    def forward_features(self, images: Tensor, *, auxiliary: bool = False) -> Maps:
+        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+        maps: Maps = self.head(self.neck(self.backbone(images)), auxiliary=auxiliary)
+        return maps
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> list[Poses]:
+        """At most ``decode.max_poses`` poses of every image, best first."""
+        found = self.candidates(images)
+        return self.suppress(found) if self.config.nms_boxes == "keypoints" else found
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor) -> list[Poses]:
+        """Poses of every image, before suppression if it uses their keypoints; several passes can be concatenated."""
+        height, width = images.shape[-2:]
+        maps = self.forward_features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.decode(maps, (height, width))
+
+    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
+        """Remove duplicates by the boxes of keypoints; scores of overlapping poses decay."""
+        return suppress(poses, self.config.decode)
+
+    @torch.no_grad()
+    def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
+        """The cells that answer for people and those that learn an offset to a keypoint, for drawing.
+
+        Args:
+            size: (height, width) of the images, pixels.
+            people: Of each image.
+
+        Returns:
+            For each image, two entries; one without offsets.
+        """
+        assigned = self._assign(size, people)
+        cells, stride = assigned.cells, self.disk_stride
+        disks = self._disk_targets(assigned.people, (size[0] // stride, size[1] // stride))
+        result = []
+        for person, owner in zip(assigned.person, disks.owner, strict=True):
+            chosen = person >= 0
+            points = [TargetPoints("assigned cells", cells.points[chosen], person[chosen], cells.strides[chosen])]
+            if self.config.head.disk:
+                keypoint, row, column = (owner >= 0).nonzero().unbind(1)
+                places = (torch.stack([column, row], dim=1) + 0.5) * stride
+                side = torch.full_like(places[:, 0], stride)
+                points.append(TargetPoints("disks", places, owner[keypoint, row, column], side))
+            result.append(points)
+        return result
+
+    # ------------------------------------------------------------------------------------------------ targets
+
+    def _assign(self, size: tuple[int, int], people: list[People]) -> Assigned:
+        cells = pyramid_cells(level_sizes(*size, FPN.strides), FPN.strides, self.sigmas.device)
+        return assign_instances(cells, people, self.config.assign, annotated_boxes=self.config.head.bbox_head)
+
+    def _disk_targets(self, people: PaddedPeople, size: tuple[int, int]) -> Disks:
+        maps = self.config.maps
+        radii = disk_radii(people.boxes, self.disk_stride, maps.disk_radius, overlap=maps.overlap)
+        return disk_targets(people.keypoints, people.labelled, radii, size, self.disk_stride, shape=maps.disk_shape)
+
+    # ------------------------------------------------------------------------------------------------ losses
+
+    def _losses(self, maps: Maps, assigned: Assigned) -> dict[str, Tensor]:
+        head, loss, people = self.config.head, self.config.loss, assigned.people
+        # The host waits here, for what the device did before the network. A bound instead of the number would run
+        # KP-Nets for nobody: it is two to three times as large.
+        rows = positive_cells(assigned.trained, max(1, assigned.trained_count()))
+        truth = _Truth(
+            people.keypoints[rows.image, rows.person],
+            people.labelled[rows.image, rows.person] & rows.used[:, None],
+            people.areas[rows.image, rows.person],
+            assigned.cells.points[rows.cell],
+            assigned.cells.strides[rows.cell],
+        )
+        entropy, poses = self._keypoint_loss(maps, assigned.cells, rows, truth)  # (N, K), (N, K, 2)
+        keypoints, used, positives = truth.labelled.sum(), rows.used.float(), (assigned.person >= 0).sum()
+        images = torch.full_like(positives, len(people.valid))
+
+        sums: dict[str, tuple[Tensor, Tensor]] = {}  # a loss and what it is divided by
+        cls = self._cls_loss(maps, assigned, rows, truth, poses)
+        sums["cls"] = loss.cls * cls, positives + images if loss.count_images else positives
+        kpf = entropy.where(truth.labelled, 0.0).sum()
+        sums["kpf"] = loss.kpf * kpf, keypoints if loss.kpf_per == "keypoint" else used.sum()
+        if head.disk:
+            disk, coordinates = self._disk_loss(maps, people)
+            sums["disk"] = loss.disk * disk, coordinates
+        if head.heatmap:
+            heatmap, ones = self._heatmap_loss(maps, people)
+            sums["heatmap"] = loss.heatmap * heatmap, ones
+        if head.direct:
+            offsets = read_at(maps["direct"], rows.image, rows.cell, assigned.cells)
+            target = encode_offsets(truth.points, truth.strides, truth.keypoints)
+            direct = l1_loss(offsets, target, truth.labelled.repeat_interleave(2, dim=1))
+            sums["direct"] = loss.direct * direct, 2 * keypoints
+        if head.bbox_head:
+            outputs = conv_at(self.head.box, maps["controls"], rows.image, rows.cell, assigned.cells)
+            boxes = decode_boxes(truth.points, truth.strides, outputs, head.box_activation)
+            sums["box"] = loss.box * giou_loss(boxes, people.annotated_boxes[rows.image, rows.person], used), used.sum()
+        if head.tags:
+            size = (maps["tags"][0].shape[-2], maps["tags"][0].shape[-1])
+            cells = keypoint_cells(people.keypoints, size, head.map_stride)
+            pull, push = tag_losses(maps["tags"][0], cells, people.labelled)
+            sums["pull"], sums["push"] = (loss.tags * pull, images), (loss.tags * push, images)
+
+        means = mean_counts(torch.stack([count.float() for _, count in sums.values()])).unbind()
+        if self.training:
+            hit = (-entropy.detach()).exp().where(truth.labelled, 0.0).sum() / keypoints.clamp(min=1)
+            self.diagnostics = {"positives": positives / images, "hit": hit}
+        return {name: total / mean for (name, (total, _)), mean in zip(sums.items(), means, strict=True)}
+
+    def _keypoint_loss(self, maps: Maps, cells: Cells, rows: Positives, truth: "_Truth") -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each keypoint map of N positive cells (N, K), and the cells x, y of the peaks (N, K, 2)."""
+        theta = conv_at(self.head.controller, maps["controls"], rows.image, rows.cell, cells)
+        (features,) = maps["features"]
+        stride = self.config.maps.map_stride
+        size = (features.shape[-2] * FPN.strides[0] // stride, features.shape[-1] * FPN.strides[0] // stride)
+
+        def run(target: Tensor, *instances: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._instance_maps(features, *instances)
+            entropy = cell_cross_entropy(logits, target)
+            if self.config.loss.cls_form == "focal":  # which does not ask where the peaks are
+                return entropy, entropy.new_zeros(len(target), 0, 2)
+            column, row, _ = peaks(logits.detach())
+            return entropy, torch.stack([column, row], dim=-1).float()
+
+        target = keypoint_cells(truth.keypoints, size, stride)
+        instances = (theta, rows.image, truth.points, truth.strides)
+        entropy, poses = in_chunks(run, (target, *instances), self.config.maps.chunk)
+        return entropy, poses
+
+    def _instance_maps(self, features: Tensor, theta: Tensor, image: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        """KP-Nets with parameters ``theta`` of N cells: logits (N, K, h, w) at ``map_stride``."""
+        kpnet, stride = self.config.head.kpnet, FPN.strides[0]
+        where = directions(points, strides, (features.shape[-2], features.shape[-1]), stride, kpnet)
+        logits = run_instances(theta, features, image, where, kpnet, len(self.sigmas))
+        return rescale(logits, stride / self.config.maps.map_stride)
+
+    def _cls_loss(self, maps: Maps, assigned: Assigned, rows: Positives, truth: "_Truth", poses: Tensor) -> Tensor:
+        logits = flatten_levels(maps["cls"]).flatten()  # (B * P)
+        positive = assigned.person.flatten() >= 0
+        known = known_cells(assigned.cells, assigned.people, self.config.assign).flatten()
+        weights = (known | positive).float()
+        if self.config.loss.cls_form == "focal":
+            return focal_loss(logits, positive.float(), weights)
+        quality = self._quality(truth, poses).where(rows.used, 0.0)
+        return varifocal_loss(logits, torch.zeros_like(logits).index_add(0, rows.index, quality), weights)
+
+    @torch.no_grad()
+    def _quality(self, truth: "_Truth", poses: Tensor) -> Tensor:
+        """(N,) OKS of poses (N, K, 2), whole cells of the keypoint maps; a constant for people without keypoints."""
+        stride, loss = self.config.maps.map_stride, self.config.loss
+        poses, keypoints = (poses + 0.5) * stride, truth.keypoints
+        if loss.oks_units == "code_mixed":
+            poses, keypoints = poses / stride - 0.5, keypoints / stride
+        similarity = oks(poses, keypoints, truth.labelled, truth.areas, self.sigmas)
+        return similarity.where(truth.labelled.any(1), loss.weak_quality)
+
+    def _disk_map(self, maps: Maps) -> Tensor:
+        """(B, 2K, h, w) offsets at ``disk_stride``."""
+        return rescale(maps["disk"][0], self.config.head.map_stride / self.disk_stride).float()
+
+    def _disk_loss(self, maps: Maps, people: PaddedPeople) -> tuple[Tensor, Tensor]:
+        """The loss and the number of coordinates in it."""
+        offsets = self._disk_map(maps)
+        target = self._disk_targets(people, (offsets.shape[-2], offsets.shape[-1]))
+        mask = (target.owner >= 0).repeat_interleave(2, dim=1)
+        return l1_loss(offsets, target.offsets, mask), mask.sum()
+
+    def _heatmap_loss(self, maps: Maps, people: PaddedPeople) -> tuple[Tensor, Tensor]:
+        """The loss and the number of cells that hold a keypoint."""
+        (logits,) = maps["heatmap"]
+        size, stride = (logits.shape[-2], logits.shape[-1]), self.config.head.map_stride
+        target = gaussian_targets(
+            people.keypoints, people.labelled, people.boxes, size, stride, overlap=self.config.maps.overlap
+        )
+        cells = pyramid_cells([size], [stride], logits.device)
+        known = known_cells(cells, people, self.config.assign).unflatten(1, size)[:, None]
+        return gaussian_focal_loss(logits, target, (known | (target == 1)).float()), (target == 1).sum()
+
+    # ------------------------------------------------------------------------------------------------ decode
+
+    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
+        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+        cells = pyramid_cells([(m.shape[-2], m.shape[-1]) for m in maps["cls"]], FPN.strides, maps["cls"][0].device)
+        scores, chosen = self._best_cells(maps, cells, size)
+        counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more after the suppression
+        found = scores > 0
+        image, cell, scores = found.nonzero()[:, 0], chosen[found], scores[found]  # (N,) each, best of each image first
+
+        theta = conv_at(self.head.controller, maps["controls"], image, cell, cells)
+        features, disks = maps["features"][0], self._disk_map(maps) if self.config.head.disk else None
+        keypoints, keypoint_scores = in_chunks(
+            lambda *rows: self._locate(features, disks, *rows),
+            (theta, image, cells.points[cell], cells.strides[cell]),
+            self.config.maps.chunk,
+        )
+        keypoints = torch.stack([keypoints[..., 0].clamp(0, size[1]), keypoints[..., 1].clamp(0, size[0])], dim=-1)
+        columns = (values.split(counts) for values in (keypoints, keypoint_scores, scores))
+        return [Poses(*row) for row in zip(*columns, strict=True)]
+
+    def _best_cells(self, maps: Maps, cells: Cells, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Scores and indices (B, n) of candidate cells, best first, after suppression if it needs no KP-Net; score 0
+        marks what is none."""
+        config = self.config
+        probabilities = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
+        sizes = [h * w for h, w in cells.sizes]
+        parts = sizes if config.top_of == "level" else [sum(sizes)]
+        scores, chosen = best_cells(probabilities, probabilities, parts, config.decode)
+        if config.nms_boxes == "keypoints":
+            return scores, chosen
+        return pick_cells(scores, chosen, self._cell_boxes(maps, cells, chosen, size), config.decode)
+
+    def _cell_boxes(self, maps: Maps, cells: Cells, chosen: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, n, 4) xyxy px of cells (B, n): detected, or round the direct poses; cut by the image."""
+        image = torch.arange(len(chosen), device=chosen.device)[:, None].expand_as(chosen).flatten()
+        cell = chosen.flatten()
+        points, strides = cells.points[cell], cells.strides[cell]
+        if self.config.nms_boxes == "detected":
+            outputs = conv_at(self.head.box, maps["controls"], image, cell, cells)
+            boxes = decode_boxes(points, strides, outputs, self.config.head.box_activation)
+        else:
+            poses = decode_offsets(points, strides, read_at(maps["direct"], image, cell, cells))
+            boxes = torch.cat([poses.amin(1), poses.amax(1)], dim=1)
+        limit = boxes.new_tensor([size[1], size[0]] * 2)
+        return boxes.clamp(min=0).minimum(limit).view(*chosen.shape, 4)
+
+    def _locate(
+        self, features: Tensor, disks: Tensor | None, theta: Tensor, image: Tensor, points: Tensor, strides: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keypoints (N, K, 2), pixels, and their scores (N, K) of N cells."""
+        logits = self._instance_maps(features, theta, image, points, strides)
+        stride: int = self.config.maps.map_stride
+        if self.config.maps.bicubic:
+            logits, stride = rescale(logits, 2, "bicubic"), stride // 2
+        column, row, score = peaks(logits)
+        if disks is None:
+            return (torch.stack([column, row], dim=-1) + 0.5) * stride, score
+        # The offset comes from the cell that holds the centre of the peak's cell.
+        column, row = ((2 * index + 1) * stride // (2 * self.disk_stride) for index in (column, row))
+        return (torch.stack([column, row], dim=-1) + read_disks(disks, image, column, row)) * self.disk_stride, score
+
+
+class _Truth(NamedTuple):
+    """The person of each of N positive cells, and where the cell is."""
+
+    keypoints: Tensor  # (N, K, 2) px
+    labelled: Tensor  # (N, K) bool, all False in unused rows
+    areas: Tensor  # (N,) px^2
+    points: Tensor  # (N, 2) px
+    strides: Tensor  # (N,) px per cell

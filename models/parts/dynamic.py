@@ -1,0 +1,106 @@
+"""A small network of 1x1 convolutions whose weights are predicted: one for each instance, all run at once.
+
+Every instance sees the same feature map of its image and where each cell lies from its own location (Tian et al.,
+CondInst). Running N of them is one grouped convolution with N groups; written as a batched product it takes half of
+the time of the convolution kernel on a CPU. Coordinates are rank one (a row plus a column), so they are added to the
+first layer instead of being stacked under the features. Always float32.
+
+Letters: N instances, B images, C channels of the features, K outputs, h, w size of the map.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicConfig:
+    """The network of one instance."""
+
+    depth: int = 3
+    """Layers, 1..4; ReLU between them."""
+    width: int = 8
+    """Channels of the hidden layers, at least 1."""
+    features: int = 8
+    """Channels of the shared feature map; even."""
+    rel_coords: bool = True
+    """Two more input channels: where a cell lies from the location of the instance."""
+    coordinate_scale: float = 8.0
+    """Strides that are one unit of these coordinates, above 0."""
+    scale_by_level: bool = True
+    """Count in strides of the instance's own level, so that large people have large units; else in those of the map."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.depth <= 4:
+            raise ValueError(f"depth must be 1..4, not {self.depth}")
+        if self.width < 1 or self.features < 2 or self.features % 2:
+            raise ValueError(f"width must be at least 1 and features even, not {self.width} and {self.features}")
+        if self.coordinate_scale <= 0:
+            raise ValueError(f"coordinate_scale must be above 0, not {self.coordinate_scale}")
+
+    def layers(self, outputs: int) -> list[tuple[int, int]]:
+        """(output, input) channels of each layer."""
+        inputs = [self.features + 2 * self.rel_coords, *[self.width] * (self.depth - 1)]
+        return list(zip([*inputs[1:], outputs], inputs, strict=True))
+
+    def sizes(self, outputs: int) -> list[int]:
+        """How the predicted parameters of one instance split up: weight and bias of each layer in turn."""
+        return [size for out, into in self.layers(outputs) for size in (out * into, out)]
+
+
+class Directions(NamedTuple):
+    """Where the cells of a map lie from each of N locations, in units of the coordinates."""
+
+    across: Tensor
+    """(N, w), positive to the right."""
+    down: Tensor
+    """(N, h), positive below."""
+
+
+def directions(
+    points: Tensor, strides: Tensor, size: tuple[int, int], stride: int, config: DynamicConfig
+) -> Directions:
+    """Relative coordinates of the cells of a map.
+
+    Args:
+        points: (N, 2) locations of the instances, pixels.
+        strides: (N,) of their levels, pixels.
+        size: (h, w) of the map, cells.
+        stride: Of the map, pixels; its cell (x, y) sits at (x * stride + stride // 2, ...).
+    """
+    unit = config.coordinate_scale * (strides if config.scale_by_level else torch.full_like(strides, stride))
+    ys, xs = (torch.arange(n, device=points.device) * stride + stride // 2 for n in size)
+    return Directions((xs - points[:, :1]) / unit[:, None], (ys - points[:, 1:]) / unit[:, None])
+
+
+def run_instances(
+    theta: Tensor, features: Tensor, image: Tensor, where: Directions, config: DynamicConfig, outputs: int
+) -> Tensor:
+    """Maps of all instances.
+
+    Args:
+        theta: (N, sum of ``config.sizes(outputs)``) parameters; inputs of the first layer: features, x, y.
+        features: (B, C, h, w).
+        image: (N,) int64, whose features an instance sees.
+
+    Returns:
+        (N, K, h, w) float32; no ReLU after the last layer.
+    """
+    height, width = features.shape[-2:]
+    parts = theta.float().split(config.sizes(outputs), dim=1)
+    x = features.float().flatten(2).index_select(0, image)  # (N, C, h * w)
+    for i, shape in enumerate(config.layers(outputs)):
+        weight, bias = parts[2 * i].unflatten(1, shape), parts[2 * i + 1][..., None]
+        if i:
+            x = torch.baddbmm(bias, weight, x.relu_())
+        elif config.rel_coords:
+            weight, steer = weight.split([config.features, 2], dim=2)
+            row = steer[..., :1] * where.across[:, None]  # (N, O, w)
+            column = steer[..., 1:] * where.down[:, None]  # (N, O, h)
+            x = torch.baddbmm(bias, weight, x).unflatten(2, (height, width))
+            x = x.add_(row[:, :, None]).add_(column[..., None]).flatten(2)
+        else:
+            x = torch.baddbmm(bias, weight, x)
+    return x.view(len(theta), outputs, height, width)

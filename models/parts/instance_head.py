@@ -1,0 +1,189 @@
+"""Head of instance-aware networks (Shi et al., InsPose): for every cell a score and the weights of a small network
+that finds the keypoints of the cell's person on one shared feature map; offsets and keypoint maps know no instances.
+
+The layers that give the weights (``controller``) and the boxes (``box``) are the widest, and their output is wanted at
+few cells: the head returns the features they read (``controls``), see ``parts/sparse.py``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.models.parts.boxes import Activation
+from posefleet.models.parts.deform import TAPS, Kernel, subtract_base_grid
+from posefleet.models.parts.dynamic import DynamicConfig
+from posefleet.models.parts.heads import AlignBlock, conv, prior_bias, scale_gradient, tower
+
+PRIOR = 0.01
+"""Probability of a person that an untrained network gives."""
+KEYPOINT_PRIOR = 0.1
+"""Probability of a keypoint that an untrained map gives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """What the head predicts, and how wide and deep it is. Norms are GroupNorm everywhere."""
+
+    channels: int = 256
+    """Channels of the pyramid and of the towers; a multiple of 4 below 128, of 32 above."""
+    tower_depth: int = 4
+    """3x3 convolutions of the towers on all levels, at least 1."""
+    kpnet: DynamicConfig = field(default_factory=DynamicConfig)
+    """The network of one instance."""
+    controller_std: float = 0.01
+    """Deviation of the initial weights of the layer that gives the parameters of that network, above 0."""
+    feature_channels: int = 128
+    """Channels of the branch that makes the shared feature map."""
+    feature_depth: int = 4
+    """3x3 convolutions of that branch, at least 1."""
+    disk: bool = True
+    """Offsets round keypoints, which repair what the maps' stride rounds away."""
+    heatmap: bool = True
+    """Auxiliary keypoint map, in training only."""
+    map_branch: Literal["separate", "joint"] = "separate"
+    """Offsets and keypoint map from two branches of two layers at stride 8, or from one branch of three at stride 4."""
+    map_channels: int = 256
+    """Channels of those branches."""
+    tags: bool = False
+    """Associative embedding of keypoints, in training only. Needs ``map_branch: joint``."""
+    direct: bool = False
+    """A branch that gives a whole pose as offsets from the cell."""
+    direct_channels: int = 512
+    """Channels of that branch."""
+    align: bool = False
+    """Deformable convolutions that read where the direct pose has ``align_keypoints``. Needs ``direct``."""
+    align_keypoints: tuple[str, ...] = (
+        "nose",
+        "left_shoulder",
+        "right_shoulder",
+        "left_wrist",
+        "right_wrist",
+        "left_hip",
+        "right_hip",
+        "left_ankle",
+        "right_ankle",
+    )
+    """Names of nine keypoints, one for each tap."""
+    gradient_mul: float = 0.1
+    """0..1: share of the taps' gradient that reaches the direct pose."""
+    bbox_head: bool = False
+    """Boxes, with which suppression then decides."""
+    box_activation: Activation = "exp"
+    """What makes distances of them."""
+    deform_kernel: Kernel = "auto"
+    """Implementation of the deformable convolution; see ``parts/deform.py``."""
+
+    def __post_init__(self) -> None:
+        if self.tower_depth < 1 or self.feature_depth < 1:
+            raise ValueError(
+                f"tower_depth and feature_depth must be at least 1, not {self.tower_depth} and {self.feature_depth}"
+            )
+        if self.controller_std <= 0:
+            raise ValueError(f"controller_std must be above 0, not {self.controller_std}")
+        if self.align and not self.direct:
+            raise ValueError("align is true but direct is false: the taps read where the direct pose is")
+        if len(self.align_keypoints) != TAPS:
+            raise ValueError(f"align_keypoints must name {TAPS} keypoints, not {len(self.align_keypoints)}")
+        if self.tags and self.map_branch != "joint":
+            raise ValueError(f"tags are read from the joint branch, but map_branch is {self.map_branch!r}")
+        if not 0 <= self.gradient_mul <= 1:
+            raise ValueError(f"gradient_mul must be 0..1, not {self.gradient_mul}")
+
+    @property
+    def map_stride(self) -> int:
+        """Pixels per cell at which offsets and keypoint map are predicted."""
+        return 4 if self.map_branch == "joint" else 8
+
+
+Maps = dict[str, list[Tensor]]
+"""Dense predictions: name -> maps (B, C, h, w). On all levels ``cls`` (1 channel, logits), ``controls`` (features) and
+``direct`` (2K channels, cells, dx before dy); ``features`` of P3; at ``map_stride`` ``disk`` (2K channels, cells),
+``heatmap`` (K logits) and ``tags`` (K)."""
+
+
+class Head(nn.Module):
+    """Towers on all levels, and the branches on P3."""
+
+    taps: Tensor
+    """Channels of the direct pose that give the taps of the alignment: y and x of each."""
+
+    def __init__(self, config: HeadConfig, schema: KeypointSchema) -> None:
+        super().__init__()
+        channels, keypoints = config.channels, len(schema)
+        self.config = config
+        self.cls_tower = tower(channels, channels, config.tower_depth)
+        self.control_tower = tower(channels, channels, config.tower_depth)
+        read = 2 * channels if config.align else channels
+        self.cls = conv(read, 1, 3, bias=prior_bias(PRIOR))
+        self.controller = conv(read, sum(config.kpnet.sizes(keypoints)), 3, std=config.controller_std)
+        if config.bbox_head:
+            self.box = conv(read, 4, 3)
+        if config.direct:
+            self.direct = nn.Sequential(
+                tower(channels, config.direct_channels, config.tower_depth),
+                conv(config.direct_channels, 2 * keypoints, 3),
+            )
+        if config.align:
+            unknown = set(config.align_keypoints) - set(schema.keypoints)
+            if unknown:
+                raise ValueError(f"align_keypoints names {sorted(unknown)}, which schema {schema.name} has not")
+            chosen = [schema.keypoints.index(name) for name in config.align_keypoints]
+            taps = torch.tensor([channel for k in chosen for channel in (2 * k + 1, 2 * k)])
+            self.register_buffer("taps", taps, persistent=False)
+            self.align_cls = AlignBlock(channels, 1, "gn", config.deform_kernel)
+            self.align_control = AlignBlock(channels, 1, "gn", config.deform_kernel)
+            nn.init.normal_(self.align_cls.deform.weight, std=0.1)
+            nn.init.normal_(self.align_control.deform.weight, std=0.1)
+        features = config.kpnet.features
+        self.features = nn.Sequential(
+            tower(channels, config.feature_channels, config.feature_depth),
+            conv(config.feature_channels, features, 3, bias=None),
+            nn.GroupNorm(2, features),
+            nn.ReLU(inplace=True),
+        )
+        self._add_map_branches(keypoints)
+
+    def _add_map_branches(self, keypoints: int) -> None:
+        config, wide = self.config, self.config.map_channels
+        joint = config.map_branch == "joint"
+        outputs = {"disk": (config.disk, 2 * keypoints, 0.0)}
+        outputs["heatmap"] = (config.heatmap, keypoints, prior_bias(KEYPOINT_PRIOR))
+        outputs["tags"] = (config.tags, keypoints, 0.0)
+        self.map_outputs = nn.ModuleDict()
+        for name, (wanted, count, bias) in outputs.items():
+            if wanted:
+                out = conv(wide, count, 3, bias=bias)
+                self.map_outputs[name] = out if joint else nn.Sequential(tower(config.channels, wide, 2), out)
+        if joint and self.map_outputs:
+            self.map_trunk = nn.Sequential(
+                tower(config.channels, wide, 2),
+                nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+                tower(wide, wide, 1),
+            )
+
+    def forward(self, features: list[Tensor], *, auxiliary: bool = False) -> Maps:
+        """P3..P7, each (B, C, h, w) -> dense predictions; ``heatmap`` and ``tags`` only if ``auxiliary``."""
+        levels = [self._level(feature) for feature in features]
+        maps = {name: [level[name] for level in levels] for name in levels[0]}
+        maps["features"] = [self.features(features[0])]
+        wanted = [name for name in self.map_outputs if auxiliary or name == "disk"]
+        if wanted:
+            source = self.map_trunk(features[0]) if self.config.map_branch == "joint" else features[0]
+            maps |= {name: [self.map_outputs[name](source)] for name in wanted}
+        return maps
+
+    def _level(self, feature: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        cls, control = self.cls_tower(feature), self.control_tower(feature)
+        maps: dict[str, Tensor] = {}
+        if config.direct:
+            maps["direct"] = self.direct(feature).float()
+        if config.align:
+            pose = scale_gradient(maps["direct"], config.gradient_mul)
+            offset = subtract_base_grid(pose.index_select(1, self.taps))
+            cls = torch.cat([cls, self.align_cls(cls, offset)], dim=1)
+            control = torch.cat([control, self.align_control(control, offset)], dim=1)
+        return maps | {"cls": self.cls(cls), "controls": control}

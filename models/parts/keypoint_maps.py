@@ -1,0 +1,52 @@
+"""Maps in which exactly one cell should fire, the one that holds the keypoint: cell floor(x / stride) of each axis."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def keypoint_cells(keypoints: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """The cell of each keypoint.
+
+    Args:
+        keypoints: (..., 2) xy, pixels.
+        size: (height, width) of the map, cells; keypoints outside go to the nearest cell.
+        stride: Pixels per cell.
+
+    Returns:
+        (...) int64, row * width + column.
+    """
+    column, row = own_cells(keypoints / stride, size).long().unbind(-1)
+    return row * size[1] + column
+
+
+def own_cells(positions: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., 2) column and row, whole numbers, of the cell that each position (..., 2), in cells, falls into."""
+    column, row = positions.floor().unbind(-1)
+    return torch.stack([column.clamp(0, size[1] - 1), row.clamp(0, size[0] - 1)], dim=-1)
+
+
+def cell_cross_entropy(maps: Tensor, cells: Tensor) -> Tensor:
+    """-log of the softmax over all cells, at the right one: (...) from maps (..., h, w) and ``cells`` (...)."""
+    flat = maps.float().flatten(-2)
+    return flat.logsumexp(-1) - flat.gather(-1, cells[..., None])[..., 0]
+
+
+def peaks(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where maps (..., h, w) are largest.
+
+    Returns:
+        column, row, both (...) int64, and the softmax over all cells there, (...) in [0, 1].
+    """
+    flat = maps.float().flatten(-2)
+    value, cell = flat.max(-1)
+    width = maps.shape[-1]
+    return cell % width, cell // width, (value - flat.logsumexp(-1)).exp()
+
+
+def rescale(maps: Tensor, factor: float, mode: str = "bilinear") -> Tensor:
+    """(N, C, h, w) with ``factor`` times as many cells per side; not aligned at the corners."""
+    if factor == 1:
+        return maps
+    resized: Tensor = F.interpolate(maps.float(), scale_factor=factor, mode=mode, align_corners=False)
+    return resized

@@ -1,0 +1,46 @@
+"""Reading and convolving a pyramid at a few cells only, where a layer's output is needed nowhere else.
+
+Rows name cells of a batch: ``image`` (N,) in [0, B) and ``cell`` (N,), an index into ``Cells``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.models.parts.points import Cells
+
+
+def read_at(levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells) -> Tensor:
+    """Values (N, C), float32, of maps (B, C, h, w) at N cells."""
+    return _patches(levels, image, cell, cells, reach=0)[:, 0]
+
+
+def conv_at(layer: nn.Conv2d, levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells) -> Tensor:
+    """What a size-preserving, square convolution gives at N cells: (N, O), float32.
+
+    Equal to :func:`read_at` of the convolved maps, whose other cells are never computed.
+    """
+    patches = _patches(levels, image, cell, cells, reach=layer.kernel_size[0] // 2)
+    weight = layer.weight.float().permute(0, 2, 3, 1).flatten(1)  # (O, k * k * C)
+    bias = None if layer.bias is None else layer.bias.float()
+    return nn.functional.linear(patches.flatten(1), weight, bias)
+
+
+def _patches(levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells, *, reach: int) -> Tensor:
+    """(N, (2 reach + 1)^2, C) values round each cell on its own level, row-major; 0 outside the map."""
+    level = cells.levels[cell][:, None, None]
+    x, y = (cells.points[cell] / cells.strides[cell][:, None]).floor().long().unbind(1)
+    steps = torch.arange(-reach, reach + 1, device=cell.device)
+    rows = y[:, None, None] + steps[:, None]  # (N, k, 1)
+    columns = x[:, None, None] + steps  # (N, 1, k)
+    total = None
+    for i, values in enumerate(levels):
+        height, width = values.shape[-2:]
+        inside = (level == i) & (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)  # (N, k, k)
+        index = ((image[:, None, None] * height + rows) * width + columns).where(inside, 0)
+        flat = values.permute(0, 2, 3, 1).flatten(0, 2)  # (B * h * w, C), a view in channels_last memory
+        found = flat.index_select(0, index.flatten()).float().where(inside.flatten()[:, None], 0.0)
+        total = found if total is None else total + found
+    assert total is not None
+    return total.view(len(cell), (2 * reach + 1) ** 2, total.shape[1])
