@@ -1,7 +1,8 @@
 """Train LOGO-CAP on shards: alone, or on a Ray cluster.
 
-python jobs/train_logocap.py --config jobs/configs/logocap_demo.yaml --data.train /data/shards/train --scaling.num_workers 0
-ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_logocap.py --config jobs/configs/logocap.yaml
+python jobs/train_logocap.py --config jobs/configs/logocap_demo.yaml --scaling.num_workers 0
+ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_logocap.py \\
+    --config jobs/configs/logocap.yaml
 """
 
 from posefleet.platform.config import parse_experiment

@@ -38,7 +38,7 @@ from posefleet.models.parts.centre_offsets import (
     rough_poses,
     top_centres,
 )
-from posefleet.models.parts.fusion import ConcatConv
+from posefleet.models.parts.fusion import ConcatConv, mixing
 from posefleet.models.parts.heatmaps import draw_gaussians, drawn_cells
 from posefleet.models.parts.kem import (
     candidate_axes,
@@ -76,9 +76,18 @@ class HeadConfig:
     """Hidden channels of the offsets."""
     embedding_channels: int = 64
     """Channels sampled at every candidate, 16..128."""
+    mixing_channels: int = 0
+    """Channels of 3x3 convolutions between backbone and heads, for backbones that do not mix their scales at stride 4
+    as HRNet does; 0: none."""
+    mixing_depth: int = 2
+    """Number of those convolutions, at least 1."""
     norm: Norm = "batch"
     """Norm of heads and message passing: BatchNorm as in the paper, or GroupNorm for small batches (then channels
     must be multiples of 4 up to 128, of 32 above)."""
+
+    def __post_init__(self) -> None:
+        if self.mixing_channels and self.mixing_depth < 1:
+            raise ValueError(f"mixing_channels is {self.mixing_channels} but mixing_depth is {self.mixing_depth}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +194,7 @@ class Config:
     whose offsets and attraction maps learn that shift; and take a centre for its cell, not its peak's pixel."""
 
     def __post_init__(self) -> None:
-        if self.adapt.instances > self.decode.centres:
+        if self.adapt.attracts and self.adapt.instances > self.decode.centres:
             raise ValueError(
                 f"adapt.instances {self.adapt.instances} must not exceed decode.centres {self.decode.centres}"
             )
@@ -206,7 +215,11 @@ class Model(nn.Module):
         self.backbone = Backbone(config.backbone, strides=(4, 8, 16, 32))
         embedding = head.embedding_channels if adapt.attracts else 0
         self.widths = [head.heat_channels, head.offset_channels, embedding]
-        self.fuse = ConcatConv(self.backbone.channels, sum(self.widths))
+        self.mix = None
+        if head.mixing_channels:
+            self.mix = mixing(self.backbone.channels, head.mixing_channels, head.mixing_depth, head.norm)
+        fused = [head.mixing_channels] if head.mixing_channels else self.backbone.channels
+        self.fuse = ConcatConv(fused, sum(self.widths))
         self.heat = _head(head.norm, head.heat_channels, keypoints + 1)
         self.offset = _head(head.norm, head.offset_channels, 2 * keypoints)
         if adapt.attracts:
@@ -241,7 +254,10 @@ class Model(nn.Module):
 
     def forward_features(self, images: Tensor) -> Maps:
         """The network up to instances: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
-        heat, offset, embedding = self.fuse(self.backbone(images)).split(self.widths, dim=1)
+        levels = self.backbone(images)
+        if self.mix is not None:
+            levels = [self.mix(levels)]
+        heat, offset, embedding = self.fuse(levels).split(self.widths, dim=1)
         maps = {"heat": [self.heat(heat)], "offset": [self.offset(offset)]}
         if self.config.adapt.attracts:
             maps["embedding"] = [self.embedding(embedding)]

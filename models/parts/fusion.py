@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posefleet.models.parts.attentive_norm import Norm, norm_layer
+
 
 class ConcatConv(nn.Module):
     """1x1 convolution without bias of levels that are upsampled (bilinear, corners not aligned) and concatenated.
@@ -30,3 +32,15 @@ class ConcatConv(nn.Module):
             coarse = F.conv2d(level, weight)
             fused = fused + F.interpolate(coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False)
         return fused
+
+
+def mixing(in_channels: Sequence[int], channels: int, depth: int, norm: Norm) -> nn.Sequential:
+    """Levels, finest first -> one map (B, channels, h, w) that ``depth`` 3x3 convolutions have mixed.
+
+    For backbones whose finest map knows nothing of the coarser ones, unlike HRNet's.
+    """
+    layers: list[nn.Module] = [ConcatConv(in_channels, channels), norm_layer(norm, channels), nn.ReLU(inplace=True)]
+    for _ in range(depth):
+        convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        layers += [convolution, norm_layer(norm, channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
