@@ -82,8 +82,8 @@ class HeadConfig:
     mixing_depth: int = 2
     """Number of those convolutions, at least 1."""
     norm: Norm = "batch"
-    """Norm of heads and message passing: BatchNorm as in the paper, or GroupNorm for small batches (then channels
-    must be multiples of 4 up to 128, of 32 above)."""
+    """Norm of heads and message passing: BatchNorm as in the paper, whose statistics are those of one process, or
+    GroupNorm for small batches (then channels must be multiples of 4 up to 128, of 32 above)."""
 
     def __post_init__(self) -> None:
         if self.mixing_channels and self.mixing_depth < 1:
