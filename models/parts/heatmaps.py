@@ -78,7 +78,14 @@ def gaussian_targets(
 
 
 def draw_gaussians(
-    centres: Tensor, drawn: Tensor, deviations: Tensor, radii: Tensor, size: tuple[int, int], *, reach: int
+    centres: Tensor,
+    drawn: Tensor,
+    deviations: Tensor,
+    radii: Tensor,
+    size: tuple[int, int],
+    *,
+    reach: int,
+    within: bool = False,
 ) -> Tensor:
     """Maps of Gaussians, evaluated at whole cells; where several meet, the largest counts.
 
@@ -89,17 +96,19 @@ def draw_gaussians(
         radii: Broadcasts to (B, M, K): cells further than this from floor(centre) in x or y stay 0.
         size: (height, width), cells; what lies outside is cut off.
         reach: No radius is larger; known on the host, so that nothing waits for the device.
+        within: Radii count from the centre itself, and cells exactly that far stay 0 too.
 
     Returns:
         (B, K, height, width) float32.
     """
     batch, _, count, _ = centres.shape
     steps = torch.arange(-reach, reach + 1, device=centres.device)
-    near = steps.abs() <= radii[..., None]  # (..., n) with n = 2 reach + 1
+    whole = steps.abs() <= radii[..., None]  # (..., n) with n = 2 reach + 1
 
     def profile(centre: Tensor, limit: int) -> tuple[Tensor, Tensor]:
         """Cells along one axis and the Gaussian there, both (B, M, K, n)."""
         cells = centre.floor().long()[..., None] + steps
+        near = (cells - centre[..., None]).abs() < radii[..., None] if within else whole
         values = torch.exp(-(cells - centre[..., None]).square() / (2 * deviations.square())[..., None])
         return cells.clamp(0, limit - 1), values.where(near & (cells >= 0) & (cells < limit), 0.0)
 
@@ -112,6 +121,25 @@ def draw_gaussians(
     maps = torch.zeros(batch, count * height * width, device=centres.device)
     maps = maps.scatter_reduce(1, slot.flatten(1), values.flatten(1), "amax")
     return maps.view(batch, count, height, width)
+
+
+def drawn_cells(centres: Tensor, drawn: Tensor, radii: Tensor, size: tuple[int, int]) -> Tensor:
+    """The union of the squares in which :func:`draw_gaussians` draws with ``within``, whatever the keypoint.
+
+    Args:
+        centres: (B, N, 2) xy, cells.
+        drawn: (B, N) bool.
+        radii: Broadcasts to (B, N), cells.
+        size: (height, width), cells.
+
+    Returns:
+        (B, height, width) bool.
+    """
+    height, width = size
+    near_x = (torch.arange(width, device=centres.device) - centres[..., :1]).abs() < radii[..., None]  # (B, N, w)
+    near_y = (torch.arange(height, device=centres.device) - centres[..., 1:]).abs() < radii[..., None]
+    near_y = near_y & drawn[..., None]
+    return near_y.transpose(1, 2).float() @ near_x.float() > 0
 
 
 def gaussian_radius(height: Tensor, width: Tensor, overlap: float = 0.9) -> Tensor:

@@ -91,6 +91,11 @@ def l1_loss(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return ((predictions.float() - targets).abs() * weights).sum()
 
 
+def l2_loss(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of squared differences; ``weights`` broadcasts."""
+    return ((predictions.float() - targets).square() * weights).sum()
+
+
 def smooth_l1_loss(predictions: Tensor, targets: Tensor, weights: Tensor, *, beta: float = 1 / 9) -> Tensor:
     """Weighted sum of e^2 / (2 beta) where |e| < beta, else |e| - beta / 2; ``weights`` broadcasts."""
     losses = F.smooth_l1_loss(predictions.float(), targets, reduction="none", beta=beta)

@@ -37,7 +37,20 @@ def _inspose() -> object:
     return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0, top_k=100))
 
 
-SMALL: dict[str, Callable[[], object]] = {"inspose": _inspose, "pfs": _pfs, "smpr": _smpr}
+def _logocap() -> object:
+    from posefleet.models.logocap import Config, DecodeConfig, HeadConfig, TargetConfig
+    from posefleet.models.parts.adaptation import AdaptConfig
+
+    return Config(
+        backbone=BACKBONE,
+        head=HeadConfig(heat_channels=8, offset_channels=16, embedding_channels=8, norm="group"),
+        adapt=AdaptConfig(kem_size=5, message_channels=(16, 16, 8), mixture=4, window=13, instances=4),
+        target=TargetConfig(heat_sigma=1.0, centre_sigma=1.0, offset_radius=2, refined_sigma=1.0, min_area=16),
+        decode=DecodeConfig(centres=8, min_centre=0.0),
+    )
+
+
+SMALL: dict[str, Callable[[], object]] = {"inspose": _inspose, "logocap": _logocap, "pfs": _pfs, "smpr": _smpr}
 """Method -> a configuration that takes milliseconds; it must find something in an untrained network."""
 
 

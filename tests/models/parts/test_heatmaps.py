@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from posefleet.models.parts.heatmaps import cell_class_targets, draw_gaussians, gaussian_radius, gaussian_targets
+from posefleet.models.parts.heatmaps import (
+    cell_class_targets,
+    draw_gaussians,
+    drawn_cells,
+    gaussian_radius,
+    gaussian_targets,
+)
 
 
 def test_each_labelled_keypoint_marks_its_cell() -> None:
@@ -115,3 +121,17 @@ def test_gaussians_between_cells_equal_the_formula_everywhere() -> None:
     distance = (x - centres[..., :1, None]).square() + (y - centres[..., 1:, None]).square()  # (2, 3, 4, 6, 9)
     values = torch.exp(-distance / (2 * deviations[..., None, None].square())).where(drawn[..., None, None], 0.0)
     torch.testing.assert_close(maps, values.amax(1))
+
+
+def test_squares_of_gaussians_are_open_and_their_union_is_known() -> None:
+    """Radius 8 round 20 and round 20.5: cells nearer than 8."""
+    size, radius = (40, 50), torch.tensor([8.0])
+    centres = torch.tensor([[[[20.0, 20.0]], [[20.5, 20.0]]]])
+    drawn = torch.tensor([[[True], [False]]])
+    for which, columns in ((drawn, range(13, 28)), (~drawn, range(13, 29))):
+        maps = draw_gaussians(centres, which, torch.tensor([2.0]), radius, size, reach=8, within=True)[0, 0]
+        assert (maps > 0).any(0).nonzero().flatten().tolist() == list(columns)
+        assert (maps > 0).any(1).nonzero().flatten().tolist() == list(range(13, 28))
+        near = drawn_cells(centres.flatten(1, 2), which.flatten(1), radius, size)[0]
+        assert torch.equal(near, maps > 0)
+    assert not drawn_cells(centres.flatten(1, 2), torch.zeros(1, 2, dtype=torch.bool), radius, size).any()

@@ -11,6 +11,7 @@ from posefleet.models.parts.losses import (
     focal_loss,
     gaussian_focal_loss,
     l1_loss,
+    l2_loss,
     mean_counts,
     smooth_l1_loss,
     varifocal_loss,
@@ -108,6 +109,7 @@ def test_smooth_l1(error: float, beta: float, loss: float) -> None:
 
 
 def test_losses_are_weighted_sums() -> None:
+    assert l2_loss(torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2), torch.tensor([[1.0, 0.5]])).item() == 3
     assert l1_loss(torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2), torch.tensor([[1.0, 0.5]])).item() == 2
     assert bce_loss(torch.zeros(3), torch.full((3,), 0.5), torch.tensor([1.0, 1, 0])).item() == pytest.approx(1.386294)
 

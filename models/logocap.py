@@ -1,0 +1,471 @@
+"""LOGO-CAP: learning local-global contextual adaptation for pose estimation (Xue et al., CVPR 2022).
+
+A map of centres and offsets from them gives rough poses (centre-offset regression). Round every rough keypoint a small
+mesh of candidates (local keypoint expansion map) samples embeddings; convolutional message passing over the meshes of
+all keypoints of a person turns them into attraction maps that predict each candidate's OKS term. A wide window of the
+keypoint map (global expansion map) is convolved with the person's own attraction map, and the keypoint is read from
+the two best cells of the result.
+
+Numbers are the paper's; where its formulas and the released code differ, the code is the default and the paper a
+switch. Deviations: crowds and people without keypoints are masked by their boxes, because no segmentation reaches
+a method; an area that is too small for a centre is measured in the input image; adaptation trains on a fixed number
+of instances of each image, so that no shape depends on the data; flip averaging moves the mirrored image by one cell,
+without which the two maps are a cell apart; convolution with attraction maps goes through Fourier transforms.
+
+Letters: B images, M people of an image (padded), T instances of an image, K keypoints, (h, w) cells of stride 4,
+S candidates along the side of a local mesh, W pixels along the side of a global window.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.models.parts.adaptation import AdaptConfig, Instances, message_passing, training_instances
+from posefleet.models.parts.assign import PaddedPeople, pad_people, unlabelled_cells
+from posefleet.models.parts.attentive_norm import Norm, norm_layer
+from posefleet.models.parts.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.centre_offsets import (
+    Centres,
+    OffsetTargets,
+    offset_targets,
+    person_centres,
+    rough_poses,
+    top_centres,
+)
+from posefleet.models.parts.fusion import ConcatConv, mixing
+from posefleet.models.parts.heatmaps import draw_gaussians, drawn_cells
+from posefleet.models.parts.kem import (
+    candidate_axes,
+    candidate_mesh,
+    convolve_windows,
+    outer,
+    sample_candidates,
+    sample_windows,
+    top_two,
+    window_axes,
+)
+from posefleet.models.parts.losses import l2_loss, mean_counts, smooth_l1_loss
+from posefleet.models.parts.mirror import mirror_images, unmirror_map, unmirror_offsets
+from posefleet.models.parts.near_poses import suppress_near
+from posefleet.models.parts.points import pyramid_cells
+
+STRIDE = 4
+"""Pixels per cell of all maps; cell j stands for pixel 4 j."""
+
+_NOTHING = 1e-6
+"""Values of adapted maps up to this are rounding errors."""
+
+Maps = dict[str, list[Tensor]]
+"""Dense predictions, one map each: ``heat`` (B, K + 1, h, w), the centre last; ``offset`` (B, 2K, h, w), cells, x
+before y; ``embedding`` (B, D, h, w), absent without attraction maps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """How wide the heads are."""
+
+    heat_channels: int = 32
+    """Hidden channels of the keypoint and centre maps; HRNet-W48 has 48."""
+    offset_channels: int = 256
+    """Hidden channels of the offsets."""
+    embedding_channels: int = 64
+    """Channels sampled at every candidate, 16..128."""
+    mixing_channels: int = 0
+    """Channels of 3x3 convolutions between backbone and heads, for backbones that do not mix their scales at stride 4
+    as HRNet does; 0: none."""
+    mixing_depth: int = 2
+    """Number of those convolutions, at least 1."""
+    norm: Norm = "batch"
+    """Norm of heads and message passing: BatchNorm as in the paper, whose statistics are those of one process, or
+    GroupNorm for small batches (then channels must be multiples of 4 up to 128, of 32 above)."""
+
+    def __post_init__(self) -> None:
+        if self.mixing_channels and self.mixing_depth < 1:
+            raise ValueError(f"mixing_channels is {self.mixing_channels} but mixing_depth is {self.mixing_depth}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetConfig:
+    """What the maps learn."""
+
+    heat_sigma: float = 2.0
+    """Deviation of the Gaussians round keypoints, cells, 1.5..3."""
+    centre_sigma: float = 4.0
+    """Deviation of the Gaussians round centres, cells, 3..6."""
+    offset_radius: int = 4
+    """Offsets train in a square of twice this side round centres, cells, 2..6."""
+    refined_sigma: float = 4.0
+    """Deviation of the adapted map's target, pixels; the paper says 16, the window's."""
+    background: float = 0.1
+    """Weight of the maps' loss where nothing is drawn, 0..1."""
+    min_area: float = 1024.0
+    """People smaller than this have no centre, square pixels of the input."""
+    mask_unlabelled: bool = True
+    """No loss of the maps inside boxes of crowds and of people without keypoints."""
+
+    def __post_init__(self) -> None:
+        if min(self.heat_sigma, self.centre_sigma, self.refined_sigma) <= 0 or self.offset_radius < 1:
+            raise ValueError("heat_sigma, centre_sigma and refined_sigma must be above 0 and offset_radius at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights and forms of the losses."""
+
+    heat: float = 1.0
+    """Weight of the keypoint and centre maps."""
+    refine: float = 1.0
+    """Weight of the adapted maps (the reweighing)."""
+    offset: float = 0.01
+    """Weight of the offsets."""
+    kam: float = 0.01
+    """Weight of the attraction maps (the OKS loss)."""
+    heat_weight: Literal["outside", "inside"] = "outside"
+    """Weights of cells multiply the squared error, or (paper) the error."""
+    offset_weight: Literal["inv_sqrt_area", "area"] = "inv_sqrt_area"
+    """Weight of a person's offsets: 1 / sqrt(area), or (paper) the area."""
+    offset_count: Literal["coordinates", "cells"] = "coordinates"
+    """What divides the offset loss: trained coordinates, or (paper) trained cells."""
+    beta: float = 1 / 9
+    """Where the offset loss turns linear, cells, above 0."""
+    kam_weight: Literal["gain", "oks"] = "gain"
+    """Weight of a keypoint's attraction map: how much better than the rough keypoint a candidate is, or (paper) the
+    instance's OKS times the keypoint's best term."""
+    refine_weight: Literal["gain", "none"] = "gain"
+    """Weight of a keypoint's adapted map: the same gain, or (paper) 1."""
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"beta must be above 0, not {self.beta}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig:
+    """Which centres become poses, and how duplicates lose."""
+
+    centres: int = 30
+    """T, the best centres of each image, 1..1024; also in training, before ``adapt.instances``."""
+    centre_pool: int = 3
+    """Side of the square in which a centre is the largest value, pixels, odd."""
+    min_centre: float = 0.01
+    """Centres below are dropped, except the best, 0..1."""
+    near_distance: float = 0.05
+    """Keypoints are near if closer than this share of the diagonal of a pose's box."""
+    near_keypoints: int = 8
+    """Poses with more near keypoints are duplicates."""
+    max_poses: int = 30
+    """Poses of one image, at least 1; COCO counts 20."""
+    flip_average: bool = False
+    """Average the maps with those of the mirrored image, as the paper's results do."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.centres <= 1024 or self.max_poses < 1:
+            raise ValueError(f"centres must be 1..1024 and max_poses above 0, not {self.centres} and {self.max_poses}")
+        if self.centre_pool < 1 or self.centre_pool % 2 == 0:
+            raise ValueError(f"centre_pool must be odd, not {self.centre_pool}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """LOGO-CAP; the defaults are the paper's HRNet-W32."""
+
+    backbone: BackboneConfig = field(
+        default_factory=lambda: BackboneConfig(name="hrnet_w32", frozen_stages=0, norm="trained")
+    )
+    """Where features come from."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """How wide the heads are."""
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    """How rough poses are adapted."""
+    target: TargetConfig = field(default_factory=TargetConfig)
+    """What the maps learn."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Losses and their weights."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Which centres become poses, and how duplicates lose."""
+    half_pixel_fix: bool = False
+    """Read upsampled maps where upsampling puts their cells, 1.5 px further right and down than the released code,
+    whose offsets and attraction maps learn that shift; and take a centre for its cell, not its peak's pixel."""
+
+    def __post_init__(self) -> None:
+        if self.adapt.attracts and self.adapt.instances > self.decode.centres:
+            raise ValueError(
+                f"adapt.instances {self.adapt.instances} must not exceed decode.centres {self.decode.centres}"
+            )
+
+
+class Model(nn.Module):
+    """LOGO-CAP as a :class:`posefleet.models.PoseModel`."""
+
+    sigmas: Tensor
+    diagnostics: dict[str, Tensor]
+    """What the last training step saw, as 0-dim tensors on the device, means over trained instances: ``trained``
+    (instances of an image), ``rough_oks`` and ``best_oks`` (of the rough pose, and of the best candidates)."""
+
+    def __init__(self, config: Config, schema: KeypointSchema) -> None:
+        super().__init__()
+        self.config = config
+        head, adapt, keypoints = config.head, config.adapt, len(schema)
+        self.backbone = Backbone(config.backbone, strides=(4, 8, 16, 32))
+        embedding = head.embedding_channels if adapt.attracts else 0
+        self.widths = [head.heat_channels, head.offset_channels, embedding]
+        self.mix = None
+        if head.mixing_channels:
+            self.mix = mixing(self.backbone.channels, head.mixing_channels, head.mixing_depth, head.norm)
+        fused = [head.mixing_channels] if head.mixing_channels else self.backbone.channels
+        self.fuse = ConcatConv(fused, sum(self.widths))
+        self.heat = _head(head.norm, head.heat_channels, keypoints + 1)
+        self.offset = _head(head.norm, head.offset_channels, 2 * keypoints)
+        if adapt.attracts:
+            self.embedding = nn.Sequential(norm_layer(head.norm, embedding), nn.ReLU())
+            self.message_passing = message_passing(adapt, head.norm, keypoints * embedding, keypoints)
+        self.flip_index = schema.flip_index
+        self.shift = (STRIDE - 1) / 2 if config.half_pixel_fix else 0.0
+        self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
+        self.diagnostics = {}
+
+    @property
+    def score_rule(self) -> str:
+        """How poses are ranked, for the protocol that stands beside every AP."""
+        decode, mode = self.config.decode, self.config.adapt.mode
+        values = {"none": "map", "kem": "window", "partial": "attraction", "full": "adapted map"}[mode]
+        flipped = ", flip-averaged maps" if decode.flip_average else ""
+        return (
+            f"centre * mean over keypoints of the {values}, centre >= {decode.min_centre:g}{flipped}, duplicates have "
+            f"more than {decode.near_keypoints} keypoints within {decode.near_distance:g} diagonals"
+        )
+
+    def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
+        """Weighted losses ``heat``, ``offset`` and, if switched on, ``kam``, ``refine``."""
+        maps = self.forward_features(images)
+        exact = torch.autocast(images.device.type, enabled=False)
+        with exact:
+            padded = pad_people(people, self.sigmas.device)
+            instances = self._instances(maps, padded) if self.config.adapt.attracts else None
+        kams = self._attraction(maps, instances.axes) if instances else None
+        with exact:
+            return self._losses(maps, padded, instances, kams)
+
+    def forward_features(self, images: Tensor) -> Maps:
+        """The network up to instances: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+        levels = self.backbone(images)
+        if self.mix is not None:
+            levels = [self.mix(levels)]
+        heat, offset, embedding = self.fuse(levels).split(self.widths, dim=1)
+        maps = {"heat": [self.heat(heat)], "offset": [self.offset(offset)]}
+        if self.config.adapt.attracts:
+            maps["embedding"] = [self.embedding(embedding)]
+        return maps
+
+    def _attraction(self, maps: Maps, axes: Tensor) -> Tensor:
+        """Attraction maps (B, T, K, S, S) float32 of the candidates (B, T, K, S, 2)."""
+        with torch.autocast(axes.device.type, enabled=False):
+            blocks = sample_candidates(maps["embedding"][0], axes, STRIDE)
+        kams: Tensor = self.message_passing(blocks).float().unflatten(0, axes.shape[:2])
+        return kams
+
+    def _windows(self, heat: Tensor, poses: Tensor, window: int) -> Tensor:
+        """Windows (B, T, K, W, W) of the keypoint maps in (B, K + 1, h, w) round poses (B, T, K, 2)."""
+        sigma = self.config.adapt.window_sigma
+        return sample_windows(heat[:, :-1].float(), poses, window, STRIDE, shift=self.shift, sigma=sigma)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> list[Poses]:
+        """At most ``decode.max_poses`` poses of every image, best first."""
+        return self.suppress(self.candidates(images))
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor) -> list[Poses]:
+        """Poses of every image before suppression; several passes over an image can be concatenated."""
+        maps = self.forward_features(images)
+        if self.config.decode.flip_average:
+            mirrored = self.forward_features(mirror_images(images, STRIDE))
+            centre = len(self.flip_index)
+            heat = unmirror_map(mirrored["heat"][0], [*self.flip_index, centre])
+            maps["heat"] = [(maps["heat"][0] + heat) / 2]
+            maps["offset"] = [(maps["offset"][0] + unmirror_offsets(mirrored["offset"][0], self.flip_index)) / 2]
+        return self.decode(maps, (images.shape[-2], images.shape[-1]))
+
+    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
+        """Remove duplicates: poses most of whose keypoints are near those of a better one."""
+        decode = self.config.decode
+        return suppress_near(
+            poses, distance=decode.near_distance, keypoints=decode.near_keypoints, limit=decode.max_poses
+        )
+
+    @torch.no_grad()
+    def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
+        """The cells whose offsets learn people, for drawing.
+
+        Args:
+            size: (height, width) of the images, pixels.
+            people: Of each image.
+
+        Returns:
+            For each image, one entry.
+        """
+        padded = pad_people(people, self.sigmas.device)
+        targets = self._offset_targets(padded, (size[0] // STRIDE, size[1] // STRIDE))
+        result = []
+        for person in targets.person.amax(1):  # (h, w)
+            rows, columns = (person >= 0).nonzero(as_tuple=True)
+            points = STRIDE * torch.stack([columns, rows], dim=-1).float()
+            strides = torch.full((len(points),), float(STRIDE), device=points.device)
+            result.append([TargetPoints("cells with offsets", points, person[rows, columns], strides)])
+        return result
+
+    # ------------------------------------------------------------------------------------------------ targets
+
+    def _centres(self, heat: Tensor) -> Centres:
+        decode = self.config.decode
+        return top_centres(
+            heat[:, -1:].float(),
+            decode.centres,
+            STRIDE,
+            pool=decode.centre_pool,
+            half_pixel_fix=self.config.half_pixel_fix,
+        )
+
+    def _has_centre(self, people: PaddedPeople) -> Tensor:
+        """(B, M) bool."""
+        return people.valid & (people.areas >= self.config.target.min_area)
+
+    @torch.no_grad()
+    def heat_targets(self, people: PaddedPeople, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Gaussians (B, K + 1, h, w) and the weights (B, 1, h, w) of their cells."""
+        target = self.config.target
+        keypoints = people.keypoints / STRIDE
+        limit = torch.tensor([size[1], size[0]], device=keypoints.device)
+        drawn = people.labelled & ((keypoints >= 0) & (keypoints < limit)).all(-1)
+        centres = person_centres(keypoints, people.labelled)
+        has_centre = self._has_centre(people)
+
+        def gaussians(points: Tensor, which: Tensor, sigma: float) -> Tensor:
+            radius = 3 * sigma + 2  # the released code draws the cells that are nearer than this
+            deviation, edge = points.new_tensor([sigma]), points.new_tensor([radius])
+            return draw_gaussians(points, which, deviation, edge, size, reach=math.ceil(radius), within=True)
+
+        maps = [gaussians(keypoints, drawn, target.heat_sigma)]
+        maps.append(gaussians(centres[:, :, None], has_centre[..., None], target.centre_sigma))
+        radii = keypoints.new_tensor([3 * target.heat_sigma + 2, 3 * target.centre_sigma + 2])
+        near = drawn_cells(keypoints.flatten(1, 2), drawn.flatten(1), radii[:1], size)
+        near |= drawn_cells(centres, has_centre, radii[1:], size)
+        weights = torch.where(near, 1.0, target.background)
+        if target.mask_unlabelled:
+            cells = pyramid_cells([size], [STRIDE], keypoints.device)
+            weights = weights * ~unlabelled_cells(cells, people).view(-1, *size)
+        return torch.cat(maps, dim=1), weights[:, None]
+
+    def _offset_targets(self, people: PaddedPeople, size: tuple[int, int]) -> OffsetTargets:
+        keypoints = people.keypoints / STRIDE
+        centres = person_centres(keypoints, people.labelled)
+        radius = self.config.target.offset_radius
+        return offset_targets(centres, self._has_centre(people), keypoints, people.labelled, people.areas, size, radius)
+
+    @torch.no_grad()
+    def _instances(self, maps: Maps, people: PaddedPeople) -> Instances:
+        """The instances that train adaptation: found as in inference, judged by the people."""
+        poses = rough_poses(maps["offset"][0].float(), self._centres(maps["heat"][0]), STRIDE)
+        return training_instances(poses, people, self.sigmas, self.config.adapt)
+
+    # ------------------------------------------------------------------------------------------------ losses
+
+    def _losses(
+        self, maps: Maps, people: PaddedPeople, instances: Instances | None, kams: Tensor | None
+    ) -> dict[str, Tensor]:
+        loss, adapt = self.config.loss, self.config.adapt
+        heat, offset = maps["heat"][0].float(), maps["offset"][0].float()
+        size = (heat.shape[-2], heat.shape[-1])
+        target, weights = self.heat_targets(people, size)
+        sums = {"heat": l2_loss(heat, target, weights if loss.heat_weight == "outside" else weights.square())}
+        counts = [weights.new_tensor(heat.numel())]
+        owners = self._offset_targets(people, size)
+        trained = owners.person >= 0
+        sums["offset"] = self._offset_loss(offset, owners, people)
+        counts.append(2 * trained.sum() if loss.offset_count == "coordinates" else trained.any(1).sum())
+        if instances is not None and kams is not None:
+            gain = instances.gain()
+            plain = instances.used[..., None] * instances.labelled
+            best = instances.oks[..., None] * instances.terms.amax((-2, -1)) * plain
+            per_kam = gain if loss.kam_weight == "gain" else best
+            sums["kam"] = l2_loss(kams, instances.terms, per_kam[..., None, None]) / kams[0, 0].numel()
+            counts.append(instances.used.sum())
+            if adapt.mode == "full":
+                per_map = gain if loss.refine_weight == "gain" else plain.float()
+                sums["refine"] = self._refine_loss(heat, kams, instances, per_map)
+                counts.append(instances.used.sum())
+            if self.training:
+                self.diagnostics = instances.diagnose()
+        means = mean_counts(torch.stack(counts))
+        return {
+            name: getattr(loss, name) * total / mean for (name, total), mean in zip(sums.items(), means, strict=True)
+        }
+
+    def _offset_loss(self, offset: Tensor, owners: OffsetTargets, people: PaddedPeople) -> Tensor:
+        areas = people.areas.clamp(min=1.0)
+        by_person = areas.rsqrt() if self.config.loss.offset_weight == "inv_sqrt_area" else areas
+        person = owners.person.flatten(1)
+        weights = by_person.gather(1, person.clamp(min=0)).where(person >= 0, 0.0).view_as(owners.person)
+        weights = weights.repeat_interleave(2, dim=1)
+        return smooth_l1_loss(offset, owners.offsets, weights, beta=self.config.loss.beta)
+
+    def _refine_loss(self, heat: Tensor, kams: Tensor, instances: Instances, weights: Tensor) -> Tensor:
+        """Sum over instances of the weighted mean error of their adapted maps; ``weights`` (B, T, K)."""
+        adapt = self.config.adapt
+        refined = convolve_windows(self._windows(heat, instances.poses, adapt.window), kams)
+        away = window_axes(instances.poses, adapt.window) - instances.keypoints[..., None, :]  # (B, T, K, W, 2)
+        target = outer(torch.exp(-away.square() / (2 * self.config.target.refined_sigma**2)))
+        return l2_loss(refined, target, weights[..., None, None]) / refined[0, 0].numel()
+
+    # ------------------------------------------------------------------------------------------------ decode
+
+    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
+        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+        adapt = self.config.adapt
+        exact = torch.autocast(self.sigmas.device.type, enabled=False)
+        with exact:
+            centres = self._centres(maps["heat"][0])
+            kept = centres.scores >= self.config.decode.min_centre
+            kept[:, 0] = True
+            most = int(kept.sum(1).max())  # the host waits here, so that nothing is computed for nobody
+            centres = Centres(*(values[:, :most] for values in centres))
+            rough = rough_poses(maps["offset"][0].float(), centres, STRIDE)
+            axes = candidate_axes(rough, self.sigmas, adapt.kem_size, adapt.kem_step)
+        kams = self._attraction(maps, axes).clamp(0, 1) if adapt.attracts else None
+        with exact:
+            keypoints, values = self._adapt(maps["heat"][0], rough, axes, kams)
+        limit = torch.tensor([size[1], size[0]], device=keypoints.device)
+        keypoint_scores = (values.clamp(min=0) * centres.scores[..., None]).clamp(max=1)
+        scores = keypoint_scores.mean(-1).where(kept[:, :most], 0.0)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        image = torch.arange(len(order), device=order.device)[:, None]
+        keypoints, keypoint_scores = keypoints.clamp(min=0).minimum(limit)[image, order], keypoint_scores[image, order]
+        found = (scores > 0).sum(1).tolist()
+        return [Poses(keypoints[i, :n], keypoint_scores[i, :n], scores[i, :n]) for i, n in enumerate(found)]
+
+    def _adapt(self, heat: Tensor, rough: Tensor, axes: Tensor, kams: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rough poses (B, T, K, 2) -> adapted ones, and the values (B, T, K) of their keypoints."""
+        adapt = self.config.adapt
+        if adapt.mode == "none":
+            return rough, self._windows(heat, rough, 1)[..., 0, 0]
+        if kams is not None and adapt.mode == "partial":
+            values, best = kams.flatten(-2).max(-1)  # (B, T, K)
+            mesh = candidate_mesh(axes).flatten(-3, -2)
+            return mesh.gather(-2, best[..., None, None].expand(*best.shape, 1, 2)).squeeze(-2), values
+        windows = self._windows(heat, rough, adapt.window)
+        if kams is None:
+            move, values = top_two(windows, 1.0)
+        else:
+            move, values = top_two(convolve_windows(windows, kams), adapt.top_weight)
+        # Where nothing is above rounding error the best cell is any cell, and the rough keypoint is better.
+        return rough + move.where((values > _NOTHING)[..., None], 0.0), values
+
+
+def _head(norm: Norm, channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(norm_layer(norm, channels), nn.ReLU(inplace=True), nn.Conv2d(channels, out_channels, 1))

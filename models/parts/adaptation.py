@@ -1,0 +1,164 @@
+"""Contextual adaptation (LOGO-CAP): its settings, message passing, and the instances that train it.
+
+Letters: B images, M people of an image (padded), T instances of an image, K keypoints, S candidates along a side.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.models.parts.assign import PaddedPeople
+from posefleet.models.parts.attentive_norm import AttentiveNorm, Norm, norm_layer
+from posefleet.models.parts.kem import axis_similarity, candidate_axes, outer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptConfig:
+    """How rough poses are adapted."""
+
+    mode: Literal["full", "partial", "kem", "none"] = "full"
+    """``none``: the rough pose. ``kem``: the best cell of the global window. ``partial``: the best candidate by its
+    attraction map. ``full``: the window convolved with the attraction map."""
+    kem_size: int = 11
+    """S, candidates along a side, odd, 7..19."""
+    kem_step: float = 1.0
+    """Pixels between candidates of the keypoint with the least deviation; less for smaller images."""
+    message_channels: tuple[int, ...] = (512, 256, 128)
+    """Widths of the 3x3 convolutions of message passing; none leaves the 1x1 output layer."""
+    attentive_norm: bool = True
+    """Attentive Norm after the second of them."""
+    mixture: int = 20
+    """Affine transforms that Attentive Norm mixes, at least 1."""
+    window: int = 97
+    """W, pixels, odd, larger than ``kem_size``."""
+    window_sigmas: float = 3.0
+    """Deviations of the window's Gaussian between its centre and its border; the paper keeps 3."""
+    top_weight: float = 0.75
+    """0.5..1, share of the best cell in the mean of the two best."""
+    assign: Literal["best", "clampmean"] = "best"
+    """Person of an instance: the largest mean over keypoints of the best candidate's OKS term, or (paper) the
+    largest mean over all candidates of terms clamped at 0.5."""
+    positive_oks: float = 0.5
+    """0..1: instances none of whose candidates forms a pose of this OKS do not train adaptation."""
+    instances: int = 12
+    """At most this many of an image train adaptation, the most confident first. If there are fewer they repeat with
+    weight 0, so that batch statistics are those of trained instances."""
+
+    def __post_init__(self) -> None:
+        if self.kem_size % 2 == 0 or self.window % 2 == 0 or not 0 < self.kem_size < self.window:
+            raise ValueError(f"kem_size {self.kem_size} and window {self.window} must be odd and the window larger")
+        if self.kem_step <= 0 or self.window_sigmas <= 0:
+            raise ValueError(
+                f"kem_step and window_sigmas must be above 0, not {self.kem_step} and {self.window_sigmas}"
+            )
+        if not 0.5 <= self.top_weight <= 1:
+            raise ValueError(f"top_weight must be 0.5..1, not {self.top_weight}")
+        if not 0 <= self.positive_oks <= 1:
+            raise ValueError(f"positive_oks must be 0..1, not {self.positive_oks}")
+        if self.instances < 1 or self.mixture < 1:
+            raise ValueError(f"instances and mixture must be at least 1, not {self.instances} and {self.mixture}")
+
+    @property
+    def window_sigma(self) -> float:
+        """Deviation of the window's Gaussian, pixels."""
+        return (self.window // 2) / self.window_sigmas
+
+    @property
+    def attracts(self) -> bool:
+        """Whether there are attraction maps."""
+        return self.mode in ("partial", "full")
+
+
+class Instances(NamedTuple):
+    """Rough poses that train adaptation, T of each image, with what is known of their people. No gradients."""
+
+    poses: Tensor
+    """(B, T, K, 2) pixels."""
+    axes: Tensor
+    """(B, T, K, S, 2) pixels, the candidates."""
+    terms: Tensor
+    """(B, T, K, S, S), OKS term of every candidate; 0 for unlabelled keypoints."""
+    keypoints: Tensor
+    """(B, T, K, 2) pixels, the person."""
+    labelled: Tensor
+    """(B, T, K) bool."""
+    oks: Tensor
+    """(B, T), of the best pose that one place in all meshes forms."""
+    used: Tensor
+    """(B, T) bool, False for rows that only fill up."""
+
+    def gain(self) -> Tensor:
+        """(B, T, K): how much better than the rough keypoint its best candidate is; 0 in unused rows."""
+        centre = self.terms.shape[-1] // 2
+        return (self.terms.amax((-2, -1)) - self.terms[..., centre, centre]) * self.used[..., None]
+
+    def diagnose(self) -> dict[str, Tensor]:
+        """See ``Model.diagnostics``."""
+        centre = self.terms.shape[-1] // 2
+        count = self.used.sum().clamp(min=1)
+        share = self.used[..., None] / self.labelled.sum(-1, keepdim=True).clamp(min=1) / count
+        return {
+            "trained": self.used.sum() / len(self.used),
+            "rough_oks": (self.terms[..., centre, centre] * share).sum(),
+            "best_oks": (self.terms.amax((-2, -1)) * share).sum(),
+        }
+
+
+def message_passing(config: AdaptConfig, norm: Norm, in_channels: int, keypoints: int) -> nn.Sequential:
+    """Convolutions over the meshes of all keypoints of an instance: (N, C, S, S) -> (N, K, S, S)."""
+    layers: list[nn.Module] = []
+    for i, channels in enumerate(config.message_channels):
+        attentive = config.attentive_norm and i == 1
+        layers += [
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+            AttentiveNorm(channels, config.mixture, norm) if attentive else norm_layer(norm, channels),
+            nn.ReLU(inplace=True),
+        ]
+        in_channels = channels
+    return nn.Sequential(*layers, nn.Conv2d(in_channels, keypoints, 1))
+
+
+@torch.no_grad()
+def training_instances(poses: Tensor, people: PaddedPeople, sigmas: Tensor, config: AdaptConfig) -> Instances:
+    """The rough poses that train adaptation.
+
+    Args:
+        poses: (B, T, K, 2) pixels, most confident first.
+        people: Of each image.
+        sigmas: (K,) deviations of the schema.
+
+    Returns:
+        ``config.instances`` of each image.
+    """
+    axes = candidate_axes(poses, sigmas, config.kem_size, config.kem_step)
+    similar = axis_similarity(axes[:, :, None], people.keypoints[:, None], people.areas[:, None], sigmas)
+    person = _person_of(similar, people, config)  # (B, T)
+
+    rows = person[:, :, None, None, None, None].expand(-1, -1, 1, *similar.shape[3:])
+    terms = outer(similar.gather(2, rows).squeeze(2))  # (B, T, K, S, S)
+    image = torch.arange(len(person), device=person.device)[:, None]
+    labelled = people.labelled[image, person]  # (B, T, K)
+    terms = terms.where(labelled[..., None, None], 0.0)
+    oks = (terms.sum(2) / labelled.sum(2).clamp(min=1)[..., None, None]).amax((-2, -1))  # (B, T)
+    kept = (oks >= config.positive_oks) & labelled.any(-1)
+
+    order = kept.float().argsort(dim=1, descending=True, stable=True)
+    slots = torch.arange(config.instances, device=order.device)
+    count = kept.sum(1, keepdim=True)
+    chosen = order.gather(1, slots % count.clamp(min=1))  # (B, config.instances)
+    every = Instances(poses, axes, terms, people.keypoints[image, person], labelled, oks, kept)
+    return Instances(*(values[image, chosen] for values in every))._replace(used=slots < count)
+
+
+def _person_of(similar: Tensor, people: PaddedPeople, config: AdaptConfig) -> Tensor:
+    """(B, T) the person of every instance from (B, T, M, K, S, 2) similarities along the axes."""
+    if config.assign == "best":
+        best = similar.amax(-2).prod(-1)  # (B, T, M, K): the best column and the best row
+        labelled = people.labelled[:, None]
+        scores = best.where(labelled, 0.0).sum(-1) / labelled.sum(-1).clamp(min=1)
+    else:
+        terms = outer(similar).clamp(min=0.5).where(people.labelled[:, None, :, :, None, None], 0.5)
+        scores = terms.mean((-3, -2, -1))
+    return scores.where(people.valid[:, None], -1.0).argmax(-1)

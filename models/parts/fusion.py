@@ -1,0 +1,46 @@
+"""One map from the levels of a backbone: a 1x1 convolution of all of them, upsampled to the finest and concatenated."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posefleet.models.parts.attentive_norm import Norm, norm_layer
+
+
+class ConcatConv(nn.Module):
+    """1x1 convolution without bias of levels that are upsampled (bilinear, corners not aligned) and concatenated.
+
+    Each level is convolved at its own size and only then upsampled and added, which is the same because a 1x1
+    convolution and an interpolation commute, and spares the wide concatenated map.
+
+    Args:
+        in_channels: Channels of each level, finest first.
+        out_channels: Channels of the result.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.in_channels = list(in_channels)
+        self.conv = nn.Conv2d(sum(in_channels), out_channels, 1, bias=False)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Levels (B, C[i], h[i], w[i]), finest first -> (B, out_channels, h[0], w[0])."""
+        weights = self.conv.weight.split(self.in_channels, dim=1)
+        fused = F.conv2d(levels[0], weights[0])
+        for level, weight in zip(levels[1:], weights[1:], strict=True):
+            coarse = F.conv2d(level, weight)
+            fused = fused + F.interpolate(coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False)
+        return fused
+
+
+def mixing(in_channels: Sequence[int], channels: int, depth: int, norm: Norm) -> nn.Sequential:
+    """Levels, finest first -> one map (B, channels, h, w) that ``depth`` 3x3 convolutions have mixed.
+
+    For backbones whose finest map knows nothing of the coarser ones, unlike HRNet's.
+    """
+    layers: list[nn.Module] = [ConcatConv(in_channels, channels), norm_layer(norm, channels), nn.ReLU(inplace=True)]
+    for _ in range(depth):
+        convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        layers += [convolution, norm_layer(norm, channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

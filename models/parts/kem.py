@@ -1,0 +1,171 @@
+"""Keypoint expansion maps (LOGO-CAP): what surrounds a rough keypoint, near by as a mesh of candidates, further away
+as a window of the keypoint map, and how the two are put together.
+
+Both meshes are products of columns and rows, so most things factor: a candidate's OKS term, the Gaussian prior of the
+window and even its bilinear sampling are one factor for each axis. Letters: K keypoints, D channels, S candidates along
+a side, W pixels along the side of a window, (h, w) cells; leading dimensions (B, T) are images and instances.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def candidate_axes(poses: Tensor, sigmas: Tensor, size: int, step: float = 1.0) -> Tensor:
+    """Columns and rows of the mesh of candidates round every keypoint (Algorithm 1).
+
+    Args:
+        poses: (..., K, 2) xy, pixels.
+        sigmas: (K,) deviations of the schema; a mesh stretches in proportion.
+        size: S, odd.
+        step: Pixels between candidates of the keypoint with the least deviation.
+
+    Returns:
+        (..., K, S, 2) pixels: candidate (i, j) has x from entry j and y from entry i.
+    """
+    steps = torch.arange(-(size // 2), size // 2 + 1, device=poses.device) * step
+    spread = steps * (sigmas / sigmas.amin())[:, None]  # (K, S)
+    return poses[..., None, :] + spread[..., None]
+
+
+def candidate_mesh(axes: Tensor) -> Tensor:
+    """(..., S, 2) columns and rows -> (..., S, S, 2) xy, row-major."""
+    size = axes.shape[-2]
+    x = axes[..., None, :, 0].expand(*axes.shape[:-2], size, size)
+    return torch.stack([x, axes[..., :, None, 1].expand_as(x)], dim=-1)
+
+
+def axis_similarity(axes: Tensor, keypoints: Tensor, areas: Tensor, sigmas: Tensor) -> Tensor:
+    """OKS terms along each axis: candidate (i, j) is as similar as entry (j, x) times entry (i, y).
+
+    Args:
+        axes: (..., K, S, 2) pixels, broadcasting with
+        keypoints: (..., K, 2) annotated xy, pixels.
+        areas: (...) square pixels.
+        sigmas: (K,) deviations of the schema.
+
+    Returns:
+        (..., K, S, 2) in [0, 1].
+    """
+    variance = (2 * sigmas).square() * areas.clamp(min=1e-9)[..., None]  # (..., K)
+    return torch.exp(-(axes - keypoints[..., None, :]).square() / (2 * variance[..., None, None]))
+
+
+def outer(axes: Tensor) -> Tensor:
+    """(..., S, 2) factors of columns (x) and rows (y) -> their products (..., S, S), rows first."""
+    return axes[..., :, None, 1] * axes[..., None, :, 0]
+
+
+def sample_candidates(features: Tensor, axes: Tensor, stride: int) -> Tensor:
+    """Features at every candidate, bilinear; outside the map they are those of its border.
+
+    Args:
+        features: (B, D, h, w); cell j stands for pixel stride * j.
+        axes: (B, T, K, S, 2) pixels.
+
+    Returns:
+        (B * T, K * D, S, S), the channels of one keypoint after the other.
+    """
+    batch, instances, keypoints, size, _ = axes.shape
+    height, width = features.shape[-2:]
+    scale = torch.tensor([2 / (stride * (width - 1)), 2 / (stride * (height - 1))], device=axes.device)
+    grid = candidate_mesh(axes * scale - 1).view(batch, instances * keypoints, size * size, 2)
+    values = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
+    values = values.view(batch, -1, instances, keypoints, size * size).permute(0, 2, 3, 1, 4)
+    return values.reshape(batch * instances, -1, size, size)
+
+
+def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shift: float, sigma: float) -> Tensor:
+    """Windows of the keypoint maps round every keypoint, fading out like a Gaussian (global KEM).
+
+    The maps are upsampled to pixels and sampled at whole steps from each keypoint, both bilinear. Everything is one
+    factor for each axis, so a window is two small matrix products, without the upsampled map.
+
+    Args:
+        maps: (B, K, h, w).
+        poses: (B, T, K, 2) xy, pixels.
+        window: W, odd.
+        stride: Pixels per cell.
+        shift: Pixel x is read at index x + shift of the upsampled map; beyond its border as at its border.
+        sigma: Deviation of the Gaussian, pixels.
+
+    Returns:
+        (B, T, K, W, W).
+    """
+    reach = window // 2
+    steps = torch.arange(-reach, reach + 1, device=poses.device)
+    fade = torch.exp(-steps.square() / (2 * sigma**2))[:, None]  # (W, 1)
+
+    def reader(position: Tensor, cells: int) -> Tensor:
+        """(B, T, K, W, cells): what each step of a window reads of a row of cells."""
+        first = position.floor()
+        index = first.long()[..., None] + torch.arange(-reach, reach + 2, device=poses.device)
+        rows = _upsampler(cells, stride, poses.device)[index.clamp(0, cells * stride - 1)]  # (B, T, K, W + 1, cells)
+        return fade * torch.lerp(rows[..., :-1, :], rows[..., 1:, :], (position - first)[..., None, None])
+
+    x, y = (poses + shift).unbind(-1)
+    down, across = reader(y, maps.shape[-2]), reader(x, maps.shape[-1])
+    return down @ maps[:, None] @ across.transpose(-1, -2)
+
+
+def window_axes(poses: Tensor, window: int) -> Tensor:
+    """Columns and rows (..., K, W, 2), pixels, of the windows round keypoints (..., K, 2)."""
+    reach = window // 2
+    return poses[..., None, :] + torch.arange(-reach, reach + 1, device=poses.device)[:, None]
+
+
+def convolve_windows(windows: Tensor, kernels: Tensor) -> Tensor:
+    """True convolution, zero padding, of every window with its own kernel, divided by the kernel's size.
+
+    By Fourier transforms, which for thousands of small windows is several times faster than a grouped convolution.
+
+    Args:
+        windows: (..., W, W).
+        kernels: (..., S, S), S odd.
+
+    Returns:
+        (..., W, W): cell p is the sum over u of kernel(u) / S^2 * window(p - u), u from the kernel's centre.
+    """
+    window, size = windows.shape[-1], kernels.shape[-1]
+    reach = size // 2
+    length = _fast_length(window + reach)  # what wraps round falls on the rim that is cut off
+    lengths = (length, length)
+    spectrum = torch.fft.rfft2(windows, s=lengths) * torch.fft.rfft2(kernels / size**2, s=lengths)
+    full: Tensor = torch.fft.irfft2(spectrum, s=lengths)
+    return full[..., reach : reach + window, reach : reach + window]
+
+
+def top_two(windows: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """Convex mean of the two largest cells of every window.
+
+    Args:
+        windows: (..., W, W).
+        weight: Of the largest, 0.5..1; the second has the rest.
+
+    Returns:
+        Its position (..., 2) xy from the centre, in cells, and its value (...).
+    """
+    side = windows.shape[-1]
+    values, index = windows.flatten(-2).topk(2, dim=-1)
+    shares = torch.tensor([weight, 1 - weight], device=windows.device)
+    x, y = index % side - side // 2, index // side - side // 2
+    return torch.stack([(x * shares).sum(-1), (y * shares).sum(-1)], dim=-1), (values * shares).sum(-1)
+
+
+def _upsampler(cells: int, stride: int, device: torch.device) -> Tensor:
+    """(cells * stride, cells) matrix of bilinear upsampling, corners not aligned."""
+    positions = ((torch.arange(cells * stride, device=device) + 0.5) / stride - 0.5).clamp(0, cells - 1)
+    return (1 - (positions[:, None] - torch.arange(cells, device=device)).abs()).clamp(min=0)
+
+
+def _fast_length(least: int) -> int:
+    """The next length with no prime factor above 5."""
+    length = least
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 1

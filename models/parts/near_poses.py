@@ -1,0 +1,61 @@
+"""Suppression of duplicate poses by how many of their keypoints are near each other (DEKR, LOGO-CAP)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from posefleet.data.structures import Poses
+
+
+def suppress_near(poses: Sequence[Poses], *, distance: float, keypoints: int, limit: int) -> list[Poses]:
+    """Keep at most ``limit`` poses of every image, best first.
+
+    Candidates may come from several passes over the same image (scales, flips): concatenate them first.
+
+    Args:
+        poses: Of each image.
+        distance: Keypoints of two poses are near if closer than this share of the diagonal of the first one's box.
+        keypoints: Poses with more near keypoints than this are duplicates.
+    """
+    ordered = [p[p.scores.argsort(descending=True, stable=True)] for p in poses]
+    kept = pick_near(
+        pad_sequence([p.keypoints for p in ordered], batch_first=True),
+        pad_sequence([p.scores for p in ordered], batch_first=True, padding_value=-1.0),
+        distance=distance,
+        keypoints=keypoints,
+    )
+    return [p[rows[: len(p)]][:limit] for p, rows in zip(ordered, kept, strict=True)]
+
+
+def pick_near(poses: Tensor, scores: Tensor, *, distance: float, keypoints: int) -> Tensor:
+    """Which poses survive.
+
+    Poses are visited in order, unless already suppressed. The best pose of the visited one's duplicates (itself
+    included) survives if it is not suppressed yet, and suppresses the others.
+
+    Args:
+        poses: (B, N, K, 2) xy, any unit.
+        scores: (B, N) in [0, 1]; below 0 for padding.
+
+    Returns:
+        (B, N) bool.
+    """
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    suppressed = scores < 0
+    if not poses.shape[1]:
+        return kept
+    diagonal = (poses.amax(2) - poses.amin(2)).norm(dim=-1)  # (B, N)
+    gaps = (poses[:, :, None] - poses[:, None]).norm(dim=-1)  # (B, N, N, K)
+    near = (gaps < distance * diagonal[:, :, None, None]).sum(-1) > keypoints  # (B, N, N): j is near i
+    near |= torch.eye(poses.shape[1], dtype=torch.bool, device=poses.device)
+    near &= ~suppressed[:, None]
+    for i in range(poses.shape[1]):
+        group = near[:, i]  # (B, N)
+        best = scores.where(group, -2.0).argmax(1, keepdim=True)
+        alone = torch.zeros_like(kept).scatter_(1, best, True)
+        act = ~suppressed[:, i : i + 1] & ~suppressed.gather(1, best)
+        kept |= alone & act
+        suppressed |= group & ~alone & act
+    return kept
