@@ -36,6 +36,10 @@ class PaddedPeople:
     """(B, M) bool, True for keypoint people."""
     unlabelled_boxes: Tensor
     """(B, M, 4) xyxy pixels: the annotated box of a person who is no keypoint person, zero for others."""
+    annotated_boxes: Tensor
+    """(B, M, 4) xyxy pixels: everybody's annotated box, zero for padding."""
+    counted: Tensor
+    """(B, M) bool, True for single people, with keypoints or without: no crowds, no padding."""
     count: int
     """People of all images together, known on the host."""
 
@@ -73,15 +77,19 @@ def pad_people(people: Sequence[People], device: torch.device) -> PaddedPeople:
 
     keypoints = pack([p.keypoints for p in people]).float()
     labelled = pack([p.visibility for p in people]) > 0
-    valid = ~pack([p.crowd for p in people]) & labelled.any(1)
+    single = ~pack([p.crowd for p in people])
+    valid = single & labelled.any(1)
     labelled = labelled & valid[:, None]
+    boxes = pack([p.boxes for p in people]).float()
     return PaddedPeople(
         pad(keypoints),
         pad(labelled),
         pad(pack([p.areas for p in people]).float()),
         pad(pseudo_boxes(keypoints, labelled)),
         pad(valid),
-        pad(torch.where(valid[:, None], 0.0, pack([p.boxes for p in people]).float())),
+        pad(torch.where(valid[:, None], 0.0, boxes)),
+        pad(boxes),
+        pad(single),
         sum(counts),
     )
 
