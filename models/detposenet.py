@@ -280,7 +280,7 @@ class Model(nn.Module):
         crops = mask_keypoints(crops, keypoints, labelled, self.config.masking)
         if self.training:
             here = used.sum()
-            self.diagnostics = {"crops": here / len(pixels), "left_out": 1 - here / count.clamp(min=1)}
+            self.diagnostics = {"crops": here / len(pixels), "left_out": (count - here) / count.clamp(min=1)}
         return _Crops(crops, keypoints, labelled, used)
 
     @torch.no_grad()

@@ -105,11 +105,17 @@ class SharedDetector(nn.Module):
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
         from torchvision.models.detection.rpn import RPNHead
         from torchvision.ops import MultiScaleRoIAlign
+        from torchvision.ops.poolers import LevelMapper
 
         self.config, self.strides = config, list(strides)
         self.levels = nn.ModuleList(nn.Conv2d(in_channels, config.width, 1) for _ in strides)
         self.rpn = RPNHead(config.width, len(config.ratios))
         self.pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], output_size=7, sampling_ratio=2)
+        # It would guess scales and levels from the first images it sees. FPN's rule puts 224 px on stride 16, for
+        # anchors of 8 cells.
+        self.pool.scales = [1 / stride for stride in strides]
+        first = strides[0].bit_length() - 1
+        self.pool.map_levels = LevelMapper(first, first + len(strides) - 1, round(224 * config.anchor_scale / 8))
         self.box_head = TwoMLPHead(config.width * 7 * 7, config.hidden)
         self.predictor = FastRCNNPredictor(config.hidden, 2)
         self._anchor_coder, self._region_coder = BoxCoder((1.0, 1.0, 1.0, 1.0)), BoxCoder((10.0, 10.0, 5.0, 5.0))
