@@ -262,16 +262,21 @@ def build_model(experiment: Experiment, *, pretrained: bool = True) -> nn.Module
     """A fresh model of the experiment's method.
 
     Args:
-        pretrained: False leaves out the backbone's ImageNet weights, which a checkpoint is about to replace.
+        pretrained: False leaves out published weights, which a checkpoint is about to replace.
     """
-    config = experiment.model
-    if not pretrained and hasattr(config, "backbone"):
-        config = dataclasses.replace(
-            config, backbone=dataclasses.replace(config.backbone, pretrained=False, weights="")
-        )
+    config = experiment.model if pretrained else _untrained(experiment.model)
     schema: KeypointSchema = load_schema(experiment.schema)
     model: nn.Module = load_method(experiment.method).Model(config, schema)
     return model
+
+
+def _untrained(config: Any) -> Any:
+    """The same settings, but no part of the model, however deep, downloads or reads weights."""
+    nested = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    changes = {name: _untrained(value) for name, value in nested.items() if dataclasses.is_dataclass(value)}
+    if "pretrained" in nested:
+        changes |= {"pretrained": False, "weights": ""}
+    return dataclasses.replace(config, **changes)
 
 
 def _read_file(path: str, file: str) -> bytes:

@@ -35,9 +35,9 @@ class PaddedPeople:
     valid: Tensor
     """(B, M) bool, True for keypoint people."""
     annotated_boxes: Tensor
-    """(B, M, 4) xyxy pixels, zero for padding."""
-    crowd: Tensor
-    """(B, M) bool, True for a region that covers a group."""
+    """(B, M, 4) xyxy pixels: everybody's annotated box, zero for padding."""
+    counted: Tensor
+    """(B, M) bool, True for single people, with keypoints or without: no crowds, no padding."""
     count: int
     """People of all images together, known on the host."""
 
@@ -86,8 +86,8 @@ def pad_people(
 
     keypoints = pack([p.keypoints for p in people]).float()
     labelled = pack([p.visibility for p in people]) > 0
-    crowd = pack([p.crowd for p in people])
-    valid = ~crowd & labelled.any(1)
+    single = ~pack([p.crowd for p in people])
+    valid = single & labelled.any(1)
     labelled = labelled & valid[:, None]
     annotated = pack([p.boxes for p in people]).float()
     known = pseudo_boxes(keypoints, labelled) if boxes == "pseudo" else annotated.where(valid[:, None], 0.0)
@@ -98,7 +98,7 @@ def pad_people(
         pad(known),
         pad(valid),
         pad(annotated),
-        pad(crowd),
+        pad(single),
         sum(counts),
     )
 

@@ -148,9 +148,11 @@ def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple
     for name, parameter in body.named_parameters():
         if any(name.startswith(part + ".") for part in frozen):
             parameter.requires_grad_(False)
-    if family == "hrnet" and 4 not in strides:
-        # Nobody reads the last fusion into the finest branch: without this DDP would wait for its gradient.
-        body.stage4[-1].fuse_layers[0].requires_grad_(False)
+    if family == "hrnet":
+        for branch, fusion in enumerate(body.stage4[-1].fuse_layers):
+            # Nobody reads the last fusion into a branch that is not returned: DDP would wait for its gradient.
+            if 4 * 2**branch not in strides:
+                fusion.requires_grad_(False)
     _fold_norms(body, trained=config.norm == "trained")
     settings = body.pretrained_cfg
     return body, (list(settings["mean"]), list(settings["std"]))

@@ -69,7 +69,7 @@ def assign_instances(
     padded = replace(padded, valid=padded.valid & (thinnest >= config.min_side))
     answering = replace(padded, boxes=padded.annotated_boxes) if annotated_boxes else padded
     if config.unlabelled == "weak_positive":
-        weak = ~padded.valid & ~padded.crowd & (padded.annotated_boxes[..., 2] > padded.annotated_boxes[..., 0])
+        weak = padded.counted & ~padded.valid & (padded.annotated_boxes[..., 2] > padded.annotated_boxes[..., 0])
         boxes = padded.annotated_boxes.where(weak[..., None], answering.boxes)
         answering = replace(answering, boxes=boxes, valid=padded.valid | weak)
     person = assign_people(cells, answering, center_half_side=config.center_half_side)

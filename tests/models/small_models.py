@@ -50,7 +50,28 @@ def _logocap() -> object:
     )
 
 
-SMALL: dict[str, Callable[[], object]] = {"inspose": _inspose, "logocap": _logocap, "pfs": _pfs, "smpr": _smpr}
+def _detposenet() -> object:
+    from posefleet.models.detposenet import Config
+    from posefleet.models.parts.box_detector import DetectorConfig
+    from posefleet.models.parts.coarse_filter import FilterConfig
+    from posefleet.models.parts.coarse_net import CoarseConfig
+    from posefleet.models.parts.refinement import PrsConfig
+
+    return Config(
+        coarse=CoarseConfig(width=16, depth=2, norm="group"),
+        detector=DetectorConfig(width=16, hidden=16, proposals=8, per_level=16),
+        filter=FilterConfig(mode="nms"),
+        prs=PrsConfig(width=16, depth=2, size=32, stacks=1, norm="group", crops_per_image=2),
+    )
+
+
+SMALL: dict[str, Callable[[], object]] = {
+    "detposenet": _detposenet,
+    "inspose": _inspose,
+    "logocap": _logocap,
+    "pfs": _pfs,
+    "smpr": _smpr,
+}
 """Method -> a configuration that takes milliseconds; it must find something in an untrained network."""
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from posefleet.platform.checkpoint import (
     CheckpointError,
     CheckpointStore,
     Meta,
+    _untrained,
     build_model,
     load_model,
     load_weights,
@@ -151,3 +153,15 @@ def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not of checkpoint format 1"):
         load_model(str(tmp_path))
+
+
+def test_no_part_of_a_model_reads_weights_that_a_checkpoint_brings() -> None:
+    model = {
+        "detector": {"kind": "torchvision", "weights": "/nowhere/detector.pth"},
+        "prs": {"network": "hrnet_w48", "backbone": {"name": "hrnet_w48", "pretrained": True}},
+    }
+    config = build_experiment({"method": "detposenet", "model": model, "data": {"train": "x"}}).model
+    bare = _untrained(config)
+    assert bare.detector == dataclasses.replace(config.detector, weights="")
+    assert bare.prs.backbone == dataclasses.replace(config.prs.backbone, pretrained=False)
+    assert bare.coarse == config.coarse

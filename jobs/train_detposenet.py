@@ -1,0 +1,21 @@
+"""Train DetPoseNet on shards: alone, or on a Ray cluster.
+
+python jobs/train_detposenet.py --config jobs/configs/detposenet_demo.yaml --data.train /data/shards/train \
+    --scaling.num_workers 0
+ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_detposenet.py \
+    --config jobs/configs/detposenet.yaml
+"""
+
+from posefleet.platform.config import parse_experiment
+
+
+def main() -> int:
+    """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    experiment = parse_experiment("detposenet", description="Train DetPoseNet, poses of boxes filtered by poses.")
+    from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither
+
+    return train(experiment)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

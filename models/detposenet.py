@@ -1,0 +1,440 @@
+"""DetPoseNet: top-down pose estimation whose boxes are filtered by bottom-up poses (Ke et al.).
+
+One network gives boxes of people, without NMS, and coarse poses from keypoint maps and part affinity fields. The
+coarse poses then decide about the boxes: a box without a pose is dropped, so is one whose pose is already taken, and
+poses without a box get one. Each box that is left is refined once, by a stacked hourglass that is supervised at
+several scales, regresses its maps again from all of them, and minds the skeleton in its loss. People who overlap
+survive where NMS of boxes would merge them, and far fewer crops are refined.
+
+No code was published and most numbers are open; where the paper contradicts itself, see ``parts/coarse_filter.py``.
+Deviations: crowds are masked by their boxes, not by their outlines; the detector's losses are expectations over the
+samples that Faster R-CNN draws. The coarse net starts from scratch, so its small map losses need a large ``loss.kpt``
+beside a detector that trains the same features.
+
+Letters: B images, M people of an image (padded), N crops, K keypoints, L limbs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.models.parts import structure_loss
+from posefleet.models.parts.assign import PaddedPeople, pad_people
+from posefleet.models.parts.box_detector import Boxes, DetectorConfig, SharedDetector, TorchvisionDetector
+from posefleet.models.parts.coarse_filter import FilterConfig, filter_boxes
+from posefleet.models.parts.coarse_net import CoarseConfig, CoarseMaps, CoarseNet
+from posefleet.models.parts.crops import crop_images, into_crops, out_of_crops, square_boxes
+from posefleet.models.parts.heatmaps import draw_gaussians
+from posefleet.models.parts.keypoint_masking import MaskingConfig, mask_keypoints
+from posefleet.models.parts.losses import mean_counts
+from posefleet.models.parts.paf import PafConfig, group_poses, limb_cells, paf_targets
+from posefleet.models.parts.peaks import best_points
+from posefleet.models.parts.pixels import Normalise
+from posefleet.models.parts.pose_similarity import suppress_by_oks
+from posefleet.models.parts.refinement import PrsConfig, Scales, build_refiner, final_maps
+
+_REACH = 4
+"""Deviations after which a Gaussian is cut off."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights and forms of the losses."""
+
+    det: float = 1.0
+    """Weight of the detector's four losses, usually 0.1..10."""
+    kpt: float = 1.0
+    """Weight of the coarse maps; they are mean squares of sparse maps and start near 0.001."""
+    prs: float = 1.0
+    """Weight of the refinement."""
+    sa_loss: bool = True
+    """Structure-aware loss: a keypoint answers also for its neighbours in the skeleton."""
+    neighbours: float = 0.5
+    """Weight of a neighbour's error in it (alpha_2), 0..1."""
+    norm: structure_loss.Norm = "squared"
+    """Error of a map of the refinement: mean square, or root of the sum of squares."""
+    scale_weights: tuple[float, ...] = ()
+    """Weights of the scales of the refinement, finest first; empty: equal."""
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 0 or min((*self.scale_weights, 0.0)) < 0:
+            raise ValueError(
+                f"neighbours {self.neighbours} and scale_weights {self.scale_weights} must not be negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputConfig:
+    """What is returned."""
+
+    keypoint_floor: float = 0.2
+    """Keypoints with a higher score count in the score of a pose, 0..1."""
+    final_oks_nms: float = 0.0
+    """OKS from which the lower of two refined poses is dropped, 0..1. 0: off, because the filter replaces it."""
+    max_poses: int = 20
+    """Poses of one image, at least 1; COCO counts 20."""
+
+    def __post_init__(self) -> None:
+        for name in ("keypoint_floor", "final_oks_nms"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be 0..1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """DetPoseNet; the paper's numbers where it has any."""
+
+    coarse: CoarseConfig = field(default_factory=CoarseConfig)
+    """Network and targets of coarse poses."""
+    paf: PafConfig = field(default_factory=PafConfig)
+    """How its maps become poses."""
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    """Where boxes come from."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """Which boxes are refined."""
+    prs: PrsConfig = field(default_factory=PrsConfig)
+    """The refinement."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Keypoint masking of crops that the refinement trains on."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Losses and their weights."""
+    output: OutputConfig = field(default_factory=OutputConfig)
+    """What is returned."""
+    learn: Literal["both", "coarse", "prs"] = "both"
+    """Train everything together, or only the coarse net with its detector, or only the refinement. The rest is
+    frozen, so it should come from a checkpoint (``run.init_from``)."""
+
+    def __post_init__(self) -> None:
+        scales = len(self.loss.scale_weights)
+        if scales and (scales != self.prs.depth or not sum(self.loss.scale_weights) > 0):
+            raise ValueError(
+                f"loss.scale_weights {self.loss.scale_weights} must be prs.depth {self.prs.depth} numbers, not all zero"
+            )
+
+
+class Model(nn.Module):
+    """DetPoseNet as a :class:`posefleet.models.PoseModel`."""
+
+    sigmas: Tensor
+    structure: Tensor
+    diagnostics: dict[str, Tensor]
+    """What the last training step saw, as 0-dim tensors on the device: ``crops`` (people refined per image) and
+    ``left_out`` (share of the people that had no room among the crops)."""
+    refined: list[int]
+    """Runs of the refinement in each image of the last prediction: the paper's measure of cost."""
+
+    def __init__(self, config: Config, schema: KeypointSchema) -> None:
+        super().__init__()
+        self.config = config
+        self.edges, self.flip_index = schema.edges, schema.flip_index
+        self.normalise = Normalise()
+        self.coarse = CoarseNet(config.coarse, len(schema), len(self.edges))
+        self.detector: SharedDetector | TorchvisionDetector
+        if config.detector.kind == "shared":
+            self.detector = SharedDetector(config.detector, 2 * config.coarse.width, self.coarse.strides)
+        else:
+            self.detector = TorchvisionDetector(config.detector)
+        self.refiner = build_refiner(config.prs, len(schema))
+        if config.learn == "prs":
+            self.coarse.requires_grad_(False)
+            self.detector.requires_grad_(False)
+        if config.learn == "coarse":
+            self.refiner.requires_grad_(False)
+        structured = config.loss.sa_loss and config.prs.network == "hourglass"
+        neighbours = config.loss.neighbours if structured else 0.0
+        weights = structure_loss.structure_weights(self.edges, len(schema), neighbours)
+        self.register_buffer("structure", weights, persistent=False)
+        self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
+        self.diagnostics, self.refined = {}, []
+
+    @property
+    def score_rule(self) -> str:
+        """How poses are ranked, for the protocol that stands beside every AP."""
+        output, filtering = self.config.output, self.config.filter
+        boxes = {
+            "coarse": f"boxes filtered by coarse poses at OKS {filtering.t_oks:g}",
+            "nms": f"box NMS at {filtering.nms_threshold:g}",
+            "none": "all boxes",
+        }[filtering.mode]
+        last = f"OKS NMS at {output.final_oks_nms:g}" if output.final_oks_nms else "no NMS of poses"
+        return f"box * mean of keypoint scores > {output.keypoint_floor:g}, {boxes}, {last}"
+
+    def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
+        """Weighted losses ``heat`` and ``paf`` of the coarse maps, ``rpn_cls``, ``rpn_box``, ``roi_cls``, ``roi_box``
+        of a shared detector, ``mss`` and, if it is switched on, ``msr`` of the refinement."""
+        pixels = self.normalise(images)
+        padded = pad_people(people, self.sigmas.device)
+        terms: dict[str, _Term] = {}
+        if self.config.learn != "prs":
+            maps = self.coarse(pixels)
+            terms |= self._coarse_terms(maps, padded)
+            if isinstance(self.detector, SharedDetector):
+                terms |= self._detector_terms(self.detector, maps, padded, (images.shape[-2], images.shape[-1]))
+        if self.config.learn != "coarse":
+            crops = self._training_crops(pixels, padded)
+            stacks, regressed = self.refiner(crops.pixels)
+            terms |= self._refinement_terms(stacks, regressed, crops)
+        counts = mean_counts(torch.stack([term.divisor for term in terms.values()]))
+        return {name: term.total / count for (name, term), count in zip(terms.items(), counts.unbind(), strict=True)}
+
+    def forward_features(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """The coarse net alone: (B, 3, H, W) RGB images in 0..255, any dtype, to ``heat`` and ``paf``, one map each."""
+        maps = self.coarse(self.normalise(images))
+        return {"heat": [maps.heat], "paf": [maps.paf]}
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> list[Poses]:
+        """At most ``output.max_poses`` poses of every image, best first."""
+        poses, threshold = self.candidates(images), self.config.output.final_oks_nms
+        return suppress_by_oks(poses, self.sigmas, threshold or math.inf, self.config.output.max_poses)
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor) -> list[Poses]:
+        """Refined poses of every image before suppression; several passes over an image can be concatenated."""
+        size = (images.shape[-2], images.shape[-1])
+        pixels = self.normalise(images)
+        maps = self.coarse(pixels)
+        if isinstance(self.detector, SharedDetector):
+            found = self.detector.detect(self.detector.pyramid(maps.downs, maps.ups), size)
+        else:
+            found = self.detector.detect(images)
+        with torch.autocast(images.device.type, enabled=False):
+            chosen = self.filter(found, maps, size)
+        return self.refine(pixels, chosen)
+
+    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
+        """Remove what several passes over an image found twice, by the OKS that makes coarse poses redundant."""
+        threshold = self.config.output.final_oks_nms or self.config.filter.t_oks
+        return suppress_by_oks(poses, self.sigmas, threshold, self.config.output.max_poses)
+
+    @torch.no_grad()
+    def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
+        """The cells of the affinity fields of each person, for drawing.
+
+        Args:
+            size: (height, width) of the images, pixels.
+            people: Of each image.
+
+        Returns:
+            For each image, one entry.
+        """
+        stride, coarse = self.coarse.stride, self.config.coarse
+        padded = pad_people(people, self.sigmas.device)
+        shape = (size[0] // stride, size[1] // stride)
+        cells, _ = limb_cells(padded.keypoints, padded.labelled, self.edges, shape, stride, coarse.limb_width)
+        result = []
+        for inside in cells.any(2):  # (M, h, w)
+            person, row, column = inside.nonzero().unbind(1)
+            points = torch.stack([column, row], dim=1).float() * stride
+            result.append([TargetPoints("limbs", points, person, torch.full_like(points[:, 0], stride))])
+        return result
+
+    # ------------------------------------------------------------------------------------------------ targets
+
+    @torch.no_grad()
+    def coarse_targets(self, people: PaddedPeople, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets of the coarse maps of ``size`` (height, width) cells.
+
+        Returns:
+            Keypoint maps (B, K, h, w), fields (B, 2 L, h, w), and weights (B, 1, h, w): 0 inside the boxes of crowds
+            and of people without keypoints, else 1.
+        """
+        stride, config = self.coarse.stride, self.config.coarse
+        heat = _gaussians(people.keypoints, people.labelled, size, stride, config.sigma / stride)
+        paf = paf_targets(people.keypoints, people.labelled, self.edges, size, stride, config.limb_width)
+        x1, y1, x2, y2 = people.unlabelled_boxes[..., None].unbind(2)  # (B, M, 1)
+        x, y = (torch.arange(n, device=heat.device) * stride for n in (size[1], size[0]))
+        across, down = (x >= x1) & (x <= x2) & (x2 > x1), (y >= y1) & (y <= y2) & (y2 > y1)
+        unknown = (down[..., :, None] & across[..., None, :]).any(1)
+        return heat, paf, (~unknown[:, None]).float()
+
+    @torch.no_grad()
+    def _training_crops(self, pixels: Tensor, people: PaddedPeople) -> "_Crops":
+        """``crops_per_image`` crops for each image, wherever in the batch their people are.
+
+        People are drawn where there are too many. Crops that are left over repeat people, which keeps them out of
+        the way of BatchNorm, and teach nothing.
+        """
+        config = self.config.prs
+        valid = people.valid.flatten()
+        lot = torch.rand(valid.shape, device=valid.device).where(valid, -1.0)
+        slot = torch.arange(len(pixels) * config.crops_per_image, device=valid.device)
+        count = valid.sum()
+        chosen = lot.argsort(descending=True, stable=True)[slot % count.clamp(min=1)]
+        used = slot < count
+
+        low, high = config.scale_jitter
+        factor = low + (high - low) * torch.rand(slot.shape, device=valid.device)
+        squares = square_boxes(people.annotated_boxes.flatten(0, 1)[chosen], config.padding * factor)
+        keypoints = into_crops(people.keypoints.flatten(0, 1)[chosen], squares, config.size)
+        inside = ((keypoints >= 0) & (keypoints < config.size)).all(-1)
+        labelled = people.labelled.flatten(0, 1)[chosen] & inside & used[:, None]
+        crops = crop_images(pixels, chosen // people.valid.shape[1], squares, config.size)
+        crops = mask_keypoints(crops, keypoints, labelled, self.config.masking)
+        if self.training:
+            here = used.sum()
+            self.diagnostics = {"crops": here / len(pixels), "left_out": (count - here) / count.clamp(min=1)}
+        return _Crops(crops, keypoints, labelled, used)
+
+    @torch.no_grad()
+    def refinement_targets(self, keypoints: Tensor, labelled: Tensor) -> Scales:
+        """Keypoint maps of crops at every scale, finest first.
+
+        Args:
+            keypoints: (N, K, 2) xy, pixels of the crop.
+            labelled: (N, K) bool.
+        """
+        config, stride = self.config.prs, self.coarse.stride
+        scales = config.depth if config.network == "hourglass" else 1
+
+        def draw(scale: int) -> Tensor:
+            side = config.size // stride // 2**scale
+            return _gaussians(keypoints[:, None], labelled[:, None], (side, side), stride * 2**scale, config.sigma)
+
+        if config.coarser_targets == "redraw":
+            return [draw(scale) for scale in range(scales)]
+        pool = F.avg_pool2d if config.coarser_targets == "avgpool" else F.max_pool2d
+        finest = draw(0)
+        return [finest, *(pool(finest, 2**scale) for scale in range(1, scales))]
+
+    # ------------------------------------------------------------------------------------------------ losses
+
+    def _coarse_terms(self, maps: CoarseMaps, people: PaddedPeople) -> dict[str, "_Term"]:
+        """Mean squares over all cells, known or not."""
+        with torch.autocast(maps.heat.device.type, enabled=False):
+            size = (maps.heat.shape[-2], maps.heat.shape[-1])
+            heat, paf, weights = self.coarse_targets(people, size)
+            terms = {}
+            for name, predicted, target in (("heat", maps.heat, heat), ("paf", maps.paf, paf)):
+                total = (weights * (predicted.float() - target).square()).sum()
+                count = torch.full((), float(target.numel()), device=target.device)
+                terms[name] = _Term(self.config.loss.kpt * total, count)
+            return terms
+
+    def _detector_terms(
+        self, detector: SharedDetector, maps: CoarseMaps, people: PaddedPeople, size: tuple[int, int]
+    ) -> dict[str, "_Term"]:
+        losses = detector.losses(detector.pyramid(maps.downs, maps.ups), people, size)
+        weight = self.config.loss.det
+        return {
+            "rpn_cls": _Term(weight * losses.rpn_cls, losses.anchors),
+            "rpn_box": _Term(weight * losses.rpn_box, losses.anchors),
+            "roi_cls": _Term(weight * losses.roi_cls, losses.regions),
+            "roi_box": _Term(weight * losses.roi_box, losses.regions),
+        }
+
+    def _refinement_terms(self, stacks: list[Scales], regressed: Scales, crops: "_Crops") -> dict[str, "_Term"]:
+        """L_MSS, summed over stacks, and L_MSR: means over scales (eq. 1) of the structure-aware loss (eq. 2)."""
+        loss, prs = self.config.loss, self.config.prs
+        with torch.autocast(crops.pixels.device.type, enabled=False):
+            targets = self.refinement_targets(crops.keypoints, crops.labelled)
+            count = crops.used.sum()
+
+            def term(scales: Scales) -> Tensor:
+                weights = (loss.scale_weights or (1.0,) * len(targets))[: len(scales)]
+                if len(scales) == 1:  # the only scale there is counts whole
+                    weights = (1.0,)
+                errors = [self._scale_loss(m, t, crops) for m, t in zip(scales, targets, strict=False)]
+                return sum((w * e for w, e in zip(weights, errors, strict=True)), count.new_zeros(())) / sum(weights)
+
+            supervised = stacks if prs.mss else [scales[:1] for scales in stacks]
+            terms = {"mss": _Term(loss.prs * torch.stack([term(scales) for scales in supervised]).sum(), count)}
+            if regressed:
+                terms["msr"] = _Term(loss.prs * term(regressed), count)
+            return terms
+
+    def _scale_loss(self, maps: Tensor, targets: Tensor, crops: "_Crops") -> Tensor:
+        norm = self.config.loss.norm
+        return structure_loss.structure_aware_loss(maps, targets, crops.labelled, self.structure, norm=norm)
+
+    # ------------------------------------------------------------------------------------------------ decode
+
+    def filter(self, found: list[Boxes], maps: CoarseMaps, size: tuple[int, int]) -> list[Boxes]:
+        """The boxes of every image of ``size`` (height, width) that are worth a refinement, on the host."""
+        stride = self.coarse.stride
+        if self.config.filter.mode == "coarse":
+            poses = group_poses(maps.heat, maps.paf, self.edges, stride, size[0], self.config.paf)
+            coarse = [(p.keypoints, p.scores) for p in poses]
+        else:
+            nobody = Poses.empty(len(self.sigmas))
+            coarse = [(nobody.keypoints, nobody.keypoint_scores)] * len(found)
+        sigmas, chosen = self.sigmas.cpu(), []
+        for (boxes, scores), (keypoints, keypoint_scores) in zip(found, coarse, strict=True):
+            passed = filter_boxes(
+                boxes.cpu(), scores.cpu(), keypoints, keypoint_scores, sigmas, size, self.config.filter
+            )
+            chosen.append(Boxes(passed.boxes, passed.scores))
+        return chosen
+
+    @torch.no_grad()
+    def refine(self, pixels: Tensor, boxes: list[Boxes]) -> list[Poses]:
+        """One pose for each box, best first; all boxes of a batch are refined together.
+
+        Args:
+            pixels: (B, 3, H, W) normalised images.
+            boxes: Of each image.
+        """
+        config, device = self.config.prs, pixels.device
+        counts = self.refined = [len(found.boxes) for found in boxes]
+        box_scores = torch.cat([found.scores for found in boxes]).to(device)
+        squares = square_boxes(torch.cat([found.boxes for found in boxes]).to(device), config.padding)
+        image = torch.arange(len(boxes)).repeat_interleave(torch.tensor(counts)).to(device)
+        maps = [
+            self._refined_maps(pixels, i, s)
+            for i, s in zip(image.split(config.chunk), squares.split(config.chunk), strict=True)
+        ]
+        points, peaks = best_points(torch.cat(maps))  # (N, K, 2) cells
+        keypoints = out_of_crops(points * self.coarse.stride, squares, config.size)
+        limit = torch.tensor([pixels.shape[-1], pixels.shape[-2]], device=device)
+        keypoints = keypoints.clamp(min=0).minimum(limit)
+        keypoint_scores = peaks.clamp(0, 1)
+        counted = keypoint_scores > self.config.output.keypoint_floor
+        scores = box_scores * keypoint_scores.where(counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)
+        everything = Poses(keypoints, keypoint_scores, scores)
+        result, start = [], 0
+        for count in counts:
+            poses = everything[start : start + count]
+            result.append(poses[poses.scores.argsort(descending=True, stable=True)])
+            start += count
+        return result
+
+    def _refined_maps(self, pixels: Tensor, image: Tensor, squares: Tensor) -> Tensor:
+        """Final maps (N, K, h, w) float32 of the squares (N, 4) of images (N,)."""
+        crops = crop_images(pixels, image, squares, self.config.prs.size)
+        maps = final_maps(*self.refiner(crops)).float()
+        if not self.config.prs.flip_average or not len(crops):
+            return maps
+        mirrored = final_maps(*self.refiner(crops.flip(-1))).float()[:, self.flip_index].flip(-1)
+        # Cell i is the point i * stride, so that its mirror image is cell (size - i), one further than flip says.
+        mirrored = torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=-1)
+        return (maps + mirrored) / 2
+
+
+class _Term(NamedTuple):
+    """A loss as a sum, and the count that divides it once it is averaged over ranks."""
+
+    total: Tensor
+    divisor: Tensor
+
+
+class _Crops(NamedTuple):
+    """N crops to train on."""
+
+    pixels: Tensor  # (N, 3, size, size) normalised
+    keypoints: Tensor  # (N, K, 2) px of the crop
+    labelled: Tensor  # (N, K) bool, keypoints that teach
+    used: Tensor  # (N,) bool, False for repetitions
+
+
+def _gaussians(keypoints: Tensor, labelled: Tensor, size: tuple[int, int], stride: int, deviation: float) -> Tensor:
+    """Maps (B, K, h, w) of Gaussians of ``deviation`` cells at positions (B, M, K, 2) px; cell i is i * stride."""
+    reach = math.ceil(_REACH * deviation)
+    deviations, radii = (torch.full((), float(v), device=keypoints.device) for v in (deviation, reach))
+    return draw_gaussians(keypoints / stride, labelled, deviations, radii, size, reach=reach)

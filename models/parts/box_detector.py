@@ -1,0 +1,320 @@
+"""Boxes of people, without a final NMS: Faster R-CNN on the features of an hourglass, or torchvision's as it is.
+
+The detector on hourglass features is trained with the losses of torchvision, but nothing is drawn at random: where
+Faster R-CNN samples anchors and proposals, every one counts with its expected share of such a sample. So losses are
+sums over all ranks, and two ranks do what one does. Letters: B images, A anchors, R regions of an image (proposals and
+true boxes), M people of an image (padded), W channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posefleet.models.parts.assign import PaddedPeople
+from posefleet.models.parts.losses import smooth_l1_loss
+from posefleet.models.parts.nms import box_iou
+from posefleet.models.parts.points import flatten_levels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorConfig:
+    """Where boxes come from."""
+
+    kind: Literal["shared", "torchvision"] = "shared"
+    """``shared``: built on the coarse net's features and trained with it. ``torchvision``: Faster R-CNN R50-FPN as it
+    is published for COCO, never trained here."""
+    score_floor: float = 0.05
+    """Score below which a box is dropped, 0..1."""
+    max_boxes: int = 300
+    """Boxes of an image, best first, at least 1."""
+    pretrained: bool = False
+    """``torchvision`` with its COCO weights, downloaded on first use; without them it is untrained."""
+    weights: str = ""
+    """``torchvision`` from a local file of its state dict (.pth) instead; needs ``pretrained: false``."""
+    size: int = 800
+    """Short side that ``torchvision`` resizes images to, pixels."""
+    width: int = 256
+    """Channels of the pyramid of ``shared``."""
+    hidden: int = 1024
+    """Width of the two fully connected layers of ``shared``."""
+    anchor_scale: float = 8.0
+    """Side of an anchor, cells of its level."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width of anchors."""
+    per_level: int = 1000
+    """Proposals of each level before NMS, at least 1."""
+    proposals: int = 512
+    """Proposals of an image after NMS, in training and prediction, at least 1."""
+    proposal_nms: float = 0.7
+    """IoU of proposals of one level above which the lower score is dropped, 0..1."""
+
+    def __post_init__(self) -> None:
+        if self.pretrained and self.weights:
+            raise ValueError(f"pretrained is true and weights is {self.weights!r}; set one of them")
+        if self.kind == "shared" and (self.pretrained or self.weights):
+            raise ValueError("kind is 'shared', which starts from scratch; pretrained and weights are of 'torchvision'")
+        if not 0 <= self.score_floor <= 1 or not 0 < self.proposal_nms <= 1:
+            raise ValueError(
+                f"score_floor must be 0..1 and proposal_nms above 0, not {self.score_floor} and {self.proposal_nms}"
+            )
+        for name in ("max_boxes", "per_level", "proposals"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+class Boxes(NamedTuple):
+    """Boxes of one image, best first."""
+
+    boxes: Tensor
+    """(D, 4) xyxy, pixels."""
+    scores: Tensor
+    """(D,) in [0, 1]."""
+
+
+class DetectorLosses(NamedTuple):
+    """Sums over a batch, and the sizes of the samples that they are means over."""
+
+    rpn_cls: Tensor
+    rpn_box: Tensor
+    roi_cls: Tensor
+    roi_box: Tensor
+    anchors: Tensor
+    regions: Tensor
+
+
+ANCHOR_SAMPLE, ANCHOR_POSITIVES = 256, 0.5
+REGION_SAMPLE, REGION_POSITIVES = 512, 0.25
+"""Sizes of Faster R-CNN's samples of an image, and the largest share of positives in them."""
+
+
+class SharedDetector(nn.Module):
+    """Region proposals and their classification on the features of an hourglass (Ren et al.; Lin et al.).
+
+    Args:
+        in_channels: Channels of the features of each level.
+        strides: Pixels per cell of each level.
+    """
+
+    def __init__(self, config: DetectorConfig, in_channels: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        from torchvision.models.detection._utils import BoxCoder
+        from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+        from torchvision.models.detection.rpn import RPNHead
+        from torchvision.ops import MultiScaleRoIAlign
+        from torchvision.ops.poolers import LevelMapper
+
+        self.config, self.strides = config, list(strides)
+        self.levels = nn.ModuleList(nn.Conv2d(in_channels, config.width, 1) for _ in strides)
+        self.rpn = RPNHead(config.width, len(config.ratios))
+        self.pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], output_size=7, sampling_ratio=2)
+        # It would guess scales and levels from the first images it sees. FPN's rule puts 224 px on stride 16, for
+        # anchors of 8 cells.
+        self.pool.scales = [1 / stride for stride in strides]
+        first = strides[0].bit_length() - 1
+        self.pool.map_levels = LevelMapper(first, first + len(strides) - 1, round(224 * config.anchor_scale / 8))
+        self.box_head = TwoMLPHead(config.width * 7 * 7, config.hidden)
+        self.predictor = FastRCNNPredictor(config.hidden, 2)
+        self._anchor_coder, self._region_coder = BoxCoder((1.0, 1.0, 1.0, 1.0)), BoxCoder((10.0, 10.0, 5.0, 5.0))
+
+    def pyramid(self, downs: Sequence[Tensor], ups: Sequence[Tensor]) -> list[Tensor]:
+        """Features of the way down and up of an hourglass -> (B, W, h, w) of every level."""
+        return [
+            convolution(torch.cat(pair, dim=1)).float()
+            for convolution, *pair in zip(self.levels, downs, ups, strict=True)
+        ]
+
+    def losses(self, pyramid: list[Tensor], people: PaddedPeople, size: tuple[int, int]) -> DetectorLosses:
+        """Sums of the four losses of Faster R-CNN for images of ``size`` (height, width)."""
+        truth, valid = people.annotated_boxes, people.counted  # (B, M, 4), (B, M)
+        anchors, logits, deltas, levels = self._rpn(pyramid)
+        proposals, exists = self._propose(anchors, logits.detach(), deltas.detach(), levels, size)
+
+        iou = box_iou(anchors[None, :, None], truth[:, None]).where(valid[:, None], -1.0)  # (B, A, M)
+        best, match = iou.max(-1)
+        # Whoever no anchor fits well gets the ones that fit best.
+        most = iou.amax(1, keepdim=True)
+        positive = (best >= 0.7) | ((iou == most) & (most > 0)).any(-1)
+        weights = expected_sample(positive, (best < 0.3) & ~positive, ANCHOR_SAMPLE, ANCHOR_POSITIVES)
+        target = _encode(self._anchor_coder, _matched(truth, match), anchors.expand(len(truth), -1, -1))
+        rpn_cls = F.binary_cross_entropy_with_logits(logits, positive.float(), weights, reduction="sum")
+        rpn_box = smooth_l1_loss(deltas, target, (weights * positive)[..., None])
+
+        regions, exists = torch.cat([proposals, truth], dim=1), torch.cat([exists, valid], dim=1)
+        best, match = box_iou(regions[:, :, None], truth[:, None]).where(valid[:, None], -1.0).max(-1)
+        positive = (best >= 0.5) & exists
+        shares = expected_sample(positive, exists & ~positive, REGION_SAMPLE, REGION_POSITIVES)
+        classes, offsets = self._classify(pyramid, regions, size)
+        target = _encode(self._region_coder, _matched(truth, match), regions)
+        surprise = F.cross_entropy(classes.flatten(0, 1), positive.long().flatten(), reduction="none")
+        roi_cls = (surprise * shares.flatten()).sum()
+        roi_box = smooth_l1_loss(offsets, target, (shares * positive)[..., None])
+        return DetectorLosses(rpn_cls, rpn_box, roi_cls, roi_box, weights.sum(), shares.sum())
+
+    @torch.no_grad()
+    def detect(self, pyramid: list[Tensor], size: tuple[int, int]) -> list[Boxes]:
+        """Boxes of people in every image of ``size`` (height, width). Waits for the host."""
+        anchors, logits, deltas, levels = self._rpn(pyramid)
+        proposals, exists = self._propose(anchors, logits, deltas, levels, size)
+        classes, offsets = self._classify(pyramid, proposals, size)
+        scores = classes.softmax(-1)[..., 1].where(exists, 0.0)
+        boxes = _clip(self._region_coder.decode_single(offsets.flatten(0, 1), proposals.flatten(0, 1)), size)
+        wide = ((boxes[:, 2:] - boxes[:, :2]) > 0.01).all(1).view_as(scores)
+        scores, order = scores.where(wide, 0.0).sort(dim=1, descending=True, stable=True)
+        boxes = boxes.view_as(proposals).gather(1, order[..., None].expand(-1, -1, 4))
+        good = (scores >= self.config.score_floor) & (scores > 0)
+        counts = good.sum(1).clamp(max=self.config.max_boxes).tolist()
+        return [Boxes(boxes[image, :count], scores[image, :count]) for image, count in enumerate(counts)]
+
+    def _rpn(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Anchors (A, 4), their logits (B, A) and offsets (B, A, 4), and how many belong to each level."""
+        logits, deltas = self.rpn(pyramid)
+        sizes = [(level.shape[-2], level.shape[-1]) for level in pyramid]
+        ratios = self.config.ratios
+        anchors = anchor_boxes(sizes, self.strides, self.config.anchor_scale, ratios, pyramid[0].device)
+        flat = flatten_levels(deltas).unflatten(2, (len(ratios), 4)).flatten(1, 2)
+        return anchors, flatten_levels(logits).flatten(1), flat, [len(ratios) * h * w for h, w in sizes]
+
+    @torch.no_grad()
+    def _propose(
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, levels: Sequence[int], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """The best proposals (B, ``proposals``, 4) after NMS within each level, and which of them exist."""
+        from torchvision.ops import nms
+
+        images, config = len(logits), self.config
+        starts = [sum(levels[:level]) for level in range(len(levels))]
+        sizes = [min(config.per_level, count) for count in levels]
+        parts = zip(starts, sizes, logits.split(list(levels), dim=1), strict=True)
+        chosen = torch.cat([start + part.topk(n, dim=1).indices for start, n, part in parts], dim=1)  # (B, n)
+        scores = logits.gather(1, chosen)
+        picked = deltas.gather(1, chosen[..., None].expand(-1, -1, 4))
+        boxes = self._anchor_coder.decode_single(picked.flatten(0, 1), anchors[chosen].flatten(0, 1))
+        boxes = _clip(boxes, size)
+        # One NMS for all images and levels: boxes of different ones are moved apart (in float64, so that this does
+        # not change their overlap). Inside, it waits for the host.
+        level = torch.arange(len(levels)).repeat_interleave(torch.tensor(sizes))
+        group = torch.arange(images)[:, None] * len(levels) + level
+        apart = boxes.double() + (group.flatten().to(boxes.device) * (2 * max(size)))[:, None]
+        kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+        kept[nms(apart, scores.flatten().double(), config.proposal_nms)] = True
+        wide = ((boxes[:, 2:] - boxes[:, :2]) > 1e-3).all(1)
+        ranking = scores.where((kept & wide).view_as(scores), -torch.inf)
+        ranking = F.pad(ranking, (0, max(0, config.proposals - ranking.shape[1])), value=-torch.inf)
+        best, order = ranking.topk(config.proposals, dim=1)
+        exists = best.isfinite()
+        order = order.where(exists, 0)
+        return boxes.view(images, -1, 4).gather(1, order[..., None].expand(-1, -1, 4)), exists
+
+    def _classify(self, pyramid: list[Tensor], regions: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Class logits (B, R, 2) and offsets of people (B, R, 4) of regions (B, R, 4)."""
+        features = {str(level): feature for level, feature in enumerate(pyramid)}
+        pooled = self.pool(features, list(regions.unbind(0)), [size] * len(regions))
+        classes, offsets = self.predictor(self.box_head(pooled))
+        shape = regions.shape[:2]
+        return classes.float().unflatten(0, shape), offsets.float()[:, 4:].unflatten(0, shape)
+
+
+class TorchvisionDetector(nn.Module):
+    """Faster R-CNN R50-FPN of torchvision: people only, every box above the floor."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
+
+        self.config = config
+        self.network: Any = fasterrcnn_resnet50_fpn(
+            weights=FasterRCNN_ResNet50_FPN_Weights.COCO_V1 if config.pretrained else None,
+            weights_backbone=None,
+            min_size=config.size,
+            box_score_thresh=config.score_floor,
+            box_detections_per_img=config.max_boxes,
+            box_nms_thresh=1.0,  # no IoU is above 1: nothing is suppressed
+        )
+        if config.weights:
+            self.network.load_state_dict(torch.load(config.weights, map_location="cpu", weights_only=True))
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "TorchvisionDetector":
+        """It never trains: in training mode it would want targets."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> list[Boxes]:
+        """Boxes of people in every uint8 image (B, 3, H, W)."""
+        person = 1
+        found = self.network([image.float() / 255 for image in images])
+        return [Boxes(f["boxes"][f["labels"] == person], f["scores"][f["labels"] == person]) for f in found]
+
+
+def expected_sample(positive: Tensor, negative: Tensor, size: int, share: float) -> Tensor:
+    """The probability that each element is drawn.
+
+    Faster R-CNN draws ``size`` elements of an image, of them at most ``share`` positives, and fills up with negatives.
+
+    Args:
+        positive: (B, N) bool.
+        negative: (B, N) bool.
+
+    Returns:
+        (B, N); the loss weighted by it is the expectation of the loss of a sample.
+    """
+    positives, negatives = positive.sum(1, keepdim=True), negative.sum(1, keepdim=True)
+    drawn = positives.clamp(max=int(size * share))
+    filled = torch.minimum(negatives, size - drawn)
+    return positive * (drawn / positives.clamp(min=1)) + negative * (filled / negatives.clamp(min=1))
+
+
+def anchor_boxes(
+    sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    scale: float,
+    ratios: Sequence[float],
+    device: torch.device,
+) -> Tensor:
+    """Anchors (A, 4) xyxy round the corners of cells: cell (x, y) of stride s is the point (x s, y s).
+
+    Args:
+        sizes: (height, width) of each level, cells.
+        strides: Pixels per cell.
+        scale: Root of an anchor's area, cells.
+        ratios: Height over width.
+    """
+    root = torch.tensor(ratios, device=device).sqrt()
+    half = torch.stack([1 / root, root], dim=1) * scale / 2  # (ratios, 2) width, height in cells
+    levels = []
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+        centre = torch.stack([x, y], dim=-1).view(-1, 1, 2)
+        levels.append(torch.cat([centre - half, centre + half], dim=-1).flatten(0, 1) * stride)
+    return torch.cat(levels)
+
+
+def _encode(coder: Any, truth: Tensor, regions: Tensor) -> Tensor:
+    """Offsets (B, R, 4) from regions to true boxes; degenerate boxes give finite numbers that nobody reads."""
+    low, extent = truth[..., :2], (truth[..., 2:] - truth[..., :2]).clamp(min=1e-3)
+    regions = torch.cat(
+        [regions[..., :2], regions[..., :2] + (regions[..., 2:] - regions[..., :2]).clamp(min=1e-3)], -1
+    )
+    encoded: Tensor = coder.encode_single(torch.cat([low, low + extent], -1).flatten(0, 1), regions.flatten(0, 1))
+    return encoded.view_as(regions)
+
+
+def _matched(truth: Tensor, match: Tensor) -> Tensor:
+    return truth.gather(1, match[..., None].expand(-1, -1, 4))
+
+
+def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    return torch.stack(
+        [
+            boxes[:, 0].clamp(0, width),
+            boxes[:, 1].clamp(0, height),
+            boxes[:, 2].clamp(0, width),
+            boxes[:, 3].clamp(0, height),
+        ],
+        dim=1,
+    )

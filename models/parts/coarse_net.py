@@ -1,0 +1,77 @@
+"""The network behind bottom-up coarse poses: an hourglass with keypoint maps and part affinity fields (Cao et al.)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from posefleet.models.parts.hourglass import Hourglass, Norm, Stem, Trunk, conv_norm_relu, map_conv
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CoarseConfig:
+    """Network and targets of coarse poses."""
+
+    width: int = 256
+    """Channels of the hourglass, a multiple of 16; tails have half of them, then twice as many."""
+    depth: int = 4
+    """Times the hourglass halves its maps, at least 1; the coarsest stride is 4 * 2^depth pixels."""
+    norm: Norm = "batch"
+    """BatchNorm, whose statistics are of one worker's batch, or GroupNorm, for small batches."""
+    sigma: float = 7.0
+    """Deviation of the Gaussians round keypoints, pixels of the input, above 0."""
+    limb_width: float = 8.0
+    """Distance from a limb up to which a cell belongs to it, pixels of the input, above 0."""
+
+    def __post_init__(self) -> None:
+        if self.width % 16 or self.depth < 1:
+            raise ValueError(f"width {self.width} must be a multiple of 16 and depth {self.depth} at least 1")
+        if self.sigma <= 0 or self.limb_width <= 0:
+            raise ValueError(f"sigma {self.sigma} and limb_width {self.limb_width} must be above 0 pixels")
+
+
+class CoarseMaps(NamedTuple):
+    """What the network says about B images."""
+
+    heat: Tensor
+    """(B, K, H / 4, W / 4), about 1 at keypoints."""
+    paf: Tensor
+    """(B, 2 L, H / 4, W / 4), the direction x, y of each of the L limbs."""
+    downs: list[Tensor]
+    """Features of the way down, finest first (stride 4), for a detector."""
+    ups: list[Tensor]
+    """Features of the way up, finest first."""
+
+
+class CoarseNet(nn.Module):
+    """Stem, hourglass, trunk and two tails."""
+
+    stride = Stem.stride
+
+    def __init__(self, config: CoarseConfig, keypoints: int, limbs: int) -> None:
+        super().__init__()
+        width, norm = config.width, config.norm
+        self.strides = [self.stride * 2**level for level in range(config.depth + 1)]
+        self.stem = Stem(width, norm)
+        self.hourglass = Hourglass(width, config.depth, norm)
+        self.trunk = Trunk(width, norm)
+        self.heat = _tail(width, keypoints, norm)
+        self.paf = _tail(width, 2 * limbs, norm)
+
+    def forward(self, pixels: Tensor) -> CoarseMaps:
+        """Normalised images (B, 3, H, W)."""
+        downs, ups = self.hourglass(self.stem(pixels))
+        features = self.trunk(ups[0])
+        return CoarseMaps(self.heat(features), self.paf(features), downs, ups)
+
+
+def _tail(width: int, maps: int, norm: Norm) -> nn.Sequential:
+    """OpenPose's first stage with 3x3 convolutions."""
+    half = width // 2
+    return nn.Sequential(
+        conv_norm_relu(width, half, 3, norm),
+        conv_norm_relu(half, half, 3, norm),
+        conv_norm_relu(half, half, 3, norm),
+        conv_norm_relu(half, 2 * width, 1, norm),
+        map_conv(2 * width, maps),
+    )

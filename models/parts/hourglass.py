@@ -1,0 +1,116 @@
+"""Hourglass networks (Newell et al.): a stem to stride 4, then down to coarse maps and up again, with skips.
+
+A residual is a pre-activation bottleneck. Widths follow the published 256 channels: the stem has a quarter and a half
+of ``width`` on its way. Letters: B images, W channels (``width``), level i of an hourglass has 2^i times the stride of
+its input.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posefleet.models.parts.heads import group_norm
+
+Norm = Literal["batch", "group"]
+MAP_STD = 1e-3
+"""Deviation of the initial weights of layers that give maps."""
+
+
+def norm_layer(channels: int, norm: Norm) -> nn.Module:
+    """BatchNorm or GroupNorm."""
+    return nn.BatchNorm2d(channels) if norm == "batch" else group_norm(channels)
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel: int, norm: Norm, stride: int = 1) -> nn.Sequential:
+    """Convolution without bias, norm, ReLU."""
+    return nn.Sequential(
+        _conv(in_channels, out_channels, kernel, stride), norm_layer(out_channels, norm), nn.ReLU(inplace=True)
+    )
+
+
+def map_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """The 1x1 convolution that gives maps; it starts near zero."""
+    layer = nn.Conv2d(in_channels, out_channels, 1)
+    nn.init.normal_(layer.weight, std=MAP_STD)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Residual(nn.Module):
+    """Norm, ReLU, 1x1; norm, ReLU, 3x3; norm, ReLU, 1x1; plus the input, through a 1x1 where widths differ."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+        super().__init__()
+        middle = out_channels // 2
+        self.body = nn.Sequential(
+            norm_layer(in_channels, norm),
+            nn.ReLU(inplace=True),
+            _conv(in_channels, middle, 1),
+            norm_layer(middle, norm),
+            nn.ReLU(inplace=True),
+            _conv(middle, middle, 3),
+            norm_layer(middle, norm),
+            nn.ReLU(inplace=True),
+            _conv(middle, out_channels, 1),
+        )
+        self.skip = nn.Identity() if in_channels == out_channels else _conv(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x) + self.skip(x)
+        return out
+
+
+class Stem(nn.Sequential):
+    """Normalised images (B, 3, H, W) -> (B, W, H / 4, W / 4)."""
+
+    stride = 4
+
+    def __init__(self, width: int, norm: Norm) -> None:
+        super().__init__(
+            conv_norm_relu(3, width // 4, 7, norm, stride=2),
+            Residual(width // 4, width // 2, norm),
+            nn.MaxPool2d(2),
+            Residual(width // 2, width // 2, norm),
+            Residual(width // 2, width, norm),
+        )
+
+
+class Hourglass(nn.Module):
+    """Down ``depth`` times by 2 and up again; sizes need not be divisible."""
+
+    def __init__(self, width: int, depth: int, norm: Norm) -> None:
+        super().__init__()
+        self.skip, self.down, self.up = (
+            nn.ModuleList(Residual(width, width, norm) for _ in range(depth)) for _ in range(3)
+        )
+        self.bottom = Residual(width, width, norm)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """(B, W, h, w) -> the features of the way down and of the way up, each ``depth + 1`` maps, finest first.
+
+        The first of the way down is the input, the first of the way up the result.
+        """
+        downs = [x]
+        for down in self.down:
+            downs.append(down(F.max_pool2d(downs[-1], 2, ceil_mode=True)))
+        ups = [self.bottom(downs[-1])]
+        for level in reversed(range(len(self.down))):
+            height, width = downs[level].shape[-2:]
+            coarse = F.interpolate(self.up[level](ups[0]), scale_factor=2, mode="nearest")[..., :height, :width]
+            ups.insert(0, self.skip[level](downs[level]) + coarse)
+        return downs, ups
+
+
+class Trunk(nn.Sequential):
+    """What follows an hourglass: residual, 1x1 convolution, norm, ReLU."""
+
+    def __init__(self, width: int, norm: Norm) -> None:
+        super().__init__(Residual(width, width, norm), conv_norm_relu(width, width, 1, norm))
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    layer = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layer

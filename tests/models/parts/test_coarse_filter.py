@@ -1,0 +1,197 @@
+"""Coarse-pose filtering on two standing people, with numbers from hand."""
+
+import pytest
+import torch
+
+from posefleet.data.keypoints import COCO17
+from posefleet.models.parts.coarse_filter import (
+    FilterConfig,
+    Filtered,
+    filter_boxes,
+    with_missed_people,
+    without_false_positives,
+)
+from posefleet.models.parts.nms import box_iou
+from posefleet.models.parts.pose_similarity import pose_oks
+
+SIGMAS = torch.tensor(COCO17.sigmas)
+TEMPLATE = torch.tensor(
+    [
+        (50, 10), (54, 6), (46, 6), (60, 8), (40, 8), (70, 40), (30, 40), (78, 70), (22, 70), (80, 100), (20, 100),
+        (62, 100), (38, 100), (64, 140), (36, 140), (66, 180), (34, 180),
+    ],
+    dtype=torch.float32,
+)  # fmt: skip
+B1, B2, B4 = (10.0, 0.0, 90.0, 190.0, 0.9), (12.0, 2.0, 92.0, 188.0, 0.8), (300.0, 0.0, 380.0, 190.0, 0.6)
+B5, B6 = (10.0, 0.0, 130.0, 190.0, 0.9), (20.0, 0.0, 100.0, 190.0, 0.8)
+
+
+def moved(dx: float) -> torch.Tensor:
+    return TEMPLATE + torch.tensor([dx, 0.0])
+
+
+def run(
+    boxes: list[tuple[float, ...]], poses: list[torch.Tensor], scores: torch.Tensor | None = None, **settings: object
+) -> Filtered:
+    table = torch.tensor(boxes).view(-1, 5)
+    keypoints = torch.stack(poses) if poses else torch.zeros(0, 17, 2)
+    scores = torch.ones(keypoints.shape[:2]) if scores is None else scores
+    return filter_boxes(table[:, :4], table[:, 4], keypoints, scores, SIGMAS, (400, 400), FilterConfig(**settings))
+
+
+def box(values: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(values[:4])
+
+
+def partial() -> tuple[torch.Tensor, torch.Tensor]:
+    """A pose of two keypoints inside B4, and its scores beside those of a whole pose."""
+    pose = torch.zeros(17, 2)
+    pose[5], pose[6] = torch.tensor([330.0, 50.0]), torch.tensor([350.0, 50.0])
+    scores = torch.ones(2, 17)
+    scores[1] = (torch.arange(17) == 5) | (torch.arange(17) == 6)
+    return pose, scores
+
+
+@pytest.mark.parametrize(("dx", "expected"), [(2, 0.9774), (5, 0.8758), (10, 0.6558), (20, 0.3418), (40, 0.0511)])
+def test_oks_of_a_pose_and_itself_moved(dx: float, expected: float) -> None:
+    similarity = pose_oks(torch.stack([TEMPLATE, moved(dx)]), torch.ones(2, 17, dtype=torch.bool), SIGMAS)
+    assert similarity[0, 1].item() == pytest.approx(expected, abs=1e-4)
+    torch.testing.assert_close(similarity, similarity.T)
+    assert similarity[0, 0] == 1
+
+
+def test_poses_without_a_common_keypoint_are_not_similar() -> None:
+    identified = torch.stack([torch.arange(17) < 8, torch.arange(17) >= 8])
+    assert pose_oks(torch.stack([TEMPLATE, TEMPLATE]), identified, SIGMAS)[0, 1] == 0
+
+
+def test_a_redundant_box_is_removed() -> None:
+    assert box_iou(box(B1), box(B2)).item() == pytest.approx(0.9317, abs=1e-4)
+    found = run([B1, B2], [TEMPLATE])
+    assert found.poses == [0] and found.sources == ["normal"]
+    torch.testing.assert_close(found.boxes, box(B1)[None])
+    torch.testing.assert_close(found.scores, torch.tensor([0.9]))
+
+
+def test_a_box_with_too_few_keypoints_is_a_false_detection() -> None:
+    pose, scores = partial()
+    assert run([B1, B4], [TEMPLATE, pose], scores).poses == [0]
+    assert run([B1, B4], [TEMPLATE, pose], scores, delta_kpt=1).poses == [0, 1]
+
+
+def test_a_person_whose_box_is_taken_gets_a_box_from_keypoints() -> None:
+    found = run([B5], [TEMPLATE, moved(40)])
+    assert found.poses == [0, 1] and found.sources == ["normal", "recovered"]
+    torch.testing.assert_close(found.boxes, torch.tensor([B5[:4], (54.0, 0.0, 126.0, 197.4)]))
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.9]))
+    fits = box_iou(box(B5), torch.tensor([(14.0, 0.0, 86.0, 197.4), (54.0, 0.0, 126.0, 197.4)]))
+    torch.testing.assert_close(fits, torch.full((2,), 0.5863), atol=1e-4, rtol=0)  # a tie: the lower index is first
+
+
+def test_people_close_together_are_kept_where_nms_of_boxes_merges_them() -> None:
+    assert box_iou(box(B1), box(B6)).item() == pytest.approx(0.7778, abs=1e-4)
+    poses = [TEMPLATE, moved(10)]
+    found = run([B1, B6], poses)
+    assert found.poses == [0, 1]
+    torch.testing.assert_close(found.boxes, torch.stack([box(B1), box(B6)]))
+    assert len(run([B1, B6], poses, mode="nms").boxes) == 1
+    assert run([B1, B6], poses, t_oks=0.6).poses == [0]
+
+
+def test_a_pose_without_a_box_is_recovered_if_asked() -> None:
+    found = run([], [TEMPLATE])
+    assert found.sources == ["unmatched"]
+    torch.testing.assert_close(found.boxes, torch.tensor([[14.0, 0.0, 86.0, 197.4]]))
+    torch.testing.assert_close(found.scores, torch.tensor([0.5]))
+    assert run([], [TEMPLATE], recover_unmatched=False).poses == []
+
+
+def test_boxes_without_a_pose_and_images_without_poses_give_nothing() -> None:
+    assert run([B1, B4], [TEMPLATE]).poses == [0]
+    empty = run([B1, B4], [])
+    assert empty.boxes.shape == (0, 4) and empty.scores.shape == (0,)
+    assert run([], []).poses == []
+
+
+def crowd(seed: int) -> tuple[list[tuple[float, ...]], list[torch.Tensor]]:
+    """Many overlapping boxes and noisy poses."""
+    random = torch.Generator().manual_seed(seed)
+    poses = [
+        moved(float(dx)) + torch.randn(17, 2, generator=random) * 3 for dx in torch.rand(12, generator=random) * 250
+    ]
+    low = torch.rand(20, 1, generator=random) * 250
+    boxes = torch.cat([low, torch.zeros(20, 1), low + 90, torch.full((20, 1), 190.0)], 1)
+    scores = torch.rand(20, 1, generator=random)
+    return [tuple(row) for row in torch.cat([boxes, scores], 1).tolist()], poses
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_two_poses_that_pass_are_one_person(seed: int) -> None:
+    boxes, poses = crowd(seed)
+    found = run(boxes, poses)
+    assert len(found.poses) > 1
+    kept = torch.stack(poses)[found.poses]
+    similarity = pose_oks(kept, torch.ones(len(kept), 17, dtype=torch.bool), SIGMAS)
+    assert (similarity.fill_diagonal_(0) < 0.7).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_boxes_does_not_matter(seed: int) -> None:
+    boxes, poses = crowd(seed)
+    first, second = run(boxes, poses), run(boxes[::-1], poses)
+    assert first.poses == second.poses and first.sources == second.sources
+    torch.testing.assert_close(first.boxes, second.boxes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_passed_passes_again(seed: int) -> None:
+    boxes, poses = crowd(seed)
+    found = run(boxes, poses)
+    rows = torch.cat([found.boxes, found.scores[:, None]], 1).tolist()
+    again = run([tuple(row) for row in rows], [poses[pose] for pose in found.poses])
+    assert sorted(found.poses[pose] for pose in again.poses) == sorted(found.poses)
+
+
+def test_the_decision_once_for_each_pose_equals_the_walk_through_all_tuples() -> None:
+    for seed in range(10):
+        boxes, poses = crowd(seed)
+        assert run(boxes, poses).poses == walk(boxes, poses)
+
+
+def walk(boxes: list[tuple[float, ...]], poses: list[torch.Tensor]) -> list[int]:
+    """The algorithm step by step: every (box, pose) in order, nothing clever."""
+    keypoints = torch.stack(poses)
+    similarity = pose_oks(keypoints, torch.ones(len(poses), 17, dtype=torch.bool), SIGMAS)
+    low, high = keypoints.amin(1), keypoints.amax(1)
+    own = torch.cat([(low + high) / 2 - 0.6 * (high - low), (low + high) / 2 + 0.6 * (high - low)], 1).clamp(0, 400)
+    first, rest = [], []
+    for b in sorted(range(len(boxes)), key=lambda b: -boxes[b][4]):
+        x1, y1, x2, y2 = boxes[b][:4]
+        inside = ((keypoints >= torch.tensor([x1, y1])) & (keypoints <= torch.tensor([x2, y2]))).all(-1)
+        mine = [q for q in range(len(poses)) if inside[q].float().mean() >= 0.6]
+        mine.sort(key=lambda q: -box_iou(box(boxes[b]), own[q]).item())
+        first += mine[:1]
+        rest += mine[1:]
+    accepted: list[int] = []
+    for q in [*first, *rest, *range(len(poses))]:
+        if all(similarity[q, other] < 0.7 for other in accepted):
+            accepted.append(q)
+    return accepted
+
+
+def test_every_mode_says_how_many_crops_are_refined() -> None:
+    poses = [TEMPLATE, moved(10)]
+    runs = {mode: len(run([B1, B2, B6], poses, mode=mode).boxes) for mode in ("coarse", "none", "nms")}
+    assert runs == {"coarse": 2, "none": 3, "nms": 1}
+    assert len(run([B1, B6], poses, mode="none").boxes) == len(run([B1, B6], poses).boxes) == 2
+
+
+def test_oracles_know_the_true_boxes() -> None:
+    boxes, scores = torch.stack([box(B1), box(B4)]), torch.tensor([0.9, 0.6])
+    truth = torch.stack([box(B2), torch.tensor([100.0, 200, 200, 400])])
+    kept, kept_scores = without_false_positives(boxes, scores, truth)
+    torch.testing.assert_close(kept, box(B1)[None])
+    assert kept_scores.tolist() == pytest.approx([0.9])
+    more, more_scores = with_missed_people(boxes, scores, truth)
+    torch.testing.assert_close(more[2], truth[1])
+    assert more_scores.tolist() == pytest.approx([0.9, 0.6, 1.0])
