@@ -209,9 +209,8 @@ class Model(nn.Module):
         score, decode, scored = self.config.score, self.config.decode, self.config.head.psm
         powers = f"^{2 * score.exponent:g} * psm^{2 * (1 - score.exponent):g}"
         product = f"cls{powers if score.exponent != 0.5 else ' * psm'}" if scored and score.rank == "psm" else "cls"
-        return (
-            f"{product}, {score.pose} pose, cls > {decode.score_floor:g}, {decode.nms} NMS at {decode.nms_threshold:g}"
-        )
+        pose = score.pose if self.config.head.refine else "initial"
+        return f"{product}, {pose} pose, cls > {decode.score_floor:g}, {decode.nms} NMS at {decode.nms_threshold:g}"
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
         """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``heatmap``."""

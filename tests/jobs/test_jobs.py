@@ -69,6 +69,34 @@ def test_evaluation_says_what_is_wrong_with_its_arguments(arguments: tuple[str, 
     assert "Traceback" not in told.stderr
 
 
+def test_finished_runs_are_compared(small_run: dict[str, Any], tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(small_run))
+    trained = run("jobs/train_smpr.py", "--config", config)
+    assert trained.returncode == 0, trained.stderr
+    folder = Path(small_run["run"]["storage"], "small")
+    told = run("jobs/compare.py", "--runs", folder, "--out", tmp_path / "out")
+    assert told.returncode == 0, told.stderr
+    assert "| small |" in told.stdout and "ms, 30 people" in told.stdout
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["small"]["parameters"] > 11e6
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ablate", "nothing", "--data", "/data/shards"), "no ablation of 'nothing'; configs/ladders/ has"),
+        (("--methods", "nothing", "--data", "/data/shards"), "unknown method 'nothing'; models/ has"),
+        (("--runs", "/nowhere"), "no checkpoint in /nowhere"),
+    ],
+)
+def test_comparison_says_what_is_wrong_with_its_arguments(arguments: tuple[str, ...], message: str) -> None:
+    told = run("jobs/compare.py", *arguments)
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert "Traceback" not in told.stderr
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_demo_in_miniature(tmp_path: Path) -> None:
