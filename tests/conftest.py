@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_settings import small_settings
 
 COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "coco-mini"
 
@@ -55,26 +56,5 @@ def people_shards(people_coco: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def small_run(people_shards: Path, tmp_path: Path) -> dict[str, Any]:
-    """Settings of a run that takes seconds: 24 images of 64 px, an untrained backbone, one epoch of 6 steps."""
-    return {
-        "method": "smpr",
-        "model": {
-            "backbone": {"name": "resnet18", "pretrained": False},
-            "neck": "fpn",
-            "head": {"channels": 16, "tower_depth": 1, "heatmap_channels": 16},
-        },
-        "data": {
-            "train": str(people_shards / "train2017"),
-            "eval": str(people_shards / "val2017"),
-            "resize": {"short_side": 64, "long_side": 64},
-            "augment": {"crop": 64},
-            "batch_size": 4,
-            "loaders": 0,
-            "labelled_only": False,
-        },
-        "optim": {"name": "adamw", "lr": 1e-3, "schedule": "cosine", "warmup_steps": 2},
-        "train": {"epochs": 1, "log_every": 2},
-        "evaluate": {"overlays": 2},
-        "scaling": {"num_workers": 0},
-        "run": {"name": "small", "storage": str(tmp_path / "runs")},
-    }
+    """Settings of a run that takes seconds, in a folder of this test's own."""
+    return small_settings(people_shards, tmp_path / "runs")

@@ -3,10 +3,10 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from small_settings import small_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
@@ -27,27 +27,32 @@ def cpu_seconds(*arguments: object) -> float:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_help_comes_soon_and_says_something(job: str) -> None:
+    """In 1.5 times what importing torch takes (2 s where nothing else runs), for machines are not equally fast."""
     told = run(f"jobs/{job}", "--help")
     assert told.returncode == 0
     assert len(told.stdout.splitlines()) > 5
-    assert min(cpu_seconds(f"jobs/{job}", "--help") for _ in range(3)) < 3.0
+    assert any(cpu_seconds(f"jobs/{job}", "--help") < 1.5 * cpu_seconds("-c", "import torch") for _ in range(3))
 
 
-def test_a_checkpoint_is_scored_on_shards_and_on_files_alike(
-    small_run: dict[str, Any], people_coco: Path, tmp_path: Path
-) -> None:
-    config = tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump(small_run))
-    trained = run("jobs/train_smpr.py", "--config", config)
-    assert trained.returncode == 0, trained.stderr
-    folder = Path(small_run["run"]["storage"], "small")
-    assert str(folder / "report") in trained.stderr
+@pytest.fixture(scope="module")
+def trained(people_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = folder / "small.yaml"
+    config.write_text(yaml.safe_dump(small_settings(people_shards, folder / "runs")))
+    told = run("jobs/train_smpr.py", "--config", config)
+    assert told.returncode == 0, told.stderr
+    assert str(folder / "runs" / "small" / "report") in told.stderr
+    return folder / "runs" / "small"
+
+
+def test_a_checkpoint_is_scored_on_shards_and_on_files_alike(trained: Path, people_coco: Path, tmp_path: Path) -> None:
     shards, files = tmp_path / "shards.json", tmp_path / "files.json"
-    told = run("jobs/evaluate.py", "--checkpoint", folder, "--out", shards)
+    told = run("jobs/evaluate.py", "--checkpoint", trained, "--out", shards)
     assert told.returncode == 0, told.stderr
     assert "AP50" in told.stdout and "score:" in told.stdout
     told = run(
-        "jobs/evaluate.py", "--checkpoint", folder, "--source", people_coco, "--split", "val2017", "--out", files
+        "jobs/evaluate.py", "--checkpoint", trained, "--source", people_coco, "--split", "val2017", "--out", files
     )
     assert told.returncode == 0, told.stderr
     assert shards.with_suffix(".metrics.json").read_text() == files.with_suffix(".metrics.json").read_text()
@@ -69,13 +74,8 @@ def test_evaluation_says_what_is_wrong_with_its_arguments(arguments: tuple[str, 
     assert "Traceback" not in told.stderr
 
 
-def test_finished_runs_are_compared(small_run: dict[str, Any], tmp_path: Path) -> None:
-    config = tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump(small_run))
-    trained = run("jobs/train_smpr.py", "--config", config)
-    assert trained.returncode == 0, trained.stderr
-    folder = Path(small_run["run"]["storage"], "small")
-    told = run("jobs/compare.py", "--runs", folder, "--out", tmp_path / "out")
+def test_finished_runs_are_compared(trained: Path, tmp_path: Path) -> None:
+    told = run("jobs/compare.py", "--runs", trained, "--out", tmp_path / "out")
     assert told.returncode == 0, told.stderr
     assert "| small |" in told.stdout and "ms, 30 people" in told.stdout
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["small"]["parameters"] > 11e6
