@@ -133,8 +133,9 @@ def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(small_run: dict[str
     settings["optim"] |= {"lr": 1e-12, "weight_decay": 0.0}
     tuned = CheckpointStore(str(tmp_path / "b"))
     fit(build_experiment(settings), LocalWorker(device="cpu"), tuned)
+    found = weights_of(tuned)
     for name, value in weights_of(first).items():
-        torch.testing.assert_close(weights_of(tuned)[name], value, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4)
 
 
 def test_evaluation_predicts_every_image_of_the_split(small_run: dict[str, Any], tmp_path: Path) -> None:
