@@ -10,6 +10,7 @@ python jobs/compare.py --ablate smpr --data synthetic --minutes 3
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -81,16 +82,17 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 
 
 def _rows(options: argparse.Namespace, overrides: list[str], out: Path) -> list[Row]:
-    from posefleet.models import available_methods
+    from posefleet.models import available_methods, load_method
     from posefleet.platform.config import resolve_path
 
+    methods = available_methods() if options.methods == "all" else (options.ablate or options.methods).split(",")
+    for method in methods:
+        load_method(method)  # an unknown name is told, with the known ones, before anything is rendered
     shards = _synthetic(out / "data") if options.data == "synthetic" else resolve_path(options.data).rstrip("/")
     common = ["--data.train", f"{shards}/train2017", "--data.eval", options.eval or f"{shards}/val2017"]
     common += ["--run.storage", str(out / "runs"), *overrides]
     if options.ablate:
         return _ladder(options.ablate, options, common)
-    known = available_methods()
-    methods = known if options.methods == "all" else options.methods.split(",")
     return [(method, _experiment(method, {}, options, [*common, "--run.name", method]), {}) for method in methods]
 
 
@@ -115,10 +117,8 @@ def _experiment(
     method: str, settings: dict[str, Any], options: argparse.Namespace, arguments: list[str]
 ) -> "Experiment":
     """The method's recipe, with ``settings`` (dotted names) and then the command line over it."""
-    from posefleet.models import load_method
     from posefleet.platform.config import build_experiment, override, read_yaml
 
-    load_method(method)  # an unknown name is told with the known ones
     values = read_yaml(CONFIGS / f"{method}{'_demo' if options.recipe == 'demo' else ''}.yaml")
     values["train"] = {**values.get("train", {}), "eval_every": 1e9}  # once, at the end
     for dotted, value in settings.items():
@@ -144,7 +144,9 @@ def _synthetic(folder: Path) -> str:
     for split, count in (("train2017", IMAGES), ("val2017", HELD_OUT)):
         root = folder / "shards" / split
         if not (root / "manifest.json").exists():
-            write_dataset(folder / "coco", split, count, EASY_SCENES, progress=sys.stderr.isatty())
+            write_dataset(
+                folder / "coco", split, count, EASY_SCENES, workers=os.cpu_count() or 1, progress=sys.stderr.isatty()
+            )
             shard_coco(find_source(str(folder / "coco"), split), str(root), COCO17, parallel=False)
     return str(folder / "shards")
 

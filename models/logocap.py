@@ -28,7 +28,6 @@ from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.parts.adaptation import AdaptConfig, Instances, message_passing, training_instances
 from posefleet.models.parts.assign import PaddedPeople, pad_people, unlabelled_cells
-from posefleet.models.parts.attentive_norm import Norm, norm_layer
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.centre_offsets import (
     Centres,
@@ -39,6 +38,7 @@ from posefleet.models.parts.centre_offsets import (
     top_centres,
 )
 from posefleet.models.parts.fusion import ConcatConv, mixing
+from posefleet.models.parts.heads import Norm, norm_layer
 from posefleet.models.parts.heatmaps import draw_gaussians, drawn_cells
 from posefleet.models.parts.kem import (
     candidate_axes,
@@ -223,7 +223,7 @@ class Model(nn.Module):
         self.heat = _head(head.norm, head.heat_channels, keypoints + 1)
         self.offset = _head(head.norm, head.offset_channels, 2 * keypoints)
         if adapt.attracts:
-            self.embedding = nn.Sequential(norm_layer(head.norm, embedding), nn.ReLU())
+            self.embedding = nn.Sequential(norm_layer(embedding, head.norm), nn.ReLU())
             self.message_passing = message_passing(adapt, head.norm, keypoints * embedding, keypoints)
         self.flip_index = schema.flip_index
         self.shift = (STRIDE - 1) / 2 if config.half_pixel_fix else 0.0
@@ -468,4 +468,4 @@ class Model(nn.Module):
 
 
 def _head(norm: Norm, channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(norm_layer(norm, channels), nn.ReLU(inplace=True), nn.Conv2d(channels, out_channels, 1))
+    return nn.Sequential(norm_layer(channels, norm), nn.ReLU(inplace=True), nn.Conv2d(channels, out_channels, 1))

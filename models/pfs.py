@@ -374,7 +374,7 @@ class Model(nn.Module):
         if config.quality != "none":
             scores = probabilities * flatten_levels(maps[config.quality])[..., 0].sigmoid()
         offsets = flatten_levels(maps["refine" if config.head.refine else "init"])
-        return decoding.best_poses(scores, probabilities, offsets, cells, size, config.decode, top="probabilities")
+        return decoding.best_poses(scores, probabilities, offsets, cells, size, config.decode, rank=probabilities)
 
 
 def _poses(levels: Sequence[Tensor], cells: Cells, rows: Positives) -> Tensor:

@@ -5,11 +5,13 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -94,7 +96,7 @@ def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, re
 def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 6) -> float:
     """Images per second of one worker that trains ``model`` (which this changes); the median of some steps."""
     optimizer, size, seconds = build_optimizer(model.train(), experiment.optim), experiment.data.batch_size, []
-    with training_batches(training_set(experiment), batch_size=size) as batches:
+    with worker_threads(experiment), training_batches(training_set(experiment), batch_size=size) as batches:
         for batch in itertools.islice(batches, steps + 2):  # two warm up
             start = time.perf_counter()
             losses, _ = train_step(
@@ -107,6 +109,18 @@ def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *
             sum(losses.values()).item()  # type: ignore[union-attr]  # waits for the device
             seconds.append(time.perf_counter() - start)
     return size / statistics.median(seconds[2:])
+
+
+@contextmanager
+def worker_threads(experiment: Experiment) -> Iterator[None]:
+    """As many threads as a worker of the experiment has, while the context lasts."""
+    before = torch.get_num_threads()
+    if experiment.scaling.num_workers:
+        torch.set_num_threads(experiment.scaling.threads_per_worker)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def same_data(experiments: Mapping[str, Experiment]) -> str:

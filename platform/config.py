@@ -125,6 +125,11 @@ class ScalingConfig:
         if self.num_workers < 0:
             raise ValueError(f"scaling.num_workers {self.num_workers} must not be negative")
 
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads that PyTorch computes with in each of ``num_workers`` processes."""
+        return max(1, int(self.cpus_per_worker))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:

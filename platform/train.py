@@ -144,7 +144,7 @@ def _ray_worker(config: dict[str, Any]) -> Any:
     """What each worker process runs."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     experiment, run = build_experiment(config["experiment"]), Run(**config["run"])
-    torch.set_num_threads(max(1, int(experiment.scaling.cpus_per_worker)))
+    torch.set_num_threads(experiment.scaling.threads_per_worker)
     sink = RunSink(run) if ray.train.get_context().get_world_rank() == 0 else None
     return dataclasses.asdict(_guarded(experiment, RayWorker(run, sink), run, sink))
 

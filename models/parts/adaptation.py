@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from posefleet.models.parts.assign import PaddedPeople
-from posefleet.models.parts.attentive_norm import AttentiveNorm, Norm, norm_layer
+from posefleet.models.parts.attentive_norm import AttentiveNorm
+from posefleet.models.parts.heads import Norm, norm_layer
 from posefleet.models.parts.kem import axis_similarity, candidate_axes, outer
 
 
@@ -113,7 +114,7 @@ def message_passing(config: AdaptConfig, norm: Norm, in_channels: int, keypoints
         attentive = config.attentive_norm and i == 1
         layers += [
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-            AttentiveNorm(channels, config.mixture, norm) if attentive else norm_layer(norm, channels),
+            AttentiveNorm(channels, config.mixture, norm) if attentive else norm_layer(channels, norm),
             nn.ReLU(inplace=True),
         ]
         in_channels = channels

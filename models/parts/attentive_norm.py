@@ -1,22 +1,13 @@
 """Attentive Norm (Li et al.): a normalisation whose affine is a mixture that each instance chooses by attention."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.models.parts.heads import group_norm
-
-Norm = Literal["batch", "group"]
+from posefleet.models.parts.heads import Norm, group_norm
 
 _EPSILON = 1e-3
 """Added to the variance behind the attention."""
-
-
-def norm_layer(kind: Norm, channels: int) -> nn.Module:
-    """BatchNorm, or GroupNorm of the usual number of groups, with its affine."""
-    return nn.BatchNorm2d(channels) if kind == "batch" else group_norm(channels)
 
 
 class AttentiveNorm(nn.Module):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -48,8 +47,7 @@ def best_poses(
     cells: Cells,
     size: tuple[int, int],
     config: DecodeConfig,
-    *,
-    top: Literal["scores", "probabilities"] = "scores",
+    rank: Tensor | None = None,
 ) -> list[Poses]:
     """The poses of the best cells of every image, before suppression.
 
@@ -59,9 +57,8 @@ def best_poses(
         offsets: (B, P, 2K) in cells.
         cells: The P cells.
         size: (height, width) of the images, pixels; poses are clipped to it.
-        top: What ``top_k`` goes by.
+        rank: See :func:`best_cells`.
     """
-    rank = scores if top == "scores" else probabilities
     scores, chosen = best_cells(scores, probabilities, [h * w for h, w in cells.sizes], config, rank)
     counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more after the suppression
     most = max(counts)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.models.parts.attentive_norm import Norm, norm_layer
+from posefleet.models.parts.heads import Norm, norm_layer
 
 
 class ConcatConv(nn.Module):
@@ -39,8 +39,8 @@ def mixing(in_channels: Sequence[int], channels: int, depth: int, norm: Norm) ->
 
     For backbones whose finest map knows nothing of the coarser ones, unlike HRNet's.
     """
-    layers: list[nn.Module] = [ConcatConv(in_channels, channels), norm_layer(norm, channels), nn.ReLU(inplace=True)]
+    layers: list[nn.Module] = [ConcatConv(in_channels, channels), norm_layer(channels, norm), nn.ReLU(inplace=True)]
     for _ in range(depth):
         convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        layers += [convolution, norm_layer(norm, channels), nn.ReLU(inplace=True)]
+        layers += [convolution, norm_layer(channels, norm), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from posefleet.models.parts.deform import DeformConv2d, Kernel
 
+Norm = Literal["batch", "group"]
+
 
 def conv(in_channels: int, out_channels: int, kernel: int, *, std: float = 0.01, bias: float | None = 0.0) -> nn.Conv2d:
     """Size-preserving convolution with N(0, ``std``) weights; no bias at all if ``bias`` is None."""
@@ -29,6 +31,11 @@ def group_norm(channels: int) -> nn.GroupNorm:
     if not groups or channels % groups:
         raise ValueError(f"{channels} channels do not divide into {max(groups, 1)} groups; use a multiple of 32")
     return nn.GroupNorm(groups, channels)
+
+
+def norm_layer(channels: int, norm: Norm) -> nn.Module:
+    """BatchNorm, or :func:`group_norm`, with its affine."""
+    return nn.BatchNorm2d(channels) if norm == "batch" else group_norm(channels)
 
 
 def tower(in_channels: int, channels: int, depth: int) -> nn.Sequential:

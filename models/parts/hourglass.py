@@ -5,21 +5,13 @@ of ``width`` on its way. Letters: B images, W channels (``width``), level i of a
 its input.
 """
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.models.parts.heads import group_norm
+from posefleet.models.parts.heads import Norm, norm_layer
 
-Norm = Literal["batch", "group"]
 MAP_STD = 1e-3
 """Deviation of the initial weights of layers that give maps."""
-
-
-def norm_layer(channels: int, norm: Norm) -> nn.Module:
-    """BatchNorm or GroupNorm."""
-    return nn.BatchNorm2d(channels) if norm == "batch" else group_norm(channels)
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel: int, norm: Norm, stride: int = 1) -> nn.Sequential:

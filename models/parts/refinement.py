@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.hourglass import Hourglass, Norm, Stem, Trunk, conv_norm_relu, map_conv
+from posefleet.models.parts.heads import Norm
+from posefleet.models.parts.hourglass import Hourglass, Stem, Trunk, conv_norm_relu, map_conv
 from posefleet.models.parts.pixels import Normalise
 
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from posefleet.models.parts.attentive_norm import AttentiveNorm, norm_layer
+from posefleet.models.parts.attentive_norm import AttentiveNorm
+from posefleet.models.parts.heads import norm_layer
 
 
 def test_hard_sigmoid_of_the_attention() -> None:
@@ -38,5 +39,5 @@ def test_instances_choose_their_own_affine() -> None:
 
 
 def test_kinds_of_norm() -> None:
-    assert isinstance(norm_layer("batch", 8), nn.BatchNorm2d)
-    assert isinstance(norm_layer("group", 8), nn.GroupNorm)
+    assert isinstance(norm_layer(8, "batch"), nn.BatchNorm2d)
+    assert isinstance(norm_layer(8, "group"), nn.GroupNorm)

@@ -35,7 +35,7 @@ def test_the_floor_is_on_the_classification_not_on_the_rank() -> None:
 def test_top_k_can_count_by_the_classification() -> None:
     scores, probabilities = torch.tensor([[0.1, 0.6, 0.2, 0.3, 0.5]]), torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]])
     offsets, config = torch.zeros(1, 5, 2), DecodeConfig(top_k=1)
-    (poses,) = best_poses(scores, probabilities, offsets, CELLS, (16, 16), config, top="probabilities")
+    (poses,) = best_poses(scores, probabilities, offsets, CELLS, (16, 16), config, rank=probabilities)
     torch.testing.assert_close(poses.scores, torch.tensor([0.5, 0.1]))
 
 
