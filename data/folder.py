@@ -4,18 +4,17 @@ from collections.abc import Iterator, Sequence
 
 import fsspec
 import numpy as np
-from torch.utils.data import Dataset
 
 from posefleet.data.coco import Source, image_path, people_of, read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.shards import Record, make_record
-from posefleet.data.stream import Transform
-from posefleet.data.structures import Batch, Sample, collate
+from posefleet.data.stream import SampleSource, Transform
+from posefleet.data.structures import Sample
 
 
-class FolderDataset(Dataset):
+class FolderDataset(SampleSource):
     """Annotation file and image folder as a data set; position p is the p-th image by id.
 
     Args:
@@ -38,16 +37,15 @@ class FolderDataset(Dataset):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitems__(self, positions: Sequence[int]) -> Batch:
-        """The images at ``positions`` (at least one), in that order.
+    def samples(self, positions: Sequence[int]) -> list[Sample]:
+        """The images at ``positions``, in that order.
 
         Raises:
             DataError: An image is missing or cannot be decoded.
         """
-        return collate([self._sample(position) for position in positions])
+        return [self._sample(position) for position in positions]
 
     def records(self) -> Iterator[Record]:
-        """Every image's record, as in a shard."""
         for image in self._images:
             yield make_record(image, self._annotations[image["id"]])
 

@@ -16,11 +16,12 @@ import json
 import multiprocessing
 import os
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Self
 
 import fsspec
 import numpy as np
@@ -29,8 +30,10 @@ from fsspec.implementations.local import LocalFileSystem
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from posefleet.data.errors import DataError
+from posefleet.data.handover import Buffers, Parcel
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.memory import keep_freed_memory
 from posefleet.data.order import Order
 from posefleet.data.shards import Record, decode_record, read_manifest, read_members
 from posefleet.data.structures import Batch, Sample, collate
@@ -49,8 +52,32 @@ RETRY_PAUSES = (0.5, 2.0, 8.0)
 # ---------------------------------------------------------------------------------------------------- samples
 
 
-class ShardDataset(Dataset):
-    """The samples of a folder of shards by position; one call fetches, decodes and collates a whole batch.
+class SampleSource(ABC):
+    """Samples by position: what batches are made of."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+
+    @abstractmethod
+    def samples(self, positions: Sequence[int]) -> list[Sample]:
+        """The samples at ``positions`` (at least one), in that order.
+
+        Raises:
+            DataError: One of them cannot be read.
+        """
+
+    @abstractmethod
+    def records(self) -> Iterator[Record]:
+        """The record of every sample, image sizes and people as annotated, in the stored order."""
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The same samples as one batch."""
+        return collate(self.samples(positions))
+
+
+class ShardDataset(SampleSource):
+    """The samples of a folder of shards by position; one call fetches and decodes those of a whole batch.
 
     Args:
         root: Folder of shards (``jobs/shard_coco.py`` writes them), local or any fsspec URL.
@@ -93,25 +120,18 @@ class ShardDataset(Dataset):
         self._reader = _ShardReader(str(root), [shard.name for shard in manifest.shards], labelled_only)
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
         return self.order.samples
 
-    def __getitem__(self, position: int) -> Batch:
-        """The sample at one position, as a batch of one."""
-        return self.__getitems__([position])
-
-    def __getitems__(self, positions: Sequence[int]) -> Batch:
-        """The samples at ``positions`` (at least one), in that order.
+    def samples(self, positions: Sequence[int]) -> list[Sample]:
+        """The samples at ``positions``, in that order.
 
         Raises:
             DataError: A shard cannot be read, or what it holds cannot be decoded.
         """
         found = self._reader.read(*self.order.locate(positions))
-        samples = [self._sample(*pair, position) for pair, position in zip(found, positions, strict=True)]
-        return collate(samples, shared=get_worker_info() is not None)
+        return [self._sample(*pair, position) for pair, position in zip(found, positions, strict=True)]
 
     def records(self) -> Iterator[Record]:
-        """The record of every sample, image sizes and people as annotated, shard after shard."""
         return self._reader.records()
 
     def _sample(self, member: "_Member", data: bytes, position: int) -> Sample:
@@ -126,14 +146,6 @@ class ShardDataset(Dataset):
         return self.transform(sample, self.order.generator(position))
 
 
-class SampleSource(Protocol):
-    """What batches are made of: :class:`ShardDataset`, or a folder of images."""
-
-    def __len__(self) -> int: ...
-    def __getitems__(self, positions: Sequence[int]) -> Batch: ...
-    def records(self) -> Iterator[Record]: ...
-
-
 # ---------------------------------------------------------------------------------------------------- batches
 
 
@@ -144,24 +156,25 @@ class Batches(Iterator[Batch]):
         self, dataset: SampleSource, positions: Iterator[list[int]], *, workers: int, prefetch: int, pin_memory: bool
     ) -> None:
         loader = DataLoader(
-            _ErrorsAsValues(dataset),
+            _Loading(dataset, buffers=prefetch + 2),
             batch_sampler=positions,
             collate_fn=_identity,
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             multiprocessing_context=_start_method() if workers else None,
             pin_memory=pin_memory,
+            worker_init_fn=_begin_worker,
             # Its own generator: otherwise torch's global one, and so the training, would depend on how often we start.
             generator=torch.Generator(),
         )
-        self._batches: Iterator[Batch | DataError] = iter(loader)
+        self._batches: Iterator[Batch | Parcel | DataError] = iter(loader)
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
         if isinstance(batch, DataError):
             self.close()
             raise batch
-        return batch
+        return batch.open() if isinstance(batch, Parcel) else batch
 
     def close(self) -> None:
         """End the workers; no batch follows."""
@@ -219,17 +232,26 @@ def evaluation_batches(
     return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
 
 
-class _ErrorsAsValues(Dataset):
-    """Hands a DataError on as it is; torch would bury its message in a worker's traceback."""
+class _Loading(Dataset):
+    """What a loader process does.
 
-    def __init__(self, dataset: SampleSource) -> None:
-        self.dataset = dataset
+    A DataError is handed on as it is; torch would bury its message in the traceback of a worker.
+    """
 
-    def __getitems__(self, positions: list[int]) -> Batch | DataError:
+    def __init__(self, source: SampleSource, buffers: int) -> None:
+        self.source = source
+        self.buffers = Buffers(buffers)
+
+    def __getitems__(self, positions: list[int]) -> Batch | Parcel | DataError:
         try:
-            return self.dataset.__getitems__(positions)
+            samples = self.source.samples(positions)
         except DataError as error:
             return error
+        return collate(samples) if get_worker_info() is None else Parcel.of(collate(samples, self.buffers.images))
+
+
+def _begin_worker(_: int) -> None:
+    keep_freed_memory()  # decoding takes and frees megabytes for every image
 
 
 def _identity(batch: Any) -> Any:

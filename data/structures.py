@@ -1,6 +1,6 @@
 """What flows: annotated people, predicted poses, a sample (one image with its people) and a batch of samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -158,15 +158,19 @@ class Batch:
         return Batch(self.images.pin_memory(), pinned, self.counts, self.image_ids, self.matrices, self.original_sizes)
 
 
-def collate(samples: Sequence[Sample], *, shared: bool = False) -> Batch:
+def _empty_images(count: int, height: int, width: int) -> Tensor:
+    return torch.empty(count, height, width, 3, dtype=torch.uint8)
+
+
+def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] = _empty_images) -> Batch:
     """Pad ``samples`` (at least one) to the size of the largest and pack them.
 
     Args:
-        shared: Build the images in shared memory, so that handing them to another process does not copy them.
+        empty: Gives (B, H, W, 3) uint8 of any content, in memory of its choice, for B, H and W.
     """
     height = _round_up(max(sample.image.shape[0] for sample in samples))
     width = _round_up(max(sample.image.shape[1] for sample in samples))
-    images = _empty_images(len(samples), height, width, shared)
+    images = empty(len(samples), height, width)
     for slot, sample in zip(images.numpy(), samples, strict=True):
         h, w = sample.image.shape[:2]
         slot[:h, :w] = sample.image
@@ -180,13 +184,6 @@ def collate(samples: Sequence[Sample], *, shared: bool = False) -> Batch:
         torch.from_numpy(np.stack([sample.matrix for sample in samples])),
         torch.tensor([sample.original_size for sample in samples]),
     )
-
-
-def _empty_images(count: int, height: int, width: int, shared: bool) -> Tensor:
-    if not shared:
-        return torch.empty(count, height, width, 3, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(count * height * width * 3)  # as torch's own default_collate does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, height, width, 3)
 
 
 def _round_up(pixels: int) -> int:

@@ -54,11 +54,11 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.coco import find_source, write_results
     from posefleet.data.folder import FolderDataset
     from posefleet.data.keypoints import load_schema
+    from posefleet.data.memory import keep_freed_memory
     from posefleet.data.structures import Poses
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
     from posefleet.platform.config import resolve_path
     from posefleet.platform.loop import evaluate
-    from posefleet.platform.memory import keep_freed_memory
     from posefleet.platform.worker import LocalWorker
 
     path = find_checkpoint(resolve_path(values["--checkpoint"]))

@@ -368,5 +368,5 @@ def _log_targets(experiment: Experiment, worker: LocalWorker, dataset: ShardData
         return
     from posefleet.platform.report import leave_targets
 
-    batch = dataset.__getitems__(range(min(len(dataset), 8)))
+    batch = dataset.batch(range(min(len(dataset), 8)))
     leave_targets(worker.sink, batch, model.target_points(batch.images.shape[-2:], batch.people), dataset.schema)  # type: ignore[operator]

@@ -2,8 +2,9 @@
 
     stream      posefleet.data.stream
     webdataset  the webdataset library in a torch DataLoader, its usual way
-    bare        processes that decode and transform bytes in memory and keep nothing: what the processor can do
-    shared      the same, but collated into shared memory, which then is dropped: what a loader with processes can do
+    bare        processes that decode and transform bytes in memory and keep nothing
+    tuned       the same, with the C library keeping freed memory, as in our loaders: what the processor can do
+    shared      the bare loop, but collated into new shared memory: what a loader with processes usually does
 
     python tests/bench/bench_ingest.py [--workers 2] [--rounds 8] [--images FOLDER_OF_JPEGS]
 
@@ -29,11 +30,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
+import torch
 import webdataset
 from torch.utils.data import DataLoader
 
 from posefleet.data.images import decode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
+from posefleet.data.memory import keep_freed_memory
 from posefleet.data.shards import (
     Manifest,
     decode_record,
@@ -99,8 +102,8 @@ def main() -> None:
         theirs = webdataset_batches(root, args.workers)
         run = functools.partial(consume, theirs, ready)
         designs.append(Design("webdataset", run, ready, new_workers(designs)))
-        for name, work in (("bare", decode_only), ("shared", decode_and_share)):
-            processes = stack.enter_context(Processes(work, samples, args.workers))
+        for name, work in (("bare", decode_only), ("tuned", decode_only), ("shared", decode_and_share)):
+            processes = stack.enter_context(Processes(work, samples, args.workers, keep=name == "tuned"))
             designs.append(Design(name, processes.run, 0, new_workers(designs)))
         report(*measure(designs, args.rounds, args.batches))
 
@@ -177,13 +180,15 @@ def decode_sample(stored: dict[str, bytes]) -> Sample:
 class Processes:
     """Processes that each work through their part of the samples, over and over, a batch at a time."""
 
-    def __init__(self, work: Callable[[list[Sample]], object], samples: list[Stored], processes: int) -> None:
+    def __init__(
+        self, work: Callable[[list[Sample]], object], samples: list[Stored], processes: int, keep: bool
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         self._connections: list[Connection] = []
         for number in range(processes):
             mine, theirs = context.Pipe()
             part = [{"jpg": image, "json": encode_record(record)} for _, image, record in samples[number::processes]]
-            context.Process(target=_work_on_demand, args=(theirs, work, part), daemon=True).start()
+            context.Process(target=_work_on_demand, args=(theirs, work, part, keep), daemon=True).start()
             self._connections.append(mine)
 
     def run(self, batches: int) -> None:
@@ -205,12 +210,19 @@ def decode_only(samples: list[Sample]) -> None:
 
 
 def decode_and_share(samples: list[Sample]) -> None:
-    collate(samples, shared=True)
+    collate(samples, new_shared_memory)
+
+
+def new_shared_memory(count: int, height: int, width: int) -> torch.Tensor:
+    storage = torch.UntypedStorage._new_shared(count * height * width * 3)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, height, width, 3)
 
 
 def _work_on_demand(
-    connection: Connection, work: Callable[[list[Sample]], object], stored: list[dict[str, bytes]]
+    connection: Connection, work: Callable[[list[Sample]], object], stored: list[dict[str, bytes]], keep: bool
 ) -> None:
+    if keep:
+        keep_freed_memory()
     endless = itertools.cycle(stored)
     while count := connection.recv():
         for _ in range(count):

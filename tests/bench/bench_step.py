@@ -26,6 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from posefleet.data.coco import find_source
 from posefleet.data.keypoints import COCO17
+from posefleet.data.memory import keep_freed_memory
 from posefleet.data.sharding import shard_coco
 from posefleet.data.stream import training_batches
 from posefleet.data.structures import Batch
@@ -33,7 +34,6 @@ from posefleet.data.synthetic import SceneConfig, write_dataset
 from posefleet.platform import loop
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import Experiment, build_experiment, read_yaml
-from posefleet.platform.memory import keep_freed_memory
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.run import RunSink, open_run
 from posefleet.platform.state import TrainingState, initial_state

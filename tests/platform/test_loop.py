@@ -183,5 +183,5 @@ def test_a_batch_counts_its_people_on_the_host(people_shards: Path) -> None:
     dataset = ShardDataset(
         str(people_shards / "val2017"), COCO17, EvalTransform(Resize(short_side=64, long_side=64), COCO17)
     )
-    batch: Batch = dataset.__getitems__([0, 1, 2])
+    batch: Batch = dataset.batch([0, 1, 2])
     assert sum(len(people) for people in batch.people) == int(batch.counts.sum())
