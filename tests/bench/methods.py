@@ -49,6 +49,7 @@ from posefleet.models import available_methods, load_method
 from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.box_detector import Boxes
+from posefleet.models.parts.centre_offsets import read_cells
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.points import encode_offsets, level_sizes, pyramid_cells
 
@@ -165,7 +166,13 @@ def _plant_logocap(model: Any, people: People, size: tuple[int, int]) -> None:
     padded = pad_people([people], people.keypoints.device)
     shape = (size[0] // 4, size[1] // 4)
     _override(model.heat, model.heat_targets(padded, shape)[0])
-    _override(model.offset, model._offset_targets(padded, shape).offsets)
+    offsets, offsets_at = model._offset_targets(padded, shape).offsets, model._offsets_at
+
+    def offsets_to_people(maps: Any, cells: Tensor) -> Tensor:
+        offsets_at(maps, cells)
+        return read_cells(offsets, cells)
+
+    model._offsets_at = offsets_to_people
 
 
 def _plant_detposenet(model: Any, people: People, size: tuple[int, int]) -> None:
