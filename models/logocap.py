@@ -458,12 +458,13 @@ class Model(nn.Module):
         kams = self._attraction(maps, axes).clamp(0, 1) if adapt.attracts else None
         with exact:
             keypoints, values = self._adapt(maps["heat"][0], rough, axes, kams)
-        limit = torch.tensor([size[1], size[0]], device=keypoints.device)
+        x, y = keypoints.unbind(-1)
+        keypoints = torch.stack([x.clamp(0, size[1]), y.clamp(0, size[0])], dim=-1)
         keypoint_scores = (values.clamp(min=0) * centres.scores[..., None]).clamp(max=1)
         scores = keypoint_scores.mean(-1).where(kept[:, :most], 0.0)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         image = torch.arange(len(order), device=order.device)[:, None]
-        keypoints, keypoint_scores = keypoints.clamp(min=0).minimum(limit)[image, order], keypoint_scores[image, order]
+        keypoints, keypoint_scores = keypoints[image, order], keypoint_scores[image, order]
         found = (scores > 0).sum(1).tolist()
         return [Poses(keypoints[i, :n], keypoint_scores[i, :n], scores[i, :n]) for i, n in enumerate(found)]
 

@@ -68,8 +68,9 @@ def sample_candidates(features: Tensor, axes: Tensor, stride: int) -> Tensor:
     """
     batch, instances, keypoints, size, _ = axes.shape
     height, width = features.shape[-2:]
-    scale = torch.tensor([2 / (stride * (width - 1)), 2 / (stride * (height - 1))], device=axes.device)
-    grid = candidate_mesh(axes * scale - 1).view(batch, instances * keypoints, size * size, 2)
+    x, y = axes.unbind(-1)
+    axes = torch.stack([x * (2 / (stride * (width - 1))), y * (2 / (stride * (height - 1)))], dim=-1)
+    grid = candidate_mesh(axes - 1).view(batch, instances * keypoints, size * size, 2)
     values = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
     values = values.view(batch, -1, instances, keypoints, size * size).permute(0, 2, 3, 1, 4)
     return values.reshape(batch * instances, -1, size, size)
@@ -156,9 +157,9 @@ def top_two(windows: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     """
     side = windows.shape[-1]
     values, index = windows.flatten(-2).topk(2, dim=-1)
-    shares = torch.tensor([weight, 1 - weight], device=windows.device)
-    x, y = index % side - side // 2, index // side - side // 2
-    return torch.stack([(x * shares).sum(-1), (y * shares).sum(-1)], dim=-1), (values * shares).sum(-1)
+    places = torch.stack([index % side - side // 2, index // side - side // 2], dim=-1).to(values.dtype)  # (..., 2, xy)
+    mean = torch.lerp(places[..., 1, :], places[..., 0, :], weight)
+    return mean, torch.lerp(values[..., 1], values[..., 0], weight)
 
 
 def _fast_length(least: int) -> int:
