@@ -392,8 +392,8 @@ class Model(nn.Module):
         ]
         points, peaks = best_points(torch.cat(maps))  # (N, K, 2) cells
         keypoints = out_of_crops(points * self.coarse.stride, squares, config.size)
-        limit = torch.tensor([pixels.shape[-1], pixels.shape[-2]], device=device)
-        keypoints = keypoints.clamp(min=0).minimum(limit)
+        x, y = keypoints.unbind(-1)
+        keypoints = torch.stack([x.clamp(0, pixels.shape[-1]), y.clamp(0, pixels.shape[-2])], dim=-1)
         keypoint_scores = peaks.clamp(0, 1)
         counted = keypoint_scores > self.config.output.keypoint_floor
         scores = box_scores * keypoint_scores.where(counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)

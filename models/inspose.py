@@ -375,9 +375,10 @@ class Model(nn.Module):
         """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
         cells = pyramid_cells([(m.shape[-2], m.shape[-1]) for m in maps["cls"]], FPN.strides, maps["cls"][0].device)
         scores, chosen = self._best_cells(maps, cells, size)
-        counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more after the suppression
-        found = scores > 0
-        image, cell, scores = found.nonzero()[:, 0], chosen[found], scores[found]  # (N,) each, best of each image first
+        counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more for the suppression
+        # (N,) each, best of each image first.
+        image, slot = torch.nonzero_static(scores > 0, size=sum(counts)).unbind(1)
+        cell, scores = chosen[image, slot], scores[image, slot]
 
         theta = conv_at(self.head.controller, maps["controls"], image, cell, cells)
         features, disks = maps["features"][0], self._disk_map(maps) if self.config.head.disk else None

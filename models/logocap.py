@@ -34,6 +34,7 @@ from posefleet.models.parts.centre_offsets import (
     OffsetTargets,
     offset_targets,
     person_centres,
+    read_cells,
     rough_poses,
     top_centres,
 )
@@ -215,6 +216,8 @@ class Model(nn.Module):
         self.backbone = Backbone(config.backbone, strides=(4, 8, 16, 32))
         embedding = head.embedding_channels if adapt.attracts else 0
         self.widths = [head.heat_channels, head.offset_channels, embedding]
+        ends = [sum(self.widths[: part + 1]) for part in range(3)]
+        self.parts = [slice(end - width, end) for end, width in zip(ends, self.widths, strict=True)]
         self.mix = None
         if head.mixing_channels:
             self.mix = mixing(self.backbone.channels, head.mixing_channels, head.mixing_depth, head.norm)
@@ -252,16 +255,30 @@ class Model(nn.Module):
         with exact:
             return self._losses(maps, padded, instances, kams)
 
-    def forward_features(self, images: Tensor) -> Maps:
-        """The network up to instances: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+    def forward_features(self, images: Tensor, *, offsets: bool = True) -> Maps:
+        """The network up to instances: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions.
+
+        Without ``offsets`` there are the levels that they are made of instead, unless the norm is that of whole maps.
+        """
         levels = self.backbone(images)
         if self.mix is not None:
             levels = [self.mix(levels)]
-        heat, offset, embedding = self.fuse(levels).split(self.widths, dim=1)
-        maps = {"heat": [self.heat(heat)], "offset": [self.offset(offset)]}
+        heat, offset, embedding = self.parts
+        maps = {"heat": [self.heat(self.fuse(levels, heat))]}
+        if offsets or self.config.head.norm == "group":
+            maps["offset"] = [self.offset(self.fuse(levels, offset))]
+        else:
+            maps["levels"] = levels
         if self.config.adapt.attracts:
-            maps["embedding"] = [self.embedding(embedding)]
+            maps["embedding"] = [self.embedding(self.fuse(levels, embedding))]
         return maps
+
+    def _offsets_at(self, maps: Maps, cells: Tensor) -> Tensor:
+        """Offsets (B, T, 2K) float32 at cells (B, T, 2), the only ones that a prediction needs."""
+        if "offset" in maps:
+            return read_cells(maps["offset"][0].float(), cells)
+        offsets: Tensor = self.offset(self.fuse.at(maps["levels"], cells, self.parts[1]))
+        return offsets[..., 0].transpose(1, 2)
 
     def _attraction(self, maps: Maps, axes: Tensor) -> Tensor:
         """Attraction maps (B, T, K, S, S) float32 of the candidates (B, T, K, S, 2)."""
@@ -283,7 +300,7 @@ class Model(nn.Module):
     @torch.no_grad()
     def candidates(self, images: Tensor) -> list[Poses]:
         """Poses of every image before suppression; several passes over an image can be concatenated."""
-        maps = self.forward_features(images)
+        maps = self.forward_features(images, offsets=self.config.decode.flip_average)
         if self.config.decode.flip_average:
             mirrored = self.forward_features(mirror_images(images, STRIDE))
             centre = len(self.flip_index)
@@ -371,7 +388,8 @@ class Model(nn.Module):
     @torch.no_grad()
     def _instances(self, maps: Maps, people: PaddedPeople) -> Instances:
         """The instances that train adaptation: found as in inference, judged by the people."""
-        poses = rough_poses(maps["offset"][0].float(), self._centres(maps["heat"][0]), STRIDE)
+        centres = self._centres(maps["heat"][0])
+        poses = rough_poses(self._offsets_at(maps, centres.cells), centres, STRIDE)
         return training_instances(poses, people, self.sigmas, self.config.adapt)
 
     # ------------------------------------------------------------------------------------------------ losses
@@ -435,17 +453,18 @@ class Model(nn.Module):
             kept[:, 0] = True
             most = int(kept.sum(1).max())  # the host waits here, so that nothing is computed for nobody
             centres = Centres(*(values[:, :most] for values in centres))
-            rough = rough_poses(maps["offset"][0].float(), centres, STRIDE)
+            rough = rough_poses(self._offsets_at(maps, centres.cells), centres, STRIDE)
             axes = candidate_axes(rough, self.sigmas, adapt.kem_size, adapt.kem_step)
         kams = self._attraction(maps, axes).clamp(0, 1) if adapt.attracts else None
         with exact:
             keypoints, values = self._adapt(maps["heat"][0], rough, axes, kams)
-        limit = torch.tensor([size[1], size[0]], device=keypoints.device)
+        x, y = keypoints.unbind(-1)
+        keypoints = torch.stack([x.clamp(0, size[1]), y.clamp(0, size[0])], dim=-1)
         keypoint_scores = (values.clamp(min=0) * centres.scores[..., None]).clamp(max=1)
         scores = keypoint_scores.mean(-1).where(kept[:, :most], 0.0)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         image = torch.arange(len(order), device=order.device)[:, None]
-        keypoints, keypoint_scores = keypoints.clamp(min=0).minimum(limit)[image, order], keypoint_scores[image, order]
+        keypoints, keypoint_scores = keypoints[image, order], keypoint_scores[image, order]
         found = (scores > 0).sum(1).tolist()
         return [Poses(keypoints[i, :n], keypoint_scores[i, :n], scores[i, :n]) for i, n in enumerate(found)]
 

@@ -183,7 +183,7 @@ class SharedDetector(nn.Module):
         self, anchors: Tensor, logits: Tensor, deltas: Tensor, levels: Sequence[int], size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """The best proposals (B, ``proposals``, 4) after NMS within each level, and which of them exist."""
-        from torchvision.ops import nms
+        from torchvision.ops import batched_nms
 
         images, config = len(logits), self.config
         starts = [sum(levels[:level]) for level in range(len(levels))]
@@ -194,13 +194,10 @@ class SharedDetector(nn.Module):
         picked = deltas.gather(1, chosen[..., None].expand(-1, -1, 4))
         boxes = self._anchor_coder.decode_single(picked.flatten(0, 1), anchors[chosen].flatten(0, 1))
         boxes = _clip(boxes, size)
-        # One NMS for all images and levels: boxes of different ones are moved apart (in float64, so that this does
-        # not change their overlap). Inside, it waits for the host.
         level = torch.arange(len(levels)).repeat_interleave(torch.tensor(sizes))
-        group = torch.arange(images)[:, None] * len(levels) + level
-        apart = boxes.double() + (group.flatten().to(boxes.device) * (2 * max(size)))[:, None]
+        group = (torch.arange(images)[:, None] * len(levels) + level).flatten().to(boxes.device, non_blocking=True)
         kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-        kept[nms(apart, scores.flatten().double(), config.proposal_nms)] = True
+        kept[batched_nms(boxes, scores.flatten(), group, config.proposal_nms)] = True  # waits for the host
         wide = ((boxes[:, 2:] - boxes[:, :2]) > 1e-3).all(1)
         ranking = scores.where((kept & wide).view_as(scores), -torch.inf)
         ranking = F.pad(ranking, (0, max(0, config.proposals - ranking.shape[1])), value=-torch.inf)

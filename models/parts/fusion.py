@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,14 +25,22 @@ class ConcatConv(nn.Module):
         self.in_channels = list(in_channels)
         self.conv = nn.Conv2d(sum(in_channels), out_channels, 1, bias=False)
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Levels (B, C[i], h[i], w[i]), finest first -> (B, out_channels, h[0], w[0])."""
-        weights = self.conv.weight.split(self.in_channels, dim=1)
+    def forward(self, levels: Sequence[Tensor], outputs: slice = slice(None)) -> Tensor:
+        """Levels (B, C[i], h[i], w[i]), finest first -> (B, out_channels, h[0], w[0]), or a slice of its channels."""
+        weights = self.conv.weight[outputs].split(self.in_channels, dim=1)
         fused = F.conv2d(levels[0], weights[0])
         for level, weight in zip(levels[1:], weights[1:], strict=True):
             coarse = F.conv2d(level, weight)
-            fused = fused + F.interpolate(coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False)
+            fused += F.interpolate(coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False)
         return fused
+
+    def at(self, levels: Sequence[Tensor], cells: Tensor, outputs: slice = slice(None)) -> Tensor:
+        """What :meth:`forward` gives at cells (B, T, 2), int64 xy of the finest level: (B, out_channels, T, 1)."""
+        height, width = levels[0].shape[-2:]
+        x, y = (2 * cells + 1).unbind(-1)
+        grid = torch.stack([x / width - 1, y / height - 1], dim=-1)[:, :, None]  # (B, T, 1, 2)
+        read = [F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False) for x in levels]
+        return F.conv2d(torch.cat(read, dim=1), self.conv.weight[outputs])
 
 
 def mixing(in_channels: Sequence[int], channels: int, depth: int, norm: Norm) -> nn.Sequential:

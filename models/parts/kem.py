@@ -68,8 +68,9 @@ def sample_candidates(features: Tensor, axes: Tensor, stride: int) -> Tensor:
     """
     batch, instances, keypoints, size, _ = axes.shape
     height, width = features.shape[-2:]
-    scale = torch.tensor([2 / (stride * (width - 1)), 2 / (stride * (height - 1))], device=axes.device)
-    grid = candidate_mesh(axes * scale - 1).view(batch, instances * keypoints, size * size, 2)
+    x, y = axes.unbind(-1)
+    axes = torch.stack([x * (2 / (stride * (width - 1))), y * (2 / (stride * (height - 1)))], dim=-1)
+    grid = candidate_mesh(axes - 1).view(batch, instances * keypoints, size * size, 2)
     values = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
     values = values.view(batch, -1, instances, keypoints, size * size).permute(0, 2, 3, 1, 4)
     return values.reshape(batch * instances, -1, size, size)
@@ -79,7 +80,7 @@ def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shi
     """Windows of the keypoint maps round every keypoint, fading out like a Gaussian (global KEM).
 
     The maps are upsampled to pixels and sampled at whole steps from each keypoint, both bilinear. Everything is one
-    factor for each axis, so a window is two small matrix products, without the upsampled map.
+    factor for each axis, so a window is two small matrix products of the cells under it, without the upsampled map.
 
     Args:
         maps: (B, K, h, w).
@@ -93,19 +94,28 @@ def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shi
         (B, T, K, W, W).
     """
     reach = window // 2
-    steps = torch.arange(-reach, reach + 1, device=poses.device)
-    fade = torch.exp(-steps.square() / (2 * sigma**2))[:, None]  # (W, 1)
+    steps = torch.arange(-reach, reach + 2, device=poses.device)
+    fade = torch.exp(-steps[:-1].square() / (2 * sigma**2))[:, None]  # (W, 1)
 
-    def reader(position: Tensor, cells: int) -> Tensor:
-        """(B, T, K, W, cells): what each step of a window reads of a row of cells."""
+    def reader(position: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+        """The n cells (B, T, K, n) under a window along one axis, and how much each step reads of them
+        (B, T, K, W, n)."""
         first = position.floor()
-        index = first.long()[..., None] + torch.arange(-reach, reach + 2, device=poses.device)
-        rows = _upsampler(cells, stride, poses.device)[index.clamp(0, cells * stride - 1)]  # (B, T, K, W + 1, cells)
-        return fade * torch.lerp(rows[..., :-1, :], rows[..., 1:, :], (position - first)[..., None, None])
+        index = (first[..., None] + steps).clamp(0, cells * stride - 1)  # of the upsampled map, W + 1 of them
+        read = ((index + 0.5) / stride - 0.5).clamp(0, cells - 1)  # in cells
+        span = min(cells, window // stride + 3)
+        start = read[..., :1].floor().long().clamp(0, cells - span)
+        under = start + torch.arange(span, device=poses.device)
+        rows = (1 - (read[..., None] - under[..., None, :]).abs()).clamp(min=0)  # (B, T, K, W + 1, n)
+        rows = fade * torch.lerp(rows[..., :-1, :], rows[..., 1:, :], (position - first)[..., None, None])
+        return under, rows
 
     x, y = (poses + shift).unbind(-1)
-    down, across = reader(y, maps.shape[-2]), reader(x, maps.shape[-1])
-    return down @ maps[:, None] @ across.transpose(-1, -2)
+    (rows, down), (columns, across) = reader(y, maps.shape[-2]), reader(x, maps.shape[-1])
+    image = torch.arange(len(maps), device=maps.device).view(-1, 1, 1, 1, 1)
+    channel = torch.arange(maps.shape[1], device=maps.device).view(-1, 1, 1)
+    patches = maps[image, channel, rows[..., :, None], columns[..., None, :]]  # (B, T, K, n, n)
+    return down @ patches @ across.transpose(-1, -2)
 
 
 def window_axes(poses: Tensor, window: int) -> Tensor:
@@ -147,15 +157,9 @@ def top_two(windows: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     """
     side = windows.shape[-1]
     values, index = windows.flatten(-2).topk(2, dim=-1)
-    shares = torch.tensor([weight, 1 - weight], device=windows.device)
-    x, y = index % side - side // 2, index // side - side // 2
-    return torch.stack([(x * shares).sum(-1), (y * shares).sum(-1)], dim=-1), (values * shares).sum(-1)
-
-
-def _upsampler(cells: int, stride: int, device: torch.device) -> Tensor:
-    """(cells * stride, cells) matrix of bilinear upsampling, corners not aligned."""
-    positions = ((torch.arange(cells * stride, device=device) + 0.5) / stride - 0.5).clamp(0, cells - 1)
-    return (1 - (positions[:, None] - torch.arange(cells, device=device)).abs()).clamp(min=0)
+    places = torch.stack([index % side - side // 2, index // side - side // 2], dim=-1).to(values.dtype)  # (..., 2, xy)
+    mean = torch.lerp(places[..., 1, :], places[..., 0, :], weight)
+    return mean, torch.lerp(values[..., 1], values[..., 0], weight)
 
 
 def _fast_length(least: int) -> int:

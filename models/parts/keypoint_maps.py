@@ -38,10 +38,11 @@ def peaks(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         column, row, both (...) int64, and the softmax over all cells there, (...) in [0, 1].
     """
-    flat = maps.float().flatten(-2)
-    value, cell = flat.max(-1)
-    width = maps.shape[-1]
-    return cell % width, cell // width, (value - flat.logsumexp(-1)).exp()
+    maps = maps.float()
+    # Two short searches: the largest value of a whole map at once, with its index, takes several times as long.
+    value, row = maps.amax(-1).max(-1)
+    column = maps.gather(-2, row[..., None, None].expand(*row.shape, 1, maps.shape[-1]))[..., 0, :].argmax(-1)
+    return column, row, 1 / (maps - value[..., None, None]).exp_().sum((-2, -1))
 
 
 def rescale(maps: Tensor, factor: float, mode: str = "bilinear") -> Tensor:

@@ -32,13 +32,14 @@ def suppress_poses(
     """
     boxes = pad_sequence([p.boxes for p in poses], batch_first=True)
     scores = pad_sequence([p.scores for p in poses], batch_first=True)  # padding has score 0: never picked
+    # Every pick waits for the one before and is tiny: on the host it takes less time than a device needs to be told.
     picks, kept = pick_boxes(
-        boxes, scores, rule=rule, threshold=threshold, sigma=sigma, min_score=min_score, limit=limit
+        boxes.cpu(), scores.cpu(), rule=rule, threshold=threshold, sigma=sigma, min_score=min_score, limit=limit
     )
     found = (kept > 0).sum(1).tolist()
     result = []
     for p, pick, score, n in zip(poses, picks, kept, found, strict=True):
-        chosen, score = p[pick[:n]], score[:n]
+        chosen, score = p[pick[:n].to(p.scores.device)], score[:n].to(p.scores.device)
         decay = score / chosen.scores
         result.append(Poses(chosen.keypoints, chosen.keypoint_scores * decay[:, None], score))
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 def main() -> int:
     """Exit status 1 when any benchmark failed to run; numbers are printed, not judged."""
     failed = []
-    for path in sorted(Path(__file__).parent.glob("bench_*.py")):
+    for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.name == Path(__file__).name:
             continue
         sys.stdout.write(f"\n=== {path.stem}\n")

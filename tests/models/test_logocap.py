@@ -332,10 +332,24 @@ def test_a_map_without_anything_leaves_the_rough_pose() -> None:
     torch.testing.assert_close(keypoints, rough)
 
 
+def test_offsets_at_centres_alone_give_the_poses_of_whole_maps() -> None:
+    torch.manual_seed(0)
+    model = Model(
+        replace(W32, backbone=BackboneConfig(name="resnet18", pretrained=False, norm="trained")), COCO17
+    ).eval()
+    images = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8)
+    with torch.no_grad():
+        whole, sparse = (model.forward_features(images, offsets=offsets) for offsets in (True, False))
+        assert "offset" in whole and "offset" not in sparse
+        for ours, theirs in zip(model.decode(sparse, (96, 128)), model.decode(whole, (96, 128)), strict=True):
+            torch.testing.assert_close(ours.keypoints, theirs.keypoints, atol=1e-2, rtol=0)
+            torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-4, rtol=0)
+
+
 class Stub(Model):
     """A network whose maps depend on nothing but the pixels under each cell; the embedding is flat."""
 
-    def forward_features(self, images: torch.Tensor) -> Maps:
+    def forward_features(self, images: torch.Tensor, *, offsets: bool = True) -> Maps:
         pixels = images[:, :1, ::4].float()
         shade = (pixels + pixels.roll(1, -1))[..., ::4] / 510  # on both sides of pixel border 4 j
         return {

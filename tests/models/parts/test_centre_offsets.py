@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.models.parts.centre_offsets import offset_targets, person_centres, rough_poses, top_centres
+from posefleet.models.parts.centre_offsets import offset_targets, person_centres, read_cells, rough_poses, top_centres
 from posefleet.models.parts.heatmaps import draw_gaussians
 
 SIZE = (60, 80)
@@ -40,7 +40,7 @@ def test_encoded_people_are_decoded_again(fix: bool) -> None:
     targets = offset_targets(centre, labelled[..., 0], keypoints, labelled, torch.ones(1, 1), SIZE, 4)
     maps = centre_map(tuple(centre[0, 0].tolist()))
     centres = top_centres(maps, 1, 4, pool=3, half_pixel_fix=fix)
-    poses = rough_poses(targets.offsets, centres, 4)
+    poses = rough_poses(read_cells(targets.offsets, centres.cells), centres, 4)
     error = centres.points - 4 * centres.cells
     assert ((error >= 0) & (error <= 3)).all() and bool((error > 0).any()) != fix
     torch.testing.assert_close(poses[0, 0], 4 * keypoints[0, 0] + error[0, 0], atol=1e-4, rtol=0)
