@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 IMAGES, HELD_OUT = 4000, 150
-"""Rendered images to train on and to score on, for ``--data synthetic``."""
+"""Rendered images to train on and to score on."""
+
+SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded"}
+"""Values of ``--data`` that render people, and the kind of scenes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +64,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     what.add_argument("--runs", nargs="+", help="finished runs (folders or checkpoints) instead of new ones")
     what.add_argument("--ablate", metavar="METHOD", help="train the rows of the method's published ablation")
     parser.add_argument(
-        "--data", default="synthetic", help="folder of shards with train2017/ and val2017/; or synthetic"
+        "--data",
+        default="synthetic",
+        help="folder of shards with train2017/ and val2017/; or synthetic, or synthetic-crowded",
     )
     parser.add_argument("--eval", default="", help="shards to score on, where they are not the runs' own")
     budget = parser.add_mutually_exclusive_group()
@@ -106,13 +111,14 @@ def _common(methods: Sequence[str], options: argparse.Namespace, overrides: list
 
     for method in methods:
         load_method(method)  # an unknown name is told, with the known ones, before anything is rendered
-    shards = _synthetic(out / "data") if options.data == "synthetic" else resolve_path(options.data).rstrip("/")
+    rendered = options.data in SYNTHETIC
+    shards = _synthetic(options.data, out) if rendered else resolve_path(options.data).rstrip("/")
     common = ["--data.train", f"{shards}/train2017", "--data.eval", options.eval or f"{shards}/val2017"]
     return [*common, "--run.storage", str(out / "runs"), *overrides]
 
 
 def _experiment(
-    method: str, settings: dict[str, Any], options: argparse.Namespace, arguments: list[str]
+    method: str, settings: Mapping[str, Any], options: argparse.Namespace, arguments: list[str]
 ) -> "Experiment":
     """The method's recipe, with ``settings`` (dotted names) and then the command line over it."""
     from posefleet.platform.config import build_experiment, override, read_yaml
@@ -132,18 +138,19 @@ def _experiment(
     return experiment
 
 
-def _synthetic(folder: Path) -> str:
+def _synthetic(data: str, out: Path) -> str:
     """Render and shard people, unless that was done before."""
     from posefleet.data.coco import find_source
     from posefleet.data.keypoints import COCO17
     from posefleet.data.sharding import shard_coco
-    from posefleet.data.synthetic import EASY_SCENES, write_dataset
+    from posefleet.data.synthetic import SCENES, write_dataset
 
+    folder, scenes = out / data.replace("synthetic", "data"), SCENES[SYNTHETIC[data]]
     for split, count in (("train2017", IMAGES), ("val2017", HELD_OUT)):
         root = folder / "shards" / split
         if not (root / "manifest.json").exists():
             write_dataset(
-                folder / "coco", split, count, EASY_SCENES, workers=os.cpu_count() or 1, progress=sys.stderr.isatty()
+                folder / "coco", split, count, scenes, workers=os.cpu_count() or 1, progress=sys.stderr.isatty()
             )
             shard_coco(find_source(str(folder / "coco"), split), str(root), COCO17, parallel=False)
     return str(folder / "shards")
@@ -214,7 +221,8 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
     trials = _trials(rows, options, common)
     if not _train({experiment.run.name: experiment for experiment, _ in trials.values()}):
         return 1
-    worker, scores = LocalWorker(), {row.name: {} for row in rows}
+    worker = LocalWorker()
+    scores: dict[str, dict[int, dict[str, float]]] = {row.name: {} for row in rows}
     for (row, seed), (trained, decoded) in trials.items():
         scores[row][seed] = comparison.scores(_folder(trained), decoded, worker)
     found = ablation.orderings(rows, scores)
@@ -254,12 +262,13 @@ def _trials(
     first = experiment({}).seed
     trained = {row.training: of_seed(experiment(row.trained), row.training, first) for row in rows}
     trained = _budgeted(trained, options)
-    models = {row.name: experiment(row.decoded).model for row in rows}
+    decoded = {row.name: experiment(row.decoded) for row in rows}
     trials = {}
     for seed in range(first, first + options.seeds):
         for row in rows:
             whole = of_seed(trained[row.training], row.training, seed)
-            trials[row.name, seed] = whole, dataclasses.replace(whole, model=models[row.name])
+            other = decoded[row.name]
+            trials[row.name, seed] = whole, dataclasses.replace(whole, model=other.model, evaluate=other.evaluate)
     return trials
 
 
