@@ -25,6 +25,9 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 IMAGES, HELD_OUT = 4000, 150
 """Rendered images to train on and to score on."""
 
+STOPPED = 130
+"""Status of a training that a signal stopped: the others are not wanted either."""
+
 SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded"}
 """Values of ``--data`` that render people, and the kind of scenes."""
 
@@ -203,6 +206,8 @@ def _train(experiments: Mapping[str, "Experiment"]) -> bool:
         sys.stderr.write(f"\n== training {name} ({number} of {len(waiting)})\n")
         if status := train(experiments[name]):
             failed.append(f"{name} (status {status})")
+        if status == STOPPED:
+            break
     if failed:
         sys.stderr.write(f"error: these trainings did not finish: {', '.join(failed)}; the same command goes on\n")
     return not failed

@@ -194,3 +194,5 @@ def test_oracles_know_the_true_boxes() -> None:
     more, more_scores = corrected(boxes, scores, truth, "no_missed")
     torch.testing.assert_close(more[2], truth[1])
     assert more_scores.tolist() == pytest.approx([0.9, 0.6, 1.0])
+    alone, alone_scores = corrected(boxes, scores, truth, "annotated")
+    assert alone is truth and alone_scores.tolist() == [1, 1]
