@@ -218,7 +218,7 @@ def _train(experiments: Mapping[str, "Experiment"]) -> bool:
 
 def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
     """Train every row once for each seed, then show the ladder and its orderings."""
-    from posefleet.platform import ablation, comparison
+    from posefleet.platform import ablation, comparison, report
     from posefleet.platform.worker import LocalWorker
 
     rows = ablation.choose(_ladder(options.ablate), options.rows)
@@ -235,7 +235,10 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
     out.mkdir(parents=True, exist_ok=True)
     (out / "ablation.md").write_text(text + "\n")
     (out / "ablation.json").write_text(json.dumps(scores, indent=1) + "\n")
-    sys.stdout.write(f"{text}\n\n  table  {out / 'ablation.md'}\n")
+    here = {row.name: [values["AP"] for values in scores[row.name].values()] for row in rows}
+    figure = report.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
+    report.save_png(figure, out / "ablation.png")
+    sys.stdout.write(f"{text}\n\n  table  {out / 'ablation.md'}\n  plot   {out / 'ablation.png'}\n")
     return 0
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from posefleet.platform import ablation
+from posefleet.platform import ablation, report
 
 LADDER = """
 rows:
@@ -64,6 +64,14 @@ def test_orderings_count_the_seeds_that_agree_with_the_paper(rows: list[ablation
     text = ablation.orderings_as_markdown([up, down]).splitlines()
     assert text[2] == "| plain < + b | 2.5 | +10.0 | holds | 2 of 3 |"
     assert text[3] == "| + b < filtered, too | 1.5 | -20.0 | does not hold | 0 of 3 |"
+
+
+def test_the_figure_shows_every_seed_of_every_row() -> None:
+    figure = report.ablation_figure({"plain": [0.1, 0.2, 0.3], "+ b": [0.2, 0.1, 0.6]}, {"plain": 0.5, "+ b": 0.525})
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["plain", "+ b"]
+    assert [line.get_xdata()[0] for line in left.get_lines()[1::2]] == pytest.approx([0.2, 0.3])
+    assert list(right.get_lines()[0].get_xdata()) == [0.5, 0.525]
 
 
 def test_where_the_paper_falls_the_later_row_is_the_lower_one(rows: list[ablation.Row]) -> None:
