@@ -55,6 +55,8 @@ class SceneConfig:
     """Standing height of a person in short sides of the picture, drawn log-uniformly; above 1 the legs are cut off."""
     together_rate: float = 0.25
     """Probability that a person is placed next to, and often behind, the one before."""
+    spacing: float = 0.35
+    """How far from that one at most, to either side, in heights; a person is about 0.35 wide."""
     variety: float = 1.0
     """Share of people in any posture and seen from anywhere; the others are upright and face the viewer."""
     things: tuple[int, int] = (0, 4)
@@ -78,10 +80,27 @@ class SceneConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is a probability: 0 to 1")
         if not 0 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality {self.jpeg_quality} must be 0 to 100")
+        if self.spacing < 0:
+            raise ValueError(f"spacing {self.spacing} must not be negative")
 
 
 EASY_SCENES = SceneConfig(people=(1, 2), scale=(0.65, 1.0), variety=0.0)
 """One or two people, upright and facing us: what a CPU can learn in minutes. The default scenes are harder."""
+
+CROWDED_SCENES = SceneConfig(
+    people=(4, 8),
+    scale=(0.55, 0.8),
+    variety=0.0,
+    together_rate=0.85,
+    spacing=0.3,
+    crowd_rate=0.0,
+    unlabelled_rate=0.0,
+)
+"""Several upright people of one size in rows and clumps, whose boxes overlap: where methods differ in how they tell
+people apart."""
+
+SCENES = {"default": SceneConfig(), "easy": EASY_SCENES, "crowded": CROWDED_SCENES}
+"""Kinds of scenes by name."""
 
 
 def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.ndarray, list[Annotation]]:
@@ -202,7 +221,11 @@ def _place_people(
         scale = exp(rng.uniform(log(low), log(max(low, high * count**-0.2))))
         figure = random_figure(rng, scale * min(width, height), config.variety)
         together = i > 0 and rng.random() < config.together_rate
-        x = x + rng.uniform(-0.35, 0.35) * figure.height if together else rng.uniform(0.03, 0.97) * width
+        x = (
+            x + rng.uniform(-config.spacing, config.spacing) * figure.height
+            if together
+            else rng.uniform(0.03, 0.97) * width
+        )
         x = min(0.97 * width, max(0.03 * width, x))
         _, top, _, bottom = extent(figure)
         foot = min(1.05 * height, horizon + (height - horizon) * (0.1 + 0.9 * scale) * rng.uniform(0.9, 1.08))
@@ -363,21 +386,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m posefleet.data.synthetic", description="Render people with exact COCO keypoint annotations."
     )
-    default, easy = SceneConfig(), EASY_SCENES
+    default = SceneConfig()
     parser.add_argument("--out", type=Path, required=True, help="root folder of the data set")
     parser.add_argument("--split", default="train2017", help="image folder and json name (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1000, help="pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument(
-        "--easy",
-        action="store_true",
-        help=f"people {easy.people}, scale {easy.scale}, variety {easy.variety:g}: learned in minutes on a CPU",
-    )
+    kind = parser.add_mutually_exclusive_group()
+    for name, told in (("easy", "learned in minutes on a CPU"), ("crowded", "people before people")):
+        scene = SCENES[name]
+        told = f"people {scene.people}, scale {scene.scale}, variety {scene.variety:g}: {told}"
+        kind.add_argument(f"--{name}", dest="scenes", action="store_const", const=name, help=told)
     parser.add_argument("--size", type=int, nargs="+", default=[256], metavar="PX", help="side, or width and height")
-    for name, kind, told in (("people", int, "in a picture"), ("scale", float, "standing height in pictures")):
+    for name, of, told in (("people", int, "in a picture"), ("scale", float, "standing height in pictures")):
         told = f"{told} (default: {getattr(default, name)})"
-        parser.add_argument(f"--{name}", type=kind, nargs=2, metavar=("LOW", "HIGH"), help=told)
+        parser.add_argument(f"--{name}", type=of, nargs=2, metavar=("LOW", "HIGH"), help=told)
     for name, told in (
         ("variety", "share of people not upright and facing us"),
         ("crowd_rate", "share of pictures with a crowd"),
@@ -393,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (value := getattr(chosen, name)) is not None:
             given[name] = tuple(value) if isinstance(value, list) else value
     try:
-        config = replace(easy if chosen.easy else default, **given)
+        config = replace(SCENES[chosen.scenes or "default"], **given)
         progress = sys.stderr.isatty()
         path = write_dataset(chosen.out, chosen.split, chosen.count, config, chosen.seed, chosen.workers, progress)
     except ValueError as error:

@@ -28,7 +28,7 @@ from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.parts import structure_loss
 from posefleet.models.parts.assign import PaddedPeople, pad_people
 from posefleet.models.parts.box_detector import Boxes, DetectorConfig, SharedDetector, TorchvisionDetector
-from posefleet.models.parts.coarse_filter import FilterConfig, filter_boxes
+from posefleet.models.parts.coarse_filter import FilterConfig, Oracle, corrected, filter_boxes
 from posefleet.models.parts.coarse_net import CoarseConfig, CoarseMaps, CoarseNet
 from posefleet.models.parts.crops import crop_images, into_crops, out_of_crops, square_boxes
 from posefleet.models.parts.heatmaps import draw_gaussians
@@ -192,22 +192,39 @@ class Model(nn.Module):
     @torch.no_grad()
     def predict(self, images: Tensor) -> list[Poses]:
         """At most ``output.max_poses`` poses of every image, best first."""
-        poses, threshold = self.candidates(images), self.config.output.final_oks_nms
-        return suppress_by_oks(poses, self.sigmas, threshold or math.inf, self.config.output.max_poses)
+        return self._best(self.candidates(images))
+
+    @torch.no_grad()
+    def predict_in(self, images: Tensor, people: Sequence[People], oracle: Oracle) -> list[Poses]:
+        """The same in boxes that were corrected by those of the annotated ``people``."""
+        pixels = self.normalise(images)
+        chosen = [
+            Boxes(*corrected(boxes, scores, truth.boxes[~truth.crowd].cpu(), oracle))
+            for (boxes, scores), truth in zip(self.chosen_boxes(images, pixels), people, strict=True)
+        ]
+        return self._best(self.refine(pixels, chosen))
 
     @torch.no_grad()
     def candidates(self, images: Tensor) -> list[Poses]:
         """Refined poses of every image before suppression; several passes over an image can be concatenated."""
-        size = (images.shape[-2], images.shape[-1])
         pixels = self.normalise(images)
+        return self.refine(pixels, self.chosen_boxes(images, pixels))
+
+    @torch.no_grad()
+    def chosen_boxes(self, images: Tensor, pixels: Tensor) -> list[Boxes]:
+        """The boxes of every image that are refined; ``pixels`` are the normalised images."""
+        size = (images.shape[-2], images.shape[-1])
         maps = self.coarse(pixels)
         if isinstance(self.detector, SharedDetector):
             found = self.detector.detect(self.detector.pyramid(maps.downs, maps.ups), size)
         else:
             found = self.detector.detect(images)
         with torch.autocast(images.device.type, enabled=False):
-            chosen = self.filter(found, maps, size)
-        return self.refine(pixels, chosen)
+            return self.filter(found, maps, size)
+
+    def _best(self, poses: Sequence[Poses]) -> list[Poses]:
+        threshold = self.config.output.final_oks_nms or math.inf
+        return suppress_by_oks(poses, self.sigmas, threshold, self.config.output.max_poses)
 
     def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
         """Remove what several passes over an image found twice, by the OKS that makes coarse poses redundant."""

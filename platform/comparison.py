@@ -19,7 +19,7 @@ from posefleet.data.evaluation import Evaluation
 from posefleet.data.shards import read_manifest
 from posefleet.data.stream import training_batches
 from posefleet.data.synthetic import SceneConfig, render_scene
-from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
+from posefleet.platform.checkpoint import CheckpointError, Meta, find_checkpoint, load_model, read_meta
 from posefleet.platform.config import Experiment, resolve_path
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, train_step, training_set
@@ -53,6 +53,69 @@ class Entry:
     checkpoint: str
     evaluation: Evaluation
     cost: Cost
+
+
+def begun(run: str) -> Meta | None:
+    """What the best or latest checkpoint of a run says, or None where there is none yet."""
+    try:
+        return read_meta(find_checkpoint(run))
+    except CheckpointError:
+        return None
+
+
+def finished(experiment: Experiment) -> bool:
+    """Whether the experiment's run was trained to its end, so that it was evaluated.
+
+    Raises:
+        ValueError: There is a run of that name with other settings.
+    """
+    folder = f"{experiment.run.storage}/{experiment.run.name}"
+    if not (meta := begun(folder)):
+        return False
+    before, now = _training_settings(meta.experiment), _training_settings(experiment)
+    if different := [name for name in now if before[name] != now[name]]:
+        raise ValueError(
+            f"{folder} was trained with other settings: {', '.join(different)}; choose another folder for this"
+        )
+    return "AP" in meta.metrics
+
+
+def _training_settings(experiment: Experiment) -> dict[str, Any]:
+    """All that decides about the weights, by dotted name."""
+    data = dataclasses.replace(experiment.data, train=resolve_path(experiment.data.train))
+    sections = {"model": experiment.model, "data": data, "optim": experiment.optim, "train": experiment.train}
+    settings = {
+        f"{name}.{f.name}": getattr(section, f.name)
+        for name, section in sections.items()
+        for f in dataclasses.fields(section)
+    }
+    settings |= {"seed": experiment.seed, "images a step": experiment.images_per_step}
+    return {name: value for name, value in settings.items() if name not in _NOT_OF_TRAINING}
+
+
+_NOT_OF_TRAINING = {"data.eval", "data.eval_batch_size", "data.loaders", "train.log_every", "train.keep_checkpoints"}
+
+
+def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, float]:
+    """The metrics of a run's best checkpoint under an experiment that may predict in another way than the run's own.
+
+    They are those in the checkpoint where it was evaluated like that.
+    """
+    checkpoint = find_checkpoint(run)
+    meta = read_meta(checkpoint)
+    own = meta.experiment
+    alike = (own.model, own.evaluate, own.data.resize, own.data.eval) == (
+        experiment.model,
+        experiment.evaluate,
+        experiment.data.resize,
+        resolve_path(experiment.data.eval),
+    )
+    if alike and "AP" in meta.metrics:
+        return meta.metrics
+    model, _ = load_model(checkpoint, experiment=experiment)
+    result = evaluate(model.to(worker.device), experiment, worker)
+    assert result is not None, "scores are taken in one process"
+    return result.as_dict()
 
 
 def examine(name: str, run: str, worker: LocalWorker, *, data: str = "", repeats: int = 5) -> Entry:
@@ -152,19 +215,6 @@ def as_markdown(entries: Sequence[Entry]) -> str:
         [name, *(f"{entry.evaluation.keypoint_ap[index]:.3f}" for entry in order)] for index, name in enumerate(names)
     ]
     return "\n\n".join([scores, table(head, rows), table(["keypoint AP", *(entry.name for entry in order)], keypoints)])
-
-
-def beside_paper(entries: Sequence[Entry], paper: Mapping[str, Mapping[str, float]]) -> str:
-    """Our AP beside the one that the paper reports for the same row on COCO, in the paper's order."""
-    found = {entry.name: entry.evaluation.statistics for entry in entries}
-    keys = ["AP", "AP50", "AP75", "APM", "APL", "AR"]
-    shown = [key for key in keys if any(key in row for row in paper.values())]
-    head = ["row", *(f"{key} {whose}" for key in shown for whose in ("here", "paper"))]
-    rows = [
-        [name, *(text for key in shown for text in (f"{100 * found[name][key]:.1f}", f"{row.get(key, np.nan):.1f}"))]
-        for name, row in paper.items()
-    ]
-    return table(head, rows)
 
 
 def as_dict(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -102,6 +102,9 @@ class EvaluateConfig:
     """Poses per image that are scored, best first; COCO's protocol takes 20."""
     oracle_scores: bool = False
     """Score candidates by their true OKS before duplicates are removed: what perfect ranking would reach."""
+    oracle_boxes: Literal["none", "no_false", "no_missed", "annotated"] = "none"
+    """Correct boxes by the annotated ones before poses are refined in them: without those that show nobody, with
+    those that were missed, or the annotated ones alone. For top-down methods."""
     backend: Literal["pycocotools", "faster"] = "pycocotools"
     """Scorer: the reference, or faster-coco-eval (same numbers) where it is installed."""
     overlays: int = 8

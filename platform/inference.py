@@ -21,6 +21,12 @@ class _Candidates(Protocol):
     def suppress(self, poses: list[Poses]) -> list[Poses]: ...
 
 
+class _Refiner(Protocol):
+    """What a top-down method must offer for boxes that know the truth."""
+
+    def predict_in(self, images: Tensor, people: Sequence[People], oracle: str) -> list[Poses]: ...
+
+
 class Predictor:
     """A model with everything around it: sizes, device, precision, test-time augmentation.
 
@@ -35,7 +41,7 @@ class Predictor:
             device: Default: where the model's parameters are.
 
         Raises:
-            ValueError: Test-time augmentation or oracle scores are asked of a method that does not offer them.
+            ValueError: Test-time augmentation or an oracle is asked of a method that does not offer it.
         """
         self.schema: KeypointSchema = load_schema(experiment.schema)
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
@@ -43,7 +49,7 @@ class Predictor:
         self.resizes = [
             Resize(short_side=side, long_side=max(side, settings.max_side)) for side in settings.scales
         ] or [experiment.data.resize]
-        self.flip, self.oracle_scores = settings.flip, settings.oracle_scores
+        self.flip, self.oracle_scores, self.oracle_boxes = settings.flip, settings.oracle_scores, settings.oracle_boxes
         self._sigmas = torch.tensor(self.schema.sigmas, device=self.device)
         self.bfloat16 = experiment.train.precision == "bfloat16"
         self.batch_size = experiment.data.eval_batch_size
@@ -55,11 +61,18 @@ class Predictor:
                 f"method {experiment.method!r} has no multi-scale or flip prediction and no oracle scores; "
                 "leave evaluate.scales empty, evaluate.flip and evaluate.oracle_scores off"
             )
+        if self.oracle_boxes != "none" and not (self._plain and hasattr(model, "predict_in")):
+            raise ValueError(
+                f"evaluate.oracle_boxes {self.oracle_boxes} is for top-down methods, and not together with "
+                f"evaluate.flip, evaluate.scales or evaluate.oracle_scores; the method is {experiment.method!r}"
+            )
 
     @property
     def score_rule(self) -> str:
         """How poses are ranked, for the protocol that stands beside every AP."""
         rule: str = getattr(self.model, "score_rule", "not stated")
+        if self.oracle_boxes != "none":
+            rule = f"ORACLE: boxes corrected by the truth ({self.oracle_boxes}) after: {rule}"
         return f"ORACLE: true OKS before NMS instead of: {rule}" if self.oracle_scores else rule
 
     def transforms(self) -> list[EvalTransform]:
@@ -76,10 +89,11 @@ class Predictor:
             For each image its poses in its own pixels, best first, on the CPU.
 
         Raises:
-            ValueError: The scores are to come from annotations, and these images have none.
+            ValueError: Scores or boxes are to come from annotations, and these images have none.
         """
-        if self.oracle_scores:
-            raise ValueError("evaluate.oracle_scores needs annotated people; leave it off to predict images")
+        if self.oracle_scores or self.oracle_boxes != "none":
+            name = "oracle_scores" if self.oracle_scores else "oracle_boxes"
+            raise ValueError(f"evaluate.{name} needs annotated people; leave it off to predict images")
         poses: list[Poses] = []
         for start in range(0, len(images), self.batch_size):
             samples = [
@@ -94,7 +108,11 @@ class Predictor:
         """Poses of the same images seen at each of ``transforms()``, in pixels of the original images."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if self._plain:
-                found = self.model.predict(views[0].images.to(self.device, non_blocking=True))
+                images = views[0].images.to(self.device, non_blocking=True)
+                if self.oracle_boxes == "none":
+                    found = self.model.predict(images)
+                else:
+                    found = cast(_Refiner, self.model).predict_in(images, views[0].people, self.oracle_boxes)
                 merged = _to_original(found, views[0])
             else:
                 merged = self._merge(views)

@@ -297,6 +297,28 @@ def comparison_figure(ap: Mapping[str, float], predict_ms: Mapping[str, Mapping[
     return figure
 
 
+def ablation_figure(here: Mapping[str, Sequence[float]], paper: Mapping[str, float]) -> Figure:
+    """The rows of an ablation, and how they compare in the paper.
+
+    Args:
+        here: Of each row, the AP of every seed.
+        paper: Its AP in the paper.
+    """
+    names = list(here)
+    figure = Figure(figsize=(9.6, 1.6 + 0.35 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _style(left, "Here", "AP, every seed and the mean", "")
+    _style(right, "In the paper", "AP", "")
+    for row, name in enumerate(names):
+        left.plot(here[name], [row] * len(here[name]), "o", color=SERIES[0], alpha=0.6, markeredgewidth=0)
+        left.plot(np.mean(here[name]), row, "|", color=GREY, markersize=14, markeredgewidth=2)
+    right.plot(list(paper.values()), range(len(names)), "o", color=SERIES[1])
+    _name_rows(left, names)
+    right.grid(visible=False, axis="y")
+    left.margins(y=0.1)
+    return figure
+
+
 def keypoint_count_histogram(counts: Sequence[int], num_keypoints: int) -> Figure:
     """How many keypoints people have labelled.
 

@@ -171,14 +171,20 @@ def boxes_of_poses(keypoints: Tensor, identified: Tensor, size: tuple[int, int],
 
 # ---------------------------------------------------------------------------------------------------- oracles
 
+Oracle = Literal["no_false", "no_missed", "annotated"]
+"""Boxes without those that show nobody, with those of missed people, or the annotated ones alone."""
 
-def without_false_positives(boxes: Tensor, scores: Tensor, truth: Tensor, iou: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Only boxes (D, 4) that overlap a true one (M, 4) by at least ``iou``, and their scores (D,)."""
-    kept = (box_iou(boxes[:, None], truth[None]) >= iou).any(1)
-    return boxes[kept], scores[kept]
+_FOUND = 0.5
+"""IoU from which a box shows the person of a true box."""
 
 
-def with_missed_people(boxes: Tensor, scores: Tensor, truth: Tensor, iou: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Boxes (D, 4) and scores (D,) plus the true ones (M, 4) that none overlaps by at least ``iou``, with score 1."""
-    missed = truth[~(box_iou(boxes[:, None], truth[None]) >= iou).any(0)]
+def corrected(boxes: Tensor, scores: Tensor, truth: Tensor, oracle: Oracle) -> tuple[Tensor, Tensor]:
+    """Boxes (D, 4) and their scores (D,) corrected by the true boxes (M, 4); boxes from the truth have score 1."""
+    if oracle == "annotated":
+        return truth, scores.new_ones(len(truth))
+    found = box_iou(boxes[:, None], truth[None]) >= _FOUND  # (D, M)
+    if oracle == "no_false":
+        kept = found.any(1)
+        return boxes[kept], scores[kept]
+    missed = truth[~found.any(0)]
     return torch.cat([boxes, missed]), torch.cat([scores, scores.new_ones(len(missed))])

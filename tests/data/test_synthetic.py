@@ -15,7 +15,7 @@ from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.postures import Build, stand_at_ease
 from posefleet.data.scenery import Canvas, fixed_point
-from posefleet.data.synthetic import SceneConfig, annotate_person, main, render_scene, write_dataset
+from posefleet.data.synthetic import CROWDED_SCENES, SceneConfig, annotate_person, main, render_scene, write_dataset
 
 SMALL = SceneConfig(width=(96, 128), height=(96, 128), crowd_rate=0.3, unlabelled_rate=0.2)
 NAMES = {name: i for i, name in enumerate(COCO17.keypoints)}
@@ -271,6 +271,22 @@ def test_the_command_line_writes_a_data_set(tmp_path: Path, capsys: pytest.Captu
     path = Path(capsys.readouterr().out.strip())
     assert path == tmp_path / "annotations/person_keypoints_val2017.json"
     assert [image["width"] for image in json.loads(path.read_text())["images"]] == [96, 96]
+
+
+def test_people_of_crowded_scenes_overlap_and_many_are_labelled() -> None:
+    overlapping, labelled, people = 0, 0, 0
+    for seed in range(20):
+        _, annotations = render_scene(CROWDED_SCENES, seed)
+        boxes = np.array([a["bbox"] for a in annotations])
+        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        sides = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
+        inside, area = sides.clip(0).prod(2), boxes[:, 2:].prod(1)
+        iou = inside / (area[:, None] + area[None] - inside) - np.eye(len(boxes))
+        overlapping += int((iou.max(1) > 0.5).sum())
+        labelled += sum(a["num_keypoints"] > 0 for a in annotations)
+        people += len(annotations)
+    assert people >= 4 * 20
+    assert overlapping > 0.5 * people and labelled > 0.75 * people
 
 
 def test_the_command_line_explains_a_wrong_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

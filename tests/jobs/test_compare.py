@@ -4,21 +4,50 @@ import pytest
 
 from posefleet.jobs import compare
 from posefleet.models import available_methods
+from posefleet.platform import ablation
 from posefleet.platform.checkpoint import build_model
 
 LADDERS = sorted(path.stem for path in (compare.CONFIGS / "ladders").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("method", LADDERS)
-def test_every_row_of_a_ladder_is_a_model_of_its_own(method: str) -> None:
+def test_every_row_of_a_ladder_differs_from_the_others_and_can_be_built(method: str) -> None:
     options, _ = compare._parse(["--ablate", method])
-    rows = compare._ladder(method, options, ["--data.train", "/data/shards/train2017"])
-    models = [experiment.model for _, experiment, _ in rows]
-    assert len(set(map(str, models))) == len(rows)
-    assert len({experiment.run.name for _, experiment, _ in rows}) == len(rows)
-    assert all(40 < paper["AP"] < 70 for _, _, paper in rows)
-    for _, experiment, _ in rows:
-        build_model(experiment, pretrained=False)
+    rows = compare._ladder(method)
+    trials = compare._trials(rows, options, ["--data.train", "/data/shards/train2017"])
+    assert [name for name, _ in trials] == [row.name for row in rows]
+    assert len({str((scored.model, scored.evaluate)) for _, scored in trials.values()}) == len(rows)
+    assert len({row.training for row in rows}) == len({str(row.trained) for row in rows})
+    assert all(40 < row.paper["AP"] < 80 for row in rows)
+    for _, scored in trials.values():
+        build_model(scored, pretrained=False)
+
+
+def test_a_row_is_trained_once_for_each_seed_and_the_run_is_named_after_it() -> None:
+    options, rest = compare._parse(["--ablate", "smpr", "--seeds", "2", "--seed", "5", "--epochs", "1"])
+    rows = ablation.choose(compare._ladder("smpr"), ["1", "+ PSM"])
+    trials = compare._trials(rows, options, ["--data.train", "/data/shards/train2017", *rest])
+    trained = [experiment for experiment, _ in trials.values()]
+    names = ["smpr-1-baseline-seed5", "smpr-5-psm-seed5", "smpr-1-baseline-seed6", "smpr-5-psm-seed6"]
+    assert [e.run.name for e in trained] == names
+    assert [e.seed for e in trained] == [5, 5, 6, 6] and {e.train.epochs for e in trained} == {1}
+    assert not trained[0].model.head.refine and trained[1].model.head.refine  # settings of the rows between, too
+
+
+def test_rows_that_only_decode_differently_share_a_training() -> None:
+    options, rest = compare._parse(["--ablate", "detposenet"])
+    trials = compare._trials(compare._ladder("detposenet"), options, ["--data.train", "/data/shards/train2017", *rest])
+    assert {trained.run.name for trained, _ in trials.values()} == {"detposenet-1-box-nms-seed0"}
+    assert {trained.model.filter.mode for trained, _ in trials.values()} == {"nms"}
+    scored = {name: (e.model.filter.mode, e.evaluate.oracle_boxes) for (name, _), (_, e) in trials.items()}
+    assert scored["with missed people"] == ("nms", "no_missed") and scored["coarse-pose filter"] == ("coarse", "none")
+
+
+def test_seeds_and_rows_are_of_ablations(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--methods", "smpr", "--seeds", "2"], ["--ablate", "smpr", "--seeds", "0"]):
+        with pytest.raises(SystemExit):
+            compare._parse(arguments)
+    assert "--rows and --seeds belong to --ablate" in capsys.readouterr().err
 
 
 def test_every_method_has_a_recipe_of_each_kind() -> None:
@@ -30,6 +59,6 @@ def test_every_method_has_a_recipe_of_each_kind() -> None:
 def test_a_budget_of_epochs_keeps_the_shape_of_the_schedule() -> None:
     options, _ = compare._parse(["--methods", "smpr", "--recipe", "paper", "--epochs", "10"])
     experiment = compare._experiment("smpr", {}, options, ["--data.train", "/data/shards/train2017"])
-    ((_, short, _),) = compare._budgeted([("smpr", experiment, {})], options)
+    short = compare._budgeted({"smpr": experiment}, options)["smpr"]
     assert experiment.train.epochs == 100 and experiment.optim.milestones == (80, 90)
     assert short.train.epochs == 10 and short.optim.milestones == pytest.approx((8, 9))

@@ -275,6 +275,18 @@ def test_two_people_close_together_are_refined_once_each_whatever_the_number_of_
     assert len(every.filter(found, maps, (192, 256))[0].boxes) == 3
 
 
+def test_boxes_can_be_corrected_by_the_annotated_ones() -> None:
+    model = build(replace(SMALL, filter=FilterConfig(mode="none"))).eval()
+    images, people = noise(2), [standing(0, 60), standing(30)]
+    assert [len(poses) for poses in model.predict_in(images, people, "annotated")] == [2, 1] == model.refined
+    model.predict(images)
+    plain = model.refined
+    model.predict_in(images, people, "no_missed")
+    more = model.refined
+    model.predict_in(images, people, "no_false")
+    assert all(few <= some <= many for few, some, many in zip(model.refined, plain, more, strict=True))
+
+
 def test_an_image_without_boxes_has_no_poses() -> None:
     model = build().eval()
     nobody = Boxes(torch.zeros(0, 4), torch.zeros(0))

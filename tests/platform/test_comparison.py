@@ -1,10 +1,11 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posefleet.platform import comparison, report
-from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.checkpoint import CheckpointStore, read_meta
 from posefleet.platform.config import build_experiment
 from posefleet.platform.loop import fit
 from posefleet.platform.worker import LocalWorker
@@ -30,10 +31,24 @@ def test_a_run_is_scored_and_timed(entry: comparison.Entry) -> None:
 def test_tables_name_every_run_and_every_keypoint(entry: comparison.Entry) -> None:
     text = comparison.as_markdown([entry])
     assert "| small |" in text and "| left_wrist |" in text and "ms, 30 people" in text
-    beside = comparison.beside_paper([entry], {"small": {"AP": 61.6}})
-    assert beside.splitlines()[0] == "| row | AP here | AP paper |"
-    assert beside.splitlines()[2].endswith("| 61.6 |")
     assert comparison.as_dict([entry])["small"]["parameters"] == entry.cost.parameters
+
+
+def test_a_finished_run_is_known_and_scored_again_only_for_other_predictions(
+    entry: comparison.Entry, small_run: dict[str, Any], tmp_path: Path
+) -> None:
+    small_run["run"] = {"name": "run", "storage": str(tmp_path)}
+    experiment, worker = build_experiment(small_run), LocalWorker(device="cpu")
+    assert comparison.finished(experiment)
+    metrics = comparison.scores(str(tmp_path / "run"), experiment, worker)
+    assert metrics == read_meta(entry.checkpoint).metrics
+    fewer = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, max_detections=1))
+    assert comparison.scores(str(tmp_path / "run"), fewer, worker)["AR"] <= metrics["AR"]
+    small_run["optim"] = {**small_run.get("optim", {}), "lr": 0.5}
+    with pytest.raises(ValueError, match=r"run was trained with other settings: optim\.lr; choose another folder"):
+        comparison.finished(build_experiment(small_run))
+    small_run["run"]["name"] = "new"
+    assert not comparison.finished(build_experiment(small_run))
 
 
 def test_different_training_data_is_told(small_run: dict[str, Any]) -> None:

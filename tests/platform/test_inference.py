@@ -138,6 +138,25 @@ def test_images_without_annotations_have_no_oracle() -> None:
         Predictor(Guesser(BOLD_AND_GOOD), experiment(oracle_scores=True))([BLANK])
 
 
+def test_oracle_boxes_are_given_the_people_and_are_for_top_down_methods_alone() -> None:
+    class Refiner(Guesser):
+        def predict_in(self, images: torch.Tensor, people: list[People], oracle: str) -> list[Poses]:
+            assert oracle == "annotated"
+            return [Poses(p.keypoints, torch.ones(len(p), 17), torch.ones(len(p))) for p in people]
+
+    settings = experiment(oracle_boxes="annotated")
+    predictor = Predictor(Refiner(BOLD_AND_GOOD), settings)
+    (found,) = predictor.predict([batch_of(BLANK, person(standing(156)))])
+    torch.testing.assert_close(found.keypoints, standing(156)[None])
+    assert predictor.score_rule.startswith("ORACLE: boxes corrected by the truth (annotated) after: how bold")
+    with pytest.raises(ValueError, match="oracle_boxes needs annotated people"):
+        predictor([BLANK])
+    with pytest.raises(ValueError, match="oracle_boxes annotated is for top-down methods"):
+        Predictor(Guesser(BOLD_AND_GOOD), settings)
+    with pytest.raises(ValueError, match=r"not together with evaluate\.flip"):
+        Predictor(Refiner(BOLD_AND_GOOD), experiment(oracle_boxes="annotated", flip=True))
+
+
 @pytest.mark.parametrize("settings", [{"flip": True}, {"scales": [64, 96]}, {"oracle_scores": True}], ids=str)
 def test_a_method_without_candidates_only_predicts_plainly(settings: dict[str, Any]) -> None:
     class Plain(nn.Module):

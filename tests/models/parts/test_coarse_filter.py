@@ -7,9 +7,8 @@ from posefleet.data.keypoints import COCO17
 from posefleet.models.parts.coarse_filter import (
     FilterConfig,
     Filtered,
+    corrected,
     filter_boxes,
-    with_missed_people,
-    without_false_positives,
 )
 from posefleet.models.parts.nms import box_iou
 from posefleet.models.parts.pose_similarity import pose_oks
@@ -189,9 +188,11 @@ def test_every_mode_says_how_many_crops_are_refined() -> None:
 def test_oracles_know_the_true_boxes() -> None:
     boxes, scores = torch.stack([box(B1), box(B4)]), torch.tensor([0.9, 0.6])
     truth = torch.stack([box(B2), torch.tensor([100.0, 200, 200, 400])])
-    kept, kept_scores = without_false_positives(boxes, scores, truth)
+    kept, kept_scores = corrected(boxes, scores, truth, "no_false")
     torch.testing.assert_close(kept, box(B1)[None])
     assert kept_scores.tolist() == pytest.approx([0.9])
-    more, more_scores = with_missed_people(boxes, scores, truth)
+    more, more_scores = corrected(boxes, scores, truth, "no_missed")
     torch.testing.assert_close(more[2], truth[1])
     assert more_scores.tolist() == pytest.approx([0.9, 0.6, 1.0])
+    alone, alone_scores = corrected(boxes, scores, truth, "annotated")
+    assert alone is truth and alone_scores.tolist() == [1, 1]

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from posefleet.platform import ablation, report
+
+LADDER = """
+rows:
+  - {name: plain, set: {model.a: 1, model.b: 1}, paper: {AP: 50.0}}
+  - {name: + b, set: {model.b: 2}, paper: {AP: 52.5, AR: 60.0}}
+  - {name: "filtered, too", decode: {model.c: 3}, paper: {AP: 54.0}}
+  - {name: deep, set: {model.a: 4}, paper: {AP: 51.0}}
+"""
+
+SCORES = {
+    "plain": {0: {"AP": 0.1, "AR": 0.2}, 1: {"AP": 0.2, "AR": 0.2}, 2: {"AP": 0.3, "AR": 0.2}},
+    "+ b": {0: {"AP": 0.2, "AR": 0.3}, 1: {"AP": 0.1, "AR": 0.4}, 2: {"AP": 0.6, "AR": 0.5}},
+    "filtered, too": {0: {"AP": 0.1, "AR": 0.0}, 1: {"AP": 0.1, "AR": 0.0}, 2: {"AP": 0.1, "AR": 0.0}},
+}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[ablation.Row]:
+    path = tmp_path / "mine.yaml"
+    path.write_text(LADDER)
+    return ablation.read_ladder(path)
+
+
+def test_settings_add_up_and_rows_that_only_decode_keep_the_weights_before(rows: list[ablation.Row]) -> None:
+    plain, with_b, filtered, deep = rows
+    assert plain.trained == plain.decoded == {"model.a": 1, "model.b": 1}
+    assert with_b.trained == with_b.decoded == {"model.a": 1, "model.b": 2}
+    assert filtered.trained == with_b.trained and filtered.decoded == {"model.a": 1, "model.b": 2, "model.c": 3}
+    assert deep.trained == {"model.a": 4, "model.b": 2, "model.c": 3}
+    assert [row.training for row in rows] == ["mine-1-plain", "mine-2-b", "mine-2-b", "mine-4-deep"]
+
+
+def test_rows_are_chosen_by_name_or_number_in_their_own_order(rows: list[ablation.Row]) -> None:
+    assert ablation.choose(rows, ["4", "plain"]) == [rows[0], rows[3]]
+    assert ablation.choose(rows, []) == rows
+    with pytest.raises(ValueError, match=r"no row '5'; the ladder has 1 'plain', 2 '\+ b'"):
+        ablation.choose(rows, ["5"])
+
+
+@pytest.mark.parametrize("row", ["{name: x, decode: {}, paper: {AP: 1}}", "{name: x, paper: {AP: 1}}"])
+def test_a_ladder_without_a_training_is_refused(row: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(f"rows:\n  - {row}\n")
+    with pytest.raises(ValueError, match="row 'x' needs either set: or, after a row with set:, decode:"):
+        ablation.read_ladder(tmp_path / "bad.yaml")
+
+
+def test_the_table_shows_mean_and_spread_beside_the_paper(rows: list[ablation.Row]) -> None:
+    head, _, plain, with_b, _ = ablation.as_markdown(rows[:3], SCORES).splitlines()
+    assert head == "| row | AP here | lowest..highest | AP paper | AR here | AR paper |"
+    assert plain == "| plain | 20.0 | 10.0..30.0 | 50.0 | 20.0 |  |"
+    assert with_b == "| + b | 30.0 | 10.0..60.0 | 52.5 | 40.0 | 60.0 |"
+
+
+def test_orderings_count_the_seeds_that_agree_with_the_paper(rows: list[ablation.Row]) -> None:
+    up, down = ablation.orderings(rows[:3], SCORES)
+    assert (up.lower, up.higher, up.agreeing) == ("plain", "+ b", 2)
+    assert up.mean == pytest.approx(10) and up.paper == pytest.approx(2.5)
+    assert down.mean == pytest.approx(-20) and down.agreeing == 0
+    text = ablation.orderings_as_markdown([up, down]).splitlines()
+    assert text[2] == "| plain < + b | 2.5 | +10.0 | holds | 2 of 3 |"
+    assert text[3] == "| + b < filtered, too | 1.5 | -20.0 | does not hold | 0 of 3 |"
+
+
+def test_the_figure_shows_every_seed_of_every_row() -> None:
+    figure = report.ablation_figure({"plain": [0.1, 0.2, 0.3], "+ b": [0.2, 0.1, 0.6]}, {"plain": 0.5, "+ b": 0.525})
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["plain", "+ b"]
+    assert [line.get_xdata()[0] for line in left.get_lines()[1::2]] == pytest.approx([0.2, 0.3])
+    assert list(right.get_lines()[0].get_xdata()) == [0.5, 0.525]
+
+
+def test_where_the_paper_falls_the_later_row_is_the_lower_one(rows: list[ablation.Row]) -> None:
+    scores = {"filtered, too": {0: {"AP": 0.3}}, "deep": {0: {"AP": 0.2}}}
+    (ordering,) = ablation.orderings(rows[2:], scores)
+    assert (ordering.lower, ordering.higher) == ("deep", "filtered, too") and ordering.agreeing == 1
