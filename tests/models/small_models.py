@@ -1,6 +1,7 @@
 """A small configuration of every method, and batches to try it on; shared by the contract tests and their workers."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -9,7 +10,9 @@ from posefleet.data.structures import People
 from posefleet.models import load_method
 from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.decode import DecodeConfig
+from posefleet.platform.config import build_experiment, read_yaml
 
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 K = len(COCO17)
 BACKBONE = BackboneConfig(name="resnet18", pretrained=False)
 
@@ -75,11 +78,19 @@ SMALL: dict[str, Callable[[], object]] = {
 """Method -> a configuration that takes milliseconds; it must find something in an untrained network."""
 
 
+def small(name: str) -> object:
+    """The small configuration of a method; one that has none is tried as it is shipped."""
+    if name in SMALL:
+        return SMALL[name]()
+    shipped = [path for path in (CONFIGS / f"{name}_demo.yaml", CONFIGS / f"{name}.yaml") if path.exists()]
+    assert shipped, f"{name} has neither jobs/configs/{name}.yaml nor a small configuration in {__file__}"
+    return build_experiment(read_yaml(shipped[0])).model
+
+
 def build(name: str, seed: int = 0) -> torch.nn.Module:
     """The small model of a method, the same one for the same seed."""
-    assert name in SMALL, f"tests/models/small_models.py has no small configuration of {name}"
     torch.manual_seed(seed)
-    model: torch.nn.Module = load_method(name).Model(SMALL[name](), COCO17)
+    model: torch.nn.Module = load_method(name).Model(small(name), COCO17)
     return model
 
 
