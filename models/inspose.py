@@ -31,7 +31,7 @@ from posefleet.models.parts.dynamic import directions, run_instances
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.heatmaps import gaussian_targets
 from posefleet.models.parts.instance_head import Head, HeadConfig, Maps
-from posefleet.models.parts.instance_targets import AssignConfig, Assigned, assign_instances, known_cells
+from posefleet.models.parts.instance_targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
 from posefleet.models.parts.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale
 from posefleet.models.parts.losses import focal_loss, gaussian_focal_loss, l1_loss, mean_counts, varifocal_loss
 from posefleet.models.parts.oks import oks
@@ -330,7 +330,7 @@ class Model(nn.Module):
     def _cls_loss(self, maps: Maps, assigned: Assigned, rows: Positives, truth: "_Truth", poses: Tensor) -> Tensor:
         logits = flatten_levels(maps["cls"]).flatten()  # (B * P)
         positive = assigned.person.flatten() >= 0
-        known = known_cells(assigned.cells, assigned.people, self.config.assign).flatten()
+        known = outside_unlabelled(assigned.cells, assigned.people, self.config.assign).flatten()
         weights = (known | positive).float()
         if self.config.loss.cls_form == "focal":
             return focal_loss(logits, positive.float(), weights)
@@ -366,7 +366,7 @@ class Model(nn.Module):
             people.keypoints, people.labelled, people.boxes, size, stride, overlap=self.config.maps.overlap
         )
         cells = pyramid_cells([size], [stride], logits.device)
-        known = known_cells(cells, people, self.config.assign).unflatten(1, size)[:, None]
+        known = outside_unlabelled(cells, people, self.config.assign).unflatten(1, size)[:, None]
         return gaussian_focal_loss(logits, target, (known | (target == 1)).float()), (target == 1).sum()
 
     # ------------------------------------------------------------------------------------------------ decode

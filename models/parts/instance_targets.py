@@ -77,7 +77,8 @@ def assign_instances(
     return Assigned(cells, padded, person, trained, send_to_host((trained >= 0).sum()))
 
 
-def known_cells(cells: Cells, people: PaddedPeople, config: AssignConfig) -> Tensor:
-    """(B, P) bool, False for cells about whose people nothing is said."""
+def outside_unlabelled(cells: Cells, people: PaddedPeople, config: AssignConfig) -> Tensor:
+    """(B, P) bool, False for cells about whose people nothing is said: positive ones in such a box too, unlike
+    ``positives.known_cells``."""
     unknown = unlabelled_cells(cells, people)
     return ~unknown if config.unlabelled == "ignore" else torch.ones_like(unknown)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posefleet.data.structures import People
-from posefleet.models.parts.instance_targets import AssignConfig, Assigned, assign_instances, known_cells
+from posefleet.models.parts.instance_targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
 from posefleet.models.parts.points import level_sizes, pyramid_cells
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -54,7 +54,7 @@ def test_a_person_thinner_than_a_pixel_is_ignored() -> None:
     assigned, config = assign(thin)
     assert assigned.trained_count() == 0
     inside = ((CELLS.points > torch.tensor([80.0, 80.0])) & (CELLS.points < torch.tensor([130.0, 170.0]))).all(1)
-    torch.testing.assert_close(~known_cells(CELLS, assigned.people, config)[0], inside)
+    torch.testing.assert_close(~outside_unlabelled(CELLS, assigned.people, config)[0], inside)
     assert assigned.people.labelled.all()  # but it keeps its keypoints
     assert assign(person((100, 100, 120, 150), (80, 80, 130, 170)))[0].trained_count() > 0
 
@@ -62,13 +62,13 @@ def test_a_person_thinner_than_a_pixel_is_ignored() -> None:
 @pytest.mark.parametrize(("unlabelled", "ignored", "answers"), [("ignore", True, False), ("negative", False, False)])
 def test_people_without_keypoints_are_unknown_or_nobody(unlabelled: str, ignored: bool, answers: bool) -> None:
     assigned, config = assign(ADULT, GHOST, unlabelled=unlabelled)
-    assert (~known_cells(CELLS, assigned.people, config)).any() == ignored
+    assert (~outside_unlabelled(CELLS, assigned.people, config)).any() == ignored
     assert bool(points(assigned, who=1)) == answers
 
 
 def test_people_without_keypoints_can_be_positive_but_crowds_are_not() -> None:
     assigned, config = assign(ADULT, GHOST, unlabelled="weak_positive")
-    assert points(assigned, who=1) and known_cells(CELLS, assigned.people, config).all()
+    assert points(assigned, who=1) and outside_unlabelled(CELLS, assigned.people, config).all()
     assert not assigned.people.labelled[0, 1].any()
     assert not points(assign(ADULT, CROWD, unlabelled="weak_positive")[0], who=1)
 
