@@ -85,7 +85,7 @@ def test_finished_runs_are_compared(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--ablate", "detposenet", "--data", "/data/shards"), "no ablation of 'detposenet'; configs/ladders/ has"),
+        (("--ablate", "nothing"), "no ablation of 'nothing'; configs/ladders/ has"),
         (("--methods", "nothing"), "unknown method 'nothing'; models/ has"),
         (("--runs", "/nowhere"), "no checkpoint in /nowhere"),
     ],
