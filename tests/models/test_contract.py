@@ -37,6 +37,13 @@ def assert_same(ours: list[Poses], theirs: list[Poses], pixels: float = 0.0, sco
         torch.testing.assert_close(a.scores, b.scores, atol=score, rtol=0)
 
 
+def assert_gradients(model: nn.Module) -> None:
+    """Every parameter that learns has one, and it is finite."""
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("counts", [(2, 1), (2, 0), (0, 0)], ids=["people", "an empty image", "nobody"])
 def test_losses_are_finite_and_every_parameter_gets_a_gradient(method: str, counts: tuple[int, ...]) -> None:
     model = build(method)
@@ -44,9 +51,7 @@ def test_losses_are_finite_and_every_parameter_gets_a_gradient(method: str, coun
     assert losses
     for name, loss in losses.items():
         assert loss.shape == () and loss.dtype == torch.float32 and torch.isfinite(loss), name
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not missing
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert_gradients(model)
 
 
 def test_the_same_losses_come_for_the_same_batch_whoever_is_in_it(method: str) -> None:
@@ -59,15 +64,19 @@ def test_crowded_images_and_people_with_one_keypoint_train(method: str) -> None:
     crowd, lonely = people(100, seed=3), people(2, seed=4)
     one = torch.where(torch.arange(K) == 5, lonely.visibility, 0)
     lonely = People(lonely.keypoints, one, lonely.boxes, lonely.areas, lonely.crowd)
-    losses = train(build(method), [crowd, lonely])
+    model = build(method)
+    losses = train(model, [crowd, lonely])
     assert all(torch.isfinite(loss) for loss in losses.values())
+    assert_gradients(model)
 
 
 def test_crowd_regions_and_people_without_keypoints_train(method: str) -> None:
     p = people(3)
     nobody = People(p.keypoints * 0, p.visibility * 0, p.boxes, p.areas, torch.tensor([True, False, False]))
-    losses = train(build(method), [nobody, People.cat([p, nobody])])
+    model = build(method)
+    losses = train(model, [nobody, People.cat([p, nobody])])
     assert all(torch.isfinite(loss) for loss in losses.values())
+    assert_gradients(model)
 
 
 def test_bfloat16_autocast_is_close_to_float32(method: str) -> None:
