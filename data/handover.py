@@ -60,7 +60,9 @@ class Parcel:
     shape: tuple[int, ...]
     """Of the pixels: (B, H, W, 3)."""
     people: tuple[np.ndarray, ...]
+    """The fields of the packed :class:`People`, in order."""
     rest: tuple[np.ndarray, ...]
+    """The fields of the :class:`Batch` after these two, in order."""
 
     @classmethod
     def of(cls, batch: Batch) -> Self:

@@ -39,7 +39,7 @@ class ConcatConv(nn.Module):
         height, width = levels[0].shape[-2:]
         x, y = (2 * cells + 1).unbind(-1)
         grid = torch.stack([x / width - 1, y / height - 1], dim=-1)[:, :, None]  # (B, T, 1, 2)
-        read = [F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False) for x in levels]
+        read = [F.grid_sample(m.float(), grid, padding_mode="border", align_corners=False) for m in levels]
         return F.conv2d(torch.cat(read, dim=1), self.conv.weight[outputs])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from posefleet.data.structures import People, Poses
+from posefleet.data.transforms import mirror, move_people
 from posefleet.models import available_methods, load_method
 
 METHODS = available_methods()
@@ -164,14 +165,6 @@ def test_two_ranks_do_what_one_process_does(method: str, tmp_path: Path, one_thr
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def mirrored(p: People, width: float) -> People:
-    x1, y1, x2, y2 = p.boxes.unbind(1)
-    x, y = p.keypoints[:, list(COCO17.flip_index)].unbind(-1)
-    boxes = torch.stack([width - x2, y1, width - x1, y2], 1)
-    visibility = p.visibility[:, list(COCO17.flip_index)]
-    return People(torch.stack([width - x, y], -1), visibility, boxes, p.areas, p.crowd)
-
-
 ASYMMETRY = {"logocap": 2.0, "detposenet": 1.0}
 """Cells by which a mirrored target may be off: one where cell i stands for pixel i * stride and not for its middle, and
 another where a square round a centre is half open."""
@@ -182,7 +175,8 @@ def test_targets_of_a_mirrored_picture_are_the_mirrored_targets(method: str) -> 
     if not hasattr(model, "target_points"):
         pytest.skip(f"{method} draws no targets")
     batch = [people(3, seed=6, size=size), people(2, seed=7, size=size)]
-    found = model.target_points(size, [mirrored(p, size[1]) for p in batch])
+    flipped = [move_people(p, mirror(size[1]), size[::-1], COCO17, flipped=True) for p in batch]
+    found = model.target_points(size, flipped)
     seen = 0
     for ours, theirs, everybody in zip(found, model.target_points(size, batch), batch, strict=True):
         for a, b in zip(ours, theirs, strict=True):
