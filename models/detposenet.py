@@ -27,7 +27,13 @@ from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.parts import structure_loss
 from posefleet.models.parts.assign import PaddedPeople, pad_people
-from posefleet.models.parts.box_detector import Boxes, DetectorConfig, SharedDetector, TorchvisionDetector
+from posefleet.models.parts.box_detector import (
+    Boxes,
+    DetectorConfig,
+    SharedDetector,
+    TorchvisionDetector,
+    boxes_on_host,
+)
 from posefleet.models.parts.coarse_filter import FilterConfig, Oracle, corrected, filter_boxes
 from posefleet.models.parts.coarse_net import CoarseConfig, CoarseMaps, CoarseNet
 from posefleet.models.parts.crops import crop_images, into_crops, out_of_crops, square_boxes
@@ -383,10 +389,8 @@ class Model(nn.Module):
             nobody = Poses.empty(len(self.sigmas))
             coarse = [(nobody.keypoints, nobody.keypoint_scores)] * len(found)
         sigmas, chosen = self.sigmas.cpu(), []
-        for (boxes, scores), (keypoints, keypoint_scores) in zip(found, coarse, strict=True):
-            passed = filter_boxes(
-                boxes.cpu(), scores.cpu(), keypoints, keypoint_scores, sigmas, size, self.config.filter
-            )
+        for (boxes, scores), (keypoints, keypoint_scores) in zip(boxes_on_host(found), coarse, strict=True):
+            passed = filter_boxes(boxes, scores, keypoints, keypoint_scores, sigmas, size, self.config.filter)
             chosen.append(Boxes(passed.boxes, passed.scores))
         return chosen
 

@@ -16,7 +16,6 @@ Letters: B images, M people of an image (padded), T instances of an image, K key
 S candidates along the side of a local mesh, W pixels along the side of a global window.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,20 +26,18 @@ from torch import Tensor, nn
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.parts.adaptation import AdaptConfig, Instances, message_passing, training_instances
-from posefleet.models.parts.assign import PaddedPeople, pad_people, unlabelled_cells
+from posefleet.models.parts.assign import PaddedPeople, pad_people
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.centre_offsets import (
     Centres,
     OffsetTargets,
-    offset_targets,
-    person_centres,
     read_cells,
     rough_poses,
     top_centres,
 )
+from posefleet.models.parts.centre_targets import TargetConfig, heat_targets, owner_targets
 from posefleet.models.parts.fusion import ConcatConv, mixing
 from posefleet.models.parts.heads import Norm, norm_layer
-from posefleet.models.parts.heatmaps import draw_gaussians, drawn_cells
 from posefleet.models.parts.kem import (
     candidate_axes,
     candidate_mesh,
@@ -54,7 +51,6 @@ from posefleet.models.parts.kem import (
 from posefleet.models.parts.losses import l2_loss, mean_counts, smooth_l1_loss
 from posefleet.models.parts.mirror import mirror_images, unmirror_map, unmirror_offsets
 from posefleet.models.parts.near_poses import suppress_near
-from posefleet.models.parts.points import pyramid_cells
 
 STRIDE = 4
 """Pixels per cell of all maps; cell j stands for pixel 4 j."""
@@ -89,30 +85,6 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.mixing_channels and self.mixing_depth < 1:
             raise ValueError(f"mixing_channels is {self.mixing_channels} but mixing_depth is {self.mixing_depth}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TargetConfig:
-    """What the maps learn."""
-
-    heat_sigma: float = 2.0
-    """Deviation of the Gaussians round keypoints, cells, 1.5..3."""
-    centre_sigma: float = 4.0
-    """Deviation of the Gaussians round centres, cells, 3..6."""
-    offset_radius: int = 4
-    """Offsets train in a square of twice this side round centres, cells, 2..6."""
-    refined_sigma: float = 4.0
-    """Deviation of the adapted map's target, pixels; the paper says 16, the window's."""
-    background: float = 0.1
-    """Weight of the maps' loss where nothing is drawn, 0..1."""
-    min_area: float = 1024.0
-    """People smaller than this have no centre, square pixels of the input."""
-    mask_unlabelled: bool = True
-    """No loss of the maps inside boxes of crowds and of people without keypoints."""
-
-    def __post_init__(self) -> None:
-        if min(self.heat_sigma, self.centre_sigma, self.refined_sigma) <= 0 or self.offset_radius < 1:
-            raise ValueError("heat_sigma, centre_sigma and refined_sigma must be above 0 and offset_radius at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -328,7 +300,7 @@ class Model(nn.Module):
             For each image, one entry.
         """
         padded = pad_people(people, self.sigmas.device)
-        targets = self._offset_targets(padded, (size[0] // STRIDE, size[1] // STRIDE))
+        targets = owner_targets(padded, (size[0] // STRIDE, size[1] // STRIDE), STRIDE, self.config.target)
         result = []
         for person in targets.person.amax(1):  # (h, w)
             rows, columns = (person >= 0).nonzero(as_tuple=True)
@@ -349,42 +321,6 @@ class Model(nn.Module):
             half_pixel_fix=self.config.half_pixel_fix,
         )
 
-    def _has_centre(self, people: PaddedPeople) -> Tensor:
-        """(B, M) bool."""
-        return people.valid & (people.areas >= self.config.target.min_area)
-
-    @torch.no_grad()
-    def heat_targets(self, people: PaddedPeople, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Gaussians (B, K + 1, h, w) and the weights (B, 1, h, w) of their cells."""
-        target = self.config.target
-        keypoints = people.keypoints / STRIDE
-        limit = torch.tensor([size[1], size[0]], device=keypoints.device)
-        drawn = people.labelled & ((keypoints >= 0) & (keypoints < limit)).all(-1)
-        centres = person_centres(keypoints, people.labelled)
-        has_centre = self._has_centre(people)
-
-        def gaussians(points: Tensor, which: Tensor, sigma: float) -> Tensor:
-            radius = 3 * sigma + 2  # the released code draws the cells that are nearer than this
-            deviation, edge = points.new_tensor([sigma]), points.new_tensor([radius])
-            return draw_gaussians(points, which, deviation, edge, size, reach=math.ceil(radius), within=True)
-
-        maps = [gaussians(keypoints, drawn, target.heat_sigma)]
-        maps.append(gaussians(centres[:, :, None], has_centre[..., None], target.centre_sigma))
-        radii = keypoints.new_tensor([3 * target.heat_sigma + 2, 3 * target.centre_sigma + 2])
-        near = drawn_cells(keypoints.flatten(1, 2), drawn.flatten(1), radii[:1], size)
-        near |= drawn_cells(centres, has_centre, radii[1:], size)
-        weights = torch.where(near, 1.0, target.background)
-        if target.mask_unlabelled:
-            cells = pyramid_cells([size], [STRIDE], keypoints.device)
-            weights = weights * ~unlabelled_cells(cells, people).view(-1, *size)
-        return torch.cat(maps, dim=1), weights[:, None]
-
-    def _offset_targets(self, people: PaddedPeople, size: tuple[int, int]) -> OffsetTargets:
-        keypoints = people.keypoints / STRIDE
-        centres = person_centres(keypoints, people.labelled)
-        radius = self.config.target.offset_radius
-        return offset_targets(centres, self._has_centre(people), keypoints, people.labelled, people.areas, size, radius)
-
     @torch.no_grad()
     def _instances(self, maps: Maps, people: PaddedPeople) -> Instances:
         """The instances that train adaptation: found as in inference, judged by the people."""
@@ -400,10 +336,10 @@ class Model(nn.Module):
         loss, adapt = self.config.loss, self.config.adapt
         heat, offset = maps["heat"][0].float(), maps["offset"][0].float()
         size = (heat.shape[-2], heat.shape[-1])
-        target, weights = self.heat_targets(people, size)
+        target, weights = heat_targets(people, size, STRIDE, self.config.target)
         sums = {"heat": l2_loss(heat, target, weights if loss.heat_weight == "outside" else weights.square())}
         counts = [weights.new_tensor(heat.numel())]
-        owners = self._offset_targets(people, size)
+        owners = owner_targets(people, size, STRIDE, self.config.target)
         trained = owners.person >= 0
         sums["offset"] = self._offset_loss(offset, owners, people)
         counts.append(2 * trained.sum() if loss.offset_count == "coordinates" else trained.any(1).sum())

@@ -19,27 +19,26 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.data.structures import People, Poses
 from posefleet.models.parts import decode as decoding
 from posefleet.models.parts import pose_head
 from posefleet.models.parts.assign import PaddedPeople, Positives, unlabelled_cells
-from posefleet.models.parts.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.centerness import centerness
-from posefleet.models.parts.fpn import FPN, PAFPN
+from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.heatmaps import cell_class_targets
 from posefleet.models.parts.judge import Judgement, Match, best_oks, diagnose, judge
 from posefleet.models.parts.losses import bce_loss, focal_loss, mean_counts
-from posefleet.models.parts.points import Cells, decode_offsets, flatten_levels, level_sizes, map_sizes, pyramid_cells
+from posefleet.models.parts.points import Cells, decode_offsets, flatten_levels, map_sizes, pyramid_cells
 from posefleet.models.parts.pose_head import Maps
 from posefleet.models.parts.pose_loss import pose_loss
 from posefleet.models.parts.positives import (
     PositivesConfig,
     Truth,
     assign,
-    assigned_points,
     every_cell,
     gather_rows,
     known_cells,
@@ -48,6 +47,7 @@ from posefleet.models.parts.positives import (
     random_negatives,
     truth_at,
 )
+from posefleet.models.parts.pyramid_model import Neck, PyramidModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +163,7 @@ class Config:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Where features come from."""
-    neck: Literal["fpn", "pafpn"] = "fpn"
+    neck: Neck = "fpn"
     """Feature pyramid."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """What is predicted."""
@@ -187,10 +187,9 @@ class Config:
             raise ValueError("filter.candidates is 'all' but loss.refine_weight is 'centerness', which few cells have")
 
 
-class Model(nn.Module):
+class Model(PyramidModel[Config]):
     """PFS as a :class:`posefleet.models.PoseModel`."""
 
-    sigmas: Tensor
     minimum_counts: Tensor
     steps: Tensor
     """0-dim int64, training steps done; there only if the threshold of the filter rises."""
@@ -201,15 +200,9 @@ class Model(nn.Module):
     assigned one). Empty without a second stage."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = Backbone(config.backbone)
-        neck = {"fpn": FPN, "pafpn": PAFPN}[config.neck]
-        self.neck = neck(self.backbone.channels, config.head.channels)
-        self.head = pose_head.Head(config.head, len(schema), levels=len(neck.strides))
+        super().__init__(config, schema)
         optional = ("refine", "psm", "centerness", "heatmap")
         self.loss_names = ("cls", "init", *(name for name in optional if getattr(config.head, name)))
-        self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
         minimum = torch.tensor([1e-6 if name == "refine" else 1.0 for name in self.loss_names])
         self.register_buffer("minimum_counts", minimum, persistent=False)
         if config.filter.warmup_steps:
@@ -223,53 +216,11 @@ class Model(nn.Module):
         product = "cls" if quality == "none" else f"cls * {quality}"
         return f"{product}, cls > {decode.score_floor:g}, {decode.nms} NMS at {decode.nms_threshold:g}"
 
-    def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
-        """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``centerness``,
-        ``heatmap``."""
-        maps = self.forward_features(images, heatmap=self.config.head.heatmap)
-        with torch.autocast(images.device.type, enabled=False):
-            return self._losses(maps, people)
-
-    def forward_features(self, images: Tensor, *, heatmap: bool = False) -> Maps:
-        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
-        maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=heatmap)
-        return maps
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> list[Poses]:
-        """At most ``decode.max_poses`` poses of every image, best first."""
-        return self.suppress(self.candidates(images))
-
-    @torch.no_grad()
-    def candidates(self, images: Tensor) -> list[Poses]:
-        """Poses of every image before suppression; several passes over an image can be concatenated."""
-        height, width = images.shape[-2:]
-        maps = self.forward_features(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.decode(maps, (height, width))
-
-    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
-        """Remove duplicates; scores of overlapping poses decay."""
-        return decoding.suppress(poses, self.config.decode)
-
-    @torch.no_grad()
-    def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
-        """The cells that answer for people, for drawing.
-
-        Args:
-            size: (height, width) of the images, pixels.
-            people: Of each image.
-
-        Returns:
-            For each image, one entry.
-        """
-        config = self.config.assign
-        cells = pyramid_cells(level_sizes(*size, FPN.strides), FPN.strides, self.sigmas.device)
-        return assigned_points(cells, assign(cells, pad_for(people, self.sigmas.device, config), config))
-
     # ------------------------------------------------------------------------------------------------ losses
 
-    def _losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
+    def losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
+        """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``centerness``,
+        ``heatmap``."""
         config = self.config
         cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, self.sigmas.device)
         padded = pad_for(people, self.sigmas.device, config.assign)

@@ -14,36 +14,35 @@ Gaussians (``heatmap_target``).
 Letters: B images, M people of an image (padded), P cells, N positive cells, K keypoints.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.data.structures import People, Poses
 from posefleet.models.parts.assign import PaddedPeople
-from posefleet.models.parts.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.decode import DecodeConfig, best_poses, suppress
-from posefleet.models.parts.fpn import FPN, PAFPN
+from posefleet.models.parts.backbones import BackboneConfig
+from posefleet.models.parts.decode import DecodeConfig, best_poses
+from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.judge import diagnose, judge
 from posefleet.models.parts.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
-from posefleet.models.parts.points import decode_offsets, flatten_levels, level_sizes, map_sizes, pyramid_cells
-from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
+from posefleet.models.parts.points import decode_offsets, flatten_levels, map_sizes, pyramid_cells
+from posefleet.models.parts.pose_head import HeadConfig, Maps
 from posefleet.models.parts.pose_loss import PoseLoss, pose_loss
 from posefleet.models.parts.positives import (
     PositivesConfig,
     Truth,
     assign,
-    assigned_points,
     gather_rows,
     known_cells,
     pad_for,
     positives_of,
     truth_at,
 )
+from posefleet.models.parts.pyramid_model import Neck, PyramidModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +129,7 @@ class Config:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Where features come from."""
-    neck: Literal["fpn", "pafpn"] = "pafpn"
+    neck: Neck = "pafpn"
     """Feature pyramid."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """What is predicted."""
@@ -179,10 +178,9 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(PyramidModel[Config]):
     """SMPR as a :class:`posefleet.models.PoseModel`."""
 
-    sigmas: Tensor
     minimum_counts: Tensor
     diagnostics: dict[str, Tensor]
     """What the last training step saw, as 0-dim tensors on the device: ``alive`` (see :class:`Head`; 0 means that
@@ -190,15 +188,9 @@ class Model(nn.Module):
     train the second stage), ``swapped`` (share whose pose resembles another person more than the assigned one)."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = Backbone(config.backbone)
-        neck = {"fpn": FPN, "pafpn": PAFPN}[config.neck]
-        self.neck = neck(self.backbone.channels, config.head.channels)
-        self.head = Head(config.head, len(schema), levels=len(neck.strides))
-        self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
+        super().__init__(config, schema)
         least = 1e-6 if config.loss.oks_weighted_regression else 1.0
-        # In the order of `_losses`: cls, heatmap, init, refine, |S1|, |S2|.
+        # In the order of `losses`: cls, heatmap, init, refine, |S1|, |S2|.
         minimum = torch.tensor([1.0, 1.0, least, least, 1.0, 0.0])
         self.register_buffer("minimum_counts", minimum, persistent=False)
         self.diagnostics = {}
@@ -212,52 +204,10 @@ class Model(nn.Module):
         pose = score.pose if self.config.head.refine else "initial"
         return f"{product}, {pose} pose, cls > {decode.score_floor:g}, {decode.nms} NMS at {decode.nms_threshold:g}"
 
-    def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
-        """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``heatmap``."""
-        maps = self.forward_features(images, heatmap=self.config.head.heatmap)
-        with torch.autocast(images.device.type, enabled=False):
-            return self._losses(maps, people)
-
-    def forward_features(self, images: Tensor, *, heatmap: bool = False) -> Maps:
-        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
-        maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=heatmap)
-        return maps
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> list[Poses]:
-        """At most ``decode.max_poses`` poses of every image, best first."""
-        return self.suppress(self.candidates(images))
-
-    @torch.no_grad()
-    def candidates(self, images: Tensor) -> list[Poses]:
-        """Poses of every image before suppression; several passes over an image can be concatenated."""
-        height, width = images.shape[-2:]
-        maps = self.forward_features(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.decode(maps, (height, width))
-
-    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
-        """Remove duplicates; scores of overlapping poses decay."""
-        return suppress(poses, self.config.decode)
-
-    @torch.no_grad()
-    def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
-        """The cells that answer for people, for drawing.
-
-        Args:
-            size: (height, width) of the images, pixels.
-            people: Of each image.
-
-        Returns:
-            For each image, one entry.
-        """
-        config = self.config.assign
-        cells = pyramid_cells(level_sizes(*size, FPN.strides), FPN.strides, self.sigmas.device)
-        return assigned_points(cells, assign(cells, pad_for(people, self.sigmas.device, config), config))
-
     # ------------------------------------------------------------------------------------------------ losses
 
-    def _losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
+    def losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
+        """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``heatmap``."""
         config = self.config
         cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, self.sigmas.device)
         padded = pad_for(people, self.sigmas.device, config.assign)

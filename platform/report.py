@@ -202,6 +202,7 @@ def ap_curve(history: History) -> Figure:
                 ha="center", color=SERIES[0], weight="bold",
             )  # fmt: skip
     axes.margins(y=0.15)
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     _legend(axes)
     return figure

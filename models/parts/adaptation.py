@@ -48,8 +48,11 @@ class AdaptConfig:
     weight 0, so that batch statistics are those of trained instances."""
 
     def __post_init__(self) -> None:
-        if self.kem_size % 2 == 0 or self.window % 2 == 0 or not 0 < self.kem_size < self.window:
-            raise ValueError(f"kem_size {self.kem_size} and window {self.window} must be odd and the window larger")
+        for name in ("kem_size", "window"):
+            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} must be odd and above 0, not {getattr(self, name)}")
+        if self.window <= self.kem_size:
+            raise ValueError(f"window {self.window} must be larger than kem_size {self.kem_size}")
         if self.kem_step <= 0 or self.window_sigmas <= 0:
             raise ValueError(
                 f"kem_step and window_sigmas must be above 0, not {self.kem_step} and {self.window_sigmas}"

@@ -33,11 +33,14 @@ _STAGES = {
 }
 
 
+BackboneName = Literal["resnet18", "resnet50", "resnet101", "hrnet_w32", "hrnet_w48", "tf_efficientnet_lite0"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
     """Which backbone, where its weights come from and what of it learns."""
 
-    name: Literal["resnet18", "resnet50", "resnet101", "hrnet_w32", "hrnet_w48", "tf_efficientnet_lite0"] = "resnet50"
+    name: BackboneName = "resnet50"
     """timm's name of the network."""
     pretrained: bool = True
     """Start from timm's ImageNet weights, downloaded on first use."""

@@ -26,7 +26,9 @@ def suppress_near(poses: Sequence[Poses], *, distance: float, keypoints: int, li
         distance=distance,
         keypoints=keypoints,
     )
-    return [p[rows[: len(p)]][:limit] for p, rows in zip(ordered, kept, strict=True)]
+    survivors = (~kept).to(torch.uint8).argsort(dim=1, stable=True)  # (B, N), those who were kept first
+    counts = kept.sum(1).clamp(max=limit).tolist()  # the host waits here
+    return [p[rows[:count]] for p, rows, count in zip(ordered, survivors, counts, strict=True)]
 
 
 def pick_near(poses: Tensor, scores: Tensor, *, distance: float, keypoints: int) -> Tensor:

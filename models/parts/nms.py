@@ -37,9 +37,10 @@ def suppress_poses(
         boxes.cpu(), scores.cpu(), rule=rule, threshold=threshold, sigma=sigma, min_score=min_score, limit=limit
     )
     found = (kept > 0).sum(1).tolist()
+    picks, kept = picks.to(boxes.device, non_blocking=True), kept.to(boxes.device, non_blocking=True)
     result = []
     for p, pick, score, n in zip(poses, picks, kept, found, strict=True):
-        chosen, score = p[pick[:n].to(p.scores.device)], score[:n].to(p.scores.device)
+        chosen, score = p[pick[:n]], score[:n]
         decay = score / chosen.scores
         result.append(Poses(chosen.keypoints, chosen.keypoint_scores * decay[:, None], score))
     return result

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from posefleet.data.structures import Poses
 from posefleet.models.parts.assign import pseudo_boxes
@@ -11,27 +12,27 @@ from posefleet.models.parts.oks import oks
 
 
 def pose_oks(keypoints: Tensor, identified: Tensor, sigmas: Tensor) -> Tensor:
-    """Similarity of N poses with each other.
+    """Similarity of N poses of an image with each other.
 
     The scale is the mean of the two tight boxes' areas; only keypoints that both have count.
 
     Args:
-        keypoints: (N, K, 2) xy, pixels.
-        identified: (N, K) bool, the keypoints that a pose has.
+        keypoints: (..., N, K, 2) xy, pixels.
+        identified: (..., N, K) bool, the keypoints that a pose has.
         sigmas: (K,) deviations of the schema.
 
     Returns:
-        (N, N) in [0, 1]; 0 where no keypoint is in both.
+        (..., N, N) in [0, 1]; 0 where no keypoint is in both.
     """
     low, high = pseudo_boxes(keypoints, identified).split(2, dim=-1)
-    areas = (high - low).prod(-1)  # (N,)
-    shared = identified[:, None] & identified[None]
-    return oks(keypoints[:, None], keypoints[None], shared, (areas[:, None] + areas[None]) / 2, sigmas)
+    areas = (high - low).prod(-1)  # (..., N)
+    shared = identified.unsqueeze(-2) & identified.unsqueeze(-3)
+    scale = (areas.unsqueeze(-1) + areas.unsqueeze(-2)) / 2
+    return oks(keypoints.unsqueeze(-3), keypoints.unsqueeze(-4), shared, scale, sigmas)
 
 
-def greedy_keep(similarity: Tensor, threshold: float) -> list[int]:
-    """Rows of (N, N), taken in order unless one taken before is at least ``threshold`` similar. Waits for the host."""
-    alike = (similarity >= threshold).cpu()
+def greedy_keep(alike: Tensor) -> list[int]:
+    """Rows of (N, N) bool, on the host, taken in order unless one taken before is alike."""
     kept: list[int] = []
     free = torch.ones(len(alike), dtype=torch.bool)
     for row in range(len(alike)):
@@ -50,10 +51,14 @@ def suppress_by_oks(poses: Sequence[Poses], sigmas: Tensor, threshold: float, li
         threshold: OKS; above 1 nothing is suppressed.
         limit: Poses kept of an image.
     """
-    result = []
-    for p in poses:
-        p = p[p.scores.argsort(descending=True, stable=True)]
-        everything = torch.ones_like(p.keypoint_scores, dtype=torch.bool)
-        kept = greedy_keep(pose_oks(p.keypoints, everything, sigmas.to(p.keypoints.device)), threshold)
-        result.append(p[kept[:limit]])
-    return result
+    ordered = [p[p.scores.argsort(descending=True, stable=True)] for p in poses]
+    if threshold > 1:
+        return [p[:limit] for p in ordered]
+    keypoints = pad_sequence([p.keypoints for p in ordered], batch_first=True)  # (B, N, K, 2)
+    everything = torch.ones_like(keypoints[..., 0], dtype=torch.bool)
+    similarity = pose_oks(keypoints, everything, sigmas.to(keypoints.device))
+    alike = (similarity >= threshold).cpu()  # the host waits here
+    chosen = [greedy_keep(rows[: len(p), : len(p)])[:limit] for rows, p in zip(alike, ordered, strict=True)]
+    kept = [torch.tensor(rows, dtype=torch.int64) for rows in chosen]
+    rows = pad_sequence(kept, batch_first=True).to(keypoints.device, non_blocking=True)
+    return [p[index[: len(found)]] for p, index, found in zip(ordered, rows, kept, strict=True)]

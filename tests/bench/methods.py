@@ -50,6 +50,7 @@ from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.box_detector import Boxes
 from posefleet.models.parts.centre_offsets import read_cells
+from posefleet.models.parts.centre_targets import heat_targets, owner_targets
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.points import encode_offsets, level_sizes, pyramid_cells
 
@@ -165,8 +166,8 @@ def _cell_maps(model: Any, people: People, size: tuple[int, int]) -> dict[str, l
 def _plant_logocap(model: Any, people: People, size: tuple[int, int]) -> None:
     padded = pad_people([people], people.keypoints.device)
     shape = (size[0] // 4, size[1] // 4)
-    _override(model.heat, model.heat_targets(padded, shape)[0])
-    offsets, offsets_at = model._offset_targets(padded, shape).offsets, model._offsets_at
+    _override(model.heat, heat_targets(padded, shape, 4, model.config.target)[0])
+    offsets, offsets_at = owner_targets(padded, shape, 4, model.config.target).offsets, model._offsets_at
 
     def offsets_to_people(maps: Any, cells: Tensor) -> Tensor:
         offsets_at(maps, cells)

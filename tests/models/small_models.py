@@ -41,8 +41,9 @@ def _inspose() -> object:
 
 
 def _logocap() -> object:
-    from posefleet.models.logocap import Config, DecodeConfig, HeadConfig, TargetConfig
+    from posefleet.models.logocap import Config, DecodeConfig, HeadConfig
     from posefleet.models.parts.adaptation import AdaptConfig
+    from posefleet.models.parts.centre_targets import TargetConfig
 
     return Config(
         backbone=BACKBONE,

@@ -7,6 +7,7 @@ from pathlib import Path
 import ddp_worker
 import pytest
 import torch
+from host_waits import host_waits
 from learning import learn_by_heart
 from small_models import COCO17, K, build, images, people, shipped
 from torch import Tensor, nn
@@ -119,6 +120,20 @@ def test_a_batch_of_images_is_predicted_like_each_alone(method: str) -> None:
     together = predict(model, images(3))
     alone = [predict(model, image[None])[0] for image in images(3)]
     assert_same(together, alone, pixels=0.05, score=1e-4)
+
+
+def test_the_host_waits_a_few_times_however_large_the_batch(method: str) -> None:
+    """Not once for each image or person: a device that is waited for stands still."""
+    predictions = [host_waits(lambda x, _: build(method).eval().predict(x), images(n), []) for n in (1, 4)]
+    assert predictions[0] == predictions[1]
+    assert predictions[0].total() <= 5
+
+    def step(x: Tensor, everybody: list[People]) -> None:
+        sum(build(method).train()(x, everybody).values()).backward()
+
+    steps = [host_waits(step, images(n), [people(2 + n, seed=i) for i in range(n)]) for n in (1, 4)]
+    assert steps[0] == steps[1]
+    assert steps[0].total() <= 3
 
 
 def test_weights_survive_a_state_dict(method: str) -> None:

@@ -358,6 +358,13 @@ def test_every_detector_and_filter_predicts(kind: str) -> None:
     assert ("rpn_cls" in losses) == (kind == "shared")
 
 
+def test_an_hourglass_has_at_least_one_scale() -> None:
+    with pytest.raises(ValueError, match="depth 0 at least 1"):
+        CoarseConfig(depth=0)
+    with pytest.raises(ValueError, match="depth 0 at least 1"):
+        PrsConfig(depth=0)
+
+
 def test_scale_weights_must_fit_the_scales() -> None:
     with pytest.raises(ValueError, match=r"loss\.scale_weights .* prs\.depth 4"):
         Config(loss=LossConfig(scale_weights=(1.0, 1.0)))

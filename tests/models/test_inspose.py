@@ -12,7 +12,7 @@ from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.structures import People
 from posefleet.data.synthetic import SceneConfig, render_scene
 from posefleet.models.inspose import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model, _Truth
-from posefleet.models.parts.backbones import BackboneConfig
+from posefleet.models.parts.backbones import BackboneConfig, BackboneName
 from posefleet.models.parts.decode import DecodeConfig
 from posefleet.models.parts.dynamic import DynamicConfig
 from posefleet.models.parts.fpn import FPN
@@ -102,6 +102,18 @@ def test_parameter_counts_of_the_paper_head() -> None:
     assert (parameters(head.cls), parameters(head.controller)) == (2_305, 721_465)
     assert parameters(head.map_outputs["disk"]) == 1_259_042
     assert parameters(head.map_outputs["heatmap"]) == 1_219_857
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"), [("resnet50", 36_049_597), ("resnet101", 55_041_725), ("hrnet_w32", 41_044_285 - 192)]
+)
+def test_parameter_counts_of_the_paper_models(backbone: BackboneName, expected: int) -> None:
+    """The paper counts frozen norms, too; here they are buffers, HRNet's 192 of a fusion that nobody reads always."""
+    with torch.device("meta"):
+        model = Model(
+            Config(backbone=BackboneConfig(name=backbone, pretrained=False, norm="trained", frozen_stages=0)), COCO17
+        )
+    assert parameters(model) == expected
 
 
 def test_parameter_counts_of_the_official_head() -> None:
@@ -427,6 +439,10 @@ def test_settings_that_contradict_are_named() -> None:
         HeadConfig(align_keypoints=("nose",))
     with pytest.raises(ValueError, match="chunk must be at least 1, not 0"):
         MapConfig(chunk=0)
+    with pytest.raises(ValueError, match="tower_depth"):
+        HeadConfig(tower_depth=0)
+    with pytest.raises(ValueError, match=r"depth must be 1\.\.4, not 0"):
+        DynamicConfig(depth=0)
 
 
 # ------------------------------------------------------------------------------------------------ learning

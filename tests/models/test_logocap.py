@@ -13,18 +13,11 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.data.synthetic import SceneConfig, render_scene
 from posefleet.data.truth import GroundTruth
-from posefleet.models.logocap import (
-    Config,
-    DecodeConfig,
-    HeadConfig,
-    LossConfig,
-    Maps,
-    Model,
-    TargetConfig,
-)
+from posefleet.models.logocap import STRIDE, Config, DecodeConfig, HeadConfig, LossConfig, Maps, Model
 from posefleet.models.parts.adaptation import AdaptConfig, Instances, training_instances
 from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig
+from posefleet.models.parts.centre_targets import TargetConfig, heat_targets, owner_targets
 
 K = len(COCO17)
 SIGMAS = torch.tensor(COCO17.sigmas)
@@ -57,9 +50,13 @@ def build(config: Config = SMALL) -> Model:
 def perfect_maps(model: Model, people: People) -> Maps:
     """The targets of one image as predictions."""
     padded = pad_people([people], CPU)
-    heat, _ = model.heat_targets(padded, GRID)
+    heat, _ = heat_targets(padded, GRID, STRIDE, model.config.target)
     embedding = torch.randn(1, 8, *GRID, generator=torch.Generator().manual_seed(0))
-    return {"heat": [heat], "offset": [model._offset_targets(padded, GRID).offsets], "embedding": [embedding]}
+    return {
+        "heat": [heat],
+        "offset": [owner_targets(padded, GRID, STRIDE, model.config.target).offsets],
+        "embedding": [embedding],
+    }
 
 
 def instances_at(poses: torch.Tensor, people: People, config: AdaptConfig = SMALL.adapt) -> Instances:
@@ -139,7 +136,7 @@ def test_any_backbone_gives_maps_of_stride_4(name: str) -> None:
 
 def test_keypoints_and_the_centre_are_gaussians_with_full_weight_round_them() -> None:
     model, someone = build(), person()
-    heat, weights = model.heat_targets(pad_people([someone], CPU), GRID)
+    heat, weights = heat_targets(pad_people([someone], CPU), GRID, STRIDE, model.config.target)
     assert heat.shape == (1, K + 1, *GRID) and weights.shape == (1, 1, *GRID)
     x, y = (someone.keypoints[0, 0] / 4).tolist()
     row, column = round(y), round(x)
@@ -156,10 +153,10 @@ def test_small_people_have_no_centre_but_keypoints() -> None:
     model = build()
     for area, drawn in ((1023.0, False), (1025.0, True)):
         padded = pad_people([person(area)], CPU)
-        heat, _ = model.heat_targets(padded, GRID)
+        heat, _ = heat_targets(padded, GRID, STRIDE, model.config.target)
         assert (heat[0, :K].amax((1, 2)) > 0.7).all()
         assert bool(heat[0, K].any()) == drawn
-        assert bool((model._offset_targets(padded, GRID).person >= 0).any()) == drawn
+        assert bool((owner_targets(padded, GRID, STRIDE, model.config.target).person >= 0).any()) == drawn
         (points,) = model.target_points(SIZE, [person(area)])[0]
         assert len(points.points) == 64 * drawn and (points.person == 0).all()
 
@@ -169,10 +166,10 @@ def test_crowds_and_people_without_keypoints_are_masked_by_their_boxes() -> None
     group.boxes[0] = torch.tensor([8.0, 8, 40, 24])
     unknown.boxes[0] = torch.tensor([200.0, 200, 240, 240])
     padded = pad_people([People.cat([person(), group, unknown])], CPU)
-    _, weights = build().heat_targets(padded, GRID)
+    _, weights = heat_targets(padded, GRID, STRIDE, SMALL.target)
     assert (weights[0, 0, 2:6, 2:10] == 0).all() and (weights[0, 0, 50:60, 50:60] == 0).all()
     assert (weights == 0).sum() == 4 * 8 + 10 * 10
-    _, weights = build(replace(SMALL, target=TargetConfig(mask_unlabelled=False))).heat_targets(padded, GRID)
+    _, weights = heat_targets(padded, GRID, STRIDE, TargetConfig(mask_unlabelled=False))
     assert (weights > 0).all()
 
 
@@ -414,7 +411,7 @@ def test_every_row_of_the_ablation_trains_and_predicts(config: Config) -> None:
 
 
 def test_settings_that_contradict_are_named() -> None:
-    with pytest.raises(ValueError, match="kem_size 10 and window 97 must be odd"):
+    with pytest.raises(ValueError, match="kem_size must be odd and above 0, not 10"):
         AdaptConfig(kem_size=10)
     with pytest.raises(ValueError, match="kem_size 99 and window 97"):
         AdaptConfig(kem_size=99)

@@ -145,7 +145,7 @@ def test_people_without_keypoints_are_never_positive_and_their_cells_are_no_nega
         model = build(replace(SMALL, assign=AssignConfig(ignore_unlabelled=ignore)))
         maps, leaves = maps_of(ADULT.keypoints[0])
         maps["heatmap"][0].requires_grad_()
-        losses = model._losses(maps, [everybody])
+        losses = model.losses(maps, [everybody])
         (losses["cls"] + losses["heatmap"]).backward()
         assert torch.equal(~trained(leaves["cls"]), inside & ignore)
         assert torch.equal((maps["heatmap"][0].grad[0] == 0).all(0), fine & ignore)
@@ -155,7 +155,7 @@ def test_a_keypoint_inside_an_unlabelled_box_still_marks_its_cell() -> None:
     crowd = replace(ADULT, crowd=torch.tensor([True]))
     maps, _ = maps_of(ADULT.keypoints[0])
     maps["heatmap"][0].requires_grad_()
-    build()._losses(maps, [People.cat([ADULT, crowd])])["heatmap"].backward()
+    build().losses(maps, [People.cat([ADULT, crowd])])["heatmap"].backward()
     x, y = (ADULT.keypoints[0, 5] / 8).long().tolist()
     assert maps["heatmap"][0].grad[0, 5, y, x] < 0 and maps["heatmap"][0].grad[0, :, y, x].count_nonzero() == 1
 
@@ -173,7 +173,7 @@ def test_poses_below_an_oks_of_one_half_are_not_refined(pixels: float, kept: flo
     model = build()
     pair = People.cat([ADULT, NEIGHBOUR])
     maps, leaves = maps_of(ADULT.keypoints[0] + pixels * RIGHT)
-    losses = model._losses(maps, [pair])
+    losses = model.losses(maps, [pair])
     sum(losses.values()).backward()
     positive = assigned(model, pair)
     assert torch.equal(trained(leaves["refine"]), positive & (kept == 1))
@@ -187,11 +187,11 @@ def test_the_threshold_itself_passes() -> None:
     whole = replace(ADULT, keypoints=ADULT.keypoints.round())  # whole pixels survive the way through cells
     maps, _ = maps_of(whole.keypoints[0] + 10 * RIGHT)
     model = build()
-    model._losses(maps, [whole])
+    model.losses(maps, [whole])
     reached = model.diagnostics["initial_oks"].item()
     for threshold, kept in ((reached, 1), (math.nextafter(reached, 1) + 1e-6, 0)):
         model = build(replace(SMALL, filter=FilterConfig(threshold=threshold)))
-        model._losses(maps, [whole])
+        model.losses(maps, [whole])
         assert model.diagnostics["kept"] == kept
 
 
@@ -204,7 +204,7 @@ def test_a_pose_of_somebody_else_is_refined_towards_them_or_not_at_all(match: st
     with torch.no_grad():
         leaves["refine"][..., ::2] += 1
     maps["refine"] = unflatten(leaves["refine"])
-    losses = model._losses(maps, [pair])
+    losses = model.losses(maps, [pair])
     losses["refine"].backward()
     assert losses["refine"].item() == pytest.approx(0.1 * 17 * 0.5, rel=1e-4)
     refined = assigned(model, pair) if match == "max" else assigned(model, pair) & ~assigned(model, ADULT)
@@ -214,7 +214,7 @@ def test_a_pose_of_somebody_else_is_refined_towards_them_or_not_at_all(match: st
 def test_without_the_filter_all_positive_cells_are_refined() -> None:
     model = build(replace(SMALL, filter=FilterConfig(enabled=False), loss=LossConfig(refine_weight="none")))
     maps, leaves = maps_of(ADULT.keypoints[0] + 50 * RIGHT)
-    model._losses(maps, [ADULT])["refine"].backward()
+    model.losses(maps, [ADULT])["refine"].backward()
     assert torch.equal(trained(leaves["refine"]), assigned(model, ADULT))
 
 
@@ -235,7 +235,7 @@ def test_any_cell_may_be_refined_on_request() -> None:
     poses = (ADULT.keypoints[0] + 500 * RIGHT).expand(len(CELLS), K, 2).clone()
     poses[7] = ADULT.keypoints[0] + 5 * RIGHT  # a cell of P3 at the top, of nobody
     maps, leaves = maps_of(poses)
-    losses = model._losses(maps, [ADULT])
+    losses = model.losses(maps, [ADULT])
     (losses["refine"] + losses["psm"]).backward()
     assert trained(leaves["refine"]).nonzero().tolist() == [[7]]
     assert torch.equal(trained(leaves["psm"]), assigned(model, ADULT))
@@ -248,9 +248,9 @@ def test_the_threshold_can_rise_with_the_steps() -> None:
     maps, _ = maps_of(ADULT.keypoints[0] + 20 * RIGHT)
     kept = []
     for _ in range(8):
-        model.train()._losses(maps, [ADULT])
+        model.train().losses(maps, [ADULT])
         kept.append(model.diagnostics["kept"].item())
-        model.eval()._losses(maps, [ADULT])
+        model.eval().losses(maps, [ADULT])
     assert kept == [1, 1, 1, 1, 1, 1, 0, 0]
     assert model.state_dict()["steps"] == 8 and "steps" not in build().state_dict()
 
@@ -264,7 +264,7 @@ def test_unlabelled_keypoints_have_no_say() -> None:
     for error in (0.0, 37.0):
         poses = ADULT.keypoints[0].clone()
         poses[9:] += error
-        losses.append(build()._losses(maps_of(poses)[0], [half]))
+        losses.append(build().losses(maps_of(poses)[0], [half]))
     for name in losses[0]:
         torch.testing.assert_close(losses[0][name], losses[1][name])
 
@@ -289,7 +289,7 @@ def test_the_second_pose_is_weighted_by_its_oks(settings: dict[str, object], exp
     second[cells] += torch.tensor([20.0, 12])[:, None, None] * RIGHT
     maps, _ = maps_of(first)
     maps["refine"] = maps_of(second)[0]["refine"]
-    losses = model._losses(maps, [people(truth.clone(), area, labelled=[0])])
+    losses = model.losses(maps, [people(truth.clone(), area, labelled=[0])])
     assert losses["refine"].item() == pytest.approx(0.1 * expected, rel=1e-4)
     assert losses["init"].item() == 0
 
@@ -302,7 +302,7 @@ def test_the_second_pose_can_be_weighted_by_centerness() -> None:
     share = math.sqrt(116 / 124) * math.sqrt(52 / 68) * 2  # (152, 216) and (168, 216)
     rows = {176: (76, 164), 208: (108, 132), 240: (140, 100)}
     rest = 2 * math.sqrt(44 / 76) * sum(math.sqrt(min(tb) / max(tb)) for tb in rows.values())
-    losses = model._losses(maps, [ADULT])
+    losses = model.losses(maps, [ADULT])
     assert losses["refine"].item() == pytest.approx(0.1 * 8.5 * share / (share + rest), rel=1e-4)
 
 
@@ -312,10 +312,10 @@ def test_the_pose_score_learns_the_oks_of_the_second_pose() -> None:
     losses = []
     for score in (0.6, 0.646995, 0.7):
         maps["psm"] = unflatten(torch.full((1, len(CELLS), 1), score).logit())
-        losses.append(build()._losses(maps, [ADULT])["psm"].item())
+        losses.append(build().losses(maps, [ADULT])["psm"].item())
     assert losses[1] == pytest.approx(0.6493, abs=1e-4) and losses[1] == min(losses)
     perfect, leaves = maps_of(ADULT.keypoints[0])
-    build()._losses(perfect, [ADULT])["psm"].backward()
+    build().losses(perfect, [ADULT])["psm"].backward()
     gradient = leaves["psm"].grad[0, assigned(build(), ADULT), 0]
     torch.testing.assert_close(gradient, torch.full((8,), (0.5 - 1) / 8))
 
@@ -326,7 +326,7 @@ def test_the_pose_score_can_learn_on_fewer_or_more_cells() -> None:
     for settings, count in (({"psm_cells": "s2"}, 2), ({}, 8), ({"psm_negatives": 300}, 308)):
         model = build(replace(SMALL, loss=LossConfig(**settings)))
         maps, leaves = maps_of(poses)
-        model._losses(maps, [ADULT])["psm"].backward()
+        model.losses(maps, [ADULT])["psm"].backward()
         # Cells drawn twice have twice the gradient.
         reached = leaves["psm"].grad[0, :, 0]
         assert trained(leaves["psm"])[assigned(model, ADULT)].sum() == min(count, 8)
@@ -337,7 +337,7 @@ def test_the_pose_score_can_learn_on_fewer_or_more_cells() -> None:
 def test_centerness_is_learned_on_positive_cells() -> None:
     model = build(with_head(psm=False, centerness=True))
     maps, leaves = maps_of(ADULT.keypoints[0], 0.0, "centerness")
-    losses = model._losses(maps, [ADULT])
+    losses = model.losses(maps, [ADULT])
     losses["centerness"].backward()
     assert losses["centerness"].item() == pytest.approx(math.log(2)) and "psm" not in losses
     assert torch.equal(trained(leaves["centerness"]), assigned(model, ADULT))
@@ -349,7 +349,7 @@ def test_the_classification_can_do_without_balance() -> None:
     maps, _ = maps_of(ADULT.keypoints[0])  # logits 0: every cell costs ln 2 / 4 times its balance
     cells, positives, cost = len(CELLS), 8, math.log(2) / 4
     for alpha, total in ((None, cells), (0.25, 0.25 * positives + 0.75 * (cells - positives))):
-        losses = build(replace(SMALL, loss=LossConfig(alpha=alpha)))._losses(maps, [ADULT])
+        losses = build(replace(SMALL, loss=LossConfig(alpha=alpha))).losses(maps, [ADULT])
         assert losses["cls"].item() == pytest.approx(cost * total / positives, rel=1e-5)
 
 
@@ -359,7 +359,7 @@ def test_keypoints_that_share_a_cell_of_the_keypoint_map() -> None:
         maps, _ = maps_of(ADULT.keypoints[0])
         maps["heatmap"][0].requires_grad_()
         model = build(replace(SMALL, loss=LossConfig(heatmap_target=target)))
-        model._losses(maps, [people(keypoints, [100.0], labelled=[0, 1])])["heatmap"].backward()
+        model.losses(maps, [people(keypoints, [100.0], labelled=[0, 1])])["heatmap"].backward()
         assert (maps["heatmap"][0].grad[0] < 0).nonzero().tolist() == [[channel, 1, 2] for channel in channels]
 
 

@@ -136,7 +136,7 @@ def test_alignment_can_start_on_the_keypoints_of_the_first_pose() -> None:
 def test_perfect_first_poses_train_the_second_stage_everywhere() -> None:
     model = build()
     maps, leaves = maps_of(ADULT.keypoints[0])
-    losses = model._losses(maps, [ADULT])
+    losses = model.losses(maps, [ADULT])
     sum(losses.values()).backward()
     cells = assigned(model, ADULT)
     assert cells.sum() == 8
@@ -164,7 +164,7 @@ def test_poses_20_pixels_off_keep_exactly_the_tied_best_cells(tied: list[int]) -
     pixels = torch.full((len(CELLS),), 21.0)
     pixels[best] = 20
     maps, leaves = maps_of(displaced(pixels))
-    sum(model._losses(maps, [WHOLE]).values()).backward()
+    sum(model.losses(maps, [WHOLE]).values()).backward()
     assert trained(leaves["refine"]).nonzero()[:, 0].tolist() == best.tolist()
     assert trained(leaves["psm"]).nonzero()[:, 0].tolist() == best.tolist()
     gradient = leaves["psm"].grad[0, best, 0]
@@ -178,14 +178,14 @@ def test_a_better_cell_of_nobody_is_not_the_best_cell_of_a_person() -> None:
     pixels = torch.full((len(CELLS),), 5.0)
     pixels[cells] = 20
     maps, leaves = maps_of(displaced(pixels))
-    sum(model._losses(maps, [WHOLE]).values()).backward()
+    sum(model.losses(maps, [WHOLE]).values()).backward()
     torch.testing.assert_close(trained(leaves["refine"]), cells)
 
 
 def test_poses_20_pixels_off_leave_nothing_without_keep_best() -> None:
     model = build(replace(SMALL, assign=AssignConfig(keep_best=False)))
     maps, leaves = maps_of(ADULT.keypoints[0] + torch.tensor([20.0, 0.0]))
-    losses = model._losses(maps, [ADULT])
+    losses = model.losses(maps, [ADULT])
     sum(losses.values()).backward()
     assert losses["refine"].item() == 0
     assert (leaves["refine"].grad == 0).all()  # finite, too
@@ -197,7 +197,7 @@ def test_poses_20_pixels_off_leave_nothing_without_keep_best() -> None:
 def test_poses_10_pixels_off_are_all_kept() -> None:
     model = build()
     maps, leaves = maps_of(ADULT.keypoints[0] + torch.tensor([0.0, 10.0]))
-    sum(model._losses(maps, [ADULT]).values()).backward()
+    sum(model.losses(maps, [ADULT]).values()).backward()
     torch.testing.assert_close(trained(leaves["refine"]), assigned(model, ADULT))
     gradient = leaves["psm"].grad[0, assigned(model, ADULT), 0]
     torch.testing.assert_close(gradient, torch.full((8,), (0.5 - 0.646995) / 8), atol=1e-6, rtol=0)
@@ -209,7 +209,7 @@ def test_far_poses_still_have_one_best_cell() -> None:
     poses = ADULT.keypoints[0] + 400 + torch.rand(len(CELLS), 1, 2, generator=torch.Generator().manual_seed(0))
     maps, leaves = maps_of(poses)
     model = build(replace(SMALL, loss=LossConfig(oks_weighted_regression=False)))
-    sum(model._losses(maps, [tiny]).values()).backward()
+    sum(model.losses(maps, [tiny]).values()).backward()
     assert trained(leaves["refine"]).sum() == 1
 
 
@@ -223,7 +223,7 @@ def test_classification_targets_are_the_cells_of_the_second_stage_or_all() -> No
     for target, positives in (("s2", 2), ("s1", 8)):
         model = build(replace(SMALL, assign=AssignConfig(cls_target=target)))
         maps, leaves = maps_of(poses)
-        model._losses(maps, [ADULT])["cls"].backward()
+        model.losses(maps, [ADULT])["cls"].backward()
         assert (leaves["cls"].grad < 0).sum() == positives
 
 
@@ -233,7 +233,7 @@ def test_cells_of_unlabelled_people_can_be_ignored() -> None:
     for ignore, silent in ((False, 0), (True, 10 * 15 + 5 * 7 + 3 * 4 + 1 * 2 + 1 * 1)):
         model = build(replace(SMALL, assign=AssignConfig(ignore_unlabelled=ignore)))
         maps, leaves = maps_of(ADULT.keypoints[0])
-        model._losses(maps, [People.cat([ADULT, ghost])])["cls"].backward()
+        model.losses(maps, [People.cat([ADULT, ghost])])["cls"].backward()
         x, y = CELLS.points.unbind(1)
         inside = (x > 300) & (x < 380) & (y > 300) & (y < 420)
         assert (leaves["cls"].grad[0, :, 0] == 0).sum() == (inside.sum() if ignore else silent)
@@ -280,7 +280,7 @@ def test_unlabelled_keypoints_have_no_say() -> None:
     for error in (0.0, 37.0):
         poses = ADULT.keypoints[0].clone()
         poses[9:] += error
-        losses.append(build()._losses(maps_of(poses)[0], [half]))
+        losses.append(build().losses(maps_of(poses)[0], [half]))
     for name in losses[0]:
         torch.testing.assert_close(losses[0][name], losses[1][name])
 
@@ -295,7 +295,7 @@ def test_one_labelled_keypoint_is_the_whole_oks() -> None:
         ADULT.crowd,
     )
     poses = ADULT.keypoints[0] + torch.tensor([10.0, 0.0])
-    losses = model._losses(maps_of(poses)[0], [nose])
+    losses = model.losses(maps_of(poses)[0], [nose])
     assert model.diagnostics["initial_oks"].item() == pytest.approx(0.157377, abs=1e-5)
     assert losses["init"].item() == pytest.approx(0.05 * 10 / 8, rel=1e-4)  # one P3 cell, 10 px are 1.25 cells
 
@@ -307,7 +307,7 @@ def test_pose_losses_are_weighted_by_oks() -> None:
     poses = ADULT.keypoints[0].expand(len(CELLS), K, 2) + 5000.0  # OKS 0: no weight
     poses[cells.nonzero()[0, 0]] = ADULT.keypoints[0] + torch.tensor([5.0, 0.0])
     poses[cells.nonzero()[1, 0]] = ADULT.keypoints[0] + torch.tensor([0.0, 10.0])
-    losses = model._losses(maps_of(poses)[0], [ADULT])
+    losses = model.losses(maps_of(poses)[0], [ADULT])
     w1, w2, e1, e2 = 0.871155, 0.646995, 17 * 5 / 16, 17 * 10 / 16  # both are cells of P4
     mean = (w1 * e1 + w2 * e2) / (w1 + w2)
     assert losses["init"].item() == pytest.approx(0.05 * mean, rel=1e-4)
@@ -318,7 +318,7 @@ def test_pose_losses_are_weighted_by_oks() -> None:
 def test_other_pose_losses_train(regression: str) -> None:
     model = build(replace(SMALL, loss=LossConfig(regression=regression)))
     maps, leaves = maps_of(ADULT.keypoints[0] + 10)
-    losses = model._losses(maps, [ADULT])
+    losses = model.losses(maps, [ADULT])
     (losses["init"] + losses["refine"]).backward()
     assert losses["init"] > 0
     torch.testing.assert_close(trained(leaves["init"]), assigned(model, ADULT))
@@ -346,7 +346,7 @@ def test_a_map_of_gaussians_is_divided_by_its_peaks() -> None:
     cost = math.log(2) / 4 * (2 * (1 + 4 * near + 4 * corner) + away)
     for count_images, divisor in ((True, 3), (False, 2)):
         loss = LossConfig(heatmap_target="gaussian", count_images=count_images)
-        losses = build(replace(SMALL, loss=loss))._losses(maps, [pair])
+        losses = build(replace(SMALL, loss=loss)).losses(maps, [pair])
         assert losses["heatmap"].item() == pytest.approx(4 * cost / divisor, rel=1e-6)
 
 
@@ -383,7 +383,7 @@ def test_gradient_mul_scales_what_sampling_points_send_back() -> None:
 def test_normalisers_count_images_only_on_request() -> None:
     maps, _ = maps_of(ADULT.keypoints[0])
     losses = [
-        build(replace(SMALL, loss=LossConfig(count_images=count, heatmap_target="multihot")))._losses(maps, [ADULT])
+        build(replace(SMALL, loss=LossConfig(count_images=count, heatmap_target="multihot"))).losses(maps, [ADULT])
         for count in (True, False)
     ]
     assert (losses[0]["cls"] * 9).item() == pytest.approx((losses[1]["cls"] * 8).item(), rel=1e-5)
@@ -461,6 +461,8 @@ def test_settings_that_contradict_are_named() -> None:
         LossConfig(gaussian_overlap=1.0)
     with pytest.raises(ValueError, match="gaussian_radius must not be negative, but is -1"):
         LossConfig(gaussian_radius=-1)
+    with pytest.raises(ValueError, match="tower_depth must be at least 1, not 0"):
+        HeadConfig(tower_depth=0)
 
 
 # ------------------------------------------------------------------------------------------------ learning

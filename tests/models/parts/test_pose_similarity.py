@@ -20,9 +20,9 @@ def poses(*shifts: float) -> Poses:
 def test_a_row_is_kept_unless_a_kept_one_before_is_like_it() -> None:
     similarity = torch.eye(3)
     similarity[0, 1] = similarity[1, 0] = similarity[1, 2] = similarity[2, 1] = 0.8
-    assert greedy_keep(similarity, 0.7) == [0, 2]  # 1 goes, and what it would have suppressed stays
-    assert greedy_keep(similarity, 0.9) == [0, 1, 2]
-    assert greedy_keep(torch.zeros(0, 0), 0.7) == []
+    assert greedy_keep(similarity >= 0.7) == [0, 2]  # 1 goes, and what it would have suppressed stays
+    assert greedy_keep(similarity >= 0.9) == [0, 1, 2]
+    assert greedy_keep(torch.zeros(0, 0, dtype=torch.bool)) == []
 
 
 def test_the_better_of_two_like_poses_stays_whatever_their_order() -> None:

@@ -1,0 +1,81 @@
+"""What maps of keypoints, centres and offsets learn from people (LOGO-CAP, section 3.1).
+
+Cell j of a map of stride s stands for pixel s * j. Letters: B images, M people of an image (padded), K keypoints,
+(h, w) cells.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posefleet.models.parts.assign import PaddedPeople, unlabelled_cells
+from posefleet.models.parts.centre_offsets import OffsetTargets, offset_targets, person_centres
+from posefleet.models.parts.heatmaps import draw_gaussians, drawn_cells
+from posefleet.models.parts.points import pyramid_cells
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetConfig:
+    """What the maps learn."""
+
+    heat_sigma: float = 2.0
+    """Deviation of the Gaussians round keypoints, cells, 1.5..3."""
+    centre_sigma: float = 4.0
+    """Deviation of the Gaussians round centres, cells, 3..6."""
+    offset_radius: int = 4
+    """Offsets train in a square of twice this side round centres, cells, 2..6."""
+    refined_sigma: float = 4.0
+    """Deviation of the adapted map's target, pixels; the paper says 16, the window's."""
+    background: float = 0.1
+    """Weight of the maps' loss where nothing is drawn, 0..1."""
+    min_area: float = 1024.0
+    """People smaller than this have no centre, square pixels of the input."""
+    mask_unlabelled: bool = True
+    """No loss of the maps inside boxes of crowds and of people without keypoints."""
+
+    def __post_init__(self) -> None:
+        if min(self.heat_sigma, self.centre_sigma, self.refined_sigma) <= 0 or self.offset_radius < 1:
+            raise ValueError("heat_sigma, centre_sigma and refined_sigma must be above 0 and offset_radius at least 1")
+
+
+@torch.no_grad()
+def heat_targets(
+    people: PaddedPeople, size: tuple[int, int], stride: int, config: TargetConfig
+) -> tuple[Tensor, Tensor]:
+    """Gaussians (B, K + 1, h, w) of keypoints and, last, centres, and the weights (B, 1, h, w) of their cells."""
+    keypoints = people.keypoints / stride
+    limit = torch.tensor([size[1], size[0]], device=keypoints.device)
+    drawn = people.labelled & ((keypoints >= 0) & (keypoints < limit)).all(-1)
+    centres = person_centres(keypoints, people.labelled)
+    has_centre = _has_centre(people, config)
+
+    def gaussians(points: Tensor, which: Tensor, sigma: float) -> Tensor:
+        radius = 3 * sigma + 2  # the released code draws the cells that are nearer than this
+        deviation, edge = points.new_tensor([sigma]), points.new_tensor([radius])
+        return draw_gaussians(points, which, deviation, edge, size, reach=math.ceil(radius), within=True)
+
+    maps = [gaussians(keypoints, drawn, config.heat_sigma)]
+    maps.append(gaussians(centres[:, :, None], has_centre[..., None], config.centre_sigma))
+    radii = keypoints.new_tensor([3 * config.heat_sigma + 2, 3 * config.centre_sigma + 2])
+    near = drawn_cells(keypoints.flatten(1, 2), drawn.flatten(1), radii[:1], size)
+    near |= drawn_cells(centres, has_centre, radii[1:], size)
+    weights = torch.where(near, 1.0, config.background)
+    if config.mask_unlabelled:
+        cells = pyramid_cells([size], [stride], keypoints.device)
+        weights = weights * ~unlabelled_cells(cells, people).view(-1, *size)
+    return torch.cat(maps, dim=1), weights[:, None]
+
+
+def owner_targets(people: PaddedPeople, size: tuple[int, int], stride: int, config: TargetConfig) -> OffsetTargets:
+    """Whose offsets the cells round the centres of people learn, and the offsets."""
+    keypoints = people.keypoints / stride
+    centres = person_centres(keypoints, people.labelled)
+    radius = config.offset_radius
+    return offset_targets(centres, _has_centre(people, config), keypoints, people.labelled, people.areas, size, radius)
+
+
+def _has_centre(people: PaddedPeople, config: TargetConfig) -> Tensor:
+    """(B, M) bool."""
+    return people.valid & (people.areas >= config.min_area)

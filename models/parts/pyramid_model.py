@@ -1,0 +1,102 @@
+"""A network whose cells of P3..P7 each give a whole pose: what regressors of poses share but losses and scores."""
+
+from collections.abc import Sequence
+from typing import Generic, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.models.parts.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.decode import DecodeConfig, suppress
+from posefleet.models.parts.fpn import FPN, PAFPN
+from posefleet.models.parts.points import level_sizes, pyramid_cells
+from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
+from posefleet.models.parts.positives import PositivesConfig, assign, assigned_points, pad_for
+
+Neck = Literal["fpn", "pafpn"]
+
+
+class PyramidConfig(Protocol):
+    """What the network asks of a method's ``Config``."""
+
+    @property
+    def backbone(self) -> BackboneConfig: ...
+    @property
+    def neck(self) -> Neck: ...
+    @property
+    def head(self) -> HeadConfig: ...
+    @property
+    def assign(self) -> PositivesConfig: ...
+    @property
+    def decode(self) -> DecodeConfig: ...
+
+
+ConfigT = TypeVar("ConfigT", bound=PyramidConfig)
+
+
+class PyramidModel(nn.Module, Generic[ConfigT]):
+    """Backbone, pyramid and two-stage head; a method adds ``losses`` and ``decode``."""
+
+    sigmas: Tensor
+
+    def __init__(self, config: ConfigT, schema: KeypointSchema) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        neck = {"fpn": FPN, "pafpn": PAFPN}[config.neck]
+        self.neck = neck(self.backbone.channels, config.head.channels)
+        self.head = Head(config.head, len(schema), levels=len(neck.strides))
+        self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
+
+    def losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
+        """Weighted losses of the dense predictions of a batch, in float32."""
+        raise NotImplementedError
+
+    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
+        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
+        """Weighted losses, see :meth:`losses`."""
+        maps = self.forward_features(images, heatmap=self.config.head.heatmap)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.losses(maps, people)
+
+    def forward_features(self, images: Tensor, *, heatmap: bool = False) -> Maps:
+        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+        maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=heatmap)
+        return maps
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> list[Poses]:
+        """At most ``decode.max_poses`` poses of every image, best first."""
+        return self.suppress(self.candidates(images))
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor) -> list[Poses]:
+        """Poses of every image before suppression; several passes over an image can be concatenated."""
+        height, width = images.shape[-2:]
+        maps = self.forward_features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.decode(maps, (height, width))
+
+    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
+        """Remove duplicates; scores of overlapping poses decay."""
+        return suppress(poses, self.config.decode)
+
+    @torch.no_grad()
+    def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
+        """The cells that answer for people, for drawing.
+
+        Args:
+            size: (height, width) of the images, pixels.
+            people: Of each image.
+
+        Returns:
+            For each image, one entry.
+        """
+        config = self.config.assign
+        cells = pyramid_cells(level_sizes(*size, FPN.strides), FPN.strides, self.sigmas.device)
+        return assigned_points(cells, assign(cells, pad_for(people, self.sigmas.device, config), config))
