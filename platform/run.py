@@ -23,6 +23,7 @@ from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import META, WEIGHTS, CheckpointStore
 from posefleet.platform.config import Experiment, resolve_path, to_dict
+from posefleet.platform.mlflow_client import TrackingError, default_uri, tracking_uri
 from posefleet.platform.report import leave_curves
 from posefleet.platform.tracker import Status, Tracker
 
@@ -77,7 +78,7 @@ class Run:
         sink.flush()
         try:
             leave_curves(sink, tracking.read_run(self.tracking_uri, self.run_id).metrics, self._history)
-        except tracking.TrackingError as error:
+        except TrackingError as error:
             log.warning("no curves of the whole run: %s", error)
         sink.close(status)
 
@@ -148,6 +149,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is a run of method {known['method']!r}; choose another run.name")
     uri = known["tracking_uri"] if known else _tracking_uri(experiment)
+    inputs = _inputs(experiment)
     run_id = tracking.start_run(
         uri,
         experiment.run.experiment,
@@ -157,8 +159,9 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
             "method": experiment.method,
             "git": tracking.git_revision(),
             "folder": folder,
-            **_fingerprints(experiment),
+            **{f"data.{data.use}": data.fingerprint for data in inputs},
         },
+        inputs=inputs,
         resume_run_id=known["run_id"] if known else None,
     )
     run = Run(folder=folder, run_id=run_id, tracking_uri=uri)
@@ -170,15 +173,17 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     return experiment, run
 
 
-def _fingerprints(experiment: Experiment) -> dict[str, str]:
+def _inputs(experiment: Experiment) -> list[tracking.DataInput]:
     data = experiment.data
-    return {
-        f"data.{use}": read_manifest(root).fingerprint
+    return [
+        tracking.DataInput(
+            name=root.rstrip("/").rpartition("/")[2], use=use, fingerprint=read_manifest(root).fingerprint, source=root
+        )
         for use, root in (("train", data.train), ("eval", data.eval))
         if root
-    }
+    ]
 
 
 def _tracking_uri(experiment: Experiment) -> str:
     given = experiment.run.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return tracking.tracking_uri(given) if given else tracking.default_uri(experiment.run.storage)
+    return tracking_uri(given) if given else default_uri(experiment.run.storage)

@@ -17,8 +17,9 @@ from typing import Any, Literal, Self
 
 import psutil
 
+from posefleet.platform.mlflow_client import first_line, tracking_uri
+from posefleet.platform.sender import Sender
 from posefleet.platform.spool import Event, Spool
-from posefleet.platform.tracking import Sender, first_line, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -42,7 +43,7 @@ class Tracker:
     ) -> None:
         """
         Args:
-            uri: See :func:`posefleet.platform.tracking.tracking_uri`.
+            uri: See :func:`posefleet.platform.mlflow_client.tracking_uri`.
             run_id: From :func:`posefleet.platform.tracking.start_run`.
             spool_dir: Where events wait for the server; one folder per run, kept over restarts.
             send_every: Seconds between two requests.

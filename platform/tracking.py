@@ -5,84 +5,35 @@ The driver opens a run (:func:`start_run`) and hands its id to the workers; rank
 while training runs or later::
 
     python -m posefleet.platform.tracking sync SPOOL_DIR
-
-Everything may safely be sent twice. A metric has one point per step: a point is sent unless the server already has one
-of that name at that step. So events that are sent again after a crash, and steps that are trained again after a resume
-from an older checkpoint, leave the charts as one uninterrupted run would have drawn them (the first value stays). Tags,
-artifacts and status are assignments.
-
-Only ``MlflowClient`` is used: active runs and MLFLOW_EXPERIMENT_ID, MLFLOW_RUN_ID or MLFLOW_TRACKING_URI of the
-environment change nothing.
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import logging
-import math
 import os
-import re
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posefleet.platform.spool import Event, Spool
+from posefleet.platform.mlflow_client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
+from posefleet.platform.sender import Sender
+from posefleet.platform.spool import Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
-DATABASES = ("postgresql", "mysql", "mssql")
 LONGEST_PARAM = 1000
 """Characters of a parameter; MLflow refuses more than 6000 and its tables are unreadable long before."""
-POINTS_PER_REQUEST = 1000
-"""MLflow's own limit."""
+LONGEST_DIGEST = 36
+"""Characters of a fingerprint; MLflow's limit."""
+
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets the pages open with charts of training instead of traces of language models."""
 
 _log = logging.getLogger(__name__)
-
-
-class TrackingError(RuntimeError):
-    """MLflow refused or could not be reached; the message says where and why."""
-
-
-# ---------------------------------------------------------------------------------------------------- where
-
-
-def default_uri(storage: str) -> str:
-    """The tracking database beside the runs under ``storage``, an absolute path or ``file://`` URI.
-
-    Raises:
-        ValueError: The storage is relative or remote (a database cannot live in a bucket).
-    """
-    path = Path(storage.removeprefix("file://"))
-    if "://" in storage.removeprefix("file://") or not path.is_absolute():
-        raise ValueError(
-            f"no tracking database can be kept under {storage!r}: give an absolute local path as storage, or a "
-            "tracking URI such as http://host:5000 (start one with `mlflow server`)"
-        )
-    return f"sqlite:///{path / 'mlflow.db'}"
-
-
-def tracking_uri(uri: str) -> str:
-    """``uri`` as MLflow wants it: a relative sqlite path becomes absolute, for workers have other current folders.
-
-    Raises:
-        ValueError: MLflow would refuse it, or lose what it is given.
-    """
-    scheme, _, rest = uri.partition(":")
-    if scheme in ("http", "https") or scheme.partition("+")[0] in DATABASES:
-        return uri.rstrip("/")
-    if scheme == "sqlite" and rest.startswith("///") and not rest.startswith("///:memory:") and len(rest) > 3:
-        return f"sqlite:///{Path(rest[3:]).absolute()}"
-    advice = "use sqlite:////absolute/path/mlflow.db or the http(s):// address of an MLflow server"
-    if scheme == "file" or not rest:
-        raise ValueError(f"tracking URI {uri!r}: MLflow no longer writes runs to a folder; {advice}")
-    raise ValueError(f"tracking URI {uri!r} is not one of sqlite, http, https, {', '.join(DATABASES)}; {advice}")
 
 
 def git_revision(path: Path | str = ".") -> str:
@@ -116,6 +67,19 @@ class RunSummary:
     artifact_uri: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataInput:
+    """A data set that a run reads."""
+
+    name: str
+    use: str
+    """What for, such as ``train``."""
+    fingerprint: str
+    """Of its content."""
+    source: str
+    """Path or URI."""
+
+
 def start_run(
     uri: str,
     experiment_name: str,
@@ -123,6 +87,7 @@ def start_run(
     *,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
+    inputs: Sequence[DataInput] = (),
     artifact_location: str | None = None,
     resume_run_id: str | None = None,
 ) -> str:
@@ -133,6 +98,7 @@ def start_run(
         experiment_name: Created when it is new.
         params: Settings; nested mappings become dotted names (``optim.lr``). When a continued run has other
             settings than it began with, the new value becomes a tag ``resumed.<name>``: MLflow's parameters are final.
+        inputs: Data sets, for the column of that name in MLflow's tables; a continued run keeps those it began with.
         artifact_location: Path or URI under which a new experiment keeps its artifacts. None: beside the sqlite
             database, or what the server decides.
         resume_run_id: The run to continue. It goes on without MLflow when the server is down.
@@ -146,14 +112,16 @@ def start_run(
     """
     uri = tracking_uri(uri)
     flat = flatten(params)
-    with _explained(uri):
-        client = _connect(uri)
+    with explained(uri):
+        client = connect(uri)
         if resume_run_id is not None:
             _continue_run(client, uri, resume_run_id, flat, tags)
             return resume_run_id
         experiment_id = _experiment_id(client, experiment_name, artifact_location or _beside_database(uri))
-        run_id: str = client.create_run(experiment_id, run_name=run_name, tags=dict(tags)).info.run_id
+        tags = {**_source_tags(), **tags}
+        run_id: str = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
         _log_params(client, run_id, flat)
+        _log_inputs(client, run_id, inputs)
     return run_id
 
 
@@ -164,8 +132,8 @@ def read_run(uri: str, run_id: str) -> RunSummary:
         TrackingError: There is no such run, or no answer.
     """
     uri = tracking_uri(uri)
-    with _explained(uri):
-        return _summary(_connect(uri).get_run(run_id))
+    with explained(uri):
+        return _summary(connect(uri).get_run(run_id))
 
 
 def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
@@ -175,8 +143,8 @@ def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[
         TrackingError: There is no such run, or no answer.
     """
     uri = tracking_uri(uri)
-    with _explained(uri):
-        client = _connect(uri)
+    with explained(uri):
+        client = connect(uri)
         found = {name: client.get_metric_history(run_id, name) for name in names}
     return {name: sorted((point.step, point.value) for point in points) for name, points in found.items()}
 
@@ -188,8 +156,8 @@ def find_runs(uri: str, experiment_name: str, filter_string: str = "") -> list[R
         TrackingError: There is no such experiment, or no answer.
     """
     uri = tracking_uri(uri)
-    with _explained(uri):
-        client = _connect(uri)
+    with explained(uri):
+        client = connect(uri)
         experiment = client.get_experiment_by_name(experiment_name)
         if experiment is None:
             raise TrackingError(f"{uri} has no experiment {experiment_name!r}")
@@ -206,12 +174,12 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            flat |= {f"{_clean(name)}.{inner}": text for inner, text in flatten(value).items()}
+            flat |= {f"{clean_name(name)}.{inner}": text for inner, text in flatten(value).items()}
             continue
         text = json.dumps(value, default=str) if isinstance(value, list | tuple | Mapping) else str(value)
         if len(text) > LONGEST_PARAM:
             text = f"{text[: LONGEST_PARAM - 40]} ... ({len(text)} characters)"
-        flat[_clean(name)] = text
+        flat[clean_name(name)] = text
     return flat
 
 
@@ -242,7 +210,7 @@ def _experiment_id(client: "MlflowClient", name: str, artifact_location: str | N
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name, artifact_location)
+            return client.create_experiment(name, artifact_location, tags=_EXPERIMENT_TAGS)
         except MlflowException as error:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -263,6 +231,30 @@ def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str]) -> 
         client.log_batch(run_id, params=entries[start : start + 100])
 
 
+def _log_inputs(client: "MlflowClient", run_id: str, inputs: Sequence[DataInput]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    def entry(data: DataInput) -> DatasetInput:
+        scheme, found, _ = data.source.partition("://")
+        source = json.dumps({"uri": data.source})
+        dataset = Dataset(data.name, data.fingerprint[:LONGEST_DIGEST], scheme if found else "local", source)
+        return DatasetInput(dataset, [InputTag("mlflow.data.context", data.use)])
+
+    if inputs:
+        client.log_inputs(run_id, [entry(data) for data in inputs])
+
+
+def _source_tags() -> dict[str, str]:
+    """Program and commit under the names that MLflow's pages know."""
+    commit, dirty, _ = git_revision().partition("-dirty")
+    return {
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.git.dirty": str(bool(dirty)).lower(),
+    }
+
+
 def _summary(run: Any) -> RunSummary:
     return RunSummary(
         run_id=run.info.run_id,
@@ -273,151 +265,6 @@ def _summary(run: Any) -> RunSummary:
         tags=run.data.tags,
         artifact_uri=run.info.artifact_uri,
     )
-
-
-def _connect(uri: str) -> "MlflowClient":
-    _settle_mlflow()
-    from mlflow import MlflowClient
-
-    if not uri.startswith("sqlite:"):
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("w") as lock, warnings.catch_warnings():
-        fcntl.flock(lock, fcntl.LOCK_EX)  # MLflow lets two processes create the tables at once, and one of them fails
-        if not database.exists():
-            warnings.simplefilter("ignore")  # of the migrations
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _settle_mlflow() -> None:
-    """Make MLflow quiet, silent to third parties and quick to give up (it retries for minutes), unless told otherwise.
-
-    It reads these settings from the environment only, some of them when it is imported. The import takes over a
-    second: no function here does it before it must.
-    """
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-
-
-@contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    _settle_mlflow()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What ``error`` says, short enough for a log line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _clean(name: object) -> str:
-    """``name`` with what MLflow refuses in names replaced."""
-    return re.sub(r"[^\w/.\- :]", "_", str(name))[:250]
-
-
-# ---------------------------------------------------------------------------------------------------- sending
-
-
-class Sender:
-    """Sends the events of a spool to one run, as the server knows it when this is made; not reusable after an error."""
-
-    def __init__(self, uri: str, run_id: str) -> None:
-        """
-        Raises:
-            MlflowException: There is no answer, or no such run.
-        """
-        self._client = _connect(uri)
-        self._run_id = run_id
-        run = self._client.get_run(run_id)
-        self._started = run.info.start_time
-        self._ended = run.info.end_time or 0
-        self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        self._earlier_steps: dict[str, set[int]] = {}
-
-    def send(self, spool: Spool) -> int:
-        """Send what is pending; returns the number of events. Whatever it raises, nothing is lost."""
-        with spool.sending():
-            pending = spool.pending()
-            for batch in _batches(pending):
-                events = [event for event, _ in batch]
-                self._send_batch(events, spool.folder)
-                spool.mark_sent(batch[-1][1], events)
-            return len(pending)
-
-    def _send_batch(self, events: list[Event], folder: Path) -> None:
-        """``events`` are metrics, or one event of another kind."""
-        event = events[0]
-        match event["kind"]:
-            case "metrics":
-                if points := self._new_points(events):
-                    self._client.log_batch(self._run_id, metrics=points)
-            case "tags":
-                for name, text in event["values"].items():
-                    self._client.set_tag(self._run_id, name, text)
-            case "artifact":
-                kept = folder / event["file"]
-                upload = self._client.log_artifacts if kept.is_dir() else self._client.log_artifact
-                upload(self._run_id, str(kept), event["folder"] or None)
-            case "status" if event["time"] >= self._ended:  # else the run went on from another spool meanwhile
-                if event["status"] == "RUNNING":
-                    self._client.update_run(self._run_id, status="RUNNING")
-                else:
-                    self._client.set_terminated(self._run_id, event["status"], event["time"])
-
-    def _new_points(self, events: list[Event]) -> "list[Metric]":
-        from mlflow.entities import Metric
-
-        points: list[Metric] = []
-        accepted: set[tuple[str, int]] = set()
-        for event in events:
-            step = event["step"]
-            if step is None:
-                step = max(0, event["time"] - self._started) // 1000  # the machine's own axis: seconds of the run
-            for name, value in event["values"].items():
-                if self._is_new(key := _clean(name), step, accepted):
-                    accepted.add((key, step))
-                    points.append(Metric(key, value, event["time"], step))
-        return points
-
-    def _is_new(self, key: str, step: int, accepted: set[tuple[str, int]]) -> bool:
-        """Neither the server nor ``accepted``, the points of the same request, has ``key`` at ``step``."""
-        if step > self._last_step.get(key, -math.inf):
-            self._last_step[key] = step
-            self._earlier_steps.pop(key, None)  # caught up; histories can be long
-            return True
-        if key not in self._earlier_steps:
-            history = self._client.get_metric_history(self._run_id, key)
-            known = {point.step for point in history} | {other for name, other in accepted if name == key}
-            self._earlier_steps[key] = known
-        if step in self._earlier_steps[key]:
-            return False
-        self._earlier_steps[key].add(step)
-        return True
-
-
-def _batches(pending: Sequence[tuple[Event, int]]) -> Iterator[list[tuple[Event, int]]]:
-    """Runs of metrics that fit one request; every other event alone. Order is kept."""
-    batch: list[tuple[Event, int]] = []
-    points = 0
-    for event, offset in pending:
-        size = len(event["values"]) + 1 if event["kind"] == "metrics" else POINTS_PER_REQUEST
-        if batch and points + size > POINTS_PER_REQUEST:
-            yield batch
-            batch, points = [], 0
-        batch.append((event, offset))
-        points += size
-    if batch:
-        yield batch
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -439,7 +286,7 @@ def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
     spool = Spool(spool_dir)
     header = spool.header()
     uri = tracking_uri(uri or header["uri"])
-    with _explained(uri):
+    with explained(uri):
         return Sender(uri, header["run_id"]).send(spool)
 
 

@@ -25,8 +25,8 @@ from posefleet.data.memory import keep_freed_memory
 from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
+from posefleet.platform.mlflow_client import TrackingError
 from posefleet.platform.run import Run, RunSink, open_run
-from posefleet.platform.tracking import TrackingError
 from posefleet.platform.worker import FatalError, LocalWorker
 
 log = logging.getLogger(__name__)

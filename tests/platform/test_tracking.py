@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from posefleet.platform.mlflow_client import TrackingError, default_uri, tracking_uri
 from posefleet.platform.spool import Spool
 from posefleet.platform.tracker import Tracker
 from posefleet.platform.tracking import (
-    TrackingError,
-    default_uri,
+    DataInput,
     find_runs,
     flatten,
     git_revision,
@@ -27,7 +27,6 @@ from posefleet.platform.tracking import (
     read_run,
     start_run,
     sync_spool,
-    tracking_uri,
 )
 
 START = """
@@ -147,6 +146,21 @@ def test_a_restart_continues_its_run(uri: str, caplog: pytest.LogCaptureFixture)
     assert run.params == {"epochs": "9", "new": "1", **{name: str(i) for name, i in many.items()}}
     assert run.tags["resumed.epochs"] == "12" and run.tags["who"] == "b"
     assert "other settings: {'epochs': '12'}" in caplog.text
+
+
+def test_pages_of_mlflow_show_the_data_the_program_and_its_commit(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSEFLEET_REVISION", "c0ffee-dirty")
+    monkeypatch.setattr(sys, "argv", ["/jobs/train_smpr.py", "--help"])
+    data = DataInput(name="train2017", use="train", fingerprint="f" * 64, source="s3://bucket/train2017")
+    run_id = start_run(uri, "pages", "r", params={}, tags={}, inputs=[data])
+    client = MlflowClient(uri, uri)
+    run = client.get_run(run_id)
+    assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
+    assert run.data.tags["mlflow.source.name"] == "train_smpr.py"
+    assert run.data.tags["mlflow.source.git.commit"] == "c0ffee" and run.data.tags["mlflow.source.git.dirty"] == "true"
+    (shown,) = run.inputs.dataset_inputs
+    assert (shown.dataset.name, shown.dataset.digest, shown.dataset.source_type) == ("train2017", "f" * 36, "s3")
+    assert [(tag.key, tag.value) for tag in shown.tags] == [("mlflow.data.context", "train")]
 
 
 def test_a_run_that_does_not_exist_cannot_be_continued(uri: str) -> None:
