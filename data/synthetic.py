@@ -99,7 +99,10 @@ CROWDED_SCENES = SceneConfig(
 """Several upright people of one size in rows and clumps, whose boxes overlap: where methods differ in how they tell
 people apart."""
 
-SCENES = {"default": SceneConfig(), "easy": EASY_SCENES, "crowded": CROWDED_SCENES}
+LARGE_SCENES = SceneConfig(width=(512, 512), height=(512, 512))
+"""The default scenes at a size for networks of published size."""
+
+SCENES = {"default": SceneConfig(), "easy": EASY_SCENES, "crowded": CROWDED_SCENES, "large": LARGE_SCENES}
 """Kinds of scenes by name."""
 
 

@@ -3,6 +3,8 @@
 python jobs/compare.py --methods all --data synthetic --minutes 5
 python jobs/compare.py --methods smpr,pfs --data /data/shards --recipe paper --epochs 30 --backbone resnet50 \\
     --scaling.num_workers 8 --scaling.use_gpu true
+python jobs/compare.py --methods all --data synthetic-large --recipe paper --scratch --minutes 20 \\
+    --scaling.num_workers 1 --scaling.use_gpu true
 python jobs/compare.py --runs runs/smpr-a runs/smpr-b --eval /data/shards/val2017
 python jobs/compare.py --ablate smpr --data synthetic --epochs 0.7 --seeds 3
 python jobs/compare.py --ablate smpr --data synthetic --epochs 0.7 --seeds 3 --rows baseline "+ PSM"
@@ -28,7 +30,7 @@ IMAGES, HELD_OUT = 4000, 150
 STOPPED = 130
 """Status of a training that a signal stopped: the others are not wanted either."""
 
-SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded"}
+SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded", "synthetic-large": "large"}
 """Values of ``--data`` that render people, and the kind of scenes."""
 
 
@@ -69,7 +71,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument(
         "--data",
         default="synthetic",
-        help="folder of shards with train2017/ and val2017/; or synthetic, or synthetic-crowded",
+        help=f"folder of shards with train2017/ and val2017/; or rendered: {', '.join(SYNTHETIC)}",
     )
     parser.add_argument("--eval", default="", help="shards to score on, where they are not the runs' own")
     budget = parser.add_mutually_exclusive_group()
@@ -83,6 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         "--recipe", choices=["demo", "paper"], default="demo", help="configs/METHOD_demo.yaml or METHOD.yaml"
     )
     parser.add_argument("--backbone", help="the same backbone for every method that has one")
+    parser.add_argument("--scratch", action="store_true", help="backbones start at random: nothing is downloaded")
     parser.add_argument(
         "--out",
         default="runs/compare",
@@ -135,10 +138,14 @@ def _experiment(
             place = place.setdefault(section, {})
         place[name] = value
     experiment = override(build_experiment(values, where=f"{method} with {settings}"), arguments)
-    if options.backbone and hasattr(experiment.model, "backbone"):
-        backbone = dataclasses.replace(experiment.model.backbone, name=options.backbone, weights="", pretrained=True)
-        experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=backbone))
-    return experiment
+    if not hasattr(experiment.model, "backbone"):
+        return experiment
+    backbone = experiment.model.backbone
+    if options.backbone:
+        backbone = dataclasses.replace(backbone, name=options.backbone, weights="", pretrained=True)
+    if options.scratch:
+        backbone = dataclasses.replace(backbone, weights="", pretrained=False, frozen_stages=0, norm="trained")
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=backbone))
 
 
 def _synthetic(data: str, out: Path) -> str:

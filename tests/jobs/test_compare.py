@@ -56,6 +56,17 @@ def test_every_method_has_a_recipe_of_each_kind() -> None:
             assert Path(compare.CONFIGS, f"{method}{suffix}.yaml").exists()
 
 
+@pytest.mark.parametrize("method", available_methods())
+def test_published_recipes_start_from_scratch_where_nothing_can_be_downloaded(method: str) -> None:
+    options, _ = compare._parse(["--methods", method, "--recipe", "paper", "--scratch"])
+    experiment = compare._experiment(method, {}, options, ["--data.train", "/data/shards/train2017"])
+    parameters = dict(build_model(experiment).named_parameters())  # would fail without a network if it asked for one
+    frozen = [
+        name for name, parameter in parameters.items() if not parameter.requires_grad and "fuse_layers" not in name
+    ]
+    assert not frozen
+
+
 def test_a_budget_of_epochs_keeps_the_shape_of_the_schedule() -> None:
     options, _ = compare._parse(["--methods", "smpr", "--recipe", "paper", "--epochs", "10"])
     experiment = compare._experiment("smpr", {}, options, ["--data.train", "/data/shards/train2017"])
