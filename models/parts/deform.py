@@ -3,8 +3,9 @@
 Offsets are (B, G * 18, H, W) in cells: for each of the G offset groups 9 taps, row-major from the top left, and
 for each tap (dy, dx), added to the tap's regular position. Reads outside the map are 0.
 
-Two equal implementations: ``grid_sample`` (one call for all taps and groups, then one matrix product; several times
-faster than torchvision's kernel on a CPU, and exportable) and torchvision's kernel (for GPUs: less memory).
+Three equal implementations: ``grid_sample`` (one call for all taps and groups, then one matrix product; several times
+faster than torchvision's kernel on a CPU, and exportable), ``gather`` (adds up rows of channels; faster still for wide
+maps, but its gradients are not) and torchvision's kernel (for GPUs: less memory).
 """
 
 import math
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TAPS = 9
-Kernel = Literal["auto", "grid_sample", "torchvision"]
+WIDE = 64
+"""Channels of an offset group from which ``gather`` is faster than ``grid_sample``."""
+Kernel = Literal["auto", "grid_sample", "gather", "torchvision"]
 
 
 class DeformConv2d(nn.Module):
@@ -23,7 +26,8 @@ class DeformConv2d(nn.Module):
 
     Args:
         offset_groups: Groups of input channels that share offsets; must divide ``in_channels``.
-        kernel: Implementation; ``auto`` takes torchvision's on a GPU unless the model is being exported.
+        kernel: Implementation; ``auto`` takes torchvision's on a GPU unless the model is being exported, on a CPU
+            ``gather`` for predictions from wide maps.
     """
 
     def __init__(self, in_channels: int, out_channels: int, offset_groups: int = 1, kernel: Kernel = "auto") -> None:
@@ -51,17 +55,29 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, *, kernel: Kernel =
         (B, O, H, W).
     """
     if kernel == "auto":
-        kernel = "grid_sample" if x.device.type == "cpu" or torch.compiler.is_exporting() else "torchvision"
+        kernel = _fastest(x, offset)
     if kernel == "torchvision":
         from torchvision.ops import deform_conv2d as torchvision_deform_conv2d  # seconds to import
 
         with torch.autocast(x.device.type, enabled=False):  # the kernel knows no bfloat16 everywhere
             out: Tensor = torchvision_deform_conv2d(x.float(), offset.float(), weight.float(), padding=1)
         return out
+    if kernel == "gather":
+        # A 1x1 convolution, because it takes channels_last as it is.
+        return F.conv2d(_gather_taps(x, offset), weight.permute(0, 2, 3, 1).reshape(len(weight), -1, 1, 1))
     batch, _, height, width = x.shape
     columns = _sample_taps(x, offset).flatten(2)  # (B, C * 9, H * W)
     # bmm, because matmul would fold the batch into one product and copy the (large) columns to do so.
     return torch.bmm(weight.flatten(1).expand(batch, -1, -1), columns).view(batch, -1, height, width)
+
+
+def _fastest(x: Tensor, offset: Tensor) -> Kernel:
+    if torch.compiler.is_exporting():
+        return "grid_sample"
+    if x.device.type != "cpu":
+        return "torchvision"
+    wide = x.shape[1] // (offset.shape[1] // (2 * TAPS)) >= WIDE
+    return "gather" if wide and not torch.is_grad_enabled() else "grid_sample"
 
 
 def subtract_base_grid(offset: Tensor) -> Tensor:
@@ -104,3 +120,34 @@ def _sample_taps(x: Tensor, offset: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         values = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return values.reshape(batch, channels * TAPS, height, width)
+
+
+def _gather_taps(x: Tensor, offset: Tensor) -> Tensor:
+    """Values under every tap: (B, 9 * C, H, W), tap-major, in channels_last memory. In float32.
+
+    A value is the weighted sum of the same channels of four cells: an embedding bag whose table has a row for each
+    cell and group.
+    """
+    batch, channels, height, width = x.shape
+    groups = offset.shape[1] // (2 * TAPS)
+    taps = torch.arange(TAPS, device=x.device)
+    offset = offset.float().permute(0, 2, 3, 1).reshape(batch, height, width, groups, TAPS, 2).transpose(3, 4)
+    rows = torch.arange(height, device=x.device)[:, None] + taps // 3 - 1  # (H, 9)
+    columns = torch.arange(width, device=x.device)[:, None] + taps % 3 - 1  # (W, 9)
+    row, row_weight = _neighbours(offset[..., 0] + rows.view(height, 1, TAPS, 1), height)  # (B, H, W, 9, G, 2)
+    column, column_weight = _neighbours(offset[..., 1] + columns.view(width, TAPS, 1), width)
+    image = torch.arange(batch, device=x.device, dtype=torch.int32).view(batch, 1, 1, 1, 1, 1, 1) * (height * width)
+    group = torch.arange(groups, device=x.device, dtype=torch.int32).view(groups, 1, 1)
+    index = (image + row[..., :, None] * width + column[..., None, :]) * groups + group  # (B, H, W, 9, G, 2, 2)
+    weight = row_weight[..., :, None] * column_weight[..., None, :]
+    table = x.float().permute(0, 2, 3, 1).reshape(-1, channels // groups)
+    values = F.embedding_bag(index.view(-1, 4), table, per_sample_weights=weight.view(-1, 4), mode="sum")
+    return values.view(batch, height, width, TAPS * channels).permute(0, 3, 1, 2)
+
+
+def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two whole positions (..., 2), int32, beside each one, and their linear weights; weight 0 outside 0..size."""
+    low = position.floor()
+    both = torch.stack([low, low + 1], dim=-1)
+    weight = (1 - (position[..., None] - both).abs()).where((both >= 0) & (both < size), 0.0)
+    return both.int().clamp(0, size - 1), weight

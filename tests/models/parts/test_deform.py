@@ -1,12 +1,14 @@
-"""Deformable convolution: order and unit of offsets, and two implementations that must agree."""
+"""Deformable convolution: order and unit of offsets, and implementations that must agree."""
+
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from posefleet.models.parts.deform import DeformConv2d, deform_conv2d, read_keypoints, subtract_base_grid
+from posefleet.models.parts.deform import WIDE, DeformConv2d, deform_conv2d, read_keypoints, subtract_base_grid
 
-KERNELS = ("grid_sample", "torchvision")
+KERNELS = ("grid_sample", "gather", "torchvision")
 
 
 def inputs(groups: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,21 +39,46 @@ def test_channels_8_and_9_move_the_centre_tap_down_and_right(kernel: str, channe
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_both_implementations_give_the_same_values_and_gradients(groups: int) -> None:
+def test_all_implementations_give_the_same_values_and_gradients(groups: int) -> None:
     results = []
     for kernel in KERNELS:
         leaves = [t.requires_grad_() for t in inputs(groups)]
         out = deform_conv2d(*leaves, kernel=kernel)
         out.square().sum().backward()
         results.append([out, *(leaf.grad for leaf in leaves)])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
+    for ours, *others in zip(*results, strict=True):
+        for theirs in others:
+            torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
 
 
-def test_memory_layout_does_not_matter() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_memory_layout_does_not_matter(kernel: str) -> None:
     x, offset, weight = inputs(2)
     last = [t.contiguous(memory_format=torch.channels_last) for t in (x, offset, weight)]
-    torch.testing.assert_close(deform_conv2d(*last), deform_conv2d(x, offset, weight))
+    torch.testing.assert_close(deform_conv2d(*last, kernel=kernel), deform_conv2d(x, offset, weight, kernel=kernel))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_taps_outside_the_map_read_nothing_however_far(kernel: str) -> None:
+    x, offset, weight = inputs(1)
+    for far in (-0.5e9, 1e4, 3e38):
+        assert deform_conv2d(x, torch.full_like(offset, far), weight, kernel=kernel).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_gathering_survives_a_network_that_diverged(value: float) -> None:
+    x, offset, weight = inputs(1)
+    assert deform_conv2d(x, torch.full_like(offset, value), weight, kernel="gather").shape == (2, 5, 6, 7)
+
+
+def test_a_prediction_from_wide_maps_gathers_what_training_samples() -> None:
+    module = DeformConv2d(WIDE, WIDE)
+    x, offset = torch.randn(1, WIDE, 6, 7), torch.randn(1, 18, 6, 7)
+    trained = module(x, offset)
+    with torch.no_grad(), patch("posefleet.models.parts.deform._sample_taps") as sampled:
+        predicted = module(x, offset)
+    assert not sampled.called
+    torch.testing.assert_close(predicted, trained, atol=1e-4, rtol=1e-4)
 
 
 def test_positions_relative_to_the_centre_become_offsets() -> None:
