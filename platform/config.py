@@ -150,7 +150,7 @@ class RunConfig:
     resume: bool = True
     """Go on with a run of the same name; false makes an existing name an error."""
     init_from: str = ""
-    """Checkpoint whose weights the run starts from (fine-tuning); ignored when the run resumes."""
+    """Checkpoint, or run's folder, whose weights the run starts from (fine-tuning); ignored when the run resumes."""
 
 
 @dataclass(frozen=True, kw_only=True)

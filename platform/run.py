@@ -21,7 +21,7 @@ import fsspec
 
 from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
-from posefleet.platform.checkpoint import META, WEIGHTS, CheckpointStore
+from posefleet.platform.checkpoint import META, WEIGHTS, CheckpointStore, find_checkpoint
 from posefleet.platform.config import Experiment, resolve_path, to_dict
 from posefleet.platform.mlflow_client import TrackingError, default_uri, tracking_uri
 from posefleet.platform.report import leave_curves
@@ -128,6 +128,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
 
     Raises:
         ValueError: The name exists and ``run.resume`` is off, or another method has it.
+        CheckpointError: ``run.init_from`` is none.
         TrackingError: MLflow cannot open a new run.
     """
     name = experiment.run.name or f"{experiment.method}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -148,6 +149,9 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         raise ValueError(f"{folder} exists and run.resume is off; choose another run.name or leave run.resume on")
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is a run of method {known['method']!r}; choose another run.name")
+    if experiment.run.init_from and not CheckpointStore(f"{folder}/checkpoints").names():
+        weights = find_checkpoint(experiment.run.init_from)
+        experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
     uri = known["tracking_uri"] if known else _tracking_uri(experiment)
     inputs = _inputs(experiment)
     run_id = tracking.start_run(

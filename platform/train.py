@@ -76,7 +76,7 @@ def train(experiment: Experiment) -> int:
     try:
         check_data(experiment)
         experiment, run = open_run(experiment)
-    except (ValueError, OSError, TrackingError) as error:
+    except (ValueError, OSError, CheckpointError, TrackingError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")

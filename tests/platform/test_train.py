@@ -142,3 +142,23 @@ def test_missing_shards_are_told_before_anything_starts(
     assert train(build_experiment(settings)) == 1
     assert "/nowhere/train2017" in capsys.readouterr().err
     assert not Path(settings["run"]["storage"]).exists()
+
+
+def test_fine_tuning_takes_a_runs_folder_and_tells_what_is_none(
+    small_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from posefleet.platform.run import open_run
+    from posefleet.platform.train import train
+
+    storage = small_run["run"]["storage"]
+    assert train(build_experiment(small_run)) == 0
+    tuned = copy.deepcopy(small_run)
+    tuned["run"] |= {"name": "tuned", "init_from": f"{storage}/{small_run['run']['name']}"}
+    experiment, _ = open_run(build_experiment(tuned))
+    assert experiment.run.init_from == CheckpointStore(f"{tuned['run']['init_from']}/checkpoints").best()
+
+    tuned["run"] |= {"name": "wrong", "init_from": storage}
+    capsys.readouterr()
+    assert train(build_experiment(tuned)) == 1
+    assert f"no checkpoint in {storage}" in capsys.readouterr().err
+    assert not Path(storage, "wrong").exists()
