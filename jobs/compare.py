@@ -127,16 +127,11 @@ def _experiment(
     method: str, settings: Mapping[str, Any], options: argparse.Namespace, arguments: list[str]
 ) -> "Experiment":
     """The method's recipe, with ``settings`` (dotted names) and then the command line over it."""
-    from posefleet.platform.config import build_experiment, override, read_yaml
+    from posefleet.platform.config import build_experiment, override, read_yaml, with_settings
 
     values = read_yaml(CONFIGS / f"{method}{'_demo' if options.recipe == 'demo' else ''}.yaml")
     values["train"] = {**values.get("train", {}), "eval_every": 1e9}  # once, at the end
-    for dotted, value in settings.items():
-        *sections, name = dotted.split(".")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
+    values = with_settings(values, settings)
     experiment = override(build_experiment(values, where=f"{method} with {settings}"), arguments)
     if not hasattr(experiment.model, "backbone"):
         return experiment

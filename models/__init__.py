@@ -7,7 +7,7 @@ A method is found by its file name: ``models/<name>.py`` defines ``Config`` (a f
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -28,6 +28,16 @@ class PoseModel(Protocol):
     def predict(self, images: Tensor) -> list[Poses]:
         """Poses of every image, best first; called on the bare module, in eval mode, without gradients."""
         ...
+
+
+class RedecodableModel(PoseModel, Protocol):
+    """What a model also offers whose poses can be decoded again, with other settings, from what its network said."""
+
+    decoding: ClassVar[tuple[str, ...]]
+    """Dotted names in ``Config`` that only ``predict`` reads, each time anew from ``self.config``, once the network has
+    run."""
+    network: ClassVar[tuple[str, ...]]
+    """Attributes that hold the network: functions of a batch of images whose answers may be kept."""
 
 
 def available_methods() -> list[str]:

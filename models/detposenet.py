@@ -17,7 +17,7 @@ Letters: B images, M people of an image (padded), N crops, K keypoints, L limbs.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,8 @@ class Config:
 class Model(nn.Module):
     """DetPoseNet as a :class:`posefleet.models.PoseModel`."""
 
+    decoding: ClassVar = ("filter", "output", "paf")
+    network: ClassVar = ("coarse",)
     sigmas: Tensor
     structure: Tensor
     diagnostics: dict[str, Tensor]

@@ -14,7 +14,7 @@ Letters: B images, M people of an image (padded), P cells, N positive or candida
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,8 @@ class Config:
 class Model(nn.Module):
     """InsPose as a :class:`posefleet.models.PoseModel`."""
 
+    decoding: ClassVar = ("decode", "top_of", "nms_boxes", "maps.bicubic")
+    network: ClassVar = ("forward_features",)
     sigmas: Tensor
     diagnostics: dict[str, Tensor]
     """What the last training step saw, as 0-dim tensors on the device: ``positives`` (cells per image), ``hit`` (mean

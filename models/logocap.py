@@ -18,7 +18,7 @@ S candidates along the side of a local mesh, W pixels along the side of a global
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,8 @@ class Config:
 class Model(nn.Module):
     """LOGO-CAP as a :class:`posefleet.models.PoseModel`."""
 
+    decoding: ClassVar = ("decode", "adapt.top_weight")
+    network: ClassVar = ("forward_features",)
     sigmas: Tensor
     diagnostics: dict[str, Tensor]
     """What the last training step saw, as 0-dim tensors on the device, means over trained instances: ``trained``

@@ -16,7 +16,7 @@ Letters: B images, M people of an image (padded), P cells, N rows of cells, K ke
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -190,6 +190,7 @@ class Config:
 class Model(PyramidModel[Config]):
     """PFS as a :class:`posefleet.models.PoseModel`."""
 
+    decoding: ClassVar = ("decode", "quality")
     minimum_counts: Tensor
     steps: Tensor
     """0-dim int64, training steps done; there only if the threshold of the filter rises."""

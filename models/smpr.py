@@ -15,7 +15,7 @@ Letters: B images, M people of an image (padded), P cells, N positive cells, K k
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -181,6 +181,7 @@ class Config:
 class Model(PyramidModel[Config]):
     """SMPR as a :class:`posefleet.models.PoseModel`."""
 
+    decoding: ClassVar = ("decode", "score")
     minimum_counts: Tensor
     diagnostics: dict[str, Tensor]
     """What the last training step saw, as 0-dim tensors on the device: ``alive`` (see :class:`Head`; 0 means that

@@ -4,6 +4,7 @@ A YAML file gives sections and fields by name; ``--section.field value`` on the 
 keys and wrong types are errors that name the key and the valid ones.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -204,6 +205,24 @@ def build_experiment(values: Mapping[str, Any], *, where: str = "configuration")
         ]
         raise ValueError("\n".join([f"{where}:", *problems])) from None
     return experiment
+
+
+def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a config file with ``settings`` by dotted names (``optim.lr``) over them; neither changes.
+
+    Raises:
+        ValueError: A name goes on below a setting that is no section.
+    """
+    result = copy.deepcopy(dict(values))
+    for dotted, value in settings.items():
+        *sections, name = dotted.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"unknown key {dotted!r}: {section} is a setting and no section")
+        place[name] = value
+    return result
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

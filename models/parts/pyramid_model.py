@@ -1,7 +1,7 @@
 """A network whose cells of P3..P7 each give a whole pose: what regressors of poses share but losses and scores."""
 
 from collections.abc import Sequence
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ ConfigT = TypeVar("ConfigT", bound=PyramidConfig)
 class PyramidModel(nn.Module, Generic[ConfigT]):
     """Backbone, pyramid and two-stage head; a method adds ``losses`` and ``decode``."""
 
+    network: ClassVar = ("forward_features",)
     sigmas: Tensor
 
     def __init__(self, config: ConfigT, schema: KeypointSchema) -> None:

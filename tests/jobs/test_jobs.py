@@ -74,6 +74,43 @@ def test_evaluation_says_what_is_wrong_with_its_arguments(arguments: tuple[str, 
     assert "Traceback" not in told.stderr
 
 
+def test_decoding_is_searched_and_the_best_settings_score_the_same_in_an_evaluation(
+    trained: Path, tmp_path: Path
+) -> None:
+    space, out = tmp_path / "space.yaml", tmp_path / "tune"
+    space.write_text("model.decode.nms: [linear, hard]\nmodel.decode.score_floor: {low: 0.0, high: 0.02}\n")
+    search = ("jobs/tune.py", "--decode-only", "--checkpoint", trained, "--space", space, "--out", out)
+    told = run(*search, "--samples", 4)
+    assert told.returncode == 0, told.stderr
+    assert "4 trials, 0 failed" in told.stdout and str(out / "best.yaml") in told.stdout
+    told = run(*search, "--samples", 6)
+    trials = json.loads((out / "trials.json").read_text())
+    assert told.returncode == 0 and [trial["trial"] for trial in trials] == list(range(6))
+
+    best = max(trials, key=lambda trial: trial["scores"]["AP"])
+    options = [str(part) for name, value in best["settings"].items() for part in (f"--{name}", value)]
+    told = run("jobs/evaluate.py", "--checkpoint", trained, "--out", tmp_path / "results.json", *options)
+    assert told.returncode == 0, told.stderr
+    metrics = json.loads((tmp_path / "results.metrics.json").read_text())
+    assert best["scores"]["AP"] == pytest.approx(metrics["AP"], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("optim.lr: {low: 0.1, high: 0.2}", "optim.lr needs training; --decode-only varies"),
+        ("model.decode.nmss: [hard]", "unknown key 'model.decode.nmss'; did you mean 'nms'?"),
+        ("", "must hold named sections"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(trained: Path, tmp_path: Path, space: str, message: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(space)
+    told = run("jobs/tune.py", "--decode-only", "--checkpoint", trained, "--space", path, "--out", tmp_path / "tune")
+    assert told.returncode == 2 and message in told.stderr
+    assert not (tmp_path / "tune").exists()
+
+
 def test_finished_runs_are_compared(trained: Path, tmp_path: Path) -> None:
     told = run("jobs/compare.py", "--runs", trained, "--out", tmp_path / "out")
     assert told.returncode == 0, told.stderr

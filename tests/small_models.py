@@ -12,7 +12,7 @@ from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.decode import DecodeConfig
 from posefleet.platform.config import build_experiment, read_yaml
 
-CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "jobs" / "configs"
 K = len(COCO17)
 BACKBONE = BackboneConfig(name="resnet18", pretrained=False)
 

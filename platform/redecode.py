@@ -1,0 +1,135 @@
+"""Other poses from the same network outputs: settings of decoding tried without running the network again.
+
+A checkpoint predicts a split once; what the network said is kept in memory, and every further evaluation only decodes,
+suppresses and scores. The numbers are those of ``jobs/evaluate.py``.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.data.evaluation import Evaluation
+from posefleet.data.evaluation import evaluate as score
+from posefleet.data.keypoints import load_schema
+from posefleet.data.stream import ShardDataset, evaluation_batches
+from posefleet.data.structures import Batch, Poses
+from posefleet.data.transforms import EvalTransform
+from posefleet.data.truth import GroundTruth
+from posefleet.models import RedecodableModel
+from posefleet.platform.checkpoint import load_model
+from posefleet.platform.config import Experiment, resolve_path
+from posefleet.platform.inference import Predictor
+
+ANYWAY = ("evaluate.flip", "evaluate.scales", "evaluate.max_side", "evaluate.max_detections")
+"""Settings outside of the model that only change predictions: another view of the images runs the network once more."""
+
+
+class Redecoder:
+    """One checkpoint and one split, to be scored with any settings of decoding."""
+
+    def __init__(self, checkpoint: str, experiment: Experiment, device: torch.device, *, images: int = 0) -> None:
+        """
+        Args:
+            checkpoint: See :func:`posefleet.platform.checkpoint.find_checkpoint`.
+            experiment: Its own, but for decoding and ``data.eval``.
+            images: Score the first so many images of the split; 0: all.
+
+        Raises:
+            ValueError: The method does not say which of its settings decode.
+        """
+        self.model, trained = load_model(checkpoint, experiment=experiment)
+        if not hasattr(self.model, "decoding"):
+            raise ValueError(f"method {trained.method!r} does not say which settings decode: its Model has no decoding")
+        self.model = self.model.to(device)
+        method = cast(RedecodableModel, self.model)
+        self.variable = (*ANYWAY, *(f"model.{part}" for part in method.decoding))
+        """Dotted names of settings, and of sections of them, that only change how poses are made of network outputs."""
+        self.experiment, self.device = experiment, device
+        self._schema = load_schema(experiment.schema)
+        self._images, self._views = images, dict[EvalTransform, list[Batch]]()
+        self._truth: GroundTruth | None = None
+        self.remembered = 0
+        """Bytes of network outputs that are kept."""
+        for name in method.network:
+            self._remember(name)
+
+    def may_vary(self, name: str) -> bool:
+        """Whether a setting, by its dotted name, is one of ``variable``."""
+        return any(name == part or name.startswith(part + ".") for part in self.variable)
+
+    def evaluate(self, experiment: Experiment) -> Evaluation:
+        """Scores of ``experiment``, which differs from that of the checkpoint in what :meth:`may_vary`."""
+        self.model.config = experiment.model
+        predictor = Predictor(self.model, experiment, device=self.device)
+        found: dict[int, Poses] = {}
+        for batches in zip(*(self._view(transform, experiment) for transform in predictor.transforms()), strict=True):
+            found.update(zip(batches[0].image_ids.tolist(), predictor.predict(batches), strict=True))
+        assert self._truth is not None
+        return score(
+            self._truth,
+            found,
+            self._schema,
+            max_detections=experiment.evaluate.max_detections,
+            backend=experiment.evaluate.backend,
+            score_rule=predictor.score_rule,
+        )
+
+    def _view(self, transform: EvalTransform, experiment: Experiment) -> list[Batch]:
+        """The split in one size, read once."""
+        if transform not in self._views:
+            root = resolve_path(experiment.data.eval)
+            dataset = ShardDataset(root, self._schema, transform, labelled_only=False, seed=None)
+            with evaluation_batches(dataset, batch_size=experiment.data.eval_batch_size) as batches:
+                self._views[transform] = list(_first(batches, self._images or len(dataset)))
+            if self._truth is None:
+                seen = {int(i) for batch in self._views[transform] for i in batch.image_ids}
+                self._truth = GroundTruth.from_records(
+                    (record["image_id"], (record["width"], record["height"]), record["people"])
+                    for record in dataset.records()
+                    if record["image_id"] in seen
+                )
+        return self._views[transform]
+
+    def _remember(self, name: str) -> None:
+        """Let a part of the network answer from memory what it was asked before."""
+        part = getattr(self.model, name)
+        compute: Callable[..., Any] = part.forward if isinstance(part, nn.Module) else part
+        kept: dict[tuple[Any, ...], Any] = {}
+
+        def answer(images: Tensor, **options: Any) -> Any:
+            key = (_digest(images), tuple(images.shape), *sorted(options.items()))
+            if key not in kept:
+                kept[key] = compute(images, **options)
+                self.remembered += sum(t.nbytes for t in _tensors(kept[key]))
+            return _shallow(kept[key])
+
+        if isinstance(part, nn.Module):
+            part.forward = answer
+        else:
+            setattr(self.model, name, answer)
+
+
+def _first(batches: Iterable[Batch], images: int) -> Iterable[Batch]:
+    """Whole batches until there are so many images."""
+    for batch in batches:
+        if images <= 0:
+            return
+        yield batch
+        images -= len(batch)
+
+
+def _digest(images: Tensor) -> bytes:
+    values = images.detach().permute(0, 2, 3, 1).contiguous().cpu().view(torch.uint8).numpy()
+    return hashlib.blake2b(values.data, digest_size=16).digest()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]
+
+
+def _shallow(value: Any) -> Any:
+    """Containers of one's own, for methods that put other tensors into them."""
+    return torch.utils._pytree.tree_map(lambda leaf: leaf, value)

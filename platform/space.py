@@ -1,0 +1,140 @@
+"""Search spaces: which settings a search varies, and between what.
+
+A space is a YAML file of dotted names of settings. A list is a choice; ``{low: 0.2, high: 0.7}`` is a range, both ends
+included, of whole numbers if its ends are; ``log: true`` draws the logarithm evenly, ``step: 2`` takes every second
+value::
+
+    optim.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
+    model.adapt.kem_size: {low: 7, high: 19, step: 2}
+    model.decode.nms: [linear, gaussian, hard]
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posefleet.platform.config import Experiment, build_experiment, read_yaml, to_dict, with_settings
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One of some values."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that must be valid for the space to be."""
+        return self.values
+
+    def suggest(self, trial: "Trial", name: str) -> Any:
+        """A value for a trial; Optuna draws its text, for its storages keep no lists."""
+        return json.loads(trial.suggest_categorical(name, [self.drawn(value) for value in self.values]))
+
+    def drawn(self, value: Any) -> Any:
+        """What Optuna draws for a value."""
+        return json.dumps(value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """Numbers from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that must be valid for the space to be."""
+        return (self.low, self.high)
+
+    def suggest(self, trial: "Trial", name: str) -> float:
+        """A value for a trial."""
+        if isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step or 1, int):
+            return trial.suggest_int(name, self.low, self.high, log=self.log, step=int(self.step or 1))
+        return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
+
+    def drawn(self, value: Any) -> Any:
+        """What Optuna draws for a value."""
+        return value
+
+
+Space = Mapping[str, Choice | Range]
+
+
+def read_space(path: Path | str, base: Experiment) -> dict[str, Choice | Range]:
+    """The space of a YAML file, checked against the experiment that it varies.
+
+    Raises:
+        ValueError: The file is missing or empty, a range makes no sense, or a name or a value is none that the
+            experiment can have; the message names it and what there is.
+    """
+    space = {name: _domain(domain, f"{path}: {name}") for name, domain in read_yaml(path).items()}
+    if not space:
+        raise ValueError(f"{path} is empty; give dotted names of settings, such as optim.lr: {{low: 1e-4, high: 1e-2}}")
+    for name, domain in space.items():
+        for value in domain.ends:
+            apply(base, {name: value}, where=f"{path}: {name} = {value}")
+    return space
+
+
+def apply(base: Experiment, settings: Mapping[str, Any], *, where: str = "settings") -> Experiment:
+    """``base`` with ``settings`` over it.
+
+    Raises:
+        ValueError: A name or value is invalid, or they contradict each other.
+    """
+    return build_experiment(with_settings(to_dict(base), settings), where=where)
+
+
+def suggest(trial: "Trial", space: Space) -> dict[str, Any]:
+    """Settings for one trial of an Optuna study."""
+    return {name: domain.suggest(trial, name) for name, domain in space.items()}
+
+
+def settings_of(base: Experiment, names: Sequence[str]) -> dict[str, Any]:
+    """The values that the experiment has for dotted names."""
+    found = {}
+    for name in names:
+        value: Any = base
+        for part in name.split("."):
+            value = getattr(value, part)
+        found[name] = value
+    return found
+
+
+def contains(domain: Choice | Range, value: Any) -> bool:
+    """Whether a search of ``domain`` may come to ``value``, but for steps."""
+    if isinstance(domain, Choice):
+        return domain.drawn(value) in [domain.drawn(v) for v in domain.values]
+    return isinstance(value, int | float) and not isinstance(value, bool) and domain.low <= value <= domain.high
+
+
+def _domain(domain: Any, where: str) -> Choice | Range:
+    if isinstance(domain, list):
+        if not domain:
+            raise ValueError(f"{where} has no values to choose from")
+        return Choice(values=tuple(domain))
+    known = {"low", "high", "log", "step"}
+    if not isinstance(domain, dict) or not {"low", "high"} <= set(domain) <= known:
+        raise ValueError(
+            f"{where} must be a list of values or {{low: a, high: b}} with log: true or step: n, not {domain}"
+        )
+    numbers = [domain["low"], domain["high"], domain.get("step", 1)]
+    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+        raise ValueError(
+            f"{where}: low, high and step must be numbers, not {numbers} (YAML reads 1e-4 as text; write 1.0e-4)"
+        )
+    result = Range(low=domain["low"], high=domain["high"], log=domain.get("log", False), step=domain.get("step"))
+    if not result.low < result.high or (result.step or 1) <= 0:
+        raise ValueError(f"{where}: low {result.low} must be below high {result.high}, and step above 0")
+    if result.log and (result.low <= 0 or result.step):
+        raise ValueError(f"{where}: a log range starts above 0, not at {result.low}, and has no step")
+    return result

@@ -1,0 +1,84 @@
+"""A search: what is tried, kept, gone on with and written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.search import Search
+from posefleet.platform.space import Range
+
+BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
+SPACE = {"model.score.exponent": Range(low=0.0, high=1.0)}
+BEST = 0.3
+
+
+def score(experiment: Experiment) -> Mapping[str, float]:
+    """A parabola with its top at ``BEST``."""
+    ap = 1 - (experiment.model.score.exponent - BEST) ** 2
+    return {"AP": ap, "AP50": ap}
+
+
+def search(folder: Path, about: Mapping[str, str] | None = None) -> Search:
+    return Search(folder, BASE, SPACE, about=about or {"checkpoint": "a"}, seed=0)
+
+
+def test_the_own_settings_come_first_and_the_search_finds_better_ones(tmp_path: Path) -> None:
+    found = search(tmp_path)
+    found.run(score, 25)
+    trials = found.trials()
+    assert len(trials) == 25 and trials[0].settings == {"model.score.exponent": BASE.model.score.exponent}
+    best = found.best()
+    assert best is not None and abs(best.settings["model.score.exponent"] - BEST) < 0.05
+    assert found.experiment(best).model.score.exponent == best.settings["model.score.exponent"]
+    text = found.write()
+    assert f"| {best.number} | {best.scores['AP']:.4f} |" in text and "25 trials, 0 failed." in text
+    written = build_experiment(yaml.safe_load((tmp_path / "best.yaml").read_text()))
+    assert written == found.experiment(best)
+
+
+def test_a_search_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+    whole = search(tmp_path / "whole")
+    whole.run(score, 12)
+    search(tmp_path / "parts").run(score, 5)
+    rest = search(tmp_path / "parts")
+    rest.run(score, 12)
+    assert [trial.number for trial in rest.trials()] == list(range(12))
+    assert rest.trials() == whole.trials()
+    assert len({trial.settings["model.score.exponent"] for trial in rest.trials()}) == 12
+    rest.run(score, 12)
+    assert len(rest.trials()) == 12
+
+
+def test_a_search_of_something_else_is_refused(tmp_path: Path) -> None:
+    search(tmp_path).run(score, 1)
+    with pytest.raises(ValueError, match="holds a search of another checkpoint: it was a, now it is b"):
+        search(tmp_path, about={"checkpoint": "b"})
+    with pytest.raises(ValueError, match="a search of another space"):
+        other = {"model.score.exponent": Range(low=0.0, high=0.5)}
+        Search(tmp_path, BASE, other, about={"checkpoint": "a"}, seed=0)
+
+
+def test_failed_trials_are_kept_with_their_reason_and_stop_nothing(tmp_path: Path) -> None:
+    def fragile(experiment: Experiment) -> Mapping[str, float]:
+        if experiment.model.score.exponent > 0.7:
+            raise ValueError("these settings contradict")
+        return {"AP": float("nan") if experiment.model.score.exponent < 0.3 else 0.5, "AP50": 0.5}
+
+    found = search(tmp_path)
+    found.run(fragile, 30)
+    reasons = {trial.reason for trial in found.trials()}
+    assert reasons == {"", "these settings contradict", "AP is no number"}
+    assert "failed: these settings contradict" in found.write()
+
+
+def test_without_a_single_score_the_reasons_are_told(tmp_path: Path) -> None:
+    def never(experiment: Experiment) -> Mapping[str, float]:
+        raise ValueError("no")
+
+    found = search(tmp_path)
+    found.run(never, 2)
+    with pytest.raises(ValueError, match="no trial ended with scores:\n  trial 0: no"):
+        found.write()
