@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from posefleet.data.diagnosis import ERROR_KINDS, ErrorSplit, diagnose
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.significance import Matches
 from posefleet.data.structures import Poses
 from posefleet.data.truth import GroundTruth, PoseTable
 
@@ -82,6 +83,8 @@ class Evaluation:
     protocol: Protocol
     notes: tuple[str, ...]
     """What a reader of the numbers must know: sentences, often none."""
+    matches: Matches | None = None
+    """What the AP was made of, for :mod:`posefleet.data.significance`; only pycocotools tells."""
 
     @property
     def ap(self) -> float:
@@ -164,6 +167,7 @@ def evaluate(
         errors=found.errors,
         protocol=protocol,
         notes=tuple(_notes(truth, poses, predictions, max_detections)),
+        matches=curves.matches,
     )
 
 
@@ -190,6 +194,7 @@ class _Curves:
     """(T, 3)."""
     thresholds: np.ndarray
     recall_points: np.ndarray
+    matches: Matches | None
 
     def statistics(self) -> list[float]:
         """The ten numbers in the order of ``STATISTICS``, as COCOeval.summarize computes them."""
@@ -237,7 +242,9 @@ class _Coco:
             evaluation.accumulate()
         params, accumulated = evaluation.params, evaluation.eval
         precision, recall = np.asarray(accumulated["precision"]), np.asarray(accumulated["recall"])
-        return _Curves(precision[:, :, 0, :, 0], recall[:, 0, :, 0], params.iouThrs, params.recThrs)
+        curves = precision[:, :, 0, :, 0], recall[:, 0, :, 0]
+        matches = Matches.of_coco(evaluation, self.max_detections) if self.backend == "pycocotools" else None
+        return _Curves(*curves, params.iouThrs, params.recThrs, matches)
 
     def _classes(self) -> tuple[Any, Any]:
         if self.backend == "pycocotools":

@@ -20,6 +20,7 @@ from posefleet.data.diagnosis import ERROR_KINDS
 from posefleet.data.evaluation import STATISTICS, Evaluation
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.significance import CONFIDENCE, difference
 from posefleet.data.structures import Batch, Poses, TargetPoints
 from posefleet.data.transforms import move_points, move_poses
 from posefleet.platform.drawing import draw_people, draw_poses, draw_targets, grid, side_by_side
@@ -350,16 +351,34 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> str:
         key: max((round(v, 4) for v in values if not math.isnan(v)), default=None) for key, values in columns.items()
     }
     lines = ["| run | " + " | ".join(STATISTICS) + " |", "|---|" + "---:|" * len(STATISTICS)]
+    if len(order) > 1:
+        lines = [f"{lines[0]} AP minus the best |", f"{lines[1]}---:|"]
     for row, name in enumerate(order):
         cells = [_number(columns[key][row]) for key in STATISTICS]
         bold = [len(order) > 1 and round(columns[key][row], 4) == best[key] for key in STATISTICS]
         shown = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, bold, strict=True)]
+        if row:
+            shown.append(_against(evaluations[name], evaluations[order[0]]))
+        elif len(order) > 1:
+            shown.append("")
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     protocols = [str(evaluations[name].protocol) for name in order]
     if len(set(protocols)) == 1:
-        return "\n".join([*lines, "", f"All: {protocols[0]}."])
+        told = f" In brackets: {CONFIDENCE:.0%} of draws of images with replacement." if len(order) > 1 else ""
+        return "\n".join([*lines, "", f"All: {protocols[0]}.{told}"])
     differing = [f"- {name}: {protocol}" for name, protocol in zip(order, protocols, strict=True)]
     return "\n".join([*lines, "", "Not made the same way, compare with care:", *differing])
+
+
+def _against(one: Evaluation, best: Evaluation) -> str:
+    """The difference of two APs, and whether it may be noise."""
+    if one.matches is None or best.matches is None:
+        return "-"
+    try:
+        found = difference(one.matches, best.matches)
+    except ValueError:  # other images
+        return "-"
+    return str(found) if found.certain else f"{found}, may be noise"
 
 
 # --------------------------------------------------------------------------------------------------------- parts

@@ -133,8 +133,11 @@ class Search:
         """The experiment of a trial."""
         return apply(self.base, trial.settings, where=f"trial {trial.number}")
 
-    def write(self) -> str:
+    def write(self, remark: str = "") -> str:
         """Leave ``best.yaml``, ``trials.json`` and ``search.md`` in the folder; returns the last one's text.
+
+        Args:
+            remark: A sentence for the end of that text.
 
         Raises:
             ValueError: No trial ended with scores.
@@ -146,7 +149,7 @@ class Search:
         (self.folder / "best.yaml").write_text(to_yaml(self.experiment(best)))
         listed = [{"trial": t.number, "settings": t.settings, "scores": t.scores, "reason": t.reason} for t in trials]
         (self.folder / "trials.json").write_text(json.dumps(listed, indent=1) + "\n")
-        text = self._as_markdown(best, trials)
+        text = "\n\n".join(filter(None, [self._as_markdown(best, trials), remark]))
         (self.folder / "search.md").write_text(text + "\n")
         return text
 

@@ -83,6 +83,7 @@ def test_decoding_is_searched_and_the_best_settings_score_the_same_in_an_evaluat
     told = run(*search, "--samples", 4)
     assert told.returncode == 0, told.stderr
     assert "4 trials, 0 failed" in told.stdout and str(out / "best.yaml") in told.stdout
+    assert "Best against the checkpoint's own settings: AP +0." in told.stdout
     told = run(*search, "--samples", 6)
     trials = json.loads((out / "trials.json").read_text())
     assert told.returncode == 0 and [trial["trial"] for trial in trials] == list(range(6))

@@ -148,7 +148,12 @@ def test_the_comparison_ranks_runs_and_marks_the_best(shifted: Evaluation) -> No
     assert lines[2].startswith("| better | **1.000** |")
     assert lines[3].startswith("| worse |")
     assert "**" not in lines[3].split("|")[2]
-    assert lines[-1].startswith("All: pycocotools")
+    assert lines[0].endswith("| AP minus the best |") and {line.count("|") for line in lines[:4]} == {13}
+    assert lines[2].endswith("|  |")
+    assert lines[3].endswith(f"| {shifted.ap - 1:+.3f} ({shifted.ap - 1:+.3f}..{shifted.ap - 1:+.3f}) |")  # one image
+    assert lines[-1].startswith("All: pycocotools") and "95% of draws of images" in lines[-1]
+    alone = report.comparison_table({"alone": shifted})
+    assert "minus the best" not in alone and "draws" not in alone
 
 
 def test_the_comparison_warns_when_scores_were_made_differently(shifted: Evaluation) -> None:
