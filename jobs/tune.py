@@ -99,7 +99,8 @@ def _gain(best: "Evaluation", own: "Evaluation") -> str:
     found = difference(best.matches, own.matches)
     judged = "more than noise" if found.certain else "may be noise"
     return (
-        f"Best against the checkpoint's own settings: AP {found}, {judged}; in brackets {CONFIDENCE:.0%} of draws of images. "
+        f"Best against the checkpoint's own settings: AP {found}, {judged}; "
+        f"in brackets {CONFIDENCE:.0%} of draws of images. "
         "It was chosen on these images, so expect less on others."
     )
 
