@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return _decode_only(options, overrides)
-    except (ValueError, DataError, CheckpointError) as error:
+    except (ValueError, DataError, CheckpointError, MemoryError) as error:
         fail(str(error))
 
 

@@ -4,10 +4,12 @@ A checkpoint predicts a split once; what the network said is kept in memory, and
 suppresses and scores. The numbers are those of ``jobs/evaluate.py``.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,7 @@ class Redecoder:
 
         Raises:
             ValueError: The method does not say which of its settings decode.
+            MemoryError: (when evaluating) The network's outputs would fill the memory.
         """
         self.model, trained = load_model(checkpoint, experiment=experiment)
         if not hasattr(self.model, "decoding"):
@@ -51,8 +54,8 @@ class Redecoder:
         self._schema = load_schema(experiment.schema)
         self._images, self._views = images, dict[EvalTransform, list[Batch]]()
         self._truth: GroundTruth | None = None
-        self.remembered = 0
-        """Bytes of network outputs that are kept."""
+        self.remembered, self._most = 0, _free_bytes(device) // 2
+        """Bytes of network outputs that are kept, and may be."""
         for name in method.network:
             self._remember(name)
 
@@ -103,8 +106,14 @@ class Redecoder:
             key = (_digest(images), tuple(images.shape), *sorted(options.items()))
             if key not in kept:
                 kept[key] = compute(images, **options)
-                self.remembered += sum(t.nbytes for t in _tensors(kept[key]))
-            return _shallow(kept[key])
+                self.remembered += _bytes(kept[key])
+                if self.remembered > self._most:
+                    gib = self.remembered / 2**30
+                    raise MemoryError(
+                        f"what the network says takes {gib:.1f} GiB for {len(kept)} batches already, half of what was "
+                        "free; give a smaller --images"
+                    )
+            return copy.copy(kept[key])  # a dict of its own, for methods that put other maps into it
 
         if isinstance(part, nn.Module):
             part.forward = answer
@@ -126,10 +135,13 @@ def _digest(images: Tensor) -> bytes:
     return hashlib.blake2b(values.data, digest_size=16).digest()
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]
+def _bytes(value: Any) -> int:
+    """Of all tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return sum(_bytes(part) for part in parts)
 
 
-def _shallow(value: Any) -> Any:
-    """Containers of one's own, for methods that put other tensors into them."""
-    return torch.utils._pytree.tree_map(lambda leaf: leaf, value)
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

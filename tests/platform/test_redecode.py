@@ -84,6 +84,15 @@ def test_the_network_runs_once_and_only_for_the_images_asked_for(checkpoint: tup
         redecoder.evaluate(apply(experiment, {"model.decode.nms": "hard"}))
 
 
+@pytest.mark.parametrize("checkpoint", ["smpr"], indirect=True)
+def test_outputs_that_would_fill_the_memory_end_the_search_with_advice(checkpoint: tuple[str, Experiment]) -> None:
+    path, experiment = checkpoint
+    with patch("posefleet.platform.redecode._free_bytes", return_value=100_000):
+        redecoder = Redecoder(path, experiment, CPU)
+    with pytest.raises(MemoryError, match="GiB for 1 batches already, half of what was free; give a smaller --images"):
+        redecoder.evaluate(experiment)
+
+
 @pytest.mark.parametrize("method", available_methods())
 def test_decoding_names_settings_that_exist(method: str) -> None:
     model = load_method(method).Model
