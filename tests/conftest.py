@@ -10,6 +10,12 @@ from small_settings import small_settings
 COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "coco-mini"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray or other programs come first: last, they would leave one of two processes without work."""
+    long = {item.path for item in items if item.get_closest_marker("ray") or item.path.parent.name == "jobs"}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def coco_mini() -> Path:
     """A small cut of COCO 2017 in COCO's own layout; tests that want it skip where it is not."""
