@@ -413,7 +413,7 @@ def test_every_row_of_the_ablation_trains_and_predicts(config: Config) -> None:
 def test_settings_that_contradict_are_named() -> None:
     with pytest.raises(ValueError, match="kem_size must be odd and above 0, not 10"):
         AdaptConfig(kem_size=10)
-    with pytest.raises(ValueError, match="kem_size 99 and window 97"):
+    with pytest.raises(ValueError, match="window 97 must be larger than kem_size 99"):
         AdaptConfig(kem_size=99)
     with pytest.raises(ValueError, match=r"top_weight must be 0.5..1, not 0.2"):
         AdaptConfig(top_weight=0.2)
