@@ -2,8 +2,7 @@
 
 glibc hands every large tensor back to the kernel when it is freed and page-faults it in again at the next step. How
 much of a training step that costs depends on the kernel and the size of the images; ``tests/bench/bench_step.py``
-measures it. Training workers and the loaders of batches ask
-the library not to.
+measures it. Training workers and the loaders of batches ask the library not to.
 """
 
 import ctypes

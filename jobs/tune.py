@@ -1,4 +1,4 @@
-"""Search settings of decoding on what one checkpoint's network said: hundreds of trials a minute, no training.
+"""Search settings of decoding on what one checkpoint's network said, without training.
 
 python jobs/tune.py --decode-only --checkpoint runs/smpr-r50 --space jobs/configs/spaces/smpr_decoding.yaml \\
     --samples 300 --data.eval /data/shards/val2017
@@ -69,9 +69,8 @@ def _decode_only(options: argparse.Namespace, overrides: list[str]) -> int:
     keep_freed_memory()
     redecoder = Redecoder(checkpoint, base, LocalWorker().device, images=options.images)
     if trained := [name for name in space if not redecoder.may_vary(name)]:
-        raise ValueError(
-            f"{options.space}: {', '.join(trained)} needs training; --decode-only varies {redecoder.variable}"
-        )
+        may = ", ".join(redecoder.variable)
+        raise ValueError(f"{options.space}: {', '.join(trained)} needs training; --decode-only varies {may}")
     about = {
         "checkpoint": checkpoint,
         "data": read_manifest(base.data.eval).fingerprint,

@@ -12,12 +12,11 @@ pixels of the network's input instead of the original image; the release's OKS t
 Letters: B images, M people of an image (padded), P cells, N positive or candidate cells, K keypoints.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
@@ -25,7 +24,8 @@ from posefleet.models.parts.assign import PaddedPeople, Positives, positive_cell
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.boxes import decode_boxes, giou_loss
 from posefleet.models.parts.chunks import in_chunks
-from posefleet.models.parts.decode import DecodeConfig, best_cells, pick_cells, suppress
+from posefleet.models.parts.decode import DecodeConfig, best_cells, pick_cells
+from posefleet.models.parts.dense_model import DenseModel
 from posefleet.models.parts.disks import Disks, Radius, Shape, disk_radii, disk_targets, read_disks
 from posefleet.models.parts.dynamic import directions, run_instances
 from posefleet.models.parts.fpn import FPN
@@ -157,11 +157,10 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(DenseModel[Config]):
     """InsPose as a :class:`posefleet.models.PoseModel`."""
 
     decoding: ClassVar = ("decode", "top_of", "nms_boxes", "maps.bicubic")
-    network: ClassVar = ("forward_features",)
     sigmas: Tensor
     diagnostics: dict[str, Tensor]
     """What the last training step saw, as 0-dim tensors on the device: ``positives`` (cells per image), ``hit`` (mean
@@ -199,21 +198,12 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> list[Poses]:
-        """At most ``decode.max_poses`` poses of every image, best first."""
+        """At most ``decode.max_poses`` poses of every image, best first.
+
+        Suppression by other boxes than those of keypoints has been done by ``decode``, before KP-Nets ran.
+        """
         found = self.candidates(images)
         return self.suppress(found) if self.config.nms_boxes == "keypoints" else found
-
-    @torch.no_grad()
-    def candidates(self, images: Tensor) -> list[Poses]:
-        """Poses of every image, before suppression if it uses their keypoints; several passes can be concatenated."""
-        height, width = images.shape[-2:]
-        maps = self.forward_features(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.decode(maps, (height, width))
-
-    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
-        """Remove duplicates by the boxes of keypoints; scores of overlapping poses decay."""
-        return suppress(poses, self.config.decode)
 
     @torch.no_grad()
     def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:

@@ -88,7 +88,7 @@ def check_data(experiment: Experiment) -> None:
     """
     training_set(experiment)
     if experiment.data.eval:
-        _evaluation_set(experiment, EvalTransform(experiment.data.resize, load_schema(experiment.schema)))
+        evaluation_set(experiment, EvalTransform(experiment.data.resize, load_schema(experiment.schema)))
 
 
 def evaluate(
@@ -116,9 +116,7 @@ def evaluate(
     schema = load_schema(experiment.schema)
     was_training = model.training
     predictor = Predictor(model, experiment, device=worker.device)
-    datasets = [
-        open_split(view) if open_split else _evaluation_set(experiment, view) for view in predictor.transforms()
-    ]
+    datasets = [open_split(view) if open_split else evaluation_set(experiment, view) for view in predictor.transforms()]
     found: dict[int, Poses] = {}
     shown: list[tuple[Batch, list[Poses]]] = []
     with contextlib.ExitStack() as stack:
@@ -145,10 +143,7 @@ def evaluate(
         return None
     everything = {image_id: poses for part in parts for image_id, poses in part.items()}
     result = score(
-        GroundTruth.from_records(
-            (record["image_id"], (record["width"], record["height"]), record["people"])
-            for record in datasets[0].records()
-        ),
+        ground_truth(datasets[0]),
         everything,
         schema,
         max_detections=experiment.evaluate.max_detections,
@@ -341,8 +336,16 @@ def _describe_bad(losses: Tensor, recent: _Recent, step: int, precision: str) ->
 # ---------------------------------------------------------------------------------------------------- set-up
 
 
-def _evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
+def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
+    """All images of the shards that the experiment is scored on, in their order."""
     return ShardDataset(resolve_path(experiment.data.eval), view.schema, view, labelled_only=False, seed=None)
+
+
+def ground_truth(source: SampleSource) -> GroundTruth:
+    """The people of every image of a source."""
+    return GroundTruth.from_records(
+        (record["image_id"], (record["width"], record["height"]), record["people"]) for record in source.records()
+    )
 
 
 def training_set(experiment: Experiment) -> ShardDataset:

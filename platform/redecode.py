@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from posefleet.data.evaluation import Evaluation
 from posefleet.data.evaluation import evaluate as score
 from posefleet.data.keypoints import load_schema
-from posefleet.data.stream import ShardDataset, evaluation_batches
+from posefleet.data.stream import evaluation_batches
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.data.truth import GroundTruth
 from posefleet.models import RedecodableModel
 from posefleet.platform.checkpoint import load_model
-from posefleet.platform.config import Experiment, resolve_path
+from posefleet.platform.config import Experiment
 from posefleet.platform.inference import Predictor
+from posefleet.platform.loop import evaluation_set, ground_truth
 
 ANYWAY = ("evaluate.flip", "evaluate.scales", "evaluate.max_side", "evaluate.max_detections")
 """Settings outside of the model that only change predictions: another view of the images runs the network once more."""
@@ -68,7 +69,7 @@ class Redecoder:
         self.model.config = experiment.model
         predictor = Predictor(self.model, experiment, device=self.device)
         found: dict[int, Poses] = {}
-        for batches in zip(*(self._view(transform, experiment) for transform in predictor.transforms()), strict=True):
+        for batches in zip(*(self._view(transform) for transform in predictor.transforms()), strict=True):
             found.update(zip(batches[0].image_ids.tolist(), predictor.predict(batches), strict=True))
         assert self._truth is not None
         return score(
@@ -80,20 +81,15 @@ class Redecoder:
             score_rule=predictor.score_rule,
         )
 
-    def _view(self, transform: EvalTransform, experiment: Experiment) -> list[Batch]:
+    def _view(self, transform: EvalTransform) -> list[Batch]:
         """The split in one size, read once."""
         if transform not in self._views:
-            root = resolve_path(experiment.data.eval)
-            dataset = ShardDataset(root, self._schema, transform, labelled_only=False, seed=None)
-            with evaluation_batches(dataset, batch_size=experiment.data.eval_batch_size) as batches:
+            dataset = evaluation_set(self.experiment, transform)
+            with evaluation_batches(dataset, batch_size=self.experiment.data.eval_batch_size) as batches:
                 self._views[transform] = list(_first(batches, self._images or len(dataset)))
             if self._truth is None:
                 seen = {int(i) for batch in self._views[transform] for i in batch.image_ids}
-                self._truth = GroundTruth.from_records(
-                    (record["image_id"], (record["width"], record["height"]), record["people"])
-                    for record in dataset.records()
-                    if record["image_id"] in seen
-                )
+                self._truth = ground_truth(dataset).select(seen)
         return self._views[transform]
 
     def _remember(self, name: str) -> None:
@@ -122,7 +118,7 @@ class Redecoder:
 
 
 def _first(batches: Iterable[Batch], images: int) -> Iterable[Batch]:
-    """Whole batches until there are so many images."""
+    """Whole batches, until they hold so many images."""
     for batch in batches:
         if images <= 0:
             return
@@ -131,6 +127,7 @@ def _first(batches: Iterable[Batch], images: int) -> Iterable[Batch]:
 
 
 def _digest(images: Tensor) -> bytes:
+    """Of the values of (B, C, H, W), whatever their type and device."""
     values = images.detach().permute(0, 2, 3, 1).contiguous().cpu().view(torch.uint8).numpy()
     return hashlib.blake2b(values.data, digest_size=16).digest()
 
@@ -144,4 +141,5 @@ def _bytes(value: Any) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
+    """Of the memory in which the device's tensors are."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -161,7 +161,6 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         params=to_dict(experiment),
         tags={
             "method": experiment.method,
-            "git": tracking.git_revision(),
             "folder": folder,
             **{f"data.{data.use}": data.fingerprint for data in inputs},
         },

@@ -1,8 +1,8 @@
 """A search: trials of settings in a folder, which can be stopped at any time and gone on with.
 
-The trials are an Optuna study in ``study.log``. The first one is what is searched from, so that there is always
-something to compare with; the others are drawn by Optuna (TPE). A trial that fails, because its settings contradict
-each other or its numbers are not finite, is kept with its reason and costs nothing but itself.
+The trials are an Optuna study in ``study.log``. The first one is what is searched from, if the space holds it, so that
+there is something to compare with; the others are drawn by Optuna (TPE). A trial that fails, because its settings
+contradict each other or its numbers are not finite, is kept with its reason and costs nothing but itself.
 """
 
 import json
@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from posefleet.platform.comparison import table
-from posefleet.platform.config import Experiment, to_yaml
+from posefleet.platform.config import Experiment, to_dict, to_yaml
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.space import Space, apply, contains, settings_of, suggest
+from posefleet.platform.tracking import flatten
 
 if TYPE_CHECKING:
     import optuna
@@ -45,7 +48,9 @@ class Search:
         Args:
             folder: Made if it is new.
             base: What is searched from.
-            about: What else the scores depend on, such as the checkpoint; a search goes on with the same only.
+            about: What the scores depend on beside base and space, such as the checkpoint. A search goes on only if all
+                of these are what they were.
+            seed: Of the draws.
 
         Raises:
             ValueError: The folder holds a search of something else.
@@ -63,7 +68,8 @@ class Search:
             storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
             load_if_exists=True,
         )
-        self._check({**about, "space": json.dumps({name: str(domain) for name, domain in space.items()})})
+        varied = {name: str(domain) for name, domain in space.items()}
+        self._check({**about, "space": json.dumps(varied), **self._fixed()})
         own = settings_of(base, list(space))
         if not self._study.trials and all(contains(domain, own[name]) for name, domain in space.items()):
             self._study.enqueue_trial({name: domain.drawn(own[name]) for name, domain in space.items()})
@@ -75,7 +81,8 @@ class Search:
         """
         from optuna.trial import TrialState
 
-        done = len(self.trials())
+        done, best = len(self.trials()), self.best()
+        top = best.scores["AP"] if best else -math.inf
         with ProgressLine(trials, done=done) as progress:
             for number in range(done, trials):
                 self._study.sampler = self._sampler(number)
@@ -92,14 +99,15 @@ class Search:
                 else:
                     trial.set_user_attr("scores", dict(scores))
                     self._study.tell(trial, scores["AP"])
-                best = self.best()
-                progress.update(number + 1, f"best AP {best.scores['AP']:.4f}" if best else "no scores so far")
+                    top = max(top, scores["AP"])
+                progress.update(number + 1, f"best AP {top:.4f}" if top > -math.inf else "no scores so far")
 
     def _sampler(self, number: int) -> "optuna.samplers.TPESampler":
         """Of one trial: what it draws depends on the trials before it and not on stops between them."""
         import optuna
 
-        return optuna.samplers.TPESampler(seed=hash((self.seed, number)) % 2**32, multivariate=True)
+        (seed,) = np.random.SeedSequence((self.seed, number)).generate_state(1)
+        return optuna.samplers.TPESampler(seed=int(seed), multivariate=True)
 
     def trials(self) -> list[Trial]:
         """Those that ended, in order."""
@@ -115,7 +123,7 @@ class Search:
         ]
 
     def best(self) -> Trial | None:
-        """The trial with the highest AP, the first of equals."""
+        """The trial with the highest AP, the first of equals; None where none has scores."""
         scored = [trial for trial in self.trials() if trial.scores]
         return max(scored, key=lambda trial: trial.scores["AP"], default=None)
 
@@ -149,9 +157,15 @@ class Search:
         (self.folder / "best.yaml").write_text(to_yaml(self.experiment(best)))
         listed = [{"trial": t.number, "settings": t.settings, "scores": t.scores, "reason": t.reason} for t in trials]
         (self.folder / "trials.json").write_text(json.dumps(listed, indent=1) + "\n")
-        text = "\n\n".join(filter(None, [self._as_markdown(best, trials), remark]))
+        text = "\n\n".join(filter(None, [self._as_markdown(trials), remark]))
         (self.folder / "search.md").write_text(text + "\n")
         return text
+
+    def _fixed(self) -> dict[str, str]:
+        """What the search does not vary, by dotted name; where it runs and is kept does not matter."""
+        base = to_dict(apply(self.base, {}))  # written as those of trials are: 1 and 1.0 are one setting
+        settings = {name: value for name, value in base.items() if name not in ("run", "scaling")}
+        return {name: text for name, text in flatten(settings).items() if name not in self.space}
 
     def _check(self, about: Mapping[str, str]) -> None:
         known = self._study.user_attrs
@@ -163,7 +177,7 @@ class Search:
                 )
             self._study.set_user_attr(name, value)
 
-    def _as_markdown(self, best: Trial, trials: list[Trial]) -> str:
+    def _as_markdown(self, trials: list[Trial]) -> str:
         scored = sorted((t for t in trials if t.scores), key=lambda t: -t.scores["AP"])
         shown = scored[:SHOWN]
         if trials[0].scores and trials[0] not in shown:

@@ -78,7 +78,9 @@ def read_space(path: Path | str, base: Experiment) -> dict[str, Choice | Range]:
     """
     space = {name: _domain(domain, f"{path}: {name}") for name, domain in read_yaml(path).items()}
     if not space:
-        raise ValueError(f"{path} is empty; give dotted names of settings, such as optim.lr: {{low: 1e-4, high: 1e-2}}")
+        raise ValueError(
+            f"{path} is empty; give dotted names of settings, such as optim.lr: {{low: 1.0e-4, high: 1.0e-2}}"
+        )
     for name, domain in space.items():
         for value in domain.ends:
             apply(base, {name: value}, where=f"{path}: {name} = {value}")
@@ -111,10 +113,13 @@ def settings_of(base: Experiment, names: Sequence[str]) -> dict[str, Any]:
 
 
 def contains(domain: Choice | Range, value: Any) -> bool:
-    """Whether a search of ``domain`` may come to ``value``, but for steps."""
+    """Whether a search of ``domain`` may come to ``value``."""
     if isinstance(domain, Choice):
         return domain.drawn(value) in [domain.drawn(v) for v in domain.values]
-    return isinstance(value, int | float) and not isinstance(value, bool) and domain.low <= value <= domain.high
+    if isinstance(value, bool) or not isinstance(value, int | float) or not domain.low <= value <= domain.high:
+        return False
+    steps = (value - domain.low) / domain.step if domain.step else 0.0
+    return abs(steps - round(steps)) < 1e-9
 
 
 def _domain(domain: Any, where: str) -> Choice | Range:
@@ -132,6 +137,8 @@ def _domain(domain: Any, where: str) -> Choice | Range:
         raise ValueError(
             f"{where}: low, high and step must be numbers, not {numbers} (YAML reads 1e-4 as text; write 1.0e-4)"
         )
+    if not isinstance(domain.get("log", False), bool):
+        raise ValueError(f"{where}: log must be true or false, not {domain['log']}")
     result = Range(low=domain["low"], high=domain["high"], log=domain.get("log", False), step=domain.get("step"))
     if not result.low < result.high or (result.step or 1) <= 0:
         raise ValueError(f"{where}: low {result.low} must be below high {result.high}, and step above 0")

@@ -111,14 +111,13 @@ def start_run(
         TrackingError: A new run cannot be created, or the run to continue does not exist.
     """
     uri = tracking_uri(uri)
-    flat = flatten(params)
+    flat, tags = flatten(params), {**_source_tags(), **tags}
     with explained(uri):
         client = connect(uri)
         if resume_run_id is not None:
             _continue_run(client, uri, resume_run_id, flat, tags)
             return resume_run_id
         experiment_id = _experiment_id(client, experiment_name, artifact_location or _beside_database(uri))
-        tags = {**_source_tags(), **tags}
         run_id: str = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
         _log_params(client, run_id, flat)
         _log_inputs(client, run_id, inputs)
@@ -245,9 +244,11 @@ def _log_inputs(client: "MlflowClient", run_id: str, inputs: Sequence[DataInput]
 
 
 def _source_tags() -> dict[str, str]:
-    """Program and commit under the names that MLflow's pages know."""
-    commit, dirty, _ = git_revision().partition("-dirty")
+    """Revision (``git``), and program and commit under the names that MLflow's pages know."""
+    revision = git_revision()
+    commit, dirty, _ = revision.partition("-dirty")
     return {
+        "git": revision,
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.git.commit": commit,

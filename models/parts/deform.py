@@ -4,8 +4,8 @@ Offsets are (B, G * 18, H, W) in cells: for each of the G offset groups 9 taps, 
 for each tap (dy, dx), added to the tap's regular position. Reads outside the map are 0.
 
 Three equal implementations: ``grid_sample`` (one call for all taps and groups, then one matrix product; several times
-faster than torchvision's kernel on a CPU, and exportable), ``gather`` (adds up rows of channels; faster still for wide
-maps, but its gradients are not) and torchvision's kernel (for GPUs: less memory).
+faster than torchvision's kernel on a CPU, and exportable), ``gather`` (adds up rows of channels: predicts faster from
+wide maps, but its gradients are slower from narrow ones) and torchvision's kernel (for GPUs: less memory).
 """
 
 import math

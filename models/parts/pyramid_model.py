@@ -1,15 +1,15 @@
 """A network whose cells of P3..P7 each give a whole pose: what regressors of poses share but losses and scores."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from abc import abstractmethod
+from typing import Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.data.structures import People, TargetPoints
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.decode import DecodeConfig, suppress
+from posefleet.models.parts.dense_model import DenseConfig, DenseModel
 from posefleet.models.parts.fpn import FPN, PAFPN
 from posefleet.models.parts.points import level_sizes, pyramid_cells
 from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
@@ -18,7 +18,7 @@ from posefleet.models.parts.positives import PositivesConfig, assign, assigned_p
 Neck = Literal["fpn", "pafpn"]
 
 
-class PyramidConfig(Protocol):
+class PyramidConfig(DenseConfig, Protocol):
     """What the network asks of a method's ``Config``."""
 
     @property
@@ -29,17 +29,14 @@ class PyramidConfig(Protocol):
     def head(self) -> HeadConfig: ...
     @property
     def assign(self) -> PositivesConfig: ...
-    @property
-    def decode(self) -> DecodeConfig: ...
 
 
 ConfigT = TypeVar("ConfigT", bound=PyramidConfig)
 
 
-class PyramidModel(nn.Module, Generic[ConfigT]):
+class PyramidModel(DenseModel[ConfigT]):
     """Backbone, pyramid and two-stage head; a method adds ``losses`` and ``decode``."""
 
-    network: ClassVar = ("forward_features",)
     sigmas: Tensor
 
     def __init__(self, config: ConfigT, schema: KeypointSchema) -> None:
@@ -51,13 +48,9 @@ class PyramidModel(nn.Module, Generic[ConfigT]):
         self.head = Head(config.head, len(schema), levels=len(neck.strides))
         self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
 
+    @abstractmethod
     def losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
         """Weighted losses of the dense predictions of a batch, in float32."""
-        raise NotImplementedError
-
-    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
-        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
         """Weighted losses, see :meth:`losses`."""
@@ -69,23 +62,6 @@ class PyramidModel(nn.Module, Generic[ConfigT]):
         """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
         maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=heatmap)
         return maps
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> list[Poses]:
-        """At most ``decode.max_poses`` poses of every image, best first."""
-        return self.suppress(self.candidates(images))
-
-    @torch.no_grad()
-    def candidates(self, images: Tensor) -> list[Poses]:
-        """Poses of every image before suppression; several passes over an image can be concatenated."""
-        height, width = images.shape[-2:]
-        maps = self.forward_features(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.decode(maps, (height, width))
-
-    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
-        """Remove duplicates; scores of overlapping poses decay."""
-        return suppress(poses, self.config.decode)
 
     @torch.no_grad()
     def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:

@@ -8,7 +8,7 @@ import yaml
 
 from posefleet.platform.config import Experiment, build_experiment
 from posefleet.platform.search import Search
-from posefleet.platform.space import Range
+from posefleet.platform.space import Range, apply
 
 BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
 SPACE = {"model.score.exponent": Range(low=0.0, high=1.0)}
@@ -59,6 +59,10 @@ def test_a_search_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a search of another space"):
         other = {"model.score.exponent": Range(low=0.0, high=0.5)}
         Search(tmp_path, BASE, other, about={"checkpoint": "a"}, seed=0)
+    with pytest.raises(ValueError, match=r"a search of another evaluate\.flip: it was False, now it is True"):
+        Search(tmp_path, apply(BASE, {"evaluate.flip": True}), SPACE, about={"checkpoint": "a"}, seed=0)
+    elsewhere = apply(BASE, {"run.name": "other", "model.score.exponent": 0.1})  # neither matters: the second is varied
+    assert len(Search(tmp_path, elsewhere, SPACE, about={"checkpoint": "a"}, seed=0).trials()) == 1
 
 
 def test_failed_trials_are_kept_with_their_reason_and_stop_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from posefleet.platform.config import build_experiment, with_settings
-from posefleet.platform.space import apply, contains, read_space, settings_of, suggest
+from posefleet.platform.space import Range, apply, contains, read_space, settings_of, suggest
 
 BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
 SPACES = sorted(Path(__file__).resolve().parents[2].joinpath("jobs/configs/spaces").glob("*.yaml"))
@@ -59,6 +59,12 @@ def test_own_settings_are_found_and_known_to_lie_inside_or_not(tmp_path: Path) -
     assert {name: contains(space[name], own[name]) for name in space} == {"optim.lr": False, "model.decode.nms": True}
 
 
+def test_a_value_between_two_steps_lies_outside() -> None:
+    odd, tenths = Range(low=7, high=19, step=2), Range(low=0.1, high=0.7, step=0.1)
+    assert [value for value in range(6, 21) if contains(odd, value)] == [7, 9, 11, 13, 15, 17, 19]
+    assert contains(tenths, 0.3) and not contains(tenths, 0.35)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -69,6 +75,7 @@ def test_own_settings_are_found_and_known_to_lie_inside_or_not(tmp_path: Path) -
         ("optim.lr: {low: 1e-4, high: 1e-2}", r"write 1\.0e-4"),
         ("optim.lr: {low: 0.1, high: 0.01}", r"low 0\.1 must be below high 0\.01"),
         ("optim.lr: {low: 0, high: 0.01, log: true}", "a log range starts above 0"),
+        ("optim.lr: {low: 0.1, high: 0.2, log: 5}", "log must be true or false, not 5"),
         ("optim.lr: {min: 0, max: 0.01}", "must be a list of values or"),
         ("optim.lr: 0.1", "must be a list of values or"),
         ("optim.lr: []", "no values to choose from"),

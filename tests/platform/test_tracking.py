@@ -157,6 +157,7 @@ def test_pages_of_mlflow_show_the_data_the_program_and_its_commit(uri: str, monk
     run = client.get_run(run_id)
     assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
     assert run.data.tags["mlflow.source.name"] == "train_smpr.py"
+    assert run.data.tags["git"] == "c0ffee-dirty"
     assert run.data.tags["mlflow.source.git.commit"] == "c0ffee" and run.data.tags["mlflow.source.git.dirty"] == "true"
     (shown,) = run.inputs.dataset_inputs
     assert (shown.dataset.name, shown.dataset.digest, shown.dataset.source_type) == ("train2017", "f" * 36, "s3")

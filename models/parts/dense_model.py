@@ -1,0 +1,54 @@
+"""From dense predictions to poses: the way from images that methods with :class:`DecodeConfig` share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from posefleet.data.structures import Poses
+from posefleet.models.parts.decode import DecodeConfig, suppress
+from posefleet.models.parts.pose_head import Maps
+
+
+class DenseConfig(Protocol):
+    """What is asked of a method's ``Config``."""
+
+    @property
+    def decode(self) -> DecodeConfig: ...
+
+
+DenseConfigT = TypeVar("DenseConfigT", bound=DenseConfig)
+
+
+class DenseModel(nn.Module, ABC, Generic[DenseConfigT]):
+    """A network, poses read off what it says, and duplicates suppressed by the boxes of their keypoints."""
+
+    config: DenseConfigT
+    network: ClassVar = ("forward_features",)
+
+    @abstractmethod
+    def forward_features(self, images: Tensor) -> Maps:
+        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+
+    @abstractmethod
+    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
+        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> list[Poses]:
+        """At most ``decode.max_poses`` poses of every image, best first."""
+        return self.suppress(self.candidates(images))
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor) -> list[Poses]:
+        """Poses of every image before suppression; several passes over an image can be concatenated."""
+        height, width = images.shape[-2:]
+        maps = self.forward_features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.decode(maps, (height, width))
+
+    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
+        """Remove duplicates; scores of overlapping poses decay."""
+        return suppress(poses, self.config.decode)
