@@ -1,5 +1,8 @@
-"""Search settings of decoding on what one checkpoint's network said, without training.
+"""Search settings: by training them, or, of decoding alone, on what one checkpoint's network said.
 
+python jobs/tune.py --method smpr --config jobs/configs/smpr.yaml --space jobs/configs/spaces/smpr.yaml \\
+    --samples 64 --concurrent 8 --data.train /data/shards/train2017 --data.eval /data/shards/val2017
+python jobs/tune.py --resume runs/tune-smpr
 python jobs/tune.py --decode-only --checkpoint runs/smpr-r50 --space jobs/configs/spaces/smpr_decoding.yaml \\
     --samples 300 --data.eval /data/shards/val2017
 """
@@ -9,23 +12,32 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posefleet.data.evaluation import Evaluation
     from posefleet.platform.config import Experiment
+    from posefleet.platform.space import Space
+
+PLAN = "plan.yaml"
+"""What a search was started with, in its folder."""
+
+STOPPED = 130
+"""Exit status of a search that someone stopped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 on bad arguments and bad data."""
+    """Exit status: 0, 1 when no trial came to anything, 2 on bad arguments and bad data, 130 when stopped."""
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoint import CheckpointError
     from posefleet.platform.config import fail
+    from posefleet.platform.mlflow_client import TrackingError
 
     try:
-        return _decode_only(options, overrides)
-    except (ValueError, DataError, CheckpointError, MemoryError) as error:
+        plan = _resumed(options, overrides) if options.resume else _planned(options, overrides)
+        return _decode_only(plan) if plan.options["decode_only"] else _train(plan)
+    except (ValueError, DataError, CheckpointError, TrackingError, MemoryError) as error:
         fail(str(error))
 
 
@@ -35,61 +47,232 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Other options, such as --data.eval SHARDS, change the checkpoint's experiment before the search.",
+        epilog="Other options, such as --data.eval SHARDS or --scaling.num_workers 2, change the experiment that is "
+        "searched from.",
     )
-    parser.add_argument("--decode-only", action="store_true", required=True, help="the kind of search there is")
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run's folder (its best checkpoint)")
-    parser.add_argument("--space", required=True, help="YAML of settings and their ranges, see jobs/configs/spaces/")
-    parser.add_argument("--samples", type=int, default=200, help="trials in all (%(default)s)")
-    parser.add_argument("--images", type=int, default=0, help="score on the first so many images; 0: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the search (%(default)s)")
-    parser.add_argument("--out", default="runs/tune", help="folder; the same one goes on (%(default)s)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--method", help="train trials of this method")
+    what.add_argument("--decode-only", action="store_true", help="search decoding on one checkpoint, without training")
+    what.add_argument("--resume", metavar="FOLDER", help="go on with a search; --samples may ask for more trials")
+    parser.add_argument("--config", help="YAML of the experiment that is searched from")
+    parser.add_argument("--checkpoint", help="with --decode-only: a checkpoint, or a run's folder (its best one)")
+    parser.add_argument("--space", help="YAML of settings and their ranges, see jobs/configs/spaces/")
+    parser.add_argument("--samples", type=int, help="trials in all (16; with --decode-only 200)")
+    parser.add_argument(
+        "--sampler",
+        choices=["tpe", "random", "grid"],
+        default="tpe",
+        help="how settings are drawn: by what was good so far, blindly, each combination once (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    parser.add_argument("--out", help="folder on a disk; the same one goes on (runs/tune-METHOD, runs/tune)")
+    training = parser.add_argument_group("with --method")
+    training.add_argument(
+        "--objectives",
+        default="AP",
+        help="AP, or AP and costs with commas: parameters, gflops, predict_ms (%(default)s)",
+    )
+    training.add_argument("--concurrent", type=int, default=0, help="trials at a time; 0: as there is room")
+    training.add_argument(
+        "--scheduler",
+        choices=["asha", "none"],
+        default="asha",
+        help="asha stops trials that are worse than others were at their age (%(default)s)",
+    )
+    training.add_argument("--reduction", type=float, default=3.0, help="asha keeps one in so many (%(default)s)")
+    training.add_argument("--grace", type=float, default=0.0, help="epochs before asha stops; 0: one evaluation")
+    training.add_argument("--retries", type=int, default=2, help="of a trial whose process died (%(default)s)")
+    decoding = parser.add_argument_group("with --decode-only")
+    decoding.add_argument("--images", type=int, default=0, help="score on the first so many images; 0: all")
     options, overrides = parser.parse_known_args(arguments)
-    if options.samples < 1 or options.images < 0:
+    needed = [] if options.resume else ["space", "checkpoint"] if options.decode_only else ["space"]
+    if missing := [f"--{name}" for name in needed if getattr(options, name) is None]:
+        parser.error(f"{' and '.join(missing)} missing")
+    if (options.samples or 1) < 1 or options.images < 0:
         parser.error(f"--samples {options.samples} must be at least 1 and --images {options.images} not negative")
     return options, overrides
 
 
-def _decode_only(options: argparse.Namespace, overrides: list[str]) -> int:
-    from posefleet.data.memory import keep_freed_memory
-    from posefleet.data.shards import read_manifest
-    from posefleet.platform.checkpoint import find_checkpoint, read_meta
-    from posefleet.platform.config import override, resolve_path
-    from posefleet.platform.redecode import Redecoder
-    from posefleet.platform.search import Search
-    from posefleet.platform.space import read_space
-    from posefleet.platform.worker import LocalWorker
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """A search that can begin or go on."""
 
-    checkpoint = find_checkpoint(resolve_path(options.checkpoint))
-    base = override(read_meta(checkpoint).experiment, overrides)
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, eval=resolve_path(base.data.eval)))
+    folder: Path
+    options: dict[str, Any]
+    base: "Experiment"
+    space: "Space"
+    written: dict[str, Any]
+    """The content of the plan's file."""
+
+    def keep(self) -> None:
+        """Write the plan, once the search it belongs to is known to be sound."""
+        import yaml
+
+        (self.folder / PLAN).write_text(yaml.safe_dump(self.written, sort_keys=False))
+
+
+def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
+    from posefleet.platform.checkpoint import find_checkpoint, read_meta
+    from posefleet.platform.config import override, parse_experiment, read_yaml, resolve_path
+
+    if options.decode_only:
+        options.checkpoint = find_checkpoint(resolve_path(options.checkpoint))
+        base = override(read_meta(options.checkpoint).experiment, overrides)
+        folder = options.out or "runs/tune"
+    else:
+        base = parse_experiment(options.method, [*(["--config", options.config] if options.config else []), *overrides])
+        folder = options.out or f"{base.run.storage}/tune-{options.method}"
+    options.samples = options.samples or (200 if options.decode_only else 16)
+    data = dataclasses.replace(base.data, train=resolve_path(base.data.train), eval=resolve_path(base.data.eval))
+    base = dataclasses.replace(base, data=data)
     if not base.data.eval:
         raise ValueError("nothing to score on; give --data.eval SHARDS")
-    space = read_space(options.space, base)
+    kept = {name: value for name, value in vars(options).items() if name not in ("resume", "config", "space", "out")}
+    return _plan(folder, kept, base, read_yaml(options.space), options.space)
+
+
+def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
+    from posefleet.platform.config import build_experiment, read_yaml, resolve_path
+
+    if overrides:
+        raise ValueError(f"a search goes on with the settings it has; {overrides[0]} cannot change them")
+    path = Path(resolve_path(options.resume)) / PLAN
+    if not path.exists():
+        raise ValueError(f"{options.resume} holds no search: there is no {PLAN} in it")
+    plan = read_yaml(path)
+    kept = plan["options"] | ({"samples": options.samples} if options.samples else {})
+    if options.space:
+        plan["space"] = read_yaml(options.space)
+    return _plan(
+        str(path.parent), kept, build_experiment(plan["experiment"]), plan["space"], options.space or str(path)
+    )
+
+
+def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[str, Any], where: str) -> _Plan:
+    from posefleet.platform.config import resolve_path, to_dict
+    from posefleet.platform.space import build_space
+
+    folder = resolve_path(folder)
+    if "://" in folder:
+        raise ValueError(f"{folder} must be a folder on a disk, shared by all nodes; give --out FOLDER")
+    return _Plan(
+        folder=Path(folder),
+        options=options,
+        base=base,
+        space=build_space(space, base, where=where),
+        written={"options": options, "space": space, "experiment": to_dict(base)},
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- with training
+
+
+def _train(plan: _Plan) -> int:
+    from posefleet.data.shards import read_manifest
+    from posefleet.platform.loop import check_data
+    from posefleet.platform.run import RunSink, open_search
+    from posefleet.platform.search import Search
+    from posefleet.platform.search_report import leave_search, written
+    from posefleet.platform.tune import Engine, run_search
+
+    options, base = plan.options, plan.base
+    names = {field.name for field in dataclasses.fields(Engine)}
+    engine = Engine(**{name: value for name, value in options.items() if name in names})
+    check_data(base)
+    search = Search(
+        plan.folder,
+        base,
+        plan.space,
+        about={
+            "training data": read_manifest(base.data.train).fingerprint,
+            "data": read_manifest(base.data.eval).fingerprint,
+            "images a step": str(base.images_per_step),
+        },
+        seed=options["seed"],
+        sampler=options["sampler"],
+        objectives=options["objectives"].split(","),
+    )
+    plan.keep()
+    parent = open_search(base, str(plan.folder), {"space": plan.written["space"], **options})
+    sys.stderr.write(f"search {plan.folder}\n")
+    whole = False
+    try:
+        whole = run_search(search, engine, parent)
+        text = leave_search(search, _gain_of_runs(search) if whole else "")
+    except ValueError as error:
+        parent.finish("FAILED" if whole else "KILLED", curves=False)
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except BaseException:
+        parent.finish("KILLED", curves=False)
+        raise
+    sink = RunSink(parent, system_every=0)
+    for file in written(plan.folder):
+        sink.log_bytes(file.name, file.read_bytes())
+    parent.finish("FINISHED" if whole else "KILLED", curves=False)
+    sys.stdout.write(f"{text}\n\n{_where(plan.folder)}")
+    if not whole:
+        sys.stderr.write(f"stopped; python jobs/tune.py --resume {plan.folder} goes on\n")
+    return 0 if whole else STOPPED
+
+
+def _gain_of_runs(search: Any) -> str:
+    """The best trial against the default, scored once more on the same images."""
+    from posefleet.platform.checkpoint import find_checkpoint, load_model
+    from posefleet.platform.loop import evaluate
+    from posefleet.platform.worker import LocalWorker
+
+    best, default = search.best(), search.default()
+    if best is None or default is None or best == default:
+        return ""
+
+    def scored(trial: Any) -> "Evaluation":
+        model, experiment = load_model(find_checkpoint(trial.run))
+        worker = LocalWorker()
+        result = evaluate(model.to(worker.device), experiment, worker)
+        assert result is not None, "this is one process"
+        return result
+
+    return _gain(scored(best), scored(default), "the default")
+
+
+# ---------------------------------------------------------------------------------------------------- decoding only
+
+
+def _decode_only(plan: _Plan) -> int:
+    from posefleet.data.memory import keep_freed_memory
+    from posefleet.data.shards import read_manifest
+    from posefleet.platform.redecode import Redecoder
+    from posefleet.platform.search import Search
+    from posefleet.platform.search_report import leave_search
+    from posefleet.platform.worker import LocalWorker
+
+    options, base = plan.options, plan.base
     keep_freed_memory()
-    redecoder = Redecoder(checkpoint, base, LocalWorker().device, images=options.images)
-    if trained := [name for name in space if not redecoder.may_vary(name)]:
+    redecoder = Redecoder(options["checkpoint"], base, LocalWorker().device, images=options["images"])
+    if trained := [name for name in plan.space if not redecoder.may_vary(name)]:
         may = ", ".join(redecoder.variable)
-        raise ValueError(f"{options.space}: {', '.join(trained)} needs training; --decode-only varies {may}")
+        raise ValueError(f"{', '.join(trained)} needs training; --decode-only varies {may}")
     about = {
-        "checkpoint": checkpoint,
+        "checkpoint": options["checkpoint"],
         "data": read_manifest(base.data.eval).fingerprint,
-        "images": str(options.images),
+        "images": str(options["images"]),
     }
-    search = Search(Path(resolve_path(options.out)), base, space, about=about, seed=options.seed)
+    search = Search(plan.folder, base, plan.space, about=about, seed=options["seed"], sampler=options["sampler"])
+    plan.keep()
 
     def score(experiment: "Experiment") -> Mapping[str, float]:
         return redecoder.evaluate(experiment).statistics
 
-    search.run(score, options.samples)
+    search.run(score, options["samples"])
     best = search.best()
-    remark = _gain(redecoder.evaluate(search.experiment(best)), redecoder.evaluate(base)) if best else ""
-    text = search.write(remark)
-    sys.stdout.write(f"{text}\n\n  best   {search.folder / 'best.yaml'}\n  table  {search.folder / 'search.md'}\n")
+    own = "the checkpoint's own settings"
+    remark = _gain(redecoder.evaluate(search.experiment(best)), redecoder.evaluate(base), own) if best else ""
+    sys.stdout.write(f"{leave_search(search, remark)}\n\n{_where(plan.folder)}")
     return 0
 
 
-def _gain(best: "Evaluation", own: "Evaluation") -> str:
+def _gain(best: "Evaluation", own: "Evaluation", other: str) -> str:
     """What the search brought, and whether that is more than chance on these images."""
     from posefleet.data.significance import CONFIDENCE, difference
 
@@ -98,10 +281,13 @@ def _gain(best: "Evaluation", own: "Evaluation") -> str:
     found = difference(best.matches, own.matches)
     judged = "more than noise" if found.certain else "may be noise"
     return (
-        f"Best against the checkpoint's own settings: AP {found}, {judged}; "
-        f"in brackets {CONFIDENCE:.0%} of draws of images. "
+        f"Best against {other}: AP {found}, {judged}; in brackets {CONFIDENCE:.0%} of draws of images. "
         "It was chosen on these images, so expect less on others."
     )
+
+
+def _where(folder: Path) -> str:
+    return f"  best   {folder / 'best.yaml'}\n  table  {folder / 'search.md'}\n"
 
 
 if __name__ == "__main__":

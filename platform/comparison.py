@@ -156,6 +156,20 @@ def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, re
     )
 
 
+def costs(
+    model: nn.Module, experiment: Experiment, worker: LocalWorker, *, people: int, repeats: int = 5
+) -> dict[str, float]:
+    """``parameters``, ``gflops`` and ``predict_ms`` of an image with so many people, as in ``Cost``."""
+    predictor, image = Predictor(model, experiment, device=worker.device), _scene(people)
+    with FlopCounterMode(display=False) as counter:
+        predictor([image])
+    return {
+        "parameters": float(sum(p.numel() for p in model.parameters())),
+        "gflops": counter.get_total_flops() / 1e9,
+        "predict_ms": 1e3 * _median_seconds(predictor, image, repeats),
+    }
+
+
 def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 6) -> float:
     """Images per second of one worker that trains ``model`` (which this changes); the median of some steps."""
     optimizer, size, seconds = build_optimizer(model.train(), experiment.optim), experiment.data.batch_size, []

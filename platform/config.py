@@ -150,6 +150,8 @@ class RunConfig:
     """MLflow experiment."""
     resume: bool = True
     """Go on with a run of the same name; false makes an existing name an error."""
+    parent: str = ""
+    """MLflow run that this one is listed under, such as that of the search which it is a trial of."""
     init_from: str = ""
     """Checkpoint, or run's folder, whose weights the run starts from (fine-tuning); ignored when the run resumes."""
 

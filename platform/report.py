@@ -24,6 +24,7 @@ from posefleet.data.significance import CONFIDENCE, difference
 from posefleet.data.structures import Batch, Poses, TargetPoints
 from posefleet.data.transforms import move_points, move_poses
 from posefleet.platform.drawing import draw_people, draw_poses, draw_targets, grid, side_by_side
+from posefleet.platform.search import Trial
 from posefleet.platform.worker import Sink
 
 History = Sequence[tuple[float, Mapping[str, float]]]
@@ -319,6 +320,46 @@ def ablation_figure(here: Mapping[str, Sequence[float]], paper: Mapping[str, flo
     right.grid(visible=False, axis="y")
     left.margins(y=0.1)
     return figure
+
+
+def search_history(trials: Sequence[Trial], default: float | None) -> Figure:
+    """AP of every trial in their order, the best so far, and the default's as a line."""
+    figure, axes = _figure("Trials", "trial", "AP")
+    ended = [trial for trial in trials if trial.stopped is None]
+    for label, shown, colour in (
+        ("stopped early", [trial for trial in trials if trial.stopped is not None], FAINT),
+        ("trained to the end", ended, SERIES[0]),
+    ):
+        if shown:
+            aps = [trial.scores["AP"] for trial in shown]
+            axes.plot([trial.number for trial in shown], aps, "o", color=colour, markersize=5, label=label)
+    if ended:
+        best = np.maximum.accumulate([trial.scores["AP"] for trial in ended])
+        axes.step([trial.number for trial in ended], best, where="post", color=SERIES[0], label="best so far")
+    _default_line(axes, default)
+    _legend(axes)
+    return figure
+
+
+def search_curves(trials: Sequence[Trial], default: float | None) -> Figure:
+    """AP of every trial while it was trained."""
+    figure, axes = _figure("Trials while they were trained", "epoch", "AP")
+    best = max((trial for trial in trials if trial.stopped is None), key=lambda t: t.scores.get("AP", 0), default=None)
+    for trial in sorted(trials, key=lambda trial: trial is best):
+        colour = SERIES[1] if trial is best else FAINT if trial.stopped is not None else SERIES[0]
+        axes.plot(*zip(*trial.curve.items(), strict=True), marker="o", markersize=3, color=colour, linewidth=1.4)
+    for label, colour in (("best", SERIES[1]), ("trained to the end", SERIES[0]), ("stopped early", FAINT)):
+        axes.plot([], [], marker="o", markersize=3, color=colour, label=label)
+    _default_line(axes, default)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return figure
+
+
+def _default_line(axes: Axes, default: float | None) -> None:
+    if default is not None:
+        axes.axhline(default, color=GREY, linewidth=1.0, linestyle="--", label=f"default {_number(default)}")
 
 
 def keypoint_count_histogram(counts: Sequence[int], num_keypoints: int) -> Figure:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -72,12 +73,13 @@ class Run:
             return str(Path(tempfile.gettempdir(), "posefleet", self.run_id))
         return f"{self.folder}/spool"
 
-    def finish(self, status: Status) -> None:
-        """Draw the curves, send what earlier workers could not, and set the run's status."""
+    def finish(self, status: Status, *, curves: bool = True) -> None:
+        """Send what earlier workers could not, draw the curves of a training, and set the run's status."""
         sink = RunSink(self, system_every=0)
         sink.flush()
         try:
-            leave_curves(sink, tracking.read_run(self.tracking_uri, self.run_id).metrics, self._history)
+            if curves:
+                leave_curves(sink, tracking.read_run(self.tracking_uri, self.run_id).metrics, self._history)
         except TrackingError as error:
             log.warning("no curves of the whole run: %s", error)
         sink.close(status)
@@ -120,6 +122,24 @@ class RunSink:
         self._tracker.close(status)
 
 
+def read_run(folder: str) -> Run | None:
+    """The run that a folder holds, or None where there is none."""
+    known = _known(folder)
+    return Run(folder=folder, run_id=known["run_id"], tracking_uri=known["tracking_uri"]) if known else None
+
+
+def _known(folder: str) -> dict[str, str] | None:
+    fs, path = fsspec.url_to_fs(f"{folder}/run.json")
+    return dict(json.loads(fs.cat_file(path))) if fs.exists(path) else None
+
+
+def _remember(run: Run, method: str) -> None:
+    fs, path = fsspec.url_to_fs(f"{run.folder}/run.json")
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    content = {"run_id": run.run_id, "tracking_uri": run.tracking_uri, "method": method}
+    fs.pipe_file(path, json.dumps(content, indent=1).encode())
+
+
 def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     """Open the experiment's run, or find it again by its name.
 
@@ -143,8 +163,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         ),
     )
     folder = f"{storage.rstrip('/')}/{name}"
-    fs, path = fsspec.url_to_fs(f"{folder}/run.json")
-    known = json.loads(fs.cat_file(path)) if fs.exists(path) else None
+    known = _known(folder)
     if known and not experiment.run.resume:
         raise ValueError(f"{folder} exists and run.resume is off; choose another run.name or leave run.resume on")
     if known and known["method"] != experiment.method:
@@ -162,6 +181,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         tags={
             "method": experiment.method,
             "folder": folder,
+            **({"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}),
             **{f"data.{data.use}": data.fingerprint for data in inputs},
         },
         inputs=inputs,
@@ -169,11 +189,46 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     )
     run = Run(folder=folder, run_id=run_id, tracking_uri=uri)
     if not known:
-        fs.makedirs(fs._parent(path), exist_ok=True)
-        content = {"run_id": run_id, "tracking_uri": uri, "method": experiment.method}
-        fs.pipe_file(path, json.dumps(content, indent=1).encode())
+        _remember(run, experiment.method)
     run.allow()
     return experiment, run
+
+
+def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]) -> Run:
+    """The run that the trials of a search are listed under; found again where the folder has it.
+
+    Args:
+        experiment: What is searched from.
+        folder: Of the search, absolute.
+        settings: The search's own, such as its space.
+
+    Raises:
+        ValueError: The folder holds a search of another method.
+        TrackingError: MLflow cannot open a new run.
+    """
+    known = _known(folder)
+    if known and known["method"] != experiment.method:
+        raise ValueError(f"{folder} is of method {known['method']!r}, not {experiment.method!r}; choose another folder")
+    uri = known["tracking_uri"] if known else _tracking_uri(experiment)
+    inputs = _inputs(experiment)
+    run_id = tracking.start_run(
+        uri,
+        experiment.run.experiment,
+        Path(folder).name,
+        params={"search": settings, **to_dict(experiment)},
+        tags={
+            "method": experiment.method,
+            "folder": folder,
+            "kind": "search",
+            **{f"data.{data.use}": data.fingerprint for data in inputs},
+        },
+        inputs=inputs,
+        resume_run_id=known["run_id"] if known else None,
+    )
+    run = Run(folder=folder, run_id=run_id, tracking_uri=uri)
+    if not known:
+        _remember(run, experiment.method)
+    return run
 
 
 def _inputs(experiment: Experiment) -> list[tracking.DataInput]:

@@ -1,31 +1,40 @@
 """A search: trials of settings in a folder, which can be stopped at any time and gone on with.
 
-The trials are an Optuna study in ``study.log``. The first one is what is searched from, if the space holds it, so that
-there is something to compare with; the others are drawn by Optuna (TPE). A trial that fails, because its settings
-contradict each other or its numbers are not finite, is kept with its reason and costs nothing but itself.
+The trials are an Optuna study in ``study.log``, which is the only memory of a search: who runs the trials, one after
+the other (:meth:`Search.run`) or many at a time (``tune``), asks for settings and tells what came of them. The first
+trial is what is searched from, if the space holds it, so that there is something to compare with. A trial that fails,
+because its settings contradict each other or its numbers are not finite, is kept with its reason and costs nothing but
+itself; one that was interrupted is handed out again before new ones are drawn.
 """
 
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from posefleet.platform.comparison import table
-from posefleet.platform.config import Experiment, to_dict, to_yaml
+from posefleet.platform.config import Experiment, to_dict
 from posefleet.platform.progress import ProgressLine
-from posefleet.platform.space import Space, apply, contains, settings_of, suggest
+from posefleet.platform.space import Space, apply, contains, grid, settings_of, suggest
 from posefleet.platform.tracking import flatten
 
 if TYPE_CHECKING:
     import optuna
 
-SHOWN = 10
-"""Best trials in the table."""
+Sampler = Literal["tpe", "random", "grid"]
+"""How settings are drawn: by a model of what was good so far, blindly, or each combination once."""
+
+DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
+    "AP": "maximize",
+    "parameters": "minimize",
+    "gflops": "minimize",
+    "predict_ms": "minimize",
+}
+"""What a search may look for: a trial's score, and whether more of it is better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,16 +43,32 @@ class Trial:
 
     number: int
     settings: Mapping[str, Any]
-    scores: Mapping[str, float]
-    """Statistics in [0, 1]; empty if it failed."""
-    reason: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Statistics in [0, 1] and costs; empty if it failed."""
+    reason: str = ""
     """Why it failed."""
+    curve: Mapping[float, float] = field(default_factory=dict)
+    """Epochs trained -> AP then; empty where nothing is trained."""
+    stopped: float | None = None
+    """Epochs after which it was given up because others were better."""
+    run: str = ""
+    """Folder of its run, where there is one."""
 
 
 class Search:
     """The trials of one folder."""
 
-    def __init__(self, folder: Path, base: Experiment, space: Space, *, about: Mapping[str, str], seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        base: Experiment,
+        space: Space,
+        *,
+        about: Mapping[str, str],
+        seed: int,
+        sampler: Sampler = "tpe",
+        objectives: Sequence[str] = ("AP",),
+    ) -> None:
         """
         Args:
             folder: Made if it is new.
@@ -51,115 +76,189 @@ class Search:
             about: What the scores depend on beside base and space, such as the checkpoint. A search goes on only if all
                 of these are what they were.
             seed: Of the draws.
+            sampler: How settings are drawn.
+            objectives: Scores that are searched for, see ``DIRECTIONS``; with several the best trials are those that
+                no other beats in all of them.
 
         Raises:
-            ValueError: The folder holds a search of something else.
+            ValueError: The folder holds a search of something else, an objective is unknown, or a grid has no end.
         """
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        folder.mkdir(parents=True, exist_ok=True)
+        if unknown := [name for name in objectives if name not in DIRECTIONS]:
+            raise ValueError(f"no objective {unknown[0]!r}; there are {', '.join(DIRECTIONS)}")
         self.folder, self.base, self.space, self.seed = folder, base, space, seed
-        self._study = optuna.create_study(
+        self.objectives = tuple(objectives)
+        self._kind = sampler
+        self._grid = grid(space) if sampler == "grid" else {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.study = optuna.create_study(
             study_name="search",
-            direction="maximize",
+            directions=[DIRECTIONS[name] for name in objectives],
             storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
             load_if_exists=True,
         )
         varied = {name: str(domain) for name, domain in space.items()}
+        about = {"sampler": sampler, "objectives": ", ".join(objectives), **about}
         self._check({**about, "space": json.dumps(varied), **self._fixed()})
         own = settings_of(base, list(space))
-        if not self._study.trials and all(contains(domain, own[name]) for name, domain in space.items()):
-            self._study.enqueue_trial({name: domain.drawn(own[name]) for name, domain in space.items()})
+        first = not self.study.trials and sampler != "grid"
+        if first and all(contains(domain, own[name]) for name, domain in space.items()):
+            self.study.enqueue_trial({name: domain.drawn(own[name]) for name, domain in space.items()})
+        self._interrupted = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
+        self._open: dict[int, optuna.trial.Trial] = {}
 
     def run(self, score: Callable[[Experiment], Mapping[str, float]], trials: int) -> None:
         """Try settings until there are so many trials; ``score`` gives statistics of an experiment, among them AP.
 
         What ``score`` raises as a ValueError is a failed trial, and so is an AP that is no number.
         """
-        from optuna.trial import TrialState
-
-        done, best = len(self.trials()), self.best()
-        top = best.scores["AP"] if best else -math.inf
-        with ProgressLine(trials, done=done) as progress:
-            for number in range(done, trials):
-                self._study.sampler = self._sampler(number)
-                trial = self._study.ask()
-                settings = suggest(trial, self.space)
-                trial.set_user_attr("settings", settings)
+        with ProgressLine(trials, done=len(self.trials())) as progress:
+            while trial := self.ask(trials):
                 try:
-                    scores = score(apply(self.base, settings, where=f"trial {trial.number}"))
-                    if math.isnan(scores["AP"]):
-                        raise ValueError("AP is no number")
+                    self.tell(trial.number, score(apply(self.base, trial.settings, where=f"trial {trial.number}")))
                 except ValueError as error:
-                    trial.set_user_attr("reason", str(error))
-                    self._study.tell(trial, state=TrialState.FAIL)
-                else:
-                    trial.set_user_attr("scores", dict(scores))
-                    self._study.tell(trial, scores["AP"])
-                    top = max(top, scores["AP"])
-                progress.update(number + 1, f"best AP {top:.4f}" if top > -math.inf else "no scores so far")
+                    self.fail(trial.number, str(error))
+                progress.update(len(self.trials()), self.standing())
 
-    def _sampler(self, number: int) -> "optuna.samplers.TPESampler":
-        """Of one trial: what it draws depends on the trials before it and not on stops between them."""
+    def ask(self, limit: int) -> Trial | None:
+        """The next trial: one that was interrupted, else a new one; None when there are ``limit`` trials."""
         import optuna
 
-        (seed,) = np.random.SeedSequence((self.seed, number)).generate_state(1)
-        return optuna.samplers.TPESampler(seed=int(seed), multivariate=True)
+        if self._interrupted:
+            known = self._interrupted.pop(0)
+            trial = optuna.trial.Trial(self.study, known._trial_id)
+        elif (number := len(self.study.trials) - self._waiting()) < min(limit, self.combinations):
+            self.study.sampler = self._sampler(number)
+            trial = self.study.ask()
+        else:
+            return None
+        settings = suggest(trial, self.space)
+        trial.set_user_attr("settings", settings)
+        self._open[trial.number] = trial
+        return Trial(number=trial.number, settings=settings)
+
+    def report(self, number: int, epoch: float, scores: Mapping[str, float], *, run: str) -> None:
+        """How a trial under way stands."""
+        trial = self._open[number]
+        curve = {**trial.user_attrs.get("curve", {}), f"{epoch:.6g}": scores["AP"]}
+        for name, value in {"curve": curve, "run": run, "latest": dict(scores)}.items():
+            trial.set_user_attr(name, value)
+
+    def tell(self, number: int, scores: Mapping[str, float]) -> None:
+        """A trial reached its end.
+
+        Raises:
+            ValueError: One of the objectives is no number; the trial is still open.
+        """
+        values = [scores[name] for name in self.objectives]
+        for name, value in zip(self.objectives, values, strict=True):
+            if math.isnan(value):
+                raise ValueError(f"{name} is no number")
+        trial = self._open.pop(number)
+        trial.set_user_attr("scores", dict(scores))
+        self.study.tell(trial, values)
+
+    def stop(self, number: int, epoch: float) -> None:
+        """A trial was given up after so many epochs because others were better by then."""
+        from optuna.trial import TrialState
+
+        trial = self._open.pop(number)
+        scores = trial.user_attrs["latest"]
+        trial.set_user_attr("scores", scores)
+        trial.set_user_attr("stopped", epoch)
+        if len(self.objectives) == 1:
+            trial.report(scores["AP"], round(1000 * epoch))  # a sampler compares what was stopped at the same time
+        self.study.tell(trial, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial came to nothing."""
+        from optuna.trial import TrialState
+
+        trial = self._open.pop(number)
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    @property
+    def combinations(self) -> float:
+        """Trials that a grid has; other samplers never end."""
+        return math.prod(len(values) for values in self._grid.values()) if self._grid else math.inf
+
+    def _waiting(self) -> int:
+        """Trials that are there but were not handed out yet."""
+        return sum(trial.state.name == "WAITING" for trial in self.study.trials)
+
+    def _sampler(self, number: int) -> "optuna.samplers.BaseSampler":
+        """Of one trial: what it draws depends on the trials before it and not on stops between them."""
+        from optuna import samplers
+
+        seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+        if self._kind == "grid":
+            return samplers.GridSampler(self._grid, seed=self.seed)
+        if self._kind == "random":
+            return samplers.RandomSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that multivariate and constant_liar may change some day
+            return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
     def trials(self) -> list[Trial]:
         """Those that ended, in order."""
-        ended = [trial for trial in self._study.trials if trial.state.is_finished()]
-        return [
-            Trial(
-                number=trial.number,
-                settings=trial.user_attrs.get("settings", {}),
-                scores=trial.user_attrs.get("scores", {}),
-                reason=trial.user_attrs.get("reason", "" if "scores" in trial.user_attrs else "it was interrupted"),
-            )
-            for trial in ended
-        ]
+        return [_as_trial(trial) for trial in self.study.trials if trial.state.is_finished()]
+
+    def seen(self) -> list[Trial]:
+        """Those that ended or were interrupted, with what was seen of them."""
+        states = ("COMPLETE", "PRUNED", "RUNNING")
+        return [_as_trial(trial) for trial in self.study.trials if trial.state.name in states]
+
+    def complete(self) -> list[Trial]:
+        """Those that reached their end with scores."""
+        return [trial for trial in self.trials() if trial.scores and trial.stopped is None]
 
     def best(self) -> Trial | None:
-        """The trial with the highest AP, the first of equals; None where none has scores."""
-        scored = [trial for trial in self.trials() if trial.scores]
-        return max(scored, key=lambda trial: trial.scores["AP"], default=None)
+        """The trial with the highest AP of those that reached their end, the first of equals; None if none did."""
+        return max(self.complete(), key=lambda trial: trial.scores["AP"], default=None)
+
+    def pareto(self) -> list[Trial]:
+        """Trials that no other one beats in all objectives, the highest AP first."""
+        numbers = {trial.number for trial in self.study.best_trials}
+        front = [trial for trial in self.complete() if trial.number in numbers]
+        return sorted(front, key=lambda trial: -trial.scores["AP"])
+
+    def is_default(self, trial: Trial) -> bool:
+        """Whether a trial has the settings that are searched from."""
+        return {**trial.settings} == _plain(settings_of(self.base, list(self.space)))
+
+    def standing(self) -> str:
+        """The best so far, for a progress line."""
+        best = self.best()
+        return f"best AP {best.scores['AP']:.4f} (trial {best.number})" if best else "no scores so far"
 
     def importance(self) -> dict[str, float]:
         """Share of each setting in how AP varies, largest first; empty where the trials do not tell."""
         import optuna
 
-        if len({trial.scores["AP"] for trial in self.trials() if trial.scores}) < 2:
+        if len({trial.scores["AP"] for trial in self.complete()}) < 2:
             return {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that many trials are alike
-            return dict(optuna.importance.get_param_importances(self._study))
+            found = optuna.importance.get_param_importances(self.study, target=self.target("AP"))
+        return dict(found)
+
+    def target(self, name: str) -> "Callable[[optuna.trial.FrozenTrial], float]":
+        """What Optuna's plots show of a trial."""
+        index = self.objectives.index(name)
+        return lambda trial: trial.values[index]
+
+    def default(self) -> Trial | None:
+        """The trial of the settings that are searched from, if it reached its end."""
+        return next((trial for trial in self.complete() if self.is_default(trial)), None)
 
     def experiment(self, trial: Trial) -> Experiment:
         """The experiment of a trial."""
         return apply(self.base, trial.settings, where=f"trial {trial.number}")
-
-    def write(self, remark: str = "") -> str:
-        """Leave ``best.yaml``, ``trials.json`` and ``search.md`` in the folder; returns the last one's text.
-
-        Args:
-            remark: A sentence for the end of that text.
-
-        Raises:
-            ValueError: No trial ended with scores.
-        """
-        best, trials = self.best(), self.trials()
-        if best is None:
-            reasons = "\n".join(f"  trial {trial.number}: {trial.reason}" for trial in trials)
-            raise ValueError(f"no trial ended with scores:\n{reasons}")
-        (self.folder / "best.yaml").write_text(to_yaml(self.experiment(best)))
-        listed = [{"trial": t.number, "settings": t.settings, "scores": t.scores, "reason": t.reason} for t in trials]
-        (self.folder / "trials.json").write_text(json.dumps(listed, indent=1) + "\n")
-        text = "\n\n".join(filter(None, [self._as_markdown(trials), remark]))
-        (self.folder / "search.md").write_text(text + "\n")
-        return text
 
     def _fixed(self) -> dict[str, str]:
         """What the search does not vary, by dotted name; where it runs and is kept does not matter."""
@@ -168,35 +267,30 @@ class Search:
         return {name: text for name, text in flatten(settings).items() if name not in self.space}
 
     def _check(self, about: Mapping[str, str]) -> None:
-        known = self._study.user_attrs
+        known = self.study.user_attrs
         for name, value in about.items():
             if known.get(name, value) != value:
                 raise ValueError(
                     f"{self.folder} holds a search of another {name}: it was {known[name]}, now it is {value}; "
                     "give the new search another --out"
                 )
-            self._study.set_user_attr(name, value)
-
-    def _as_markdown(self, trials: list[Trial]) -> str:
-        scored = sorted((t for t in trials if t.scores), key=lambda t: -t.scores["AP"])
-        shown = scored[:SHOWN]
-        if trials[0].scores and trials[0] not in shown:
-            shown.append(trials[0])  # what was searched from
-        names = list(self.space)
-        rows = [
-            [f"{t.number}", f"{t.scores['AP']:.4f}", f"{t.scores['AP50']:.4f}", *(_text(t.settings[n]) for n in names)]
-            for t in shown
-        ]
-        failed = [t for t in trials if not t.scores]
-        lines = [table(["trial", "AP", "AP50", *names], rows), "", f"{len(trials)} trials, {len(failed)} failed."]
-        lines += [f"- trial {t.number} failed: {t.reason.splitlines()[-1].strip()}" for t in failed[:SHOWN]]
-        if found := self.importance():
-            lines += [
-                "",
-                "Share in how AP varies: " + ", ".join(f"{n} {share:.0%}" for n, share in found.items()) + ".",
-            ]
-        return "\n".join(lines)
+            self.study.set_user_attr(name, value)
 
 
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _as_trial(trial: "optuna.trial.FrozenTrial") -> Trial:
+    known = trial.user_attrs
+    return Trial(
+        number=trial.number,
+        settings=known.get("settings", {}),
+        scores=known.get("scores", {}),
+        reason=known.get("reason", ""),
+        curve={float(epoch): ap for epoch, ap in known.get("curve", {}).items()},
+        stopped=known.get("stopped"),
+        run=known.get("run", ""),
+    )
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from the study, whose storage keeps no tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain

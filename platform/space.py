@@ -40,6 +40,10 @@ class Choice:
         """What Optuna draws for a value."""
         return json.dumps(value)
 
+    def listed(self, name: str) -> Sequence[Any]:
+        """All values."""
+        return self.values
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
@@ -57,13 +61,30 @@ class Range:
 
     def suggest(self, trial: "Trial", name: str) -> float:
         """A value for a trial."""
-        if isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step or 1, int):
-            return trial.suggest_int(name, self.low, self.high, log=self.log, step=int(self.step or 1))
+        if self.whole:
+            low, high, step = int(self.low), int(self.high), int(self.step or 1)
+            return trial.suggest_int(name, low, high, log=self.log, step=step)
         return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
     def drawn(self, value: Any) -> Any:
         """What Optuna draws for a value."""
         return value
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are drawn."""
+        return all(isinstance(number, int) for number in (self.low, self.high, self.step or 1))
+
+    def listed(self, name: str) -> Sequence[Any]:
+        """All values.
+
+        Raises:
+            ValueError: There is no end of them.
+        """
+        step = self.step or (1 if self.whole else 0)
+        if not step or self.log:
+            raise ValueError(f"a grid takes lists, whole numbers and ranges with a step; {name} is {self}")
+        return [self.low + step * index for index in range(int((self.high - self.low) / step + 1e-9) + 1)]
 
 
 Space = Mapping[str, Choice | Range]
@@ -76,14 +97,19 @@ def read_space(path: Path | str, base: Experiment) -> dict[str, Choice | Range]:
         ValueError: The file is missing or empty, a range makes no sense, or a name or a value is none that the
             experiment can have; the message names it and what there is.
     """
-    space = {name: _domain(domain, f"{path}: {name}") for name, domain in read_yaml(path).items()}
+    return build_space(read_yaml(path), base, where=str(path))
+
+
+def build_space(values: Mapping[str, Any], base: Experiment, *, where: str) -> dict[str, Choice | Range]:
+    """The space of a YAML file's content, checked like ``read_space``."""
+    space = {name: _domain(domain, f"{where}: {name}") for name, domain in values.items()}
     if not space:
         raise ValueError(
-            f"{path} is empty; give dotted names of settings, such as optim.lr: {{low: 1.0e-4, high: 1.0e-2}}"
+            f"{where} is empty; give dotted names of settings, such as optim.lr: {{low: 1.0e-4, high: 1.0e-2}}"
         )
     for name, domain in space.items():
         for value in domain.ends:
-            apply(base, {name: value}, where=f"{path}: {name} = {value}")
+            apply(base, {name: value}, where=f"{where}: {name} = {value}")
     return space
 
 
@@ -110,6 +136,15 @@ def settings_of(base: Experiment, names: Sequence[str]) -> dict[str, Any]:
             value = getattr(value, part)
         found[name] = value
     return found
+
+
+def grid(space: Space) -> dict[str, list[Any]]:
+    """What Optuna draws for every value of every setting.
+
+    Raises:
+        ValueError: A range has no end of values.
+    """
+    return {name: [domain.drawn(value) for value in domain.listed(name)] for name, domain in space.items()}
 
 
 def contains(domain: Choice | Range, value: Any) -> bool:

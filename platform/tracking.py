@@ -124,6 +124,19 @@ def start_run(
     return run_id
 
 
+def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
+    """Add tags to a run, or change them.
+
+    Raises:
+        TrackingError: There is no such run, or no answer.
+    """
+    uri = tracking_uri(uri)
+    with explained(uri):
+        client = connect(uri)
+        for name, text in tags.items():
+            client.set_tag(run_id, name, text)
+
+
 def read_run(uri: str, run_id: str) -> RunSummary:
     """The summary of one run.
 

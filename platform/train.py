@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,8 @@ from posefleet.platform.run import Run, RunSink, open_run
 from posefleet.platform.worker import FatalError, LocalWorker
 
 log = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, float]], None]
 
 STOP_SECONDS = 2.0
 """A worker looks for the request to stop at most this often."""
@@ -58,13 +60,18 @@ class RayWorker(LocalWorker):
 class InterruptibleWorker(LocalWorker):
     """The worker of a run in this process; a signal asks it to stop."""
 
-    def __init__(self, stop: threading.Event, sink: RunSink) -> None:
+    def __init__(self, stop: threading.Event, sink: RunSink, report: Report) -> None:
         super().__init__(sink=sink)
         self._stop = stop
+        self._report = report
 
     def stop_requested(self) -> bool:
         """Whether the signal came."""
         return self._stop.is_set()
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """To whoever started the run."""
+        self._report(dict(metrics))
 
 
 def train(experiment: Experiment) -> int:
@@ -80,33 +87,56 @@ def train(experiment: Experiment) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
-    outcome = _Outcome(error="interrupted")
-    try:
-        with _signals(run) as stop:
-            outcome = (
-                _in_this_process(experiment, run, stop)
-                if not experiment.scaling.num_workers
-                else (_on_ray(experiment, run, stop))
-            )
-    finally:
-        run.finish("KILLED" if outcome.stopped else "FAILED" if outcome.error else "FINISHED")
+    outcome = carry_out(experiment, run)
     _tell(experiment, run, outcome)
     return 130 if outcome.stopped else 1 if outcome.error else 0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Outcome:
+class Outcome:
+    """How a run ended."""
+
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of its last evaluation."""
     error: str = ""
+    """Why it did not reach its end."""
     stopped: bool = False
+    """It was asked to stop."""
 
 
-def _in_this_process(experiment: Experiment, run: Run, stop: threading.Event) -> _Outcome:
-    sink = RunSink(run)
-    return _guarded(experiment, InterruptibleWorker(stop, sink), run, sink)
+def carry_out(
+    experiment: Experiment,
+    run: Run,
+    *,
+    report: Report = lambda metrics: None,
+    callbacks: Sequence[Any] = (),
+) -> Outcome:
+    """Train an open run to its end and close it.
+
+    Args:
+        experiment: With absolute paths, as ``open_run`` returns it.
+        run: Where it is kept.
+        report: Told the metrics of every evaluation, where the run trains in this process. What it raises as a
+            SystemExit ends the training and leaves the run open.
+        callbacks: ``UserCallback`` of Ray Train, where workers train.
+    """
+    try:
+        with _signals(run) as stop:
+            if experiment.scaling.num_workers:
+                outcome = _on_ray(experiment, run, callbacks)
+            else:
+                sink = RunSink(run)
+                outcome = _guarded(experiment, InterruptibleWorker(stop, sink, report), run, sink)
+    except SystemExit:
+        raise
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    run.finish("KILLED" if outcome.stopped else "FAILED" if outcome.error else "FINISHED")
+    return outcome
 
 
-def _on_ray(experiment: Experiment, run: Run, stop: threading.Event) -> _Outcome:
+def _on_ray(experiment: Experiment, run: Run, callbacks: Sequence[Any]) -> Outcome:
     scaling = experiment.scaling
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
@@ -121,49 +151,51 @@ def _on_ray(experiment: Experiment, run: Run, stop: threading.Event) -> _Outcome
             name="ray",
             storage_path=run.folder,
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            callbacks=[*callbacks],
         ),
     )
     # Ray Train's own SIGINT handler kills the workers; in a thread it installs none, and ours asks them to save first.
-    outcome: list[_Outcome] = []
+    outcome: list[Outcome] = []
 
     def wait() -> None:
         try:
             result: Any = trainer.fit()
-            outcome.append(_Outcome(**result.return_value))
+            outcome.append(Outcome(**result.return_value))
         except ray.train.TrainingFailedError as error:
-            outcome.append(_Outcome(error=str(error)))
+            outcome.append(Outcome(error=str(error)))
 
     thread = threading.Thread(target=wait, name="trainer", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
-    return outcome[0] if outcome else _Outcome(error="Ray Train ended without a result; see the lines above")
+    return outcome[0] if outcome else Outcome(error="Ray Train ended without a result; see the lines above")
 
 
 def _ray_worker(config: dict[str, Any]) -> Any:
     """What each worker process runs."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it would print every report
     experiment, run = build_experiment(config["experiment"]), Run(**config["run"])
     torch.set_num_threads(experiment.scaling.threads_per_worker)
     sink = RunSink(run) if ray.train.get_context().get_world_rank() == 0 else None
     return dataclasses.asdict(_guarded(experiment, RayWorker(run, sink), run, sink))
 
 
-def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSink | None) -> _Outcome:
+def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSink | None) -> Outcome:
     """``fit`` with the errors that every rank sees alike turned into an outcome: Ray would only try again."""
     keep_freed_memory()
     store = run.store(experiment)
-    outcome = _Outcome()
+    outcome = Outcome()
     if sink:
         sink.log_bytes("experiment.yaml", to_yaml(experiment).encode())
     try:
-        outcome = _Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
+        outcome = Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
     except (FatalError, ValueError, CheckpointError) as error:
         if worker.world_size > 1 and not isinstance(error, FatalError):
             raise  # one rank alone may have met it: the others wait for this one, so the group must end
-        outcome = _Outcome(error=str(error))
+        outcome = Outcome(error=str(error))
     except Stopped as stopped:
-        outcome = _Outcome(error=str(stopped), stopped=True)
+        outcome = Outcome(error=str(stopped), stopped=True)
     if sink:
         best = store.best() or store.latest()
         if best and not outcome.error:
@@ -197,7 +229,7 @@ def _signals(run: Run) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _tell(experiment: Experiment, run: Run, outcome: _Outcome) -> None:
+def _tell(experiment: Experiment, run: Run, outcome: Outcome) -> None:
     if outcome.error:
         sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}\n")
     store = run.store(experiment)

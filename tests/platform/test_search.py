@@ -8,6 +8,7 @@ import yaml
 
 from posefleet.platform.config import Experiment, build_experiment
 from posefleet.platform.search import Search
+from posefleet.platform.search_report import leave_search
 from posefleet.platform.space import Range, apply
 
 BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
@@ -33,7 +34,7 @@ def test_the_own_settings_come_first_and_the_search_finds_better_ones(tmp_path: 
     best = found.best()
     assert best is not None and abs(best.settings["model.score.exponent"] - BEST) < 0.05
     assert found.experiment(best).model.score.exponent == best.settings["model.score.exponent"]
-    text = found.write()
+    text = leave_search(found)
     assert f"| {best.number} | {best.scores['AP']:.4f} |" in text and "25 trials, 0 failed." in text
     written = build_experiment(yaml.safe_load((tmp_path / "best.yaml").read_text()))
     assert written == found.experiment(best)
@@ -75,7 +76,7 @@ def test_failed_trials_are_kept_with_their_reason_and_stop_nothing(tmp_path: Pat
     found.run(fragile, 30)
     reasons = {trial.reason for trial in found.trials()}
     assert reasons == {"", "these settings contradict", "AP is no number"}
-    assert "failed: these settings contradict" in found.write()
+    assert "failed: these settings contradict" in leave_search(found)
 
 
 def test_without_a_single_score_the_reasons_are_told(tmp_path: Path) -> None:
@@ -85,4 +86,4 @@ def test_without_a_single_score_the_reasons_are_told(tmp_path: Path) -> None:
     found = search(tmp_path)
     found.run(never, 2)
     with pytest.raises(ValueError, match="no trial ended with scores:\n  trial 0: no"):
-        found.write()
+        leave_search(found)

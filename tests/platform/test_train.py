@@ -3,12 +3,9 @@
 import copy
 import json
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +18,6 @@ from posefleet.platform.config import build_experiment
 from posefleet.platform.tracking import find_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    import ray
-
-    before = dict(os.environ)
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_DEDUP_LOGS": "0"}
-    os.environ.pop("RAY_ADDRESS", None)
-    folder = tempfile.mkdtemp(prefix="pf-", dir="/tmp")
-    ray.init(address="local", num_cpus=2, _temp_dir=folder, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    os.environ.clear()
-    os.environ |= before
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def two_workers(small_run: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""What a search leaves: a table, the best trial as a config, and pictures of what mattered."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from posefleet.platform.comparison import table
+from posefleet.platform.config import to_yaml
+from posefleet.platform.report import save_png, search_curves, search_history
+from posefleet.platform.search import Search, Trial
+
+SHOWN = 10
+"""Best trials in the table."""
+
+
+def leave_search(search: Search, remark: str = "") -> str:
+    """Leave ``best.yaml``, ``trials.json``, ``search.md`` and plots in the folder; returns the table's text.
+
+    Args:
+        search: With at least one trial that ended.
+        remark: A sentence for the end of that text.
+
+    Raises:
+        ValueError: No trial reached its end with scores.
+    """
+    best, trials = search.best(), search.trials()
+    if best is None:
+        reasons = "\n".join(f"  trial {trial.number}: {trial.reason or 'it was stopped early'}" for trial in trials)
+        raise ValueError(f"no trial ended with scores:\n{reasons}")
+    (search.folder / "best.yaml").write_text(to_yaml(search.experiment(best)))
+    (search.folder / "trials.json").write_text(json.dumps([_as_dict(trial) for trial in trials], indent=1) + "\n")
+    text = "\n\n".join(filter(None, [as_markdown(search), remark]))
+    (search.folder / "search.md").write_text(text + "\n")
+    for name, figure in _figures(search):
+        save_png(figure, search.folder / name)
+    return text
+
+
+def written(folder: Path) -> list[Path]:
+    """The files that ``leave_search`` left in a folder."""
+    return sorted(
+        p for p in folder.iterdir() if p.name in ("best.yaml", "trials.json", "search.md") or p.suffix == ".png"
+    )
+
+
+def as_markdown(search: Search) -> str:
+    """The best trials and what was searched from, the failed ones with their reasons, and what mattered."""
+    trials, names = search.trials(), list(search.space)
+    best = sorted(search.complete(), key=lambda trial: -trial.scores["AP"])[:SHOWN]
+    shown = search.pareto() if len(search.objectives) > 1 else best
+    shown += [trial for trial in trials[:1] if trial.number == 0 and trial.scores and trial not in shown]
+    scores = list(dict.fromkeys((*search.objectives, "AP", "AP50")))
+    epochs = any(trial.curve for trial in shown)
+    rows = [
+        [
+            f"{t.number}{' (the default)' if search.is_default(t) else ''}",
+            *(_number(t.scores.get(name)) for name in scores),
+            *([f"{max(t.curve):.3g}" if t.curve else ""] if epochs else []),
+            *(_text(t.settings[n]) for n in names),
+        ]
+        for t in shown
+    ]
+    failed, stopped = [t for t in trials if not t.scores], [t for t in trials if t.stopped is not None]
+    lines = [table(["trial", *scores, *(["epochs"] if epochs else []), *names], rows), ""]
+    early = f"{len(stopped)} stopped early, " if epochs else ""
+    lines += [f"{len(trials)} trials, {early}{len(failed)} failed."]
+    lines += [f"- trial {t.number} failed: {t.reason.splitlines()[-1].strip()}" for t in failed[:SHOWN]]
+    if found := search.importance():
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
+        lines += ["", f"Share in how AP varies: {shares}."]
+    return "\n".join(lines)
+
+
+def _figures(search: Search) -> Iterator[tuple[str, Figure]]:
+    """Optuna's own plots where the trials suffice for them, and ours of the trials over time."""
+    from optuna.visualization import matplotlib as plots
+
+    trials, default = search.trials(), search.default()
+    line = default.scores["AP"] if default else None
+    yield "history.png", search_history([t for t in trials if t.scores], line)
+    if any(len(trial.curve) > 1 for trial in trials):
+        yield "curves.png", search_curves([t for t in trials if t.curve], line)
+    if len(search.complete()) < 2:
+        return
+    ap = search.target("AP")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its plots experimental
+        if search.importance():
+            yield "importance.png", _figure_of(plots.plot_param_importances(search.study, target=ap, target_name="AP"))
+        if len(search.space) > 1:
+            yield "parallel.png", _figure_of(plots.plot_parallel_coordinate(search.study, target=ap, target_name="AP"))
+        if 2 <= len(search.objectives) <= 3:
+            names = list(search.objectives)
+            yield "pareto.png", _figure_of(plots.plot_pareto_front(search.study, target_names=names))
+
+
+def _figure_of(axes: Any) -> Figure:
+    import matplotlib.pyplot
+
+    figure: Figure = axes.figure
+    figure.set_size_inches(9, 5)
+    figure.set_layout_engine("tight")
+    matplotlib.pyplot.close(figure)  # pyplot would keep it for ever
+    return figure
+
+
+def _as_dict(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "settings": dict(trial.settings),
+        "scores": dict(trial.scores),
+        "reason": trial.reason,
+        "epochs": max(trial.curve, default=None),
+        "stopped": trial.stopped,
+        "run": trial.run,
+    }
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value < 10 else f"{value:.4g}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,190 @@
+"""A search whose trials are trained by Ray Tune, on a Ray of this test's own."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from posefleet.platform.config import Experiment, ScalingConfig, build_experiment
+from posefleet.platform.run import Run, open_search
+from posefleet.platform.search import Search
+from posefleet.platform.search_report import leave_search
+from posefleet.platform.space import Choice, Range, Space, apply
+from posefleet.platform.tracking import RunSummary, find_runs
+from posefleet.platform.tune import Engine, room, run_search
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def settings_of_trials(small_run: dict[str, Any], **changes: Any) -> Experiment:
+    base = build_experiment({**small_run, "run": {"storage": small_run["run"]["storage"]}})
+    return apply(base, changes)
+
+
+def opened(base: Experiment, folder: Path, space: Space, **options: Any) -> tuple[Search, Run]:
+    search = Search(folder, base, space, about={}, seed=0, **options)
+    return search, open_search(base, str(folder), {"space": str(space)})
+
+
+def children(parent: Run) -> list[RunSummary]:
+    return find_runs(parent.tracking_uri, "posefleet", f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+
+
+@pytest.mark.timeout(300)
+def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
+    small_run: dict[str, Any], local_ray: None, tmp_path: Path
+) -> None:
+    base = settings_of_trials(small_run, **{"train.epochs": 2, "train.eval_every": 1})
+    space = {"optim.lr": Choice(values=(1e-3, 1e30)), "model.loss.cls": Range(low=0.5, high=2.0)}
+    search, parent = opened(base, tmp_path / "search", space, sampler="random")
+    first = search.ask(1)
+    assert first and first.settings == {"optim.lr": 1e-3, "model.loss.cls": 1.0}  # what is searched from
+    search.report(0, 1.0, {"AP": 0.5}, run="")  # better than a training of six steps will ever be
+    search.tell(0, {"AP": 0.5})
+    assert run_search(search, Engine(samples=4, reduction=2), parent)
+
+    trials = search.trials()[1:]
+    assert [trial.number for trial in trials] == [1, 2, 3]
+    poisoned = [trial for trial in trials if trial.settings["optim.lr"] == 1e30]
+    stopped = [trial for trial in trials if trial not in poisoned]
+    assert poisoned and all("loss is not finite" in trial.reason and not trial.scores for trial in poisoned)
+    assert stopped and all(trial.stopped == 1.0 and trial.curve == {1.0: trial.scores["AP"]} for trial in stopped)
+    best = search.best()
+    assert best and best.number == 0
+
+    runs = {run.name: run for run in children(parent)}
+    assert sorted(runs) == ["trial-001", "trial-002", "trial-003"]
+    for trial in trials:
+        run = runs[f"trial-{trial.number:03d}"]
+        assert run.status == ("FAILED" if trial in poisoned else "FINISHED")
+        assert float(run.params["model.loss.cls"]) == trial.settings["model.loss.cls"]
+        assert {"git", "data.train"} <= set(run.tags)
+        assert run.tags.get("stopped_after_epochs") == (None if trial in poisoned else "1")
+    assert run_search(search, Engine(samples=4), parent)  # nothing left to do
+    assert len(children(parent)) == 3
+
+    leave_search(search)
+    written = build_experiment(yaml.safe_load((tmp_path / "search" / "best.yaml").read_text()))
+    assert written.run.parent == "" and written.run.storage == base.run.storage
+    assert {"search.md", "trials.json", "history.png"} <= {p.name for p in search.folder.iterdir()}
+
+
+@pytest.mark.timeout(300)
+def test_trials_of_two_workers_take_turns_on_two_cores_and_survive_a_dead_process(
+    small_run: dict[str, Any], local_ray: None, tmp_path: Path
+) -> None:
+    import ray
+
+    scaling = {"scaling.num_workers": 2, "scaling.cpus_per_worker": 1, "data.batch_size": 2}
+    base = settings_of_trials(small_run, **scaling)
+    assert room(base.scaling, ray.cluster_resources()) == 1
+    search, parent = opened(base, tmp_path / "search", {"model.loss.cls": Range(low=0.5, high=2.0)})
+    killed: list[int] = []
+
+    def kill_the_first_trial() -> None:
+        wait_for(lambda: list(search.folder.glob("trials/trial-000/ray/*")))
+        for process in psutil.Process().children(recursive=True):
+            if "ImplicitFunc" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+                return
+
+    killer = threading.Thread(target=kill_the_first_trial)
+    killer.start()
+    assert run_search(search, Engine(samples=2), parent)
+    killer.join()
+    assert killed
+    assert [trial.reason for trial in search.trials()] == ["", ""] and len(search.complete()) == 2
+    assert sorted(run.name for run in children(parent)) == ["trial-000", "trial-001"]
+    wait_for(lambda: ray.available_resources().get("CPU") == 2.0)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_search_goes_on_with_nothing_lost_or_repeated(small_run: dict[str, Any], tmp_path: Path) -> None:
+    config, space, out = tmp_path / "small.yaml", tmp_path / "space.yaml", tmp_path / "search"
+    small_run["train"] |= {"epochs": 2, "eval_every": 1}
+    small_run["run"] = {"storage": str(tmp_path / "runs")}
+    config.write_text(yaml.safe_dump(small_run))
+    space.write_text("model.loss.cls: {low: 0.5, high: 2.0}")
+    command = ["--method", "smpr", "--config", config, "--space", space, "--out", out, "--samples", 3]
+    command += ["--concurrent", 1, "--scheduler", "none"]
+    started = start(*command)
+    wait_for(lambda: (out / "trials" / "trial-001" / "checkpoints").exists() or started.poll() is not None, 200)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    before = {file: file.stat().st_mtime for file in out.glob("trials/trial-000/checkpoints/*/meta.json")}
+    assert before
+
+    other = tmp_path / "other.yaml"
+    other.write_text("model.loss.cls: {low: 0.5, high: 3.0}")
+    refused = start("--resume", out, "--space", other)
+    assert refused.wait() == 2 and "holds a search of another space" in refused.communicate()[1]
+
+    resumed = start("--resume", out)
+    told, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert "3 trials, 0 stopped early, 0 failed." in told
+    trials = json.loads((out / "trials.json").read_text())
+    assert [trial["trial"] for trial in trials] == [0, 1, 2] and all(trial["scores"] for trial in trials)
+    assert {file: file.stat().st_mtime for file in before} == before  # the first trial was not trained again
+    runs = find_runs(f"sqlite:///{tmp_path}/runs/mlflow.db", "posefleet")
+    assert sorted(run.name for run in runs) == ["search", "trial-000", "trial-001", "trial-002"]
+    assert {run.status for run in runs} == {"FINISHED"}
+
+
+def test_room_is_what_the_cluster_has_for_whole_trials() -> None:
+    two = ScalingConfig(num_workers=2, cpus_per_worker=3)
+    assert room(two, {"CPU": 18.0}) == 3
+    assert room(dataclasses.replace(two, use_gpu=True), {"CPU": 64.0, "GPU": 5.0}) == 2
+    assert room(ScalingConfig(num_workers=0), {"CPU": 2.0}) == 2
+    with pytest.raises(ValueError, match="one trial needs 6 CPUs for its 2 workers and the cluster has 2 CPUs"):
+        room(two, {"CPU": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "smrp", "--space", "x.yaml"], "smrp"),
+        (["--method", "smpr", "--space", "x.yaml", "--data.train", "a", "--data.eval", "b"], "no config file x.yaml"),
+        (["--method", "smpr"], "--space missing"),
+        (["--resume", "nowhere"], "nowhere holds no search"),
+        (["--resume", "nowhere", "--optim.lr", "1"], "a search goes on with the settings it has"),
+    ],
+)
+def test_bad_arguments_end_before_anything_starts(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from posefleet.jobs.tune import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "tune.py"), *map(str, arguments)]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
