@@ -75,12 +75,15 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     training.add_argument("--concurrent", type=int, default=0, help="trials at a time; 0: as there is room")
     training.add_argument(
         "--scheduler",
-        choices=["asha", "none"],
+        choices=["asha", "pbt", "none"],
         default="asha",
-        help="asha stops trials that are worse than others were at their age (%(default)s)",
+        help="asha stops trials that are worse than others were at their age; pbt trains a population whose worst "
+        "members go on as copies of the best with settings a little off (%(default)s)",
     )
     training.add_argument("--reduction", type=float, default=3.0, help="asha keeps one in so many (%(default)s)")
-    training.add_argument("--grace", type=float, default=0.0, help="epochs before asha stops; 0: one evaluation")
+    training.add_argument(
+        "--grace", type=float, default=0.0, help="epochs before asha stops, and between looks of pbt; 0: one evaluation"
+    )
     training.add_argument("--retries", type=int, default=2, help="of a trial whose process died (%(default)s)")
     decoding = parser.add_argument_group("with --decode-only")
     decoding.add_argument("--images", type=int, default=0, help="score on the first so many images; 0: all")

@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -98,6 +99,20 @@ class CheckpointStore:
             ) from error
         self._drop_old()
         return f"{self.root}/{name}"
+
+    def start_from(self, path: str) -> None:
+        """Let a run go on from a copy of the checkpoint in the local folder ``path``, and drop its own.
+
+        Raises:
+            CheckpointError: It is damaged; the run's own are as they were.
+        """
+        verify(path)
+        meta = read_meta(path)
+        name, own = f"step-{meta.step:08d}", self.names()
+        self._write(name, {file: Path(path, file).read_bytes() for file in (WEIGHTS, STATE, META)})
+        for other in own:
+            if other != name:
+                self._fs.rm(f"{self._path}/{other}", recursive=True)
 
     def names(self) -> list[str]:
         """Names of the checkpoint folders that have a ``meta.json``, oldest first; they may still be damaged."""

@@ -141,11 +141,14 @@ class Search:
         self._open[trial.number] = trial
         return Trial(number=trial.number, settings=settings)
 
-    def report(self, number: int, epoch: float, scores: Mapping[str, float], *, run: str) -> None:
-        """How a trial under way stands."""
+    def report(
+        self, number: int, epoch: float, scores: Mapping[str, float], *, run: str, settings: Mapping[str, Any]
+    ) -> None:
+        """How a trial under way stands; its settings are those it has now."""
         trial = self._open[number]
         curve = {**trial.user_attrs.get("curve", {}), f"{epoch:.6g}": scores["AP"]}
-        for name, value in {"curve": curve, "run": run, "latest": dict(scores)}.items():
+        known = {"curve": curve, "run": run, "latest": dict(scores), "settings": dict(settings)}
+        for name, value in known.items():
             trial.set_user_attr(name, value)
 
     def tell(self, number: int, scores: Mapping[str, float]) -> None:

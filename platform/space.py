@@ -10,6 +10,8 @@ value::
 """
 
 import json
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,10 @@ class Choice:
         """All values."""
         return self.values
 
+    def nearest(self, value: Any) -> Any:
+        """``value``, which is one of them."""
+        return value
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
@@ -74,6 +80,20 @@ class Range:
     def whole(self) -> bool:
         """Whether only whole numbers are drawn."""
         return all(isinstance(number, int) for number in (self.low, self.high, self.step or 1))
+
+    def random(self, rng: random.Random) -> float:
+        """A value without a study."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = rng.uniform(low, high)
+        return self.nearest(math.exp(value) if self.log else value)
+
+    def nearest(self, value: float) -> float:
+        """The value of the range that is nearest."""
+        value = min(max(value, self.low), self.high)
+        if step := self.step or (1 if self.whole else 0):
+            most = math.floor((self.high - self.low) / step + 1e-9)
+            value = self.low + step * min(round((value - self.low) / step), most)
+        return int(value) if self.whole else value
 
     def listed(self, name: str) -> Sequence[Any]:
         """All values.

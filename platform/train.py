@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.queue import Queue
 
 from posefleet.data.memory import keep_freed_memory
 from posefleet.platform.checkpoint import CheckpointError
@@ -108,26 +109,26 @@ def carry_out(
     experiment: Experiment,
     run: Run,
     *,
-    report: Report = lambda metrics: None,
-    callbacks: Sequence[Any] = (),
+    report: Report | None = None,
 ) -> Outcome:
     """Train an open run to its end and close it.
 
     Args:
         experiment: With absolute paths, as ``open_run`` returns it.
         run: Where it is kept.
-        report: Told the metrics of every evaluation, where the run trains in this process. What it raises as a
-            SystemExit ends the training and leaves the run open.
-        callbacks: ``UserCallback`` of Ray Train, where workers train.
+        report: Called in this thread with the metrics of every evaluation; a SystemExit from it ends the training and
+            leaves the run open.
     """
     try:
         with _signals(run) as stop:
             if experiment.scaling.num_workers:
-                outcome = _on_ray(experiment, run, callbacks)
+                outcome = _on_ray(experiment, run, report)
             else:
                 sink = RunSink(run)
-                outcome = _guarded(experiment, InterruptibleWorker(stop, sink, report), run, sink)
+                worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None))
+                outcome = _guarded(experiment, worker, run, sink)
     except SystemExit:
+        run.request_stop()  # workers may outlive this process for a moment
         raise
     except BaseException:
         run.finish("FAILED")
@@ -136,10 +137,22 @@ def carry_out(
     return outcome
 
 
-def _on_ray(experiment: Experiment, run: Run, callbacks: Sequence[Any]) -> Outcome:
+class _Forward(ray.train.UserCallback):
+    """Puts what rank 0 reports into a queue."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called by Ray Train's controller, in a process of its own."""
+        self._queue.put(metrics[0])
+
+
+def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
     scaling = experiment.scaling
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
+    reports = Queue(actor_options={"num_cpus": 0}) if report else None
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
     trainer = TorchTrainer(
         _ray_worker,
@@ -151,7 +164,7 @@ def _on_ray(experiment: Experiment, run: Run, callbacks: Sequence[Any]) -> Outco
             name="ray",
             storage_path=run.folder,
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
-            callbacks=[*callbacks],
+            callbacks=[_Forward(reports)] if reports else [],  # type: ignore[list-item]  # it is the newer kind
         ),
     )
     # Ray Train's own SIGINT handler kills the workers; in a thread it installs none, and ours asks them to save first.
@@ -168,6 +181,8 @@ def _on_ray(experiment: Experiment, run: Run, callbacks: Sequence[Any]) -> Outco
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
+        while reports and report and not reports.empty():
+            report(reports.get())
     return outcome[0] if outcome else Outcome(error="Ray Train ended without a result; see the lines above")
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import os
+import random
 import shutil
 import signal
 import threading
@@ -22,19 +23,18 @@ from typing import Any, Literal
 
 import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from posefleet.platform import tracking
-from posefleet.platform.checkpoint import find_checkpoint, load_model
+from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
 from posefleet.platform.comparison import costs
-from posefleet.platform.config import ScalingConfig, build_experiment, to_dict
+from posefleet.platform.config import Experiment, ScalingConfig, build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.run import Run, RunSink, open_run, read_run
-from posefleet.platform.search import Search
-from posefleet.platform.space import apply
+from posefleet.platform.search import Search, Trial
+from posefleet.platform.space import Choice, Range, apply, settings_of
 from posefleet.platform.train import carry_out
 from posefleet.platform.worker import LocalWorker
 
@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 
 PEOPLE = 5
 """In the images that a trial's predictions are timed on."""
+
+QUANTILE = 0.25
+"""Share of a population whose worst members are replaced by copies of its best."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,12 +55,13 @@ class Engine:
     """Trials in all."""
     concurrent: int = 0
     """Trials at a time. 0: as many as the cluster has room for."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """asha stops trials that are worse than others were at the same age; none trains all to the end."""
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
+    """asha stops trials that are worse than others were at the same age; pbt trains all, and lets the worst go on as
+    copies of the best with settings a little off; none trains all to the end."""
     reduction: float = 3.0
     """asha lets one in so many trials live, and doubts them again when they are so many times as old."""
     grace: float = 0.0
-    """Epochs before asha stops a trial. 0: up to its first evaluation."""
+    """Epochs before asha stops a trial, and between the looks of pbt. 0: up to the first evaluation."""
     retries: int = 2
     """Times that a trial whose process died is started again."""
 
@@ -93,30 +97,40 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
     logging.getLogger("ray").setLevel(logging.ERROR)  # it says where it keeps what nobody needs
     scaling = search.base.scaling
     at_once = engine.concurrent or room(scaling, ray.cluster_resources())
-    left = engine.samples - len(search.trials())
-    if left <= 0:
+    done = len(search.trials())
+    if done >= engine.samples:
         return True
     scratch = Path(search.folder, "ray")
     shutil.rmtree(scratch, ignore_errors=True)  # of an earlier start; nothing in it is needed
-    with ProgressLine(engine.samples, done=engine.samples - left) as line, ThreadPoolExecutor(1) as clerk, _sigterm():
-        keeper = _Keeper(search, engine, parent, line, clerk)
+    with ProgressLine(engine.samples, done=done) as line, ThreadPoolExecutor(1) as clerk, _sigterm():
+        population = engine.scheduler == "pbt"
+        common = {
+            "base": to_dict(search.base),
+            "folder": str(search.folder),
+            "tracking": parent.tracking_uri,
+            "parent": parent.run_id,
+            "costs": search.objectives != ("AP",),
+            "population": population,
+        }
+        members = tune.grid_search(_population(search, engine.samples)) if population else None
         tuner = tune.Tuner(
             tune.with_resources(_trial, _resources(scaling)),
+            param_space={**common, "member": members} if population else {},
             tune_config=tune.TuneConfig(
-                search_alg=keeper,
+                search_alg=None if population else _Draws(search, engine.samples, common),
                 scheduler=_scheduler(search, engine),
-                num_samples=left,
+                num_samples=1 if population else engine.samples - done,
                 max_concurrent_trials=at_once,
                 reuse_actors=False,
-                trial_name_creator=lambda trial: f"trial-{trial.config['number']:03d}",
-                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03d}",
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=engine.retries),
-                callbacks=[_Deaths(keeper)],
+                callbacks=[_Ledger(search, parent, line, clerk)],
             ),
         )
         tuner.fit()
@@ -150,16 +164,44 @@ def _resources(scaling: ScalingConfig) -> dict[str, float]:
     return {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
 
 
+def _name(trial: Any) -> str:
+    """What Ray Tune calls a trial for ever; in a population its settings, number included, may become another's."""
+    return f"trial-{trial.config['member']['number']:03d}"
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("trial-"))
+
+
+# ---------------------------------------------------------------------------------------------------- schedulers
+
+
 def _scheduler(search: Search, engine: Engine) -> TrialScheduler:
+    train = search.base.train
+    grace = engine.grace or min(train.eval_every, train.epochs)
+    if engine.scheduler == "pbt":
+        rng = random.Random(search.seed)
+        return PopulationBasedTraining(
+            time_attr="epoch",
+            metric="AP",
+            mode="max",
+            perturbation_interval=grace,
+            quantile_fraction=QUANTILE,
+            hyperparam_mutations={
+                "member": {"settings": {name: _drawing(domain, rng) for name, domain in search.space.items()}}
+            },
+            custom_explore_fn=lambda config: _inside(config, search),
+            log_config=False,
+            require_attrs=False,  # a trial that failed has no AP
+        )
     if engine.scheduler == "none":
         return FIFOScheduler()
-    train = search.base.train
     scheduler: Any = ASHAScheduler(
         time_attr="epoch",
         metric="AP",
         mode="max",
         max_t=train.epochs,  # type: ignore[arg-type]  # numbers of any kind do
-        grace_period=engine.grace or min(train.eval_every, train.epochs),  # type: ignore[arg-type]
+        grace_period=grace,  # type: ignore[arg-type]
         reduction_factor=engine.reduction,
         stop_last_trials=False,  # a trial at its end has its run to close
     )
@@ -172,82 +214,67 @@ def _scheduler(search: Search, engine: Engine) -> TrialScheduler:
     return found
 
 
+def _drawing(domain: Choice | Range, rng: random.Random) -> Any:
+    """What a population takes for a setting that is drawn anew: neighbours in a list, or a number of a range."""
+    if isinstance(domain, Choice):
+        return list(domain.values)
+    return lambda: domain.random(rng)
+
+
+def _inside(config: dict[str, Any], search: Search) -> dict[str, Any]:
+    """A mutated member's settings brought back into the space."""
+    member = config["member"]
+    settings = {name: search.space[name].nearest(value) for name, value in member["settings"].items()}
+    return {**config, "member": {**member, "settings": settings}}
+
+
 # ---------------------------------------------------------------------------------------------------- in the driver
 
 
-class _Keeper(Searcher):
-    """Hands trials of the search to Ray Tune and tells the search what comes of them."""
+def _population(search: Search, samples: int) -> list[dict[str, Any]]:
+    """All trials at once: members replace each other, so that all must be known."""
+    found = []
+    while trial := _valid(search, samples):
+        found.append({"number": trial.number, "settings": _kept_settings(search, trial)})
+    return found
 
-    def __init__(
-        self, search: Search, engine: Engine, parent: Run, line: ProgressLine, clerk: ThreadPoolExecutor
-    ) -> None:
+
+def _valid(search: Search, samples: int) -> Trial | None:
+    """The next trial whose settings do not contradict each other; others fail here and now."""
+    while trial := search.ask(samples):
+        try:
+            apply(search.base, trial.settings, where=f"trial {trial.number}")
+        except ValueError as error:
+            search.fail(trial.number, str(error))
+        else:
+            return trial
+    return None
+
+
+def _kept_settings(search: Search, trial: Trial) -> dict[str, Any]:
+    """Of a member of a population: those of its last checkpoint, if it was interrupted, for they change on the way."""
+    try:
+        checkpoint = find_checkpoint(f"{search.folder}/trials/trial-{trial.number:03d}")
+    except CheckpointError:
+        return dict(trial.settings)
+    return settings_of(read_meta(checkpoint).experiment, list(search.space))
+
+
+class _Draws(Searcher):
+    """Hands out the trials of a search."""
+
+    def __init__(self, search: Search, samples: int, common: Mapping[str, Any]) -> None:
         super().__init__(metric="AP", mode="max")
-        self._search, self._engine, self._parent, self._line, self._clerk = search, engine, parent, line, clerk
-        self._sink = RunSink(parent, system_every=0)
-        self._numbers: dict[str, int] = {}
+        self._search, self._samples, self._common = search, samples, common
 
     def suggest(self, trial_id: str) -> Any:
-        """Settings for Ray Tune's next trial; those that contradict each other fail here and now."""
-        while trial := self._search.ask(self._engine.samples):
-            try:
-                experiment = apply(self._search.base, trial.settings, where=f"trial {trial.number}")
-            except ValueError as error:
-                self._search.fail(trial.number, str(error))
-                continue
-            self._numbers[trial_id] = trial.number
-            run = dataclasses.replace(
-                experiment.run,
-                storage=f"{self._search.folder}/trials",
-                name=f"trial-{trial.number:03d}",
-                tracking=self._parent.tracking_uri,
-                parent=self._parent.run_id,
-                resume=True,
-            )
-            experiment = dataclasses.replace(experiment, run=run)
-            return {
-                "number": trial.number,
-                "experiment": to_dict(experiment),
-                "costs": self._search.objectives != ("AP",),
-            }
+        """Settings for Ray Tune's next trial."""
+        if trial := _valid(self._search, self._samples):
+            return {"member": {"number": trial.number, "settings": dict(trial.settings)}, **self._common}
         return Searcher.FINISHED
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A trial was evaluated and goes on."""
-        if "AP" in result:
-            self._search.report(self._numbers[trial_id], result["epoch"], _scores(result), run=result["run"])
-            self._show(f"trial {self._numbers[trial_id]}: AP {result['AP']:.4f} after {result['epoch']:.3g} epochs")
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial ended, or was stopped."""
-        if error or result is None:
-            return  # ``died`` says more
-        number, search = self._numbers[trial_id], self._search
-        if result.get("failed"):
-            search.fail(number, result["failed"])
-        else:
-            search.report(number, result["epoch"], _scores(result), run=result["run"])
-            if result.get("ended"):
-                try:
-                    search.tell(number, _scores(result))
-                except ValueError as problem:
-                    search.fail(number, str(problem))
-            else:
-                search.stop(number, result["epoch"])
-                self._clerk.submit(_close, result["run"], result["epoch"])
-        self._show(f"trial {number} ended")
-
-    def died(self, trial_id: str, reason: str) -> None:
-        """A trial's process died more often than it may."""
-        number = self._numbers[trial_id]
-        self._search.fail(number, reason)
-        self._clerk.submit(_close, f"{self._search.folder}/trials/trial-{number:03d}", None)
-        self._show(f"trial {number} failed")
-
-    def _show(self, text: str) -> None:
-        ended = self._search.trials()
-        if best := self._search.best():
-            self._sink.log_metrics({"best_AP": best.scores["AP"], "trials": len(ended)}, len(ended))
-        self._line.update(len(ended), f"{self._search.standing()}  {text}")
+        """Nothing: the ledger hears of it, too."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune writes a copy of its searcher down, and the search keeps itself."""
@@ -260,20 +287,55 @@ class _Keeper(Searcher):
         """Nothing: the search keeps itself."""
 
 
-class _Deaths(tune.Callback):
-    """Tells the keeper why a trial died, which Ray Tune tells a searcher not."""
+class _Ledger(tune.Callback):
+    """Tells the search, its run and the person who watches what comes of the trials."""
 
-    def __init__(self, keeper: _Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, search: Search, parent: Run, line: ProgressLine, clerk: ThreadPoolExecutor) -> None:
+        self._search, self._line, self._clerk = search, line, clerk
+        self._sink = RunSink(parent, system_every=0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes a copy of its callbacks down."""
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """A trial was evaluated."""
+        if "AP" in result:
+            self._note(_number(str(trial)), result)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A trial ended, or was stopped."""
+        number, search, result = _number(str(trial)), self._search, trial.last_result
+        if result.get("failed"):
+            search.fail(number, result["failed"])
+        elif ended := result.get("ended"):
+            self._note(number, ended)
+            try:
+                search.tell(number, ended["scores"])
+            except ValueError as problem:
+                search.fail(number, str(problem))
+        else:
+            search.stop(number, result["epoch"])
+            self._clerk.submit(_close, result["run"], result["epoch"])
+        self._show(f"trial {number} ended")
+
+    def _note(self, number: int, result: Mapping[str, Any]) -> None:
+        epoch, scores = result["epoch"], result["scores"]
+        self._search.report(number, epoch, scores, run=result["run"], settings=result["settings"])
+        self._show(f"trial {number}: AP {scores['AP']:.4f} after {epoch:.3g} epochs")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial's process died for the last time."""
-        self._keeper.died(trial.trial_id, str(trial.get_error() or "its process died").strip().splitlines()[-1])
+        """A trial's process died more often than it may."""
+        number = _number(str(trial))
+        self._search.fail(number, str(trial.get_error() or "its process died").strip().splitlines()[-1])
+        self._clerk.submit(_close, f"{self._search.folder}/trials/{trial}", None)
+        self._show(f"trial {number} failed")
 
-
-def _scores(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a report that are the trial's and not Ray Tune's."""
-    return {name: value for name, value in result.items() if name in result["scores"].split(",")}
+    def _show(self, text: str) -> None:
+        ended = self._search.trials()
+        if best := self._search.best():
+            self._sink.log_metrics({"best_AP": best.scores["AP"], "trials": len(ended)}, len(ended))
+        self._line.update(len(ended), f"{self._search.standing()}  {text}")
 
 
 def _close(folder: str, epoch: float | None) -> None:
@@ -306,34 +368,44 @@ def _sigterm() -> Iterator[None]:
 def _trial(config: dict[str, Any]) -> None:
     """What the process of a trial runs."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    experiment, run = open_run(build_experiment(config["experiment"]))
+    name = tune.get_context().get_trial_name()
+    experiment, run = open_run(_experiment(config, str(name)))
+    store = run.store(experiment)
+    if copied := tune.get_checkpoint():  # in a population: of a better member, or the own one
+        with copied.as_directory() as folder:
+            store.start_from(folder)
 
     def report(metrics: Mapping[str, float]) -> None:
-        tune.report(_as_report(run, metrics))
+        if metrics["epoch"] < experiment.train.epochs:  # schedulers have no say when all is done
+            newest = store.latest() if config["population"] else None
+            checkpoint = tune.Checkpoint.from_directory(newest) if newest else None
+            tune.report(_report(metrics, config, run, metrics["epoch"]), checkpoint=checkpoint)
 
-    callbacks = [_Forward(run)] if experiment.scaling.num_workers else []
-    outcome = carry_out(experiment, run, report=report, callbacks=callbacks)
+    outcome = carry_out(experiment, run, report=report)
     if outcome.error:
-        tune.report({"failed": outcome.error, "run": run.folder})
+        tune.report({"failed": outcome.error})
         return
-    metrics = {**outcome.metrics, "epoch": experiment.train.epochs}
+    metrics = dict(outcome.metrics)
     if config["costs"]:
         model, _ = load_model(find_checkpoint(run.folder))
         metrics |= costs(model, experiment, LocalWorker(), people=PEOPLE)
-    tune.report({**_as_report(run, metrics), "ended": True})
+    tune.report({"ended": _report(metrics, config, run, experiment.train.epochs)})
 
 
-class _Forward(TuneReportCallback):
-    """Forwards what workers report to the trial's process."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self._run = run
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Rank 0's metrics."""
-        super().after_report(run_context, [_as_report(self._run, metrics[0])], checkpoint)
+def _report(metrics: Mapping[str, float], config: Mapping[str, Any], run: Run, epoch: float) -> dict[str, Any]:
+    known = {"scores": dict(metrics), "settings": config["member"]["settings"], "run": run.folder}
+    return {"AP": metrics["AP"], "epoch": epoch, **known}
 
 
-def _as_report(run: Run, metrics: Mapping[str, float]) -> dict[str, Any]:
-    return {**metrics, "scores": ",".join(metrics), "run": run.folder}
+def _experiment(config: Mapping[str, Any], name: str) -> Experiment:
+    """The experiment of a trial, as a run of its own."""
+    experiment = apply(build_experiment(config["base"]), config["member"]["settings"], where=name)
+    run = dataclasses.replace(
+        experiment.run,
+        storage=f"{config['folder']}/trials",
+        name=name,
+        tracking=config["tracking"],
+        parent=config["parent"],
+        resume=True,
+    )
+    return dataclasses.replace(experiment, run=run)

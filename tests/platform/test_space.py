@@ -1,5 +1,6 @@
 """Search spaces: what is drawn, and what is refused."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def test_a_value_between_two_steps_lies_outside() -> None:
     odd, tenths = Range(low=7, high=19, step=2), Range(low=0.1, high=0.7, step=0.1)
     assert [value for value in range(6, 21) if contains(odd, value)] == [7, 9, 11, 13, 15, 17, 19]
     assert contains(tenths, 0.3) and not contains(tenths, 0.35)
+
+
+def test_values_off_a_range_are_brought_to_the_nearest_one_of_it() -> None:
+    odd, tenths = Range(low=7, high=20, step=2), Range(low=0.1, high=0.7)
+    assert [odd.nearest(value) for value in (3, 7.9, 8.1, 19.2, 40)] == [7, 7, 9, 19, 19]
+    assert [tenths.nearest(value) for value in (0.0, 0.33, 1.0)] == [0.1, 0.33, 0.7]
+    rng = random.Random(0)
+    drawn = [Range(low=1e-4, high=1.0, log=True).random(rng) for _ in range(400)]
+    assert min(drawn) >= 1e-4 and max(drawn) <= 1.0 and 150 < sum(value < 1e-2 for value in drawn) < 250
+    assert {odd.random(rng) for _ in range(100)} == {7, 9, 11, 13, 15, 17, 19}
 
 
 @pytest.mark.parametrize(

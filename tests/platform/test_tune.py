@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from posefleet.platform.checkpoint import find_checkpoint, read_meta
 from posefleet.platform.config import Experiment, ScalingConfig, build_experiment
 from posefleet.platform.run import Run, open_search
 from posefleet.platform.search import Search
@@ -52,7 +53,9 @@ def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
     search, parent = opened(base, tmp_path / "search", space, sampler="random")
     first = search.ask(1)
     assert first and first.settings == {"optim.lr": 1e-3, "model.loss.cls": 1.0}  # what is searched from
-    search.report(0, 1.0, {"AP": 0.5}, run="")  # better than a training of six steps will ever be
+    search.report(
+        0, 1.0, {"AP": 0.5}, run="", settings=first.settings
+    )  # better than a training of six steps will ever be
     search.tell(0, {"AP": 0.5})
     assert run_search(search, Engine(samples=4, reduction=2), parent)
 
@@ -110,6 +113,25 @@ def test_trials_of_two_workers_take_turns_on_two_cores_and_survive_a_dead_proces
     assert [trial.reason for trial in search.trials()] == ["", ""] and len(search.complete()) == 2
     assert sorted(run.name for run in children(parent)) == ["trial-000", "trial-001"]
     wait_for(lambda: ray.available_resources().get("CPU") == 2.0)
+
+
+@pytest.mark.timeout(300)
+def test_members_of_a_population_go_on_as_copies_of_better_ones(
+    small_run: dict[str, Any], local_ray: None, tmp_path: Path
+) -> None:
+    base = settings_of_trials(small_run, **{"train.epochs": 3, "train.eval_every": 1})
+    search, parent = opened(base, tmp_path / "search", {"model.loss.cls": Range(low=0.5, high=2.0)})
+    assert run_search(search, Engine(samples=2, scheduler="pbt"), parent)
+    trials = search.complete()
+    assert [trial.number for trial in trials] == [0, 1]
+    moved = []
+    for trial, drawn in zip(trials, search.study.trials, strict=True):
+        checkpoint = read_meta(find_checkpoint(trial.run))
+        assert checkpoint.position == 72 and Path(trial.run).name == f"trial-{trial.number:03d}"
+        assert checkpoint.experiment.model.loss.cls == trial.settings["model.loss.cls"]
+        moved.append(drawn.params["model.loss.cls"] != trial.settings["model.loss.cls"])
+    assert any(moved)
+    assert sorted(run.name for run in children(parent)) == ["trial-000", "trial-001"]
 
 
 @pytest.mark.timeout(400)
