@@ -29,7 +29,7 @@ def test_a_run_is_scored_and_timed(entry: comparison.Entry) -> None:
 
 
 def test_tables_name_every_run_and_every_keypoint(entry: comparison.Entry) -> None:
-    text = comparison.as_markdown([entry])
+    text = comparison.as_markdown([entry], {})
     assert "| small |" in text and "| left_wrist |" in text and "ms, 30 people" in text
     assert comparison.as_dict([entry])["small"]["parameters"] == entry.cost.parameters
 
