@@ -21,15 +21,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posefleet.data.significance import Interval
     from posefleet.platform.ablation import Row
-    from posefleet.platform.comparison import Entry
     from posefleet.platform.config import Experiment
     from posefleet.platform.worker import LocalWorker
+
+    Trials = dict[tuple[str, int], tuple[Experiment, Experiment]]
+    """(row, seed) -> the experiment that is trained, and the one that its weights are scored with."""
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 IMAGES, HELD_OUT = 4000, 150
 """Rendered images to train on and to score on."""
+
+BEST = 5
+"""Trials of a search that are compared."""
+
+PAGE = "comparison.html"
 
 STOPPED = 130
 """Status of a training that a signal stopped: the others are not wanted either."""
@@ -49,16 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     out = Path(resolve_path(options.out))
     try:
-        if options.ablate:
+        if options.ablate is not None:
             return _ablate(options, overrides, out)
-        if options.methods:
+        if options.methods is not None:
             experiments = _methods(options, overrides, out)
             if not _train(experiments):
                 return 1
             runs, about = {name: folder_of(experiment) for name, experiment in experiments.items()}, _budget(options)
-        elif options.search:
-            runs = sources.trials(options.search, options.top)
-            about = f"The best trials of {options.search}, and trial 0, from which the search began."
+        elif options.search is not None:
+            runs = sources.trials(options.search, BEST if options.top is None else options.top)
+            about = f"The best trials of the search in {options.search}; it began from trial 0."
         else:
             runs, about = sources.named_runs(options.runs), ""
         return _compare(runs, options.eval, out, about)
@@ -78,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     what.add_argument("--runs", nargs="+", help="finished runs: folders, checkpoints or MLflow run ids")
     what.add_argument("--search", metavar="FOLDER", help="the best trials of a search, and the one it began from")
     what.add_argument("--ablate", metavar="METHOD", help="train the rows of the method's published ablation")
-    parser.add_argument("--top", type=int, default=5, help="of a search: how many of its best trials (%(default)s)")
+    parser.add_argument("--top", type=int, help=f"of a search: how many of its best trials ({BEST})")
     parser.add_argument(
         "--data",
         default="synthetic",
@@ -107,9 +113,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         parser.error(f"--seeds {options.seeds} must be at least 1")
     if (options.rows or options.seeds > 1) and not options.ablate:
         parser.error("--rows and --seeds belong to --ablate")
-    if options.top < 1:
-        parser.error(f"--top {options.top} must be at least 1")
-    if overrides and not (options.methods or options.ablate):
+    if options.top is not None and (options.search is None or options.top < 1):
+        parser.error(f"--top {options.top} belongs to --search and must be at least 1")
+    if overrides and options.methods is None and options.ablate is None:
         parser.error(f"{' '.join(overrides)}: nothing is trained, so settings of experiments have no effect")
     return options, overrides
 
@@ -228,17 +234,13 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
     figure = report.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
     report.save_png(figure, out / "ablation.png")
     page = _ladder_page(trials, worker, out)
-    sys.stdout.write(
-        f"{text}\n\n  table  {out / 'ablation.md'}\n  plot   {out / 'ablation.png'}\n  page   {page}\n"
-    )
+    sys.stdout.write(f"{text}\n\n  table  {out / 'ablation.md'}\n  plot   {out / 'ablation.png'}\n  page   {page}\n")
     return 0
 
 
-def _ladder_page(
-    trials: "Mapping[tuple[str, int], tuple[Experiment, Experiment]]", worker: "LocalWorker", out: Path
-) -> Path:
+def _ladder_page(trials: "Trials", worker: "LocalWorker") -> str:
     """The rows of the first seed side by side."""
-    from posefleet.platform import comparison
+    from posefleet.platform import comparison, page
 
     entries, (_, first) = [], next(iter(trials))
     for (row, seed), (trained, decoded) in trials.items():
@@ -246,7 +248,7 @@ def _ladder_page(
             sys.stderr.write(f"scoring and timing {row}\n")
             entries.append(comparison.examine(row, comparison.folder_of(trained), worker, experiment=decoded))
     about = f"The rows of an ablation, all with seed {first}; ablation.md has every seed and the paper's numbers."
-    return _write_page(entries, comparison.differences(entries), out, about)
+    return page.render(entries, comparison.differences(entries), about=about)
 
 
 def _ladder(method: str) -> "list[Row]":
@@ -259,13 +261,8 @@ def _ladder(method: str) -> "list[Row]":
     return read_ladder(path)
 
 
-def _trials(
-    rows: "Sequence[Row]", options: argparse.Namespace, common: list[str]
-) -> "dict[tuple[str, int], tuple[Experiment, Experiment]]":
-    """(row, seed) -> the experiment that is trained, and the one that its weights are scored with.
-
-    All rows come before the next seed, so that a whole ladder is there as early as possible.
-    """
+def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str]) -> "Trials":
+    """What is trained and scored; all rows before the next seed, so that a whole ladder is there early."""
     from posefleet.platform.budget import budgeted
 
     def experiment(settings: Mapping[str, Any]) -> "Experiment":
@@ -292,7 +289,7 @@ def _trials(
 
 
 def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
-    from posefleet.platform import comparison, report
+    from posefleet.platform import comparison, page, report
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
     from posefleet.platform.worker import LocalWorker
 
@@ -311,25 +308,11 @@ def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
     times = {entry.name: entry.cost.predict_ms for entry in entries}
     report.save_png(report.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png")
     warnings = [f"Not the same conditions: {warning}."] if warning else []
-    page = _write_page(entries, minus, out, about, warnings)
+    (out / PAGE).write_text(page.render(entries, minus, about=about, warnings=warnings))
     sys.stdout.write(
-        f"{text}\n\n  table  {out / 'comparison.md'}\n  plot   {out / 'comparison.png'}\n  page   {page}\n"
+        f"{text}\n\n  table  {out / 'comparison.md'}\n  plot   {out / 'comparison.png'}\n  page   {out / PAGE}\n"
     )
     return 0
-
-
-def _write_page(
-    entries: "Sequence[Entry]",
-    minus: "Mapping[tuple[str, str], Interval]",
-    out: Path,
-    about: str,
-    warnings: Sequence[str] = (),
-) -> Path:
-    from posefleet.platform import page
-
-    path = out / "comparison.html"
-    path.write_text(page.render(entries, minus, about=about, warnings=warnings))
-    return path
 
 
 if __name__ == "__main__":

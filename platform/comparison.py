@@ -255,9 +255,7 @@ def differing_settings(experiments: Mapping[str, Experiment]) -> dict[str, dict[
     flat = {run: flatten(to_dict(experiment)) for run, experiment in experiments.items()}
     names = dict.fromkeys(name for settings in flat.values() for name in settings if name not in _WHERE)
     found = {name: {run: settings[name] for run, settings in flat.items() if name in settings} for name in names}
-    return {
-        name: values for name, values in found.items() if len(values) < len(flat) or len(set(values.values())) > 1
-    }
+    return {name: values for name, values in found.items() if len(values) < len(flat) or len(set(values.values())) > 1}
 
 
 _WHERE = {f"run.{name}" for name in ("name", "storage", "tracking", "experiment", "resume")}

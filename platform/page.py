@@ -88,7 +88,10 @@ def render(
         verdict=_verdict(entries, minus),
         minus=minus,
         confidence=CONFIDENCE,
-        figures={title: _data_uri(report.svg_bytes(figure), "image/svg+xml") for title, figure in figures.items()},
+        figures={
+            title: {"light": _svg(report.svg_bytes(figure)), "dark": _svg(report.svg_bytes(figure, dark=True))}
+            for title, figure in figures.items()
+        },
         keypoints=_keypoints(entries),
         errors=_errors(entries),
         crowds=CROWDS,
@@ -104,10 +107,14 @@ def _verdict(entries: Sequence[Entry], minus: Mapping[tuple[str, str], Interval]
     """Runs that the best one leads by more than noise, and those that it may not lead; empty for one run."""
     best, *others = (entry.name for entry in entries)
     known = {name: minus[best, name].certain for name in others if (best, name) in minus}
-    return {
-        "sure": [name for name, certain in known.items() if certain],
-        "unsure": [name for name, certain in known.items() if not certain],
-    } if known else {}
+    return (
+        {
+            "sure": [name for name, certain in known.items() if certain],
+            "unsure": [name for name, certain in known.items() if not certain],
+        }
+        if known
+        else {}
+    )
 
 
 def _other_images(entries: Sequence[Entry]) -> list[str]:
@@ -171,6 +178,10 @@ def _share(value: float) -> str:
 
 def _jpeg(data: bytes) -> str:
     return _data_uri(data, "image/jpeg")
+
+
+def _svg(data: bytes) -> str:
+    return _data_uri(data, "image/svg+xml")
 
 
 def _data_uri(data: bytes, kind: str) -> str:

@@ -31,7 +31,8 @@ History = Sequence[tuple[float, Mapping[str, float]]]
 """(step or epoch, value by name), ascending."""
 
 DOTS_PER_INCH = 130
-GREY, FAINT = "#4b5563", "#d1d5db"
+INK, GREY, FAINT = "#1c2127", "#4b5563", "#d1d5db"
+ON_DARK = {INK: "#e4e7eb", GREY: "#98a1ab", FAINT: "#3a4048"}
 LEFT, RIGHT, MIDDLE = "#f08a24", "#2f86e0", "#3fae6a"
 SERIES = ("#2f86e0", "#f08a24", "#3fae6a", "#b14fc5", "#d64550", "#8a6d3b", "#17a2b8", "#6b7280")
 KIND_COLOURS = dict(zip(ERROR_KINDS, ("#3fae6a", "#f5c542", "#b14fc5", "#2f86e0", "#d64550"), strict=True))
@@ -55,11 +56,14 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def svg_bytes(figure: Figure) -> bytes:
-    """The figure as an SVG file without a background."""
-    buffer = io.BytesIO()
+def svg_bytes(figure: Figure, *, dark: bool = False) -> bytes:
+    """The figure as an SVG file without a background, for a light page or a dark one."""
+    buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)
-    return buffer.getvalue()
+    text = buffer.getvalue()
+    for light, other in ON_DARK.items() if dark else ():
+        text = text.replace(light, other)
+    return text.encode()
 
 
 def save_png(figure: Figure, path: str | Path) -> None:
@@ -334,7 +338,7 @@ def series_colours(ap: Mapping[str, float]) -> dict[str, str]:
 def _draw_aps(axes: Axes, ap: Mapping[str, float]) -> None:
     colours = series_colours(ap)
     _style(axes, "Average precision", "AP", "")
-    bars = axes.barh(list(colours), [ap[name] for name in colours], color=list(colours.values()))
+    bars = axes.barh(list(colours), [ap[name] for name in colours], height=0.6, color=list(colours.values()))
     axes.bar_label(bars, [_number(ap[name]) for name in colours], padding=3, fontsize=8, color=GREY)
     _name_rows(axes, list(colours))
     axes.margins(x=0.12)
@@ -490,7 +494,7 @@ def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.0) -> t
 
 
 def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, loc="left", weight="bold", fontsize=11)
+    axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK)
     axes.set_xlabel(x_label, color=GREY)
     axes.set_ylabel(y_label, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
@@ -505,9 +509,10 @@ def _legend(axes: Axes, outside: bool = False) -> None:
     if not labels:
         axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=GREY)
     elif outside:
-        axes.legend(handles, labels, frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+        axes.legend(handles, labels, frameon=False, fontsize=8, labelcolor=INK, **place)
     else:
-        axes.legend(handles, labels, frameon=False, fontsize=8)
+        axes.legend(handles, labels, frameon=False, fontsize=8, labelcolor=INK)
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
