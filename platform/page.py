@@ -75,7 +75,8 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "percent": _percent, "share": _share, "jpeg": _jpeg}
+    filters = (_number, _signed, _percent, _share, _setting, _jpeg)
+    environment.filters |= {function.__name__.strip("_"): function for function in filters}
     settings = differing_settings({entry.name: entry.experiment for entry in entries})
     return environment.get_template("comparison.html").render(
         about=about,
@@ -174,6 +175,14 @@ def _percent(value: float, digits: int = 1) -> str:
 def _share(value: float) -> str:
     """For a style sheet: a number in [0, 1]."""
     return "0" if math.isnan(value) else f"{min(max(value, 0.0), 1.0):.3f}"
+
+
+def _setting(text: str) -> str:
+    """Fractions to six digits: 0.111111 for 0.1111111111111111."""
+    try:
+        return f"{float(text):.6g}" if "." in text else text
+    except ValueError:
+        return text
 
 
 def _jpeg(data: bytes) -> str:
