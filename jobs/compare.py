@@ -233,8 +233,10 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
     here = {row.name: [values["AP"] for values in scores[row.name].values()] for row in rows}
     figure = report.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
     report.save_png(figure, out / "ablation.png")
-    page = _ladder_page(trials, worker, out)
-    sys.stdout.write(f"{text}\n\n  table  {out / 'ablation.md'}\n  plot   {out / 'ablation.png'}\n  page   {page}\n")
+    (out / PAGE).write_text(_ladder_page(trials, worker))
+    sys.stdout.write(
+        f"{text}\n\n  table  {out / 'ablation.md'}\n  plot   {out / 'ablation.png'}\n  page   {out / PAGE}\n"
+    )
     return 0
 
 

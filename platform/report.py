@@ -509,8 +509,9 @@ def _legend(axes: Axes, outside: bool = False) -> None:
     if not labels:
         axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=GREY)
     elif outside:
-        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
-        axes.legend(handles, labels, frameon=False, fontsize=8, labelcolor=INK, **place)
+        axes.legend(
+            handles, labels, frameon=False, fontsize=8, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0)
+        )
     else:
         axes.legend(handles, labels, frameon=False, fontsize=8, labelcolor=INK)
 

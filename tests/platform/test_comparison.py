@@ -51,6 +51,25 @@ def test_a_finished_run_is_known_and_scored_again_only_for_other_predictions(
     assert not comparison.finished(build_experiment(small_run))
 
 
+def test_a_run_is_examined_as_it_would_predict_with_other_settings(entry: comparison.Entry, tmp_path: Path) -> None:
+    own = entry.experiment
+    oracle = dataclasses.replace(own, evaluate=dataclasses.replace(own.evaluate, oracle_scores=True))
+    found = comparison.examine("oracle", str(tmp_path / "run"), LocalWorker(device="cpu"), experiment=oracle, repeats=1)
+    assert found.evaluation.protocol.score_rule.startswith("ORACLE") and found.experiment.evaluate.oracle_scores
+    assert found.poses.keys() == entry.poses.keys() and found.data == entry.data
+    assert found.cost.gflops == entry.cost.gflops
+
+
+def test_a_run_that_was_evaluated_on_nothing_is_told(
+    entry: comparison.Entry, small_run: dict[str, Any], tmp_path: Path
+) -> None:
+    small_run["data"]["eval"] = ""
+    with pytest.raises(ValueError, match="was evaluated on nothing; say on what to score it with --eval SHARDS"):
+        comparison.examine(
+            "a", str(tmp_path / "run"), LocalWorker(device="cpu"), experiment=build_experiment(small_run)
+        )
+
+
 def test_different_training_data_is_told(small_run: dict[str, Any]) -> None:
     one = build_experiment(small_run)
     small_run["data"]["train"] = small_run["data"]["eval"]
