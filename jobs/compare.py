@@ -35,8 +35,6 @@ IMAGES, HELD_OUT = 4000, 150
 BEST = 5
 """Trials of a search that are compared."""
 
-PAGE = "comparison.html"
-
 STOPPED = 130
 """Status of a training that a signal stopped: the others are not wanted either."""
 
@@ -233,10 +231,8 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
     here = {row.name: [values["AP"] for values in scores[row.name].values()] for row in rows}
     figure = report.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
     report.save_png(figure, out / "ablation.png")
-    (out / PAGE).write_text(_ladder_page(trials, worker))
-    sys.stdout.write(
-        f"{text}\n\n  table  {out / 'ablation.md'}\n  plot   {out / 'ablation.png'}\n  page   {out / PAGE}\n"
-    )
+    (out / "ablation.html").write_text(_ladder_page(trials, worker))
+    sys.stdout.write(f"{text}\n\n{_written(out, 'ablation')}")
     return 0
 
 
@@ -310,11 +306,15 @@ def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
     times = {entry.name: entry.cost.predict_ms for entry in entries}
     report.save_png(report.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png")
     warnings = [f"Not the same conditions: {warning}."] if warning else []
-    (out / PAGE).write_text(page.render(entries, minus, about=about, warnings=warnings))
-    sys.stdout.write(
-        f"{text}\n\n  table  {out / 'comparison.md'}\n  plot   {out / 'comparison.png'}\n  page   {out / PAGE}\n"
-    )
+    (out / "comparison.html").write_text(page.render(entries, minus, about=about, warnings=warnings))
+    sys.stdout.write(f"{text}\n\n{_written(out, 'comparison')}")
     return 0
+
+
+def _written(out: Path, name: str) -> str:
+    """Where everything is, for the end of the output."""
+    kinds = {"table": "md", "plot": "png", "page": "html"}
+    return "".join(f"  {kind:5}  {out / name}.{suffix}\n" for kind, suffix in kinds.items())
 
 
 if __name__ == "__main__":

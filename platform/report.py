@@ -338,7 +338,8 @@ def series_colours(ap: Mapping[str, float]) -> dict[str, str]:
 def _draw_aps(axes: Axes, ap: Mapping[str, float]) -> None:
     colours = series_colours(ap)
     _style(axes, "Average precision", "AP", "")
-    bars = axes.barh(list(colours), [ap[name] for name in colours], height=0.6, color=list(colours.values()))
+    height = min(0.6, 0.16 * len(colours))  # two bars are no walls
+    bars = axes.barh(list(colours), [ap[name] for name in colours], height=height, color=list(colours.values()))
     axes.bar_label(bars, [_number(ap[name]) for name in colours], padding=3, fontsize=8, color=GREY)
     _name_rows(axes, list(colours))
     axes.margins(x=0.12)
