@@ -35,9 +35,6 @@ IMAGES, HELD_OUT = 4000, 150
 BEST = 5
 """Trials of a search that are compared."""
 
-STOPPED = 130
-"""Status of a training that a signal stopped: the others are not wanted either."""
-
 SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded", "synthetic-large": "large"}
 """Values of ``--data`` that render people, and the kind of scenes."""
 
@@ -50,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform.checkpoint import CheckpointError
     from posefleet.platform.comparison import folder_of
     from posefleet.platform.config import fail, resolve_path
+    from posefleet.platform.series import train_all
 
     out = Path(resolve_path(options.out))
     try:
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _ablate(options, overrides, out)
         if options.methods is not None:
             experiments = _methods(options, overrides, out)
-            if not _train(experiments):
+            if not train_all(experiments):
                 return 1
             runs, about = {name: folder_of(experiment) for name, experiment in experiments.items()}, _budget(options)
         elif options.search is not None:
@@ -123,7 +121,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 
 def _methods(options: argparse.Namespace, overrides: list[str], out: Path) -> dict[str, "Experiment"]:
     from posefleet.models import available_methods
-    from posefleet.platform.budget import budgeted
+    from posefleet.platform.series import budgeted
 
     methods = available_methods() if options.methods == "all" else options.methods.split(",")
     common = _common(methods, options, overrides, out)
@@ -189,35 +187,19 @@ def _synthetic(data: str, out: Path) -> str:
     return str(folder / "shards")
 
 
-def _train(experiments: Mapping[str, "Experiment"]) -> bool:
-    """Train what is not finished; a run that failed does not keep the others from being trained."""
-    from posefleet.platform.comparison import finished
-    from posefleet.platform.train import train
-
-    failed, waiting = [], [name for name, experiment in experiments.items() if not finished(experiment)]
-    for number, name in enumerate(waiting, start=1):
-        sys.stderr.write(f"\n== training {name} ({number} of {len(waiting)})\n")
-        if status := train(experiments[name]):
-            failed.append(f"{name} (status {status})")
-        if status == STOPPED:
-            break
-    if failed:
-        sys.stderr.write(f"error: these trainings did not finish: {', '.join(failed)}; the same command goes on\n")
-    return not failed
-
-
 # ---------------------------------------------------------------------------------------------------- ablations
 
 
 def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
     """Train every row once for each seed, then show the ladder and its orderings."""
     from posefleet.platform import ablation, comparison, report
+    from posefleet.platform.series import train_all
     from posefleet.platform.worker import LocalWorker
 
     rows = ablation.choose(_ladder(options.ablate), options.rows)
     common = _common([options.ablate], options, overrides, out)
     trials = _trials(rows, options, common)
-    if not _train({experiment.run.name: experiment for experiment, _ in trials.values()}):
+    if not train_all({experiment.run.name: experiment for experiment, _ in trials.values()}):
         return 1
     worker = LocalWorker()
     scores: dict[str, dict[int, dict[str, float]]] = {row.name: {} for row in rows}
@@ -261,7 +243,7 @@ def _ladder(method: str) -> "list[Row]":
 
 def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str]) -> "Trials":
     """What is trained and scored; all rows before the next seed, so that a whole ladder is there early."""
-    from posefleet.platform.budget import budgeted
+    from posefleet.platform.series import budgeted
 
     def experiment(settings: Mapping[str, Any]) -> "Experiment":
         return _experiment(options.ablate, settings, options, common)

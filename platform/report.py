@@ -338,10 +338,11 @@ def series_colours(ap: Mapping[str, float]) -> dict[str, str]:
 def _draw_aps(axes: Axes, ap: Mapping[str, float]) -> None:
     colours = series_colours(ap)
     _style(axes, "Average precision", "AP", "")
-    height = min(0.6, 0.16 * len(colours))  # two bars are no walls
-    bars = axes.barh(list(colours), [ap[name] for name in colours], height=height, color=list(colours.values()))
+    bars = axes.barh(list(colours), [ap[name] for name in colours], height=0.6, color=list(colours.values()))
     axes.bar_label(bars, [_number(ap[name]) for name in colours], padding=3, fontsize=8, color=GREY)
     _name_rows(axes, list(colours))
+    room = max(0.0, (5 - len(colours)) / 2)  # above and below few bars, which would be walls else
+    axes.set_ylim(len(colours) - 0.5 + room, -0.5 - room)
     axes.margins(x=0.12)
 
 

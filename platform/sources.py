@@ -67,16 +67,16 @@ def trials(folder: str, top: int) -> dict[str, str]:
         top: How many of the best.
 
     Raises:
-        ValueError: There is no search, none of its trials ended with scores, or they have no runs.
+        ValueError: There is no search, none of its trials reached its end, or they have no runs.
     """
     path = Path(resolve_path(folder), "trials.json")
     try:
         listed = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"no {path}; give the folder of a search, its --out") from None
-    scored = [trial for trial in listed if trial["scores"]]
+    scored = [trial for trial in listed if trial["scores"] and trial.get("stopped") is None]
     if not scored:
-        raise ValueError(f"{path}: none of {len(listed)} trials ended with scores, so there is nothing to compare")
+        raise ValueError(f"{path}: none of {len(listed)} trials reached its end with scores: nothing to compare")
     with_runs = [trial for trial in scored if trial.get("run")]
     if not with_runs:
         raise ValueError(

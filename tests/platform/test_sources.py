@@ -15,12 +15,12 @@ def test_runs_are_called_by_the_end_of_their_path_that_tells_them_apart() -> Non
 
 
 def test_an_mlflow_run_is_found_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     with pytest.raises(ValueError, match=f"{'0' * 32} is no folder, and sqlite:.* is not there"):
         sources.named_runs(["0" * 32])
     assert not (tmp_path / "mlflow.db").exists()
-    run_id = tracking.start_run(uri, "posefleet", "smpr-a", params={}, tags={"folder": "/runs/smpr-a"})
+    run_id = tracking.start_run(store, "posefleet", "smpr-a", params={}, tags={"folder": "/runs/smpr-a"})
     assert sources.named_runs([run_id, "/runs/b"]) == {"smpr-a": "/runs/smpr-a", "b": "/runs/b"}
     with pytest.raises(ValueError, match=f"{'0' * 32} is no folder and no run of sqlite"):
         sources.named_runs(["0" * 32])
@@ -35,7 +35,8 @@ def search(folder: Path, *trials: dict[str, Any]) -> str:
 def test_the_best_trials_of_a_search_are_taken_and_the_first(tmp_path: Path) -> None:
     aps = [0.3, 0.1, 0.5, 0.4]
     trials = [{"scores": {"AP": ap}, "run": f"/runs/t{n}"} for n, ap in enumerate(aps)]
-    folder = search(tmp_path, *trials, {"reason": "loss is not finite", "run": "/runs/t4"})
+    early = {"scores": {"AP": 0.6}, "stopped": 2.0, "run": "/runs/t5"}
+    folder = search(tmp_path, *trials, {"reason": "loss is not finite", "run": "/runs/t4"}, early)
     assert list(sources.trials(folder, 1).items()) == [("trial 2", "/runs/t2"), ("trial 0", "/runs/t0")]
     assert list(sources.trials(folder, 3)) == ["trial 2", "trial 3", "trial 0"]
     assert list(sources.trials(folder, 9)) == ["trial 2", "trial 3", "trial 0", "trial 1"]
@@ -45,7 +46,7 @@ def test_the_best_trials_of_a_search_are_taken_and_the_first(tmp_path: Path) -> 
     ("trials", "message"),
     [
         ([{"scores": {"AP": 0.5}}], "is a search of decoding: .* have no runs to compare"),
-        ([{"reason": "bad"}, {"reason": "worse"}], "none of 2 trials ended with scores"),
+        ([{"reason": "bad"}, {"reason": "worse"}], "none of 2 trials reached its end with scores"),
     ],
 )
 def test_a_search_without_runs_says_so(tmp_path: Path, trials: list[dict[str, Any]], message: str) -> None:

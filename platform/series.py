@@ -1,4 +1,4 @@
-"""How many epochs the runs of a comparison get: those that were asked for, or those that fit in some minutes."""
+"""Trainings that are to be compared: on one budget of epochs or of minutes, one after the other."""
 
 import dataclasses
 import sys
@@ -6,9 +6,13 @@ from collections.abc import Mapping
 
 from posefleet.data.shards import read_manifest
 from posefleet.platform.checkpoint import build_model
-from posefleet.platform.comparison import begun, folder_of, train_speed
+from posefleet.platform.comparison import begun, finished, folder_of, train_speed
 from posefleet.platform.config import Experiment
+from posefleet.platform.train import train
 from posefleet.platform.worker import LocalWorker
+
+STOPPED = 130
+"""Status of a training that a signal stopped: the others are not wanted either."""
 
 
 def budgeted(
@@ -40,3 +44,17 @@ def with_epochs(experiment: Experiment, epochs: float) -> Experiment:
     optim, factor = experiment.optim, epochs / experiment.train.epochs
     optim = dataclasses.replace(optim, milestones=tuple(milestone * factor for milestone in optim.milestones))
     return dataclasses.replace(experiment, optim=optim, train=dataclasses.replace(experiment.train, epochs=epochs))
+
+
+def train_all(experiments: Mapping[str, Experiment]) -> bool:
+    """Train what is not finished; a run that failed does not keep the others from being trained."""
+    failed, waiting = [], [name for name, experiment in experiments.items() if not finished(experiment)]
+    for number, name in enumerate(waiting, start=1):
+        sys.stderr.write(f"\n== training {name} ({number} of {len(waiting)})\n")
+        if status := train(experiments[name]):
+            failed.append(f"{name} (status {status})")
+        if status == STOPPED:
+            break
+    if failed:
+        sys.stderr.write(f"error: these trainings did not finish: {', '.join(failed)}; the same command goes on\n")
+    return not failed
