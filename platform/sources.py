@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from posefleet.platform import tracking
 from posefleet.platform.config import resolve_path
@@ -60,7 +61,7 @@ def _folder(run_id: str) -> str:
 
 
 def trials(folder: str, top: int) -> dict[str, str]:
-    """The runs of the best trials of a search, best first, and of trial 0, from which it began.
+    """The runs of the best trials of a search that reached their end, best first, and of trial 0, from which it began.
 
     Args:
         folder: Of the search; holds ``trials.json``.
@@ -74,15 +75,20 @@ def trials(folder: str, top: int) -> dict[str, str]:
         listed = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"no {path}; give the folder of a search, its --out") from None
-    scored = [trial for trial in listed if trial["scores"] and trial.get("stopped") is None]
-    if not scored:
+    scored = [trial for trial in listed if trial["scores"]]
+    complete = [trial for trial in scored if trial.get("stopped") is None]
+    if not complete:
         raise ValueError(f"{path}: none of {len(listed)} trials reached its end with scores: nothing to compare")
-    with_runs = [trial for trial in scored if trial.get("run")]
-    if not with_runs:
+    if not any(trial.get("run") for trial in complete):
         raise ValueError(
             f"{path.parent} is a search of decoding: its trials are settings of one checkpoint and have no runs to "
             "compare. search.md has their scores; jobs/evaluate.py scores that checkpoint with any of them"
         )
-    best = sorted(with_runs, key=lambda trial: -trial["scores"]["AP"])[:top]
-    first = [trial for trial in with_runs if trial["trial"] == 0 and trial not in best]
-    return {f"trial {trial['trial']}": trial["run"] for trial in [*best, *first]}
+    best = sorted(complete, key=lambda trial: -trial["scores"]["AP"])[:top]
+    first = [trial for trial in scored if trial["trial"] == 0 and trial not in best]
+    return {_trial_name(trial): trial["run"] for trial in [*best, *first]}
+
+
+def _trial_name(trial: Mapping[str, Any]) -> str:
+    stopped = trial.get("stopped")
+    return f"trial {trial['trial']}" + ("" if stopped is None else f", stopped after {stopped:g} epochs")

@@ -42,6 +42,12 @@ def test_the_best_trials_of_a_search_are_taken_and_the_first(tmp_path: Path) -> 
     assert list(sources.trials(folder, 9)) == ["trial 2", "trial 3", "trial 0", "trial 1"]
 
 
+def test_the_first_trial_is_taken_even_if_it_was_stopped(tmp_path: Path) -> None:
+    first = {"scores": {"AP": 0.6}, "stopped": 2.5, "run": "/runs/t0"}
+    folder = search(tmp_path, first, {"scores": {"AP": 0.5}, "stopped": None, "run": "/runs/t1"})
+    assert sources.trials(folder, 5) == {"trial 1": "/runs/t1", "trial 0, stopped after 2.5 epochs": "/runs/t0"}
+
+
 @pytest.mark.parametrize(
     ("trials", "message"),
     [
