@@ -79,13 +79,14 @@ def trials(folder: str, top: int) -> dict[str, str]:
     complete = [trial for trial in scored if trial.get("stopped") is None]
     if not complete:
         raise ValueError(f"{path}: none of {len(listed)} trials reached its end with scores: nothing to compare")
-    if not any(trial.get("run") for trial in complete):
+    complete = [trial for trial in complete if trial.get("run")]
+    if not complete:
         raise ValueError(
             f"{path.parent} is a search of decoding: its trials are settings of one checkpoint and have no runs to "
             "compare. search.md has their scores; jobs/evaluate.py scores that checkpoint with any of them"
         )
     best = sorted(complete, key=lambda trial: -trial["scores"]["AP"])[:top]
-    first = [trial for trial in scored if trial["trial"] == 0 and trial not in best]
+    first = [trial for trial in scored if trial["trial"] == 0 and trial.get("run") and trial not in best]
     return {_trial_name(trial): trial["run"] for trial in [*best, *first]}
 
 
