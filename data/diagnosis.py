@@ -66,6 +66,8 @@ class Diagnosis:
     """(K,) AP of each keypoint; NaN where nobody has it labelled."""
     keypoint_similarity: np.ndarray
     """(K,) mean similarity of each keypoint over people matched to a pose; NaN without any."""
+    person_oks: np.ndarray
+    """(P,) OKS of each person with the pose matched to him; 0 for a missed one, NaN for one who does not count."""
     errors: ErrorSplit
 
 
@@ -88,6 +90,7 @@ def diagnose(
     fit = np.zeros(len(poses.image))  # OKS with the most similar keypoint person
     kinds = np.zeros((len(schema), len(ERROR_KINDS)), np.int64)
     similarity_sum = np.zeros(len(schema))
+    person_oks = np.where(truth.ignored, np.nan, 0.0)
 
     for group in _groups(truth, poses):
         similarity = _similarity(group, truth, poses, schema)  # (I, D, G, K)
@@ -103,6 +106,7 @@ def diagnose(
         fit[group.rows] = np.where(real[:, None], oks, 0.0).max(2)[group.present]
 
         image, pose = np.nonzero(group.present & (verdict == TRUE))
+        person_oks[people[image, person[image, pose]]] = oks[image, pose, person[image, pose]]
         match = _Match(group.poses[image, pose], people[image], person[image, pose], similarity[image, pose])
         own, kind = _error_kinds(match, truth, poses, schema)
         for index in range(len(ERROR_KINDS)):
@@ -115,7 +119,7 @@ def diagnose(
     ]
     seen = kinds.sum(1)
     mean = np.divide(similarity_sum, seen, out=np.full(len(schema), np.nan), where=seen > 0)
-    return Diagnosis(np.array(ap), mean, _split(truth, poses, pose_verdicts, fit, kinds))
+    return Diagnosis(np.array(ap), mean, person_oks, _split(truth, poses, pose_verdicts, fit, kinds))
 
 
 # ------------------------------------------------------------------------------------------------------- groups

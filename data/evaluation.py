@@ -79,6 +79,9 @@ class Evaluation:
     """(K,) AP of the data set reduced to one keypoint; NaN where nobody has it labelled."""
     keypoint_oks: np.ndarray
     """(K,) mean similarity of one keypoint over matched people."""
+    image_oks: dict[int, float]
+    """Image id -> mean OKS of its keypoint people with the poses matched to them, 0 for a missed one; images without
+    keypoint people are not there."""
     errors: ErrorSplit
     protocol: Protocol
     notes: tuple[str, ...]
@@ -164,6 +167,7 @@ def evaluate(
         keypoints=schema.keypoints,
         keypoint_ap=found.keypoint_ap,
         keypoint_oks=found.keypoint_similarity,
+        image_oks=_by_image(truth, found.person_oks),
         errors=found.errors,
         protocol=protocol,
         notes=tuple(_notes(truth, poses, predictions, max_detections)),
@@ -315,6 +319,14 @@ def _crowd_band(truth: GroundTruth, poses: PoseTable, coco: _Coco, inside: np.nd
     rows = np.cumsum(inside)[poses.image[kept]] - 1
     part = PoseTable(rows, poses.keypoints[kept], poses.scores[kept])
     return coco.evaluate(truth.select(truth.image_ids[inside]), part).statistics()[0]
+
+
+def _by_image(truth: GroundTruth, person_oks: np.ndarray) -> dict[int, float]:
+    """Mean over the keypoint people of each image that has some."""
+    counts = ~truth.ignored
+    people = np.bincount(truth.image[counts], minlength=len(truth.image_ids))
+    total = np.bincount(truth.image[counts], person_oks[counts], minlength=len(truth.image_ids))
+    return {int(truth.image_ids[row]): float(total[row] / people[row]) for row in np.nonzero(people)[0]}
 
 
 def _mean(values: np.ndarray) -> float:

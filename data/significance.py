@@ -4,7 +4,8 @@ AP is computed again for many draws of the images with replacement; an image tha
 predictors see the same draws, so what makes an image hard for both does not blur their difference.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,10 @@ class Matches:
         columns = (np.concatenate(parts, axis=1)[:, order] for parts in (true, false))
         return cls(image_ids, people, np.concatenate(image)[order], *columns)
 
+    def comparable(self, other: "Matches") -> bool:
+        """Whether both are of the same images with the same people."""
+        return np.array_equal(self.image_ids, other.image_ids) and np.array_equal(self.people, other.people)
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -66,6 +71,9 @@ class Interval:
     def certain(self) -> bool:
         """Whether the range leaves out 0: a difference that is not noise."""
         return self.low > 0 or self.high < 0
+
+    def __neg__(self) -> "Interval":
+        return Interval(0.0 - self.value, 0.0 - self.high, 0.0 - self.low)  # no -0
 
     def __str__(self) -> str:
         return f"{self.value:+.3f} ({self.low:+.3f}..{self.high:+.3f})"
@@ -98,17 +106,47 @@ def difference(one: Matches, other: Matches, *, draws: int = 1000, seed: int = 0
     Raises:
         ValueError: They are of different images, or of different people.
     """
-    if not np.array_equal(one.image_ids, other.image_ids) or not np.array_equal(one.people, other.people):
+    if not one.comparable(other):
         raise ValueError("the two were not scored on the same images and people, so their difference says nothing")
-    images = len(one.image_ids)
+    return differences({"one": one, "other": other}, draws=draws, seed=seed)["one", "other"]
+
+
+def differences(
+    predictors: Mapping[str, Matches], *, draws: int = 1000, seed: int = 0
+) -> dict[tuple[str, str], Interval]:
+    """AP of the first minus that of the second of each two predictors, in both orders.
+
+    Two that are not of the same images and people are left out.
+    """
+    found: dict[tuple[str, str], Interval] = {}
+    waiting = dict(predictors)
+    while waiting:
+        first = next(iter(waiting.values()))
+        group = {name: matches for name, matches in waiting.items() if matches.comparable(first)}
+        waiting = {name: matches for name, matches in waiting.items() if name not in group}
+        if len(group) > 1:
+            found |= _differences(group, draws, seed)
+    return found
+
+
+def _differences(group: Mapping[str, Matches], draws: int, seed: int) -> dict[tuple[str, str], Interval]:
+    """Of predictors of the same images, each computed once for every draw."""
+    images = len(next(iter(group.values())).image_ids)
     everything = np.ones((1, images), np.int64)
-    value = float((average_precision(one, everything) - average_precision(other, everything))[0])
-    found: list[np.ndarray] = []
-    for weights in _draws(images, draws, seed, at_once=max(1, _CELLS // max(1, len(one.image), len(other.image)))):
-        found.append(average_precision(one, weights) - average_precision(other, weights))
+    whole = {name: average_precision(matches, everything)[0] for name, matches in group.items()}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in group}
+    longest = max(1, *(len(matches.image) for matches in group.values()))
+    for weights in _draws(images, draws, seed, at_once=max(1, _CELLS // longest)):
+        for name, matches in group.items():
+            parts[name].append(average_precision(matches, weights))
+    drawn = {name: np.concatenate(values) for name, values in parts.items()}
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(np.concatenate(found), [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
+    found = {}
+    for one, other in itertools.combinations(group, 2):
+        low, high = np.nanquantile(drawn[one] - drawn[other], [tail, 1 - tail])
+        found[one, other] = Interval(float(whole[one] - whole[other]), float(low), float(high))
+        found[other, one] = -found[one, other]
+    return found
 
 
 def _draws(images: int, draws: int, seed: int, *, at_once: int) -> Iterator[np.ndarray]:

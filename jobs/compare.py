@@ -1,4 +1,4 @@
-"""Compare methods under equal conditions: train them on one budget, or take finished runs; one table, one plot.
+"""Compare methods under equal conditions: train them on one budget, or take finished runs; tables, a plot, a page.
 
 python jobs/compare.py --methods all --data synthetic --minutes 5
 python jobs/compare.py --methods smpr,pfs --data /data/shards --recipe paper --epochs 30 --backbone resnet50 \\
@@ -6,6 +6,7 @@ python jobs/compare.py --methods smpr,pfs --data /data/shards --recipe paper --e
 python jobs/compare.py --methods all --data synthetic-large --recipe paper --scratch --minutes 20 \\
     --scaling.num_workers 1 --scaling.use_gpu true
 python jobs/compare.py --runs runs/smpr-a runs/smpr-b --eval /data/shards/val2017
+python jobs/compare.py --search runs/tune-smpr --top 3
 python jobs/compare.py --ablate smpr --data synthetic --epochs 0.7 --seeds 3
 python jobs/compare.py --ablate smpr --data synthetic --epochs 0.7 --seeds 3 --rows baseline "+ PSM"
 """
@@ -22,13 +23,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from posefleet.platform.ablation import Row
     from posefleet.platform.config import Experiment
+    from posefleet.platform.worker import LocalWorker
+
+    Trials = dict[tuple[str, int], tuple[Experiment, Experiment]]
+    """(row, seed) -> the experiment that is trained, and the one that its weights are scored with."""
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 IMAGES, HELD_OUT = 4000, 150
 """Rendered images to train on and to score on."""
 
-STOPPED = 130
-"""Status of a training that a signal stopped: the others are not wanted either."""
+BEST = 5
+"""Trials of a search that are compared."""
 
 SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded", "synthetic-large": "large"}
 """Values of ``--data`` that render people, and the kind of scenes."""
@@ -38,21 +43,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when a training failed, 2 on bad arguments."""
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
+    from posefleet.platform import sources
     from posefleet.platform.checkpoint import CheckpointError
+    from posefleet.platform.comparison import folder_of
     from posefleet.platform.config import fail, resolve_path
+    from posefleet.platform.series import train_all
 
     out = Path(resolve_path(options.out))
     try:
-        if options.ablate:
+        if options.ablate is not None:
             return _ablate(options, overrides, out)
-        if options.runs:
-            runs = {Path(run).name: resolve_path(run) for run in options.runs}
-        else:
-            experiments = _budgeted(_methods(options, overrides, out), options)
-            if not _train(experiments):
+        if options.methods is not None:
+            experiments = _methods(options, overrides, out)
+            if not train_all(experiments):
                 return 1
-            runs = {name: _folder(experiment) for name, experiment in experiments.items()}
-        return _compare(runs, options.eval, out)
+            runs, about = {name: folder_of(experiment) for name, experiment in experiments.items()}, _budget(options)
+        elif options.search is not None:
+            runs = sources.trials(options.search, BEST if options.top is None else options.top)
+            about = f"The best trials of the search in {options.search}; it began from trial 0."
+        else:
+            runs, about = sources.named_runs(options.runs), ""
+        return _compare(runs, options.eval, out, about)
     except (ValueError, DataError, CheckpointError) as error:
         fail(str(error))
 
@@ -66,8 +77,10 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--methods", help="all, or names with commas: smpr,pfs")
-    what.add_argument("--runs", nargs="+", help="finished runs (folders or checkpoints) instead of new ones")
+    what.add_argument("--runs", nargs="+", help="finished runs: folders, checkpoints or MLflow run ids")
+    what.add_argument("--search", metavar="FOLDER", help="the best trials of a search, and the one it began from")
     what.add_argument("--ablate", metavar="METHOD", help="train the rows of the method's published ablation")
+    parser.add_argument("--top", type=int, help=f"of a search: how many of its best trials ({BEST})")
     parser.add_argument(
         "--data",
         default="synthetic",
@@ -89,13 +102,17 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument(
         "--out",
         default="runs/compare",
-        help="folder for data, runs, table and plot; the same one goes on (%(default)s)",
+        help="folder for data, runs, tables, plot and page; the same one goes on (%(default)s)",
     )
     options, overrides = parser.parse_known_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
     if (options.rows or options.seeds > 1) and not options.ablate:
         parser.error("--rows and --seeds belong to --ablate")
+    if options.top is not None and (options.search is None or options.top < 1):
+        parser.error(f"--top {options.top} belongs to --search and must be at least 1")
+    if overrides and options.methods is None and options.ablate is None:
+        parser.error(f"{' '.join(overrides)}: nothing is trained, so settings of experiments have no effect")
     return options, overrides
 
 
@@ -104,10 +121,19 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 
 def _methods(options: argparse.Namespace, overrides: list[str], out: Path) -> dict[str, "Experiment"]:
     from posefleet.models import available_methods
+    from posefleet.platform.series import budgeted
 
     methods = available_methods() if options.methods == "all" else options.methods.split(",")
     common = _common(methods, options, overrides, out)
-    return {method: _experiment(method, {}, options, [*common, "--run.name", method]) for method in methods}
+    experiments = {method: _experiment(method, {}, options, [*common, "--run.name", method]) for method in methods}
+    return budgeted(experiments, epochs=options.epochs, minutes=options.minutes)
+
+
+def _budget(options: argparse.Namespace) -> str:
+    """What every method was given, as a sentence."""
+    if options.minutes is not None:
+        return f"{options.minutes:g} minutes of training each, on {options.data}."
+    return f"{options.epochs:g} epochs each, on {options.data}." if options.epochs is not None else ""
 
 
 def _common(methods: Sequence[str], options: argparse.Namespace, overrides: list[str], out: Path) -> list[str]:
@@ -161,77 +187,24 @@ def _synthetic(data: str, out: Path) -> str:
     return str(folder / "shards")
 
 
-def _budgeted(experiments: Mapping[str, "Experiment"], options: argparse.Namespace) -> dict[str, "Experiment"]:
-    """Every run with the epochs that its budget allows."""
-    if options.epochs is None and options.minutes is None:
-        return dict(experiments)
-    if options.epochs is not None:
-        return {name: _with_epochs(experiment, options.epochs) for name, experiment in experiments.items()}
-    return {name: _with_epochs(e, _epochs(name, e, options.minutes)) for name, e in experiments.items()}
-
-
-def _epochs(name: str, experiment: "Experiment", minutes: float) -> float:
-    """That fit in some minutes; a run that was begun keeps those that it began with."""
-    from posefleet.data.shards import read_manifest
-    from posefleet.platform.checkpoint import build_model
-    from posefleet.platform.comparison import begun, train_speed
-    from posefleet.platform.worker import LocalWorker
-
-    if meta := begun(_folder(experiment)):
-        return meta.experiment.train.epochs
-    worker = LocalWorker()
-    speed = train_speed(build_model(experiment).to(worker.device), experiment, worker)
-    images = minutes * 60 * speed * max(1, experiment.scaling.num_workers)
-    epochs = images / read_manifest(experiment.data.train).labelled
-    sys.stderr.write(f"{name}: {speed:.1f} images/s a worker, so {minutes:g} minutes are {epochs:.2f} epochs\n")
-    return epochs
-
-
-def _with_epochs(experiment: "Experiment", epochs: float) -> "Experiment":
-    """The learning-rate schedule keeps its shape."""
-    optim, factor = experiment.optim, epochs / experiment.train.epochs
-    optim = dataclasses.replace(optim, milestones=tuple(milestone * factor for milestone in optim.milestones))
-    return dataclasses.replace(experiment, optim=optim, train=dataclasses.replace(experiment.train, epochs=epochs))
-
-
-def _folder(experiment: "Experiment") -> str:
-    return f"{experiment.run.storage}/{experiment.run.name}"
-
-
-def _train(experiments: Mapping[str, "Experiment"]) -> bool:
-    """Train what is not finished; a run that failed does not keep the others from being trained."""
-    from posefleet.platform.comparison import finished
-    from posefleet.platform.train import train
-
-    failed, waiting = [], [name for name, experiment in experiments.items() if not finished(experiment)]
-    for number, name in enumerate(waiting, start=1):
-        sys.stderr.write(f"\n== training {name} ({number} of {len(waiting)})\n")
-        if status := train(experiments[name]):
-            failed.append(f"{name} (status {status})")
-        if status == STOPPED:
-            break
-    if failed:
-        sys.stderr.write(f"error: these trainings did not finish: {', '.join(failed)}; the same command goes on\n")
-    return not failed
-
-
 # ---------------------------------------------------------------------------------------------------- ablations
 
 
 def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
     """Train every row once for each seed, then show the ladder and its orderings."""
     from posefleet.platform import ablation, comparison, report
+    from posefleet.platform.series import train_all
     from posefleet.platform.worker import LocalWorker
 
     rows = ablation.choose(_ladder(options.ablate), options.rows)
     common = _common([options.ablate], options, overrides, out)
     trials = _trials(rows, options, common)
-    if not _train({experiment.run.name: experiment for experiment, _ in trials.values()}):
+    if not train_all({experiment.run.name: experiment for experiment, _ in trials.values()}):
         return 1
     worker = LocalWorker()
     scores: dict[str, dict[int, dict[str, float]]] = {row.name: {} for row in rows}
     for (row, seed), (trained, decoded) in trials.items():
-        scores[row][seed] = comparison.scores(_folder(trained), decoded, worker)
+        scores[row][seed] = comparison.scores(comparison.folder_of(trained), decoded, worker)
     found = ablation.orderings(rows, scores)
     text = f"{ablation.as_markdown(rows, scores)}\n\n{ablation.orderings_as_markdown(found)}"
     out.mkdir(parents=True, exist_ok=True)
@@ -240,8 +213,22 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
     here = {row.name: [values["AP"] for values in scores[row.name].values()] for row in rows}
     figure = report.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
     report.save_png(figure, out / "ablation.png")
-    sys.stdout.write(f"{text}\n\n  table  {out / 'ablation.md'}\n  plot   {out / 'ablation.png'}\n")
+    (out / "ablation.html").write_text(_ladder_page(trials, worker))
+    sys.stdout.write(f"{text}\n\n{_written(out, 'ablation')}")
     return 0
+
+
+def _ladder_page(trials: "Trials", worker: "LocalWorker") -> str:
+    """The rows of the first seed side by side."""
+    from posefleet.platform import comparison, page
+
+    entries, (_, first) = [], next(iter(trials))
+    for (row, seed), (trained, decoded) in trials.items():
+        if seed == first:
+            sys.stderr.write(f"scoring and timing {row}\n")
+            entries.append(comparison.examine(row, comparison.folder_of(trained), worker, experiment=decoded))
+    about = f"The rows of an ablation, all with seed {first}; ablation.md has every seed and the paper's numbers."
+    return page.render(entries, comparison.differences(entries), about=about)
 
 
 def _ladder(method: str) -> "list[Row]":
@@ -254,13 +241,9 @@ def _ladder(method: str) -> "list[Row]":
     return read_ladder(path)
 
 
-def _trials(
-    rows: "Sequence[Row]", options: argparse.Namespace, common: list[str]
-) -> "dict[tuple[str, int], tuple[Experiment, Experiment]]":
-    """(row, seed) -> the experiment that is trained, and the one that its weights are scored with.
-
-    All rows come before the next seed, so that a whole ladder is there as early as possible.
-    """
+def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str]) -> "Trials":
+    """What is trained and scored; all rows before the next seed, so that a whole ladder is there early."""
+    from posefleet.platform.series import budgeted
 
     def experiment(settings: Mapping[str, Any]) -> "Experiment":
         return _experiment(options.ablate, settings, options, common)
@@ -271,7 +254,7 @@ def _trials(
 
     first = experiment({}).seed
     trained = {row.training: of_seed(experiment(row.trained), row.training, first) for row in rows}
-    trained = _budgeted(trained, options)
+    trained = budgeted(trained, epochs=options.epochs, minutes=options.minutes)
     decoded = {row.name: experiment(row.decoded) for row in rows}
     trials = {}
     for seed in range(first, first + options.seeds):
@@ -285,8 +268,8 @@ def _trials(
 # ---------------------------------------------------------------------------------------------------- what came out
 
 
-def _compare(runs: dict[str, str], data: str, out: Path) -> int:
-    from posefleet.platform import comparison, report
+def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
+    from posefleet.platform import comparison, page, report
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
     from posefleet.platform.worker import LocalWorker
 
@@ -295,7 +278,8 @@ def _compare(runs: dict[str, str], data: str, out: Path) -> int:
     for name, run in runs.items():
         sys.stderr.write(f"scoring and timing {name}\n")
         entries.append(comparison.examine(name, run, LocalWorker(), data=data))
-    text = comparison.as_markdown(entries)
+    minus = comparison.differences(entries)
+    text = comparison.as_markdown(entries, minus)
     if warning:
         text += f"\n\nNot the same conditions: {warning}."
     out.mkdir(parents=True, exist_ok=True)
@@ -303,8 +287,16 @@ def _compare(runs: dict[str, str], data: str, out: Path) -> int:
     (out / "comparison.json").write_text(json.dumps(comparison.as_dict(entries), indent=1) + "\n")
     times = {entry.name: entry.cost.predict_ms for entry in entries}
     report.save_png(report.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png")
-    sys.stdout.write(f"{text}\n\n  table  {out / 'comparison.md'}\n  plot   {out / 'comparison.png'}\n")
+    warnings = [f"Not the same conditions: {warning}."] if warning else []
+    (out / "comparison.html").write_text(page.render(entries, minus, about=about, warnings=warnings))
+    sys.stdout.write(f"{text}\n\n{_written(out, 'comparison')}")
     return 0
+
+
+def _written(out: Path, name: str) -> str:
+    """Where everything is, for the end of the output."""
+    kinds = {"table": "md", "plot": "png", "page": "html"}
+    return "".join(f"  {kind:5}  {out / name}.{suffix}\n" for kind, suffix in kinds.items())
 
 
 if __name__ == "__main__":

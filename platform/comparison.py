@@ -17,14 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from posefleet.data.evaluation import Evaluation
 from posefleet.data.shards import read_manifest
+from posefleet.data.significance import Interval
 from posefleet.data.stream import training_batches
+from posefleet.data.structures import Poses
 from posefleet.data.synthetic import SceneConfig, render_scene
 from posefleet.platform.checkpoint import CheckpointError, Meta, find_checkpoint, load_model, read_meta
-from posefleet.platform.config import Experiment, resolve_path
+from posefleet.platform.config import Experiment, resolve_path, to_dict
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, train_step, training_set
 from posefleet.platform.optim import build_optimizer
-from posefleet.platform.report import comparison_table
+from posefleet.platform.report import ap_differences, best_first, comparison_table
+from posefleet.platform.tracking import flatten
 from posefleet.platform.worker import LocalWorker
 
 CROWDS = (1, 5, 10, 30)
@@ -45,14 +48,27 @@ class Cost:
     """People in the image -> milliseconds from decoded image to poses, median."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """One row of a comparison."""
 
     name: str
     checkpoint: str
+    meta: Meta
+    """Of the checkpoint."""
+    experiment: Experiment
+    """As it was scored: the checkpoint's own, perhaps on other data or decoded in another way."""
+    data: str
+    """Fingerprint of what it was scored on."""
     evaluation: Evaluation
+    poses: Mapping[int, Poses]
+    """Image id -> poses, in pixels of the original images."""
     cost: Cost
+
+
+def folder_of(experiment: Experiment) -> str:
+    """Where the experiment's run is kept, if it has a name."""
+    return f"{experiment.run.storage}/{experiment.run.name}"
 
 
 def begun(run: str) -> Meta | None:
@@ -69,7 +85,7 @@ def finished(experiment: Experiment) -> bool:
     Raises:
         ValueError: There is a run of that name with other settings.
     """
-    folder = f"{experiment.run.storage}/{experiment.run.name}"
+    folder = folder_of(experiment)
     if not (meta := begun(folder)):
         return False
     before, now = _training_settings(meta.experiment), _training_settings(experiment)
@@ -118,7 +134,15 @@ def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, f
     return result.as_dict()
 
 
-def examine(name: str, run: str, worker: LocalWorker, *, data: str = "", repeats: int = 5) -> Entry:
+def examine(
+    name: str,
+    run: str,
+    worker: LocalWorker,
+    *,
+    data: str = "",
+    experiment: Experiment | None = None,
+    repeats: int = 5,
+) -> Entry:
     """Score and time the best checkpoint of a run.
 
     Args:
@@ -126,24 +150,41 @@ def examine(name: str, run: str, worker: LocalWorker, *, data: str = "", repeats
         run: Folder of the run, or a checkpoint.
         worker: Gives the device.
         data: Shards to score on; empty: those the run was evaluated on.
+        experiment: Predicts in another way than the run's own; the method and its weights must agree.
         repeats: Timed predictions for each number of people.
 
     Raises:
         CheckpointError: There is no checkpoint.
         DataError: The shards cannot be used.
+        ValueError: The run was evaluated on nothing, and ``data`` is empty.
     """
     checkpoint = find_checkpoint(run)
-    experiment = read_meta(checkpoint).experiment
-    if data:
-        experiment = _replaced(experiment, eval=resolve_path(data))
+    meta = read_meta(checkpoint)
+    experiment = experiment or meta.experiment
+    scored_on = resolve_path(data or experiment.data.eval)
+    if not scored_on:
+        raise ValueError(f"{name} ({run}) was evaluated on nothing; say on what to score it with --eval SHARDS")
+    experiment = _replaced(experiment, eval=scored_on)
     model, _ = load_model(checkpoint, experiment=experiment)
-    result = evaluate(model.to(worker.device), experiment, worker)
+    poses: dict[int, Poses] = {}
+    result = evaluate(model.to(worker.device), experiment, worker, keep=poses.update)
     assert result is not None, "a comparison runs in one process"
-    return Entry(name, checkpoint, result, measure(model, experiment, worker, repeats=repeats))
+    return Entry(
+        name=name,
+        checkpoint=checkpoint,
+        meta=meta,
+        experiment=experiment,
+        data=read_manifest(scored_on).fingerprint,
+        evaluation=result,
+        poses=poses,
+        cost=measure(model, experiment, worker, repeats=repeats),
+    )
 
 
 def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, repeats: int = 5) -> Cost:
-    """Parameters, operations and times of a model."""
+    """Parameters, operations and times of a model; the scenes have no annotations, so oracles are left off."""
+    honest = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
+    experiment = dataclasses.replace(experiment, evaluate=honest)
     predictor = Predictor(model, experiment, device=worker.device)
     crowds = {people: _scene(people) for people in CROWDS}
     with FlopCounterMode(display=False) as counter:
@@ -208,10 +249,35 @@ def same_data(experiments: Mapping[str, Experiment]) -> str:
     return "trained on different data: " + ", ".join(f"{name} {mark}" for name, mark in seen.items())
 
 
-def as_markdown(entries: Sequence[Entry]) -> str:
-    """AP by AP's kinds and by keypoint, and the costs, as tables."""
-    scores = comparison_table({entry.name: entry.evaluation for entry in entries})
-    order = sorted(entries, key=lambda entry: -np.nan_to_num(entry.evaluation.ap, nan=-1.0))
+def differing_settings(experiments: Mapping[str, Experiment]) -> dict[str, dict[str, str]]:
+    """Dotted name -> run -> value, of settings that are not the same in all runs; where a run keeps its files is none.
+
+    A run whose method has no such setting is not there.
+    """
+    flat = {run: flatten(to_dict(experiment)) for run, experiment in experiments.items()}
+    names = dict.fromkeys(name for settings in flat.values() for name in settings if name not in _WHERE)
+    found = {name: {run: settings[name] for run, settings in flat.items() if name in settings} for name in names}
+    return {name: values for name, values in found.items() if len(values) < len(flat) or len(set(values.values())) > 1}
+
+
+_WHERE = {f"run.{name}" for name in ("name", "storage", "tracking", "experiment", "resume")}
+
+
+def ranked(entries: Sequence[Entry]) -> list[Entry]:
+    """Best AP first."""
+    by_name = {entry.name: entry for entry in entries}
+    return [by_name[name] for name in best_first({entry.name: entry.evaluation.ap for entry in entries})]
+
+
+def differences(entries: Sequence[Entry]) -> dict[tuple[str, str], Interval]:
+    """See :func:`posefleet.platform.report.ap_differences`."""
+    return ap_differences({entry.name: entry.evaluation for entry in entries})
+
+
+def as_markdown(entries: Sequence[Entry], minus: Mapping[tuple[str, str], Interval]) -> str:
+    """AP by AP's kinds and by keypoint, and the costs, as tables; ``minus`` is what :func:`differences` found."""
+    scores = comparison_table({entry.name: entry.evaluation for entry in entries}, minus)
+    order = ranked(entries)
     crowds = [f"ms, {people} people" if people > 1 else "ms, 1 person" for people in CROWDS]
     head = ["run", "parameters, M", "GFLOPs", "training images/s", *crowds]
     rows = [

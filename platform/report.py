@@ -1,7 +1,7 @@
 """Figures and tables about runs and evaluations: curves, bars, comparisons; and what an evaluation leaves in a run.
 
 Every figure is a matplotlib ``Figure`` made without pyplot, so nothing global is touched and no display is needed;
-:func:`save_png` and :func:`png_bytes` turn it into a picture.
+:func:`save_png`, :func:`png_bytes` and :func:`svg_bytes` turn it into a picture.
 """
 
 import io
@@ -20,8 +20,8 @@ from posefleet.data.diagnosis import ERROR_KINDS
 from posefleet.data.evaluation import STATISTICS, Evaluation
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.significance import CONFIDENCE, difference
-from posefleet.data.structures import Batch, Poses, TargetPoints
+from posefleet.data.significance import CONFIDENCE, Interval, differences
+from posefleet.data.structures import Batch, People, Poses, TargetPoints
 from posefleet.data.transforms import move_points, move_poses
 from posefleet.platform.drawing import draw_people, draw_poses, draw_targets, grid, side_by_side
 from posefleet.platform.search import Trial
@@ -31,7 +31,8 @@ History = Sequence[tuple[float, Mapping[str, float]]]
 """(step or epoch, value by name), ascending."""
 
 DOTS_PER_INCH = 130
-GREY, FAINT = "#4b5563", "#d1d5db"
+INK, GREY, FAINT = "#1c2127", "#4b5563", "#d1d5db"
+ON_DARK = {INK: "#e4e7eb", GREY: "#98a1ab", FAINT: "#3a4048"}
 LEFT, RIGHT, MIDDLE = "#f08a24", "#2f86e0", "#3fae6a"
 SERIES = ("#2f86e0", "#f08a24", "#3fae6a", "#b14fc5", "#d64550", "#8a6d3b", "#17a2b8", "#6b7280")
 KIND_COLOURS = dict(zip(ERROR_KINDS, ("#3fae6a", "#f5c542", "#b14fc5", "#2f86e0", "#d64550"), strict=True))
@@ -53,6 +54,16 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()
+
+
+def svg_bytes(figure: Figure, *, dark: bool = False) -> bytes:
+    """The figure as an SVG file without a background, for a light page or a dark one."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    for light, other in ON_DARK.items() if dark else ():
+        text = text.replace(light, other)
+    return text.encode()
 
 
 def save_png(figure: Figure, path: str | Path) -> None:
@@ -147,12 +158,18 @@ def _truth_and_prediction(
     width, height = move_points(batch.original_sizes[index].double()[None], matrix)[0].round().int().tolist()
     image = batch.images[index, :, :height, :width].permute(1, 2, 0).numpy()
     poses = move_poses(poses.to("cpu"), matrix)
+    return truth_picture(image, batch.people[index], schema), prediction_picture(image, poses, schema)
+
+
+def truth_picture(image: np.ndarray, people: People, schema: KeypointSchema) -> np.ndarray:
+    """(H, W, 3) uint8 with people in its pixels -> the same with them drawn, its long side ``OVERLAY_SIDE``."""
+    return draw_people(image, people, schema, zoom=_zoom(image))
+
+
+def prediction_picture(image: np.ndarray, poses: Poses, schema: KeypointSchema) -> np.ndarray:
+    """As :func:`truth_picture`, with the poses that score at least ``DRAWN_FROM`` of the best one."""
     bar = DRAWN_FROM * float(poses.scores.max()) if len(poses) else 0.0
-    zoom = _zoom(image)
-    return (
-        draw_people(image, batch.people[index], schema, zoom=zoom),
-        draw_poses(image, poses, schema, score_threshold=bar, zoom=zoom),
-    )
+    return draw_poses(image, poses, schema, score_threshold=bar, zoom=_zoom(image))
 
 
 def _zoom(image: np.ndarray) -> float:
@@ -285,19 +302,56 @@ def comparison_figure(ap: Mapping[str, float], predict_ms: Mapping[str, Mapping[
     """
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    names = sorted(ap, key=lambda name: -np.nan_to_num(ap[name]))
-    colours = dict(zip(names, itertools.cycle(SERIES), strict=False))
-    _style(left, "Average precision", "AP", "")
-    bars = left.barh(names, [ap[name] for name in names], color=[colours[name] for name in names])
-    left.bar_label(bars, [_number(ap[name]) for name in names], padding=3, fontsize=8, color=GREY)
-    _name_rows(left, names)
-    left.margins(x=0.12)
-    _style(right, "Time of predicting one image", "people in the image", "ms")
-    for name in names:
-        right.plot(*zip(*predict_ms[name].items(), strict=True), marker="o", label=name, color=colours[name])
-    right.set_ylim(bottom=0)
-    _legend(right)
+    _draw_aps(left, ap)
+    _draw_times(right, predict_ms, series_colours(ap))
     return figure
+
+
+def ap_bars(ap: Mapping[str, float]) -> Figure:
+    """The left half of :func:`comparison_figure`."""
+    figure = _half(len(ap))
+    _draw_aps(figure.add_subplot(), ap)
+    return figure
+
+
+def time_curves(ap: Mapping[str, float], predict_ms: Mapping[str, Mapping[int, float]]) -> Figure:
+    """The right half of :func:`comparison_figure`."""
+    figure = _half(len(ap))
+    _draw_times(figure.add_subplot(), predict_ms, series_colours(ap))
+    return figure
+
+
+def _half(runs: int) -> Figure:
+    return Figure(figsize=(4.8, 1.2 + 0.35 * max(runs, 6)), layout="constrained")
+
+
+def best_first(ap: Mapping[str, float]) -> list[str]:
+    """Names by AP, those without a number last."""
+    return sorted(ap, key=lambda name: -np.nan_to_num(ap[name], nan=-1.0))
+
+
+def series_colours(ap: Mapping[str, float]) -> dict[str, str]:
+    """The colour that each of several runs has in every figure, best first."""
+    return dict(zip(best_first(ap), itertools.cycle(SERIES), strict=False))
+
+
+def _draw_aps(axes: Axes, ap: Mapping[str, float]) -> None:
+    colours = series_colours(ap)
+    _style(axes, "Average precision", "AP", "")
+    bars = axes.barh(list(colours), [ap[name] for name in colours], height=0.6, color=list(colours.values()))
+    axes.bar_label(bars, [_number(ap[name]) for name in colours], padding=3, fontsize=8, color=GREY)
+    _name_rows(axes, list(colours))
+    room = max(0.0, (5 - len(colours)) / 2)  # above and below few bars, which would be walls else
+    axes.set_ylim(len(colours) - 0.5 + room, -0.5 - room)
+    axes.margins(x=0.12)
+
+
+def _draw_times(axes: Axes, predict_ms: Mapping[str, Mapping[int, float]], colours: Mapping[str, str]) -> None:
+    _style(axes, "Time of predicting one image", "people in the image", "ms")
+    for name, colour in colours.items():
+        axes.plot(*zip(*predict_ms[name].items(), strict=True), marker="o", label=name, color=colour)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
 
 
 def ablation_figure(here: Mapping[str, Sequence[float]], paper: Mapping[str, float]) -> Figure:
@@ -381,12 +435,19 @@ def keypoint_count_histogram(counts: Sequence[int], num_keypoints: int) -> Figur
 # -------------------------------------------------------------------------------------------------------- tables
 
 
-def comparison_table(evaluations: Mapping[str, Evaluation]) -> str:
+def comparison_table(
+    evaluations: Mapping[str, Evaluation], minus: Mapping[tuple[str, str], Interval] | None = None
+) -> str:
     """Evaluations side by side as a Markdown table, best AP first, the best of every column bold.
 
     Says below where evaluations were not made the same way, since then their numbers do not compare.
+
+    Args:
+        evaluations: By name.
+        minus: From :func:`ap_differences`, if that was asked already.
     """
-    order = sorted(evaluations, key=lambda name: -np.nan_to_num(evaluations[name].ap, nan=-1.0))
+    order = best_first({name: evaluation.ap for name, evaluation in evaluations.items()})
+    minus = ap_differences(evaluations) if minus is None else minus
     columns = {key: [evaluations[name].statistics[key] for name in order] for key in STATISTICS}
     best = {
         key: max((round(v, 4) for v in values if not math.isnan(v)), default=None) for key, values in columns.items()
@@ -399,7 +460,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> str:
         bold = [len(order) > 1 and round(columns[key][row], 4) == best[key] for key in STATISTICS]
         shown = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, bold, strict=True)]
         if row:
-            shown.append(_against(evaluations[name], evaluations[order[0]]))
+            shown.append(_judged(minus.get((name, order[0]))))
         elif len(order) > 1:
             shown.append("")
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
@@ -411,13 +472,15 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> str:
     return "\n".join([*lines, "", "Not made the same way, compare with care:", *differing])
 
 
-def _against(one: Evaluation, best: Evaluation) -> str:
-    """The difference of two APs, and whether it may be noise."""
-    if one.matches is None or best.matches is None:
-        return "-"
-    try:
-        found = difference(one.matches, best.matches)
-    except ValueError:  # other images
+def ap_differences(evaluations: Mapping[str, Evaluation]) -> dict[tuple[str, str], Interval]:
+    """AP of the first minus that of the second of each two, where both were scored on the same images and people."""
+    matches = {name: e.matches for name, e in evaluations.items() if e.matches is not None}
+    return differences(matches)
+
+
+def _judged(found: Interval | None) -> str:
+    """A difference of two APs, and whether it may be noise."""
+    if found is None:
         return "-"
     return str(found) if found.certain else f"{found}, may be noise"
 
@@ -433,7 +496,7 @@ def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.0) -> t
 
 
 def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, loc="left", weight="bold", fontsize=11)
+    axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK)
     axes.set_xlabel(x_label, color=GREY)
     axes.set_ylabel(y_label, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
@@ -448,9 +511,11 @@ def _legend(axes: Axes, outside: bool = False) -> None:
     if not labels:
         axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=GREY)
     elif outside:
-        axes.legend(handles, labels, frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+        axes.legend(
+            handles, labels, frameon=False, fontsize=8, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0)
+        )
     else:
-        axes.legend(handles, labels, frameon=False, fontsize=8)
+        axes.legend(handles, labels, frameon=False, fontsize=8, labelcolor=INK)
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ DOORS = {
     "webdataset": {"data/shards.py", "data/stream.py"},
     "pycocotools": {"data/evaluation.py", "data/doctor.py", "data/coco.py", "data/synthetic.py"},
     "fastapi": {"serve/app.py"},
+    "jinja2": {"platform/page.py"},
 }
 """The few files that may import each heavy library."""
 

@@ -276,6 +276,14 @@ def test_every_kind_of_error_is_told_apart() -> None:
     assert result.as_dict()["errors/missed_people"] == pytest.approx(1 / 3)
 
 
+def test_the_oks_of_an_image_is_the_mean_over_its_people_and_0_for_a_missed_one() -> None:
+    """Image 1: found, missed, and a crowd that does not count. Image 2: a crowd alone. Image 3: nobody is found."""
+    crowd = person(standing(500, 500), crowd=True)
+    truth = truth_of([person(standing()), person(standing(500)), crowd], [crowd], [person(standing())])
+    result = evaluate(truth, {1: poses_of(standing())}, COCO17)
+    assert result.image_oks == pytest.approx({1: 0.5, 3: 0.0})
+
+
 def test_another_persons_partner_is_a_swap_too() -> None:
     one, other = standing(10, 10), standing(500, 10)
     at = COCO17.keypoints.index

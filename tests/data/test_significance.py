@@ -7,7 +7,7 @@ import torch
 from posefleet.data.coco import people_of
 from posefleet.data.evaluation import Evaluation, evaluate
 from posefleet.data.keypoints import COCO17
-from posefleet.data.significance import Interval, Matches, average_precision, difference
+from posefleet.data.significance import Interval, Matches, average_precision, difference, differences
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic import SceneConfig, render_scene
 from posefleet.data.truth import GroundTruth
@@ -82,6 +82,17 @@ def test_other_images_or_people_are_refused() -> None:
     assert fewer is not None
     with pytest.raises(ValueError, match="not scored on the same images and people"):
         difference(matches(1.5), fewer)
+
+
+def test_several_at_once_are_each_two_by_themselves() -> None:
+    fewer = result(list(range(IMAGES - 1)), 1.5).matches
+    assert fewer is not None
+    three = {"a": matches(1.0), "b": matches(2.0), "c": matches(3.0)}
+    found = differences({**three, "fewer images": fewer}, draws=50)
+    assert found.keys() == {(one, other) for one in three for other in three if one != other}
+    for (one, other), interval in found.items():
+        alone = difference(three[one], three[other], draws=50)
+        assert (interval.value, interval.low, interval.high) == pytest.approx((alone.value, alone.low, alone.high))
 
 
 def test_nobody_to_find_is_no_number_and_nobody_found_is_nothing() -> None:

@@ -6,6 +6,7 @@ from posefleet.jobs import compare
 from posefleet.models import available_methods
 from posefleet.platform import ablation
 from posefleet.platform.checkpoint import build_model
+from posefleet.platform.series import budgeted
 
 LADDERS = sorted(path.stem for path in (compare.CONFIGS / "ladders").glob("*.yaml"))
 
@@ -50,6 +51,13 @@ def test_seeds_and_rows_are_of_ablations(capsys: pytest.CaptureFixture[str]) -> 
     assert "--rows and --seeds belong to --ablate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", [["--runs", "a"], ["--search", "a"]])
+def test_settings_have_no_effect_where_nothing_is_trained(what: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare._parse([*what, "--optim.lr", "0.1"])
+    assert "--optim.lr 0.1: nothing is trained" in capsys.readouterr().err
+
+
 def test_every_method_has_a_recipe_of_each_kind() -> None:
     for method in available_methods():
         for suffix in ("", "_demo"):
@@ -70,6 +78,6 @@ def test_published_recipes_start_from_scratch_where_nothing_can_be_downloaded(me
 def test_a_budget_of_epochs_keeps_the_shape_of_the_schedule() -> None:
     options, _ = compare._parse(["--methods", "smpr", "--recipe", "paper", "--epochs", "10"])
     experiment = compare._experiment("smpr", {}, options, ["--data.train", "/data/shards/train2017"])
-    short = compare._budgeted({"smpr": experiment}, options)["smpr"]
+    short = budgeted({"smpr": experiment}, epochs=options.epochs)["smpr"]
     assert experiment.train.epochs == 100 and experiment.optim.milestones == (80, 90)
     assert short.train.epochs == 10 and short.optim.milestones == pytest.approx((8, 9))

@@ -95,6 +95,9 @@ def test_decoding_is_searched_and_the_best_settings_score_the_same_in_an_evaluat
     metrics = json.loads((tmp_path / "results.metrics.json").read_text())
     assert best["scores"]["AP"] == pytest.approx(metrics["AP"], abs=1e-9)
 
+    told = run("jobs/compare.py", "--search", out)
+    assert told.returncode == 2 and "is a search of decoding" in told.stderr
+
 
 @pytest.mark.parametrize(
     ("space", "message"),
@@ -118,6 +121,8 @@ def test_finished_runs_are_compared(trained: Path, tmp_path: Path) -> None:
     assert "| small |" in told.stdout and "ms, 30 people" in told.stdout
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["small"]["parameters"] > 11e6
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+    assert str(tmp_path / "out" / "comparison.html") in told.stdout
+    assert "Poses of small in image" in (tmp_path / "out" / "comparison.html").read_text()
 
 
 @pytest.mark.parametrize(

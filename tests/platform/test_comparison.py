@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_settings import small_settings
 
 from posefleet.platform import comparison, report
 from posefleet.platform.checkpoint import CheckpointStore, read_meta
@@ -11,11 +12,18 @@ from posefleet.platform.loop import fit
 from posefleet.platform.worker import LocalWorker
 
 
-@pytest.fixture
-def entry(small_run: dict[str, Any], tmp_path: Path) -> comparison.Entry:
-    store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
-    fit(build_experiment(small_run), LocalWorker(device="cpu"), store)
-    return comparison.examine("small", str(tmp_path / "run"), LocalWorker(device="cpu"), repeats=1)
+@pytest.fixture(scope="module")
+def run(people_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run."""
+    folder = tmp_path_factory.mktemp("comparison") / "run"
+    experiment = build_experiment(small_settings(people_shards, folder.parent))
+    fit(experiment, LocalWorker(device="cpu"), CheckpointStore(str(folder / "checkpoints")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def entry(run: Path) -> comparison.Entry:
+    return comparison.examine("small", str(run), LocalWorker(device="cpu"), repeats=1)
 
 
 def test_a_run_is_scored_and_timed(entry: comparison.Entry) -> None:
@@ -29,26 +37,41 @@ def test_a_run_is_scored_and_timed(entry: comparison.Entry) -> None:
 
 
 def test_tables_name_every_run_and_every_keypoint(entry: comparison.Entry) -> None:
-    text = comparison.as_markdown([entry])
+    text = comparison.as_markdown([entry], {})
     assert "| small |" in text and "| left_wrist |" in text and "ms, 30 people" in text
     assert comparison.as_dict([entry])["small"]["parameters"] == entry.cost.parameters
 
 
 def test_a_finished_run_is_known_and_scored_again_only_for_other_predictions(
-    entry: comparison.Entry, small_run: dict[str, Any], tmp_path: Path
+    entry: comparison.Entry, run: Path, small_run: dict[str, Any]
 ) -> None:
-    small_run["run"] = {"name": "run", "storage": str(tmp_path)}
+    small_run["run"] = {"name": "run", "storage": str(run.parent)}
     experiment, worker = build_experiment(small_run), LocalWorker(device="cpu")
     assert comparison.finished(experiment)
-    metrics = comparison.scores(str(tmp_path / "run"), experiment, worker)
+    metrics = comparison.scores(str(run), experiment, worker)
     assert metrics == read_meta(entry.checkpoint).metrics
     fewer = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, max_detections=1))
-    assert comparison.scores(str(tmp_path / "run"), fewer, worker)["AR"] <= metrics["AR"]
+    assert comparison.scores(str(run), fewer, worker)["AR"] <= metrics["AR"]
     small_run["optim"] = {**small_run.get("optim", {}), "lr": 0.5}
     with pytest.raises(ValueError, match=r"run was trained with other settings: optim\.lr; choose another folder"):
         comparison.finished(build_experiment(small_run))
     small_run["run"]["name"] = "new"
     assert not comparison.finished(build_experiment(small_run))
+
+
+def test_a_run_is_examined_as_it_would_predict_with_other_settings(entry: comparison.Entry, run: Path) -> None:
+    own = entry.experiment
+    oracle = dataclasses.replace(own, evaluate=dataclasses.replace(own.evaluate, oracle_scores=True))
+    found = comparison.examine("oracle", str(run), LocalWorker(device="cpu"), experiment=oracle, repeats=1)
+    assert found.evaluation.protocol.score_rule.startswith("ORACLE") and found.experiment.evaluate.oracle_scores
+    assert found.poses.keys() == entry.poses.keys() and found.data == entry.data
+    assert found.cost.gflops == entry.cost.gflops
+
+
+def test_a_run_that_was_evaluated_on_nothing_is_told(run: Path, small_run: dict[str, Any]) -> None:
+    small_run["data"]["eval"] = ""
+    with pytest.raises(ValueError, match="was evaluated on nothing; say on what to score it with --eval SHARDS"):
+        comparison.examine("a", str(run), LocalWorker(device="cpu"), experiment=build_experiment(small_run))
 
 
 def test_different_training_data_is_told(small_run: dict[str, Any]) -> None:

@@ -1,0 +1,27 @@
+// A click on the head of a column sorts the rows by it, highest first, a second one the other way round;
+// the first column brings back the order that they had.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  const body = table.tBodies[0];
+  const original = [...body.rows];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const upwards = head.getAttribute("aria-sort") === "descending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      if (column === 0) return body.append(...original);
+      head.setAttribute("aria-sort", upwards ? "ascending" : "descending");
+      const value = (row) => Number(row.cells[column].dataset.value);
+      const last = (x) => Number.isNaN(x);
+      const compare = (a, b) => last(a) - last(b) || (upwards ? a - b : b - a);
+      body.append(...[...original].sort((a, b) => compare(value(a), value(b))));
+    });
+  });
+}
+
+// A click on a picture gives it the whole width, another one takes it back.
+for (const picture of document.querySelectorAll(".row img")) {
+  picture.addEventListener("click", () => picture.closest("figure").classList.toggle("large"));
+}

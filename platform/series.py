@@ -1,0 +1,60 @@
+"""Trainings that are to be compared: on one budget of epochs or of minutes, one after the other."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+
+from posefleet.data.shards import read_manifest
+from posefleet.platform.checkpoint import build_model
+from posefleet.platform.comparison import begun, finished, folder_of, train_speed
+from posefleet.platform.config import Experiment
+from posefleet.platform.train import train
+from posefleet.platform.worker import LocalWorker
+
+STOPPED = 130
+"""Status of a training that a signal stopped: the others are not wanted either."""
+
+
+def budgeted(
+    experiments: Mapping[str, Experiment], *, epochs: float | None = None, minutes: float | None = None
+) -> dict[str, Experiment]:
+    """Every experiment with the epochs that its budget allows; unchanged where there is none."""
+    if epochs is None and minutes is None:
+        return dict(experiments)
+    if epochs is not None:
+        return {name: with_epochs(experiment, epochs) for name, experiment in experiments.items()}
+    assert minutes is not None
+    return {name: with_epochs(e, epochs_of(name, e, minutes)) for name, e in experiments.items()}
+
+
+def epochs_of(name: str, experiment: Experiment, minutes: float) -> float:
+    """That fit in some minutes, by the time of some steps; a run that was begun keeps those that it began with."""
+    if meta := begun(folder_of(experiment)):
+        return meta.experiment.train.epochs
+    worker = LocalWorker()
+    speed = train_speed(build_model(experiment).to(worker.device), experiment, worker)
+    images = minutes * 60 * speed * max(1, experiment.scaling.num_workers)
+    epochs = images / read_manifest(experiment.data.train).labelled
+    sys.stderr.write(f"{name}: {speed:.1f} images/s a worker, so {minutes:g} minutes are {epochs:.2f} epochs\n")
+    return epochs
+
+
+def with_epochs(experiment: Experiment, epochs: float) -> Experiment:
+    """The learning-rate schedule keeps its shape."""
+    optim, factor = experiment.optim, epochs / experiment.train.epochs
+    optim = dataclasses.replace(optim, milestones=tuple(milestone * factor for milestone in optim.milestones))
+    return dataclasses.replace(experiment, optim=optim, train=dataclasses.replace(experiment.train, epochs=epochs))
+
+
+def train_all(experiments: Mapping[str, Experiment]) -> bool:
+    """Train what is not finished; a run that failed does not keep the others from being trained."""
+    failed, waiting = [], [name for name, experiment in experiments.items() if not finished(experiment)]
+    for number, name in enumerate(waiting, start=1):
+        sys.stderr.write(f"\n== training {name} ({number} of {len(waiting)})\n")
+        if status := train(experiments[name]):
+            failed.append(f"{name} (status {status})")
+        if status == STOPPED:
+            break
+    if failed:
+        sys.stderr.write(f"error: these trainings did not finish: {', '.join(failed)}; the same command goes on\n")
+    return not failed
