@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoint import CheckpointError
-    from posefleet.platform.config import fail, resolve_path
+    from posefleet.platform.config import fail
+    from posefleet.platform.paths import resolve_path
 
     out = Path(resolve_path(options.out))
     try:
@@ -113,7 +114,7 @@ def _methods(options: argparse.Namespace, overrides: list[str], out: Path) -> di
 def _common(methods: Sequence[str], options: argparse.Namespace, overrides: list[str], out: Path) -> list[str]:
     """Options that every experiment gets; synthetic data is made here."""
     from posefleet.models import load_method
-    from posefleet.platform.config import resolve_path
+    from posefleet.platform.paths import resolve_path
 
     for method in methods:
         load_method(method)  # an unknown name is told, with the known ones, before anything is rendered
