@@ -185,7 +185,7 @@ def _aliased(client: "MlflowClient", model: "RegisteredModel", alias: str) -> Ve
 
 
 def _version(found: "ModelVersion") -> Version:
-    return Version(name=found.name, number=str(found.version), tags=dict(found.tags), source=found.source.rstrip("/"))
+    return Version(name=found.name, number=str(found.version), tags=dict(found.tags), source=(found.source or "").rstrip("/"))
 
 
 def _told(aliases: Mapping[str, str]) -> str:

@@ -83,16 +83,16 @@ def test_a_champion_that_cannot_be_scored_fails_the_comparison_alone(
     assert "CheckpointError" in str(verdict) and "nowhere is not a checkpoint" in str(verdict)
 
 
-def test_a_damaged_shard_fails(candidate: str, people_shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_fails(people_shards: Path, tmp_path: Path) -> None:
     shards = tmp_path / "val2017"
     shutil.copytree(people_shards / "val2017", shards)
     tar = sorted(shards.glob("*.tar"))[0]
     data = bytearray(tar.read_bytes())
     data[-1] ^= 1  # in the padding: only the checksum sees it
     tar.write_bytes(data)
-    verdict = judged(candidate, Split(shards=str(shards)), tmp_path / "release")
-    assert verdict.failed == ("split",)
-    assert f"{tar.stem} is missing or damaged" in str(verdict)
+    found = gate.clean(Split(shards=str(shards)), COCO17)
+    assert not found.passed and f"{tar.stem} is missing or damaged" in found.value
+    assert gate.clean(Split(shards=str(people_shards / "val2017")), COCO17).passed
 
 
 def test_files_of_coco_are_judged_by_the_doctor(candidate: str, people_coco: Path, tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_files_of_coco_are_judged_by_the_doctor(candidate: str, people_coco: Pat
     content = json.loads(annotations.read_text())
     content["images"][0]["width"] += 1
     annotations.write_text(json.dumps(content))
-    verdict = judged(candidate, Split(source=find_source(str(tmp_path / "coco"), "val2017")), tmp_path / "b")
-    assert "split" in verdict.failed and "size_mismatch: 1" in str(verdict)
+    found = gate.clean(Split(source=find_source(str(tmp_path / "coco"), "val2017")), COCO17)
+    assert not found.passed and found.value == "size_mismatch: 1"
 
 
 def test_another_decoding_is_scored_and_becomes_that_of_the_copy(candidate: str, split: Split, tmp_path: Path) -> None:
