@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posefleet.platform.mlflow_client import TrackingError, store_uri
+from posefleet.platform.mlflow_client import TrackingError, pages, store_uri
 from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.registry import (
     CHALLENGER,
@@ -267,7 +267,7 @@ def _tell(version: Version, alias: str, uri: str, rival: Version | None) -> None
     sys.stdout.write(
         f"{MODELS}{version.name}@{alias} is version {version.number}{was}\n"
         f"  use    MLFLOW_TRACKING_URI={uri} python jobs/evaluate.py --checkpoint {MODELS}{version.name}@{alias}\n"
-        f"  pages  mlflow ui --backend-store-uri {uri}\n"
+        f"  pages  {pages(uri)}\n"
     )
 
 

@@ -67,6 +67,11 @@ def store_uri(given: str = "", storage: str = STORAGE) -> str:
     return tracking_uri(uri) if uri else default_uri(resolve_path(storage))
 
 
+def pages(uri: str) -> str:
+    """Where a person sees the pages of a store: its address, or the command that serves them."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client of a tracking server or database, which is made if it is new."""
     settle_mlflow()

@@ -185,7 +185,9 @@ def _aliased(client: "MlflowClient", model: "RegisteredModel", alias: str) -> Ve
 
 
 def _version(found: "ModelVersion") -> Version:
-    return Version(name=found.name, number=str(found.version), tags=dict(found.tags), source=(found.source or "").rstrip("/"))
+    return Version(
+        name=found.name, number=str(found.version), tags=dict(found.tags), source=(found.source or "").rstrip("/")
+    )
 
 
 def _told(aliases: Mapping[str, str]) -> str:
@@ -236,6 +238,7 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
             run_id=training or run_id,
             tags=dict(release.tags),
             description=release.description,
+            await_creation_for=0,
             model_id=model_id,
         )
         undo.callback(_attempt, client.delete_model_version, name, str(version.version))

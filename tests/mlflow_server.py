@@ -1,5 +1,6 @@
 """An MLflow server for tests that need a real one."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -33,7 +34,7 @@ class Server:
             env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nobody needs
         )
         deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
                     return
@@ -42,6 +43,7 @@ class Server:
         raise AssertionError((self.folder / "server.log").read_text())
 
     def stop(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)  # with the workers that it started
+        with contextlib.suppress(ProcessLookupError):  # it may not have started
+            os.killpg(self._process.pid, signal.SIGKILL)  # with the workers that it started
         self._process.wait(20)
         self._log.close()
