@@ -225,16 +225,16 @@ def _release(
     (folder / "experiment.yaml").write_text(to_yaml(experiment))
     judged = split.as_input()
     tags = {
+        "AP": f"{scores.get('AP', float('nan')):.4f}",
+        "split": judged.name,
+        "gate": "failed" if verdict.failed else "passed",
         "method": experiment.method,
         "schema": experiment.schema,
-        "step": str(meta.step),
         "checkpoint": named,
+        "step": str(meta.step),
+        "promoted_by": signed(),
         "data.train": meta.provenance.get("data", "unknown"),
         "data.gate": judged.fingerprint,
-        "split": judged.name,
-        "AP": f"{scores.get('AP', float('nan')):.4f}",
-        "promoted_by": signed(),
-        "gate": "failed" if verdict.failed else "passed",
     }
     if verdict.failed:
         tags["forced"] = f"{', '.join(verdict.failed)} failed; forced by {tags['promoted_by']}"
@@ -256,7 +256,7 @@ def _release(
 
 def _description(tags: Mapping[str, str], verdict: "Verdict") -> str:
     """Markdown for the version's page."""
-    head = f"{tags['method']}, {tags['schema']}: **AP {tags['AP']}** on {tags['split']}."
+    head = f"AP {tags['AP']} on {tags['split']}: {tags['method']}, {tags['schema']}, step {tags['step']}."
     forced = f"\n\n**Forced**: {tags['forced']}." if "forced" in tags else ""
     table = f"\n\n```\n{verdict.evaluation}\n```" if verdict.evaluation else ""
     return f"{head}{forced}\n\n```\n{verdict}\n```{table}"

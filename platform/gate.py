@@ -111,7 +111,10 @@ class Split:
         return check_shards(self.shards)
 
     def __str__(self) -> str:
-        return self.source.annotation_file if self.source else self.shards
+        if self.source:
+            return self.source.annotation_file
+        manifest = read_manifest(self.shards)
+        return f"{manifest.split}, {manifest.samples:,} images"
 
     def as_input(self) -> DataInput:
         """For MLflow's records."""
@@ -209,7 +212,7 @@ def ap(candidate: Evaluation, champion: Evaluation | None, tolerance: float) -> 
     return Check(
         name="AP",
         value=f"{candidate.ap:.4f}, the champion's {champion.ap:.4f}: {found}",
-        bound=f"lower end of {CONFIDENCE:.0%} of draws of images at least {-tolerance:+.3f}",
+        bound=f"{CONFIDENCE:.0%} interval above {-tolerance:+.3f}",
         passed=found.low >= -tolerance,
     )
 

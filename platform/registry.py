@@ -35,6 +35,7 @@ from posefleet.platform.tracking import LONGEST_DIGEST, DataInput, flatten, star
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -237,7 +238,7 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
             source,
             run_id=training or run_id,
             tags=dict(release.tags),
-            description=release.description,
+            description=f"{release.description}\n\n{_report(release.folder, client.get_logged_model(model_id))}",
             await_creation_for=0,
             model_id=model_id,
         )
@@ -357,6 +358,16 @@ def _log_model(
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, release.step)])
     return model.model_id, model.artifact_location
+
+
+def _report(folder: Path, model: "LoggedModel") -> str:
+    """Markdown for the page of a version: its figures, and links to its overlays and to all files."""
+    address = f"ajax-api/2.0/mlflow/logged-models/{model.model_id}/artifacts/files?artifact_file_path="
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"[all files](#/experiments/{model.experiment_id}/models/{model.model_id}/artifacts)"]
+    lines += [f"[{name}]({address}{name})" for name in names if name.endswith(".jpg")]  # too wide for that page
+    lines += [f"![{name}]({address}{name})" for name in names if name.endswith(".png")]
+    return "\n\n".join(lines)
 
 
 def _write_mlmodel(release: Release, model_id: str, run_id: str) -> None:

@@ -48,7 +48,7 @@ def test_a_model_passes_beside_its_equal(candidate: str, split: Split, tmp_path:
     assert [check.name for check in verdict.checks] == ["weights", "split", "AP", "keypoints", "latency", "served"]
     lines = str(verdict).splitlines()
     assert len(lines) == 6 and all(line.startswith("pass  ") and line.endswith("]") for line in lines)
-    assert "+0.000 (+0.000..+0.000)" in lines[2] and "lower end of 95% of draws of images at least -0.010" in lines[2]
+    assert "+0.000 (+0.000..+0.000)" in lines[2] and "[95% interval above -0.010]" in lines[2]
     left = {path.name for path in (tmp_path / "release" / "evaluation" / "step-0000006").iterdir()}
     assert left >= {"table.txt", "precision_recall.png", "keypoint_ap_bars.png", "error_split_bars.png", "overlays.jpg"}
     meta = read_meta(str(tmp_path / "release" / "checkpoint"))

@@ -38,7 +38,7 @@ def release(small_run: dict[str, Any], tmp_path: Path) -> Release:
     folder = tmp_path / "release"
     copy_for_use(checkpoint, folder / "checkpoint")
     (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "table.txt").write_text("AP 0.5")
+    (folder / "evaluation" / "curve.png").write_bytes(b"a picture")
     return Release(
         folder=folder,
         method="smpr",
@@ -88,16 +88,18 @@ def test_pages_of_mlflow_find_signature_scores_settings_and_report(store: str, r
     version = promote(store, "pose", dataclasses.replace(release, training_run=training), CHALLENGER)
     files = Path(version.source.removeprefix("file://"))
     found = sorted(path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file())
-    assert found == ["MLmodel", "checkpoint/meta.json", "checkpoint/model.safetensors", "evaluation/table.txt"]
+    assert found == ["MLmodel", "checkpoint/meta.json", "checkpoint/model.safetensors", "evaluation/curve.png"]
     described = yaml.safe_load((files / "MLmodel").read_text())
     assert list(described["flavors"]) == ["posefleet"]
     assert '"name": "image"' in described["signature"]["inputs"] and "keypoints" in described["signature"]["outputs"]
     assert described["metadata"]["keypoints"][0] == "nose"
 
-    registered = client(store).get_model_version("pose", "1")
-    assert (registered.run_id, registered.description) == (training, "**AP 0.5**")
-    assert registered.tags == {"method": "smpr", "gate": "passed"}
     (model,) = client(store).search_logged_models(["1"])
+    registered = client(store).get_model_version("pose", "1")
+    assert registered.run_id == training and registered.description.startswith("**AP 0.5**")
+    assert f"/models/{model.model_id}/artifacts)" in registered.description
+    assert "artifact_file_path=evaluation/curve.png" in registered.description
+    assert registered.tags == {"method": "smpr", "gate": "passed"}
     assert model.params["optim.lr"] == "0.001" and model.source_run_id == training
     assert '"name": "pose"' in model.tags["mlflow.modelVersions"]
     scores = {metric.key: (metric.value, metric.step, metric.dataset_name) for metric in model.metrics}
