@@ -1,7 +1,7 @@
 """Put a trained model into the MLflow registry, through a gate of measured checks, or go back to the one before.
 
 python jobs/promote.py --run runs/smpr-a --to champion --data.eval /data/shards/val2017
-python jobs/promote.py --search runs/tune --to challenger --data.eval /data/shards/val2017 --gate.latency_ms 80
+python jobs/promote.py --search runs/tune-smpr --to challenger --data.eval /data/shards/val2017 --gate.latency_ms 80
 python jobs/promote.py --run models:/smpr@challenger --to champion --source /data/coco --split val2017
 python jobs/promote.py --rollback --model smpr
 """
@@ -162,20 +162,19 @@ def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _best_trial(search: str) -> str:
-    """Folder of the run of the trial with the highest AP."""
+    """Folder of the run of the trial with the highest AP, of those that were trained to their end."""
     path = Path(resolve_path(search), "trials.json")
     try:
         trials: list[dict[str, Any]] = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{search} is not the folder of a search: it has no trials.json") from None
-    trained = [trial for trial in trials if trial.get("run") and "AP" in trial.get("scores", {})]
+    trained = [trial for trial in trials if trial.get("run") and trial["scores"] and trial.get("stopped") is None]
     if not trained:
         raise ValueError(
-            f"none of the {len(trials)} trials in {path} has a trained run with an AP; a search of decoding alone has "
+            f"none of the {len(trials)} trials in {path} was trained to its end; a search of decoding alone trains "
             "none: promote its checkpoint with the settings of best.yaml as options"
         )
-    best = max(trained, key=lambda trial: trial["scores"]["AP"])
-    return str(best["run"])
+    return str(max(trained, key=lambda trial: trial["scores"]["AP"])["run"])
 
 
 def _experiment(own: "Experiment", overrides: list[str]) -> "Experiment":
@@ -208,10 +207,13 @@ def _split(options: argparse.Namespace, experiment: "Experiment") -> "Split":
 
 def _store(given: str, checkpoint: str) -> str:
     """The registry's address: what is given, or the environment's, or that of the run that the checkpoint is of."""
+    from posefleet.platform.run import read_run
+
     if given or os.environ.get("MLFLOW_TRACKING_URI"):
         return store_uri(given)
-    record = Path(checkpoint).parent.parent / "run.json"
-    return store_uri(json.loads(record.read_text())["tracking_uri"] if record.is_file() else "")
+    folder, found, _ = checkpoint.rpartition("/checkpoints/")
+    run = read_run(folder) if found else None
+    return store_uri(run.tracking_uri if run else "")
 
 
 def _release(

@@ -96,6 +96,7 @@ def test_the_best_trained_trial_of_a_search_is_taken(
         {"trial": 1, "settings": {}, "scores": {"AP": 0.5}, "reason": "", "run": str(run)},
         {"trial": 2, "settings": {}, "scores": {"AP": 0.4}, "reason": "", "run": "/nowhere"},
         {"trial": 3, "settings": {}, "scores": {}, "reason": "failed", "run": "/nowhere"},
+        {"trial": 4, "settings": {}, "scores": {"AP": 0.9}, "reason": "", "run": "/nowhere", "stopped": 2.0},
     ]
     (search / "trials.json").write_text(json.dumps(trials))
     assert main(["--search", str(search), "--to", "challenger", *QUICK]) == 0
