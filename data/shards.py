@@ -201,6 +201,17 @@ def check_shard(root: str, name: str) -> ShardInfo | None:
     return info if sha256.hexdigest() == info.sha256 else None
 
 
+def check_shards(root: str) -> list[str]:
+    """What is wrong with a shard folder, in sentences: every shard is read, and compared with index and manifest.
+
+    Raises:
+        DataError: There is no readable manifest.
+    """
+    shards = read_manifest(root).shards
+    damaged = [shard.name for shard in shards if check_shard(root, shard.name) != shard]
+    return [f"{root}: {name} is missing or damaged; run shard_coco again" for name in damaged]
+
+
 def read_notes(root: str, name: str) -> dict[str, Any]:
     """What the writer of the shard noted in its index; empty where there is no index."""
     index = _read_json(root, f"{name}.json") or {}

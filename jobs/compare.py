@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform import sources
     from posefleet.platform.checkpoint import CheckpointError
     from posefleet.platform.comparison import folder_of
-    from posefleet.platform.config import fail, resolve_path
+    from posefleet.platform.config import fail
+    from posefleet.platform.paths import resolve_path
     from posefleet.platform.series import train_all
 
     out = Path(resolve_path(options.out))
@@ -139,7 +140,7 @@ def _budget(options: argparse.Namespace) -> str:
 def _common(methods: Sequence[str], options: argparse.Namespace, overrides: list[str], out: Path) -> list[str]:
     """Options that every experiment gets; synthetic data is made here."""
     from posefleet.models import load_method
-    from posefleet.platform.config import resolve_path
+    from posefleet.platform.paths import resolve_path
 
     for method in methods:
         load_method(method)  # an unknown name is told, with the known ones, before anything is rendered

@@ -15,7 +15,7 @@ from posefleet.platform.config import fail, override, take_option
 
 DESCRIPTION = """Score a checkpoint on a COCO-format split: AP, per-keypoint AP and what goes wrong.
 
---checkpoint PATH  a checkpoint, or a run's folder (its best checkpoint)
+--checkpoint PATH  a checkpoint, a run's folder (its best checkpoint), or models:/NAME@champion of the registry
 --source PATH      COCO's layout, or an annotation file (COCO, OCHuman, CrowdPose); without it: --data.eval SHARDS
 --split NAME       split of --source (val2017)
 --images PATH      image folder, where --source is an annotation file
@@ -57,8 +57,8 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.memory import keep_freed_memory
     from posefleet.data.structures import Poses
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
-    from posefleet.platform.config import resolve_path
     from posefleet.platform.loop import evaluate
+    from posefleet.platform.paths import resolve_path
     from posefleet.platform.worker import LocalWorker
 
     path = find_checkpoint(resolve_path(values["--checkpoint"]))

@@ -116,7 +116,8 @@ class _Plan:
 
 def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
-    from posefleet.platform.config import override, parse_experiment, read_yaml, resolve_path
+    from posefleet.platform.config import override, parse_experiment, read_yaml
+    from posefleet.platform.paths import resolve_path
 
     if options.decode_only:
         options.checkpoint = find_checkpoint(resolve_path(options.checkpoint))
@@ -135,7 +136,8 @@ def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
 
 
 def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
-    from posefleet.platform.config import build_experiment, read_yaml, resolve_path
+    from posefleet.platform.config import build_experiment, read_yaml
+    from posefleet.platform.paths import resolve_path
 
     if overrides:
         raise ValueError(f"a search goes on with the settings it has; {overrides[0]} cannot change them")
@@ -152,7 +154,8 @@ def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
 
 
 def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[str, Any], where: str) -> _Plan:
-    from posefleet.platform.config import resolve_path, to_dict
+    from posefleet.platform.config import to_dict
+    from posefleet.platform.paths import resolve_path
     from posefleet.platform.space import build_space
 
     folder = resolve_path(folder)

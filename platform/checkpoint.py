@@ -29,6 +29,9 @@ from torch import Tensor, nn
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.models import load_method
 from posefleet.platform.config import Experiment, build_experiment, to_dict
+from posefleet.platform.mlflow_client import TrackingError
+from posefleet.platform.paths import MODELS
+from posefleet.platform.registry import find_model
 
 log = logging.getLogger(__name__)
 
@@ -171,12 +174,21 @@ class CheckpointStore:
                 self._fs.rm(f"{self._path}/{name}", recursive=True)
 
 
-def find_checkpoint(path: str) -> str:
+def find_checkpoint(path: str, *, tracking: str = "") -> str:
     """``path`` itself if it is a checkpoint; of a run's folder, or a folder of checkpoints, the best or the latest one.
+
+    Args:
+        path: Path or URI; or a version of a registered model, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        tracking: Where models are registered, see ``registry.find_model``.
 
     Raises:
         CheckpointError: There is none.
     """
+    if path.startswith(MODELS):
+        try:
+            return find_model(path, tracking)
+        except (ValueError, TrackingError) as error:
+            raise CheckpointError(str(error)) from error
     path = path.rstrip("/")
     fs, plain = fsspec.url_to_fs(path)
     if fs.exists(f"{plain}/{META}"):
@@ -233,6 +245,44 @@ def read_state(path: str) -> dict[str, Any]:
     return state
 
 
+def read_weights(path: str) -> dict[str, Tensor]:
+    """``model.safetensors``.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    return safetensors.torch.load(_read_file(path, WEIGHTS))
+
+
+def copy_for_use(
+    path: str,
+    folder: Path,
+    *,
+    experiment: Experiment | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Copy what evaluation and serving need of a checkpoint, which is all but the state of its training.
+
+    Args:
+        path: The checkpoint.
+        folder: Becomes a checkpoint; made if it is new.
+        experiment: What the copy says of its settings (another decoding, say); default: what the checkpoint says.
+        metrics: What the copy says of its scores; default: what the checkpoint says.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or damaged.
+    """
+    content = read_content(path)
+    content["files"] = {WEIGHTS: content["files"][WEIGHTS]}
+    if experiment is not None:
+        content["experiment"] = to_dict(experiment)
+    if metrics is not None:
+        content["metrics"] = dict(metrics)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(_read_file(path, WEIGHTS))
+    (folder / META).write_text(json.dumps(content, indent=1))
+
+
 def load_weights(model: nn.Module, path: str, *, method: str, schema: str) -> None:
     """Put a checkpoint's weights into ``model``.
 
@@ -243,7 +293,7 @@ def load_weights(model: nn.Module, path: str, *, method: str, schema: str) -> No
     for what, expected in (("method", method), ("schema", schema)):
         if content[what] != expected:
             raise CheckpointError(f"{path} is of {what} {content[what]!r}, this experiment's is {expected!r}")
-    weights = safetensors.torch.load(_read_file(path, WEIGHTS))
+    weights = read_weights(path)
     own = model.state_dict()
     for name in [*own, *weights]:
         if name not in weights or name not in own:

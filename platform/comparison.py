@@ -22,10 +22,11 @@ from posefleet.data.stream import training_batches
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic import SceneConfig, render_scene
 from posefleet.platform.checkpoint import CheckpointError, Meta, find_checkpoint, load_model, read_meta
-from posefleet.platform.config import Experiment, resolve_path, to_dict
+from posefleet.platform.config import Experiment, to_dict
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, train_step, training_set
 from posefleet.platform.optim import build_optimizer
+from posefleet.platform.paths import resolve_path
 from posefleet.platform.report import ap_differences, best_first, comparison_table
 from posefleet.platform.tracking import flatten
 from posefleet.platform.worker import LocalWorker
@@ -186,14 +187,13 @@ def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, re
     honest = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
     experiment = dataclasses.replace(experiment, evaluate=honest)
     predictor = Predictor(model, experiment, device=worker.device)
-    crowds = {people: _scene(people) for people in CROWDS}
     with FlopCounterMode(display=False) as counter:
-        predictor([crowds[CROWDS[0]]])
+        predictor([_scene(CROWDS[0])])
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         gflops=counter.get_total_flops() / 1e9,
         train_images_per_second=train_speed(copy.deepcopy(model), experiment, worker),
-        predict_ms={people: 1e3 * _median_seconds(predictor, image, repeats) for people, image in crowds.items()},
+        predict_ms={people: predict_ms(predictor, people, repeats=repeats) for people in CROWDS},
     )
 
 
@@ -201,14 +201,24 @@ def costs(
     model: nn.Module, experiment: Experiment, worker: LocalWorker, *, people: int, repeats: int = 5
 ) -> dict[str, float]:
     """``parameters``, ``gflops`` and ``predict_ms`` of an image with so many people, as in ``Cost``."""
-    predictor, image = Predictor(model, experiment, device=worker.device), _scene(people)
+    predictor = Predictor(model, experiment, device=worker.device)
     with FlopCounterMode(display=False) as counter:
-        predictor([image])
+        predictor([_scene(people)])
     return {
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "gflops": counter.get_total_flops() / 1e9,
-        "predict_ms": 1e3 * _median_seconds(predictor, image, repeats),
+        "predict_ms": predict_ms(predictor, people, repeats=repeats),
     }
+
+
+def predict_ms(predictor: Predictor, people: int, *, repeats: int = 5) -> float:
+    """Milliseconds from a decoded image with so many people to its poses, median."""
+    image, seconds = _scene(people), []
+    for _ in range(repeats + 1):  # the first one warms up
+        start = time.perf_counter()
+        predictor([image])  # poses come back on the CPU, so this waits for the device
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds[1:])
 
 
 def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 6) -> float:
@@ -321,15 +331,6 @@ def _scene(people: int) -> np.ndarray:
     scale = min(0.9, 2.0 / people**0.5)
     config = SceneConfig(people=(people, people), scale=(0.6 * scale, scale), crowd_rate=0.0, unlabelled_rate=0.0)
     return render_scene(config, people)[0]
-
-
-def _median_seconds(predictor: Predictor, image: np.ndarray, repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats + 1):  # the first one warms up
-        start = time.perf_counter()
-        predictor([image])  # poses come back on the CPU, so this waits for the device
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
 
 
 def _replaced(experiment: Experiment, **data: Any) -> Experiment:

@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import difflib
 import functools
-import os
 import sys
 import types
 import typing
@@ -23,6 +22,7 @@ from posefleet.data.keypoints import load_schema
 from posefleet.data.transforms import Augment, Resize
 from posefleet.models import load_method
 from posefleet.platform.optim import OptimConfig
+from posefleet.platform.paths import STORAGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +141,7 @@ class RunConfig:
 
     name: str = ""
     """Name of the run. Empty: method, date and time. A name that exists is resumed (see ``resume``)."""
-    storage: str = "runs"
+    storage: str = STORAGE
     """Folder or URI under which runs are kept; shared by all nodes. Relative paths start at $POSEFLEET_HOME, else
     at the current folder, or in a Ray job, whose folder is temporary, at the home folder."""
     tracking: str = ""
@@ -294,19 +294,6 @@ def override(defaults: Experiment, arguments: Sequence[str], *, description: str
         use_underscores=True,
     )
     return build_experiment(to_dict(experiment), where="command line")
-
-
-def resolve_path(path: str) -> str:
-    """An absolute path (or the URI, unchanged) for ``path``.
-
-    Relative paths start at $POSEFLEET_HOME, else at the current folder; in a Ray job that folder is temporary, so
-    there they start at the home folder.
-    """
-    if not path or "://" in path:
-        return path
-    in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    base = os.environ.get("POSEFLEET_HOME") or (Path.home() if in_ray_job else Path.cwd())
-    return str(Path(base, Path(path).expanduser()).absolute())
 
 
 def take_option(arguments: Sequence[str], option: str) -> tuple[str, list[str]]:

@@ -25,9 +25,10 @@ from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform, TrainTransform
 from posefleet.data.truth import GroundTruth
 from posefleet.platform.checkpoint import CheckpointStore
-from posefleet.platform.config import Experiment, resolve_path
+from posefleet.platform.config import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.optim import learning_rate, set_learning_rate
+from posefleet.platform.paths import resolve_path
 from posefleet.platform.progress import ProgressLine, losses_text
 from posefleet.platform.state import Saver, TrainingState, initial_state
 from posefleet.platform.worker import LocalWorker

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posefleet.platform.paths import STORAGE, resolve_path
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -53,6 +55,21 @@ def tracking_uri(uri: str) -> str:
     if scheme == "file" or not rest:
         raise ValueError(f"tracking URI {uri!r}: MLflow no longer writes runs to a folder; {advice}")
     raise ValueError(f"tracking URI {uri!r} is not one of sqlite, http, https, {', '.join(DATABASES)}; {advice}")
+
+
+def store_uri(given: str = "", storage: str = STORAGE) -> str:
+    """The store that ``given`` names, else $MLFLOW_TRACKING_URI, else the database beside the runs under ``storage``.
+
+    Raises:
+        ValueError: It cannot be used, see :func:`tracking_uri` and :func:`default_uri`.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return tracking_uri(uri) if uri else default_uri(resolve_path(storage))
+
+
+def pages(uri: str) -> str:
+    """Where a person sees the pages of a store: its address, or the command that serves them."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
 def connect(uri: str) -> "MlflowClient":

@@ -10,7 +10,6 @@ STORAGE/NAME/
 import dataclasses
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ import fsspec
 
 from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
-from posefleet.platform.checkpoint import META, WEIGHTS, CheckpointStore, find_checkpoint
-from posefleet.platform.config import Experiment, resolve_path, to_dict
-from posefleet.platform.mlflow_client import TrackingError, default_uri, tracking_uri
+from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
+from posefleet.platform.config import Experiment, to_dict
+from posefleet.platform.mlflow_client import TrackingError, store_uri
+from posefleet.platform.paths import resolve_path
 from posefleet.platform.report import leave_curves
 from posefleet.platform.tracker import Status, Tracker
 
@@ -107,11 +107,9 @@ class RunSink:
 
     def log_checkpoint(self, path: str) -> None:
         """The weights and the description of a checkpoint, which is all that serving and evaluation need."""
-        for file in (WEIGHTS, META):
-            with tempfile.TemporaryDirectory() as folder, fsspec.open(f"{path}/{file}", "rb") as stream:
-                copy = Path(folder, file)
-                copy.write_bytes(stream.read())
-                self._tracker.log_artifact(copy, "checkpoint")
+        with tempfile.TemporaryDirectory() as folder:
+            copy_for_use(path, Path(folder))
+            self._tracker.log_artifact(folder, "checkpoint")
 
     def flush(self) -> None:
         """Give MLflow some time to take everything; what it does not take waits in the spool."""
@@ -171,7 +169,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     if experiment.run.init_from and not CheckpointStore(f"{folder}/checkpoints").names():
         weights = find_checkpoint(experiment.run.init_from)
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
-    uri = known["tracking_uri"] if known else _tracking_uri(experiment)
+    uri = known["tracking_uri"] if known else store_uri(experiment.run.tracking, experiment.run.storage)
     inputs = _inputs(experiment)
     run_id = tracking.start_run(
         uri,
@@ -209,7 +207,7 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
     known = _known(folder)
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is of method {known['method']!r}, not {experiment.method!r}; choose another folder")
-    uri = known["tracking_uri"] if known else _tracking_uri(experiment)
+    uri = known["tracking_uri"] if known else store_uri(experiment.run.tracking, experiment.run.storage)
     inputs = _inputs(experiment)
     run_id = tracking.start_run(
         uri,
@@ -240,8 +238,3 @@ def _inputs(experiment: Experiment) -> list[tracking.DataInput]:
         for use, root in (("train", data.train), ("eval", data.eval))
         if root
     ]
-
-
-def _tracking_uri(experiment: Experiment) -> str:
-    given = experiment.run.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return tracking_uri(given) if given else default_uri(experiment.run.storage)

@@ -26,7 +26,7 @@ from posefleet.data.memory import keep_freed_memory
 from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
-from posefleet.platform.mlflow_client import TrackingError
+from posefleet.platform.mlflow_client import TrackingError, pages
 from posefleet.platform.run import Run, RunSink, open_run
 from posefleet.platform.worker import FatalError, LocalWorker
 
@@ -251,5 +251,5 @@ def _tell(experiment: Experiment, run: Run, outcome: Outcome) -> None:
     best = store.best() or store.latest()
     lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
     lines += [f"checkpoint  {best}"] if best else []
-    lines += [f"pictures    {run.folder}/report", f"tracking    mlflow ui --backend-store-uri {run.tracking_uri}"]
+    lines += [f"pictures    {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]
     sys.stderr.write("\n".join(lines) + "\n")

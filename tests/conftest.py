@@ -80,6 +80,24 @@ def people_shards(people_coco: Path, tmp_path_factory: pytest.TempPathFactory) -
     return root
 
 
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow without runs; making its tables takes seconds."""
+    from posefleet.platform.mlflow_client import connect
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(new_database: Path, tmp_path: Path) -> str:
+    """URI of an MLflow store of this test's own."""
+    (tmp_path / "store").mkdir()
+    shutil.copy(new_database, tmp_path / "store")
+    return f"sqlite:///{tmp_path}/store/mlflow.db"
+
+
 @pytest.fixture
 def small_run(people_shards: Path, tmp_path: Path) -> dict[str, Any]:
     """Settings of a run that takes seconds, in a folder of this test's own."""

@@ -28,3 +28,18 @@ def small_settings(shards: Path, storage: Path) -> dict[str, Any]:
         "scaling": {"num_workers": 0},
         "run": {"name": "small", "storage": str(storage)},
     }
+
+
+def untrained_checkpoint(settings: dict[str, Any], folder: Path, *, seed: int = 0, run_id: str = "") -> str:
+    """A checkpoint of a fresh model that finds something in every image, as if its training were at step 6."""
+    import torch
+
+    from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
+    from posefleet.platform.config import build_experiment
+
+    model = {**settings["model"], "decode": {"score_floor": 0.0, "max_poses": 5}}
+    experiment = build_experiment({**settings, "model": model})
+    torch.manual_seed(seed)
+    meta = Meta(experiment=experiment, step=6, position=24, metrics={}, provenance={"run_id": run_id, "data": "d" * 64})
+    weights = build_model(experiment).state_dict()
+    return CheckpointStore(str(folder / "checkpoints")).save(meta, weights, {"optimizer": {}})

@@ -23,7 +23,12 @@ MODELS_MAY_IMPORT = {"posefleet.data.keypoints", "posefleet.data.structures"}
 
 DOORS = {
     "ray": {"platform/train.py", "platform/tune.py", "data/sharding.py", "serve/app.py", "jobs/predict.py"},
-    "mlflow": {"platform/mlflow_client.py", "platform/sender.py", "platform/tracking.py"},
+    "mlflow": {
+        "platform/mlflow_client.py",
+        "platform/registry.py",
+        "platform/sender.py",
+        "platform/tracking.py",
+    },
     "optuna": {"platform/search.py", "platform/space.py", "platform/search_report.py"},
     "webdataset": {"data/shards.py", "data/stream.py"},
     "pycocotools": {"data/evaluation.py", "data/doctor.py", "data/coco.py", "data/synthetic.py"},

@@ -8,10 +8,10 @@ from posefleet.platform.config import (
     override,
     parse_experiment,
     read_yaml,
-    resolve_path,
     to_dict,
     to_yaml,
 )
+from posefleet.platform.paths import resolve_path
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 MINIMAL = {"method": "smpr", "data": {"train": "shards"}}
@@ -110,6 +110,7 @@ def test_relative_paths_of_a_ray_job_do_not_end_in_its_temporary_folder(
     monkeypatch.setenv("POSEFLEET_HOME", "/shared")
     assert resolve_path("runs") == "/shared/runs"
     assert resolve_path("s3://bucket/x") == "s3://bucket/x"
+    assert resolve_path("models:/smpr@champion") == "models:/smpr@champion"
     assert resolve_path("") == ""
 
 

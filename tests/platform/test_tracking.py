@@ -1,19 +1,16 @@
 """Runs in a real MLflow: sqlite, and a server that goes away and comes back."""
 
 import logging
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import Server
 
 from posefleet.platform.mlflow_client import TrackingError, default_uri, tracking_uri
 from posefleet.platform.spool import Spool
@@ -277,47 +274,11 @@ def test_points_of_an_older_spool_fill_the_gap_they_left(uri: str, tmp_path: Pat
 # ---------------------------------------------------------------------------------------------------- a server
 
 
-class Server:
-    """An ``mlflow server`` on a free port of this machine."""
-
-    def __init__(self, store: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.store = store
-
-    def start(self) -> None:
-        command = f"server --host 127.0.0.1 --port {self.port} --workers 1"
-        stores = ["--backend-store-uri", default_uri(str(self.store)), "--artifacts-destination", str(self.store / "a")]
-        self._log = (self.store / "server.log").open("a")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command.split(), *stores],
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nobody needs
-        )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError((self.store / "server.log").read_text())
-
-    def stop(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)  # with the workers that it started
-        self._process.wait(20)
-        self._log.close()
-
-
 @pytest.fixture(scope="module")
 def server(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = tmp_path_factory.mktemp("server")
     shutil.copy(uri.removeprefix("sqlite:///"), store / "mlflow.db")
-    server = Server(store)
+    server = Server(store, default_uri(str(store)))
     server.start()
     yield server
     server.stop()

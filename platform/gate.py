@@ -1,0 +1,336 @@
+"""The gate before the registry: what a candidate must show, measured here and now, in the form that will be served.
+
+Every check runs, also after one that failed, and tells its value and its bound.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+import numpy as np
+import torch
+
+from posefleet.data.coco import Source
+from posefleet.data.doctor import examine
+from posefleet.data.evaluation import Evaluation
+from posefleet.data.folder import FolderDataset
+from posefleet.data.keypoints import KeypointSchema, load_schema
+from posefleet.data.shards import check_shards, read_manifest
+from posefleet.data.significance import CONFIDENCE, difference
+from posefleet.data.stream import SampleSource, ShardDataset, Transform
+from posefleet.data.structures import Poses
+from posefleet.platform.checkpoint import copy_for_use, load_model, read_meta, read_weights
+from posefleet.platform.comparison import predict_ms
+from posefleet.platform.config import Experiment
+from posefleet.platform.inference import Predictor
+from posefleet.platform.loop import evaluate
+from posefleet.platform.registry import CHECKPOINT
+from posefleet.platform.tracking import DataInput
+from posefleet.platform.worker import LocalWorker, Sink
+
+MOST_PIXELS, MOST_SCORE = 0.01, 1e-4
+"""Between a served pose and the evaluated one: keypoints in pixels of the image, scores."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """What the checks demand."""
+
+    tolerance: float
+    """AP that the candidate may lie below the champion; a negative one asks for a gain."""
+    keypoint_floor: float
+    """AP that every keypoint must reach."""
+    latency_ms: float
+    """Milliseconds from a decoded image to its poses; 0: they are measured, but not judged."""
+    latency_people: int
+    """People in that image."""
+    served_images: int
+    """Images whose served poses are compared with the evaluated ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    value: str
+    bound: str
+    passed: bool
+
+    def __str__(self) -> str:
+        return f"{'pass' if self.passed else 'FAIL'}  {self.name:10}  {self.value}  [{self.bound}]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What came of all checks."""
+
+    checks: tuple[Check, ...]
+    evaluation: Evaluation | None
+    """Of the candidate; None where it could not be evaluated."""
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the checks that failed."""
+        return tuple(check.name for check in self.checks if not check.passed)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.checks))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """The images that are judged on: a folder of shards, or COCO's files where they lie."""
+
+    shards: str = ""
+    """Absolute path or URI."""
+    source: Source | None = None
+
+    def open(self, schema: KeypointSchema, transform: Transform) -> SampleSource:
+        """The images in their stored order.
+
+        Raises:
+            DataError: They cannot be used.
+        """
+        if self.source:
+            return FolderDataset(self.source, schema, transform)
+        return ShardDataset(self.shards, schema, transform, labelled_only=False, seed=None)
+
+    def faults(self, schema: KeypointSchema) -> list[str]:
+        """What makes numbers on these images wrong, in sentences."""
+        if self.source:
+            return [f"{found.code}: {found.count}" for found in examine(self.source, schema).errors]
+        return check_shards(self.shards)
+
+    def __str__(self) -> str:
+        if self.source:
+            return self.source.annotation_file
+        manifest = read_manifest(self.shards)
+        return f"{manifest.split}, {manifest.samples:,} images"
+
+    def as_input(self) -> DataInput:
+        """For MLflow's records."""
+        if not self.source:
+            manifest = read_manifest(self.shards)
+            return DataInput(name=manifest.split, use="gate", fingerprint=manifest.fingerprint, source=self.shards)
+        with fsspec.open(self.source.annotation_file, "rb") as file:
+            fingerprint = hashlib.sha256(file.read()).hexdigest()
+        return DataInput(
+            name=self.source.split, use="gate", fingerprint=fingerprint, source=self.source.annotation_file
+        )
+
+
+def judge(
+    checkpoint: str, experiment: Experiment, champion: str, split: Split, bounds: Bounds, folder: Path
+) -> Verdict:
+    """Look at a candidate from every side.
+
+    Args:
+        checkpoint: The candidate.
+        experiment: Its settings, maybe with another decoding; they become those of the copy.
+        champion: The checkpoint to compare with; empty where there is no champion yet.
+        split: What both are scored on.
+        bounds: What is demanded.
+        folder: Gets the files of the version to be: a copy of the checkpoint, and the report of its evaluation.
+
+    Raises:
+        CheckpointError: The candidate cannot be read.
+    """
+    step, schema = read_meta(checkpoint).step, load_schema(experiment.schema)
+    scored = _once(lambda: _score(checkpoint, experiment, split, FolderSink(folder), step))
+    try:
+        evaluation = scored()[0]
+    except Exception:  # the checks below tell it
+        evaluation = None
+    served = folder / CHECKPOINT
+    copy_for_use(checkpoint, served, experiment=experiment, metrics=evaluation.as_dict() if evaluation else {})
+    reloaded = _once(lambda: _predictor(str(served)))
+    checks = (
+        _guarded("weights", lambda: finite(str(served))),
+        _guarded("split", lambda: clean(split, schema)),
+        _guarded("AP", lambda: ap(scored()[0], _rival(champion, experiment, split), bounds.tolerance)),
+        _guarded("keypoints", lambda: keypoints(scored()[0], bounds.keypoint_floor)),
+        _guarded("latency", lambda: latency(reloaded(), bounds)),
+        _guarded("served", lambda: served_as_evaluated(reloaded(), split, scored()[1], bounds.served_images)),
+    )
+    return Verdict(checks=checks, evaluation=evaluation)
+
+
+class FolderSink:
+    """Keeps the files that an evaluation leaves in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics are part of the evaluation itself."""
+
+    def log_bytes(self, name: str, data: bytes) -> None:
+        """One file."""
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+# ---------------------------------------------------------------------------------------------------- checks
+
+
+def finite(checkpoint: str) -> Check:
+    """All weights are numbers."""
+    weights = read_weights(checkpoint)
+    bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    count = sum(tensor.numel() for tensor in weights.values())
+    value = f"{count:,} numbers" if not bad else f"{len(bad)} of {len(weights)} tensors are not, {bad[0]} first"
+    return Check(name="weights", value=value, bound="all finite", passed=not bad)
+
+
+def clean(split: Split, schema: KeypointSchema) -> Check:
+    """The images and their people are what was meant to be evaluated on."""
+    faults = split.faults(schema)
+    return Check(name="split", value="; ".join(faults) or str(split), bound="no faults", passed=not faults)
+
+
+def ap(candidate: Evaluation, champion: Evaluation | None, tolerance: float) -> Check:
+    """The candidate is not worse than the champion by more than a tolerance, and not by the luck of the images.
+
+    The whole interval of the difference over draws of images must lie above: where the images are too few to tell,
+    the candidate does not pass.
+    """
+    if champion is None:
+        value = f"{candidate.ap:.4f}, no champion to compare with"
+        return Check(name="AP", value=value, bound="a number", passed=math.isfinite(candidate.ap))
+    assert candidate.matches is not None and champion.matches is not None, "the gate scores with pycocotools"
+    found = difference(candidate.matches, champion.matches)
+    return Check(
+        name="AP",
+        value=f"{candidate.ap:.4f}, the champion's {champion.ap:.4f}: {found}",
+        bound=f"{CONFIDENCE:.0%} interval above {-tolerance:+.3f}",
+        passed=found.low >= -tolerance,
+    )
+
+
+def keypoints(candidate: Evaluation, floor: float) -> Check:
+    """No keypoint alone is below a floor; keypoints that nobody has labelled do not count."""
+    bound = f"at least {floor:.3f}"
+    if np.isnan(candidate.keypoint_ap).all():
+        return Check(name="keypoints", value="none is labelled", bound=bound, passed=False)
+    worst = int(np.nanargmin(candidate.keypoint_ap))
+    value = float(candidate.keypoint_ap[worst])
+    told = f"lowest AP {value:.4f}, {candidate.keypoints[worst]}"
+    return Check(name="keypoints", value=told, bound=bound, passed=value >= floor)
+
+
+def latency(predictor: Predictor, bounds: Bounds) -> Check:
+    """An image with people in it is predicted in time on this machine."""
+    measured = predict_ms(predictor, bounds.latency_people)
+    return Check(
+        name="latency",
+        value=f"{measured:.1f} ms an image with {bounds.latency_people} people, on {predictor.device}",
+        bound=f"at most {bounds.latency_ms:g} ms" if bounds.latency_ms else "no budget given",
+        passed=not bounds.latency_ms or measured <= bounds.latency_ms,
+    )
+
+
+def served_as_evaluated(predictor: Predictor, split: Split, evaluated: Mapping[int, Poses], images: int) -> Check:
+    """The copy that will be served, given decoded images, finds the poses that were scored.
+
+    Args:
+        predictor: Of the copy.
+        split: The images.
+        evaluated: Poses by image id.
+        images: How many are compared, filled up to whole batches: padding depends on the others in a batch.
+    """
+    source = split.open(predictor.schema, lambda sample, _: sample)
+    whole = -(-images // predictor.batch_size) * predictor.batch_size
+    samples = source.samples(range(min(whole, len(source))))
+    served = predictor([sample.image for sample in samples])
+    bound = f"keypoints within {MOST_PIXELS:g} px, scores within {MOST_SCORE:g}"
+    pixels = scores = 0.0
+    for sample, found in zip(samples, served, strict=True):
+        expected = evaluated[sample.image_id]
+        if len(found) != len(expected):
+            value = f"image {sample.image_id} has {len(found)} poses, {len(expected)} when it was evaluated"
+            return Check(name="served", value=value, bound=bound, passed=False)
+        if len(found):
+            pixels = max(pixels, float((found.keypoints - expected.keypoints).abs().max()))
+            scores = max(scores, float((found.scores - expected.scores).abs().max()))
+    return Check(
+        name="served",
+        value=f"{len(samples)} images, keypoints differ by {pixels:.2g} px, scores by {scores:.2g} at most",
+        bound=bound,
+        passed=pixels <= MOST_PIXELS and scores <= MOST_SCORE,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- steps
+
+
+def _score(
+    checkpoint: str, experiment: Experiment, split: Split, sink: Sink | None, step: int
+) -> tuple[Evaluation, dict[int, Poses]]:
+    """Evaluation of a checkpoint, and the poses by image id."""
+    worker, poses = LocalWorker(sink=sink), dict[int, Poses]()
+    model, _ = load_model(checkpoint, experiment=experiment)
+    evaluation = evaluate(
+        model.to(worker.device),
+        experiment,
+        worker,
+        open_split=lambda view: split.open(view.schema, view),
+        step=step,
+        keep=poses.update,
+    )
+    assert evaluation is not None, "the gate runs in one process"
+    return evaluation, poses
+
+
+def _rival(champion: str, candidate: Experiment, split: Split) -> Evaluation | None:
+    """The champion with its own settings, scored as the candidate is."""
+    if not champion:
+        return None
+    own = read_meta(champion).experiment
+    scoring = dataclasses.replace(
+        own.evaluate, max_detections=candidate.evaluate.max_detections, backend=candidate.evaluate.backend
+    )
+    reading = dataclasses.replace(
+        own.data, eval_batch_size=candidate.data.eval_batch_size, loaders=candidate.data.loaders
+    )
+    return _score(champion, dataclasses.replace(own, evaluate=scoring, data=reading), split, None, 0)[0]
+
+
+def _predictor(checkpoint: str) -> Predictor:
+    model, experiment = load_model(checkpoint)
+    return Predictor(model, experiment, device=LocalWorker().device)
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """A check that cannot be made has failed, whatever was in its way; the others are still made."""
+    try:
+        return check()
+    except Exception as error:
+        return Check(name=name, value=f"{type(error).__name__}: {error}", bound="can be measured", passed=False)
+
+
+def _once(make: Callable[[], _T]) -> Callable[[], _T]:
+    """``make``, called at most once; what it raised is raised again."""
+
+    @functools.cache
+    def made() -> _T | Exception:
+        try:
+            return make()
+        except Exception as error:
+            return error
+
+    def result() -> _T:
+        if isinstance(found := made(), Exception):
+            raise found
+        return found
+
+    return result

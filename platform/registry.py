@@ -1,0 +1,389 @@
+"""The model registry: versions of models, the aliases that say which one is served, and the way from a name to files.
+
+A version is a checkpoint without the state of its training, and what speaks for it:
+
+    MLmodel            signature and description for MLflow's pages; holds no flavour that MLflow could run
+    checkpoint/        model.safetensors and meta.json, see ``checkpoint``
+    experiment.yaml    all settings
+    gate.txt           the checks before it was registered
+    evaluation/        table, curves and pictures
+
+``champion`` is served, ``previous`` was served before it, ``challenger`` may become champion. Nothing here imports
+torch: going back to the previous champion must be quick.
+"""
+
+import contextlib
+import getpass
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from posefleet.platform.mlflow_client import clean_name, connect, explained, first_line, store_uri
+from posefleet.platform.paths import MODELS
+from posefleet.platform.tracking import LONGEST_DIGEST, DataInput, flatten, start_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+CHECKPOINT = "checkpoint"
+"""Folder of the checkpoint among the files of a version."""
+
+_ADDRESS = re.compile(rf"{MODELS}(?P<name>[\w.-]+)(@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """A registered version of a model."""
+
+    name: str
+    """Of the model."""
+    number: str
+    tags: dict[str, str]
+    source: str
+    """Path or URI of its files."""
+
+    @property
+    def address(self) -> str:
+        """What :func:`find_model` finds it by."""
+        return f"{MODELS}{self.name}/{self.number}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """What becomes a version."""
+
+    folder: Path
+    """Holds the files of the version, but for MLmodel, which is added."""
+    method: str
+    schema: str
+    """Name of the keypoint schema."""
+    keypoints: tuple[str, ...]
+    experiment: str
+    """MLflow experiment that the model is listed in."""
+    training_run: str
+    """MLflow run id of the training; one that the store does not know, or an empty one, is left out."""
+    step: int
+    """Of training."""
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    """Of the evaluation on ``split``."""
+    split: DataInput
+    tags: Mapping[str, str]
+    description: str
+    """Markdown."""
+
+
+def signed() -> str:
+    """Who does something, and when, for tags."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        user = str(os.getuid())
+    return f"{user} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+# ---------------------------------------------------------------------------------------------------- finding
+
+
+def check_name(name: str) -> str:
+    """``name`` if it can be a model's.
+
+    Raises:
+        ValueError: It cannot: addresses such as ``models:/NAME@ALIAS`` would not be understood.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"model name {name!r}: use letters, digits, '.', '_' and '-' only")
+    return name
+
+
+def find_alias(uri: str, name: str, alias: str) -> Version | None:
+    """The version of a model that has an alias; None where no version has it, or there is no such model.
+
+    Raises:
+        TrackingError: The registry does not answer.
+    """
+    uri = store_uri(uri)
+    with explained(uri):
+        client = connect(uri)
+        model = _model(client, name)
+        return _aliased(client, model, alias) if model else None
+
+
+def find_model(address: str, uri: str = "") -> str:
+    """Path of the checkpoint of a registered version; files of a remote store are copied to this machine once.
+
+    Args:
+        address: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        uri: The store, see :func:`~posefleet.platform.mlflow_client.store_uri`.
+
+    Raises:
+        ValueError: The address is malformed, or there is no such model, alias or version; names those there are.
+        TrackingError: The registry does not answer.
+    """
+    if not (parts := _ADDRESS.fullmatch(address)):
+        raise ValueError(f"{address!r} names no model; write {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION")
+    uri = _existing(store_uri(uri), address)
+    with explained(uri):
+        client = connect(uri)
+        version = _find(client, uri, address, **parts.groupdict())
+        return _local_copy(f"{version.source}/{CHECKPOINT}", uri)
+
+
+def _find(client: "MlflowClient", uri: str, address: str, name: str, alias: str | None, version: str | None) -> Version:
+    model = _model(client, name)
+    if model is None:
+        known = ", ".join(sorted(model.name for model in client.search_registered_models()))
+        raise ValueError(f"{address}: {uri} has no model {name!r}, but {known or 'none at all; see jobs/promote.py'}")
+    if alias is not None:
+        if found := _aliased(client, model, alias):
+            return found
+        raise ValueError(f"{address}: model {name!r} in {uri} has no alias {alias!r}, but {_told(model.aliases)}")
+    numbers = [str(found.version) for found in client.search_model_versions(f"name='{name}'")]
+    if version not in numbers:
+        known = ", ".join(sorted(numbers, key=int))
+        raise ValueError(f"{address}: model {name!r} in {uri} has no version {version}, but {known or 'none'}")
+    return _version(client.get_model_version(name, version))
+
+
+def _existing(uri: str, address: str) -> str:
+    """``uri``, unless it is a database that is not there: looking for a model must not create one."""
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ValueError(f"{address}: there is no registry {uri}; say which one with MLFLOW_TRACKING_URI")
+    return uri
+
+
+def _model(client: "MlflowClient", name: str) -> "RegisteredModel | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def _aliased(client: "MlflowClient", model: "RegisteredModel", alias: str) -> Version | None:
+    number = model.aliases.get(alias)
+    return None if number is None else _version(client.get_model_version(model.name, str(number)))
+
+
+def _version(found: "ModelVersion") -> Version:
+    return Version(
+        name=found.name, number=str(found.version), tags=dict(found.tags), source=(found.source or "").rstrip("/")
+    )
+
+
+def _told(aliases: Mapping[str, str]) -> str:
+    return ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases.items())) or "none"
+
+
+def _local_copy(source: str, uri: str) -> str:
+    """``source`` if it lies on this machine, else a copy of it; versions never change, so one copy is enough."""
+    if urlparse(source).scheme in ("", "file"):
+        return url2pathname(urlparse(source).path)
+    from mlflow.artifacts import download_artifacts
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "posefleet", "models")
+    kept = cache / hashlib.sha256(f"{uri} {source}".encode()).hexdigest()[:32]
+    if not kept.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            whole = download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=uri)
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(whole).rename(kept)
+    return str(kept)
+
+
+# ---------------------------------------------------------------------------------------------------- promoting
+
+
+def promote(uri: str, name: str, release: Release, alias: str) -> Version:
+    """Register a release as the next version of model ``name`` and give it an alias: all of it, or nothing.
+
+    A new champion makes the one before it ``previous``.
+
+    Raises:
+        TrackingError: The registry refused or could not be reached; what had been created is deleted again.
+    """
+    uri = store_uri(uri)
+    with explained(uri), contextlib.ExitStack() as undo:
+        client = connect(uri)
+        if _model(client, name) is None:
+            client.create_registered_model(name)
+            undo.callback(_attempt, client.delete_registered_model, name)
+        training = _known_run(client, release.training_run)
+        run_id = _open_run(uri, name, release, training)
+        undo.callback(_attempt, client.delete_run, run_id)
+        model_id, source = _log_model(client, name, release, run_id, training or run_id, undo)
+        version = client.create_model_version(
+            name,
+            source,
+            run_id=training or run_id,
+            tags=dict(release.tags),
+            description=f"{release.description}\n\n{_report(release.folder, client.get_logged_model(model_id))}",
+            await_creation_for=0,
+            model_id=model_id,
+        )
+        undo.callback(_attempt, client.delete_model_version, name, str(version.version))
+        # A server does this itself; a database without one does not.
+        client.set_logged_model_tags(
+            model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}
+        )
+        client.set_terminated(run_id)
+        _move(client, name, {alias: str(version.version)})
+        undo.pop_all()
+        return _version(client.get_model_version(name, str(version.version)))
+
+
+def rollback(uri: str, name: str) -> tuple[Version, Version | None]:
+    """Make the previous champion of model ``name`` the champion again, and the one that is it now the previous one.
+
+    Returns:
+        The champion, and the one that it replaced.
+
+    Raises:
+        ValueError: There is no such model, or it has no previous champion.
+        TrackingError: The registry does not answer; the aliases are as they were.
+    """
+    address = f"{MODELS}{name}@{PREVIOUS}"
+    uri = _existing(store_uri(uri), address)
+    with explained(uri):
+        client = connect(uri)
+        back = _find(client, uri, address, name, PREVIOUS, None)
+        replaced = find_alias(uri, name, CHAMPION)
+        _move(client, name, {CHAMPION: back.number})
+        if replaced:
+            trace = f"to version {back.number} by {signed()}"
+            _attempt(client.set_model_version_tag, name, replaced.number, "rolled_back", trace)
+        return back, replaced
+
+
+def _move(client: "MlflowClient", name: str, aliases: Mapping[str, str]) -> None:
+    """Point aliases at versions; the champion before becomes the previous one. All are moved, or none."""
+    before = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
+    after = dict(aliases)
+    if CHAMPION in aliases and CHAMPION in before and before[CHAMPION] != aliases[CHAMPION]:
+        after[PREVIOUS] = before[CHAMPION]
+    with contextlib.ExitStack() as undo:
+        for alias, number in after.items():
+            undo.callback(_attempt, _set_alias, client, name, alias, before.get(alias))
+            _set_alias(client, name, alias, number)
+        undo.pop_all()
+
+
+def _set_alias(client: "MlflowClient", name: str, alias: str, number: str | None) -> None:
+    if number is None:
+        client.delete_registered_model_alias(name, alias)
+    else:
+        client.set_registered_model_alias(name, alias, number)
+
+
+def _attempt(step: Callable[..., object], *arguments: object) -> None:
+    """A step that does not stop those after it if it fails."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        step(*arguments)
+    except MlflowException as error:
+        _log.warning("MLflow: %s%s: %s", step.__name__, arguments, first_line(error))
+
+
+# ---------------------------------------------------------------------------------------------------- MLflow's records
+
+
+def _known_run(client: "MlflowClient", run_id: str) -> str:
+    """``run_id`` if the store has such a run, else nothing: a checkpoint may come from elsewhere."""
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return ""
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return ""
+        raise
+    return run_id
+
+
+def _open_run(uri: str, name: str, release: Release, training: str) -> str:
+    """The run of the promotion itself, whose metrics are those of the model, so that the training's stay its own."""
+    parent = {"mlflow.parentRunId": training} if training else {}
+    return start_run(
+        uri, release.experiment, f"promote {name}", params={}, tags={**release.tags, **parent}, inputs=[release.split]
+    )
+
+
+def _log_model(
+    client: "MlflowClient", name: str, release: Release, run_id: str, source_run: str, undo: contextlib.ExitStack
+) -> tuple[str, str]:
+    """The model as the experiment's pages list it: its id, and where its files are."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    model = client.create_logged_model(
+        client.get_run(run_id).info.experiment_id,
+        name=name,
+        source_run_id=source_run,
+        tags=dict(release.tags),
+        params=flatten(release.settings),
+        model_type="pose estimator",
+    )
+    undo.callback(_attempt, client.delete_logged_model, model.model_id)
+    _write_mlmodel(release, model.model_id, source_run)
+    client.log_model_artifacts(model.model_id, str(release.folder))
+    now, digest = time.time_ns() // 1_000_000, release.split.fingerprint[:LONGEST_DIGEST]
+    metrics = [
+        Metric(clean_name(key), value, now, release.step, model.model_id, release.split.name, digest, run_id)
+        for key, value in release.metrics.items()
+    ]
+    client.log_batch(run_id, metrics=metrics)
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, release.step)])
+    return model.model_id, model.artifact_location
+
+
+def _report(folder: Path, model: "LoggedModel") -> str:
+    """Markdown for the page of a version: its figures, and links to its overlays and to all files."""
+    address = f"ajax-api/2.0/mlflow/logged-models/{model.model_id}/artifacts/files?artifact_file_path="
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"[all files](#/experiments/{model.experiment_id}/models/{model.model_id}/artifacts)"]
+    lines += [f"[{name}]({address}{name})" for name in names if name.endswith(".jpg")]  # too wide for that page
+    lines += [f"![{name}]({address}{name})" for name in names if name.endswith(".png")]
+    return "\n\n".join(lines)
+
+
+def _write_mlmodel(release: Release, model_id: str, run_id: str) -> None:
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+
+    keypoints = Property("keypoints", Array(Array(DataType.double)))  # x, y in pixels, and a score
+    person = Object([keypoints, Property("score", DataType.double)])
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema([ColSpec(Array(person), "poses")])
+    )
+    model = Model(
+        model_id=model_id,
+        run_id=run_id,
+        signature=signature,
+        metadata={"method": release.method, "schema": release.schema, "keypoints": list(release.keypoints)},
+    )
+    model.add_flavor("posefleet", checkpoint=CHECKPOINT, method=release.method, schema=release.schema)
+    model.save(str(release.folder / "MLmodel"))

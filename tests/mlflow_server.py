@@ -1,0 +1,49 @@
+"""An MLflow server for tests that need a real one."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+
+class Server:
+    """An ``mlflow server`` on a free port of this machine."""
+
+    def __init__(self, folder: Path, backend: str) -> None:
+        """``folder`` gets artifacts and log; ``backend`` is the database."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.folder, self.backend = folder, backend
+
+    def start(self) -> None:
+        command = f"server --host 127.0.0.1 --port {self.port} --workers 1"
+        stores = ["--backend-store-uri", self.backend, "--artifacts-destination", str(self.folder / "artifacts")]
+        self._log = (self.folder / "server.log").open("a")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command.split(), *stores],
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nobody needs
+        )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it may not have started
+            os.killpg(self._process.pid, signal.SIGKILL)  # with the workers that it started
+        self._process.wait(20)
+        self._log.close()

@@ -1,0 +1,209 @@
+"""Every check of the gate passes what it should and fails what it should."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_settings import untrained_checkpoint
+
+from posefleet.data.coco import find_source
+from posefleet.data.evaluation import Evaluation, evaluate
+from posefleet.data.keypoints import COCO17
+from posefleet.data.structures import Poses
+from posefleet.data.truth import GroundTruth
+from posefleet.platform import gate
+from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, load_model, read_meta
+from posefleet.platform.gate import Bounds, Split, Verdict, judge
+from posefleet.platform.inference import Predictor
+
+BOUNDS = Bounds(tolerance=0.01, keypoint_floor=0.0, latency_ms=0.0, latency_people=2, served_images=4)
+
+
+@pytest.fixture
+def candidate(small_run: dict[str, Any], tmp_path: Path) -> str:
+    return untrained_checkpoint(small_run, tmp_path / "candidate")
+
+
+@pytest.fixture
+def split(people_shards: Path) -> Split:
+    return Split(shards=str(people_shards / "val2017"))
+
+
+def judged(candidate: str, split: Split, folder: Path, champion: str = "", **bounds: float) -> Verdict:
+    experiment = read_meta(candidate).experiment
+    return judge(candidate, experiment, champion, split, dataclasses.replace(BOUNDS, **bounds), folder)
+
+
+# ---------------------------------------------------------------------------------------------------- as a whole
+
+
+def test_a_model_passes_beside_its_equal(candidate: str, split: Split, tmp_path: Path) -> None:
+    verdict = judged(candidate, split, tmp_path / "release", champion=candidate)
+    assert verdict.failed == (), str(verdict)
+    assert [check.name for check in verdict.checks] == ["weights", "split", "AP", "keypoints", "latency", "served"]
+    lines = str(verdict).splitlines()
+    assert len(lines) == 6 and all(line.startswith("pass  ") and line.endswith("]") for line in lines)
+    assert "+0.000 (+0.000..+0.000)" in lines[2] and "[95% interval above -0.010]" in lines[2]
+    left = {path.name for path in (tmp_path / "release" / "evaluation" / "step-0000006").iterdir()}
+    assert left >= {"table.txt", "precision_recall.png", "keypoint_ap_bars.png", "error_split_bars.png", "overlays.jpg"}
+    meta = read_meta(str(tmp_path / "release" / "checkpoint"))
+    assert verdict.evaluation is not None and meta.metrics["AP"] == verdict.evaluation.ap
+
+
+def test_all_checks_run_and_every_bound_can_fail(candidate: str, split: Split, tmp_path: Path) -> None:
+    verdict = judged(
+        candidate, split, tmp_path / "release", champion=candidate, tolerance=-0.5, keypoint_floor=0.9, latency_ms=1e-3
+    )
+    assert verdict.failed == ("AP", "keypoints", "latency")
+    assert [check.passed for check in verdict.checks] == [True, True, False, False, False, True]
+
+
+def test_weights_that_are_no_numbers_fail(candidate: str, split: Split, tmp_path: Path) -> None:
+    meta, (model, _) = read_meta(candidate), load_model(candidate)
+    weights = model.state_dict()
+    name = next(name for name in weights if name.endswith("weight"))
+    weights[name].view(-1)[0] = float("nan")
+    broken = CheckpointStore(str(tmp_path / "broken")).save(meta, weights, {})
+    verdict = judged(broken, split, tmp_path / "release")
+    assert verdict.failed[0] == "weights"
+    assert f"1 of {len(weights)} tensors are not, {name} first" in str(verdict)
+    assert len(verdict.checks) == 6
+
+
+def test_a_champion_that_cannot_be_scored_fails_the_comparison_alone(
+    candidate: str, split: Split, tmp_path: Path
+) -> None:
+    verdict = judged(candidate, split, tmp_path / "release", champion=str(tmp_path / "nowhere"))
+    assert verdict.failed == ("AP",)
+    assert "CheckpointError" in str(verdict) and "nowhere is not a checkpoint" in str(verdict)
+
+
+def test_a_damaged_shard_fails(people_shards: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "val2017"
+    shutil.copytree(people_shards / "val2017", shards)
+    tar = sorted(shards.glob("*.tar"))[0]
+    data = bytearray(tar.read_bytes())
+    data[-1] ^= 1  # in the padding: only the checksum sees it
+    tar.write_bytes(data)
+    found = gate.clean(Split(shards=str(shards)), COCO17)
+    assert not found.passed and f"{tar.stem} is missing or damaged" in found.value
+    assert gate.clean(Split(shards=str(people_shards / "val2017")), COCO17).passed
+
+
+def test_files_of_coco_are_judged_by_the_doctor(candidate: str, people_coco: Path, tmp_path: Path) -> None:
+    verdict = judged(candidate, Split(source=find_source(str(people_coco), "val2017")), tmp_path / "a")
+    assert verdict.failed == (), str(verdict)
+    shutil.copytree(people_coco, tmp_path / "coco")
+    annotations = tmp_path / "coco" / "annotations" / "person_keypoints_val2017.json"
+    content = json.loads(annotations.read_text())
+    content["images"][0]["width"] += 1
+    annotations.write_text(json.dumps(content))
+    found = gate.clean(Split(source=find_source(str(tmp_path / "coco"), "val2017")), COCO17)
+    assert not found.passed and found.value == "size_mismatch: 1"
+
+
+def test_another_decoding_is_scored_and_becomes_that_of_the_copy(candidate: str, split: Split, tmp_path: Path) -> None:
+    own = read_meta(candidate).experiment
+    fewer = dataclasses.replace(
+        own, model=dataclasses.replace(own.model, decode=dataclasses.replace(own.model.decode, max_poses=1))
+    )
+    verdict = judge(candidate, fewer, "", split, BOUNDS, tmp_path)
+    assert verdict.failed == () and verdict.evaluation is not None
+    assert verdict.evaluation.protocol.poses <= 7  # images
+    assert read_meta(str(tmp_path / "checkpoint")).experiment.model.decode.max_poses == 1
+
+
+def test_what_is_no_checkpoint_is_no_candidate(candidate: str, split: Split, tmp_path: Path) -> None:
+    experiment = read_meta(candidate).experiment
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        judge(str(tmp_path), experiment, "", split, BOUNDS, tmp_path / "release")
+
+
+# ---------------------------------------------------------------------------------------------------- one by one
+
+
+def person(left: float) -> dict[str, Any]:
+    """100 px high and 50 wide, all keypoints labelled."""
+    points = [(left + 50 * (i % 5) / 4, 10 + 100 * (i // 5) / 3) for i in range(17)]
+    return {
+        "keypoints": [value for x, y in points for value in (x, y, 2)],
+        "bbox": [left, 10, 50, 100],
+        "area": 2500.0,
+        "iscrowd": 0,
+        "id": 1,
+        "num_keypoints": 17,
+    }
+
+
+def evaluation(right: int, images: int = 40) -> Evaluation:
+    """Of poses that are perfect in the first ``right`` images and 1000 px off in the others."""
+    truth = GroundTruth.from_records((i, (300, 200), [person(20)]) for i in range(images))
+    keypoints = torch.tensor(person(20)["keypoints"]).view(1, 17, 3)[..., :2]
+    found = {
+        i: Poses(keypoints + (0 if i < right else 1000), torch.ones(1, 17), torch.tensor([0.9])) for i in range(images)
+    }
+    return evaluate(truth, found, COCO17)
+
+
+def test_ap_passes_when_the_whole_interval_lies_above_the_tolerance() -> None:
+    better, worse = evaluation(40), evaluation(20)
+    assert gate.ap(better, worse, 0.01).passed
+    assert not gate.ap(worse, better, 0.01).passed
+    assert gate.ap(worse, better, 0.99).passed
+
+
+def test_ap_that_may_be_lower_by_the_luck_of_the_images_does_not_pass() -> None:
+    """One image of 40 is wrong, so AP is lower by about 0.03; but some draws of images have it three times."""
+    found = gate.ap(evaluation(39), evaluation(40), 0.06)
+    assert not found.passed and "0." in found.value
+    assert gate.ap(evaluation(39), evaluation(40), 0.2).passed
+
+
+def test_the_first_model_needs_an_ap_at_all() -> None:
+    assert gate.ap(evaluation(1), None, 0.01).passed
+    nobody = dataclasses.replace(evaluation(1), statistics={"AP": float("nan")})
+    assert not gate.ap(nobody, None, 0.01).passed
+
+
+def test_the_lowest_keypoint_is_named() -> None:
+    scores = np.full(17, 0.8)
+    scores[9], scores[3] = 0.25, np.nan
+    lopsided = dataclasses.replace(evaluation(1), keypoint_ap=scores)
+    found = gate.keypoints(lopsided, 0.3)
+    assert not found.passed and found.value == "lowest AP 0.2500, left_wrist"
+    assert gate.keypoints(lopsided, 0.25).passed
+    assert not gate.keypoints(dataclasses.replace(lopsided, keypoint_ap=np.full(17, np.nan)), 0.0).passed
+
+
+def predicted(checkpoint: str, split: Split) -> tuple[Predictor, dict[int, Poses]]:
+    """The predictor of a checkpoint, and its poses of all images."""
+    model, experiment = load_model(checkpoint)
+    predictor = Predictor(model, experiment, device="cpu")
+    samples = split.open(COCO17, lambda sample, _: sample).samples(range(7))
+    poses = predictor([sample.image for sample in samples])
+    return predictor, {sample.image_id: found for sample, found in zip(samples, poses, strict=True)}
+
+
+def test_a_served_pose_that_is_off_is_seen(candidate: str, split: Split) -> None:
+    predictor, poses = predicted(candidate, split)
+    assert gate.served_as_evaluated(predictor, split, poses, 7).passed
+    image = next(image for image, found in poses.items() if len(found))
+    moved = {**poses, image: dataclasses.replace(poses[image], keypoints=poses[image].keypoints + 0.5)}
+    found = gate.served_as_evaluated(predictor, split, moved, 7)
+    assert not found.passed and "keypoints differ by 0.5 px" in found.value
+    scored = {**poses, image: dataclasses.replace(poses[image], scores=poses[image].scores + 0.25)}
+    assert "scores by 0.25 at most" in gate.served_as_evaluated(predictor, split, scored, 7).value
+    fewer = {**poses, image: poses[image][:0]}
+    assert f"image {image} has" in gate.served_as_evaluated(predictor, split, fewer, 7).value
+
+
+def test_other_weights_are_not_served_as_evaluated(
+    candidate: str, split: Split, small_run: dict[str, Any], tmp_path: Path
+) -> None:
+    other, _ = predicted(untrained_checkpoint(small_run, tmp_path / "other", seed=1), split)
+    assert not gate.served_as_evaluated(other, split, predicted(candidate, split)[1], 7).passed
