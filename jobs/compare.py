@@ -7,6 +7,7 @@ python jobs/compare.py --methods all --data synthetic-large --recipe paper --scr
     --scaling.num_workers 1 --scaling.use_gpu true
 python jobs/compare.py --runs runs/smpr-a runs/smpr-b --eval /data/shards/val2017
 python jobs/compare.py --search runs/tune-smpr --top 3
+python jobs/compare.py --registry smpr --eval /data/shards/val2017
 python jobs/compare.py --ablate smpr --data synthetic --epochs 0.7 --seeds 3
 python jobs/compare.py --ablate smpr --data synthetic --epochs 0.7 --seeds 3 --rows baseline "+ PSM"
 """
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform.checkpoint import CheckpointError
     from posefleet.platform.comparison import folder_of
     from posefleet.platform.config import fail
+    from posefleet.platform.mlflow_client import TrackingError
     from posefleet.platform.paths import resolve_path
     from posefleet.platform.series import train_all
 
@@ -62,10 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.search is not None:
             runs = sources.trials(options.search, BEST if options.top is None else options.top)
             about = f"The best trials of the search in {options.search}; it began from trial 0."
+        elif options.registry is not None:
+            runs, about = sources.registered(options.registry), "Registered models by version and alias."
         else:
             runs, about = sources.named_runs(options.runs), ""
         return _compare(runs, options.eval, out, about)
-    except (ValueError, DataError, CheckpointError) as error:
+    except (ValueError, DataError, CheckpointError, TrackingError) as error:
         fail(str(error))
 
 
@@ -78,8 +82,13 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--methods", help="all, or names with commas: smpr,pfs")
-    what.add_argument("--runs", nargs="+", help="finished runs: folders, checkpoints or MLflow run ids")
+    what.add_argument(
+        "--runs", nargs="+", help="finished runs: folders, checkpoints, MLflow run ids, models:/NAME@ALIAS"
+    )
     what.add_argument("--search", metavar="FOLDER", help="the best trials of a search, and the one it began from")
+    what.add_argument(
+        "--registry", nargs="*", metavar="MODEL", help="champion, challenger and previous of registered models; all"
+    )
     what.add_argument("--ablate", metavar="METHOD", help="train the rows of the method's published ablation")
     parser.add_argument("--top", type=int, help=f"of a search: how many of its best trials ({BEST})")
     parser.add_argument(

@@ -126,6 +126,23 @@ def find_alias(uri: str, name: str, alias: str) -> Version | None:
         return _aliased(client, model, alias) if model else None
 
 
+def model_names(uri: str = "") -> list[str]:
+    """Of all registered models.
+
+    Raises:
+        ValueError: There is no such store.
+        TrackingError: The registry does not answer.
+    """
+    uri = _existing(store_uri(uri), "registered models")
+    with explained(uri):
+        client, names, token = connect(uri), list[str](), None
+        while token != "":
+            page = client.search_registered_models(page_token=token)
+            names += [model.name for model in page]
+            token = page.token or ""
+    return sorted(names)
+
+
 def find_model(address: str, uri: str = "") -> str:
     """Path of the checkpoint of a registered version; files of a remote store are copied to this machine once.
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posefleet.platform import tracking
-from posefleet.platform.config import resolve_path
-from posefleet.platform.mlflow_client import TrackingError, default_uri, tracking_uri
+from posefleet.platform import registry, tracking
+from posefleet.platform.mlflow_client import TrackingError, store_uri
+from posefleet.platform.paths import resolve_path
 
 
 def named_runs(given: Sequence[str]) -> dict[str, str]:
@@ -93,3 +93,32 @@ def trials(folder: str, top: int) -> dict[str, str]:
 def _trial_name(trial: Mapping[str, Any]) -> str:
     stopped = trial.get("stopped")
     return f"trial {trial['trial']}" + ("" if stopped is None else f", stopped after {stopped:g} epochs")
+
+
+def registered(models: Sequence[str]) -> dict[str, str]:
+    """The versions of registered models that have an alias: ``smpr/3 champion`` -> ``models:/smpr/3``.
+
+    A version with several aliases comes once, under the first of champion, challenger and previous.
+
+    Args:
+        models: Their names; none: all there are.
+
+    Raises:
+        ValueError: There is no such model, or no version has one of these aliases.
+        TrackingError: The registry does not answer.
+    """
+    known = registry.model_names()
+    if unknown := [name for name in models if name not in known]:
+        raise ValueError(f"no registered model {', '.join(unknown)}; there is {', '.join(known) or 'none'}")
+    found: dict[str, str] = {}
+    for name in models or known:
+        for alias in (registry.CHAMPION, registry.CHALLENGER, registry.PREVIOUS):
+            version = registry.find_alias("", name, alias)
+            if version and version.address not in found.values():
+                found[f"{name}/{version.number} {alias}"] = version.address
+    if not found:
+        raise ValueError(
+            f"no version of {', '.join(models or known) or 'any model'} is champion, challenger or previous; "
+            "jobs/promote.py makes one"
+        )
+    return found

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from posefleet.platform import sources, tracking
 
@@ -63,3 +64,22 @@ def test_a_search_without_runs_says_so(tmp_path: Path, trials: list[dict[str, An
 def test_no_search_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no .*trials\.json; give the folder of a search"):
         sources.trials(str(tmp_path), 5)
+
+
+def test_registered_versions_with_an_alias_are_taken_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with pytest.raises(ValueError, match="no version of any model is champion"):
+        sources.registered([])
+    client = MlflowClient(store, store)
+    for name, aliases in (("smpr", {"champion": 3, "previous": 1, "challenger": 3, "mine": 2}), ("pfs", {})):
+        client.create_registered_model(name)
+        for _ in range(3):
+            client.create_model_version(name, "/nowhere")
+        for alias, number in aliases.items():
+            client.set_registered_model_alias(name, alias, str(number))
+    found = {"smpr/3 champion": "models:/smpr/3", "smpr/1 previous": "models:/smpr/1"}
+    assert sources.registered([]) == sources.registered(["smpr"]) == found
+    with pytest.raises(ValueError, match="no version of pfs is champion, challenger or previous"):
+        sources.registered(["pfs"])
+    with pytest.raises(ValueError, match="no registered model hrnet; there is pfs, smpr"):
+        sources.registered(["smpr", "hrnet"])
