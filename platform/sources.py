@@ -1,7 +1,6 @@
 """What can be compared: name of a row -> folder of a run, or checkpoint."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,8 +43,7 @@ def _is_run_id(run: str) -> bool:
 
 def _folder(run_id: str) -> str:
     """Where a run of MLflow keeps its checkpoints."""
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    uri = tracking_uri(given) if given else default_uri(resolve_path("runs"))
+    uri = store_uri()
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ValueError(
             f"{run_id} is no folder, and {uri} is not there to ask for an MLflow run of that id; give a run's folder, "
