@@ -85,7 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         default=0.01,
         metavar="AP",
         help="the candidate's AP may be this much below the champion's: the whole 95%% interval of the difference over "
-        "draws of images must lie above it; a negative one asks for a gain (%(default)s)",
+        "draws of images must lie above minus this; a negative one asks for a gain (%(default)s)",
     )
     gate.add_argument(
         "--gate.keypoint_floor",
@@ -135,8 +135,8 @@ def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
     from posefleet.platform.gate import Bounds, judge
 
-    named = _best_trial(options.search) if options.search else options.run
-    checkpoint = find_checkpoint(resolve_path(named), tracking=options.tracking)
+    named = resolve_path(_best_trial(options.search) if options.search else options.run)
+    checkpoint = find_checkpoint(named, tracking=options.tracking)
     meta = read_meta(checkpoint)
     experiment = _experiment(meta.experiment, overrides)
     split = _split(options, experiment)

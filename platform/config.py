@@ -153,7 +153,8 @@ class RunConfig:
     parent: str = ""
     """MLflow run that this one is listed under, such as that of the search which it is a trial of."""
     init_from: str = ""
-    """Checkpoint, or run's folder, whose weights the run starts from (fine-tuning); ignored when the run resumes."""
+    """Checkpoint, run's folder, or models:/NAME@ALIAS, whose weights the run starts from (fine-tuning); ignored when
+    the run resumes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,7 +188,7 @@ def finite(checkpoint: str) -> Check:
     weights = read_weights(checkpoint)
     bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     count = sum(tensor.numel() for tensor in weights.values())
-    value = f"{count:,} numbers" if not bad else f"{len(bad)} of {len(weights)} tensors are not, {bad[0]} first"
+    value = f"{count:,} numbers" if not bad else f"{len(bad)} of {len(weights)} tensors are not finite, {bad[0]} first"
     return Check(name="weights", value=value, bound="all finite", passed=not bad)
 
 

@@ -167,7 +167,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is a run of method {known['method']!r}; choose another run.name")
     if experiment.run.init_from and not CheckpointStore(f"{folder}/checkpoints").names():
-        weights = find_checkpoint(experiment.run.init_from)
+        weights = find_checkpoint(experiment.run.init_from, tracking=experiment.run.tracking)
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
     uri = known["tracking_uri"] if known else store_uri(experiment.run.tracking, experiment.run.storage)
     inputs = _inputs(experiment)

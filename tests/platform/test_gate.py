@@ -71,7 +71,7 @@ def test_weights_that_are_no_numbers_fail(candidate: str, split: Split, tmp_path
     broken = CheckpointStore(str(tmp_path / "broken")).save(meta, weights, {})
     verdict = judged(broken, split, tmp_path / "release")
     assert verdict.failed[0] == "weights"
-    assert f"1 of {len(weights)} tensors are not, {name} first" in str(verdict)
+    assert f"1 of {len(weights)} tensors are not finite, {name} first" in str(verdict)
     assert len(verdict.checks) == 6
 
 
