@@ -202,7 +202,7 @@ def _synthetic(data: str, out: Path) -> str:
 
 def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
     """Train every row once for each seed, then show the ladder and its orderings."""
-    from posefleet.platform import ablation, comparison, report
+    from posefleet.platform import ablation, comparison, plots, report
     from posefleet.platform.series import train_all
     from posefleet.platform.worker import LocalWorker
 
@@ -222,7 +222,7 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
     (out / "ablation.json").write_text(json.dumps(scores, indent=1) + "\n")
     here = {row.name: [values["AP"] for values in scores[row.name].values()] for row in rows}
     figure = report.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
-    report.save_png(figure, out / "ablation.png")
+    plots.save_png(figure, out / "ablation.png")
     (out / "ablation.html").write_text(_ladder_page(trials, worker))
     sys.stdout.write(f"{text}\n\n{_written(out, 'ablation')}")
     return 0
@@ -279,7 +279,7 @@ def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str
 
 
 def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
-    from posefleet.platform import comparison, page, report
+    from posefleet.platform import comparison, page, plots, report
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
     from posefleet.platform.worker import LocalWorker
 
@@ -296,7 +296,7 @@ def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
     (out / "comparison.md").write_text(text + "\n")
     (out / "comparison.json").write_text(json.dumps(comparison.as_dict(entries), indent=1) + "\n")
     times = {entry.name: entry.cost.predict_ms for entry in entries}
-    report.save_png(report.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png")
+    plots.save_png(report.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png")
     warnings = [f"Not the same conditions: {warning}."] if warning else []
     (out / "comparison.html").write_text(page.render(entries, minus, about=about, warnings=warnings))
     sys.stdout.write(f"{text}\n\n{_written(out, 'comparison')}")

@@ -229,8 +229,10 @@ def _gain_of_runs(search: Any) -> str:
     from posefleet.platform.worker import LocalWorker
 
     best, default = search.best(), search.default()
-    if best is None or default is None or best == default:
+    if best is None or default is None:
         return ""
+    if best == default:
+        return "No trial was better than the default."
 
     def scored(trial: Any) -> "Evaluation":
         model, experiment = load_model(find_checkpoint(trial.run))

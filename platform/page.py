@@ -15,7 +15,7 @@ import jinja2
 from posefleet.data.diagnosis import ERROR_KINDS
 from posefleet.data.evaluation import STATISTICS
 from posefleet.data.significance import CONFIDENCE, Interval
-from posefleet.platform import gallery, report
+from posefleet.platform import gallery, plots, report
 from posefleet.platform.comparison import CROWDS, Entry, differing_settings, ranked
 
 PAGES = Path(__file__).parent / "pages"
@@ -90,7 +90,7 @@ def render(
         minus=minus,
         confidence=CONFIDENCE,
         figures={
-            title: {"light": _svg(report.svg_bytes(figure)), "dark": _svg(report.svg_bytes(figure, dark=True))}
+            title: {"light": _svg(plots.svg_bytes(figure)), "dark": _svg(plots.svg_bytes(figure, dark=True))}
             for title, figure in figures.items()
         },
         keypoints=_keypoints(entries),

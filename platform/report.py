@@ -1,14 +1,11 @@
 """Figures and tables about runs and evaluations: curves, bars, comparisons; and what an evaluation leaves in a run.
 
-Every figure is a matplotlib ``Figure`` made without pyplot, so nothing global is touched and no display is needed;
-:func:`save_png`, :func:`png_bytes` and :func:`svg_bytes` turn it into a picture.
+How they look, and how they become pictures, is in ``plots``.
 """
 
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -24,17 +21,13 @@ from posefleet.data.significance import CONFIDENCE, Interval, differences
 from posefleet.data.structures import Batch, People, Poses, TargetPoints
 from posefleet.data.transforms import move_points, move_poses
 from posefleet.platform.drawing import draw_people, draw_poses, draw_targets, grid, side_by_side
-from posefleet.platform.search import Trial
+from posefleet.platform.plots import GREY, SERIES, legend, name_rows, new_figure, png_bytes, short, style
 from posefleet.platform.worker import Sink
 
 History = Sequence[tuple[float, Mapping[str, float]]]
 """(step or epoch, value by name), ascending."""
 
-DOTS_PER_INCH = 130
-INK, GREY, FAINT = "#1c2127", "#4b5563", "#d1d5db"
-ON_DARK = {INK: "#e4e7eb", GREY: "#98a1ab", FAINT: "#3a4048"}
 LEFT, RIGHT, MIDDLE = "#f08a24", "#2f86e0", "#3fae6a"
-SERIES = ("#2f86e0", "#f08a24", "#3fae6a", "#b14fc5", "#d64550", "#8a6d3b", "#17a2b8", "#6b7280")
 KIND_COLOURS = dict(zip(ERROR_KINDS, ("#3fae6a", "#f5c542", "#b14fc5", "#2f86e0", "#d64550"), strict=True))
 OVERLAY_SIDE, OVERLAY_COLUMNS = 480, 2
 """Pixels of the long side of a drawn image; pairs of them in a row."""
@@ -47,28 +40,6 @@ SMOOTHING = 0.03
 
 LOG_RATIO = 30.0
 """Losses that span more than this factor are shown on a logarithmic scale."""
-
-
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
-
-
-def svg_bytes(figure: Figure, *, dark: bool = False) -> bytes:
-    """The figure as an SVG file without a background, for a light page or a dark one."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
-    text = buffer.getvalue()
-    for light, other in ON_DARK.items() if dark else ():
-        text = text.replace(light, other)
-    return text.encode()
-
-
-def save_png(figure: Figure, path: str | Path) -> None:
-    """Write the figure as a PNG file."""
-    Path(path).write_bytes(png_bytes(figure))
 
 
 # ----------------------------------------------------------------------------------------------- leaving them
@@ -182,7 +153,7 @@ def _zoom(image: np.ndarray) -> float:
 
 def loss_curves(history: History) -> Figure:
     """Every named loss over steps: the values faint, their running mean bold."""
-    figure, axes = _figure("Training loss", "step", "loss")
+    figure, axes = new_figure("Training loss", "step", "loss")
     names = list(dict.fromkeys(name for _, values in history for name in values))
     shown = []
     for index, name in enumerate(names):
@@ -197,13 +168,13 @@ def loss_curves(history: History) -> Figure:
     positive = np.concatenate(shown)[np.concatenate(shown) > 0] if shown else np.zeros(0)
     if positive.size and positive.max() > LOG_RATIO * positive.min():
         axes.set_yscale("log")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def ap_curve(history: History) -> Figure:
     """AP (and what else is given, such as AP50) over epochs; the best AP is marked."""
-    figure, axes = _figure("Average precision", "epoch", "AP")
+    figure, axes = new_figure("Average precision", "epoch", "AP")
     names = list(dict.fromkeys(name for _, values in history for name in values))
     for index, name in enumerate(names):
         epochs, values = _series(history, name)
@@ -223,16 +194,16 @@ def ap_curve(history: History) -> Figure:
     axes.margins(y=0.15)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def precision_recall(evaluation: Evaluation) -> Figure:
     """Precision over recall at every OKS threshold, each with its AP."""
-    figure, axes = _figure("Precision and recall", "recall", "precision")
+    figure, axes = new_figure("Precision and recall", "recall", "precision")
     for index, (threshold, precision) in enumerate(zip(evaluation.thresholds, evaluation.precision, strict=True)):
         colour = colormaps["viridis"](0.92 * (1 - index / max(len(evaluation.thresholds) - 1, 1)))
-        label = f"{threshold:.2f}   {_number(float(precision.mean()))}"
+        label = f"{threshold:.2f}   {short(float(precision.mean()))}"
         axes.plot(evaluation.recall_points, precision, color=colour, linewidth=1.6, label=label)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
@@ -245,20 +216,20 @@ def precision_recall(evaluation: Evaluation) -> Figure:
 
 def keypoint_ap_bars(evaluation: Evaluation) -> Figure:
     """AP of every keypoint alone, coloured by side of the body; the mean similarity of matched people as a dot."""
-    figure, axes = _figure("AP of every keypoint alone", "AP", "", height=0.9 + 0.26 * len(evaluation.keypoints))
+    figure, axes = new_figure("AP of every keypoint alone", "AP", "", height=0.9 + 0.26 * len(evaluation.keypoints))
     places = np.arange(len(evaluation.keypoints))
     axes.barh(places, np.nan_to_num(evaluation.keypoint_ap), color=[_side(name) for name in evaluation.keypoints])
     axes.plot(evaluation.keypoint_oks, places, linestyle="", marker="o", markersize=4, color=GREY, label="mean OKS")
     for place, value in zip(places, evaluation.keypoint_ap.tolist(), strict=True):
         inside = value > 0.12
         axes.annotate(
-            _number(value), (value if inside else max(np.nan_to_num(value), 0.0), place), (-4 if inside else 4, 0),
+            short(value), (value if inside else max(np.nan_to_num(value), 0.0), place), (-4 if inside else 4, 0),
             textcoords="offset points", va="center", ha="right" if inside else "left", fontsize=7.5,
             color="white" if inside else GREY,
         )  # fmt: skip
-    _name_rows(axes, evaluation.keypoints)
+    name_rows(axes, evaluation.keypoints)
     axes.set_xlim(0, 1)
-    _legend(axes, outside=True)
+    legend(axes, outside=True)
     return figure
 
 
@@ -269,7 +240,7 @@ def error_split_bars(evaluation: Evaluation) -> Figure:
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     errors = evaluation.errors
-    figure, axes = _figure("Keypoint errors on matched people", "", "", height=1.3 + 0.26 * len(rows))
+    figure, axes = new_figure("Keypoint errors on matched people", "", "", height=1.3 + 0.26 * len(rows))
     axes.set_xlabel(
         f"{errors.missed_people} of {errors.people} people missed · {errors.background_poses} poses on background, "
         f"{errors.high_background_poses} of them above the median score · {errors.duplicate_poses} duplicates",
@@ -285,7 +256,7 @@ def error_split_bars(evaluation: Evaluation) -> Figure:
                     ha="center", va="center", fontsize=7, color="white" if kind != "jitter" else "#3b3b3b",
                 )  # fmt: skip
         start += shares[:, index]
-    _name_rows(axes, rows)
+    name_rows(axes, rows)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(frameon=False, ncols=len(ERROR_KINDS), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
@@ -337,21 +308,21 @@ def series_colours(ap: Mapping[str, float]) -> dict[str, str]:
 
 def _draw_aps(axes: Axes, ap: Mapping[str, float]) -> None:
     colours = series_colours(ap)
-    _style(axes, "Average precision", "AP", "")
+    style(axes, "Average precision", "AP", "")
     bars = axes.barh(list(colours), [ap[name] for name in colours], height=0.6, color=list(colours.values()))
-    axes.bar_label(bars, [_number(ap[name]) for name in colours], padding=3, fontsize=8, color=GREY)
-    _name_rows(axes, list(colours))
+    axes.bar_label(bars, [short(ap[name]) for name in colours], padding=3, fontsize=8, color=GREY)
+    name_rows(axes, list(colours))
     room = max(0.0, (5 - len(colours)) / 2)  # above and below few bars, which would be walls else
     axes.set_ylim(len(colours) - 0.5 + room, -0.5 - room)
     axes.margins(x=0.12)
 
 
 def _draw_times(axes: Axes, predict_ms: Mapping[str, Mapping[int, float]], colours: Mapping[str, str]) -> None:
-    _style(axes, "Time of predicting one image", "people in the image", "ms")
+    style(axes, "Time of predicting one image", "people in the image", "ms")
     for name, colour in colours.items():
         axes.plot(*zip(*predict_ms[name].items(), strict=True), marker="o", label=name, color=colour)
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    legend(axes)
 
 
 def ablation_figure(here: Mapping[str, Sequence[float]], paper: Mapping[str, float]) -> Figure:
@@ -364,71 +335,15 @@ def ablation_figure(here: Mapping[str, Sequence[float]], paper: Mapping[str, flo
     names = list(here)
     figure = Figure(figsize=(9.6, 1.6 + 0.35 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _style(left, "Here", "AP, every seed and the mean", "")
-    _style(right, "In the paper", "AP", "")
+    style(left, "Here", "AP, every seed and the mean", "")
+    style(right, "In the paper", "AP", "")
     for row, name in enumerate(names):
         left.plot(here[name], [row] * len(here[name]), "o", color=SERIES[0], alpha=0.6, markeredgewidth=0)
         left.plot(np.mean(here[name]), row, "|", color=GREY, markersize=14, markeredgewidth=2)
     right.plot(list(paper.values()), range(len(names)), "o", color=SERIES[1])
-    _name_rows(left, names)
+    name_rows(left, names)
     right.grid(visible=False, axis="y")
     left.margins(y=0.1)
-    return figure
-
-
-def search_history(trials: Sequence[Trial], default: float | None) -> Figure:
-    """AP of every trial in their order, the best so far, and the default's as a line."""
-    figure, axes = _figure("Trials", "trial", "AP")
-    ended = [trial for trial in trials if trial.stopped is None]
-    for label, shown, colour in (
-        ("stopped early", [trial for trial in trials if trial.stopped is not None], FAINT),
-        ("trained to the end", ended, SERIES[0]),
-    ):
-        if shown:
-            aps = [trial.scores["AP"] for trial in shown]
-            axes.plot([trial.number for trial in shown], aps, "o", color=colour, markersize=5, label=label)
-    if ended:
-        best = np.maximum.accumulate([trial.scores["AP"] for trial in ended])
-        axes.step([trial.number for trial in ended], best, where="post", color=SERIES[0], label="best so far")
-    _default_line(axes, default)
-    _legend(axes)
-    return figure
-
-
-def search_curves(trials: Sequence[Trial], default: float | None) -> Figure:
-    """AP of every trial while it was trained."""
-    figure, axes = _figure("Trials while they were trained", "epoch", "AP")
-    best = max((trial for trial in trials if trial.stopped is None), key=lambda t: t.scores.get("AP", 0), default=None)
-    for trial in sorted(trials, key=lambda trial: trial is best):
-        colour = SERIES[1] if trial is best else FAINT if trial.stopped is not None else SERIES[0]
-        axes.plot(*zip(*trial.curve.items(), strict=True), marker="o", markersize=3, color=colour, linewidth=1.4)
-    for label, colour in (("best", SERIES[1]), ("trained to the end", SERIES[0]), ("stopped early", FAINT)):
-        axes.plot([], [], marker="o", markersize=3, color=colour, label=label)
-    _default_line(axes, default)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    _legend(axes)
-    return figure
-
-
-def _default_line(axes: Axes, default: float | None) -> None:
-    if default is not None:
-        axes.axhline(default, color=GREY, linewidth=1.0, linestyle="--", label=f"default {_number(default)}")
-
-
-def keypoint_count_histogram(counts: Sequence[int], num_keypoints: int) -> Figure:
-    """How many keypoints people have labelled.
-
-    Args:
-        counts: Labelled keypoints of every person.
-        num_keypoints: How many the schema has.
-    """
-    figure, axes = _figure("Labelled keypoints of a person", "keypoints", "people")
-    number = np.bincount(np.asarray(counts, np.int64), minlength=num_keypoints + 1)
-    bars = axes.bar(np.arange(len(number)), number, color=[FAINT, *[RIGHT] * (len(number) - 1)], width=0.85)
-    axes.bar_label(bars, [f"{n:,}" if n else "" for n in number], fontsize=7.5, color=GREY, padding=2)
-    axes.set_xticks(np.arange(len(number)))
-    axes.margins(x=0.02, y=0.1)
     return figure
 
 
@@ -456,7 +371,7 @@ def comparison_table(
     if len(order) > 1:
         lines = [f"{lines[0]} AP minus the best |", f"{lines[1]}---:|"]
     for row, name in enumerate(order):
-        cells = [_number(columns[key][row]) for key in STATISTICS]
+        cells = [short(columns[key][row]) for key in STATISTICS]
         bold = [len(order) > 1 and round(columns[key][row], 4) == best[key] for key in STATISTICS]
         shown = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, bold, strict=True)]
         if row:
@@ -488,43 +403,6 @@ def _judged(found: Interval | None) -> str:
 # --------------------------------------------------------------------------------------------------------- parts
 
 
-def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.0) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.add_subplot()
-    _style(axes, title, x_label, y_label)
-    return figure, axes
-
-
-def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK)
-    axes.set_xlabel(x_label, color=GREY)
-    axes.set_ylabel(y_label, color=GREY)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=GREY, labelsize=8)
-    axes.grid(color=FAINT, linewidth=0.6, alpha=0.6)
-    axes.set_axisbelow(True)
-
-
-def _legend(axes: Axes, outside: bool = False) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if not labels:
-        axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=GREY)
-    elif outside:
-        axes.legend(
-            handles, labels, frameon=False, fontsize=8, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0)
-        )
-    else:
-        axes.legend(handles, labels, frameon=False, fontsize=8, labelcolor=INK)
-
-
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names])
-    axes.invert_yaxis()
-    axes.margins(y=0.01)
-    axes.grid(visible=False, axis="y")
-
-
 def _series(history: History, name: str) -> tuple[np.ndarray, np.ndarray]:
     pairs = [(step, values[name]) for step, values in history if name in values]
     steps, values = zip(*pairs, strict=True)
@@ -542,7 +420,3 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 def _side(keypoint: str) -> str:
     return LEFT if keypoint.startswith("left") else RIGHT if keypoint.startswith("right") else MIDDLE
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"

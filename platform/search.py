@@ -55,6 +55,10 @@ class Trial:
     """Folder of its run, where there is one."""
 
 
+MANY = 4
+"""Trials from which on it is asked what mattered."""
+
+
 class Search:
     """The trials of one folder."""
 
@@ -133,6 +137,8 @@ class Search:
             trial = optuna.trial.Trial(self.study, known._trial_id)
         elif (number := len(self.study.trials) - self._waiting()) < min(limit, self.combinations):
             self.study.sampler = self._sampler(number)
+            if self._grid:  # Optuna's own grid wants to end a loop that there is not
+                self.study.enqueue_trial(self._combination(number))
             trial = self.study.ask()
         else:
             return None
@@ -190,6 +196,15 @@ class Search:
         """Trials that a grid has; other samplers never end."""
         return math.prod(len(values) for values in self._grid.values()) if self._grid else math.inf
 
+    def _combination(self, number: int) -> dict[str, Any]:
+        """What a grid has for a trial: all its combinations, in an order of the seed."""
+        index = int(np.random.default_rng(self.seed).permutation(int(self.combinations))[number])
+        drawn = {}
+        for name, values in self._grid.items():
+            index, place = divmod(index, len(values))
+            drawn[name] = values[place]
+        return drawn
+
     def _waiting(self) -> int:
         """Trials that are there but were not handed out yet."""
         return sum(trial.state.name == "WAITING" for trial in self.study.trials)
@@ -199,9 +214,7 @@ class Search:
         from optuna import samplers
 
         seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
-        if self._kind == "grid":
-            return samplers.GridSampler(self._grid, seed=self.seed)
-        if self._kind == "random":
+        if self._kind != "tpe":
             return samplers.RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that multivariate and constant_liar may change some day
@@ -239,21 +252,34 @@ class Search:
         best = self.best()
         return f"best AP {best.scores['AP']:.4f} (trial {best.number})" if best else "no scores so far"
 
+    def common_age(self) -> float:
+        """Epochs after which every trial that was scored was evaluated, the most there are; 0 where nothing trains."""
+        curves = [trial.curve for trial in self.trials() if trial.scores]
+        return max(set.intersection(*(set(curve) for curve in curves)), default=0.0) if curves else 0.0
+
+    def alike(self) -> list[tuple[Trial, float]]:
+        """Trials that were scored, with AP at the age that all of them reached: those stopped early count, too."""
+        age = self.common_age()
+        return [(t, t.curve[age] if t.curve else t.scores["AP"]) for t in self.trials() if t.scores]
+
     def importance(self) -> dict[str, float]:
-        """Share of each setting in how AP varies, largest first; empty where the trials do not tell."""
+        """Share of each setting in how AP varies (at equal age), largest first; empty where the trials do not tell."""
         import optuna
 
-        if len({trial.scores["AP"] for trial in self.complete()}) < 2:
+        alike = {trial.number: ap for trial, ap in self.alike()}
+        if len(alike) < MANY or len(set(alike.values())) < 2:
             return {}
+        study = optuna.create_study(direction="maximize")
+        for trial in self.study.trials:
+            if trial.number in alike:
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        params=trial.params, distributions=trial.distributions, value=alike[trial.number]
+                    )
+                )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that many trials are alike
-            found = optuna.importance.get_param_importances(self.study, target=self.target("AP"))
-        return dict(found)
-
-    def target(self, name: str) -> "Callable[[optuna.trial.FrozenTrial], float]":
-        """What Optuna's plots show of a trial."""
-        index = self.objectives.index(name)
-        return lambda trial: trial.values[index]
+            return dict(optuna.importance.get_param_importances(study, evaluator=_forest(self.seed)))
 
     def default(self) -> Trial | None:
         """The trial of the settings that are searched from, if it reached its end."""
@@ -278,6 +304,12 @@ class Search:
                     "give the new search another --out"
                 )
             self.study.set_user_attr(name, value)
+
+
+def _forest(seed: int) -> "optuna.importance.BaseImportanceEvaluator":
+    import optuna
+
+    return optuna.importance.FanovaImportanceEvaluator(seed=seed)
 
 
 def _as_trial(trial: "optuna.trial.FrozenTrial") -> Trial:

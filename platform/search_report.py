@@ -1,16 +1,16 @@
 """What a search leaves: a table, the best trial as a config, and pictures of what mattered."""
 
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from posefleet.platform import search_plots
 from posefleet.platform.comparison import table
 from posefleet.platform.config import to_yaml
-from posefleet.platform.report import save_png, search_curves, search_history
+from posefleet.platform.plots import save_png
 from posefleet.platform.search import Search, Trial
 
 SHOWN = 10
@@ -71,41 +71,34 @@ def as_markdown(search: Search) -> str:
     lines += [f"- trial {t.number} failed: {t.reason.splitlines()[-1].strip()}" for t in failed[:SHOWN]]
     if found := search.importance():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
-        lines += ["", f"Share in how AP varies: {shares}."]
+        lines += ["", f"Share in how {_about(search)} varies: {shares}."]
     return "\n".join(lines)
 
 
 def _figures(search: Search) -> Iterator[tuple[str, Figure]]:
-    """Optuna's own plots where the trials suffice for them, and ours of the trials over time."""
-    from optuna.visualization import matplotlib as plots
-
     trials, default = search.trials(), search.default()
-    line = default.scores["AP"] if default else None
-    yield "history.png", search_history([t for t in trials if t.scores], line)
+    scored, line = [t for t in trials if t.scores], default.scores["AP"] if default else None
+    yield "history.png", search_plots.history(scored, line)
     if any(len(trial.curve) > 1 for trial in trials):
-        yield "curves.png", search_curves([t for t in trials if t.curve], line)
-    if len(search.complete()) < 2:
-        return
-    ap = search.target("AP")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls its plots experimental
-        if search.importance():
-            yield "importance.png", _figure_of(plots.plot_param_importances(search.study, target=ap, target_name="AP"))
-        if len(search.space) > 1:
-            yield "parallel.png", _figure_of(plots.plot_parallel_coordinate(search.study, target=ap, target_name="AP"))
-        if 2 <= len(search.objectives) <= 3:
-            names = list(search.objectives)
-            yield "pareto.png", _figure_of(plots.plot_pareto_front(search.study, target_names=names))
+        yield "curves.png", search_plots.curves([t for t in trials if t.curve], line)
+    if shares := search.importance():
+        yield "importance.png", search_plots.importance_bars(shares, _about(search))
+    alike = search.alike()
+    if len(search.space) > 1 and len(alike) > 1:
+        settings = [{name: _number_or_text(trial.settings[name]) for name in search.space} for trial, _ in alike]
+        yield "parallel.png", search_plots.parallel(settings, [ap for _, ap in alike], _about(search))
+    for cost in search.objectives:
+        if cost != "AP" and search.complete():
+            yield f"pareto_{cost}.png", search_plots.pareto(search.complete(), search.pareto(), cost, default)
 
 
-def _figure_of(axes: Any) -> Figure:
-    import matplotlib.pyplot
+def _about(search: Search) -> str:
+    age = search.common_age()
+    return f"AP after {age:.3g} epochs" if age else "AP"
 
-    figure: Figure = axes.figure
-    figure.set_size_inches(9, 5)
-    figure.set_layout_engine("tight")
-    matplotlib.pyplot.close(figure)  # pyplot would keep it for ever
-    return figure
+
+def _number_or_text(value: Any) -> float | str:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value)
 
 
 def _as_dict(trial: Trial) -> dict[str, Any]:

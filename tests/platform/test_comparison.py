@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from small_settings import small_settings
 
-from posefleet.platform import comparison, report
+from posefleet.platform import comparison, plots, report
 from posefleet.platform.checkpoint import CheckpointStore, read_meta
 from posefleet.platform.config import build_experiment
 from posefleet.platform.loop import fit
@@ -87,4 +87,4 @@ def test_the_figure_shows_every_method(entry: comparison.Entry) -> None:
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
     assert [line.get_label() for line in right.get_lines()] == ["a", "b"]
-    assert len(report.png_bytes(figure)) > 1000
+    assert len(plots.png_bytes(figure)) > 1000

@@ -9,7 +9,7 @@ import yaml
 from posefleet.platform.config import Experiment, build_experiment
 from posefleet.platform.search import Search
 from posefleet.platform.search_report import leave_search
-from posefleet.platform.space import Range, apply
+from posefleet.platform.space import Choice, Range, apply
 
 BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
 SPACE = {"model.score.exponent": Range(low=0.0, high=1.0)}
@@ -87,3 +87,53 @@ def test_without_a_single_score_the_reasons_are_told(tmp_path: Path) -> None:
     found.run(never, 2)
     with pytest.raises(ValueError, match="no trial ended with scores:\n  trial 0: no"):
         leave_search(found)
+
+
+def test_settings_matter_by_what_trials_reached_at_the_same_age(tmp_path: Path) -> None:
+    """AP after one epoch is the first setting; trials that went on reached the same, whatever their settings."""
+    space = {"model.loss.cls": Range(low=0.0, high=1.0), "model.loss.psm": Range(low=0.0, high=1.0)}
+    found = Search(tmp_path, BASE, space, about={}, seed=0, sampler="random")
+    while trial := found.ask(12):
+        early = {"AP": trial.settings["model.loss.cls"]}
+        found.report(trial.number, 1.0, early, run="/runs/a", settings=trial.settings)
+        if trial.number % 3:
+            found.stop(trial.number, 1.0)
+        else:
+            found.report(trial.number, 2.0, {"AP": 0.9}, run="/runs/a", settings=trial.settings)
+            found.tell(trial.number, {"AP": 0.9})
+    assert found.common_age() == 1.0 and len(found.alike()) == 12
+    assert list(found.importance()) == ["model.loss.cls", "model.loss.psm"]
+    assert found.importance()["model.loss.cls"] > 0.7
+    text = leave_search(found)
+    assert "12 trials, 8 stopped early, 0 failed." in text and "AP after 1 epochs varies: model.loss.cls" in text
+    pictures = {"history.png", "curves.png", "importance.png", "parallel.png"}
+    assert pictures <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_of_several_objectives_those_that_no_other_beats_are_the_best(tmp_path: Path) -> None:
+    found = Search(tmp_path, BASE, SPACE, about={}, seed=0, objectives=("AP", "parameters"))
+    for scores in ((0.5, 10.0), (0.6, 10.0), (0.4, 5.0), (0.7, 30.0), (0.6, 20.0)):
+        trial = found.ask(5)
+        assert trial
+        found.tell(trial.number, dict(zip(("AP", "parameters"), scores, strict=True)))
+    assert [trial.number for trial in found.pareto()] == [3, 1, 2]
+    assert "| 2 | 0.4000 | 5.0000 |" in leave_search(found)
+    assert (tmp_path / "pareto_parameters.png").exists()
+    with pytest.raises(ValueError, match="no objective 'speed'; there are AP, parameters"):
+        Search(tmp_path / "other", BASE, SPACE, about={}, seed=0, objectives=("AP", "speed"))
+
+
+def test_a_grid_has_every_combination_once_and_an_interrupted_trial_comes_again(tmp_path: Path) -> None:
+    space = {"model.head.tower_depth": Range(low=1, high=3), "model.neck": Choice(values=("fpn", "pafpn"))}
+    found = Search(tmp_path, BASE, space, about={}, seed=0, sampler="grid")
+    drawn = [found.ask(100) for _ in range(3)]
+    assert found.combinations == 6
+    again = Search(tmp_path, BASE, space, about={}, seed=0, sampler="grid")
+    seen = []
+    while trial := again.ask(100):
+        seen.append(trial)
+        again.tell(trial.number, {"AP": 0.5, "AP50": 0.5})
+    assert seen[:3] == drawn and [trial.number for trial in seen] == list(range(6))
+    assert len({tuple(trial.settings.values()) for trial in seen}) == 6
+    with pytest.raises(ValueError, match=r"a grid takes lists, whole numbers and ranges with a step; model\.score"):
+        Search(tmp_path / "other", BASE, SPACE, about={}, seed=0, sampler="grid")

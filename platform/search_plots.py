@@ -1,0 +1,133 @@
+"""Figures of a search."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from posefleet.platform.plots import FAINT, GREY, INK, SERIES, legend, name_rows, new_figure, short, style
+from posefleet.platform.search import Trial
+
+
+def history(trials: Sequence[Trial], default: float | None) -> Figure:
+    """AP of every trial in their order, the best so far, and the default's as a line."""
+    figure, axes = new_figure("Trials", "trial", "AP")
+    ended = [trial for trial in trials if trial.stopped is None]
+    for label, shown, colour in (
+        ("stopped early", [trial for trial in trials if trial.stopped is not None], FAINT),
+        ("reached the end", ended, SERIES[0]),
+    ):
+        if shown:
+            aps = [trial.scores["AP"] for trial in shown]
+            axes.plot([trial.number for trial in shown], aps, "o", color=colour, markersize=5, label=label)
+    if ended:
+        numbers = [*(trial.number for trial in ended), max(trial.number for trial in trials)]
+        best = np.maximum.accumulate([trial.scores["AP"] for trial in ended])
+        axes.step(numbers, [*best, best[-1]], where="post", color=SERIES[0], label="best so far")
+    _default_line(axes, default)
+    legend(axes)
+    return figure
+
+
+def curves(trials: Sequence[Trial], default: float | None) -> Figure:
+    """AP of every trial while it was trained."""
+    figure, axes = new_figure("Trials while they were trained", "epoch", "AP")
+    best = max((trial for trial in trials if trial.stopped is None), key=lambda t: t.scores.get("AP", 0), default=None)
+    for trial in sorted(trials, key=lambda trial: (trial is best, trial.stopped is None)):
+        colour = SERIES[1] if trial is best else FAINT if trial.stopped is not None else SERIES[0]
+        axes.plot(*zip(*trial.curve.items(), strict=True), marker="o", markersize=3, color=colour, linewidth=1.4)
+    for label, colour in (("best", SERIES[1]), ("trained to the end", SERIES[0]), ("stopped early", FAINT)):
+        axes.plot([], [], marker="o", markersize=3, color=colour, label=label)
+    _default_line(axes, default)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    legend(axes)
+    return figure
+
+
+def importance_bars(shares: Mapping[str, float], about: str) -> Figure:
+    """Share of every setting in how ``about`` varies."""
+    figure, axes = new_figure("What mattered", f"share in how {about} varies", "", height=1.2 + 0.3 * len(shares))
+    bars = axes.barh(range(len(shares)), list(shares.values()), color=SERIES[0])
+    axes.bar_label(bars, [f"{share:.0%}" for share in shares.values()], padding=3, fontsize=8, color=GREY)
+    name_rows(axes, list(shares))
+    axes.margins(x=0.1)
+    return figure
+
+
+def parallel(settings: Sequence[Mapping[str, float | str]], ap: Sequence[float], about: str) -> Figure:
+    """Every trial a line through its settings, coloured by its AP; the best ones on top.
+
+    Args:
+        settings: Of every trial, the same names in the same order; logarithms where they are drawn as such.
+        ap: Of every trial.
+        about: What that AP is.
+    """
+    names = list(settings[0])
+    figure = Figure(figsize=(max(7.2, 1.5 * len(names)), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    style(axes, f"Settings of all trials, by {about}", "", "")
+    colour, norm = colormaps["viridis_r"], Normalize(min(ap), max(ap))
+    places = np.stack([_places([trial[name] for trial in settings]) for name in names], axis=1)  # (trials, names)
+    for row in np.argsort(ap):
+        axes.plot(range(len(names)), places[row], color=colour(norm(ap[row])), linewidth=1.6, alpha=0.85)
+    for index, name in enumerate(names):
+        low, high = _ends([trial[name] for trial in settings])
+        axes.annotate(low, (index, -0.06), ha="center", va="top", fontsize=7, color=GREY)
+        axes.annotate(high, (index, 1.04), ha="center", va="bottom", fontsize=7, color=GREY)
+        axes.axvline(index, color=FAINT, linewidth=0.8, zorder=0)
+    axes.set_xticks(range(len(names)), [name.replace("model.", "") for name in names], rotation=20, ha="right")
+    axes.set_yticks([])
+    axes.set_ylim(-0.16, 1.14)
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    figure.colorbar(ScalarMappable(norm, colour), ax=axes, shrink=0.8).ax.tick_params(labelsize=8, colors=GREY)
+    return figure
+
+
+def pareto(trials: Sequence[Trial], front: Sequence[Trial], cost: str, default: Trial | None) -> Figure:
+    """AP against a cost; those that no other beats in both are joined."""
+    figure, axes = new_figure("AP against its cost", cost.replace("_", " "), "AP")
+    axes.plot(*_points(trials, cost), "o", color=FAINT, label="other trials")
+    best = sorted(front, key=lambda trial: trial.scores[cost])
+    axes.plot(*_points(best, cost), "o-", color=SERIES[0], label="beaten by none")
+    for trial in best:
+        axes.annotate(
+            str(trial.number), (trial.scores[cost], trial.scores["AP"]), (4, 4), textcoords="offset points",
+            fontsize=8, color=INK,
+        )  # fmt: skip
+    if default:
+        axes.plot(*_points([default], cost), "D", color=SERIES[1], label="default")
+    legend(axes)
+    return figure
+
+
+def _points(trials: Sequence[Trial], cost: str) -> tuple[list[float], list[float]]:
+    return [trial.scores[cost] for trial in trials], [trial.scores["AP"] for trial in trials]
+
+
+def _places(values: Sequence[float | str]) -> np.ndarray:
+    """0..1 along an axis; texts in their order."""
+    if any(isinstance(value, str) for value in values):
+        known = sorted({str(value) for value in values})
+        numbers = np.array([known.index(str(value)) for value in values], np.float64)
+    else:
+        numbers = np.array(values, np.float64)
+    span = np.ptp(numbers)
+    return (numbers - numbers.min()) / span if span else np.full(len(numbers), 0.5)
+
+
+def _ends(values: Sequence[float | str]) -> tuple[str, str]:
+    if any(isinstance(value, str) for value in values):
+        known = sorted({str(value) for value in values})
+        return known[0], known[-1]
+    return f"{min(values):.3g}", f"{max(values):.3g}"
+
+
+def _default_line(axes: Axes, default: float | None) -> None:
+    if default is not None:
+        axes.axhline(default, color=GREY, linewidth=1.0, linestyle="--", label=f"default {short(default)}")
