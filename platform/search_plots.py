@@ -1,6 +1,6 @@
 """Figures of a search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -59,20 +59,24 @@ def importance_bars(shares: Mapping[str, float], about: str) -> Figure:
     return figure
 
 
-def parallel(settings: Sequence[Mapping[str, float | str]], ap: Sequence[float], about: str) -> Figure:
+def parallel(
+    settings: Sequence[Mapping[str, float | str]], ap: Sequence[float], about: str, logarithmic: Collection[str] = ()
+) -> Figure:
     """Every trial a line through its settings, coloured by its AP; the best ones on top.
 
     Args:
-        settings: Of every trial, the same names in the same order; logarithms where they are drawn as such.
+        settings: Of every trial, the same names in the same order.
         ap: Of every trial.
         about: What that AP is.
+        logarithmic: Settings on a logarithmic axis.
     """
     names = list(settings[0])
     figure = Figure(figsize=(max(7.2, 1.5 * len(names)), 4.2), layout="constrained")
     axes = figure.add_subplot()
     style(axes, f"Settings of all trials, by {about}", "", "")
     colour, norm = colormaps["viridis_r"], Normalize(min(ap), max(ap))
-    places = np.stack([_places([trial[name] for trial in settings]) for name in names], axis=1)  # (trials, names)
+    columns = [_places([trial[name] for trial in settings], name in logarithmic) for name in names]
+    places = np.stack(columns, axis=1)  # (trials, names)
     for row in np.argsort(ap):
         axes.plot(range(len(names)), places[row], color=colour(norm(ap[row])), linewidth=1.6, alpha=0.85)
     for index, name in enumerate(names):
@@ -110,13 +114,14 @@ def _points(trials: Sequence[Trial], cost: str) -> tuple[list[float], list[float
     return [trial.scores[cost] for trial in trials], [trial.scores["AP"] for trial in trials]
 
 
-def _places(values: Sequence[float | str]) -> np.ndarray:
+def _places(values: Sequence[float | str], logarithmic: bool) -> np.ndarray:
     """0..1 along an axis; texts in their order."""
     if any(isinstance(value, str) for value in values):
         known = sorted({str(value) for value in values})
         numbers = np.array([known.index(str(value)) for value in values], np.float64)
     else:
         numbers = np.array(values, np.float64)
+        numbers = np.log(numbers) if logarithmic else numbers
     span = np.ptp(numbers)
     return (numbers - numbers.min()) / span if span else np.full(len(numbers), 0.5)
 

@@ -12,6 +12,7 @@ from posefleet.platform.comparison import table
 from posefleet.platform.config import to_yaml
 from posefleet.platform.plots import save_png
 from posefleet.platform.search import Search, Trial
+from posefleet.platform.space import Range
 
 SHOWN = 10
 """Best trials in the table."""
@@ -86,7 +87,8 @@ def _figures(search: Search) -> Iterator[tuple[str, Figure]]:
     alike = search.alike()
     if len(search.space) > 1 and len(alike) > 1:
         settings = [{name: _number_or_text(trial.settings[name]) for name in search.space} for trial, _ in alike]
-        yield "parallel.png", search_plots.parallel(settings, [ap for _, ap in alike], _about(search))
+        logs = [name for name, domain in search.space.items() if isinstance(domain, Range) and domain.log]
+        yield "parallel.png", search_plots.parallel(settings, [ap for _, ap in alike], _about(search), logs)
     for cost in search.objectives:
         if cost != "AP" and search.complete():
             yield f"pareto_{cost}.png", search_plots.pareto(search.complete(), search.pareto(), cost, default)
