@@ -229,8 +229,10 @@ def _gain_of_runs(search: Any) -> str:
     from posefleet.platform.worker import LocalWorker
 
     best, default = search.best(), search.default()
-    if best is None or default is None:
+    if best is None:
         return ""
+    if default is None:
+        return "The default did not reach the end, so there is nothing to compare the best with."
     if best == default:
         return "No trial was better than the default."
 

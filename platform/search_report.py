@@ -53,7 +53,7 @@ def as_markdown(search: Search) -> str:
     trials, names = search.trials(), list(search.space)
     best = sorted(search.complete(), key=lambda trial: -trial.scores["AP"])[:SHOWN]
     shown = search.pareto() if len(search.objectives) > 1 else best
-    shown += [trial for trial in trials[:1] if trial.number == 0 and trial.scores and trial not in shown]
+    shown += [trial for trial in trials if search.is_default(trial) and trial.scores and trial not in shown][:1]
     scores = list(dict.fromkeys((*search.objectives, "AP", "AP50")))
     epochs = any(trial.curve for trial in shown)
     rows = [
