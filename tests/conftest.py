@@ -45,9 +45,11 @@ def local_ray() -> Iterator[None]:
 
     before = dict(os.environ)
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_DEDUP_LOGS": "0"}
+    os.environ |= {"RAY_worker_niceness": "0"}  # beside other work they would starve
     os.environ.pop("RAY_ADDRESS", None)
     folder = tempfile.mkdtemp(prefix="pf-", dir="/tmp")
-    ray.init(address="local", num_cpus=2, _temp_dir=folder, include_dashboard=False, log_to_driver=False)
+    # Ray Train asks the dashboard whose workers' places are free again.
+    ray.init(address="local", num_cpus=2, _temp_dir=folder, include_dashboard=True, log_to_driver=False)
     yield
     ray.shutdown()
     os.environ.clear()

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
+from processes import kill_a_child
 
 from posefleet.platform.checkpoint import CheckpointStore, load_model, read_meta
 from posefleet.platform.config import build_experiment
@@ -40,14 +40,8 @@ def kill_a_worker_after_its_first_checkpoint(folder: Path) -> None:
         if list(folder.glob("checkpoints/step-*/meta.json")):
             break
         time.sleep(0.05)
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.send_signal(signal.SIGKILL)
-                (folder / "killed").touch()
-                return
-        except psutil.NoSuchProcess:
-            continue
+    if kill_a_child("RayTrainWorker"):
+        (folder / "killed").touch()
 
 
 @pytest.mark.timeout(600)
