@@ -285,7 +285,9 @@ def test_separate_mixing_parts_maps_and_offsets_down_to_the_backbone() -> None:
     for name, trained in (("heat", [True, False]), ("embedding", [True, False]), ("offset", [False, True])):
         model.zero_grad()
         maps[name][0].square().sum().backward(retain_graph=True)
-        assert [any(p.grad is not None for p in mix.parameters()) for mix in (model.mix, model.mix_for_offsets)] == trained
+        assert [
+            any(p.grad is not None for p in mix.parameters()) for mix in (model.mix, model.mix_for_offsets)
+        ] == trained
         assert any(p.grad is not None for p in model.backbone.parameters())
 
 
