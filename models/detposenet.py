@@ -253,7 +253,9 @@ class Model(nn.Module):
         stride, coarse = self.coarse.stride, self.config.coarse
         padded = pad_people(people, self.sigmas.device)
         shape = (size[0] // stride, size[1] // stride)
-        cells, _ = limb_cells(padded.keypoints, padded.labelled, self.edges, shape, stride, coarse.limb_width)
+        cells, _ = limb_cells(
+            padded.keypoints, padded.labelled, self.edges, shape, stride, coarse.limb_width, coarse.limb_overhang
+        )
         result = []
         for inside in cells.any(2):  # (M, h, w)
             person, row, column = inside.nonzero().unbind(1)
@@ -273,7 +275,9 @@ class Model(nn.Module):
         """
         stride, config = self.coarse.stride, self.config.coarse
         heat = _gaussians(people.keypoints, people.labelled, size, stride, config.sigma / stride)
-        paf = paf_targets(people.keypoints, people.labelled, self.edges, size, stride, config.limb_width)
+        paf = paf_targets(
+            people.keypoints, people.labelled, self.edges, size, stride, config.limb_width, config.limb_overhang
+        )
         x1, y1, x2, y2 = people.unlabelled_boxes[..., None].unbind(2)  # (B, M, 1)
         x, y = (torch.arange(n, device=heat.device) * stride for n in (size[1], size[0]))
         across, down = (x >= x1) & (x <= x2) & (x2 > x1), (y >= y1) & (y <= y2) & (y2 > y1)

@@ -78,6 +78,9 @@ class HeadConfig:
     as HRNet does; 0: none."""
     mixing_depth: int = 2
     """Number of those convolutions, at least 1."""
+    separate_mixing: bool = False
+    """Mix the levels once more for the offsets alone. Maps and offsets pull shared convolutions apart, so that in short
+    trainings the offsets, whose loss weighs little, learn slowly."""
     norm: Norm = "batch"
     """Norm of heads and message passing: BatchNorm as in the paper, whose statistics are those of one process, or
     GroupNorm for small batches (then channels must be multiples of 4 up to 128, of 32 above)."""
@@ -85,6 +88,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.mixing_channels and self.mixing_depth < 1:
             raise ValueError(f"mixing_channels is {self.mixing_channels} but mixing_depth is {self.mixing_depth}")
+        if self.separate_mixing and not self.mixing_channels:
+            raise ValueError("separate_mixing is true but mixing_channels is 0, which mixes nothing")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,9 +197,10 @@ class Model(nn.Module):
         self.widths = [head.heat_channels, head.offset_channels, embedding]
         ends = [sum(self.widths[: part + 1]) for part in range(3)]
         self.parts = [slice(end - width, end) for end, width in zip(ends, self.widths, strict=True)]
-        self.mix = None
-        if head.mixing_channels:
-            self.mix = mixing(self.backbone.channels, head.mixing_channels, head.mixing_depth, head.norm)
+        self.mix, self.mix_for_offsets = (
+            mixing(self.backbone.channels, head.mixing_channels, head.mixing_depth, head.norm) if wanted else None
+            for wanted in (head.mixing_channels > 0, head.separate_mixing)
+        )
         fused = [head.mixing_channels] if head.mixing_channels else self.backbone.channels
         self.fuse = ConcatConv(fused, sum(self.widths))
         self.heat = _head(head.norm, head.heat_channels, keypoints + 1)
@@ -235,16 +241,17 @@ class Model(nn.Module):
         Without ``offsets`` there are the levels that they are made of instead, unless the norm is that of whole maps.
         """
         levels = self.backbone(images)
-        if self.mix is not None:
-            levels = [self.mix(levels)]
+        of_maps = of_offsets = [self.mix(levels)] if self.mix is not None else levels
+        if self.mix_for_offsets is not None:
+            of_offsets = [self.mix_for_offsets(levels)]
         heat, offset, embedding = self.parts
-        maps = {"heat": [self.heat(self.fuse(levels, heat))]}
+        maps = {"heat": [self.heat(self.fuse(of_maps, heat))]}
         if offsets or self.config.head.norm == "group":
-            maps["offset"] = [self.offset(self.fuse(levels, offset))]
+            maps["offset"] = [self.offset(self.fuse(of_offsets, offset))]
         else:
-            maps["levels"] = levels
+            maps["levels"] = of_offsets
         if self.config.adapt.attracts:
-            maps["embedding"] = [self.embedding(self.fuse(levels, embedding))]
+            maps["embedding"] = [self.embedding(self.fuse(of_maps, embedding))]
         return maps
 
     def _offsets_at(self, maps: Maps, cells: Tensor) -> Tensor:

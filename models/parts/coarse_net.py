@@ -23,12 +23,17 @@ class CoarseConfig:
     """Deviation of the Gaussians round keypoints, pixels of the input, above 0."""
     limb_width: float = 8.0
     """Distance from a limb up to which a cell belongs to it, pixels of the input, above 0."""
+    limb_overhang: float = 0.0
+    """How far a limb's cells go beyond its ends, pixels of the input: 0 as in the formula, OpenPose's code has
+    ``limb_width``. Peaks lie on cells, so without half a cell of it limbs of a few cells are not found again."""
 
     def __post_init__(self) -> None:
         if self.width % 16 or self.depth < 1:
             raise ValueError(f"width {self.width} must be a multiple of 16 and depth {self.depth} at least 1")
         if self.sigma <= 0 or self.limb_width <= 0:
             raise ValueError(f"sigma {self.sigma} and limb_width {self.limb_width} must be above 0 pixels")
+        if self.limb_overhang < 0:
+            raise ValueError(f"limb_overhang must not be negative, but is {self.limb_overhang}")
 
 
 class CoarseMaps(NamedTuple):

@@ -68,6 +68,7 @@ def limb_cells(
     size: tuple[int, int],
     stride: int,
     width: float,
+    overhang: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The cells of every limb whose ends are both labelled.
 
@@ -77,7 +78,8 @@ def limb_cells(
         edges: The L limbs as pairs of keypoints.
         size: (height, width) of the map, cells.
         stride: Pixels per cell.
-        width: Largest distance from the limb's line, pixels; both ends count too.
+        width: Largest distance from the limb's line, pixels.
+        overhang: How far cells go beyond both ends, pixels; with 0 the ends themselves still count.
 
     Returns:
         (B, M, L, height, width) bool and the directions (B, M, L, 2).
@@ -95,7 +97,8 @@ def limb_cells(
     ux, uy = direction[..., 0, None], direction[..., 1, None]
     position = (uy * y)[..., :, None] + (ux * x)[..., None, :]
     distance = ((ux * y)[..., :, None] - (uy * x)[..., None, :]).abs()
-    inside = (position >= 0) & (position <= length[..., None, None]) & (distance <= width)
+    between = (position >= -overhang) & (position <= length[..., None, None] + overhang)
+    inside = between & (distance <= width)
     return inside & drawn[..., None, None], direction
 
 
@@ -106,9 +109,10 @@ def paf_targets(
     size: tuple[int, int],
     stride: int,
     width: float,
+    overhang: float = 0.0,
 ) -> Tensor:
     """Fields (B, 2 L, height, width): the mean direction of the people whose limb covers a cell, else 0."""
-    cells, direction = limb_cells(keypoints, labelled, edges, size, stride, width)
+    cells, direction = limb_cells(keypoints, labelled, edges, size, stride, width, overhang)
     covered = cells.float()
     total = torch.einsum("bmlhw,bmlc->blchw", covered, direction)
     return (total / covered.sum(1).clamp(min=1)[:, :, None]).flatten(1, 2)

@@ -277,6 +277,20 @@ def gradients(name: str) -> dict[str, bool]:
     }
 
 
+def test_separate_mixing_parts_maps_and_offsets_down_to_the_backbone() -> None:
+    head = replace(SMALL.head, mixing_channels=8, separate_mixing=True)
+    model = build(replace(SMALL, head=head))
+    images = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    maps = model.forward_features(images)
+    for name, trained in (("heat", [True, False]), ("embedding", [True, False]), ("offset", [False, True])):
+        model.zero_grad()
+        maps[name][0].square().sum().backward(retain_graph=True)
+        assert [
+            any(p.grad is not None for p in mix.parameters()) for mix in (model.mix, model.mix_for_offsets)
+        ] == trained
+        assert any(p.grad is not None for p in model.backbone.parameters())
+
+
 def test_each_loss_trains_its_own_part() -> None:
     adapted = gradients("refine")
     assert adapted == {
@@ -394,6 +408,7 @@ ROWS = {
         ),
     ),
     "batch norm, mixing": replace(SMALL, head=replace(SMALL.head, norm="batch", mixing_channels=8)),
+    "mixing twice": replace(SMALL, head=replace(SMALL.head, mixing_channels=8, separate_mixing=True)),
 }
 
 
@@ -421,6 +436,8 @@ def test_settings_that_contradict_are_named() -> None:
         Config(decode=DecodeConfig(centres=8))
     with pytest.raises(ValueError, match="mixing_channels is 8 but mixing_depth is 0"):
         HeadConfig(mixing_channels=8, mixing_depth=0)
+    with pytest.raises(ValueError, match="separate_mixing is true but mixing_channels is 0"):
+        HeadConfig(separate_mixing=True)
     assert AdaptConfig().window_sigma == 16
 
 

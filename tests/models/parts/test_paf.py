@@ -1,6 +1,7 @@
 """Affinity fields: which cells, which direction, and what poses they make of peaks."""
 
 import numpy as np
+import pytest
 import torch
 
 from posefleet.data.keypoints import COCO17
@@ -54,6 +55,25 @@ def test_limbs_without_length_or_labels_are_not_drawn() -> None:
     keypoints = torch.tensor([[[[40.0, 40.0], [80.0, 40.0]]]])
     labelled = torch.tensor([[[True, False]]])
     assert not paf_targets(keypoints, labelled, [(0, 1)], (20, 30), 4, 8.0).any()
+
+
+def test_an_overhang_goes_on_beyond_both_ends() -> None:
+    keypoints = torch.tensor([[[[40.0, 40.0], [80.0, 40.0]]]])
+    labelled = torch.ones(1, 1, 2, dtype=torch.bool)
+    x, _ = paf_targets(keypoints, labelled, [(0, 1)], (20, 30), 4, 8.0, overhang=7.0)[0]
+    expected = torch.zeros(20, 30)
+    expected[8:13, 9:22] = 1  # x 33..87 px: one cell more to each side
+    torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize(("overhang", "found"), [(0.0, 0), (2.0, 1)])
+def test_a_short_limb_is_found_again_with_half_a_cell_of_overhang(overhang: float, found: int) -> None:
+    """Ends at x 41 and 47 px have their peaks at 40 and 48; only 44 lies between them, which is 4 of 10 samples."""
+    people = torch.tensor([[[[41.0, 40.0], [47.0, 40.0]]]])
+    labelled = torch.ones(1, 1, 2, dtype=torch.bool)
+    heat = draw_gaussians(people / 4, labelled, torch.tensor(1.0), torch.tensor(3.0), (20, 30), reach=3)
+    field = paf_targets(people, labelled, [(0, 1)], (20, 30), 4, 8.0, overhang)
+    assert len(group_poses(heat, field, [(0, 1)], 4, 80, PafConfig())[0]) == found
 
 
 def perfect(people: torch.Tensor, size: tuple[int, int] = (50, 100)) -> tuple[torch.Tensor, torch.Tensor]:

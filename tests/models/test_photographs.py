@@ -1,9 +1,10 @@
-"""SMPR on real photographs."""
+"""Methods learn real photographs by heart."""
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,20 @@ from posefleet.data.coco import find_source
 from posefleet.data.keypoints import COCO17
 from posefleet.data.sharding import shard_coco
 from posefleet.platform.checkpoint import CheckpointStore
-from posefleet.platform.config import build_experiment, read_yaml
+from posefleet.platform.config import build_experiment, read_yaml, with_settings
 from posefleet.platform.loop import fit
 from posefleet.platform.worker import LocalWorker
 
 ANNOTATIONS = "annotations/person_keypoints_train2017.json"
-CONFIG = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "smpr_demo.yaml"
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "smpr": {"model.assign.force_one": True},
+    "pfs": {"model.assign.force_one": True},
+    "inspose": {},
+}
+"""What the demo's config needs besides for 28 photographs at 320 px. The two methods that are not here have not got
+there yet: see docs/results.md."""
 
 
 def cut(source: Path, out: Path, image_ids: Collection[int]) -> Path:
@@ -45,17 +54,19 @@ def smallest_people(source: Path) -> dict[int, float]:
     return smallest
 
 
-def memorise(coco: Path, folder: Path, *, side: int, batch_size: int, epochs: int, force_one: bool = False) -> float:
+def memorise(method: str, coco: Path, folder: Path, settings: Mapping[str, Any]) -> float:
     """Train the demo's model on a few images without augmentation; its AP on the same images."""
     shards = str(folder / "shards")
     shard_coco(find_source(str(coco), "train2017"), shards, COCO17, parallel=False)
-    values = read_yaml(CONFIG)
-    values["model"]["assign"]["force_one"] = force_one
-    values["data"] |= {"train": shards, "eval": shards, "batch_size": batch_size, "augment": {"crop": 0, "flip": 0.0}}
-    values["data"]["resize"] = {"short_side": side, "long_side": side}
-    values["train"] |= {"epochs": epochs, "eval_every": epochs}
+    values = with_settings(read_yaml(CONFIGS / f"{method}_demo.yaml"), settings)
+    values["data"] |= {"train": shards, "eval": shards, "augment": {"crop": 0, "flip": 0.0}}
+    values["train"]["eval_every"] = values["train"]["epochs"]
     torch.set_num_threads(2)
     return fit(build_experiment(values), LocalWorker(device="cpu"), CheckpointStore(str(folder / "checkpoints")))["AP"]
+
+
+def square(side: int) -> dict[str, int]:
+    return {"data.resize.short_side": side, "data.resize.long_side": side}
 
 
 @pytest.mark.slow
@@ -64,12 +75,15 @@ def test_eight_photographs_with_large_people_are_memorised(coco_mini: Path, tmp_
     smallest = smallest_people(coco_mini)
     large = sorted(smallest, key=lambda image_id: -smallest[image_id])[:8]
     images = cut(coco_mini, tmp_path / "coco", large)
-    assert memorise(images, tmp_path, side=256, batch_size=8, epochs=100) >= 0.5
+    settings = {**square(256), "data.batch_size": 8, "train.epochs": 100}
+    assert memorise("smpr", images, tmp_path, settings) >= 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_all_photographs_with_people_are_memorised(coco_mini: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", SETTINGS)
+def test_all_photographs_with_people_are_memorised(method: str, coco_mini: Path, tmp_path: Path) -> None:
     """28 images, 86 people, many of them a few pixels high at this size."""
     images = cut(coco_mini, tmp_path / "coco", smallest_people(coco_mini))
-    assert memorise(images, tmp_path, side=320, batch_size=4, epochs=300, force_one=True) >= 0.8
+    settings = {**square(320), "data.batch_size": 4, "train.epochs": 300, **SETTINGS[method]}
+    assert memorise(method, images, tmp_path, settings) >= 0.8
