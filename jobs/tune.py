@@ -201,24 +201,26 @@ def _train(plan: _Plan) -> int:
     plan.keep()
     parent = open_search(base, str(plan.folder), {"space": plan.written["space"], **options})
     sys.stderr.write(f"search {plan.folder}\n")
-    whole = False
     try:
         whole = run_search(search, engine, parent)
-        text = leave_search(search, _gain_of_runs(search) if whole else "")
-    except ValueError as error:
-        parent.finish("FAILED" if whole else "KILLED", curves=False)
-        sys.stderr.write(f"error: {error}\n")
-        return 1
     except BaseException:
         parent.finish("KILLED", curves=False)
         raise
+    if not whole:
+        sys.stderr.write(f"stopped; python jobs/tune.py --resume {plan.folder} goes on\n")
+    try:
+        text = leave_search(search, _gain_of_runs(search) if whole else "")
+    except ValueError as error:  # there is nothing to tell of yet, or in the end
+        parent.finish("FAILED" if whole else "KILLED", curves=False)
+        if not whole:
+            return STOPPED
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     sink = RunSink(parent, system_every=0)
     for file in written(plan.folder):
         sink.log_bytes(file.name, file.read_bytes())
     parent.finish("FINISHED" if whole else "KILLED", curves=False)
     sys.stdout.write(f"{text}\n\n{_where(plan.folder)}")
-    if not whole:
-        sys.stderr.write(f"stopped; python jobs/tune.py --resume {plan.folder} goes on\n")
     return 0 if whole else STOPPED
 
 

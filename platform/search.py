@@ -192,6 +192,11 @@ class Search:
         self.study.tell(trial, state=TrialState.FAIL)
 
     @property
+    def under_way(self) -> list[int]:
+        """Trials that were handed out and of which nothing final was told."""
+        return sorted(self._open)
+
+    @property
     def combinations(self) -> float:
         """Trials that a grid has; other samplers never end."""
         return math.prod(len(values) for values in self._grid.values()) if self._grid else math.inf

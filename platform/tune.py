@@ -35,6 +35,7 @@ from posefleet.platform.progress import ProgressLine
 from posefleet.platform.run import Run, RunSink, open_run, read_run
 from posefleet.platform.search import Search, Trial
 from posefleet.platform.space import Choice, Range, apply, settings_of
+from posefleet.platform.tracker import Status
 from posefleet.platform.train import carry_out
 from posefleet.platform.worker import LocalWorker
 
@@ -134,6 +135,8 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
             ),
         )
         tuner.fit()
+        for number in search.under_way:  # someone stopped the search
+            clerk.submit(_close, f"{search.folder}/trials/trial-{number:03d}", "KILLED")
     shutil.rmtree(scratch, ignore_errors=True)
     return len(search.trials()) >= min(engine.samples, search.combinations)
 
@@ -316,7 +319,7 @@ class _Ledger(tune.Callback):
                 search.fail(number, str(problem))
         else:
             search.stop(number, result["epoch"])
-            self._clerk.submit(_close, result["run"], result["epoch"])
+            self._clerk.submit(_close, result["run"], "FINISHED", result["epoch"])
         self._show(f"trial {number} ended")
 
     def _note(self, number: int, result: Mapping[str, Any]) -> None:
@@ -328,7 +331,7 @@ class _Ledger(tune.Callback):
         """A trial's process died more often than it may."""
         number = _number(str(trial))
         self._search.fail(number, str(trial.get_error() or "its process died").strip().splitlines()[-1])
-        self._clerk.submit(_close, f"{self._search.folder}/trials/{trial}", None)
+        self._clerk.submit(_close, f"{self._search.folder}/trials/{trial}", "FAILED")
         self._show(f"trial {number} failed")
 
     def _show(self, text: str) -> None:
@@ -338,13 +341,13 @@ class _Ledger(tune.Callback):
         self._line.update(len(ended), f"{self._search.standing()}  {text}")
 
 
-def _close(folder: str, epoch: float | None) -> None:
+def _close(folder: str, status: Status, epoch: float | None = None) -> None:
     """End the run of a trial whose process is gone, so that MLflow does not show it as running for ever."""
     try:
         if run := read_run(folder):
             if epoch is not None:
                 tracking.set_tags(run.tracking_uri, run.run_id, {"stopped_after_epochs": f"{epoch:.4g}"})
-            run.finish("FAILED" if epoch is None else "FINISHED")
+            run.finish(status)
     except (OSError, TrackingError) as error:
         log.warning("the run in %s stays open in MLflow: %s", folder, error)
 
