@@ -183,17 +183,15 @@ def examine(
 
 
 def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, repeats: int = 5) -> Cost:
-    """Parameters, operations and times of a model; the scenes have no annotations, so oracles are left off."""
-    honest = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
-    experiment = dataclasses.replace(experiment, evaluate=honest)
-    predictor = Predictor(model, experiment, device=worker.device)
-    with FlopCounterMode(display=False) as counter:
-        predictor([_scene(CROWDS[0])])
+    """Parameters, operations and times of a model."""
+    first = costs(model, experiment, worker, people=CROWDS[0], repeats=repeats)
+    predictor = _predictor(model, experiment, worker)
+    later = {people: predict_ms(predictor, people, repeats=repeats) for people in CROWDS[1:]}
     return Cost(
-        parameters=sum(p.numel() for p in model.parameters()),
-        gflops=counter.get_total_flops() / 1e9,
+        parameters=int(first["parameters"]),
+        gflops=first["gflops"],
         train_images_per_second=train_speed(copy.deepcopy(model), experiment, worker),
-        predict_ms={people: predict_ms(predictor, people, repeats=repeats) for people in CROWDS},
+        predict_ms={CROWDS[0]: first["predict_ms"], **later},
     )
 
 
@@ -201,7 +199,7 @@ def costs(
     model: nn.Module, experiment: Experiment, worker: LocalWorker, *, people: int, repeats: int = 5
 ) -> dict[str, float]:
     """``parameters``, ``gflops`` and ``predict_ms`` of an image with so many people, as in ``Cost``."""
-    predictor = Predictor(model, experiment, device=worker.device)
+    predictor = _predictor(model, experiment, worker)
     with FlopCounterMode(display=False) as counter:
         predictor([_scene(people)])
     return {
@@ -209,6 +207,12 @@ def costs(
         "gflops": counter.get_total_flops() / 1e9,
         "predict_ms": predict_ms(predictor, people, repeats=repeats),
     }
+
+
+def _predictor(model: nn.Module, experiment: Experiment, worker: LocalWorker) -> Predictor:
+    """For scenes, which have no annotations, so that oracles are left off."""
+    honest = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
+    return Predictor(model, dataclasses.replace(experiment, evaluate=honest), device=worker.device)
 
 
 def predict_ms(predictor: Predictor, people: int, *, repeats: int = 5) -> float:
@@ -270,7 +274,7 @@ def differing_settings(experiments: Mapping[str, Experiment]) -> dict[str, dict[
     return {name: values for name, values in found.items() if len(values) < len(flat) or len(set(values.values())) > 1}
 
 
-_WHERE = {f"run.{name}" for name in ("name", "storage", "tracking", "experiment", "resume")}
+_WHERE = {f"run.{name}" for name in ("name", "storage", "tracking", "experiment", "resume", "parent")}
 
 
 def ranked(entries: Sequence[Entry]) -> list[Entry]:

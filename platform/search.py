@@ -137,7 +137,7 @@ class Search:
             trial = optuna.trial.Trial(self.study, known._trial_id)
         elif (number := len(self.study.trials) - self._waiting()) < min(limit, self.combinations):
             self.study.sampler = self._sampler(number)
-            if self._grid:  # Optuna's own grid wants to end a loop that there is not
+            if self._grid and not self._waiting():  # Optuna's own grid wants to end a loop that there is not
                 self.study.enqueue_trial(self._combination(number))
             trial = self.study.ask()
         else:

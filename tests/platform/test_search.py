@@ -128,6 +128,7 @@ def test_a_grid_has_every_combination_once_and_an_interrupted_trial_comes_again(
     found = Search(tmp_path, BASE, space, about={}, seed=0, sampler="grid")
     drawn = [found.ask(100) for _ in range(3)]
     assert found.combinations == 6
+    found.study.enqueue_trial(found._combination(3))  # killed before this one was handed out
     again = Search(tmp_path, BASE, space, about={}, seed=0, sampler="grid")
     seen = []
     while trial := again.ask(100):
