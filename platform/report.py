@@ -321,7 +321,7 @@ def _draw_times(axes: Axes, predict_ms: Mapping[str, Mapping[int, float]], colou
     style(axes, "Time of predicting one image", "people in the image", "ms")
     for name, colour in colours.items():
         axes.plot(*zip(*predict_ms[name].items(), strict=True), marker="o", label=name, color=colour)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(max(times.values()) for times in predict_ms.values()))
     legend(axes)
 
 

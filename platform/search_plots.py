@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from posefleet.platform.plots import FAINT, GREY, INK, SERIES, legend, name_rows, new_figure, short, style
 from posefleet.platform.search import Trial
@@ -28,6 +29,7 @@ def history(trials: Sequence[Trial], default: float | None) -> Figure:
         numbers = [*(trial.number for trial in ended), max(trial.number for trial in trials)]
         best = np.maximum.accumulate([trial.scores["AP"] for trial in ended])
         axes.step(numbers, [*best, best[-1]], where="post", color=SERIES[0], label="best so far")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _default_line(axes, default)
     legend(axes)
     return figure
@@ -55,6 +57,7 @@ def importance_bars(shares: Mapping[str, float], about: str) -> Figure:
     bars = axes.barh(range(len(shares)), list(shares.values()), color=SERIES[0])
     axes.bar_label(bars, [f"{share:.0%}" for share in shares.values()], padding=3, fontsize=8, color=GREY)
     name_rows(axes, list(shares))
+    axes.set_yticks(range(len(shares)), list(shares))  # names to copy into a config, underscores and all
     axes.margins(x=0.1)
     return figure
 
