@@ -201,7 +201,7 @@ def costs(
     """``parameters``, ``gflops`` and ``predict_ms`` of an image with so many people, as in ``Cost``."""
     predictor = _predictor(model, experiment, worker)
     with FlopCounterMode(display=False) as counter:
-        predictor([_scene(people)])
+        predictor.predict_images([_scene(people)])
     return {
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "gflops": counter.get_total_flops() / 1e9,
@@ -220,7 +220,7 @@ def predict_ms(predictor: Predictor, people: int, *, repeats: int = 5) -> float:
     image, seconds = _scene(people), []
     for _ in range(repeats + 1):  # the first one warms up
         start = time.perf_counter()
-        predictor([image])  # poses come back on the CPU, so this waits for the device
+        predictor.predict_images([image])  # poses come back on the CPU, so this waits for the device
         seconds.append(time.perf_counter() - start)
     return 1e3 * statistics.median(seconds[1:])
 

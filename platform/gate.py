@@ -251,7 +251,7 @@ def served_as_evaluated(predictor: Predictor, split: Split, evaluated: Mapping[i
     source = split.open(predictor.schema, lambda sample, _: sample)
     whole = -(-images // predictor.batch_size) * predictor.batch_size
     samples = source.samples(range(min(whole, len(source))))
-    served = predictor([sample.image for sample in samples])
+    served = predictor.predict_images([sample.image for sample in samples])
     bound = f"keypoints within {MOST_PIXELS:g} px, scores within {MOST_SCORE:g}"
     pixels = scores = 0.0
     for sample, found in zip(samples, served, strict=True):

@@ -1,17 +1,36 @@
-"""The one way from images to poses: what evaluation, batch prediction and serving all call."""
+"""The one way from images to poses: what evaluation, batch prediction and serving all call.
 
+predictor = Predictor.from_registry("models:/smpr@champion")
+prediction = predictor("people.jpg")
+prediction.plot("poses.png")
+"""
+
+import dataclasses
 from collections.abc import Sequence
-from typing import Protocol, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, cast, overload
 
+import fsspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.structures import Batch, People, Poses, Sample, collate
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
 from posefleet.models.parts.oks import score_by_truth
+from posefleet.platform.checkpoint import find_checkpoint, load_model
 from posefleet.platform.config import Experiment
+from posefleet.platform.drawing import draw_poses
+from posefleet.platform.paths import MODELS, resolve_path
+
+Picture = str | Path | bytes | np.ndarray
+"""An image file's path, URI or bytes, or (H, W, 3) uint8 RGB pixels."""
+
+DECIMALS = 5
+"""Of coordinates and scores in JSON: far below what anybody can see, and shorter than a float32 in full."""
 
 
 class _Candidates(Protocol):
@@ -25,6 +44,63 @@ class _Refiner(Protocol):
     """What a top-down method must offer for boxes that know the truth."""
 
     def predict_in(self, images: Tensor, people: Sequence[People], oracle: str) -> list[Poses]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An image and the poses found in it."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB, upright."""
+    poses: Poses
+    schema: KeypointSchema
+
+    def plot(
+        self, path: str | Path | None = None, *, score_threshold: float = 0.1, keypoint_threshold: float = 0.0
+    ) -> np.ndarray:
+        """The image with its poses drawn on it, (H, W, 3) uint8; also written to ``path``, by its ending."""
+        picture = draw_poses(
+            self.image,
+            self.poses,
+            self.schema,
+            score_threshold=score_threshold,
+            keypoint_threshold=keypoint_threshold,
+        )
+        if path is not None:
+            Path(path).write_bytes(encode_image(picture, Path(path).suffix))
+        return picture
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it: ``width``, ``height``, ``poses``."""
+        height, width = self.image.shape[:2]
+        return {"width": width, "height": height, "poses": describe_poses(self.poses, self.schema)}
+
+
+def describe_poses(poses: Poses, schema: KeypointSchema, *, keypoint_threshold: float = 0.0) -> list[dict[str, Any]]:
+    """Poses with names, in plain numbers, pixels, best first.
+
+    Args:
+        keypoint_threshold: Keypoints with lower scores are left out; the box is that of all keypoints in any case.
+    """
+    rows = zip(
+        poses.scores.double().numpy().round(DECIMALS).tolist(),
+        poses.boxes.double().numpy().round(DECIMALS).tolist(),
+        poses.keypoints.double().numpy().round(DECIMALS).tolist(),
+        poses.keypoint_scores.double().numpy().round(DECIMALS).tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "score": score,
+            "box": box,
+            "keypoints": [
+                {"name": name, "x": x, "y": y, "score": certainty}
+                for name, (x, y), certainty in zip(schema.keypoints, keypoints, certainties, strict=True)
+                if certainty >= keypoint_threshold
+            ],
+        }
+        for score, box, keypoints, certainties in rows
+    ]
 
 
 class Predictor:
@@ -67,6 +143,52 @@ class Predictor:
                 f"evaluate.flip, evaluate.scales or evaluate.oracle_scores; the method is {experiment.method!r}"
             )
 
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str,
+        *,
+        device: torch.device | str | None = None,
+        bfloat16: bool | None = None,
+        channels_last: bool | None = None,
+        tracking: str = "",
+    ) -> Self:
+        """The predictor of a trained model.
+
+        Args:
+            path: A checkpoint, the folder of a run (its best one), or ``models:/NAME@ALIAS``.
+            device: Default: the GPU if there is one.
+            bfloat16: Run the network in bfloat16; default: as it was trained and evaluated.
+            channels_last: Memory layout of the network; default: as it was trained.
+            tracking: Where models are registered; see ``registry.find_model``.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged.
+        """
+        model, experiment = load_model(find_checkpoint(resolve_path(path), tracking=tracking))
+        train = experiment.train
+        if bfloat16 is not None:
+            train = dataclasses.replace(train, precision="bfloat16" if bfloat16 else "float32")
+        if channels_last is not None:
+            train = dataclasses.replace(train, channels_last=channels_last)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model, dataclasses.replace(experiment, train=train), device=device)
+
+    @classmethod
+    def from_registry(cls, address: str, **options: Any) -> Self:
+        """The predictor of a registered model, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+        Args:
+            options: See :meth:`from_checkpoint`.
+
+        Raises:
+            ValueError: It is no such address.
+            CheckpointError: There is no such model, or its files are damaged.
+        """
+        if not address.startswith(MODELS):
+            raise ValueError(f"{address!r} names no registered model; write {MODELS}NAME@ALIAS, or use from_checkpoint")
+        return cls.from_checkpoint(address, **options)
+
     @property
     def score_rule(self) -> str:
         """How poses are ranked, for the protocol that stands beside every AP."""
@@ -79,7 +201,26 @@ class Predictor:
         """One transform for each scale; ``predict`` takes one batch of each."""
         return [EvalTransform(resize, self.schema) for resize in self.resizes]
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Poses]:
+    @overload
+    def __call__(self, pictures: Picture) -> Prediction: ...
+    @overload
+    def __call__(self, pictures: list[Picture]) -> list[Prediction]: ...
+    def __call__(self, pictures: Picture | list[Picture]) -> Prediction | list[Prediction]:
+        """Poses of a picture, or of several.
+
+        Raises:
+            DataError: One cannot be decoded.
+            OSError: One cannot be read.
+            ValueError: Scores or boxes are to come from annotations, and these images have none.
+        """
+        images = [_load(picture) for picture in (pictures if isinstance(pictures, list) else [pictures])]
+        found = [
+            Prediction(image, poses, self.schema)
+            for image, poses in zip(images, self.predict_images(images), strict=True)
+        ]
+        return found if isinstance(pictures, list) else found[0]
+
+    def predict_images(self, images: Sequence[np.ndarray]) -> list[Poses]:
         """Poses of decoded images.
 
         Args:
@@ -91,17 +232,27 @@ class Predictor:
         Raises:
             ValueError: Scores or boxes are to come from annotations, and these images have none.
         """
+        poses: list[Poses] = []
+        for start in range(0, len(images), self.batch_size):
+            poses += self.predict_prepared([self.prepare(image) for image in images[start : start + self.batch_size]])
+        return poses
+
+    def prepare(self, image: np.ndarray) -> list[Sample]:
+        """A decoded image, (H, W, 3) uint8 RGB, as each of ``transforms()`` has it; safe to call in any thread.
+
+        Raises:
+            ValueError: Scores or boxes are to come from annotations, and an image has none.
+        """
         if self.oracle_scores or self.oracle_boxes != "none":
             name = "oracle_scores" if self.oracle_scores else "oracle_boxes"
             raise ValueError(f"evaluate.{name} needs annotated people; leave it off to predict images")
-        poses: list[Poses] = []
-        for start in range(0, len(images), self.batch_size):
-            samples = [
-                Sample(image, People.empty(len(self.schema)), index, IDENTITY, (image.shape[1], image.shape[0]))
-                for index, image in enumerate(images[start : start + self.batch_size])
-            ]
-            poses += self.predict([collate([view(sample) for sample in samples]) for view in self.transforms()])
-        return poses
+        size = (image.shape[1], image.shape[0])
+        sample = Sample(image, People.empty(len(self.schema)), 0, IDENTITY, size)
+        return [view(sample) for view in self.transforms()]
+
+    def predict_prepared(self, prepared: Sequence[Sequence[Sample]]) -> list[Poses]:
+        """Poses of images that went through :meth:`prepare`, as one batch."""
+        return self.predict([collate(view) for view in zip(*prepared, strict=True)])
 
     @torch.inference_mode()
     def predict(self, views: Sequence[Batch]) -> list[Poses]:
@@ -151,3 +302,12 @@ def _to_original(poses: Sequence[Poses], batch: Batch) -> list[Poses]:
 def _clip(poses: Poses, size: Sequence[int]) -> Poses:
     limit = torch.tensor(size, dtype=poses.keypoints.dtype)
     return Poses(torch.minimum(poses.keypoints.clamp(min=0), limit), poses.keypoint_scores, poses.scores)
+
+
+def _load(picture: Picture) -> np.ndarray:
+    if isinstance(picture, np.ndarray):
+        return picture
+    if isinstance(picture, bytes):
+        return decode_image(picture)
+    with fsspec.open(str(picture), "rb") as file:
+        return decode_image(file.read(), what=str(picture))

@@ -185,7 +185,7 @@ def predicted(checkpoint: str, split: Split) -> tuple[Predictor, dict[int, Poses
     model, experiment = load_model(checkpoint)
     predictor = Predictor(model, experiment, device="cpu")
     samples = split.open(COCO17, lambda sample, _: sample).samples(range(7))
-    poses = predictor([sample.image for sample in samples])
+    poses = predictor.predict_images([sample.image for sample in samples])
     return predictor, {sample.image_id: found for sample, found in zip(samples, poses, strict=True)}
 
 

@@ -1,14 +1,18 @@
 """From images to poses: flipped and scaled views, and scores that know the truth."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_settings import small_settings, untrained_checkpoint
 from torch import nn
 
 from posefleet.data.coco import people_of
 from posefleet.data.evaluation import evaluate
+from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Batch, People, Poses, Sample, collate
 from posefleet.data.synthetic import SceneConfig, render_scene
@@ -170,3 +174,48 @@ def test_a_method_without_candidates_only_predicts_plainly(settings: dict[str, A
     assert len(Predictor(Plain(), experiment())([BLANK])) == 1
     with pytest.raises(ValueError, match="'smpr' has no multi-scale or flip prediction and no oracle scores"):
         Predictor(Plain(), experiment(**settings))
+
+
+# ---------------------------------------------------------------------------------------------------- three lines
+
+
+@pytest.fixture
+def trained(people_shards: Path, tmp_path: Path) -> str:
+    return untrained_checkpoint(small_settings(people_shards, tmp_path), tmp_path)
+
+
+def test_pictures_may_be_paths_bytes_or_pixels(trained: str, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    data, path = encode_image(image, ".png"), tmp_path / "people.png"
+    path.write_bytes(data)
+    predictor = Predictor.from_checkpoint(trained, device="cpu")
+    alone = predictor(path)
+    assert np.array_equal(alone.image, image)
+    for prediction in predictor([str(path), data, image]):
+        assert torch.allclose(prediction.poses.keypoints, alone.poses.keypoints, atol=1e-3)
+    assert len(alone.poses), "nothing to compare"
+    alone.plot(tmp_path / "poses.jpg", score_threshold=0)
+    assert decode_image((tmp_path / "poses.jpg").read_bytes()).shape == image.shape
+
+
+def test_json_has_the_schemas_names_and_loses_nothing_that_counts(trained: str) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    prediction = Predictor.from_checkpoint(trained, device="cpu")(image)
+    told = json.loads(json.dumps(prediction.as_dict()))
+    assert (told["width"], told["height"]) == (120, 90)
+    for index, pose in enumerate(told["poses"]):
+        assert [keypoint["name"] for keypoint in pose["keypoints"]] == list(COCO17.keypoints)
+        places = [[keypoint["x"], keypoint["y"]] for keypoint in pose["keypoints"]]
+        assert np.abs(np.array(places) - prediction.poses.keypoints[index].numpy()).max() <= 1e-5
+        assert pose["box"] == pytest.approx(prediction.poses.boxes[index].tolist(), abs=1e-5)
+
+
+def test_an_address_that_names_no_registered_model_says_what_to_write() -> None:
+    with pytest.raises(ValueError, match="models:/NAME@ALIAS"):
+        Predictor.from_registry("smpr@champion")
+
+
+def test_a_plot_needs_an_ending_that_names_a_format(trained: str, tmp_path: Path) -> None:
+    prediction = Predictor.from_checkpoint(trained, device="cpu")(BLANK)
+    with pytest.raises(ValueError, match=r"ending '\.poses'"):
+        prediction.plot(tmp_path / "a.poses")

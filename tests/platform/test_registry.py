@@ -75,7 +75,7 @@ def test_a_registered_checkpoint_gives_the_same_poses(store: str, release: Relea
     original, experiment = load_model(str(tmp_path / "run" / "checkpoints" / "step-00000006"))
     images = ShardDataset(experiment.data.eval, COCO17, lambda sample, _: sample, seed=None).samples(range(3))
     (one, other) = (
-        Predictor(model, experiment, device="cpu")([sample.image for sample in images])
+        Predictor(model, experiment, device="cpu").predict_images([sample.image for sample in images])
         for model in (original, load_model(path)[0])
     )
     assert sum(map(len, one)) > 0
