@@ -168,8 +168,8 @@ def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] 
     Args:
         empty: Gives (B, H, W, 3) uint8 of any content, in memory of its choice, for B, H and W.
     """
-    height = _round_up(max(sample.image.shape[0] for sample in samples))
-    width = _round_up(max(sample.image.shape[1] for sample in samples))
+    sizes = [padded_size(sample) for sample in samples]
+    height, width = max(height for height, _ in sizes), max(width for _, width in sizes)
     images = empty(len(samples), height, width)
     for slot, sample in zip(images.numpy(), samples, strict=True):
         h, w = sample.image.shape[:2]
@@ -186,8 +186,10 @@ def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] 
     )
 
 
-def _round_up(pixels: int) -> int:
-    return -(-pixels // STRIDE) * STRIDE
+def padded_size(sample: Sample) -> tuple[int, int]:
+    """(height, width) that a batch of this sample alone has."""
+    height, width = sample.image.shape[:2]
+    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
 
 @dataclass(frozen=True, slots=True)

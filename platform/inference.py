@@ -119,6 +119,7 @@ class Predictor:
         Raises:
             ValueError: Test-time augmentation or an oracle is asked of a method that does not offer it.
         """
+        self.method = experiment.method
         self.schema: KeypointSchema = load_schema(experiment.schema)
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         settings = experiment.evaluate
@@ -243,12 +244,16 @@ class Predictor:
         Raises:
             ValueError: Scores or boxes are to come from annotations, and an image has none.
         """
-        if self.oracle_scores or self.oracle_boxes != "none":
-            name = "oracle_scores" if self.oracle_scores else "oracle_boxes"
-            raise ValueError(f"evaluate.{name} needs annotated people; leave it off to predict images")
+        self.need_no_truth()
         size = (image.shape[1], image.shape[0])
         sample = Sample(image, People.empty(len(self.schema)), 0, IDENTITY, size)
         return [view(sample) for view in self.transforms()]
+
+    def need_no_truth(self) -> None:
+        """Raise ``ValueError`` if scores or boxes are to come from annotations, which images alone do not have."""
+        if self.oracle_scores or self.oracle_boxes != "none":
+            name = "oracle_scores" if self.oracle_scores else "oracle_boxes"
+            raise ValueError(f"evaluate.{name} needs annotated people; leave it off to predict images")
 
     def predict_prepared(self, prepared: Sequence[Sequence[Sample]]) -> list[Poses]:
         """Poses of images that went through :meth:`prepare`, as one batch."""

@@ -143,8 +143,8 @@ def model_names(uri: str = "") -> list[str]:
     return sorted(names)
 
 
-def find_model(address: str, uri: str = "") -> str:
-    """Path of the checkpoint of a registered version; files of a remote store are copied to this machine once.
+def find_version(address: str, uri: str = "") -> Version:
+    """The version that an address means now.
 
     Args:
         address: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
@@ -158,8 +158,16 @@ def find_model(address: str, uri: str = "") -> str:
         raise ValueError(f"{address!r} names no model; write {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION")
     uri = _existing(store_uri(uri), address)
     with explained(uri):
-        client = connect(uri)
-        version = _find(client, uri, address, **parts.groupdict())
+        return _find(connect(uri), uri, address, **parts.groupdict())
+
+
+def find_model(address: str, uri: str = "") -> str:
+    """Path of the checkpoint of a registered version; files of a remote store are copied to this machine once.
+
+    The arguments and errors are those of :func:`find_version`.
+    """
+    version, uri = find_version(address, uri), store_uri(uri)
+    with explained(uri):
         return _local_copy(f"{version.source}/{CHECKPOINT}", uri)
 
 

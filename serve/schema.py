@@ -85,15 +85,15 @@ class ModelInfo(BaseModel):
     name: str
     default: bool = Field(description="Whether it answers /v1/poses.")
     source: str = Field(description="What the configuration says: an address in the registry, or a path.")
-    version: str | None
-    checkpoint: str
-    method: str
-    run_id: str | None
-    step: int
-    ap: float | None = Field(description="Of its last evaluation; null where there was none.")
-    data: str | None = Field(description="Fingerprint of the data that it was trained on.")
-    keypoint_set: KeypointSet
     score_threshold: float
+    version: str | None = None
+    checkpoint: str | None = Field(None, description="Null while no replica has started.")
+    method: str | None = None
+    run_id: str | None = None
+    step: int | None = None
+    ap: float | None = Field(None, description="Of its last evaluation; null where there was none.")
+    data: str | None = Field(None, description="Fingerprint of the data that it was trained on.")
+    keypoint_set: KeypointSet | None = None
 
 
 class ModelList(BaseModel):
@@ -109,6 +109,20 @@ class Reloaded(BaseModel):
     before: str | None
     version: str | None
     replicas: int = Field(description="How many serve it now.")
+
+
+class ShadowSummary(BaseModel):
+    """How far champion and challenger agree on live images, since the two are what they are."""
+
+    images: int
+    champion: str | None = None
+    challenger: str | None = None
+    people: int | None = Field(None, description="Poses of the champion.")
+    mean_oks: float | None = Field(None, description="Between the two poses of people whom both found.")
+    only_champion: int | None = Field(None, description="People whom the challenger missed.")
+    only_challenger: int | None = Field(None, description="People whom the champion missed.")
+    champion_ms: float | None = Field(None, description="Mean of the batches that the images were in.")
+    challenger_ms: float | None = None
 
 
 class Problem(BaseModel):

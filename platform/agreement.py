@@ -1,0 +1,48 @@
+"""How far two models agree on an image nobody annotated: which of their poses are of the same person, and how alike."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import Poses
+from posefleet.models.parts.oks import oks
+
+SAME_PERSON = 0.5
+"""Least OKS between two poses of one person."""
+
+_MASK_SHARE = 0.53
+"""Area of a person's mask in that of its box, which OKS is scaled by, for want of a mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of two models on one image."""
+
+    similarities: tuple[float, ...]
+    """OKS of the poses of people whom both found, scaled by the first one's pose."""
+    only_first: int
+    """People whom only the first model found."""
+    only_second: int
+
+
+def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> Agreement:
+    """Pair the poses of two models so that their OKS is largest in all, each at most once.
+
+    Args:
+        first: Of the model that areas are taken from, in the same pixels as ``second``.
+        second: Of the other one.
+    """
+    if not len(first) or not len(second):
+        return Agreement((), len(first), len(second))
+    areas = (first.boxes[:, 2:] - first.boxes[:, :2]).prod(1) * _MASK_SHARE
+    labelled = torch.ones(len(first), len(schema), dtype=torch.bool)
+    similarity = oks(
+        second.keypoints[:, None], first.keypoints, labelled, areas, torch.tensor(schema.sigmas)
+    ).numpy()  # (second, first)
+    rows, columns = linear_sum_assignment(-similarity)
+    found = similarity[rows, columns]
+    pairs = tuple(np.sort(found[found >= SAME_PERSON]).tolist())
+    return Agreement(pairs, len(first) - len(pairs), len(second) - len(pairs))

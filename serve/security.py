@@ -1,0 +1,60 @@
+"""What an answer tells browsers, and who may change anything."""
+
+import hmac
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from posefleet.serve.problems import Refused
+from posefleet.serve.settings import TOKEN, TOKEN_FILE, read_token
+
+_NOTHING = "default-src 'none'; frame-ancestors 'none'"
+_PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_DOCS = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'"
+)
+
+
+class SecurityHeaders:
+    """ASGI middleware: headers of every answer. The page may load from this server only, the rest nothing at all."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["X-Frame-Options"] = "DENY"
+                headers["Cross-Origin-Resource-Policy"] = "same-origin"
+                headers["Content-Security-Policy"] = (
+                    _PAGE if path == "/" or path.startswith("/page/") else _DOCS if path == "/docs" else _NOTHING
+                )
+                if path == "/":
+                    headers["Permissions-Policy"] = "camera=(self), microphone=(), geolocation=()"
+                if path.startswith("/v1/"):
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def check_token(request: Request) -> None:
+    """Let a request pass that has the token. Compared in constant time.
+
+    Raises:
+        Refused: It has not, or this server has no token, so that nobody may.
+    """
+    if not (expected := read_token()):
+        raise Refused("changes_disabled", f"this server has no token; start it with ${TOKEN} or ${TOKEN_FILE} set")
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected.encode()):
+        raise Refused("no_token", "send the server's token: Authorization: Bearer TOKEN")

@@ -1,0 +1,244 @@
+"""Which version of each model is served: one small replica decides, all others follow it.
+
+An alias such as ``models:/smpr@champion`` is looked up when the server starts, on a reload and when ``user_config``
+changes, and nowhere else, so that all replicas of a model serve the same version, also those that come later. Replicas
+report what they serve every ``REPORT_S`` seconds, get told what they should serve, and swap by themselves.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray import serve
+
+from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
+from posefleet.platform.paths import MODELS, resolve_path
+from posefleet.platform.registry import find_version
+from posefleet.serve.problems import Refusal
+
+REPORT_S = 0.5
+"""How often a replica says what it serves."""
+
+_GONE_S = 10 * REPORT_S
+"""A replica that has not reported for so long is not waited for."""
+
+_log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """A version that replicas should serve; its files never change."""
+
+    checkpoint: str
+    """``models:/NAME/VERSION``, or the path of a checkpoint."""
+    name: str
+    """Of the registered model; empty for a checkpoint."""
+    version: str | None
+    """Of the registered model; None for a checkpoint."""
+    data: str | None
+    """Fingerprint of the training data."""
+    ap: float | None
+    run_id: str | None
+    step: int
+    method: str
+    schema: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shadowed:
+    """What a challenger's replica saw since its last report, in sums."""
+
+    champion: str
+    """Checkpoints of the two."""
+    challenger: str
+    images: int = 0
+    pairs: int = 0
+    oks: float = 0.0
+    only_champion: int = 0
+    only_challenger: int = 0
+    champion_ms: float = 0.0
+    challenger_ms: float = 0.0
+
+    def __add__(self, other: "Shadowed") -> "Shadowed":
+        sums = ("images", "pairs", "oks", "only_champion", "only_challenger", "champion_ms", "challenger_ms")
+        return replace(self, **{key: getattr(self, key) + getattr(other, key) for key in sums})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a replica says of itself."""
+
+    model: str
+    """Its key among the sources."""
+    replica: str
+    serves: Wanted | None
+    """None: nothing yet."""
+    failed: tuple[Wanted, str] | None = None
+    """A version that it could not load, and why."""
+    shadowed: tuple[Shadowed, ...] = ()
+
+
+@dataclass(slots=True)
+class _Model:
+    source: str
+    wanted: Wanted | None = None
+    reports: dict[str, tuple[float, Report]] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def live(self) -> list[Report]:
+        now = time.monotonic()
+        self.reports = {name: (at, report) for name, (at, report) in self.reports.items() if now - at < _GONE_S}
+        return [report for _, report in self.reports.values()]
+
+
+@serve.deployment(name="Versions", num_replicas=1, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+class Versions:
+    """The replica that decides."""
+
+    def __init__(self, sources: Mapping[str, str], tracking: str) -> None:
+        """
+        Args:
+            sources: By key: what the configuration says. A key ``NAME.challenger`` may name what is not there yet.
+            tracking: Where models are registered.
+        """
+        self._models = {key: _Model(source) for key, source in sources.items()}
+        self._tracking = tracking
+        self._shadowed: dict[str, Shadowed] = {}
+        self._seen: Any = None
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Ray Serve calls this at the start and when ``user_config`` changes; then every source is looked up again."""
+        if self._seen is not None and user_config != self._seen:
+            for key in self._models:
+                await self._renew(key)
+        self._seen = user_config
+
+    async def report(self, report: Report) -> Wanted | None:
+        """Take a replica's report.
+
+        Returns:
+            What it should serve; None: nothing, as no challenger is there.
+
+        Raises:
+            ValueError: There is no such model.
+        """
+        model = self._models[report.model]
+        model.reports[report.replica] = (time.monotonic(), report)
+        for seen in report.shadowed:
+            name = report.model.removesuffix(CHALLENGER)
+            before = self._shadowed.get(name)
+            same = before and (before.champion, before.challenger) == (seen.champion, seen.challenger)
+            self._shadowed[name] = before + seen if before and same else seen
+        if model.wanted is None:
+            async with model.lock:
+                if model.wanted is None:
+                    # After a fault here the replicas know better than the alias, which may have moved meanwhile.
+                    model.wanted = report.serves or await self._find(report.model)
+        return model.wanted
+
+    async def reload(self, name: str, patience: float) -> dict[str, Any] | Refusal:
+        """Look a model's source up again, and wait until every replica of it serves what was found.
+
+        Args:
+            name: Of the model; its challenger is looked up, too.
+            patience: Seconds.
+        """
+        model = self._models[name]
+        if f"{name}{CHALLENGER}" in self._models:
+            await self._renew(f"{name}{CHALLENGER}")
+        async with model.lock:
+            before = model.wanted
+            try:
+                model.wanted = await self._find(name)
+            except ValueError as error:
+                return Refusal("reload_failed", f"{error}; {_told(before)} is served as before")
+            problem = await self._settled(model, patience)
+            if problem:
+                refused, model.wanted = model.wanted, before
+                return Refusal("reload_failed", f"{_told(refused)}: {problem}; {_told(before)} is served as before")
+            return {
+                "model": name,
+                "before": before.version if before else None,
+                "version": model.wanted.version if model.wanted else None,
+                "replicas": len(model.live()),
+            }
+
+    async def models(self) -> dict[str, tuple[str, Wanted | None, int]]:
+        """By key: the source, what is wanted of it, and how many replicas serve that."""
+        told = {}
+        for key, model in self._models.items():
+            ready = sum(report.serves is not None and report.serves == model.wanted for report in model.live())
+            told[key] = (model.source, model.wanted, ready)
+        return told
+
+    async def shadowed(self, name: str) -> Shadowed | None:
+        """What shadowing the present challenger of a model showed; None: nothing yet."""
+        return self._shadowed.get(name)
+
+    async def _renew(self, key: str) -> None:
+        model = self._models[key]
+        async with model.lock:
+            try:
+                model.wanted = await self._find(key)
+            except ValueError as error:
+                _log.error("%s: %s; %s is served as before", key, error, _told(model.wanted))
+
+    async def _find(self, key: str) -> Wanted | None:
+        source = self._models[key].source
+        try:
+            return await asyncio.to_thread(_look_up, source, self._tracking)
+        except Exception as error:  # also of stores that cannot be reached: all are told the same way
+            if key.endswith(CHALLENGER):
+                _log.info("%s: no challenger: %s", key, error)
+                return None
+            raise ValueError(str(error)) from None
+
+    async def _settled(self, model: _Model, patience: float) -> str:
+        """Wait for the replicas; what went wrong, if anything."""
+        end = time.monotonic() + patience
+        while True:
+            live = model.live()
+            failures = [report.failed[1] for report in live if report.failed and report.failed[0] == model.wanted]
+            if failures:
+                return failures[0]
+            if all(report.serves == model.wanted for report in live):
+                return ""
+            if time.monotonic() > end:
+                late = sum(report.serves != model.wanted for report in live)
+                return f"after {patience:g} s {late} of {len(live)} replicas do not serve it"
+            await asyncio.sleep(REPORT_S / 5)
+
+
+CHALLENGER = ".challenger"
+"""What the key of a model's challenger ends with."""
+
+
+def _look_up(source: str, tracking: str) -> Wanted:
+    if source.startswith(MODELS):
+        version = find_version(source, tracking)
+        meta = read_meta(find_checkpoint(version.address, tracking=tracking))
+        return _wanted(version.address, meta, name=version.name, version=version.number)
+    path = find_checkpoint(resolve_path(source), tracking=tracking)
+    return _wanted(path, read_meta(path), name="", version=None)
+
+
+def _wanted(checkpoint: str, meta: Meta, *, name: str, version: str | None) -> Wanted:
+    known = meta.provenance
+    return Wanted(
+        checkpoint=checkpoint,
+        name=name,
+        version=version,
+        data=known.get("data"),
+        ap=meta.metrics.get("AP"),
+        run_id=known.get("run_id") or None,
+        step=meta.step,
+        method=meta.experiment.method,
+        schema=meta.experiment.schema,
+    )
+
+
+def _told(wanted: Wanted | None) -> str:
+    return wanted.checkpoint if wanted else "nothing"
