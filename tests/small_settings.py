@@ -1,7 +1,10 @@
 """Settings of a run that takes seconds; shared by fixtures of several scopes."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posefleet.platform.registry import Release
 
 
 def small_settings(shards: Path, storage: Path) -> dict[str, Any]:
@@ -43,3 +46,30 @@ def untrained_checkpoint(settings: dict[str, Any], folder: Path, *, seed: int = 
     meta = Meta(experiment=experiment, step=6, position=24, metrics={}, provenance={"run_id": run_id, "data": "d" * 64})
     weights = build_model(experiment).state_dict()
     return CheckpointStore(str(folder / "checkpoints")).save(meta, weights, {"optimizer": {}})
+
+
+def small_release(settings: dict[str, Any], checkpoint: str, folder: Path) -> "Release":
+    """What becomes a version of a registered model; its files lie in the new ``folder``."""
+    from posefleet.data.keypoints import COCO17
+    from posefleet.platform.checkpoint import copy_for_use
+    from posefleet.platform.config import build_experiment, to_dict
+    from posefleet.platform.registry import Release
+    from posefleet.platform.tracking import DataInput
+
+    copy_for_use(checkpoint, folder / "checkpoint")
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "curve.png").write_bytes(b"a picture")
+    return Release(
+        folder=folder,
+        method="smpr",
+        schema="coco17",
+        keypoints=COCO17.keypoints,
+        experiment="posefleet",
+        training_run="",
+        step=6,
+        settings=to_dict(build_experiment(settings)),
+        metrics={"AP": 0.5, "AP_keypoint/nose": 0.25, "APL": float("nan")},
+        split=DataInput(name="val2017", use="gate", fingerprint="f" * 64, source="/data/val2017"),
+        tags={"method": "smpr", "gate": "passed"},
+        description="**AP 0.5**",
+    )

@@ -11,12 +11,11 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
-from small_settings import untrained_checkpoint
+from small_settings import small_release, untrained_checkpoint
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.stream import ShardDataset
-from posefleet.platform.checkpoint import CheckpointError, copy_for_use, find_checkpoint, load_model, verify
-from posefleet.platform.config import build_experiment, to_dict
+from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, verify
 from posefleet.platform.inference import Predictor
 from posefleet.platform.mlflow_client import TrackingError
 from posefleet.platform.registry import (
@@ -29,30 +28,12 @@ from posefleet.platform.registry import (
     promote,
     rollback,
 )
-from posefleet.platform.tracking import DataInput, start_run
+from posefleet.platform.tracking import start_run
 
 
 @pytest.fixture
 def release(small_run: dict[str, Any], tmp_path: Path) -> Release:
-    checkpoint = untrained_checkpoint(small_run, tmp_path / "run")
-    folder = tmp_path / "release"
-    copy_for_use(checkpoint, folder / "checkpoint")
-    (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "curve.png").write_bytes(b"a picture")
-    return Release(
-        folder=folder,
-        method="smpr",
-        schema="coco17",
-        keypoints=COCO17.keypoints,
-        experiment="posefleet",
-        training_run="",
-        step=6,
-        settings=to_dict(build_experiment(small_run)),
-        metrics={"AP": 0.5, "AP_keypoint/nose": 0.25, "APL": float("nan")},
-        split=DataInput(name="val2017", use="gate", fingerprint="f" * 64, source="/data/val2017"),
-        tags={"method": "smpr", "gate": "passed"},
-        description="**AP 0.5**",
-    )
+    return small_release(small_run, untrained_checkpoint(small_run, tmp_path / "run"), tmp_path / "release")
 
 
 def client(store: str) -> MlflowClient:

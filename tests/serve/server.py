@@ -1,0 +1,195 @@
+"""A real server for tests: Ray, Serve's proxy, the deployments of ``posefleet.serve.app``, and ways to load it."""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray import serve
+
+TOKEN = "a token of tests"
+
+
+@dataclass(slots=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(slots=True)
+class Server:
+    """A running server."""
+
+    port: int
+    dashboard: str
+    config: dict[str, Any]
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, *, timeout: float = 60, **headers: str
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            connection.request(method, path, body, names)
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.request("GET", path, **headers)
+
+    def post(self, path: str, body: bytes = b"", **headers: str) -> Answer:
+        return self.request("POST", path, body, **headers)
+
+    def reload(self, model: str) -> Answer:
+        return self.post(f"/v1/models/{model}/reload", Authorization=f"Bearer {TOKEN}")
+
+    def deploy(self) -> None:
+        """``serve deploy`` with the configuration as it is now."""
+        path = self.folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", self.dashboard, str(path)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    def wait_until_ready(self, seconds: float = 90) -> float:
+        """How long it took."""
+        start = time.monotonic()
+        wait_for(lambda: self._ready(), seconds, lambda: json.dumps(_statuses(), indent=1))
+        return time.monotonic() - start
+
+    def _ready(self) -> bool:
+        try:
+            return self.get("/readyz").status == 200
+        except OSError:
+            return False
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30, told: Callable[[], str] = str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not after {seconds} s: {told()}"
+        time.sleep(0.1)
+
+
+def _statuses() -> Any:
+    return [
+        [name, deployment.status, deployment.message]
+        for app in serve.status().applications.values()
+        for name, deployment in app.deployments.items()
+    ]
+
+
+@contextmanager
+def running_server(args: dict[str, Any], **options: Any) -> Iterator[Server]:
+    """A server with a Ray of its own, ready.
+
+    Args:
+        args: Of ``posefleet.serve.app.build``.
+        options: More of the Serve config.
+    """
+    before = dict(os.environ)
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "POSEFLEET_TOKEN": TOKEN}
+    os.environ.pop("RAY_ADDRESS", None)
+    folder = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    context = ray.init(
+        address="local",
+        num_cpus=8,
+        _temp_dir=str(folder),
+        include_dashboard=True,
+        dashboard_port=free_port(),
+        log_to_driver=False,
+    )
+    port = free_port()
+    application = {
+        "name": "posefleet",
+        "route_prefix": "/",
+        "import_path": "posefleet.serve.app:build",
+        "args": args,
+        "deployments": [{"name": "Versions", "user_config": {"release": 1}}],
+    }
+    config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application], **options}
+    server = Server(port, f"http://{context.dashboard_url}", config, folder)
+    try:
+        server.deploy()
+        server.wait_until_ready()
+        yield server
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        os.environ.clear()
+        os.environ |= before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(slots=True)
+class Load:
+    """Clients that ask one after another, until told to stop."""
+
+    server: Server
+    path: str
+    bodies: list[bytes]
+    clients: int
+    statuses: Counter[int] = field(default_factory=Counter)
+    answers: list[tuple[float, int, Any]] = field(default_factory=list)
+    """(time, which body, JSON) of those with status 200."""
+    errors: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Load":
+        self._threads = [threading.Thread(target=self._client, args=(index,)) for index in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def _client(self, index: int) -> None:
+        while not self._stop.is_set():
+            which = index % len(self.bodies)
+            index += 1
+            try:
+                answer = self.server.post(self.path, self.bodies[which])
+            except OSError as error:
+                self.errors.append(repr(error))
+                continue
+            self.statuses[answer.status] += 1
+            if answer.status == 200:
+                self.answers.append((time.monotonic(), which, answer.json))
+            else:
+                self.errors.append(answer.body.decode())

@@ -1,0 +1,171 @@
+"""New versions under load, challengers beside it, replicas that die: what clients notice of it."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+from server import Load, Server, running_server, wait_for
+
+from posefleet.platform.inference import Predictor
+from posefleet.platform.registry import CHAMPION, find_model
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def server(registry: str) -> Iterator[Server]:
+    model = {
+        "name": "pose",
+        "source": "models:/pose@champion",
+        "warm_up": [[96, 128]],
+        "score_threshold": 0.0,
+        "deployment": {"num_replicas": 2},
+        "shadow": {"source": "models:/pose@challenger", "share": 1.0},
+    }
+    with running_server({"models": [model], "tracking": registry}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(registry: str, photographs: list[bytes]) -> dict[str, list[np.ndarray]]:
+    """By version, the keypoints of every picture."""
+    found = {}
+    for version in ("1", "2"):
+        predictor = Predictor.from_registry(f"models:/pose/{version}", tracking=registry, device="cpu")
+        found[version] = [predictor(data).poses.keypoints.numpy() for data in photographs]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def first_is_champion(server: Server, registry: str) -> Iterator[None]:
+    """Every test begins and ends with version 1."""
+    yield
+    set_champion(registry, 1)
+    assert server.reload("pose").json["version"] == "1"
+
+
+def set_champion(registry: str, version: int) -> None:
+    MlflowClient(registry, registry).set_registered_model_alias("pose", CHAMPION, str(version))
+
+
+def check(load: Load, expected: dict[str, list[np.ndarray]]) -> list[str]:
+    """Versions in the order of answers; every answer must be what its version says."""
+    for _, which, answer in load.answers:
+        poses = answer["images"][0]["poses"]
+        found = np.array([[[k["x"], k["y"]] for k in pose["keypoints"]] for pose in poses])
+        assert np.abs(found - expected[answer["model"]["version"]][which]).max() < 1e-3
+    return [answer["model"]["version"] for _, _, answer in sorted(load.answers, key=lambda item: item[0])]
+
+
+def model_replicas() -> list[psutil.Process]:
+    """The processes that predict for clients, not for comparison."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "ServeReplica:posefleet:pose" in (title := " ".join(process.cmdline())) and "challenger" not in title
+    ]
+
+
+def test_a_reload_under_load_fails_nobody(
+    server: Server, registry: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
+) -> None:
+    before = {process.pid for process in model_replicas()}
+    with Load(server, "/v1/poses", photographs, clients=4) as load:
+        wait_for(lambda: len(load.answers) > 10)
+        set_champion(registry, 2)
+        time.sleep(1.5)  # a moved alias alone changes nothing
+        assert {answer["model"]["version"] for _, _, answer in load.answers} == {"1"}
+        answer = server.reload("pose")
+        assert answer.json == {"model": "pose", "before": "1", "version": "2", "replicas": 2}
+        done = time.monotonic()
+        seen = len(load.answers)
+        wait_for(lambda: len(load.answers) > seen + 10)
+    assert not load.errors and set(load.statuses) == {200}
+    versions = check(load, expected)
+    assert {"1", "2"} == set(versions)
+    late = [answer["model"]["version"] for at, _, answer in load.answers if at > done + 1]
+    assert set(late) == {"2"}
+    assert {process.pid for process in model_replicas()} == before, "swapped in place"
+    assert server.get("/v1/models").json["models"][0]["version"] == "2"
+
+
+def test_a_deployment_under_load_fails_nobody(
+    server: Server, registry: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
+) -> None:
+    set_champion(registry, 2)
+    with Load(server, "/v1/poses", photographs, clients=4) as load:
+        wait_for(lambda: len(load.answers) > 10)
+        server.config["applications"][0]["deployments"][0]["user_config"]["release"] += 1
+        server.deploy()
+        wait_for(lambda: load.answers[-1][2]["model"]["version"] == "2", 60)
+    assert not load.errors and set(load.statuses) == {200}
+    check(load, expected)
+
+
+def test_a_rolling_restart_under_load_fails_nobody(
+    server: Server, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
+) -> None:
+    before = {process.pid for process in model_replicas()}
+    with Load(server, "/v1/poses", photographs, clients=4) as load:
+        wait_for(lambda: len(load.answers) > 10)
+        server.config["applications"][0]["args"]["models"][0]["batching"] = {"size": 4}
+        server.deploy()
+        wait_for(lambda: len(now := {p.pid for p in model_replicas()}) == 2 and not now & before, 120)
+        server.wait_until_ready()
+        seen = len(load.answers)
+        wait_for(lambda: len(load.answers) > seen + 10)
+    assert not load.errors and set(load.statuses) == {200}
+    check(load, expected)
+
+
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_old_one_serves_on(
+    server: Server, registry: str, photographs: list[bytes]
+) -> None:
+    weights = Path(find_model("models:/pose/2", registry), "model.safetensors")
+    shutil.copy(weights, weights.with_suffix(".whole"))
+    set_champion(registry, 2)
+    try:
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with Load(server, "/v1/poses", photographs, clients=2) as load:
+            answer = server.reload("pose")
+        assert (answer.status, answer.json["reason"]) == (502, "reload_failed")
+        assert "damaged" in answer.json["detail"] and "models:/pose/1 is served as before" in answer.json["detail"]
+        assert not load.errors and {answer["model"]["version"] for _, _, answer in load.answers} == {"1"}
+    finally:
+        shutil.move(weights.with_suffix(".whole"), weights)
+    assert server.reload("pose").json["version"] == "2", "once it is mended"
+
+
+def test_a_challenger_is_compared_on_live_images(
+    server: Server, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
+) -> None:
+    before = server.get("/v1/models/pose/shadow").json["images"]
+    for data in photographs:
+        assert server.post("/v1/poses", data).json["model"]["version"] == "1"
+    wait_for(lambda: server.get("/v1/models/pose/shadow").json["images"] >= before + len(photographs))
+    told: dict[str, Any] = server.get("/v1/models/pose/shadow").json
+    assert (told["champion"], told["challenger"]) == ("models:/pose/1", "models:/pose/2")
+    assert told["people"] >= told["only_champion"] >= 0
+    assert told["champion_ms"] > 0 and told["challenger_ms"] > 0
+
+
+def test_a_killed_replica_fails_nobody(
+    server: Server, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
+) -> None:
+    victim = model_replicas()[0]
+    with Load(server, "/v1/poses", photographs, clients=4) as load:
+        wait_for(lambda: len(load.answers) > 10)
+        os.kill(victim.pid, signal.SIGKILL)
+        seen = len(load.answers)
+        wait_for(lambda: len(load.answers) > seen + 20)
+    assert not load.errors and set(load.statuses) == {200}
+    check(load, expected)
+    wait_for(lambda: len(model_replicas()) == 2, 60)
