@@ -284,8 +284,10 @@ class ModelReplica:
                 _log.warning("%s: no word of versions: %s", self._key, error)
                 continue
             del self._shadowed[: len(report.shadowed)]
-            known = self._loaded.wanted if self._loaded else None
-            if wanted is None or wanted == known or (self._failed and self._failed[0] == wanted):
+            if self._failed and self._failed[0] == wanted:
+                continue
+            self._failed = None
+            if wanted is None or (self._loaded and self._loaded.wanted == wanted):
                 continue
             try:
                 self._loaded = await self._load(wanted)
@@ -293,7 +295,6 @@ class ModelReplica:
                 _log.exception("%s: cannot load %s", self._key, wanted.checkpoint)
                 self._failed = (wanted, str(error))
             else:
-                self._failed = None
                 _log.info("%s: serves %s now", self._key, wanted.checkpoint)
 
     async def _load(self, wanted: Wanted) -> _Loaded:

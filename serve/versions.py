@@ -158,6 +158,7 @@ class Versions:
             problem = await self._settled(model, patience)
             if problem:
                 refused, model.wanted = model.wanted, before
+                await self._forgotten(model)
                 return Refusal("reload_failed", f"{_told(refused)}: {problem}; {_told(before)} is served as before")
             return {
                 "model": name,
@@ -209,6 +210,14 @@ class Versions:
             if time.monotonic() > end:
                 late = sum(report.serves != model.wanted for report in live)
                 return f"after {patience:g} s {late} of {len(live)} replicas do not serve it"
+            await asyncio.sleep(REPORT_S / 5)
+
+
+    async def _forgotten(self, model: _Model) -> None:
+        """Wait until the replicas have heard that a version is refused, so that it may be tried again."""
+        for _ in range(20):
+            if not any(report.failed for report in model.live()):
+                return
             await asyncio.sleep(REPORT_S / 5)
 
 

@@ -162,7 +162,7 @@ class Load:
     clients: int
     statuses: Counter[int] = field(default_factory=Counter)
     answers: list[tuple[float, int, Any]] = field(default_factory=list)
-    """(time, which body, JSON) of those with status 200."""
+    """(when it was asked, which body, JSON) of those with status 200."""
     errors: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -181,7 +181,7 @@ class Load:
 
     def _client(self, index: int) -> None:
         while not self._stop.is_set():
-            which = index % len(self.bodies)
+            which, begun = index % len(self.bodies), time.monotonic()
             index += 1
             try:
                 answer = self.server.post(self.path, self.bodies[which])
@@ -190,6 +190,6 @@ class Load:
                 continue
             self.statuses[answer.status] += 1
             if answer.status == 200:
-                self.answers.append((time.monotonic(), which, answer.json))
+                self.answers.append((begun, which, answer.json))
             else:
                 self.errors.append(answer.body.decode())

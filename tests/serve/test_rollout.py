@@ -1,5 +1,6 @@
 """New versions under load, challengers beside it, replicas that die: what clients notice of it."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -67,11 +68,13 @@ def check(load: Load, expected: dict[str, list[np.ndarray]]) -> list[str]:
 
 def model_replicas() -> list[psutil.Process]:
     """The processes that predict for clients, not for comparison."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "ServeReplica:posefleet:pose" in (title := " ".join(process.cmdline())) and "challenger" not in title
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if "ServeReplica:posefleet:pose" in title and "challenger" not in title:
+                found.append(process)
+    return found
 
 
 def test_a_reload_under_load_fails_nobody(
@@ -91,8 +94,7 @@ def test_a_reload_under_load_fails_nobody(
     assert not load.errors and set(load.statuses) == {200}
     versions = check(load, expected)
     assert {"1", "2"} == set(versions)
-    late = [answer["model"]["version"] for at, _, answer in load.answers if at > done + 1]
-    assert set(late) == {"2"}
+    assert {answer["model"]["version"] for begun, _, answer in load.answers if begun > done} == {"2"}
     assert {process.pid for process in model_replicas()} == before, "swapped in place"
     assert server.get("/v1/models").json["models"][0]["version"] == "2"
 
@@ -110,6 +112,7 @@ def test_a_deployment_under_load_fails_nobody(
     check(load, expected)
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_under_load_fails_nobody(
     server: Server, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
