@@ -13,8 +13,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,8 @@ from posefleet.serve.model import Ask, ModelReplica, Seen
 from posefleet.serve.problems import Refusal, Refused, answer, problem
 from posefleet.serve.schema import ModelList, Options, PoseQuery, PosesAnswer, Problem, Reloaded, ShadowSummary
 from posefleet.serve.security import SecurityHeaders, check_token
-from posefleet.serve.settings import TOKEN, TOKEN_FILE, ServedModel, ServerSettings, read_token
-from posefleet.serve.versions import CHALLENGER, Shadowed, Versions, Wanted
+from posefleet.serve.settings import CHALLENGER, TOKEN, TOKEN_FILE, ServedModel, ServerSettings, read_token
+from posefleet.serve.versions import Shadowed, Versions, Wanted
 
 PAGE = Path(__file__).with_name("page")
 
@@ -108,7 +107,8 @@ class Gateway:
         challengers: Mapping[str, DeploymentHandle[Any]],
         versions: DeploymentHandle[Any],
     ) -> None:
-        if settings.access.token_for == "everything" and not read_token():
+        token = read_token()  # an unreadable file is told now
+        if settings.access.token_for == "everything" and not token:
             raise ValueError(f"access.token_for is everything, but neither ${TOKEN} nor ${TOKEN_FILE} gives a token")
         self.settings, self.versions = settings, versions
         self.models = {model.name: model for model in settings.models}
@@ -204,16 +204,11 @@ def create_api(gateway: Gateway) -> FastAPI:
     """The routes."""
     settings, limits = gateway.settings, gateway.settings.limits
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-
     api = FastAPIOffline(
         title="posefleet",
         description="Multi-person poses: image bytes in, named keypoints out.",
         version="1",
         redoc_url=None,
-        lifespan=lifespan,
         responses={
             status: {"model": Problem, "description": "Refused; `reason` says why."} for status in ("4XX", "5XX")
         },
@@ -332,9 +327,11 @@ def _add_problems(api: FastAPI, gateway: Gateway) -> None:
     @api.exception_handler(HTTPException)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        count(request, "bad_request")
-        detail = "no such address; see /docs" if error.status_code == 404 else str(error.detail)
-        return problem(error.status_code, "bad_request", detail, error.headers)
+        nowhere = error.status_code == 404
+        reason = "unknown_address" if nowhere else "bad_request"
+        count(request, reason)
+        detail = "no such address; see /docs" if nowhere else str(error.detail)
+        return problem(error.status_code, reason, detail, error.headers)
 
     @api.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:

@@ -9,6 +9,9 @@ from pydantic import BaseModel, Field, field_validator
 TOKEN, TOKEN_FILE = "POSEFLEET_TOKEN", "POSEFLEET_TOKEN_FILE"
 """Environment variables of the server: the bearer token, or the file that holds it."""
 
+CHALLENGER = ".challenger"
+"""What the name of a model's challenger, which is a deployment of its own, ends with."""
+
 
 class _Settings(BaseModel, extra="forbid", frozen=True):
     pass
@@ -108,6 +111,8 @@ class ServerSettings(_Settings):
         names = [model.name for model in models]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"several models are called {', '.join(twice)}; every name may come once")
+        if taken := [name for name in names if name.endswith(CHALLENGER)]:
+            raise ValueError(f"{', '.join(taken)}: names with {CHALLENGER} are those of challengers; see shadow")
         return models
 
 

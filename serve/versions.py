@@ -18,6 +18,7 @@ from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
 from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.registry import find_version
 from posefleet.serve.problems import Refusal
+from posefleet.serve.settings import CHALLENGER
 
 REPORT_S = 0.5
 """How often a replica says what it serves."""
@@ -212,17 +213,12 @@ class Versions:
                 return f"after {patience:g} s {late} of {len(live)} replicas do not serve it"
             await asyncio.sleep(REPORT_S / 5)
 
-
     async def _forgotten(self, model: _Model) -> None:
         """Wait until the replicas have heard that a version is refused, so that it may be tried again."""
         for _ in range(20):
             if not any(report.failed for report in model.live()):
                 return
             await asyncio.sleep(REPORT_S / 5)
-
-
-CHALLENGER = ".challenger"
-"""What the key of a model's challenger ends with."""
 
 
 def _look_up(source: str, tracking: str) -> Wanted:

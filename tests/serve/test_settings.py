@@ -1,0 +1,58 @@
+"""What a server is told, and how it says no."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from posefleet.serve.settings import ServerSettings, read_token
+
+CONFIG = Path(__file__).resolve().parents[2] / "serve" / "config.yaml"
+MODEL = {"name": "smpr", "source": "models:/smpr@champion"}
+
+
+def test_the_shipped_configuration_is_one_and_listens_here_only() -> None:
+    content = yaml.safe_load(CONFIG.read_text())
+    deploy = ServeDeploySchema.model_validate(content)
+    assert deploy.http_options.host == "127.0.0.1"
+    settings = ServerSettings.model_validate(deploy.applications[0].args)
+    assert settings.models[0].source == "models:/smpr@champion"
+    assert not settings.access.origins and settings.access.token_for == "changes"
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"models": []}, "at least 1"),
+        ({"models": [MODEL, MODEL]}, "several models are called smpr"),
+        ({"models": [{**MODEL, "sorce": "x"}]}, "sorce"),
+        ({"models": [{**MODEL, "name": "../x"}]}, "name"),
+        ({"models": [{**MODEL, "name": "smpr.challenger"}]}, "challenger"),
+        ({"models": [{**MODEL, "shadow": {"source": "x", "share": 0}}]}, "share"),
+        ({"models": [MODEL], "limits": {"images": 0}}, "images"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_named(args: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        ServerSettings.model_validate(args)
+
+
+def test_the_token_comes_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("POSEFLEET_TOKEN", raising=False)
+    monkeypatch.delenv("POSEFLEET_TOKEN_FILE", raising=False)
+    assert read_token() == ""
+    monkeypatch.setenv("POSEFLEET_TOKEN", "one")
+    assert read_token() == "one"
+    path = tmp_path / "token"
+    monkeypatch.setenv("POSEFLEET_TOKEN_FILE", str(path))
+    with pytest.raises(ValueError, match="POSEFLEET_TOKEN_FILE"):
+        read_token()
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="is empty"):
+        read_token()
+    path.write_text("two\n")
+    assert read_token() == "two"
