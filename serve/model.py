@@ -148,6 +148,8 @@ class ModelReplica:
         except asyncio.CancelledError:
             job.left = True
             raise
+        if isinstance(poses, Exception):
+            raise poses
         if poses is None:
             return Refusal("deadline", f"no answer within {ask.seconds:.1f} s; the server has too much to do")
         times = {"decode": ready - start, "queue": job.taken - ready, "predict": job.done - job.taken}
@@ -212,9 +214,9 @@ class ModelReplica:
             self._queues[shape] = batched(self._predict_batch)
         return self._queues[shape]
 
-    async def _predict_batch(self, jobs: list[_Job]) -> list[Poses | None]:
-        """Poses by job; None for those whom nobody waits for any more."""
-        found: dict[int, Poses] = {}
+    async def _predict_batch(self, jobs: list[_Job]) -> list[Poses | Exception | None]:
+        """Poses by job, or why there are none; None where nobody waits for them any more."""
+        found: dict[int, Poses | Exception] = {}
         async with self._turn:
             waiting = [job for job in jobs if not job.dropped]
             for loaded in {id(job.loaded): job.loaded for job in waiting}.values():  # two during a swap
@@ -222,18 +224,18 @@ class ModelReplica:
                 found |= await self._run(loaded, group)
         return [found.get(id(job)) for job in jobs]
 
-    async def _run(self, loaded: _Loaded, group: list[_Job]) -> dict[int, Poses]:
+    async def _run(self, loaded: _Loaded, group: list[_Job]) -> dict[int, Poses | Exception]:
         self._busy_since = taken = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
             views = [job.views for job in group]
             poses = await loop.run_in_executor(self._network, loaded.predictor.predict_prepared, views)
-        except Exception:
+        except Exception as error:
             if len(group) == 1:
-                raise
-            _log.exception("%s: a batch of %d failed; its images are predicted one by one", self._key, len(group))
-            halves = [await self._run(loaded, [job]) for job in group]
-            return {key: value for half in halves for key, value in half.items()}
+                return {id(group[0]): error}
+            _log.warning("%s: a batch of %d failed, its images are tried one by one: %s", self._key, len(group), error)
+            alone = [await self._run(loaded, [job]) for job in group]
+            return {key: value for one in alone for key, value in one.items()}
         finally:
             self._busy_since = None
         done = time.monotonic()

@@ -1,0 +1,174 @@
+"""A replica that predicts, without Ray around it: batches, deadlines, images that break the network."""
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from small_settings import small_settings, untrained_checkpoint
+
+from posefleet.data.images import encode_image
+from posefleet.platform.inference import Predictor
+from posefleet.serve import model as module
+from posefleet.serve.model import Ask, ModelReplica, Seen
+from posefleet.serve.problems import Refusal
+from posefleet.serve.settings import ServedModel
+from posefleet.serve.versions import Report, Wanted
+
+Replica = ModelReplica.func_or_class  # type: ignore[attr-defined]
+
+
+class Versions:
+    """Says what to serve."""
+
+    def __init__(self, wanted: Wanted | None) -> None:
+        self.wanted = wanted
+        self.reports: list[Report] = []
+
+    @property
+    def report(self) -> "Versions":
+        return self
+
+    async def remote(self, report: Report) -> Wanted | None:
+        self.reports.append(report)
+        return self.wanted
+
+
+@pytest.fixture
+def wanted(people_shards: Path, tmp_path: Path) -> Wanted:
+    checkpoint = untrained_checkpoint(small_settings(people_shards, tmp_path), tmp_path)
+    return Wanted(
+        checkpoint=checkpoint, name="", version=None, data=None, ap=None, run_id=None, step=6, method="smpr",
+        schema="coco17",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
+    """Shapes of the images of every batch that reaches the network."""
+    seen: list[list[tuple[int, int]]] = []
+    predict = Predictor.predict_prepared
+
+    def noting(self: Predictor, prepared: Any) -> Any:
+        seen.append([views[0].image.shape[:2] for views in prepared])
+        return predict(self, prepared)
+
+    monkeypatch.setattr(Predictor, "predict_prepared", noting)
+    context = SimpleNamespace(
+        replica_id=SimpleNamespace(unique_id="r"), _deployment_config=SimpleNamespace(max_ongoing_requests=64)
+    )
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: context)
+    return seen
+
+
+async def started(wanted: Wanted | None, **settings: Any) -> Any:
+    served = ServedModel(name="pose", source="runs/a", score_threshold=0.0, warm_up=(), **settings)
+    replica = object.__new__(Replica)
+    await replica.__init__("pose", served, 1_000_000, "", Versions(wanted))
+    return replica
+
+
+async def ask_all(replica: Any, photographs: list[bytes], ask: Ask) -> list[Any]:
+    return await asyncio.gather(*(replica.predict(data, ask) for data in photographs), return_exceptions=True)
+
+
+def test_images_of_one_padded_shape_share_batches(
+    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes]
+) -> None:
+    strip = encode_image(np.zeros((30, 120, 3), np.uint8), ".png")
+
+    async def run() -> list[Any]:
+        replica = await started(wanted, batching={"size": 4, "wait_ms": 300})
+        return await ask_all(replica, 6 * [photographs[0], strip], Ask(60.0))
+
+    found = asyncio.run(run())
+    assert all(isinstance(seen, Seen) for seen in found)
+    assert sorted(len(batch) for batch in batches) == [2, 2, 4, 4] and all(len(set(batch)) == 1 for batch in batches)
+
+
+def test_nobody_is_predicted_for_who_left(
+    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes]
+) -> None:
+    async def run() -> list[Any]:
+        replica = await started(wanted, batching={"size": 8, "wait_ms": 100})
+        async with replica._turn:  # the network is busy
+            late = asyncio.create_task(replica.predict(photographs[0], Ask(0.2)))
+            gone = asyncio.create_task(replica.predict(photographs[0], Ask(60.0)))
+            stays = asyncio.create_task(replica.predict(photographs[0], Ask(60.0)))
+            await asyncio.sleep(0.05)
+            gone.cancel()
+            await asyncio.sleep(0.3)
+        return await asyncio.gather(late, gone, stays, return_exceptions=True)
+
+    late, gone, stays = asyncio.run(run())
+    assert isinstance(late, Refusal) and late.reason == "deadline"
+    assert isinstance(gone, asyncio.CancelledError) and isinstance(stays, Seen)
+    assert [len(batch) for batch in batches] == [1]
+
+
+def test_an_image_that_breaks_the_network_fails_alone(
+    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = Predictor.predict_prepared
+
+    def fragile(self: Predictor, prepared: Any) -> Any:
+        if any((views[0].image == 0).all() for views in prepared):
+            raise RuntimeError("out of memory")
+        return predict(self, prepared)
+
+    monkeypatch.setattr(Predictor, "predict_prepared", fragile)
+    black = encode_image(np.zeros((96, 128, 3), np.uint8), ".png")
+
+    async def run() -> list[Any]:
+        replica = await started(wanted, batching={"size": 8, "wait_ms": 300})
+        return await ask_all(replica, [photographs[0], black, photographs[2]], Ask(60.0))
+
+    first, broken, third = asyncio.run(run())
+    assert isinstance(first, Seen) and isinstance(third, Seen) and isinstance(broken, RuntimeError)
+
+
+def test_a_challengers_replica_without_a_version_waits_for_one(
+    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REPORT_S", 0.02)
+
+    async def run() -> tuple[Any, Any]:
+        replica = await started(None)
+        before = await replica.predict(photographs[0], Ask(60.0))
+        replica._versions.wanted = wanted
+        for _ in range(500):
+            await asyncio.sleep(0.02)
+            if replica._versions.reports[-1].serves == wanted:
+                break
+        return before, await replica.predict(photographs[0], Ask(60.0))
+
+    before, after = asyncio.run(run())
+    assert isinstance(before, Refusal) and before.reason == "no_model"
+    assert isinstance(after, Seen)
+
+
+def test_a_network_that_hangs_is_unhealthy(
+    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(module, "STUCK_S", 0.1)
+
+    def stuck(self: Predictor, prepared: Any) -> Any:
+        release.wait(30)
+        return []
+
+    async def run() -> None:
+        replica = await started(wanted)
+        await replica.check_health()
+        monkeypatch.setattr(Predictor, "predict_prepared", stuck)
+        asking = asyncio.create_task(replica.predict(photographs[0], Ask(60.0)))
+        await asyncio.sleep(0.5)
+        with pytest.raises(RuntimeError, match="in the network"):
+            await replica.check_health()
+        release.set()
+        asking.cancel()
+
+    asyncio.run(run())
