@@ -18,7 +18,7 @@ ABSENT = ("ray", "mlflow", "pydantic", "yaml", "webdataset", "pycocotools", "tyr
 
 def test_it_needs_only_torch_torchvision_timm_numpy_and_opencv() -> None:
     """It runs, and every method imports, in a process for which nothing else of our requirements is installed."""
-    options = ["--sizes", "64", "--methods", "smpr", "--measure", "predict", "--rounds", "1", "--people", "3"]
+    options = ["--sizes", "64", "--methods", "smpr", "--measure", "predict", "train", "--rounds", "1", "--people", "3"]
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({ABSENT!r})  # None: importing it raises ModuleNotFoundError

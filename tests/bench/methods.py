@@ -328,6 +328,8 @@ class KeypointRCNN:
             seconds[memory_format] = min(clock.time(self.predict) for _ in range(2))
         self.memory_format = min(seconds, key=lambda which: seconds[which])
         self.model.to(memory_format=self.memory_format)
+        # torchvision's loss views these maps as if they were contiguous.
+        self.model.roi_heads.keypoint_predictor.register_forward_hook(lambda module, images, maps: maps.contiguous())
 
     def predict(self) -> list[dict[str, Tensor]]:
         """People of the image."""
