@@ -168,8 +168,7 @@ def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] 
     Args:
         empty: Gives (B, H, W, 3) uint8 of any content, in memory of its choice, for B, H and W.
     """
-    height = _round_up(max(sample.image.shape[0] for sample in samples))
-    width = _round_up(max(sample.image.shape[1] for sample in samples))
+    height, width = padded_shape(samples)
     images = empty(len(samples), height, width)
     for slot, sample in zip(images.numpy(), samples, strict=True):
         h, w = sample.image.shape[:2]
@@ -184,6 +183,13 @@ def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] 
         torch.from_numpy(np.stack([sample.matrix for sample in samples])),
         torch.tensor([sample.original_size for sample in samples]),
     )
+
+
+def padded_shape(samples: Sequence[Sample]) -> tuple[int, int]:
+    """(H, W) of the batch that :func:`collate` makes of ``samples``."""
+    height = max(sample.image.shape[0] for sample in samples)
+    width = max(sample.image.shape[1] for sample in samples)
+    return _round_up(height), _round_up(width)
 
 
 def _round_up(pixels: int) -> int:

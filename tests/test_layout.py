@@ -22,7 +22,7 @@ MAY_IMPORT = {
 MODELS_MAY_IMPORT = {"posefleet.data.keypoints", "posefleet.data.structures"}
 
 DOORS = {
-    "ray": {"platform/train.py", "platform/tune.py", "data/sharding.py", "serve/app.py", "jobs/predict.py"},
+    "ray": {"platform/train.py", "platform/tune.py", "data/sharding.py", "serve/app.py", "platform/batch.py"},
     "mlflow": {
         "platform/mlflow_client.py",
         "platform/registry.py",
