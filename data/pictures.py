@@ -92,7 +92,7 @@ def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str
     names = {
         file.removeprefix(f"{folder}/"): int(entry["size"])
         for file, entry in files.items()
-        if entry["type"] == "file" and not file.startswith(unwanted) and (len(files) == 1 or _is_wanted(file))
+        if entry["type"] == "file" and not file.startswith(unwanted) and (file == path or _is_wanted(file))
     }
     if not names:
         raise DataError(

@@ -139,8 +139,13 @@ def _vectors(poses: Poses) -> np.ndarray:
 
 
 def _poses(vectors: np.ndarray) -> Poses:
-    triples = torch.from_numpy(vectors[:, 1:].reshape(len(vectors), -1, 3).copy())
+    triples = torch.from_numpy(_triples(vectors).copy())
     return Poses(triples[..., :2], triples[..., 2], torch.from_numpy(vectors[:, 0].copy()))
+
+
+def _triples(vectors: np.ndarray) -> np.ndarray:
+    """(N, K, 3): x, y and score of each keypoint."""
+    return vectors[:, 1:].reshape(len(vectors), vectors.shape[1] // 3, 3)
 
 
 def _flat(batch: pa.RecordBatch, schema: KeypointSchema) -> np.ndarray:
@@ -199,7 +204,7 @@ def _pose_table(batch: pa.RecordBatch, schema: KeypointSchema) -> pa.Table:
     lengths = pc.list_value_length(batch["poses"]).to_numpy()
     person = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])
     vectors = _flat(batch, schema)
-    points = vectors[:, 1:].reshape(len(vectors), -1, 3)[..., :2]
+    points = _triples(vectors)[..., :2]
     boxes = np.concatenate([points.min(1), points.max(1)], 1) if len(points) else np.zeros((0, 4), np.float32)
     numbers = np.concatenate([vectors[:, :1], boxes, vectors[:, 1:]], 1)
     arrays = [*columns, pa.array(person), *(pa.array(np.ascontiguousarray(column)) for column in numbers.T)]
