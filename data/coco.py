@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from posefleet.data.errors import DataError
+from posefleet.data.files import create
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
 from posefleet.data.structures import People, Poses
@@ -114,9 +115,18 @@ def image_path(source: Source, file_name: str) -> str:
     Raises:
         DataError: The name leads out of the image folder, or is no file name.
     """
-    if file_name.startswith("/") or ".." in file_name.split("/") or "\0" in file_name:
-        raise DataError(f"{file_name!r} is no file of the image folder {source.image_folder}")
-    return f"{source.image_folder.rstrip('/')}/{file_name}"
+    return path_inside(source.image_folder, file_name)
+
+
+def path_inside(folder: str, name: str) -> str:
+    """The path of ``name``, which comes from strangers, in ``folder``.
+
+    Raises:
+        DataError: The name leads out of the folder, or is no file name.
+    """
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise DataError(f"{name!r} is no file of the folder {folder}")
+    return f"{folder.rstrip('/')}/{name}"
 
 
 def _is_folder(path: str) -> bool:
@@ -184,10 +194,7 @@ def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
     for key in ("images", "annotations"):
         if not isinstance(content.get(key), list):
             raise DataError(f"{annotation_file}: no list {key!r}; this is not a COCO annotation file")
-    images: dict[int, dict[str, Any]] = {}
-    for record in content["images"]:
-        _require(record, ("id", "file_name", "width", "height"), f"{annotation_file}: an image")
-        images[record["id"]] = record
+    images = _images_of(content, annotation_file)
     annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
     person_categories = person_category_ids(category_records(content))
     for record in content["annotations"]:
@@ -199,6 +206,26 @@ def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
     if not any(is_keypoint_person(record) for people in annotations.values() for record in people):
         raise DataError(f"{annotation_file}: not one person with a labelled keypoint among {len(images)} images")
     return CocoSplit(images, annotations)
+
+
+def read_images(annotation_file: str) -> dict[int, dict[str, Any]]:
+    """COCO's image records by id; the file may be without annotations, as those of COCO's test images are.
+
+    Raises:
+        DataError: The file cannot be used.
+    """
+    content = load_json(annotation_file)
+    if not isinstance(content.get("images"), list):
+        raise DataError(f"{annotation_file}: no list 'images'; this is not a COCO annotation file")
+    return _images_of(content, annotation_file)
+
+
+def _images_of(content: Mapping[str, Any], annotation_file: str) -> dict[int, dict[str, Any]]:
+    images = {}
+    for record in content["images"]:
+        _require(record, ("id", "file_name", "width", "height"), f"{annotation_file}: an image")
+        images[record["id"]] = record
+    return images
 
 
 def is_integer(value: Any) -> TypeGuard[int]:
@@ -336,24 +363,33 @@ def exif_orientation(data: bytes) -> int:
 # ------------------------------------------------------------------------------------------------------- writing
 
 
-def write_results(path: str, poses_by_image: Mapping[int, Poses]) -> int:
+def write_results(path: str, poses_by_image: Mapping[int, Poses] | Iterable[tuple[int, Poses]]) -> int:
     """Write predictions as COCO keypoint results, which pycocotools and the COCO server read.
 
     Args:
         path: Any fsspec path; ``*.json``.
-        poses_by_image: Poses by image id, in pixels of the original images.
+        poses_by_image: Poses by image id, in pixels of the original images; pairs may come one by one, and more than
+            fit into memory.
 
     Returns:
         How many poses were written.
     """
-    results = []
-    for image_id, poses in poses_by_image.items():
-        rows: list[list[float]] = torch.cat([poses.keypoints, poses.keypoint_scores[..., None]], 2).flatten(1).tolist()
-        for keypoints, score in zip(rows, poses.scores.tolist(), strict=True):
-            if not all(map(math.isfinite, [*keypoints, score])):
-                raise ValueError(f"image {image_id}: a predicted pose is not finite: score {score}, {keypoints}")
-            keypoints = [round(value, 3) for value in keypoints]
-            results.append({"image_id": image_id, "category_id": 1, "keypoints": keypoints, "score": score})
-    with fsspec.open(path, "w") as file:
-        json.dump(results, file)
-    return len(results)
+    pairs = poses_by_image.items() if isinstance(poses_by_image, Mapping) else poses_by_image
+    count = 0
+    with create(path) as file:
+        file.write(b"[")
+        for image_id, poses in pairs:
+            for result in _results(image_id, poses):
+                file.write((", " * (count > 0) + json.dumps(result)).encode())
+                count += 1
+        file.write(b"]")
+    return count
+
+
+def _results(image_id: int, poses: Poses) -> Iterator[dict[str, Any]]:
+    rows: list[list[float]] = torch.cat([poses.keypoints, poses.keypoint_scores[..., None]], 2).flatten(1).tolist()
+    for keypoints, score in zip(rows, poses.scores.tolist(), strict=True):
+        if not all(map(math.isfinite, [*keypoints, score])):
+            raise ValueError(f"image {image_id}: a predicted pose is not finite: score {score}, {keypoints}")
+        keypoints = [round(value, 3) for value in keypoints]
+        yield {"image_id": image_id, "category_id": 1, "keypoints": keypoints, "score": score}

@@ -258,23 +258,29 @@ def _one_by_one(task: Callable[[ShardPlan], _Shard], plans: list[ShardPlan]) -> 
 
 def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: list[ShardPlan]) -> list[_Shard]:
     """A Ray Data pipeline of one block, and so one task, for each plan; starts Ray where there is none."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+    ray = open_ray_data()
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
         shard = task(ShardPlan(**json.loads(row["plan"])))
         return {"number": row["number"], "shard": json.dumps(asdict(shard))}
 
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts shards
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     rows = [{"number": number, "plan": json.dumps(asdict(plan))} for number, plan in enumerate(plans)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=CPUS_PER_TASK)
     finished = {row["number"]: json.loads(row["shard"]) for row in _with_progress(dataset.iter_rows(), len(rows))}
     shards = [finished[number] for number in range(len(plans))]
     return [_Shard(ShardInfo(**shard.pop("info")), **shard) for shard in shards]
+
+
+def open_ray_data() -> Any:
+    """The module ``ray``, started where it was not, with Ray Data told to keep quiet."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # ours count shards and images
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    return ray
 
 
 def _with_progress(shards: Iterable[T], total: int) -> Iterable[T]:

@@ -12,9 +12,8 @@ index after the tar. Equal samples give equal bytes.
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from posefleet.data.coco import Annotation, area_of, is_keypoint_person, people_of
 from posefleet.data.errors import DataError
+from posefleet.data.files import UNFINISHED, create
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People
 
@@ -140,7 +140,7 @@ def write_shard(
     from webdataset import TarWriter  # imports torch.utils.data and more; readers do without
 
     members: list[list[int]] = []
-    with _create(root, f"{name}.tar") as file:
+    with create(f"{root}/{name}.tar") as file:
         hashing = _HashingFile(file)
         with TarWriter(hashing, encoder=False, mtime=0, user="", group="") as tar:
             for key, image, record in samples:
@@ -176,6 +176,19 @@ def read_members(root: str, name: str) -> np.ndarray:
     if index is None:
         raise DataError(f"{root}/{name}.json: no such index; run shard_coco again to repair the folder")
     return _members(root, index)
+
+
+def read_records(fs: Any, tar: str, members: np.ndarray) -> Iterator[Record]:
+    """The records of a shard; its images are not read.
+
+    Args:
+        fs: fsspec's file system.
+        tar: Path of the tar in it.
+        members: (samples, 5) int64 from :func:`read_members`.
+    """
+    starts, ends = members[:, 2], members[:, 2] + members[:, 3]
+    for data in fs.cat_ranges([tar] * len(members), starts.tolist(), ends.tolist()):
+        yield json.loads(data)
 
 
 def check_shard(root: str, name: str) -> ShardInfo | None:
@@ -228,7 +241,7 @@ def remove_leftovers(root: str, keep: Iterable[str]) -> None:
         base = file.rsplit("/", 1)[-1]
         name, _, suffix = base.partition(".")
         ours = _SHARD_NAME.fullmatch(name) or base.startswith(MANIFEST)
-        if ours and (base.endswith(".unfinished") or (suffix in ("tar", "json") and name not in kept | {"manifest"})):
+        if ours and (base.endswith(UNFINISHED) or (suffix in ("tar", "json") and name not in kept | {"manifest"})):
             fs.rm_file(file)
 
 
@@ -323,24 +336,8 @@ def _open_root(root: str) -> tuple[Any, str]:
     return fs, path.rstrip("/")
 
 
-@contextmanager
-def _create(root: str, name: str) -> Iterator[IO[bytes]]:
-    """Open ``ROOT/name`` for writing; it appears, or replaces an older one, only when the block ends well."""
-    fs, path = _open_root(root)
-    fs.makedirs(path, exist_ok=True)
-    unfinished = f"{path}/{name}.{uuid.uuid4().hex[:8]}.unfinished"
-    try:
-        with fs.open(unfinished, "wb") as file:
-            yield file
-        fs.mv(unfinished, f"{path}/{name}")
-    except BaseException:
-        if fs.exists(unfinished):
-            fs.rm_file(unfinished)
-        raise
-
-
 def _write_json(root: str, name: str, content: Mapping[str, Any]) -> None:
-    with _create(root, name) as file:
+    with create(f"{root}/{name}") as file:
         file.write(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n")
 
 

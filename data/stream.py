@@ -12,7 +12,6 @@ workers and ranks only divide the work.
 """
 
 import itertools
-import json
 import multiprocessing
 import os
 import time
@@ -35,7 +34,7 @@ from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.memory import keep_freed_memory
 from posefleet.data.order import Order
-from posefleet.data.shards import Record, decode_record, read_manifest, read_members
+from posefleet.data.shards import Record, decode_record, read_manifest, read_members, read_records
 from posefleet.data.structures import Batch, Sample, collate
 from posefleet.data.transforms import IDENTITY
 
@@ -344,9 +343,7 @@ class _ShardReader:
         """The record of every sample; images are not read."""
         for index in range(len(self.names)):
             shard = self._shard(index)
-            starts, ends = shard.members[:, 2], shard.members[:, 2] + shard.members[:, 3]
-            for data in self._fs.cat_ranges([shard.path] * len(starts), starts.tolist(), ends.tolist()):
-                yield json.loads(data)
+            yield from read_records(self._fs, shard.path, shard.members)
 
     def _shard(self, index: int) -> _Shard:
         if index not in self._shards:

@@ -140,6 +140,19 @@ class Batch:
             start += count
         return parts
 
+    def part(self, rows: Sequence[int], shape: tuple[int, int]) -> "Batch":
+        """Some of the images, padded to ``shape`` (H, W) only, which holds all of them."""
+        people, index = self.people, torch.tensor(rows)
+        images = self.images[index, :, : shape[0], : shape[1]]
+        return Batch(
+            images.contiguous(memory_format=torch.channels_last),
+            People.cat([people[row] for row in rows]),
+            self.counts[index],
+            self.image_ids[index],
+            self.matrices[index],
+            self.original_sizes[index],
+        )
+
     def to(self, device: torch.device | str) -> "Batch":
         """Images and people on ``device``; bookkeeping stays on the host."""
         return Batch(
@@ -168,8 +181,7 @@ def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] 
     Args:
         empty: Gives (B, H, W, 3) uint8 of any content, in memory of its choice, for B, H and W.
     """
-    sizes = [padded_size(sample) for sample in samples]
-    height, width = max(height for height, _ in sizes), max(width for _, width in sizes)
+    height, width = padded_shape(samples)
     images = empty(len(samples), height, width)
     for slot, sample in zip(images.numpy(), samples, strict=True):
         h, w = sample.image.shape[:2]
@@ -186,10 +198,16 @@ def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] 
     )
 
 
-def padded_size(sample: Sample) -> tuple[int, int]:
-    """(height, width) that a batch of this sample alone has."""
-    height, width = sample.image.shape[:2]
-    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
+def padded_shape(samples: Sequence[Sample]) -> tuple[int, int]:
+    """(H, W) of the batch that :func:`collate` makes of ``samples``."""
+    height = max(sample.image.shape[0] for sample in samples)
+    width = max(sample.image.shape[1] for sample in samples)
+    return round_up(height), round_up(width)
+
+
+def round_up(pixels: int) -> int:
+    """The next multiple of ``STRIDE``."""
+    return -(-pixels // STRIDE) * STRIDE
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import KeypointSchema, load_schema
-from posefleet.data.structures import Batch, People, Poses, Sample, collate
+from posefleet.data.structures import Batch, People, Poses, Sample, collate, round_up
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
 from posefleet.models.parts.oks import score_by_truth
 from posefleet.platform.checkpoint import find_checkpoint, load_model
@@ -261,7 +261,23 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, views: Sequence[Batch]) -> list[Poses]:
-        """Poses of the same images seen at each of ``transforms()``, in pixels of the original images."""
+        """Poses of the same images seen at each of ``transforms()``, in pixels of the original images.
+
+        Images that need padding to different shapes go through the network apart: what an image is padded to changes
+        what is found in it, and that must not depend on the others in its batch.
+        """
+        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for row, shapes in enumerate(zip(*map(_own_shapes, views), strict=True)):
+            groups.setdefault(shapes, []).append(row)
+        if len(groups) == 1:
+            return self._predict_alike(views)
+        found: dict[int, Poses] = {}
+        for shapes, rows in groups.items():
+            parts = [view.part(rows, shape) for view, shape in zip(views, shapes, strict=True)]
+            found.update(zip(rows, self._predict_alike(parts), strict=True))
+        return [found[row] for row in range(len(found))]
+
+    def _predict_alike(self, views: Sequence[Batch]) -> list[Poses]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if self._plain:
                 images = views[0].images.to(self.device, non_blocking=True)
@@ -297,6 +313,13 @@ class Predictor:
         index = self.schema.flip_index
         mirrored = Poses(poses.keypoints[:, index], poses.keypoint_scores[:, index], poses.scores)
         return move_poses(mirrored, mirror(width))
+
+
+def _own_shapes(view: Batch) -> list[tuple[int, int]]:
+    """(H, W) that each image of a batch would be padded to alone; evaluation resizes and does nothing else."""
+    scales = view.matrices[:, [1, 0], [1, 0]]  # of height and width
+    sizes = (scales * view.original_sizes.flip(1)).round().long().tolist()
+    return [(round_up(height), round_up(width)) for height, width in sizes]
 
 
 def _to_original(poses: Sequence[Poses], batch: Batch) -> list[Poses]:

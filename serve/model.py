@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from posefleet.data.errors import DataError, NotAnImage, TooManyPixels
 from posefleet.data.images import decode_untrusted, encode_jpeg
 from posefleet.data.memory import keep_freed_memory
-from posefleet.data.structures import Poses, Sample, padded_size
+from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.platform.agreement import compare_poses
 from posefleet.platform.drawing import draw_poses
 from posefleet.platform.inference import Predictor, describe_poses
@@ -207,7 +207,7 @@ class ModelReplica:
 
     def _queue_for(self, views: list[Sample]) -> Any:
         """The queue of images that are padded to the same shape, so that none is padded for the sake of others."""
-        shape = tuple(padded_size(view) for view in views)
+        shape = tuple(padded_shape([view]) for view in views)
         if shape not in self._queues:
             batching = self._settings.batching
             batched = serve.batch(max_batch_size=batching.size, batch_wait_timeout_s=batching.wait_ms / 1e3)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 MODELS_MAY_IMPORT = {"posefleet.data.keypoints", "posefleet.data.structures"}
 
 DOORS = {
-    "ray": {"platform/train.py", "platform/tune.py", "data/sharding.py", "serve/app.py", "jobs/predict.py"},
+    "ray": {"platform/train.py", "platform/tune.py", "data/sharding.py", "serve/app.py", "platform/batch.py"},
     "mlflow": {
         "platform/mlflow_client.py",
         "platform/registry.py",
@@ -32,7 +32,7 @@ DOORS = {
     "optuna": {"platform/search.py", "platform/space.py", "platform/search_report.py"},
     "webdataset": {"data/shards.py", "data/stream.py"},
     "pycocotools": {"data/evaluation.py", "data/doctor.py", "data/coco.py", "data/synthetic.py"},
-    "fastapi": {"serve/app.py"},
+    "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},
 }
 """The few files that may import each heavy library."""

@@ -145,7 +145,7 @@ def test_a_source_that_is_not_there_says_what_is(tiny_coco: Any) -> None:
 
 
 def test_a_file_name_cannot_leave_the_image_folder(tiny_coco: Any) -> None:
-    with pytest.raises(DataError, match="is no file of the image folder"):
+    with pytest.raises(DataError, match="is no file of the folder"):
         image_path(tiny_coco.source, "../secret.jpg")
 
 

@@ -1,0 +1,116 @@
+"""Videos, one frame at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import cv2
+import numpy as np
+
+from posefleet.data.errors import DataError, TooManyPixels
+
+DEFAULT_RATE = 25.0
+"""Frames per second where a video does not say."""
+
+MISSING = 0.05
+"""Share of the announced frames that may be missing: many containers only estimate how many they hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame of a video."""
+
+    index: int
+    """From 0."""
+    seconds: float
+    """When it is shown, as the container says; frames need not be equally far apart."""
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB, upright."""
+
+
+class Video:
+    """A video file on this machine; a context manager.
+
+    Args:
+        path: Of the file.
+        most_pixels: Videos with larger frames are refused.
+        what: Names it in errors.
+
+    Raises:
+        DataError: It is no video, or a damaged one.
+        TooManyPixels: It is too large.
+    """
+
+    def __init__(self, path: Path, *, most_pixels: int, what: str = "video") -> None:
+        self._what = what
+        self._capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
+        if not self._capture.isOpened():
+            raise DataError(f"{what}: not a video that can be read, or its beginning or index is missing")
+        size = tuple(round(self._capture.get(which)) for which in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if size[0] * size[1] > most_pixels:
+            self._capture.release()
+            raise TooManyPixels(f"{what}: frames of {size[0]} x {size[1]} pixels, {most_pixels:,} are allowed")
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
+        """Frames per second, on average."""
+        self._announced = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self._read = 0
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame that can be read, in order; see :attr:`fault` afterwards."""
+        while True:
+            ok, image = self._capture.read()
+            if not ok:
+                break
+            seconds = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
+            yield Frame(self._read, seconds, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+            self._read += 1
+
+    @property
+    def fault(self) -> str:
+        """After the last frame: why it was not the last that was announced; empty where it was."""
+        if self._read and self._read >= (1 - MISSING) * self._announced:
+            return ""
+        return f"{self._what}: ends after {self._read:,} of {max(self._announced, 0):,} frames"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._capture.release()
+
+
+class VideoFile:
+    """An MP4 (MPEG-4 Part 2) to write frames to, all of the size of the first; without a frame there is no file.
+
+    Args:
+        path: On this machine.
+        rate: Frames per second.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path, self._rate = path, rate
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, image: np.ndarray) -> None:
+        """Append a frame, (H, W, 3) uint8 RGB.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        if self._writer is None:
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            size = image.shape[1], image.shape[0]
+            self._writer = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, code, self._rate, size)
+            if not self._writer.isOpened():
+                raise OSError(f"{self._path}: cannot write a video of {size[0]} x {size[1]} pixels there")
+        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """The file is whole afterwards."""
+        if self._writer is not None:
+            self._writer.release()

@@ -1,0 +1,222 @@
+"""Predictions as files: parts while they are made, then tables for people and COCO results for its tools.
+
+A part is a Parquet file of one row an image (or frame of a video), poses in it as lists. Its rows become those of
+
+    images.parquet     one row an image or frame, also where nobody is in it
+    poses.parquet      one row a pose, each keypoint in three columns
+    results.json       the poses of the images as COCO keypoint results
+    bad_images.json    what could not be predicted, and why
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from posefleet.data.coco import write_results
+from posefleet.data.errors import DataError
+from posefleet.data.files import create
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.structures import Poses
+
+IMAGE_COLUMNS = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("path", pa.string()),
+        ("frame", pa.int32()),
+        ("seconds", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+"""Of an image, in every table; frame and seconds are null where it is none of a video."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found in an image or a frame of a video; or that it could not be predicted."""
+
+    image_id: int
+    path: str
+    frame: int | None = None
+    seconds: float | None = None
+    size: tuple[int, int] | None = None
+    """(width, height); None where it could not be predicted."""
+    poses: Poses | None = None
+    """In pixels of the image; None where it could not be predicted."""
+    reason: str | None = None
+    """Why it could not be predicted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What the tables hold."""
+
+    images: int = 0
+    frames: int = 0
+    poses: int = 0
+    with_nobody: int = 0
+    """Images and frames without a pose."""
+    bad: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in Counts.__slots__})
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+
+
+def write_part(path: str, rows: Sequence[Found], schema: KeypointSchema) -> None:
+    """Write a part; it appears whole or not at all."""
+    none = np.zeros((0, 1 + 3 * len(schema)), np.float32)
+    vectors = [none if row.poses is None else _vectors(row.poses) for row in rows]
+    offsets = np.cumsum([0, *map(len, vectors)]).astype(np.int32)
+    flat = np.concatenate([none, *vectors])
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    images = [
+        {
+            "image_id": row.image_id,
+            "path": row.path,
+            "frame": row.frame,
+            "seconds": row.seconds,
+            "width": row.size and row.size[0],
+            "height": row.size and row.size[1],
+            "reason": row.reason,
+        }
+        for row in rows
+    ]
+    table = pa.Table.from_pylist(images, IMAGE_COLUMNS.append(pa.field("reason", pa.string())))
+    table = table.append_column("poses", pa.ListArray.from_arrays(offsets, fixed))
+    with create(path) as file:
+        pq.write_table(table, file)
+
+
+def join_parts(path: str, parts: Sequence[str]) -> None:
+    """Make one part of several, with no more than a piece of one in memory."""
+    with ExitStack() as stack:
+        file = stack.enter_context(create(path))
+        writer: pq.ParquetWriter | None = None
+        for batch in _batches(parts):
+            writer = writer or stack.enter_context(pq.ParquetWriter(file, batch.schema))
+            writer.write_batch(batch)
+
+
+def read_part(path: str, schema: KeypointSchema) -> list[Found]:
+    """The rows that were written."""
+    return [row for batch in _batches([path]) for row in _rows(batch, schema)]
+
+
+def _batches(parts: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    for part in parts:
+        try:
+            with fsspec.open(part, "rb") as file:
+                yield from pq.ParquetFile(file).iter_batches(1024)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{part}: damaged: {error}; delete it and run the same command again") from None
+
+
+def _rows(batch: pa.RecordBatch, schema: KeypointSchema) -> Iterator[Found]:
+    ends = np.cumsum(pc.list_value_length(batch["poses"]).to_numpy()).tolist()
+    vectors, start = _flat(batch, schema), 0
+    for image, end in zip(batch.drop_columns(["poses"]).to_pylist(), ends, strict=True):
+        size = image.pop("width"), image.pop("height")
+        predicted = image["reason"] is None
+        yield Found(**image, size=size if predicted else None, poses=_poses(vectors[start:end]) if predicted else None)
+        start = end
+
+
+def _vectors(poses: Poses) -> np.ndarray:
+    """(N, 1 + 3K) float32: score, then x, y and score of each keypoint."""
+    triples = torch.cat([poses.keypoints, poses.keypoint_scores[..., None]], 2).flatten(1)
+    return torch.cat([poses.scores[:, None], triples], 1).float().numpy()
+
+
+def _poses(vectors: np.ndarray) -> Poses:
+    triples = torch.from_numpy(_triples(vectors).copy())
+    return Poses(triples[..., :2], triples[..., 2], torch.from_numpy(vectors[:, 0].copy()))
+
+
+def _triples(vectors: np.ndarray) -> np.ndarray:
+    """(N, K, 3): x, y and score of each keypoint."""
+    return vectors[:, 1:].reshape(len(vectors), vectors.shape[1] // 3, 3)
+
+
+def _flat(batch: pa.RecordBatch, schema: KeypointSchema) -> np.ndarray:
+    return np.asarray(batch["poses"].flatten().flatten().to_numpy()).reshape(-1, 1 + 3 * len(schema))
+
+
+# ---------------------------------------------------------------------------------------------------- the end
+
+
+def write_tables(output: str, parts: Sequence[str], schema: KeypointSchema) -> Counts:
+    """Write the four files into the folder ``output``; with no more than a piece of a part in memory.
+
+    Raises:
+        DataError: A part is damaged.
+    """
+    total = Counts()
+    bad: list[dict[str, str]] = []
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(pq.ParquetWriter(stack.enter_context(create(f"{output}/{name}.parquet")), columns))
+            for name, columns in (("images", _image_columns()), ("poses", _pose_columns(schema)))
+        ]
+        for batch in _batches(parts):
+            predicted = batch.filter(pc.is_null(batch["reason"]))
+            for writer, table in zip(writers, (_image_table(predicted), _pose_table(predicted, schema)), strict=True):
+                writer.write_table(table)
+            for row in batch.filter(pc.is_valid(batch["reason"])).to_pylist():
+                bad.append({"path": row["path"], "reason": row["reason"]})
+            total += _count(predicted)
+    with create(f"{output}/bad_images.json") as file:
+        file.write(json.dumps(bad, indent=1).encode())
+    images = (row for batch in _batches(parts) for row in _rows(batch, schema) if row.frame is None)
+    write_results(f"{output}/results.json", ((row.image_id, row.poses) for row in images if row.poses is not None))
+    return total + Counts(bad=len(bad))
+
+
+def _image_columns() -> pa.Schema:
+    return IMAGE_COLUMNS.append(pa.field("poses", pa.int32()))
+
+
+def _pose_columns(schema: KeypointSchema) -> pa.Schema:
+    own = [("person", pa.int32()), *((name, pa.float32()) for name in ("score", "x1", "y1", "x2", "y2"))]
+    keypoints = [(f"{name}_{value}", pa.float32()) for name in schema.keypoints for value in ("x", "y", "score")]
+    return pa.schema([*IMAGE_COLUMNS, *(pa.field(*column) for column in own + keypoints)])
+
+
+def _image_table(batch: pa.RecordBatch) -> pa.Table:
+    counts = pc.list_value_length(batch["poses"]).cast(pa.int32())
+    columns = [batch[name] for name in IMAGE_COLUMNS.names]
+    return pa.Table.from_arrays([*columns, counts], schema=_image_columns())
+
+
+def _pose_table(batch: pa.RecordBatch, schema: KeypointSchema) -> pa.Table:
+    images = pc.list_parent_indices(batch["poses"])
+    columns = [batch[name].take(images) for name in IMAGE_COLUMNS.names]
+    lengths = pc.list_value_length(batch["poses"]).to_numpy()
+    person = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])
+    vectors = _flat(batch, schema)
+    points = _triples(vectors)[..., :2]
+    boxes = np.concatenate([points.min(1), points.max(1)], 1) if len(points) else np.zeros((0, 4), np.float32)
+    numbers = np.concatenate([vectors[:, :1], boxes, vectors[:, 1:]], 1)
+    arrays = [*columns, pa.array(person), *(pa.array(np.ascontiguousarray(column)) for column in numbers.T)]
+    return pa.Table.from_arrays(arrays, schema=_pose_columns(schema))
+
+
+def _count(batch: pa.RecordBatch) -> Counts:
+    lengths = pc.list_value_length(batch["poses"]).to_numpy()
+    frames = len(batch) - batch["frame"].null_count
+    return Counts(
+        images=len(batch) - frames,
+        frames=frames,
+        poses=int(lengths.sum()),
+        with_nobody=int((lengths == 0).sum()),
+    )

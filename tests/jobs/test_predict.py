@@ -1,0 +1,124 @@
+"""The command that predicts."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from small_settings import small_settings, untrained_checkpoint
+
+from posefleet.jobs.predict import main
+
+REPO = Path(__file__).resolve().parents[2]
+TABLES = ("results.json", "poses.parquet", "images.parquet", "bad_images.json")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    untrained_checkpoint(small_settings(folder, folder), folder)
+    return str(folder)
+
+
+def predict(model: str, source: Path | str, output: Path, *more: str) -> int:
+    return main(["--model", model, "--input", str(source), "--output", str(output), "--in-process", *more])
+
+
+def test_a_folder_is_predicted_and_a_second_run_has_nothing_to_do(
+    people_coco: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(model, people_coco / "val2017", tmp_path / "out") == 0
+    first = capsys.readouterr().out
+    assert "poses in 7 images, 0 of them with nobody" in first and "predicted 7 in" in first
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["model"]["model"] == model and summary["model"]["method"] == "smpr"
+    assert summary["counts"]["images"] == summary["last_run"]["predicted"] == 7
+    assert predict(model, people_coco / "val2017", tmp_path / "out") == 0
+    assert "nothing was left to predict" in capsys.readouterr().out
+
+
+def test_bad_images_are_told_of_and_only_bad_ones_are_status_1(
+    people_coco: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "text.jpg").write_text("no picture")
+    assert predict(model, tmp_path / "in", tmp_path / "nothing") == 1
+    assert "none of the 1 files could be read; see" in capsys.readouterr().err
+    shutil.copy(next((people_coco / "val2017").glob("*.jpg")), tmp_path / "in")
+    assert predict(model, tmp_path / "in", tmp_path / "out") == 0
+    assert f"1 could not be read: {tmp_path}/out/bad_images.json says why" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "message"),
+    [
+        ("empty", (), "no image and no video among 0 files; looked for names that end in .jpg"),
+        ("nowhere", (), "no such file or folder"),
+        ("val2017", ("--model", "nowhere"), "no checkpoint in"),
+        ("val2017", ("--max-people", "0"), "max_people 0 must be at least 1"),
+        ("val2017", ("--batch-size", "0"), "batch_size 0 must be at least 1"),
+        ("val2017", ("--workers", "0"), "workers 0 must be at least 1"),
+        ("val2017", ("--images", "x"), "an image folder goes with an annotation file or a split"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_status_2(
+    source: str,
+    more: tuple[str, ...],
+    message: str,
+    people_coco: Path,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    folder = people_coco if source == "val2017" else tmp_path
+    with pytest.raises(SystemExit) as end:
+        predict(model, folder / source, tmp_path / "out", *more)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_needs_neither_torch_nor_ray_and_names_the_options() -> None:
+    script = "import sys; sys.argv = ['x', '--help']; import runpy\n"
+    script += "try: runpy.run_path('jobs/predict.py', run_name='__main__')\n"
+    script += "except SystemExit as end: assert end.code == 0 and not {'torch', 'ray'} & set(sys.modules)"
+    told = subprocess.run([sys.executable, "-c", script], cwd=REPO, check=True, capture_output=True, text=True).stdout
+    for option in ("--model", "--input", "--output", "--split", "--score-threshold", "--max-people", "--overlays"):
+        assert option in told
+    for option in ("--batch-size", "--workers", "--gpus-per-worker", "--most-pixels", "--tracking"):
+        assert option in told
+
+
+def test_a_killed_run_is_finished_by_the_same_command(
+    people_coco: Path, model: str, tmp_path: Path, one_thread: None
+) -> None:
+    (tmp_path / "in").mkdir()
+    for copy in range(12):
+        for image in (people_coco / "val2017").glob("*.jpg"):
+            shutil.copy(image, tmp_path / "in" / f"{copy:02d}-{image.name}")
+    predict(model, tmp_path / "in", tmp_path / "undisturbed")
+    out = tmp_path / "out"
+    command = [sys.executable, str(REPO / "jobs" / "predict.py"), "--model", model, "--in-process"]
+    command += ["--input", str(tmp_path / "in"), "--output", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+        while not (out / "parts" / "part-00001.parquet").exists() and job.poll() is None:
+            time.sleep(0.002)
+        job.send_signal(signal.SIGKILL)
+    assert job.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in (out / "parts").glob("part-*.parquet")}
+    assert len(kept) >= 2
+    assert predict(model, tmp_path / "in", out) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["last_run"]["predicted"] <= 84 - 16 * len(kept)
+    assert {name: (out / name).read_bytes() for name in TABLES} == {
+        name: (tmp_path / "undisturbed" / name).read_bytes() for name in TABLES
+    }
+    assert pq.read_table(out / "images.parquet").num_rows == 84
