@@ -22,7 +22,16 @@ MAY_IMPORT = {
 MODELS_MAY_IMPORT = {"posefleet.data.keypoints", "posefleet.data.structures"}
 
 DOORS = {
-    "ray": {"platform/train.py", "platform/tune.py", "data/sharding.py", "serve/app.py", "platform/batch.py"},
+    "ray": {
+        "data/sharding.py",
+        "platform/batch.py",
+        "platform/train.py",
+        "platform/tune.py",
+        "serve/app.py",
+        "serve/metrics.py",
+        "serve/model.py",
+        "serve/versions.py",
+    },
     "mlflow": {
         "platform/mlflow_client.py",
         "platform/registry.py",

@@ -219,3 +219,16 @@ def test_a_plot_needs_an_ending_that_names_a_format(trained: str, tmp_path: Path
     prediction = Predictor.from_checkpoint(trained, device="cpu")(BLANK)
     with pytest.raises(ValueError, match=r"ending '\.poses'"):
         prediction.plot(tmp_path / "a.poses")
+
+
+def test_poses_do_not_depend_on_the_other_images_of_a_batch(trained: str) -> None:
+    """Padding changes what convolutions see at the border, so images of other shapes must not cause any."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (*size, 3), np.uint8) for size in ((90, 120), (120, 40), (120, 90), (60, 120))]
+    predictor = Predictor.from_checkpoint(trained, device="cpu")
+    together = predictor.predict_images([*images, *images])
+    for image, found in zip([*images, *images], together, strict=True):
+        (alone,) = predictor.predict_images([image])
+        assert len(found) == len(alone) > 0
+        assert torch.allclose(found.keypoints, alone.keypoints, atol=1e-4)
+        assert torch.allclose(found.scores, alone.scores, atol=1e-5)

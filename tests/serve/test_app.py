@@ -1,6 +1,7 @@
 """The HTTP interface of a real server: what it answers, and what strangers can do to it."""
 
 import contextlib
+import dataclasses
 import http.client
 import io
 import json
@@ -10,6 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,11 @@ from server import TOKEN, Answer, Server, running_server, wait_for
 
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
+from posefleet.data.structures import Poses
+from posefleet.platform.checkpoint import find_checkpoint, load_model
 from posefleet.platform.inference import Predictor
+from posefleet.platform.loop import evaluate
+from posefleet.platform.worker import LocalWorker
 
 pytestmark = pytest.mark.ray
 
@@ -57,16 +63,27 @@ def keypoints_of(pose: dict) -> np.ndarray:  # type: ignore[type-arg]
 # ---------------------------------------------------------------------------------------------------- answers
 
 
-def test_served_poses_are_those_of_the_evaluated_predictor(
-    server: Server, predictor: Predictor, photographs: list[bytes]
+def test_served_poses_are_those_that_evaluation_scores(
+    server: Server, registry: str, people_coco: Path, people_shards: Path
 ) -> None:
-    for data in photographs:
-        expected = predictor(data).poses
+    """In batches of images of several sizes, as they lie in the data set."""
+    model, experiment = load_model(find_checkpoint("models:/pose@champion", tracking=registry))
+    evaluated: dict[int, Poses] = {}
+    shards = str(people_shards / "train2017")
+    experiment = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, eval=shards, eval_batch_size=16)
+    )
+    evaluate(model, experiment, LocalWorker(device="cpu"), keep=evaluated.update)
+    images = json.loads((people_coco / "annotations" / "person_keypoints_train2017.json").read_text())["images"]
+    assert len({(image["width"], image["height"]) for image in images}) > 2 and len(evaluated) == len(images)
+    for image in images:
+        expected = evaluated[image["id"]]
+        data = (people_coco / "train2017" / image["file_name"]).read_bytes()
         answer = server.post("/v1/poses", data, Content_Type="image/jpeg")
         assert answer.status == 200 and answer.headers["content-type"] == "application/json"
-        (image,) = answer.json["images"]
-        assert len(image["poses"]) == len(expected) > 0
-        for pose, keypoints, score in zip(image["poses"], expected.keypoints, expected.scores, strict=True):
+        (found,) = answer.json["images"]
+        assert len(found["poses"]) == len(expected) > 0
+        for pose, keypoints, score in zip(found["poses"], expected.keypoints, expected.scores, strict=True):
             assert [keypoint["name"] for keypoint in pose["keypoints"]] == list(COCO17.keypoints)
             assert np.abs(keypoints_of(pose) - keypoints.numpy()).max() <= 1e-4
             assert pose["score"] == pytest.approx(float(score), abs=1e-4)
