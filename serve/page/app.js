@@ -213,6 +213,7 @@ async function film() {
     $("camera").textContent = "Stop camera";
     select(null);
     if (!model) await chooseModels();
+    listPeople([], setFocus); // people come and go too fast for a list
     setBusy(false, "The camera is on.");
     let [before, rate] = [performance.now(), 0];
     while (!signal.aborted) {

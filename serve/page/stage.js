@@ -19,7 +19,8 @@ export function placePicture(image, width, height) {
   frame.style.aspectRatio = `${width} / ${height}`;
   frame.style.setProperty("--shape", width / height);
   frame.style.setProperty("--width", `${width}px`);
-  frame.replaceChildren(...(image ? [image] : []), canvas);
+  frame.querySelector("img")?.remove();
+  if (image) frame.prepend(image);
   draw();
 }
 
