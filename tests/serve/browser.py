@@ -23,6 +23,7 @@ ARGUMENTS = [
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
+expect.set_options(timeout=20_000)  # beside other work a browser is slow
 
 Colour = tuple[int, int, int]
 
@@ -46,7 +47,7 @@ def open_page(browser: "sync_api.Browser", address: str, **context: object) -> I
     nothing broke the policy under which it was sent.
     """
     with browser.new_context(**context) as opened:
-        opened.set_default_timeout(15_000)
+        opened.set_default_timeout(20_000)
         page = opened.new_page()
         asked, errors = list[str](), list[str]()
         page.on("request", lambda request: asked.append(request.url))
