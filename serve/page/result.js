@@ -1,0 +1,122 @@
+// The panel beside the picture: who was found, how long it took, how to ask from elsewhere.
+
+import { personColour, sideColour } from "./skeleton.js";
+
+const PARTS = [
+  ["decode", "Decode"],
+  ["queue", "Queue"],
+  ["predict", "Predict"],
+  ["total", "Total on the server"],
+  ["roundTrip", "Round trip"],
+];
+
+const $ = (id) => document.getElementById(id);
+
+// An element with a class and children; texts are never taken as HTML.
+export function element(tag, className = "", ...children) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+// Lists every pose of an answer; `filterPeople` then shows those above the thresholds.
+// `onFocus` gets {person, keypoint} while the pointer or the keyboard is at one, else null.
+export function listPeople(poses, onFocus) {
+  onFocus(null);
+  $("nobody").hidden = false;
+  $("nobody").textContent = "They will be listed here, with all of their keypoints.";
+  $("count").textContent = "";
+  $("people").replaceChildren(...poses.map((pose, index) => personItem(pose, index, onFocus)));
+}
+
+// Hides people and keypoints that are not among the `people` to be seen; `all` counts the candidates.
+export function filterPeople(people, all) {
+  const seen = new Map(people.map((person) => [person.index, new Set(person.keypoints.map(({ name }) => name))]));
+  [...$("people").children].forEach((item, index) => {
+    item.hidden = !seen.has(index);
+    for (const row of item.querySelectorAll("tr")) row.hidden = !seen.get(index)?.has(row.dataset.keypoint);
+  });
+  $("nobody").hidden = people.length > 0;
+  $("nobody").textContent = all ? "All candidates are below the threshold." : "Nobody was found.";
+  $("count").textContent = all > people.length ? `${people.length} of ${all} candidates` : people.length;
+}
+
+function personItem(pose, index, onFocus) {
+  const dot = element("i", "dot");
+  dot.style.background = personColour(index);
+  const summary = element("summary", "", dot, `Person ${index + 1}`, share(pose.score));
+  const rows = pose.keypoints.map((keypoint) => keypointRow(keypoint, index, onFocus));
+  const details = element("details", "", summary, element("table", "", element("tbody", "", ...rows)));
+  const item = element("li", "", details);
+  const here = () => onFocus({ person: index, keypoint: null });
+  summary.addEventListener("pointerenter", here);
+  summary.addEventListener("focus", here);
+  summary.addEventListener("blur", () => onFocus(null));
+  item.addEventListener("pointerleave", () => onFocus(null));
+  return item;
+}
+
+function keypointRow({ name, score }, person, onFocus) {
+  const dot = element("i", "dot");
+  dot.style.background = sideColour(name, personColour(person));
+  const head = element("th", "", dot, name.replaceAll("_", " "));
+  head.scope = "row";
+  const row = element("tr", "", head, element("td", "", share(score)));
+  row.dataset.keypoint = name;
+  row.addEventListener("pointerenter", () => onFocus({ person, keypoint: name }));
+  return row;
+}
+
+// A number from 0 to 1 behind a bar of its length.
+function share(value) {
+  const bar = element("span", "share", element("span", "", value.toFixed(2)));
+  bar.style.setProperty("--share", Math.min(Math.max(value, 0), 1));
+  return bar;
+}
+
+// Where the time of an answer went, nothing without one; the bar is the round trip.
+export function showTimings(result) {
+  if (!result) {
+    for (const id of ["bar", "timings", "round-trip"]) $(id).replaceChildren();
+    return;
+  }
+  const { answer, roundTrip } = result;
+  const { timings } = answer;
+  const { decode, queue, predict, total } = timings;
+  const spans = {
+    decode,
+    queue,
+    predict,
+    total: Math.max(total - decode - queue - predict, 0),
+    roundTrip: Math.max(roundTrip - total, 0),
+  };
+  const values = { ...timings, roundTrip };
+  const bars = PARTS.map(([part]) => {
+    const bar = element("i", part);
+    bar.style.flexGrow = spans[part];
+    return bar;
+  });
+  $("bar").replaceChildren(...bars);
+  $("timings").replaceChildren(
+    ...PARTS.flatMap(([part, label]) => [
+      element("dt", "", element("i", `dot ${part}`), label),
+      element("dd", "", milliseconds(values[part])),
+    ]),
+  );
+  $("round-trip").textContent = milliseconds(roundTrip);
+}
+
+export const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
+
+// The command line that gives the same answer.
+export function curlCommand(address, file, type, withToken) {
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  return [
+    "curl",
+    ...(withToken ? ['-H "Authorization: Bearer $TOKEN"'] : []),
+    `-H ${quoted(`Content-Type: ${type}`)}`,
+    `--data-binary ${quoted(`@${file}`)}`,
+    quoted(address),
+  ].join(" \\\n  ");
+}

@@ -1,0 +1,111 @@
+// The picture, the poses over it, and what the pointer finds there.
+
+import { drawPoses, nearestKeypoint, personColour } from "./skeleton.js";
+
+const REACH = { mouse: 14, pen: 14, touch: 28 }; // pixels of the screen
+const PNG_SIDE = 1200; // lines of a saved picture are as fine as on a screen of this many pixels
+
+const [stage, frame, canvas, tip, drop] = ["stage", "frame", "canvas", "tip", "drop"].map((id) =>
+  document.getElementById(id),
+);
+const view = { image: null, width: 0, height: 0, people: [], skeleton: [], focus: null, pointer: null };
+
+// Puts a picture on the stage, without poses. Sizes are those of the picture as a person sees it.
+// `image` is null where the browser cannot show the file: its poses then have a plain ground.
+export function placePicture(image, width, height) {
+  Object.assign(view, { image, width, height, people: [] });
+  drop.hidden = true;
+  frame.hidden = false;
+  frame.style.aspectRatio = `${width} / ${height}`;
+  frame.style.setProperty("--shape", width / height);
+  frame.style.setProperty("--width", `${width}px`);
+  frame.querySelector("img")?.remove();
+  if (image) frame.prepend(image);
+  draw();
+}
+
+// Draws people over the picture; those that `skeleton.js` takes.
+export function showPeople(people, skeleton) {
+  Object.assign(view, { people, skeleton });
+  point();
+}
+
+// Lets a person stand out, and one of their keypoints: {person, keypoint} or null.
+export function setFocus(focus) {
+  view.focus = focus;
+  draw();
+}
+
+// Picture and poses as a PNG file, in the size of the picture.
+export function savePicture() {
+  const { image, width, height, people, skeleton } = view;
+  const whole = Object.assign(document.createElement("canvas"), { width, height });
+  const poses = Object.assign(document.createElement("canvas"), { width, height });
+  const zoom = Math.max(1, Math.max(width, height) / PNG_SIDE);
+  const layer = poses.getContext("2d");
+  layer.scale(zoom, zoom);
+  drawPoses(layer, people, skeleton, 1 / zoom);
+  const context = whole.getContext("2d");
+  if (image) context.drawImage(image, 0, 0, width, height);
+  context.globalAlpha = 0.9;
+  context.drawImage(poses, 0, 0);
+  return new Promise((resolve) => whole.toBlob(resolve, "image/png"));
+}
+
+const scale = () => frame.clientWidth / view.width;
+
+function draw() {
+  if (!view.width) return;
+  const density = window.devicePixelRatio;
+  canvas.width = Math.round(frame.clientWidth * density);
+  canvas.height = Math.round(frame.clientHeight * density);
+  const context = canvas.getContext("2d");
+  context.scale(density, density);
+  drawPoses(context, view.people, view.skeleton, scale(), view.focus);
+}
+
+// Finds the keypoint under the pointer, names it and lets its person stand out.
+function point() {
+  const { pointer, people } = view;
+  const box = canvas.getBoundingClientRect();
+  const found =
+    pointer &&
+    nearestKeypoint(
+      people,
+      (pointer.x - box.left) / scale(),
+      (pointer.y - box.top) / scale(),
+      REACH[pointer.type] / scale(),
+    );
+  tip.hidden = !found;
+  setFocus(found ? { person: found.person.index, keypoint: found.keypoint.name } : null);
+  if (found) showTip(found);
+}
+
+function showTip({ person, keypoint }) {
+  const [name, about] = tip.children;
+  name.textContent = keypoint.name.replaceAll("_", " ");
+  about.textContent = `${keypoint.score.toFixed(2)} · person ${person.index + 1}`;
+  tip.style.borderColor = personColour(person.index);
+  const x = frame.offsetLeft + keypoint.x * scale();
+  const y = frame.offsetTop + keypoint.y * scale();
+  const half = tip.offsetWidth / 2 + 4;
+  tip.style.left = `${Math.min(Math.max(x, half), stage.clientWidth - half)}px`;
+  tip.style.top = `${y}px`;
+  tip.classList.toggle("below", y < tip.offsetHeight + 20);
+}
+
+function follow(event) {
+  view.pointer = { x: event.clientX, y: event.clientY, type: event.pointerType || "mouse" };
+  point();
+}
+
+canvas.addEventListener("pointermove", follow);
+canvas.addEventListener("pointerdown", follow);
+// A finger that is lifted also leaves; what it pointed at stays to be read.
+canvas.addEventListener("pointerleave", (event) => {
+  if (event.pointerType === "touch") return;
+  view.pointer = null;
+  point();
+});
+new ResizeObserver(draw).observe(frame);
+window.addEventListener("resize", draw);
