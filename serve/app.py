@@ -50,6 +50,9 @@ _INLINE = 64 * 1024
 _TRIES = 3
 """How often an image is sent on when the replica that had it dies: predicting twice does no harm."""
 
+_SHADOWS = 32
+"""Most images that wait for a challenger; while it cannot keep up, more are not compared, and nothing piles up."""
+
 
 def build(args: Mapping[str, Any]) -> serve.Application:
     """The application of a Serve config's ``args``, see ``settings.ServerSettings``.
@@ -146,9 +149,7 @@ class Gateway:
         if isinstance(found, Refusal):
             raise Refused(found.reason, f"{upload.name}: {found.detail}" if upload.name else found.detail)
         if model.shadow and random.random() < model.shadow.share:
-            task = asyncio.create_task(self._shadow(model.name, data, found))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._compare(model.name, data, found)
         return found
 
     async def _ask(self, model: ServedModel, data: Any, query: PoseQuery, deadline: float) -> Seen | Refusal:
@@ -182,6 +183,15 @@ class Gateway:
                 if not tries_left:
                     raise
         raise AssertionError("unreachable")
+
+    def _compare(self, name: str, data: Any, champion: Seen) -> None:
+        """Hand an image to the challenger, too, unless it has enough to do."""
+        if len(self._background) >= _SHADOWS:
+            self.metrics.refused.inc(1, {"model": f"{name}{CHALLENGER}", "reason": "busy"})
+            return
+        task = asyncio.create_task(self._shadow(name, data, champion))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _shadow(self, name: str, data: Any, champion: Seen) -> None:
         try:
