@@ -224,9 +224,7 @@ def create_api(gateway: Gateway) -> FastAPI:
         version="1",
         redoc_url=None,
         lifespan=lifespan,
-        responses={
-            status: {"model": Problem, "description": "Refused; `reason` says why."} for status in ("4XX", "5XX")
-        },
+        responses={status: _PROBLEM for status in ("4XX", "5XX")},
     )
     body = {"requestBody": {"required": True, "content": _bodies()}}
     answers: dict[int | str, dict[str, Any]] = {
@@ -352,9 +350,17 @@ def _add_problems(api: FastAPI, gateway: Gateway) -> None:
         return problem(500, "internal", f"{type(error).__name__}; the server's log says more")
 
 
+_PROBLEM: dict[str, Any] = {
+    "description": "Refused; `reason` says why.",
+    "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+}
+"""Of the description. (FastAPI would say application/json of a model.)"""
+
+
 def _bodies() -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
-    files = {"type": "object", "properties": {"image": {"type": "array", "items": binary["schema"]}}}
+    images = {"type": "array", "items": binary["schema"], "minItems": 1}
+    files = {"type": "object", "properties": {"image": images}, "required": ["image"]}
     return {kind: binary for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")} | {
         "multipart/form-data": {"schema": files}
     }

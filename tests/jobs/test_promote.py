@@ -186,6 +186,9 @@ class Shown(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, str | None]] = []
 
+    def handle_error(self, *_: Any) -> None:
+        """Of clients that have read enough."""
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1/models/smpr"
