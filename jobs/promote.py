@@ -3,6 +3,7 @@
 python jobs/promote.py --run runs/smpr-a --to champion --data.eval /data/shards/val2017
 python jobs/promote.py --search runs/tune-smpr --to challenger --data.eval /data/shards/val2017 --gate.latency_ms 80
 python jobs/promote.py --run models:/smpr@challenger --to champion --source /data/coco --split val2017
+python jobs/promote.py --from-shadow http://HOST:8000/v1/models/smpr --model smpr
 python jobs/promote.py --rollback --model smpr
 """
 
@@ -24,7 +25,9 @@ from posefleet.platform.registry import (
     Release,
     Version,
     check_name,
+    crown,
     find_alias,
+    find_version,
     promote,
     rollback,
     signed,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from posefleet.platform.checkpoint import Meta
     from posefleet.platform.config import Experiment
     from posefleet.platform.gate import Split, Verdict
+    from posefleet.platform.shadowing import Shadowing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors: tuple[type[Exception], ...] = (ValueError, TrackingError)
     if not options.rollback:  # going back must be quick, and torch takes seconds
         from posefleet.platform.checkpoint import CheckpointError
+        from posefleet.platform.shadowing import ShadowError
 
-        errors = (*errors, CheckpointError)
+        errors = (*errors, CheckpointError, ShadowError)
     try:
-        return _rollback(options) if options.rollback else _promote(options, overrides)
+        if options.rollback:
+            return _rollback(options)
+        return _crown(options, overrides) if options.from_shadow else _promote(options, overrides)
     except errors as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -65,6 +72,13 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         "--run", metavar="PATH", help="a run's folder (its best checkpoint), a checkpoint, or models:/..."
     )
     what.add_argument("--search", metavar="FOLDER", help="the best trained trial of a search")
+    what.add_argument(
+        "--from-shadow",
+        metavar="URL",
+        help="make the challenger of --model champion, the version itself, if a server that shows it live images "
+        "beside the champion finds that they agree: http://HOST:8000/v1/models/NAME, with its token in "
+        "$POSEFLEET_TOKEN if it wants one. Scored on annotations, too, if --data.eval or --source is given",
+    )
     what.add_argument("--rollback", action="store_true", help="make the previous champion of --model champion again")
     parser.add_argument("--to", choices=[CHAMPION, CHALLENGER], help="alias that the new version gets")
     parser.add_argument("--model", metavar="NAME", help="registered model; default: the name of the method")
@@ -111,16 +125,32 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         metavar="N",
         help="images whose served poses are compared with the evaluated ones (%(default)s)",
     )
+    _add_shadow_bounds(parser.add_argument_group("gate of --from-shadow"))
     options, overrides = parser.parse_known_args(arguments)
-    if options.rollback and not options.model:
-        parser.error("--rollback needs --model NAME")
+    if (options.rollback or options.from_shadow) and not options.model:
+        parser.error(f"{'--rollback' if options.rollback else '--from-shadow'} needs --model NAME")
+    if options.from_shadow and options.to == CHALLENGER:
+        parser.error("--from-shadow makes the challenger champion; leave --to out")
     if options.rollback and overrides:
         parser.error(f"--rollback does not know {' '.join(overrides)}")
-    if not options.rollback and not options.to:
+    if not (options.rollback or options.from_shadow or options.to):
         parser.error(f"--to is missing; say --to {CHAMPION} or --to {CHALLENGER}")
     if min(getattr(options, "gate.latency_people"), getattr(options, "gate.served_images")) < 1:
         parser.error("--gate.latency_people and --gate.served_images must be at least 1")
     return options, overrides
+
+
+def _add_shadow_bounds(group: "argparse._ArgumentGroup") -> None:
+    for name, kind, default, metavar, told in (
+        ("images", int, 100, "N", "live images that both must have seen"),
+        ("people", int, 1000, "N", "people whom the champion must have found on them"),
+        ("oks", float, 0.8, "OKS", "mean OKS that the poses of people whom both found must reach"),
+        ("missed", float, 0.1, "SHARE", "of the champion's people, the challenger may miss this share"),
+        ("slower", float, 2.0, "TIMES", "the challenger may take this many times the champion's time; 0: not judged"),
+    ):
+        group.add_argument(
+            f"--gate.shadow_{name}", type=kind, default=default, metavar=metavar, help=f"{told} (%(default)s)"
+        )
 
 
 def _rollback(options: argparse.Namespace) -> int:
@@ -145,7 +175,7 @@ def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
     rival = find_alias(uri, name, CHAMPION)
     champion = find_checkpoint(rival.address, tracking=uri) if rival else ""
     keep_freed_memory()
-    bounds = Bounds(**{key.removeprefix("gate."): value for key, value in vars(options).items() if "gate." in key})
+    bounds = Bounds(**_bounds(options))
     with tempfile.TemporaryDirectory() as folder:
         verdict = judge(checkpoint, experiment, champion, split, bounds, Path(folder))
         against = f" against {rival.address}, the champion" if rival else ""
@@ -159,6 +189,69 @@ def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
         version = promote(uri, name, release, options.to)
     _tell(version, options.to, uri, rival)
     return 0
+
+
+def _bounds(options: argparse.Namespace, *, shadow: bool = False) -> dict[str, Any]:
+    """Values of the gate's options: of --from-shadow's, or of the others."""
+    given = {key.removeprefix("gate."): value for key, value in vars(options).items() if key.startswith("gate.")}
+    return {key.removeprefix("shadow_"): value for key, value in given.items() if key.startswith("shadow_") == shadow}
+
+
+def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
+    """The challenger, as it is and as it was compared, becomes champion: aliases move, and nothing is registered."""
+    from posefleet.data.memory import keep_freed_memory
+    from posefleet.platform.checkpoint import find_checkpoint, read_meta
+    from posefleet.platform.gate import Bounds, ShadowBounds, judge, live
+    from posefleet.platform.shadowing import read_shadowing
+
+    uri = store_uri(options.tracking)
+    challenger = find_version(f"{MODELS}{check_name(options.model)}@{CHALLENGER}", uri)
+    rival = find_alias(uri, options.model, CHAMPION)
+    seen = read_shadowing(options.from_shadow, os.environ.get("POSEFLEET_TOKEN", ""))
+    checkpoint = find_checkpoint(challenger.address, tracking=uri)
+    champion = find_checkpoint(rival.address, tracking=uri) if rival else ""
+    own = read_meta(checkpoint).experiment
+    experiment = _experiment(own, overrides)
+    if (experiment.model, experiment.evaluate) != (own.model, _experiment(own, []).evaluate):
+        raise ValueError(
+            "--from-shadow promotes the version that was compared: its settings cannot be changed; use --run for that"
+        )
+    given = options.source or any(override.partition("=")[0] == "--data.eval" for override in overrides)
+    split = _split(options, experiment) if given else None
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        verdict = judge(checkpoint, experiment, champion, split, Bounds(**_bounds(options)), Path(folder))
+    compared = live(
+        seen, rival.address if rival else "", challenger.address, ShadowBounds(**_bounds(options, shadow=True))
+    )
+    verdict = dataclasses.replace(verdict, checks=verdict.checks + compared)
+    against = f" against {rival.address}, the champion" if rival else ""
+    sys.stdout.write(f"{challenger.address}{against}\n{verdict}\n")
+    if verdict.failed and not options.force:
+        sys.stderr.write(f"not promoted: {', '.join(verdict.failed)} failed; no alias moved (--force does it anyway)\n")
+        return 1
+    tags = _shadow_tags(seen, verdict)
+    replaced = crown(uri, challenger, tags, _crown_text(tags, verdict))
+    _tell(challenger, CHAMPION, uri, replaced)
+    return 0
+
+
+def _shadow_tags(seen: "Shadowing", verdict: "Verdict") -> dict[str, str]:
+    numbers = {f"shadow.{key}": value for key, value in seen.model_dump().items() if value is not None}
+    tags = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in numbers.items()}
+    tags |= {"shadow.gate": "failed" if verdict.failed else "passed", "crowned_by": signed()}
+    if verdict.failed:
+        tags["forced"] = f"{', '.join(verdict.failed)} failed; forced by {tags['crowned_by']}"
+    return tags
+
+
+def _crown_text(tags: Mapping[str, str], verdict: "Verdict") -> str:
+    forced = f"\n\n**Forced**: {tags['forced']}." if "forced" in tags else ""
+    table = f"\n\n```\n{verdict.evaluation}\n```" if verdict.evaluation else ""
+    return (
+        f"Champion by {tags['crowned_by']}, after {tags['shadow.images']} live images beside "
+        f"{tags.get('shadow.champion', 'nothing')}.{forced}\n\n```\n{verdict}\n```{table}"
+    )
 
 
 def _best_trial(search: str) -> str:

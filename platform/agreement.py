@@ -42,7 +42,7 @@ def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> Agreem
     similarity = oks(
         second.keypoints[:, None], first.keypoints, labelled, areas, torch.tensor(schema.sigmas)
     ).numpy()  # (second, first)
-    rows, columns = linear_sum_assignment(-similarity)
-    found = similarity[rows, columns]
-    pairs = tuple(np.sort(found[found >= SAME_PERSON]).tolist())
+    similarity = np.where(similarity >= SAME_PERSON, similarity, 0.0)  # others must not draw poses from their person
+    found = similarity[linear_sum_assignment(-similarity)]
+    pairs = tuple(np.sort(found[found > 0]).tolist())
     return Agreement(pairs, len(first) - len(pairs), len(second) - len(pairs))

@@ -31,6 +31,7 @@ from posefleet.platform.config import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate
 from posefleet.platform.registry import CHECKPOINT
+from posefleet.platform.shadowing import Shadowing
 from posefleet.platform.tracking import DataInput
 from posefleet.platform.worker import LocalWorker, Sink
 
@@ -54,6 +55,22 @@ class Bounds:
     """People in that image."""
     served_images: int
     """Images whose served poses are compared with the evaluated ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShadowBounds:
+    """What a challenger must have shown on live images beside the champion."""
+
+    images: int
+    """At least so many."""
+    people: int
+    """At least so many that the champion found on them."""
+    oks: float
+    """Least mean OKS between the two poses of a person."""
+    missed: float
+    """Largest share of the champion's people whom the challenger did not find."""
+    slower: float
+    """Most milliseconds of an image, in those of the champion; 0: they are told, but not judged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +146,7 @@ class Split:
 
 
 def judge(
-    checkpoint: str, experiment: Experiment, champion: str, split: Split, bounds: Bounds, folder: Path
+    checkpoint: str, experiment: Experiment, champion: str, split: Split | None, bounds: Bounds, folder: Path
 ) -> Verdict:
     """Look at a candidate from every side.
 
@@ -137,22 +154,25 @@ def judge(
         checkpoint: The candidate.
         experiment: Its settings, maybe with another decoding; they become those of the copy.
         champion: The checkpoint to compare with; empty where there is no champion yet.
-        split: What both are scored on.
+        split: What both are scored on; None: only what needs no annotations is looked at.
         bounds: What is demanded.
         folder: Gets the files of the version to be: a copy of the checkpoint, and the report of its evaluation.
 
     Raises:
         CheckpointError: The candidate cannot be read.
     """
-    step, schema = read_meta(checkpoint).step, load_schema(experiment.schema)
+    step, schema, served = read_meta(checkpoint).step, load_schema(experiment.schema), folder / CHECKPOINT
+    reloaded = _once(lambda: _predictor(str(served)))
+    if split is None:
+        copy_for_use(checkpoint, served, experiment=experiment)
+        whole = _guarded("weights", lambda: finite(str(served)))
+        return Verdict(checks=(whole, _guarded("latency", lambda: latency(reloaded(), bounds))), evaluation=None)
     scored = _once(lambda: _score(checkpoint, experiment, split, FolderSink(folder), step))
     try:
         evaluation = scored()[0]
     except Exception:  # the checks below tell it
         evaluation = None
-    served = folder / CHECKPOINT
     copy_for_use(checkpoint, served, experiment=experiment, metrics=evaluation.as_dict() if evaluation else {})
-    reloaded = _once(lambda: _predictor(str(served)))
     checks = (
         _guarded("weights", lambda: finite(str(served))),
         _guarded("split", lambda: clean(split, schema)),
@@ -268,6 +288,50 @@ def served_as_evaluated(predictor: Predictor, split: Split, evaluated: Mapping[i
         bound=bound,
         passed=pixels <= MOST_PIXELS and scores <= MOST_SCORE,
     )
+
+
+def live(seen: Shadowing, champion: str, challenger: str, bounds: ShadowBounds) -> tuple[Check, ...]:
+    """What a server saw of a challenger beside the champion on live images.
+
+    Args:
+        seen: The server's answer.
+        champion: The version that has this alias now, as ``models:/NAME/VERSION``; empty: none has it.
+        challenger: The version that is to be champion.
+        bounds: What is demanded.
+    """
+    pair = Check(
+        name="pair",
+        value=f"compared {seen.challenger} with {seen.champion}" if seen.images else "nothing was compared yet",
+        bound=f"{challenger} with {champion or 'a champion, which the registry does not have'}",
+        passed=(seen.champion, seen.challenger) == (champion, challenger),
+    )
+    people = seen.people or 0
+    enough = Check(
+        name="live",
+        value=f"{seen.images:,} images with {people:,} people",
+        bound=f"at least {bounds.images:,} with {bounds.people:,}",
+        passed=seen.images >= bounds.images and people >= bounds.people,
+    )
+    alike = Check(
+        name="agreement",
+        value="nobody was found by both" if seen.mean_oks is None else f"mean OKS {seen.mean_oks:.3f}",
+        bound=f"at least {bounds.oks:.3f}",
+        passed=seen.mean_oks is not None and seen.mean_oks >= bounds.oks,
+    )
+    missed = Check(
+        name="missed",
+        value=f"{seen.only_champion or 0:,} of {people:,} people, {seen.missed:.1%}; "
+        f"{seen.only_challenger or 0:,} were found by the challenger alone",
+        bound=f"at most {bounds.missed:.1%}",
+        passed=seen.missed <= bounds.missed,
+    )
+    slower = Check(
+        name="slower",
+        value=f"{seen.challenger_ms or 0:.1f} ms an image, the champion's {seen.champion_ms or 0:.1f}",
+        bound=f"at most {bounds.slower:g} times as long" if bounds.slower else "no bound given",
+        passed=not bounds.slower or seen.slower <= bounds.slower,
+    )
+    return pair, enough, alike, missed, slower
 
 
 # ---------------------------------------------------------------------------------------------------- steps

@@ -301,8 +301,36 @@ def rollback(uri: str, name: str) -> tuple[Version, Version | None]:
         return back, replaced
 
 
-def _move(client: "MlflowClient", name: str, aliases: Mapping[str, str]) -> None:
-    """Point aliases at versions; the champion before becomes the previous one. All are moved, or none."""
+def crown(uri: str, challenger: Version, tags: Mapping[str, str], description: str) -> Version | None:
+    """Make a challenger champion, the version itself and as it is; the model then has no challenger any more.
+
+    Args:
+        uri: The store.
+        challenger: The version.
+        tags: More of them, for it.
+        description: Markdown that is added to its page.
+
+    Returns:
+        The champion before, which is the previous one now.
+
+    Raises:
+        TrackingError: The registry refused or could not be reached; the aliases are as they were.
+    """
+    uri, name, number = store_uri(uri), challenger.name, challenger.number
+    with explained(uri):
+        client = connect(uri)
+        before, rival = find_alias(uri, name, CHAMPION), find_alias(uri, name, CHALLENGER)
+        known = client.get_model_version(name, number).description or ""
+        still = rival is not None and rival.number == number
+        _move(client, name, {CHAMPION: number} | ({CHALLENGER: None} if still else {}))
+        for key, value in tags.items():
+            _attempt(client.set_model_version_tag, name, number, key, value)
+        _attempt(client.update_model_version, name, number, f"{description}\n\n{known}")
+        return before
+
+
+def _move(client: "MlflowClient", name: str, aliases: Mapping[str, str | None]) -> None:
+    """Point aliases at versions, or at none; the champion before becomes the previous one. All are moved, or none."""
     before = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
     after = dict(aliases)
     if CHAMPION in aliases and CHAMPION in before and before[CHAMPION] != aliases[CHAMPION]:

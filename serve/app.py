@@ -49,6 +49,9 @@ _INLINE = 64 * 1024
 _TRIES = 3
 """How often an image is sent on when the replica that had it dies: predicting twice does no harm."""
 
+_SHADOWS = 32
+"""Most images that wait for a challenger; while it cannot keep up, more are not compared, and nothing piles up."""
+
 
 def build(args: Mapping[str, Any]) -> serve.Application:
     """The application of a Serve config's ``args``, see ``settings.ServerSettings``.
@@ -146,9 +149,7 @@ class Gateway:
         if isinstance(found, Refusal):
             raise Refused(found.reason, f"{upload.name}: {found.detail}" if upload.name else found.detail)
         if model.shadow and random.random() < model.shadow.share:
-            task = asyncio.create_task(self._shadow(model.name, data, found))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._compare(model.name, data, found)
         return found
 
     async def _ask(self, model: ServedModel, data: Any, query: PoseQuery, deadline: float) -> Seen | Refusal:
@@ -183,6 +184,15 @@ class Gateway:
                     raise
         raise AssertionError("unreachable")
 
+    def _compare(self, name: str, data: Any, champion: Seen) -> None:
+        """Hand an image to the challenger, too, unless it has enough to do."""
+        if len(self._background) >= _SHADOWS:
+            self.metrics.refused.inc(1, {"model": f"{name}{CHALLENGER}", "reason": "busy"})
+            return
+        task = asyncio.create_task(self._shadow(name, data, champion))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     async def _shadow(self, name: str, data: Any, champion: Seen) -> None:
         try:
             await self._challengers[name].shadow.remote(data, champion)
@@ -209,9 +219,7 @@ def create_api(gateway: Gateway) -> FastAPI:
         description="Multi-person poses: image bytes in, named keypoints out.",
         version="1",
         redoc_url=None,
-        responses={
-            status: {"model": Problem, "description": "Refused; `reason` says why."} for status in ("4XX", "5XX")
-        },
+        responses={status: _PROBLEM for status in ("4XX", "5XX")},
     )
     body = {"requestBody": {"required": True, "content": _bodies()}}
     answers: dict[int | str, dict[str, Any]] = {
@@ -339,9 +347,17 @@ def _add_problems(api: FastAPI, gateway: Gateway) -> None:
         return problem(500, "internal", f"{type(error).__name__}; the server's log says more")
 
 
+_PROBLEM: dict[str, Any] = {
+    "description": "Refused; `reason` says why.",
+    "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+}
+"""Of the description. (FastAPI would say application/json of a model.)"""
+
+
 def _bodies() -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
-    files = {"type": "object", "properties": {"image": {"type": "array", "items": binary["schema"]}}}
+    images = {"type": "array", "items": binary["schema"], "minItems": 1}
+    files = {"type": "object", "properties": {"image": images}, "required": ["image"]}
     return {kind: binary for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")} | {
         "multipart/form-data": {"schema": files}
     }

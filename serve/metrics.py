@@ -51,7 +51,7 @@ class ShadowMetrics:
         self.alone = Counter("posefleet_shadow_only", "People whom only one of them found", tag_keys=("model", "side"))
         self.predict = Histogram(
             "posefleet_shadow_predict_ms",
-            "Milliseconds of the batch that an image was in",
+            "Milliseconds of an image: those of its batch, divided by the images in it",
             boundaries=_MILLISECONDS,
             tag_keys=("model", "side"),
         )

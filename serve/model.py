@@ -55,6 +55,8 @@ class Seen:
     """``ModelVersion`` in plain values."""
     timings: dict[str, float]
     overlay: bytes | None
+    share_ms: float
+    """Of the time that its batch took."""
     checkpoint: str
     poses: Poses
     """The same in tensors, for a challenger to be compared with."""
@@ -78,6 +80,8 @@ class _Job:
     """Whether nobody waits any more."""
     taken: float = 0.0
     done: float = 0.0
+    batch: int = 1
+    """Images of the batch that it was in."""
 
     @property
     def dropped(self) -> bool:
@@ -113,7 +117,7 @@ class ModelReplica:
         self._queues: dict[tuple[tuple[int, int], ...], Any] = {}
         self._busy_since: float | None = None
         self._metrics, self._shadow_metrics = ModelMetrics(key), ShadowMetrics(key)
-        self._shadowed: list[Shadowed] = []
+        self._shadowed: dict[tuple[str, str], Shadowed] = {}
         self._failed: tuple[Wanted, str] | None = None
         self._loaded: _Loaded | None = None
         wanted = await versions.report.remote(self._report())
@@ -155,7 +159,8 @@ class ModelReplica:
         times = {"decode": ready - start, "queue": job.taken - ready, "predict": job.done - job.taken}
         for stage, seconds in times.items():
             self._metrics.stage.observe(1e3 * seconds, {"stage": stage})
-        return await loop.run_in_executor(self._decoding, self._describe, loaded, image, poses, ask, times)
+        share = 1e3 * times["predict"] / job.batch
+        return await loop.run_in_executor(self._decoding, self._describe, loaded, image, poses, ask, times, share)
 
     async def shadow(self, data: bytes, champion: Seen) -> None:
         """Predict a live image, too, and note how far the poses agree with the champion's. Nobody waits for it."""
@@ -163,22 +168,21 @@ class ModelReplica:
         loaded = self._loaded
         if isinstance(seen, Refusal) or loaded is None:
             return
-        shown = [
-            poses[poses.scores >= self._settings.score_threshold] for poses in (champion.poses, seen.poses)
-        ]  # as clients see them
+        least, most = self._settings.score_threshold, self._settings.max_people
+        shown = [poses[poses.scores >= least][:most] for poses in (champion.poses, seen.poses)]  # as clients see them
         found = compare_poses(shown[0], shown[1], loaded.predictor.schema)
         told = self._shadow_metrics
         told.images.inc()
         for value in found.similarities:
             told.oks.observe(value)
-        for side, count, timings in (
-            ("champion", found.only_first, champion.timings),
-            ("challenger", found.only_second, seen.timings),
+        for side, count, share in (
+            ("champion", found.only_first, champion.share_ms),
+            ("challenger", found.only_second, seen.share_ms),
         ):
-            told.predict.observe(timings["predict"], {"side": side})
+            told.predict.observe(share, {"side": side})
             if count:
                 told.alone.inc(count, {"side": side})
-        self._shadowed.append(
+        self._note(
             Shadowed(
                 champion=champion.checkpoint,
                 challenger=seen.checkpoint,
@@ -187,10 +191,14 @@ class ModelReplica:
                 oks=sum(found.similarities),
                 only_champion=found.only_first,
                 only_challenger=found.only_second,
-                champion_ms=champion.timings["predict"],
-                challenger_ms=seen.timings["predict"],
+                champion_ms=champion.share_ms,
+                challenger_ms=seen.share_ms,
             )
         )
+
+    def _note(self, seen: Shadowed) -> None:
+        pair = (seen.champion, seen.challenger)
+        self._shadowed[pair] = self._shadowed[pair] + seen if pair in self._shadowed else seen
 
     # ------------------------------------------------------------------------------------------------ stages
 
@@ -241,10 +249,12 @@ class ModelReplica:
         done = time.monotonic()
         self._metrics.batch.observe(len(group))
         for job in group:
-            job.taken, job.done = taken, done
+            job.taken, job.done, job.batch = taken, done, len(group)
         return {id(job): found for job, found in zip(group, poses, strict=True)}
 
-    def _describe(self, loaded: _Loaded, image: np.ndarray, poses: Poses, ask: Ask, times: Mapping[str, float]) -> Seen:
+    def _describe(
+        self, loaded: _Loaded, image: np.ndarray, poses: Poses, ask: Ask, times: Mapping[str, float], share_ms: float
+    ) -> Seen:
         least = self._settings.score_threshold if ask.score_threshold is None else ask.score_threshold
         shown = poses[poses.scores >= least][: min(ask.max_people or 1000, self._settings.max_people)]
         self._metrics.people.observe(len(shown))
@@ -260,6 +270,7 @@ class ModelReplica:
             model={"name": self._settings.name, "method": loaded.method, "version": loaded.wanted.version},
             timings={stage: round(1e3 * seconds, 3) for stage, seconds in times.items()},
             overlay=overlay,
+            share_ms=share_ms,
             checkpoint=loaded.wanted.checkpoint,
             poses=poses if self._settings.shadow else Poses.empty(len(schema)),
         )
@@ -272,7 +283,7 @@ class ModelReplica:
             replica=self._replica,
             serves=self._loaded.wanted if self._loaded else None,
             failed=self._failed,
-            shadowed=tuple(self._shadowed),
+            shadowed=tuple(self._shadowed.values()),
         )
 
     async def _follow(self) -> None:
@@ -280,24 +291,30 @@ class ModelReplica:
         while True:
             await asyncio.sleep(REPORT_S)
             report = self._report()
+            self._shadowed = {}
             try:
                 wanted = await self._versions.report.remote(report)
             except Exception as error:  # whatever it is, it must not end serving
                 _log.warning("%s: no word of versions: %s", self._key, error)
+                for seen in report.shadowed:
+                    self._note(seen)
                 continue
-            del self._shadowed[: len(report.shadowed)]
             if self._failed and self._failed[0] == wanted:
                 continue
             self._failed = None
-            if wanted is None or (self._loaded and self._loaded.wanted == wanted):
-                continue
-            try:
-                self._loaded = await self._load(wanted)
-            except Exception as error:
-                _log.exception("%s: cannot load %s", self._key, wanted.checkpoint)
-                self._failed = (wanted, str(error))
-            else:
-                _log.info("%s: serves %s now", self._key, wanted.checkpoint)
+            if wanted is None:
+                self._loaded = None
+            elif self._loaded is None or self._loaded.wanted != wanted:
+                await self._swap(wanted)
+
+    async def _swap(self, wanted: Wanted) -> None:
+        try:
+            self._loaded = await self._load(wanted)
+        except Exception as error:
+            _log.exception("%s: cannot load %s", self._key, wanted.checkpoint)
+            self._failed = (wanted, str(error))
+        else:
+            _log.info("%s: serves %s now", self._key, wanted.checkpoint)
 
     async def _load(self, wanted: Wanted) -> _Loaded:
         loaded = await asyncio.to_thread(self._build, wanted)

@@ -121,7 +121,7 @@ class ShadowSummary(BaseModel):
     mean_oks: float | None = Field(None, description="Between the two poses of people whom both found.")
     only_champion: int | None = Field(None, description="People whom the challenger missed.")
     only_challenger: int | None = Field(None, description="People whom the champion missed.")
-    champion_ms: float | None = Field(None, description="Mean of the batches that the images were in.")
+    champion_ms: float | None = Field(None, description="Mean for an image: of its batch, divided by the images in it.")
     challenger_ms: float | None = None
 
 

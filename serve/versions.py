@@ -26,6 +26,9 @@ REPORT_S = 0.5
 _GONE_S = 10 * REPORT_S
 """A replica that has not reported for so long is not waited for."""
 
+_PAIRS = 100
+"""Pairs of champion and challenger whose comparison is kept, the latest."""
+
 _log = logging.getLogger("ray.serve")
 
 
@@ -50,7 +53,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shadowed:
-    """What a challenger's replica saw since its last report, in sums."""
+    """What was seen of a champion and a challenger on the same images, in sums."""
 
     champion: str
     """Checkpoints of the two."""
@@ -61,6 +64,7 @@ class Shadowed:
     only_champion: int = 0
     only_challenger: int = 0
     champion_ms: float = 0.0
+    """Of each image, its share of the batch that it was in."""
     challenger_ms: float = 0.0
 
     def __add__(self, other: "Shadowed") -> "Shadowed":
@@ -80,14 +84,20 @@ class Report:
     failed: tuple[Wanted, str] | None = None
     """A version that it could not load, and why."""
     shadowed: tuple[Shadowed, ...] = ()
+    """Since its last report."""
 
 
 @dataclass(slots=True)
 class _Model:
     source: str
     wanted: Wanted | None = None
+    known: bool = False
+    """Whether somebody has decided what is wanted, if only that there is no challenger."""
     reports: dict[str, tuple[float, Report]] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def decide(self, wanted: Wanted | None) -> None:
+        self.wanted, self.known = wanted, True
 
     def live(self) -> list[Report]:
         now = time.monotonic()
@@ -107,7 +117,7 @@ class Versions:
         """
         self._models = {key: _Model(source) for key, source in sources.items()}
         self._tracking = tracking
-        self._shadowed: dict[str, Shadowed] = {}
+        self._shadowed: dict[tuple[str, str, str], Shadowed] = {}
         self._seen: Any = None
 
     async def reconfigure(self, user_config: Any) -> None:
@@ -127,17 +137,15 @@ class Versions:
             ValueError: There is no such model.
         """
         model = self._models[report.model]
-        model.reports[report.replica] = (time.monotonic(), report)
         for seen in report.shadowed:
-            name = report.model.removesuffix(CHALLENGER)
-            before = self._shadowed.get(name)
-            same = before and (before.champion, before.challenger) == (seen.champion, seen.challenger)
-            self._shadowed[name] = before + seen if before and same else seen
-        if model.wanted is None:
+            self._count(report.model.removesuffix(CHALLENGER), seen)
+        model.live()  # forgets those that are gone
+        model.reports[report.replica] = (time.monotonic(), replace(report, shadowed=()))
+        if not model.known:
             async with model.lock:
-                if model.wanted is None:
+                if not model.known:
                     # After a fault here the replicas know better than the alias, which may have moved meanwhile.
-                    model.wanted = report.serves or await self._find(report.model)
+                    await self._begin(report.model, report.serves)
         return model.wanted
 
     async def reload(self, name: str, patience: float) -> dict[str, Any] | Refusal:
@@ -151,14 +159,14 @@ class Versions:
         if f"{name}{CHALLENGER}" in self._models:
             await self._renew(f"{name}{CHALLENGER}")
         async with model.lock:
-            before = model.wanted
+            before, known = model.wanted, model.known
             try:
-                model.wanted = await self._find(name)
+                model.decide(await self._find(name))
             except ValueError as error:
                 return Refusal("reload_failed", f"{error}; {_told(before)} is served as before")
             problem = await self._settled(model, patience)
             if problem:
-                refused, model.wanted = model.wanted, before
+                refused, model.wanted, model.known = model.wanted, before, known
                 await self._forgotten(model)
                 return Refusal("reload_failed", f"{_told(refused)}: {problem}; {_told(before)} is served as before")
             return {
@@ -177,14 +185,35 @@ class Versions:
         return told
 
     async def shadowed(self, name: str) -> Shadowed | None:
-        """What shadowing the present challenger of a model showed; None: nothing yet."""
-        return self._shadowed.get(name)
+        """What shadowing showed of the present champion and challenger of a model; None: nothing yet."""
+        pair = (self._models[name].wanted, self._models[f"{name}{CHALLENGER}"].wanted)
+        if pair[0] is None or pair[1] is None:
+            return None
+        return self._shadowed.get((name, pair[0].checkpoint, pair[1].checkpoint))
+
+    def _count(self, name: str, seen: Shadowed) -> None:
+        """Add to the sums of that pair, also where it is another than the present one: a late report harms none."""
+        pair = (name, seen.champion, seen.challenger)
+        before = self._shadowed.pop(pair, None)
+        self._shadowed[pair] = before + seen if before else seen  # the last one now
+        if len(self._shadowed) > _PAIRS:
+            del self._shadowed[next(iter(self._shadowed))]
+
+    async def _begin(self, key: str, serves: Wanted | None) -> None:
+        model = self._models[key]
+        try:
+            model.decide(serves or await self._find(key))
+        except ValueError as error:
+            if not key.endswith(CHALLENGER):
+                raise
+            _log.error("%s: no challenger until the next reload: %s", key, error)
+            model.decide(None)
 
     async def _renew(self, key: str) -> None:
         model = self._models[key]
         async with model.lock:
             try:
-                model.wanted = await self._find(key)
+                model.decide(await self._find(key))
             except ValueError as error:
                 _log.error("%s: %s; %s is served as before", key, error, _told(model.wanted))
 
@@ -193,7 +222,7 @@ class Versions:
         try:
             return await asyncio.to_thread(_look_up, source, self._tracking)
         except Exception as error:  # also of stores that cannot be reached: all are told the same way
-            if key.endswith(CHALLENGER):
+            if key.endswith(CHALLENGER) and isinstance(error, ValueError):
                 _log.info("%s: no challenger: %s", key, error)
                 return None
             raise ValueError(str(error)) from None

@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from small_settings import untrained_checkpoint
+from small_settings import small_release, untrained_checkpoint
 
 from posefleet.jobs import evaluate
 from posefleet.jobs.promote import main
 from posefleet.platform.checkpoint import read_meta
-from posefleet.platform.registry import find_model
+from posefleet.platform.registry import CHALLENGER, CHAMPION, find_model, promote
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--gate.latency_people", "1", "--gate.served_images", "1")
@@ -150,8 +153,11 @@ def test_bad_input_is_told_before_anything_is_registered(
         (("--run", "a"), "--to is missing"),
         (("--run", "a", "--to", "best"), "invalid choice: 'best'"),
         (("--run", "a", "--rollback"), "not allowed with"),
-        ((), "one of the arguments --run --search --rollback is required"),
+        ((), "one of the arguments --run --search --from-shadow --rollback is required"),
         (("--run", "a", "--to", "champion", "--gate.served_images", "0"), "must be at least 1"),
+        (("--from-shadow", "http://a"), "--from-shadow needs --model NAME"),
+        (("--from-shadow", "http://a", "--model", "a", "--to", "challenger"), "leave --to out"),
+        (("--from-shadow", "http://a", "--run", "a"), "not allowed with"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -160,3 +166,151 @@ def test_options_that_make_no_sense_are_refused(
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- from shadow
+
+AGREED = {
+    "images": 500, "champion": "models:/smpr/1", "challenger": "models:/smpr/2", "people": 2000, "mean_oks": 0.9,
+    "only_champion": 100, "only_challenger": 50, "champion_ms": 10.0, "challenger_ms": 15.0,
+}  # fmt: skip
+ALIKE = ("--gate.latency_people", "1", "--model", "smpr")
+
+
+class Shown(ThreadingHTTPServer):
+    """Answers as a server would that shows live images to a challenger."""
+
+    status, body, headers = 200, json.dumps(AGREED).encode(), dict[str, str]()
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[tuple[str, str | None]] = []
+
+    def handle_error(self, *_: Any) -> None:
+        """Of clients that have read enough."""
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1/models/smpr"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Shown)
+        self.server.asked.append((self.path, self.headers["Authorization"]))
+        self.send_response(self.server.status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
+    monkeypatch.delenv("POSEFLEET_TOKEN", raising=False)
+    with Shown() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def both(run: Path, store: str, small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Version 1 is champion, 2 challenger; the store is that of the environment."""
+    for number, alias in enumerate((CHAMPION, CHALLENGER)):
+        checkpoint = untrained_checkpoint(small_run, tmp_path / f"v{number}", seed=number)
+        promote(store, "smpr", small_release(small_run, checkpoint, tmp_path / f"release{number}"), alias)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    return store
+
+
+def aliases(store: str) -> dict[str, str]:
+    found = MlflowClient(store, store).get_registered_model("smpr").aliases
+    return {alias: str(number) for alias, number in found.items()}
+
+
+def test_a_challenger_that_agrees_on_live_images_becomes_champion_itself(
+    both: str, shown: Shown, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POSEFLEET_TOKEN", "secret")
+    assert main(["--from-shadow", shown.address, *ALIKE]) == 0
+    assert shown.asked == [("/v1/models/smpr/shadow", "Bearer secret")]
+    told = capsys.readouterr().out
+    assert "models:/smpr/2 against models:/smpr/1, the champion" in told and "pass  agreement   mean OKS 0.900" in told
+    assert "models:/smpr@champion is version 2, version 1 is the previous one" in told
+    assert aliases(both) == {"champion": "2", "previous": "1"}, "and nobody is challenger"
+    _, version = versions(both)
+    assert version.tags["shadow.mean_oks"] == "0.9" and version.tags["shadow.people"] == "2000"
+    assert version.tags["shadow.gate"] == "passed" and version.tags["gate"] == "passed"
+    assert version.description.startswith("Champion by ") and "**AP 0.5**" in version.description
+    assert main(["--from-shadow", shown.address, *ALIKE]) == 2
+    assert "has no alias 'challenger'" in capsys.readouterr().err
+
+
+def test_annotated_images_are_scored_too_where_they_are_given(
+    both: str, shown: Shown, people_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = ["--data.eval", str(people_shards / "val2017"), "--gate.tolerance", "1", "--gate.served_images", "1"]
+    assert main(["--from-shadow", f"{shown.address}/shadow", *ALIKE, *scored]) == 0
+    assert shown.asked == [("/v1/models/smpr/shadow", None)]
+    lines = capsys.readouterr().out.splitlines()[1:12]
+    assert [line.split()[1] for line in lines] == [
+        "weights", "split", "AP", "keypoints", "latency", "served", "pair", "live", "agreement", "missed", "slower",
+    ]  # fmt: skip
+
+
+def test_a_challenger_that_does_not_agree_stays_one_unless_it_is_forced(
+    both: str, shown: Shown, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown.body = json.dumps(AGREED | {"champion": "models:/smpr/7"}).encode()
+    command = ["--from-shadow", shown.address, *ALIKE, "--gate.shadow_oks", "0.95"]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert "not promoted: pair, agreement failed; no alias moved" in told.err
+    assert "compared models:/smpr/2 with models:/smpr/7  [models:/smpr/2 with models:/smpr/1]" in told.out
+    assert aliases(both) == {"champion": "1", "challenger": "2"}
+    assert main([*command, "--force"]) == 0
+    assert versions(both)[1].tags["forced"].startswith("pair, agreement failed; forced by ")
+    assert aliases(both)["champion"] == "2"
+
+
+SILENT = [
+    (401, b"", "set POSEFLEET_TOKEN"),
+    (404, b"", "no `shadow` in the server's configuration"),
+    (503, b"", "status 503; see the server's log"),
+    (302, b"", "give the address of the server itself"),
+    (200, b"<html>hello</html>", "this is no posefleet server"),
+    (200, b'{"images": "many"}', "this is no posefleet server"),
+    (200, b'{"images": 1, "mean_oks": NaN}', "this is no posefleet server"),
+    (200, b"\xff" * 3_000_000, "this is no posefleet server"),
+]
+
+
+def test_servers_that_do_not_tell_are_named(both: str, shown: Shown, capsys: pytest.CaptureFixture[str]) -> None:
+    for status, body, message in SILENT:
+        shown.status, shown.body = status, body
+        shown.headers = {"Location": f"{shown.address}/elsewhere"} if status == 302 else {}
+        shown.asked.clear()
+        assert main(["--from-shadow", shown.address, *ALIKE]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: ") and message in told and len(shown.asked) == 1
+    assert aliases(both) == {"champion": "1", "challenger": "2"}
+
+
+def test_what_cannot_be_asked_or_judged_is_told(both: str, shown: Shown, capsys: pytest.CaptureFixture[str]) -> None:
+    for address, more, message in (
+        ("http://127.0.0.1:9/v1/models/smpr", (), "no answer: "),
+        ("file:///etc/passwd", (), "is no address of a served model"),
+        ("models:/smpr", (), "is no address of a served model"),
+        ("http://[bad", (), "error: "),
+        (shown.address, ("--model.decode.nms", "hard"), "its settings cannot be changed"),
+        (shown.address, ("--data.eval", "/nowhere"), "no manifest.json"),
+    ):
+        assert main(["--from-shadow", address, *ALIKE, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert aliases(both) == {"champion": "1", "challenger": "2"}

@@ -18,8 +18,9 @@ from posefleet.data.structures import Poses
 from posefleet.data.truth import GroundTruth
 from posefleet.platform import gate
 from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, load_model, read_meta
-from posefleet.platform.gate import Bounds, Split, Verdict, judge
+from posefleet.platform.gate import Bounds, ShadowBounds, Split, Verdict, judge
 from posefleet.platform.inference import Predictor
+from posefleet.platform.shadowing import Shadowing
 
 BOUNDS = Bounds(tolerance=0.01, keypoint_floor=0.0, latency_ms=0.0, latency_people=2, served_images=4)
 
@@ -118,6 +119,13 @@ def test_another_decoding_is_scored_and_becomes_that_of_the_copy(candidate: str,
     assert read_meta(str(tmp_path / "checkpoint")).experiment.model.decode.max_poses == 1
 
 
+def test_without_images_that_are_annotated_the_rest_is_looked_at(candidate: str, tmp_path: Path) -> None:
+    experiment = read_meta(candidate).experiment
+    verdict = judge(candidate, experiment, "", None, dataclasses.replace(BOUNDS, latency_ms=1e-3), tmp_path)
+    assert [check.name for check in verdict.checks] == ["weights", "latency"]
+    assert verdict.failed == ("latency",) and verdict.evaluation is None
+
+
 def test_what_is_no_checkpoint_is_no_candidate(candidate: str, split: Split, tmp_path: Path) -> None:
     experiment = read_meta(candidate).experiment
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
@@ -207,3 +215,42 @@ def test_other_weights_are_not_served_as_evaluated(
 ) -> None:
     other, _ = predicted(untrained_checkpoint(small_run, tmp_path / "other", seed=1), split)
     assert not gate.served_as_evaluated(other, split, predicted(candidate, split)[1], 7).passed
+
+
+# ---------------------------------------------------------------------------------------------------- live images
+
+ONE, TWO = "models:/smpr/1", "models:/smpr/2"
+LIVE = ShadowBounds(images=100, people=1000, oks=0.8, missed=0.1, slower=2.0)
+SEEN = Shadowing(
+    images=500, champion=ONE, challenger=TWO, people=2000, mean_oks=0.9, only_champion=100, only_challenger=50,
+    champion_ms=10.0, challenger_ms=15.0,
+)  # fmt: skip
+
+
+def failed(seen: Shadowing, champion: str = ONE, challenger: str = TWO, **bounds: float) -> list[str]:
+    checks = gate.live(seen, champion, challenger, dataclasses.replace(LIVE, **bounds))
+    assert [check.name for check in checks] == ["pair", "live", "agreement", "missed", "slower"]
+    return [check.name for check in checks if not check.passed]
+
+
+def test_a_challenger_that_agrees_passes_and_every_bound_can_fail() -> None:
+    assert failed(SEEN) == []
+    assert failed(SEEN, images=501) == failed(SEEN, people=2001) == ["live"]
+    assert failed(SEEN, oks=0.91) == ["agreement"]
+    assert failed(SEEN, missed=0.049) == ["missed"]
+    assert failed(SEEN, slower=1.4) == ["slower"] and failed(SEEN, slower=0.0) == []
+
+
+def test_what_was_compared_must_be_the_versions_at_hand() -> None:
+    assert failed(SEEN, champion="models:/smpr/3") == failed(SEEN, challenger="models:/smpr/3") == ["pair"]
+    assert failed(SEEN, champion="") == ["pair"], "no champion at all"
+    pair, *_ = gate.live(SEEN, "models:/smpr/3", TWO, LIVE)
+    assert str(pair) == (
+        "FAIL  pair        compared models:/smpr/2 with models:/smpr/1  [models:/smpr/2 with models:/smpr/3]"
+    )
+
+
+def test_where_nothing_or_nobody_was_seen_nothing_is_passed() -> None:
+    assert {"pair", "live", "agreement", "slower"} <= set(failed(Shadowing(images=0)))
+    nobody = SEEN.model_copy(update={"people": 0, "mean_oks": None, "only_champion": 0})
+    assert failed(nobody, people=0, oks=0.0) == ["agreement"]

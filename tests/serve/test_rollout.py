@@ -14,9 +14,12 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from server import Load, Server, running_server, wait_for
+from small_settings import small_release, small_settings, untrained_checkpoint
 
+from posefleet.jobs import promote
 from posefleet.platform.inference import Predictor
-from posefleet.platform.registry import CHAMPION, find_model
+from posefleet.platform.registry import CHALLENGER, CHAMPION, find_model
+from posefleet.platform.registry import promote as register
 
 pytestmark = pytest.mark.ray
 
@@ -158,6 +161,38 @@ def test_a_challenger_is_compared_on_live_images(
     assert (told["champion"], told["challenger"]) == ("models:/pose/1", "models:/pose/2")
     assert told["people"] >= told["only_champion"] >= 0
     assert told["champion_ms"] > 0 and told["challenger_ms"] > 0
+
+
+def test_a_challenger_is_promoted_once_it_agrees_on_live_images(
+    server: Server, registry: str, photographs: list[bytes], people_shards: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    command = ["--from-shadow", f"{server.address}/v1/models/pose", "--model", "pose", "--tracking", registry]
+    few = ["--gate.shadow_images", "6", "--gate.shadow_people", "6", "--gate.shadow_slower", "0"]
+    few += ["--gate.latency_people", "1"]
+
+    def compared() -> bool:  # a reload does not wait for challengers, so the first images may be another's
+        for data in photographs:
+            assert server.post("/v1/poses", data).json["model"]["version"] == "1"
+        return bool(server.get("/v1/models/pose/shadow").json["images"] >= len(photographs))
+
+    wait_for(compared)
+    assert promote.main([*command, *few]) == 1
+    assert "not promoted: agreement, missed failed" in capsys.readouterr().err, "versions 1 and 2 differ in everything"
+    settings = small_settings(people_shards, tmp_path)
+    twin = small_release(settings, untrained_checkpoint(settings, tmp_path / "run"), tmp_path / "release")
+    assert register(registry, "pose", twin, CHALLENGER).number == "3"
+    try:
+        server.reload("pose")
+        wait_for(compared)
+        assert server.get("/v1/models/pose/shadow").json["mean_oks"] == pytest.approx(1)
+        assert promote.main([*command, *few]) == 0, capsys.readouterr()
+        assert server.post("/v1/poses", photographs[0]).json["model"]["version"] == "1", "until it is told to reload"
+        assert server.reload("pose").json["version"] == "3"
+        assert server.post("/v1/poses", photographs[0]).json["model"]["version"] == "3"
+        assert server.get("/v1/models/pose/shadow").json["images"] == 0, "nobody is challenger any more"
+    finally:
+        MlflowClient(registry, registry).set_registered_model_alias("pose", CHALLENGER, "2")
 
 
 def test_a_killed_replica_fails_nobody(

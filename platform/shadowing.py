@@ -1,0 +1,91 @@
+"""What a server saw when a challenger looked at live images beside the champion, asked for over HTTP."""
+
+import http.client
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
+
+from posefleet.platform.mlflow_client import first_line
+
+_SECONDS, _BYTES = 10.0, 2**20
+"""How long an answer may take and be."""
+
+
+class ShadowError(RuntimeError):
+    """There is no such answer; the message says why, and what to do."""
+
+
+class Shadowing(BaseModel, frozen=True):
+    """The server's sums and means of the present pair; no image yet: all else is None."""
+
+    images: int = Field(ge=0)
+    champion: str | None = None
+    """``models:/NAME/VERSION``."""
+    challenger: str | None = None
+    people: int | None = Field(None, ge=0)
+    """Whom the champion found."""
+    mean_oks: float | None = Field(None, ge=0, le=1.001)
+    """Of the people whom both found; None: nobody."""
+    only_champion: int | None = Field(None, ge=0)
+    only_challenger: int | None = Field(None, ge=0)
+    champion_ms: float | None = Field(None, ge=0)
+    challenger_ms: float | None = Field(None, ge=0)
+
+    @property
+    def missed(self) -> float:
+        """Share of the champion's people whom the challenger did not find."""
+        return (self.only_champion or 0) / self.people if self.people else 0.0
+
+    @property
+    def slower(self) -> float:
+        """How many times the champion's milliseconds the challenger takes."""
+        return (self.challenger_ms or 0.0) / self.champion_ms if self.champion_ms else float("inf")
+
+
+class _SameAddress(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """The token is for that server and no other."""
+
+
+def read_shadowing(address: str, token: str = "") -> Shadowing:
+    """What ``GET address/shadow`` says.
+
+    Args:
+        address: ``http://HOST:8000/v1/models/NAME``.
+        token: Of the server, if it wants one.
+
+    Raises:
+        ValueError: The address is none of a web server.
+        ShadowError: Nothing is there, or something else, or it wants a token.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{address!r} is no address of a served model, such as http://HOST:8000/v1/models/NAME")
+    url = f"{address.rstrip('/').removesuffix('/shadow')}/shadow"
+    try:
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+        with urllib.request.build_opener(_SameAddress).open(request, timeout=_SECONDS) as response:
+            return Shadowing.model_validate_json(response.read(_BYTES))
+    except urllib.error.HTTPError as error:
+        raise ShadowError(f"{url}: status {error.code}; {_advice(error.code)}") from None
+    except ValidationError as error:
+        raise ShadowError(f"{url}: this is no posefleet server: {first_line(error)}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ShadowError(
+            f"{url}: no answer: {first_line(error)}; is the server up, and reachable from here?"
+        ) from None
+
+
+def _advice(status: int) -> str:
+    match status:
+        case 401 | 403:
+            return "the server wants its token: set POSEFLEET_TOKEN here"
+        case 404:
+            return "it has no such model, or the model has no `shadow` in the server's configuration"
+        case _ if 300 <= status < 400:
+            return "it sends elsewhere; give the address of the server itself"
+        case _:
+            return "see the server's log"
