@@ -33,8 +33,14 @@ def small_settings(shards: Path, storage: Path) -> dict[str, Any]:
     }
 
 
-def untrained_checkpoint(settings: dict[str, Any], folder: Path, *, seed: int = 0, run_id: str = "") -> str:
-    """A checkpoint of a fresh model that finds something in every image, as if its training were at step 6."""
+def untrained_checkpoint(
+    settings: dict[str, Any], folder: Path, *, seed: int = 0, run_id: str = "", sure: bool = False
+) -> str:
+    """A checkpoint of a fresh model that finds something in every image, as if its training were at step 6.
+
+    Args:
+        sure: Its poses have scores round one half, instead of next to nothing.
+    """
     import torch
 
     from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
@@ -45,6 +51,8 @@ def untrained_checkpoint(settings: dict[str, Any], folder: Path, *, seed: int = 
     torch.manual_seed(seed)
     meta = Meta(experiment=experiment, step=6, position=24, metrics={}, provenance={"run_id": run_id, "data": "d" * 64})
     weights = build_model(experiment).state_dict()
+    if sure:
+        weights["head.cls.bias"] = torch.zeros(1)
     return CheckpointStore(str(folder / "checkpoints")).save(meta, weights, {"optimizer": {}})
 
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
 import ray
@@ -182,6 +183,22 @@ def test_models_tell_their_version_and_score(server: Server) -> None:
     assert first["data"] == "d" * 64 and first["checkpoint"] == "models:/pose/1" and first["step"] == 6
     assert first["keypoint_set"]["keypoints"] == list(COCO17.keypoints)
     assert server.get("/healthz").json == {"status": "ok"} and server.get("/readyz").json == {"status": "ready"}
+
+
+@pytest.mark.browser
+def test_the_page_draws_what_the_server_finds(server: Server, photographs: list[bytes]) -> None:
+    (image,) = server.post("/v1/poses?score_threshold=0.01&max_people=100", photographs[0]).json["images"]
+    best = image["poses"][0]
+    wrist = next(keypoint for keypoint in best["keypoints"] if keypoint["name"] == "left_wrist")
+    x, y = wrist["x"] / image["width"], wrist["y"] / image["height"]
+    with browser.open_browser() as opened, browser.open_page(opened, server.address + "/") as page:
+        browser.upload(page, ("people.jpg", photographs[0]))
+        browser.wait_for_people(page, len(image["poses"]))
+        browser.set_slider(page, "Person score", best["score"])
+        assert browser.overlay_colour(page, min(x, 0.999), min(y, 0.999)) is not None
+        browser.upload(page, ("notes.jpg", b"no picture at all"))
+        page.get_by_text("Unsupported Media Type").wait_for()
+        browser.try_sample_by_keyboard(page)
 
 
 # ---------------------------------------------------------------------------------------------------- refusals
