@@ -105,7 +105,13 @@ class _Model:
         return [report for _, report in self.reports.values()]
 
 
-@serve.deployment(name="Versions", num_replicas=1, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+@serve.deployment(
+    name="Versions",
+    num_replicas=1,
+    max_ongoing_requests=1000,
+    ray_actor_options={"num_cpus": 0},
+    logging_config={"enable_access_log": False},
+)
 class Versions:
     """The replica that decides."""
 
