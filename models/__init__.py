@@ -40,6 +40,18 @@ class RedecodableModel(PoseModel, Protocol):
     """Attributes that hold the network: functions of a batch of images whose answers may be kept."""
 
 
+class ExportableModel(PoseModel, Protocol):
+    """What a model also offers whose network can run outside of PyTorch."""
+
+    decoder: ClassVar[tuple[str, ...]]
+    """Dotted names of the modules with weights that make poses of what the network said; all other weights that a
+    prediction needs are the network's."""
+
+    def forward_features(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """The network, which predictions ask for nothing else: images to named maps (B, C, h, w)."""
+        ...
+
+
 def available_methods() -> list[str]:
     """Names of the methods: the files of this folder."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")

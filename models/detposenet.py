@@ -129,7 +129,8 @@ class Model(nn.Module):
     """DetPoseNet as a :class:`posefleet.models.PoseModel`."""
 
     decoding: ClassVar = ("filter", "output", "paf")
-    network: ClassVar = ("coarse",)
+    network: ClassVar = ("forward_features",)
+    decoder: ClassVar = ("detector.rpn", "detector.box_head", "detector.predictor", "detector.network", "refiner")
     sigmas: Tensor
     structure: Tensor
     diagnostics: dict[str, Tensor]
@@ -193,9 +194,13 @@ class Model(nn.Module):
         return {name: term.total / count for (name, term), count in zip(terms.items(), counts.unbind(), strict=True)}
 
     def forward_features(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """The coarse net alone: (B, 3, H, W) RGB images in 0..255, any dtype, to ``heat`` and ``paf``, one map each."""
-        maps = self.coarse(self.normalise(images))
-        return {"heat": [maps.heat], "paf": [maps.paf]}
+        """The network up to boxes: (B, 3, H, W) RGB images in 0..255, any dtype, to ``heat`` and ``paf``, one map each,
+        and the ``pyramid`` of a shared detector."""
+        coarse = self.coarse(self.normalise(images))
+        maps = {"heat": [coarse.heat], "paf": [coarse.paf]}
+        if isinstance(self.detector, SharedDetector):
+            maps["pyramid"] = self.detector.pyramid(coarse.downs, coarse.ups)
+        return maps
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> list[Poses]:
@@ -205,26 +210,24 @@ class Model(nn.Module):
     @torch.no_grad()
     def predict_in(self, images: Tensor, people: Sequence[People], oracle: Oracle) -> list[Poses]:
         """The same in boxes that were corrected by those of the annotated ``people``."""
-        pixels = self.normalise(images)
         chosen = [
             Boxes(*corrected(boxes, scores, truth.boxes[~truth.crowd].cpu(), oracle))
-            for (boxes, scores), truth in zip(self.chosen_boxes(images, pixels), people, strict=True)
+            for (boxes, scores), truth in zip(self.chosen_boxes(images), people, strict=True)
         ]
-        return self._best(self.refine(pixels, chosen))
+        return self._best(self.refine(self.normalise(images), chosen))
 
     @torch.no_grad()
     def candidates(self, images: Tensor) -> list[Poses]:
         """Refined poses of every image before suppression; several passes over an image can be concatenated."""
-        pixels = self.normalise(images)
-        return self.refine(pixels, self.chosen_boxes(images, pixels))
+        return self.refine(self.normalise(images), self.chosen_boxes(images))
 
     @torch.no_grad()
-    def chosen_boxes(self, images: Tensor, pixels: Tensor) -> list[Boxes]:
-        """The boxes of every image that are refined; ``pixels`` are the normalised images."""
+    def chosen_boxes(self, images: Tensor) -> list[Boxes]:
+        """The boxes of every image that are refined."""
         size = (images.shape[-2], images.shape[-1])
-        maps = self.coarse(pixels)
+        maps = self.forward_features(images)
         if isinstance(self.detector, SharedDetector):
-            found = self.detector.detect(self.detector.pyramid(maps.downs, maps.ups), size)
+            found = self.detector.detect(maps["pyramid"], size)
         else:
             found = self.detector.detect(images)
         with torch.autocast(images.device.type, enabled=False):
@@ -385,11 +388,11 @@ class Model(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ decode
 
-    def filter(self, found: list[Boxes], maps: CoarseMaps, size: tuple[int, int]) -> list[Boxes]:
+    def filter(self, found: list[Boxes], maps: dict[str, list[Tensor]], size: tuple[int, int]) -> list[Boxes]:
         """The boxes of every image of ``size`` (height, width) that are worth a refinement, on the host."""
         stride = self.coarse.stride
         if self.config.filter.mode == "coarse":
-            poses = group_poses(maps.heat, maps.paf, self.edges, stride, size[0], self.config.paf)
+            poses = group_poses(maps["heat"][0], maps["paf"][0], self.edges, stride, size[0], self.config.paf)
             coarse = [(p.keypoints, p.scores) for p in poses]
         else:
             nobody = Poses.empty(len(self.sigmas))

@@ -161,6 +161,7 @@ class Model(DenseModel[Config]):
     """InsPose as a :class:`posefleet.models.PoseModel`."""
 
     decoding: ClassVar = ("decode", "top_of", "nms_boxes", "maps.bicubic")
+    decoder: ClassVar = ("head.controller", "head.box")
     sigmas: Tensor
     diagnostics: dict[str, Tensor]
     """What the last training step saw, as 0-dim tensors on the device: ``positives`` (cells per image), ``hit`` (mean

@@ -183,6 +183,7 @@ class Model(nn.Module):
 
     decoding: ClassVar = ("decode", "adapt.top_weight")
     network: ClassVar = ("forward_features",)
+    decoder: ClassVar = ("message_passing",)
     sigmas: Tensor
     diagnostics: dict[str, Tensor]
     """What the last training step saw, as 0-dim tensors on the device, means over trained instances: ``trained``

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, cast, overload
+from typing import Any, Literal, Protocol, Self, cast, overload
 
 import fsspec
 import numpy as np
@@ -24,10 +24,14 @@ from posefleet.models.parts.oks import score_by_truth
 from posefleet.platform.checkpoint import find_checkpoint, load_model
 from posefleet.platform.config import Experiment
 from posefleet.platform.drawing import draw_poses
+from posefleet.platform.export import cached_onnx, load_onnx
 from posefleet.platform.paths import MODELS, resolve_path
 
 Picture = str | Path | bytes | np.ndarray
 """An image file's path, URI or bytes, or (H, W, 3) uint8 RGB pixels."""
+
+Backend = Literal["torch", "onnxruntime"]
+"""What computes the network; poses are made of what it says by the same code."""
 
 DECIMALS = 5
 """Of coordinates and scores in JSON: far below what anybody can see, and shorter than a float32 in full."""
@@ -152,21 +156,35 @@ class Predictor:
         device: torch.device | str | None = None,
         bfloat16: bool | None = None,
         channels_last: bool | None = None,
+        backend: Backend = "torch",
         tracking: str = "",
     ) -> Self:
         """The predictor of a trained model.
 
         Args:
-            path: A checkpoint, the folder of a run (its best one), or ``models:/NAME@ALIAS``.
+            path: A checkpoint, the folder of a run (its best one), ``models:/NAME@ALIAS``, or a file that
+                ``jobs/export.py`` wrote (``*.onnx``, always run by ONNX Runtime).
             device: Default: the GPU if there is one.
             bfloat16: Run the network in bfloat16; default: as it was trained and evaluated.
             channels_last: Memory layout of the network; default: as it was trained.
+            backend: ``onnxruntime`` exports a checkpoint on first use, see ``export.cached_onnx``. It runs on the CPU,
+                in float32 whatever ``bfloat16`` says, with as many threads as PyTorch has now.
             tracking: Where models are registered; see ``registry.find_model``.
 
         Raises:
             CheckpointError: There is none, or it is damaged.
+            ValueError: ONNX Runtime is not installed, or is asked to run on another device than the CPU.
         """
-        model, experiment = load_model(find_checkpoint(resolve_path(path), tracking=tracking))
+        path, exported = resolve_path(path), path.endswith(".onnx")
+        if not exported:
+            path = find_checkpoint(path, tracking=tracking)
+        if exported or backend == "onnxruntime":
+            device = device or "cpu"
+            if torch.device(device).type != "cpu":
+                raise ValueError(f"backend 'onnxruntime' runs on the CPU, not on {device}; use backend 'torch' there")
+            model, experiment = load_onnx(path if exported else cached_onnx(path))
+        else:
+            model, experiment = load_model(path)
         train = experiment.train
         if bfloat16 is not None:
             train = dataclasses.replace(train, precision="bfloat16" if bfloat16 else "float32")

@@ -43,6 +43,8 @@ DOORS = {
     "pycocotools": {"data/evaluation.py", "data/doctor.py", "data/coco.py", "data/synthetic.py"},
     "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},
+    "onnx": {"platform/export.py"},
+    "onnxruntime": {"platform/export.py"},
 }
 """The few files that may import each heavy library."""
 

@@ -26,8 +26,8 @@ class DeformConv2d(nn.Module):
 
     Args:
         offset_groups: Groups of input channels that share offsets; must divide ``in_channels``.
-        kernel: Implementation; ``auto`` takes torchvision's on a GPU unless the model is being exported, on a CPU
-            ``gather`` for predictions from wide maps.
+        kernel: Implementation; ``auto`` takes torchvision's on a GPU and for ONNX, which has an operator like it,
+            ``grid_sample`` for any other export, and on a CPU ``gather`` for predictions from wide maps.
     """
 
     def __init__(self, in_channels: int, out_channels: int, offset_groups: int = 1, kernel: Kernel = "auto") -> None:
@@ -54,7 +54,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, *, kernel: Kernel =
     Returns:
         (B, O, H, W).
     """
-    if kernel == "auto":
+    if kernel == "auto" or torch.compiler.is_exporting():
         kernel = _fastest(x, offset)
     if kernel == "torchvision":
         from torchvision.ops import deform_conv2d as torchvision_deform_conv2d  # seconds to import
@@ -73,7 +73,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, *, kernel: Kernel =
 
 def _fastest(x: Tensor, offset: Tensor) -> Kernel:
     if torch.compiler.is_exporting():
-        return "grid_sample"
+        return "torchvision" if torch.onnx.is_in_onnx_export() else "grid_sample"
     if x.device.type != "cpu":
         return "torchvision"
     wide = x.shape[1] // (offset.shape[1] // (2 * TAPS)) >= WIDE

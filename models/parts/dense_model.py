@@ -27,6 +27,7 @@ class DenseModel(nn.Module, ABC, Generic[DenseConfigT]):
 
     config: DenseConfigT
     network: ClassVar = ("forward_features",)
+    decoder: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Maps:

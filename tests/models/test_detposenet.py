@@ -16,7 +16,7 @@ from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig
 from posefleet.models.parts.box_detector import Boxes, DetectorConfig
 from posefleet.models.parts.coarse_filter import FilterConfig
-from posefleet.models.parts.coarse_net import CoarseConfig, CoarseMaps
+from posefleet.models.parts.coarse_net import CoarseConfig
 from posefleet.models.parts.keypoint_masking import MaskingConfig
 from posefleet.models.parts.refinement import PrsConfig
 
@@ -61,10 +61,10 @@ def noise(count: int, height: int = 192, width: int = 256) -> torch.Tensor:
     )
 
 
-def perfect_maps(model: Model, people: People, size: tuple[int, int]) -> CoarseMaps:
+def perfect_maps(model: Model, people: People, size: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
     """What a coarse net that knows the people would say about an image of ``size`` (height, width)."""
     heat, paf, _ = model.coarse_targets(pad_people([people], torch.device("cpu")), (size[0] // 4, size[1] // 4))
-    return CoarseMaps(heat, paf, [], [])
+    return {"heat": [heat], "paf": [paf]}
 
 
 # ------------------------------------------------------------------------------------------------ targets

@@ -1,0 +1,229 @@
+"""ONNX files: the same poses, whatever computes the network, and files that say what they are."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from small_models import K, build, images, small
+
+from posefleet.data.keypoints import COCO17
+from posefleet.data.structures import Poses
+from posefleet.jobs import export as job
+from posefleet.models import available_methods
+from posefleet.platform import export
+from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, Meta, read_content
+from posefleet.platform.config import build_experiment
+from posefleet.platform.export import Agreement, OnnxNetwork, cached_onnx, export_onnx, load_onnx, read_facts
+from posefleet.platform.inference import Predictor
+
+PIXELS, SCORES = 0.01, 1e-4
+ROOT = Path(__file__).resolve().parents[2]
+METHODS = available_methods()
+Make = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Path of a checkpoint of the small model of a method."""
+
+    @functools.cache
+    def make(method: str) -> str:
+        data = {"train": "shards", "resize": {"short_side": 96, "long_side": 128}}
+        experiment = dataclasses.replace(build_experiment({"method": method, "data": data}), model=small(method))
+        meta = Meta(
+            experiment=experiment, step=6, position=24, metrics={}, provenance={"run_id": "r1", "data": "d" * 64}
+        )
+        folder = tmp_path_factory.mktemp(method)
+        return CheckpointStore(str(folder)).save(meta, build(method).state_dict(), {})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Path of its ONNX file."""
+
+    @functools.cache
+    def make(method: str) -> str:
+        path = tmp_path_factory.mktemp("onnx") / f"{method}.onnx"
+        path.write_bytes(export_onnx(checkpoint(method)))
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch, exported: Make) -> None:
+    """What was exported before stands for every export, which takes seconds."""
+    data = Path(exported("smpr")).read_bytes()
+    monkeypatch.setattr(export, "export_onnx", lambda *_, **__: data)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_onnx_runtime_finds_the_same_poses_in_batches_and_sizes_it_was_not_exported_with(
+    method: str, exported: Make
+) -> None:
+    ours, theirs = build(method).eval(), load_onnx(exported(method))[0]
+    assert isinstance(theirs.forward_features, OnnxNetwork)
+    for batch in (images(1), images(2), images(1, 160, 64)):
+        with torch.inference_mode():
+            agreement = Agreement.of(ours.predict(batch), theirs.predict(batch))
+        assert agreement.poses > 0
+        assert agreement.within(PIXELS, SCORES), f"{tuple(batch.shape)}: {agreement}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_says_what_it_is(method: str, exported: Make, checkpoint: Make) -> None:
+    facts, content = read_facts(exported(method)), read_content(checkpoint(method))
+    assert facts["method"] == method and facts["schema"] == "coco17" and facts["step"] == "6"
+    assert facts["run_id"] == "r1" and facts["data"] == "d" * 64
+    assert facts["checkpoint"] == content["files"]["model.safetensors"]["sha256"]
+    assert json.loads(facts["keypoints"]) == list(COCO17.keypoints)
+    assert json.loads(facts["experiment"]) == content["experiment"]
+    assert load_onnx(exported(method))[1].model == small(method)
+    proto = onnx.load(exported(method))
+    onnx.checker.check_model(proto)
+    (given,) = proto.graph.input
+    told = json.loads(facts["input"])
+    assert given.name == told["name"] == "images" and told["layout"] == "NCHW" and told["type"] == "uint8"
+    outputs = json.loads(facts["outputs"])
+    assert [output.name for output in proto.graph.output] == list(outputs)
+    maps = build(method).eval().forward_features(images(1, 256, 256))
+    for name, levels in maps.items():
+        for level, values in enumerate(levels):
+            shape = outputs[f"{name}.{level}"]
+            assert values.shape[1:] == (shape["channels"], 256 // shape["stride"], 256 // shape["stride"])
+
+
+def test_a_predictor_runs_from_a_file_and_from_a_checkpoint(
+    checkpoint: Make, exported: Make, no_export: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    picture = images(1)[0].permute(1, 2, 0).numpy()
+    poses = [
+        Predictor.from_checkpoint(path, device="cpu", backend=backend).predict_images([picture])
+        for path, backend in (
+            (checkpoint("smpr"), "torch"),
+            (checkpoint("smpr"), "onnxruntime"),
+            (exported("smpr"), "torch"),
+        )
+    ]
+    assert len(poses[0][0]) > 0
+    assert Agreement.of(poses[0], poses[1]).within(PIXELS, SCORES)
+    assert Agreement.of(poses[0], poses[2]).within(PIXELS, SCORES)
+    with pytest.raises(ValueError, match="runs on the CPU, not on cuda"):
+        Predictor.from_checkpoint(exported("smpr"), device="cuda")
+
+
+def test_a_checkpoint_is_exported_once(
+    checkpoint: Make, no_export: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = Path(cached_onnx(checkpoint("smpr")))
+    assert tmp_path in first.parents and [path.name for path in first.parent.iterdir()] == [first.name]
+    written = first.stat().st_mtime_ns
+    assert cached_onnx(checkpoint("smpr")) == str(first) and first.stat().st_mtime_ns == written
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    assert cached_onnx(checkpoint("smpr")) == str(first) and first.read_bytes() == whole
+
+
+def test_damaged_files_and_other_peoples_files_are_told(exported: Make, tmp_path: Path) -> None:
+    whole, path = Path(exported("smpr")).read_bytes(), tmp_path / "model.onnx"
+    proto = onnx.load_model_from_string(whole)
+    tensor = max(proto.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
+    stranger = onnx.load_model_from_string(whole)
+    del stranger.metadata_props[:]
+    for content, complaint in (
+        (whole[: len(whole) // 2], "damaged"),
+        (proto.SerializeToString(), "its weights are not those that were written"),
+        (stranger.SerializeToString(), "no ONNX file of format 1 by jobs/export.py"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=complaint):
+            load_onnx(str(path))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_onnx(str(tmp_path / "missing.onnx"))
+
+
+def test_what_cannot_be_exported_is_told(checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("wrapped") from NotImplementedError("no such operator\nand a page of advice")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", refuse)
+        with pytest.raises(CheckpointError, match=r"cannot be expressed in ONNX: no such operator$"):
+            export_onnx(checkpoint("smpr"))
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "load_model", lambda *_, **__: (torch.nn.Identity(), types.SimpleNamespace(method="toy")))
+        with pytest.raises(ValueError, match="'toy' does not say where its network ends"):
+            export_onnx(checkpoint("smpr"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(ValueError, match=r"needs onnxruntime: pip install 'posefleet\[onnx\]'"):
+            OnnxNetwork(b"")
+
+
+def poses(*xs: float, score: float = 0.5) -> Poses:
+    keypoints = torch.tensor(xs).view(-1, 1, 1).expand(-1, K, 2).clone()
+    scores = torch.full((len(xs),), score)
+    return Poses(keypoints, scores[:, None].expand(-1, K).clone(), scores)
+
+
+def test_agreement_is_of_the_nearest_poses_and_notices_what_is_alone_or_no_number() -> None:
+    swapped = Agreement.of([poses(1.0, 50.0)], [poses(50.5, 1.0, score=0.25)])
+    assert swapped == Agreement(images=1, poses=2, unpaired=0, pixels=0.5, scores=0.25)
+    assert Agreement.of([poses(1.0, 50.0)], [poses(50.0)]).unpaired == 1
+    assert not Agreement.of([poses()], [poses(1.0)]).within(9, 9)
+    assert not Agreement.of([poses(1.0)], [poses(torch.nan)]).within(9, 9)
+    assert Agreement.of([poses()], [poses()]).within(0, 0)
+
+
+def test_the_job_checks_and_writes(checkpoint: Make, people_coco: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "smpr.onnx"
+    command = [sys.executable, "jobs/export.py", "--checkpoint", checkpoint("smpr"), "--out", str(out)]
+    data = ["--source", str(people_coco), "--split", "val2017", "--check.images", "3"]
+    ended = subprocess.run([*command, *data], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "poses in 3 images: at most" in ended.stdout and f"{out}, " in ended.stdout
+    assert read_facts(str(out))["method"] == "smpr"
+    assert [path.name for path in out.parent.iterdir()] == ["smpr.onnx"]
+
+
+def test_a_failed_check_leaves_no_file(
+    checkpoint: Make,
+    no_export: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--checkpoint", checkpoint("smpr"), "--out", str(tmp_path / "smpr.onnx"), "--check.images", "2"]
+    assert job.main([*arguments, "--check.pixels", "-1"]) == 1
+    assert "the poses differ too much; nothing was written" in capsys.readouterr().err
+    monkeypatch.setattr(Predictor, "predict_images", lambda _, pictures: [poses()] * len(pictures))
+    assert job.main(arguments) == 1
+    assert "no pose was found" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_job_helps_before_it_imports_torch_and_tells_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import sys; from posefleet.jobs.export import main\n"
+        "try: main(['--help'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--check.pixels" in told and "0.1" in told
+    assert job.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "a.onnx")]) == 2
+    assert "no checkpoint in" in capsys.readouterr().err
