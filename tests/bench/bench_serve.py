@@ -13,7 +13,8 @@
         --config '{logging_config: {enable_access_log: false}}' --model '{batching: {wait_ms: 0}}'
 
 Clients, the bare loop and LitServe are processes of their own. Sides take turns, and while it is not its turn all
-processes of the server are stopped, Ray's daemons included. All have two threads for the network. Models have random
+processes of the server are stopped, Ray's daemons included. All have the same threads for the network.
+Models have random
 weights and find ten poses in every image; --checkpoint serves a trained one. Each measure takes up to five minutes.
 """
 
@@ -33,6 +34,7 @@ def main() -> None:
     names = ("throughput", "latency", "litserve", "faults", "scale")
     parser.add_argument("--measure", nargs="+", choices=(*names, "switches"), default=names, help="default: all")
     parser.add_argument("--checkpoint", default="", help="served instead of random weights")
+    parser.add_argument("--threads", type=int, default=2, help="of the network (not in faults and scale: one)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a turn (latency, switches)")
     parser.add_argument("--size", type=int, default=512, help="short side, pixels (throughput)")
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, nargs="+", default=(0.1, 1.0, 5.0), help="of bodies (latency)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=(1, 8, 32), help="clients (latency)")
     parser.add_argument("--batch", type=int, default=8, help="of both sides (litserve)")
+    parser.add_argument("--ingresses", type=int, default=1, help="replicas that speak HTTP (faults)")
     parser.add_argument("--clients", type=int, default=8, help="at the height of the load (scale)")
     parser.add_argument("--load-seconds", type=float, default=120.0, help="whole length (scale)")
     parser.add_argument("--plot", default="", help="PNG that is written (scale)")
@@ -52,20 +55,27 @@ def main() -> None:
     environment = dict(pair.split("=", 1) for pair in args.environment)
     measures: dict[str, Callable[[], None]] = {
         "throughput": lambda: throughput(
-            checkpoint=checkpoint, size=args.size, batches=args.batches, images=args.images, rounds=rounds
+            checkpoint=checkpoint,
+            threads=args.threads,
+            size=args.size,
+            batches=args.batches,
+            images=args.images,
+            rounds=rounds,
         ),
         "latency": lambda: latency(
             checkpoint=checkpoint,
+            threads=args.threads,
             megabytes=args.megabytes,
             concurrency=args.concurrency,
             seconds=args.seconds,
             rounds=rounds,
         ),
         "litserve": lambda: litserve(checkpoint=checkpoint, batch=args.batch, images=10 * args.images, rounds=rounds),
-        "faults": lambda: faults(checkpoint=checkpoint),
+        "faults": lambda: faults(checkpoint=checkpoint, ingresses=args.ingresses),
         "scale": lambda: scale(checkpoint=checkpoint, clients=args.clients, seconds=args.load_seconds, plot=args.plot),
         "switches": lambda: switches(
             checkpoint=checkpoint,
+            threads=args.threads,
             environment=environment,
             config=args.config,
             model=args.model,

@@ -13,18 +13,16 @@ from server import Server, free_port, running_server
 from serving.material import PIXELS, photographs, untrained
 from serving.sides import Bare, Clients, Part, Shot, lit_server
 
-THREADS = 2
-
 FOREVER = 600.0
 
 
-def served(checkpoint: str, name: str = "pose", *, batch: int = 8, wait_ms: float = 2, **deployment: Any) -> dict:
-    """A model of the server's configuration: one replica of ``THREADS`` threads, but for what ``deployment`` says."""
-    defaults = {"num_replicas": 1, "ray_actor_options": {"num_cpus": THREADS}, "max_ongoing_requests": 128}
+def served(checkpoint: str, name: str = "pose", *, threads: int = 1, batch: int = 8, **deployment: Any) -> dict:
+    """A model of the server's configuration: one replica, but for what ``deployment`` says."""
+    defaults = {"num_replicas": 1, "ray_actor_options": {"num_cpus": threads}, "max_ongoing_requests": 128}
     return {
         "name": name,
         "source": checkpoint,
-        "batching": {"size": batch, "wait_ms": wait_ms},
+        "batching": {"size": batch, "wait_ms": 2},
         "score_threshold": 0.0,
         "deployment": defaults | deployment,
     }
@@ -42,15 +40,15 @@ def ratio_line(name: str, ratios: Sequence[float], target: str) -> str:
     return f"{name}: median {statistics.median(ratios):.3f} ({' '.join(f'{r:.2f}' for r in ratios)}); target {target}"
 
 
-def throughput(*, checkpoint: str, size: int, batches: Sequence[int], images: int, rounds: int) -> None:
+def throughput(*, checkpoint: str, threads: int, size: int, batches: Sequence[int], images: int, rounds: int) -> None:
     """Clients of the server against the bare loop, the best batch size of each."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = checkpoint or untrained("smpr", folder, size)
         bodies = photographs(8)
         clients = stack.enter_context(Clients.start())
-        bare = stack.enter_context(Bare.start(checkpoint, THREADS))
-        models = [served(checkpoint, f"batch{batch}", batch=batch) for batch in batches]
+        bare = stack.enter_context(Bare.start(checkpoint, threads))
+        models = [served(checkpoint, f"batch{batch}", threads=threads, batch=batch) for batch in batches]
         server = stack.enter_context(running_server({"models": models}))
 
         def by_server(batch: int) -> float:
@@ -78,7 +76,13 @@ def throughput(*, checkpoint: str, size: int, batches: Sequence[int], images: in
 
 
 def latency(
-    *, checkpoint: str, megabytes: Sequence[float], concurrency: Sequence[int], seconds: float, rounds: int
+    *,
+    checkpoint: str,
+    threads: int,
+    megabytes: Sequence[float],
+    concurrency: Sequence[int],
+    seconds: float,
+    rounds: int,
 ) -> None:
     """What the way through HTTP and Ray adds for one client, and how long clients wait that are many."""
     with ExitStack() as stack:
@@ -86,8 +90,8 @@ def latency(
         checkpoint = checkpoint or untrained("smpr_demo", folder)
         bodies = {size: photographs(2, size) for size in megabytes}
         clients = stack.enter_context(Clients.start())
-        bare = stack.enter_context(Bare.start(checkpoint, THREADS))
-        server = stack.enter_context(running_server({"models": [served(checkpoint)]}))
+        bare = stack.enter_context(Bare.start(checkpoint, threads))
+        server = stack.enter_context(running_server({"models": [served(checkpoint, threads=threads)]}))
         url = f"{server.address}/v1/poses"
         alone: dict[float, list[float]] = {size: [] for size in megabytes}
         waits: dict[tuple[float, int], list[Shot]] = {(size, count): [] for size in megabytes for count in concurrency}
@@ -126,16 +130,16 @@ def p50(shots: Sequence[Shot]) -> float:
     return statistics.median(shot.ms for shot in shots if shot.status == 200)
 
 
-def litserve(*, checkpoint: str, batch: int, images: int, rounds: int) -> None:
+def litserve(*, checkpoint: str, threads: int, batch: int, images: int, rounds: int) -> None:
     """The same clients, model and batches behind the server and behind LitServe."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = checkpoint or untrained("smpr_demo", folder)
         bodies = photographs(8)
         clients = stack.enter_context(Clients.start())
-        theirs = lit_server(checkpoint, free_port(), batch=batch, wait_ms=2, threads=THREADS)
+        theirs = lit_server(checkpoint, free_port(), batch=batch, wait_ms=2, threads=threads)
         lit_url = stack.enter_context(theirs)
-        server = stack.enter_context(running_server({"models": [served(checkpoint, batch=batch)]}))
+        server = stack.enter_context(running_server({"models": [served(checkpoint, threads=threads, batch=batch)]}))
 
         def measured(url: str) -> tuple[float, float]:
             """Images per second with a full queue, and the milliseconds of one client."""
@@ -163,6 +167,7 @@ def litserve(*, checkpoint: str, batch: int, images: int, rounds: int) -> None:
 def switches(
     *,
     checkpoint: str,
+    threads: int,
     environment: Mapping[str, str],
     config: Mapping[str, Any],
     model: Mapping[str, Any],
@@ -180,7 +185,7 @@ def switches(
         for number in range(rounds):
             turns = []
             for changed in (False, True):
-                described = served(checkpoint) | (model if changed else {})
+                described = served(checkpoint, threads=threads) | (model if changed else {})
                 options = dict(config) if changed else {}
                 with running_server(
                     {"models": [described]}, environment=environment if changed else {}, **options

@@ -23,7 +23,7 @@ CALM = 3.0
 """Seconds of load before and after whatever happens."""
 
 
-def faults(*, checkpoint: str) -> None:
+def faults(*, checkpoint: str, ingresses: int) -> None:
     """Kill, restart and redeploy under load; every answer is compared with what the ``Predictor`` says."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -31,13 +31,14 @@ def faults(*, checkpoint: str) -> None:
         bodies = photographs(6)
         predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
         expected = [predictor(body).poses.keypoints.numpy() for body in bodies]
-        model = served(checkpoint, num_replicas=2, ray_actor_options={"num_cpus": 1})
-        server = stack.enter_context(running_server({"models": [model]}))
+        model = served(checkpoint, num_replicas=2)
+        server = stack.enter_context(running_server({"models": [model], "ingress": {"num_replicas": ingresses}}))
+        print(f"2 replicas of the model, {ingresses} of the ingress, 4 clients")
         print(
             f"{'':34}{'answers':>8}{'wrong':>7}{'failed':>8}"
             f"{'whole after':>13}{'longest wait':>14}{'longest silence':>17}"
         )
-        for name, act in _acts(server):
+        for name, act in _acts(server, ingresses):
             with Load(server, "/v1/poses", bodies, clients=4) as load:
                 time.sleep(CALM)
                 start = time.monotonic()
@@ -58,7 +59,7 @@ def faults(*, checkpoint: str) -> None:
         print("targets: no wrong answer, none failed, a killed replica whole again within 15 s")
 
 
-def _acts(server: Server) -> Iterator[tuple[str, Callable[[], None]]]:
+def _acts(server: Server, ingresses: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """What happens; each comes back when the server is whole again."""
     application = server.config["applications"][0]
     first = application["args"]["models"][0]
@@ -91,7 +92,7 @@ def _acts(server: Server) -> Iterator[tuple[str, Callable[[], None]]]:
         wait_for(lambda: server.running("Versions") == 1)
 
     yield "kill -9 of a replica", lambda: kill("ServeReplica:posefleet:pose", "pose", 2)
-    yield "kill -9 of the ingress", lambda: kill("ServeReplica:posefleet:Ingress", "Ingress", 1)
+    yield "kill -9 of the ingress", lambda: kill("ServeReplica:posefleet:Ingress", "Ingress", ingresses)
     yield "kill -9 of the replica of versions", lambda: kill("ServeReplica:posefleet:Versions", "Versions", 1)
     yield "kill -9 of the proxy", lambda: kill("ProxyActor", "", 1)
     yield "user_config changed: in place", renew
@@ -109,7 +110,7 @@ def scale(*, checkpoint: str, clients: int, seconds: float, plot: str) -> None:
         bodies = photographs(8)
         scaling = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2}
         scaling |= {"upscale_delay_s": 3, "downscale_delay_s": 8, "metrics_interval_s": 1, "look_back_period_s": 3}
-        model = served(checkpoint, num_replicas="auto", autoscaling_config=scaling, ray_actor_options={"num_cpus": 1})
+        model = served(checkpoint, num_replicas="auto", autoscaling_config=scaling)
         server = stack.enter_context(running_server({"models": [model]}))
         driver = stack.enter_context(Clients.start())
         plan = [Part(1, seconds / 5), Part(clients, 2 * seconds / 5), Part(1, 2 * seconds / 5)]
