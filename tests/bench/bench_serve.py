@@ -70,7 +70,9 @@ def main() -> None:
             seconds=args.seconds,
             rounds=rounds,
         ),
-        "litserve": lambda: litserve(checkpoint=checkpoint, batch=args.batch, images=10 * args.images, rounds=rounds),
+        "litserve": lambda: litserve(
+            checkpoint=checkpoint, threads=args.threads, batch=args.batch, images=10 * args.images, rounds=rounds
+        ),
         "faults": lambda: faults(checkpoint=checkpoint, ingresses=args.ingresses),
         "scale": lambda: scale(checkpoint=checkpoint, clients=args.clients, seconds=args.load_seconds, plot=args.plot),
         "switches": lambda: switches(

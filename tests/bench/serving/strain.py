@@ -114,8 +114,10 @@ def scale(*, checkpoint: str, clients: int, seconds: float, plot: str) -> None:
         server = stack.enter_context(running_server({"models": [model]}))
         driver = stack.enter_context(Clients.start())
         plan = [Part(1, seconds / 5), Part(clients, 2 * seconds / 5), Part(1, 2 * seconds / 5)]
+        url = f"{server.address}/v1/poses"
+        driver.ask(url, bodies, [Part(1, 2)])  # else its start would be seen
         start = time.monotonic()
-        load = driver.begin(f"{server.address}/v1/poses", bodies, plan)
+        load = driver.begin(url, bodies, plan)
         replicas = _watched(server, load, start)
         shots = load.result()
         _report(shots, replicas, plan, start)
