@@ -328,6 +328,7 @@ class ModelReplica:
             wanted.checkpoint,
             bfloat16=settings.bfloat16,
             channels_last=settings.channels_last,
+            backend=settings.backend,
             tracking=self._tracking,
         )
         predictor.need_no_truth()

@@ -44,8 +44,8 @@ class ServedModel(_Settings):
     """In addresses: /v1/models/NAME/poses."""
     source: str
     """``models:/smpr@champion``, or the path or URI of a checkpoint or of a run's folder."""
-    backend: Literal["torch"] = "torch"
-    """What runs the network."""
+    backend: Literal["torch", "onnxruntime"] = "torch"
+    """What runs the network; onnxruntime is for replicas on CPUs, see docs/export.md."""
     bfloat16: bool | None = None
     """None: as it was trained and evaluated."""
     channels_last: bool | None = None

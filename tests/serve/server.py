@@ -1,9 +1,11 @@
 """A real server for tests: Ray, Serve's proxy, the deployments of ``posefleet.serve.app``, and ways to load it."""
 
+import contextlib
 import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import ray
 import yaml
 from ray import serve
@@ -82,11 +86,47 @@ class Server:
         wait_for(lambda: self._ready(), seconds, lambda: json.dumps(_statuses(), indent=1))
         return time.monotonic() - start
 
+    def processes(self, title: str = "") -> list[psutil.Process]:
+        """Those of Ray, its workers and their children whose title has that in it."""
+        found = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if str(self.folder) in " ".join(child.cmdline()):
+                    found += [p for p in (child, *child.children(recursive=True)) if title in " ".join(p.cmdline())]
+        return found
+
+    def replicas(self, model: str) -> list[psutil.Process]:
+        """The processes that predict for clients, not for comparison."""
+        title = f"ServeReplica:posefleet:{model}"
+        return [p for p in self.processes(title) if "challenger" not in " ".join(p.cmdline())]
+
+    def running(self, deployment: str) -> int:
+        """How many of its replicas Serve says run."""
+        states = serve.status().applications["posefleet"].deployments[deployment].replica_states
+        return int(states.get("RUNNING", 0))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """None of its processes takes any time meanwhile."""
+        stopped = self.processes()
+        try:
+            _signal(stopped, signal.SIGSTOP)
+            yield
+        finally:
+            _signal(stopped, signal.SIGCONT)
+            self.wait_until_ready()
+
     def _ready(self) -> bool:
         try:
             return self.get("/readyz").status == 200
         except OSError:
             return False
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30, told: Callable[[], str] = str) -> None:
@@ -105,15 +145,19 @@ def _statuses() -> Any:
 
 
 @contextmanager
-def running_server(args: dict[str, Any], **options: Any) -> Iterator[Server]:
+def running_server(
+    args: dict[str, Any], *, environment: Mapping[str, str] | None = None, **options: Any
+) -> Iterator[Server]:
     """A server with a Ray of its own, ready.
 
     Args:
         args: Of ``posefleet.serve.app.build``.
+        environment: More variables of all its processes.
         options: More of the Serve config.
     """
     before = dict(os.environ)
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "POSEFLEET_TOKEN": TOKEN}
+    os.environ |= environment or {}
     os.environ.pop("RAY_ADDRESS", None)
     folder = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
     context = ray.init(
@@ -163,6 +207,8 @@ class Load:
     statuses: Counter[int] = field(default_factory=Counter)
     answers: list[tuple[float, int, Any]] = field(default_factory=list)
     """(when it was asked, which body, JSON) of those with status 200."""
+    waits: list[tuple[float, float]] = field(default_factory=list)
+    """(when it was asked, when it was answered) of the same."""
     errors: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -187,9 +233,18 @@ class Load:
                 answer = self.server.post(self.path, self.bodies[which])
             except OSError as error:
                 self.errors.append(repr(error))
+                time.sleep(0.1)
                 continue
             self.statuses[answer.status] += 1
             if answer.status == 200:
                 self.answers.append((begun, which, answer.json))
+                self.waits.append((begun, time.monotonic()))
             else:
                 self.errors.append(answer.body.decode())
+
+
+def misses(answer: Any, keypoints: np.ndarray) -> float:
+    """How far an answer's keypoints are from those that were expected, pixels; infinite if there are more or fewer."""
+    poses = answer["images"][0]["poses"]
+    found = np.array([[[k["x"], k["y"]] for k in pose["keypoints"]] for pose in poses])
+    return float(np.abs(found - keypoints).max()) if found.shape == keypoints.shape else float("inf")

@@ -1,6 +1,5 @@
 """New versions under load, challengers beside it, replicas that die: what clients notice of it."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from mlflow import MlflowClient
-from server import Load, Server, running_server, wait_for
+from server import Load, Server, misses, running_server, wait_for
 from small_settings import small_release, small_settings, untrained_checkpoint
 
 from posefleet.jobs import promote
@@ -63,27 +61,14 @@ def set_champion(registry: str, version: int) -> None:
 def check(load: Load, expected: dict[str, list[np.ndarray]]) -> list[str]:
     """Versions in the order of answers; every answer must be what its version says."""
     for _, which, answer in load.answers:
-        poses = answer["images"][0]["poses"]
-        found = np.array([[[k["x"], k["y"]] for k in pose["keypoints"]] for pose in poses])
-        assert np.abs(found - expected[answer["model"]["version"]][which]).max() < 1e-3
+        assert misses(answer, expected[answer["model"]["version"]][which]) < 1e-3
     return [answer["model"]["version"] for _, _, answer in sorted(load.answers, key=lambda item: item[0])]
-
-
-def model_replicas() -> list[psutil.Process]:
-    """The processes that predict for clients, not for comparison."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            title = " ".join(process.cmdline())
-            if "ServeReplica:posefleet:pose" in title and "challenger" not in title:
-                found.append(process)
-    return found
 
 
 def test_a_reload_under_load_fails_nobody(
     server: Server, registry: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
-    before = {process.pid for process in model_replicas()}
+    before = {process.pid for process in server.replicas("pose")}
     with Load(server, "/v1/poses", photographs, clients=4) as load:
         wait_for(lambda: len(load.answers) > 10)
         set_champion(registry, 2)
@@ -98,7 +83,7 @@ def test_a_reload_under_load_fails_nobody(
     versions = check(load, expected)
     assert {"1", "2"} == set(versions)
     assert {answer["model"]["version"] for begun, _, answer in load.answers if begun > done} == {"2"}
-    assert {process.pid for process in model_replicas()} == before, "swapped in place"
+    assert {process.pid for process in server.replicas("pose")} == before, "swapped in place"
     assert server.get("/v1/models").json["models"][0]["version"] == "2"
 
 
@@ -119,12 +104,12 @@ def test_a_deployment_under_load_fails_nobody(
 def test_a_rolling_restart_under_load_fails_nobody(
     server: Server, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
-    before = {process.pid for process in model_replicas()}
+    before = {process.pid for process in server.replicas("pose")}
     with Load(server, "/v1/poses", photographs, clients=4) as load:
         wait_for(lambda: len(load.answers) > 10)
         server.config["applications"][0]["args"]["models"][0]["batching"] = {"size": 4}
         server.deploy()
-        wait_for(lambda: len(now := {p.pid for p in model_replicas()}) == 2 and not now & before, 120)
+        wait_for(lambda: len(now := {p.pid for p in server.replicas("pose")}) == 2 and not now & before, 120)
         server.wait_until_ready()
         seen = len(load.answers)
         wait_for(lambda: len(load.answers) > seen + 10)
@@ -198,7 +183,7 @@ def test_a_challenger_is_promoted_once_it_agrees_on_live_images(
 def test_a_killed_replica_fails_nobody(
     server: Server, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
-    victim = model_replicas()[0]
+    victim = server.replicas("pose")[0]
     with Load(server, "/v1/poses", photographs, clients=4) as load:
         wait_for(lambda: len(load.answers) > 10)
         os.kill(victim.pid, signal.SIGKILL)
@@ -206,4 +191,4 @@ def test_a_killed_replica_fails_nobody(
         wait_for(lambda: len(load.answers) > seen + 20)
     assert not load.errors and set(load.statuses) == {200}
     check(load, expected)
-    wait_for(lambda: len(model_replicas()) == 2, 60)
+    wait_for(lambda: len(server.replicas("pose")) == 2, 60)

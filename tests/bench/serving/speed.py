@@ -1,0 +1,210 @@
+"""Images per second and milliseconds: the server, a bare ``Predictor``, LitServe."""
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from server import Server, free_port, running_server
+
+from serving.material import PIXELS, photographs, untrained
+from serving.sides import Bare, Clients, Part, Shot, lit_server
+
+FOREVER = 600.0
+
+
+def served(checkpoint: str, name: str = "pose", *, threads: int = 1, batch: int = 8, **deployment: Any) -> dict:
+    """A model of the server's configuration: one replica, but for what ``deployment`` says."""
+    defaults = {"num_replicas": 1, "ray_actor_options": {"num_cpus": threads}, "max_ongoing_requests": 128}
+    return {
+        "name": name,
+        "source": checkpoint,
+        "batching": {"size": batch, "wait_ms": 2},
+        "score_threshold": 0.0,
+        "deployment": defaults | deployment,
+    }
+
+
+def images_per_second(shots: Sequence[Shot], batch: int) -> float:
+    """From the end of the first batch to that of the last one, of clients that kept the queue full."""
+    failed = [shot for shot in shots if shot.status != 200]
+    assert not failed, f"{len(failed)} of {len(shots)} requests failed, such as {failed[0]}"
+    ends = sorted(shot.answered for shot in shots)
+    return (len(ends) - batch) / (ends[-1] - ends[batch - 1])
+
+
+def ratio_line(name: str, ratios: Sequence[float], target: str) -> str:
+    return f"{name}: median {statistics.median(ratios):.3f} ({' '.join(f'{r:.2f}' for r in ratios)}); target {target}"
+
+
+def throughput(*, checkpoint: str, threads: int, size: int, batches: Sequence[int], images: int, rounds: int) -> None:
+    """Clients of the server against the bare loop, the best batch size of each."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        checkpoint = checkpoint or untrained("smpr", folder, size)
+        bodies = photographs(8)
+        clients = stack.enter_context(Clients.start())
+        bare = stack.enter_context(Bare.start(checkpoint, threads))
+        models = [served(checkpoint, f"batch{batch}", threads=threads, batch=batch) for batch in batches]
+        server = stack.enter_context(running_server({"models": models}))
+
+        def by_server(batch: int) -> float:
+            url = f"{server.address}/v1/models/batch{batch}/poses"
+            shots = clients.ask(url, bodies, [Part(2 * batch + 1, FOREVER)], count=images + batch)
+            return images_per_second(shots, batch)
+
+        def by_loop(batch: int) -> float:
+            with server.paused():
+                return images / bare.seconds(bodies, batch=batch, count=images)
+
+        tried = {way: {batch: way(batch) for batch in batches} for way in (by_server, by_loop)}
+        best = {way: max(speeds, key=speeds.__getitem__) for way, speeds in tried.items()}
+        for way, name in ((by_server, "server"), (by_loop, "bare loop")):
+            print(f"{name}, a first look: " + ", ".join(f"batch {b}: {v:.2f}/s" for b, v in tried[way].items()))
+        print(
+            f"\n{'images/s':12}{'server, batch ' + str(best[by_server]):>20}{'loop, batch ' + str(best[by_loop]):>20}"
+        )
+        ratios = []
+        for number in range(rounds):
+            ours, theirs = (way(best[way]) for way in (by_server, by_loop))
+            ratios.append(ours / theirs)
+            print(f"round {number + 1:<6}{ours:20.2f}{theirs:20.2f}{ratios[-1]:8.3f}", flush=True)
+        print(ratio_line("server / bare loop, images per second", ratios, ">= 0.85"))
+
+
+def latency(
+    *,
+    checkpoint: str,
+    threads: int,
+    megabytes: Sequence[float],
+    concurrency: Sequence[int],
+    seconds: float,
+    rounds: int,
+) -> None:
+    """What the way through HTTP and Ray adds for one client, and how long clients wait that are many."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        checkpoint = checkpoint or untrained("smpr_demo", folder)
+        bodies = {size: photographs(2, size) for size in megabytes}
+        clients = stack.enter_context(Clients.start())
+        bare = stack.enter_context(Bare.start(checkpoint, threads))
+        server = stack.enter_context(running_server({"models": [served(checkpoint, threads=threads)]}))
+        url = f"{server.address}/v1/poses"
+        alone: dict[float, list[float]] = {size: [] for size in megabytes}
+        waits: dict[tuple[float, int], list[Shot]] = {(size, count): [] for size in megabytes for count in concurrency}
+        added: dict[float, list[float]] = {size: [] for size in megabytes}
+        for number in range(rounds + 1):  # the first one warms up
+            for size in megabytes:
+                with server.paused():
+                    theirs = bare.ms(bodies[size], seconds if number else 1)
+                for count in concurrency:
+                    shots = clients.ask(url, bodies[size], [Part(count, seconds if number else 1)])
+                    if number:
+                        waits[size, count] += shots
+                    if number and count == 1:
+                        alone[size] += theirs
+                        added[size].append(p50(shots) - statistics.median(theirs))
+        print(
+            f"{'MB':>5}{'pixels':>13}{'clients':>9}{'answers':>9}{'failed':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}"
+        )
+        for size in megabytes:
+            pixels = "{} x {}".format(*PIXELS[size])
+            row = "".join(f"{value:9.1f}" for value in np.percentile(alone[size], (50, 95, 99)))
+            print(f"{size:5g}{pixels:>13}{'Predictor':>9}{len(alone[size]):9}{'':8}{row}")
+            for count in concurrency:
+                shots = waits[size, count]
+                failed = sum(shot.status != 200 for shot in shots)
+                row = "".join(f"{v:9.1f}" for v in np.percentile([s.ms for s in shots], (50, 95, 99)))
+                print(f"{size:5g}{pixels:>13}{count:9}{len(shots):9}{failed:8}{row}")
+        for size, values in added.items():
+            told = " ".join(f"{value:.1f}" for value in values)
+            print(
+                f"added for one client, {size:g} MB: median {statistics.median(values):.1f} ms ({told}); target <= 10"
+            )
+
+
+def p50(shots: Sequence[Shot]) -> float:
+    return statistics.median(shot.ms for shot in shots if shot.status == 200)
+
+
+def litserve(*, checkpoint: str, threads: int, batch: int, images: int, rounds: int) -> None:
+    """The same clients, model and batches behind the server and behind LitServe."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        checkpoint = checkpoint or untrained("smpr_demo", folder)
+        bodies = photographs(8)
+        clients = stack.enter_context(Clients.start())
+        theirs = lit_server(checkpoint, free_port(), batch=batch, wait_ms=2, threads=threads)
+        lit_url = stack.enter_context(theirs)
+        server = stack.enter_context(running_server({"models": [served(checkpoint, threads=threads, batch=batch)]}))
+
+        def measured(url: str) -> tuple[float, float]:
+            """Images per second with a full queue, and the milliseconds of one client."""
+            many = clients.ask(url, bodies, [Part(2 * batch + 1, FOREVER)], count=images + batch, form=True)
+            one = clients.ask(url, bodies, [Part(1, FOREVER)], count=max(10, images // 8), form=True)
+            return images_per_second(many, batch), p50(one)
+
+        ratios = []
+        print(
+            f"batches of {batch}\n{'':12}{'ours, images/s':>16}{'p50 ms':>9}{'LitServe':>16}{'p50 ms':>9}{'ratio':>9}"
+        )
+        for number in range(rounds + 1):
+            ours = measured(f"{server.address}/v1/poses")
+            with server.paused():
+                lit = measured(lit_url)
+            if number:
+                ratios.append(ours[0] / lit[0])
+                print(
+                    f"round {number:<6}{ours[0]:16.1f}{ours[1]:9.1f}{lit[0]:16.1f}{lit[1]:9.1f}{ratios[-1]:9.3f}",
+                    flush=True,
+                )
+        print(ratio_line("ours / LitServe, images per second", ratios, ">= 1"))
+
+
+def switches(
+    *,
+    checkpoint: str,
+    threads: int,
+    environment: Mapping[str, str],
+    config: Mapping[str, Any],
+    model: Mapping[str, Any],
+    seconds: float,
+    rounds: int,
+) -> None:
+    """The server as it is, and with something changed, started anew for every turn."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        checkpoint = checkpoint or untrained("smpr_demo", folder)
+        bodies = photographs(8)
+        clients = stack.enter_context(Clients.start())
+        told = {"p50 ms, 1 client": [], "images/s, 16 clients": []}
+        print(f"changed: {dict(environment)} {dict(config)} {dict(model)}")
+        for number in range(rounds):
+            turns = []
+            for changed in (False, True):
+                described = served(checkpoint, threads=threads) | (model if changed else {})
+                options = dict(config) if changed else {}
+                with running_server(
+                    {"models": [described]}, environment=environment if changed else {}, **options
+                ) as server:
+                    turns.append(_turn(server, clients, bodies, seconds))
+            for values, pair in zip(told.values(), zip(*turns, strict=True), strict=True):
+                values.append(pair)
+            print(
+                f"round {number + 1}: "
+                + "; ".join(f"{name} {v[-1][0]:.1f} -> {v[-1][1]:.1f}" for name, v in told.items()),
+                flush=True,
+            )
+        for name, pairs in told.items():
+            print(ratio_line(f"{name}, changed / as it is", [after / before for before, after in pairs], "none"))
+
+
+def _turn(server: Server, clients: Clients, bodies: list[bytes], seconds: float) -> tuple[float, float]:
+    url = f"{server.address}/v1/poses"
+    clients.ask(url, bodies, [Part(4, 2)])
+    one = clients.ask(url, bodies, [Part(1, seconds)])
+    many = clients.ask(url, bodies, [Part(16, seconds)])
+    return p50(one), images_per_second(many, 8)
