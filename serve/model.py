@@ -21,6 +21,7 @@ from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.platform.agreement import compare_poses
 from posefleet.platform.drawing import draw_poses
 from posefleet.platform.inference import Predictor, describe_poses
+from posefleet.serve.batching import Batcher
 from posefleet.serve.metrics import ModelMetrics, ShadowMetrics
 from posefleet.serve.problems import Refusal
 from posefleet.serve.settings import ServedModel
@@ -76,16 +77,14 @@ class _Job:
     loaded: _Loaded
     views: list[Sample]
     deadline: float
-    left: bool = False
-    """Whether nobody waits any more."""
     taken: float = 0.0
     done: float = 0.0
     batch: int = 1
     """Images of the batch that it was in."""
 
     @property
-    def dropped(self) -> bool:
-        return self.left or time.monotonic() > self.deadline
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
 
 
 @serve.deployment(max_ongoing_requests=64, health_check_period_s=2, health_check_timeout_s=30)
@@ -114,7 +113,8 @@ class ModelReplica:
         self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._network = ThreadPoolExecutor(1, "network", initializer=_own_threads, initargs=(torch.get_num_threads(),))
         self._turn = asyncio.Lock()
-        self._queues: dict[tuple[tuple[int, int], ...], Any] = {}
+        batching = settings.batching
+        self._batches = Batcher(self._predict_batch, size=batching.size, wait_s=batching.wait_ms / 1e3)
         self._busy_since: float | None = None
         self._metrics, self._shadow_metrics = ModelMetrics(key), ShadowMetrics(key)
         self._shadowed: dict[tuple[str, str], Shadowed] = {}
@@ -147,13 +147,8 @@ class ModelReplica:
         image, views = decoded
         ready = time.monotonic()
         job = _Job(loaded, views, start + ask.seconds)
-        try:
-            poses = await self._queue_for(views)(job)
-        except asyncio.CancelledError:
-            job.left = True
-            raise
-        if isinstance(poses, Exception):
-            raise poses
+        # Images that are padded to the same shape wait together, so that none is padded for the sake of others.
+        poses = await self._batches(tuple(padded_shape([view]) for view in views), job)
         if poses is None:
             return Refusal("deadline", f"no answer within {ask.seconds:.1f} s; the server has too much to do")
         times = {"decode": ready - start, "queue": job.taken - ready, "predict": job.done - job.taken}
@@ -213,20 +208,11 @@ class ModelReplica:
             return Refusal("damaged_image", str(error))
         return image, loaded.predictor.prepare(image)
 
-    def _queue_for(self, views: list[Sample]) -> Any:
-        """The queue of images that are padded to the same shape, so that none is padded for the sake of others."""
-        shape = tuple(padded_shape([view]) for view in views)
-        if shape not in self._queues:
-            batching = self._settings.batching
-            batched = serve.batch(max_batch_size=batching.size, batch_wait_timeout_s=batching.wait_ms / 1e3)
-            self._queues[shape] = batched(self._predict_batch)
-        return self._queues[shape]
-
     async def _predict_batch(self, jobs: list[_Job]) -> list[Poses | Exception | None]:
-        """Poses by job, or why there are none; None where nobody waits for them any more."""
+        """Poses by job, or why there are none; None where it is too late for them."""
         found: dict[int, Poses | Exception] = {}
         async with self._turn:
-            waiting = [job for job in jobs if not job.dropped]
+            waiting = [job for job in jobs if not job.late]
             for loaded in {id(job.loaded): job.loaded for job in waiting}.values():  # two during a swap
                 group = [job for job in waiting if job.loaded is loaded]
                 found |= await self._run(loaded, group)
