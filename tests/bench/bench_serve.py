@@ -37,9 +37,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the network (not in faults and scale: one)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a turn (latency, switches)")
-    parser.add_argument("--size", type=int, default=512, help="short side, pixels (throughput)")
+    parser.add_argument("--size", type=int, default=512, help="short side, pixels (throughput, litserve)")
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 4), help="sizes that are tried (throughput)")
-    parser.add_argument("--images", type=int, default=16, help="of a turn (throughput; ten times as many in litserve)")
+    parser.add_argument("--images", type=int, default=16, help="of a turn (throughput, litserve)")
     parser.add_argument("--megabytes", type=float, nargs="+", default=(0.1, 1.0, 5.0), help="of bodies (latency)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=(1, 8, 32), help="clients (latency)")
     parser.add_argument("--batch", type=int, default=8, help="of both sides (litserve)")
@@ -71,7 +71,12 @@ def main() -> None:
             rounds=rounds,
         ),
         "litserve": lambda: litserve(
-            checkpoint=checkpoint, threads=args.threads, batch=args.batch, images=10 * args.images, rounds=rounds
+            checkpoint=checkpoint,
+            threads=args.threads,
+            size=args.size,
+            batch=args.batch,
+            images=args.images,
+            rounds=rounds,
         ),
         "faults": lambda: faults(checkpoint=checkpoint, ingresses=args.ingresses),
         "scale": lambda: scale(checkpoint=checkpoint, clients=args.clients, seconds=args.load_seconds, plot=args.plot),

@@ -130,11 +130,11 @@ def p50(shots: Sequence[Shot]) -> float:
     return statistics.median(shot.ms for shot in shots if shot.status == 200)
 
 
-def litserve(*, checkpoint: str, threads: int, batch: int, images: int, rounds: int) -> None:
+def litserve(*, checkpoint: str, threads: int, size: int, batch: int, images: int, rounds: int) -> None:
     """The same clients, model and batches behind the server and behind LitServe."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        checkpoint = checkpoint or untrained("smpr_demo", folder)
+        checkpoint = checkpoint or untrained("smpr", folder, size)
         bodies = photographs(8)
         clients = stack.enter_context(Clients.start())
         theirs = lit_server(checkpoint, free_port(), batch=batch, wait_ms=2, threads=threads)
