@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test test-slow check bench install clean
+.PHONY: help demo test test-slow test-browser check bench install clean
 
 help:
 	@echo "make demo       the whole way on this machine: data, doctor, shards, training, evaluation"
 	@echo "make test       the test suite (minutes)"
-	@echo "make test-slow  the tests that train to a bar"
+	@echo "make test-slow  the tests that train to a bar, and the long ones"
+	@echo "make test-browser  the page in a browser; wants /usr/bin/chromium"
 	@echo "make check      format, lint, types"
 	@echo "make bench      measured ratios against plain libraries"
 
@@ -30,6 +31,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 3600
+
+test-browser: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser
 
 check: $(READY)
 	$(BIN)/ruff format --check .
