@@ -53,6 +53,7 @@ async def found(_: Ask, version: str = "1") -> Seen:
         image={"width": 4, "height": 3, "poses": []},
         model={"name": "pose", "method": "smpr", "version": version},
         timings={"decode": 1.0, "queue": 0.0, "predict": 2.0},
+        share_ms=2.0,
         overlay=None,
         checkpoint=version,
         poses=Poses(torch.zeros(0, 17, 2), torch.zeros(0, 17), torch.zeros(0)),

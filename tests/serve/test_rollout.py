@@ -165,7 +165,7 @@ def test_a_challenger_is_promoted_once_it_agrees_on_live_images(
     assert promote.main([*command, *few]) == 1
     assert "not promoted: agreement, missed failed" in capsys.readouterr().err, "versions 1 and 2 differ in everything"
     settings = small_settings(people_shards, tmp_path)
-    twin = small_release(settings, untrained_checkpoint(settings, tmp_path / "run"), tmp_path / "release")
+    twin = small_release(settings, untrained_checkpoint(settings, tmp_path / "run", sure=True), tmp_path / "release")
     assert register(registry, "pose", twin, CHALLENGER).number == "3"
     try:
         server.reload("pose")
