@@ -73,9 +73,10 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 def _export(options: argparse.Namespace, overrides: list[str]) -> int:
     import tempfile
 
+    from posefleet.data.files import create
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
     from posefleet.platform.config import override
-    from posefleet.platform.export import Agreement, export_onnx, write_whole
+    from posefleet.platform.export import Agreement, export_onnx
     from posefleet.platform.inference import Predictor
     from posefleet.platform.paths import resolve_path
 
@@ -98,8 +99,9 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
         reason = "the poses differ too much" if agreement.poses else "no pose was found, so nothing could be compared"
         sys.stderr.write(f"not exported: {reason}; nothing was written to {options.out}\n")
         return 1
-    out = Path(resolve_path(options.out))
-    write_whole(out, graph)
+    out = resolve_path(options.out)
+    with create(out) as file:
+        file.write(graph)
     sys.stdout.write(f"{out}, {len(graph) / 2**20:.1f} MiB\n")
     return 0
 

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from posefleet.data.files import create
 from posefleet.data.keypoints import load_schema
-from posefleet.data.structures import Poses
+from posefleet.data.structures import STRIDE, Poses
 from posefleet.models import ExportableModel
 from posefleet.platform.checkpoint import WEIGHTS, CheckpointError, build_model, load_model, read_content
 from posefleet.platform.config import Experiment, build_experiment, to_dict
@@ -33,8 +34,6 @@ OPSET = 20
 FORMAT = "1"
 """Of the metadata and of what lies in the file; a new one makes cached files of the old one unread."""
 INPUT = "images"
-MULTIPLE = 32
-"""Heights and widths of images are multiples of it, pixels."""
 _KEY, _DECODER = "posefleet.", "decoder."
 
 
@@ -115,7 +114,7 @@ def export_onnx(checkpoint: str, *, experiment: Experiment | None = None) -> byt
     model, experiment = load_model(checkpoint, experiment=experiment)
     if not hasattr(model, "decoder"):
         raise ValueError(f"method {experiment.method!r} does not say where its network ends: its Model has no decoder")
-    example = torch.zeros(2, 3, 8 * MULTIPLE, 12 * MULTIPLE, dtype=torch.uint8)
+    example = torch.zeros(2, 3, 8 * STRIDE, 12 * STRIDE, dtype=torch.uint8)
     with torch.no_grad():
         shapes = {
             f"{name}.{level}": (values.shape[1], round(example.shape[2] / values.shape[2]))
@@ -123,7 +122,7 @@ def export_onnx(checkpoint: str, *, experiment: Experiment | None = None) -> byt
             for level, values in enumerate(maps)
         }
     height, width = torch.export.Dim("height", min=1, max=1024), torch.export.Dim("width", min=1, max=1024)
-    sizes = {0: torch.export.Dim("batch", min=1, max=65536), 2: MULTIPLE * height, 3: MULTIPLE * width}
+    sizes = {0: torch.export.Dim("batch", min=1, max=65536), 2: STRIDE * height, 3: STRIDE * width}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter about itself
@@ -212,19 +211,10 @@ def cached_onnx(checkpoint: str) -> str:
     try:
         read_facts(str(path))
     except (OSError, CheckpointError):
-        write_whole(path, export_onnx(checkpoint))
+        graph = export_onnx(checkpoint)
+        with create(str(path)) as file:
+            file.write(graph)
     return str(path)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _Flat(nn.Module):
@@ -253,7 +243,7 @@ def _facts(checkpoint: str, experiment: Experiment, shapes: Mapping[str, tuple[i
         "layout": "NCHW",
         "channels": "RGB",
         "range": [0, 255],
-        "multiple_of": MULTIPLE,
+        "multiple_of": STRIDE,
         "normalisation": "inside the graph",
     }
     return {

@@ -55,9 +55,11 @@ class Seen:
     model: dict[str, Any]
     """``ModelVersion`` in plain values."""
     timings: dict[str, float]
+    """Milliseconds of its stages: decode, queue, predict."""
     overlay: bytes | None
+    """JPEG of the image with its poses, if asked for."""
     share_ms: float
-    """Of the time that its batch took."""
+    """Its part of the time that its batch took, milliseconds."""
     checkpoint: str
     poses: Poses
     """The same in tensors, for a challenger to be compared with."""
@@ -67,7 +69,6 @@ class Seen:
 class _Loaded:
     wanted: Wanted
     predictor: Predictor
-    method: str
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +78,9 @@ class _Job:
     loaded: _Loaded
     views: list[Sample]
     deadline: float
+    """Like the next two by ``time.monotonic``, seconds."""
     taken: float = 0.0
+    """When its batch went into the network."""
     done: float = 0.0
     batch: int = 1
     """Images of the batch that it was in."""
@@ -135,7 +138,17 @@ class ModelReplica:
             raise RuntimeError(f"a batch has been in the network for more than {STUCK_S:g} s")
 
     async def predict(self, data: bytes, ask: Ask) -> Seen | Refusal:
-        """Poses of an image."""
+        """Poses of an image.
+
+        Args:
+            data: The bytes of its file, from a stranger.
+
+        Returns:
+            Them, or why there are none.
+
+        Raises:
+            Exception: Whatever the network raised over this image alone.
+        """
         start = time.monotonic()
         loaded = self._loaded
         if loaded is None:
@@ -242,7 +255,8 @@ class ModelReplica:
         self, loaded: _Loaded, image: np.ndarray, poses: Poses, ask: Ask, times: Mapping[str, float], share_ms: float
     ) -> Seen:
         least = self._settings.score_threshold if ask.score_threshold is None else ask.score_threshold
-        shown = poses[poses.scores >= least][: min(ask.max_people or 1000, self._settings.max_people)]
+        most = self._settings.max_people
+        shown = poses[poses.scores >= least][: min(ask.max_people or most, most)]
         self._metrics.people.observe(len(shown))
         schema, overlay = loaded.predictor.schema, None
         if ask.overlay:
@@ -253,7 +267,7 @@ class ModelReplica:
                 "height": image.shape[0],
                 "poses": describe_poses(shown, schema, keypoint_threshold=ask.keypoint_threshold),
             },
-            model={"name": self._settings.name, "method": loaded.method, "version": loaded.wanted.version},
+            model={"name": self._settings.name, "method": loaded.predictor.method, "version": loaded.wanted.version},
             timings={stage: round(1e3 * seconds, 3) for stage, seconds in times.items()},
             overlay=overlay,
             share_ms=share_ms,
@@ -320,7 +334,7 @@ class ModelReplica:
         predictor.need_no_truth()
         if settings.compile:
             predictor.model.compile()
-        return _Loaded(wanted, predictor, predictor.method)
+        return _Loaded(wanted, predictor)
 
     def _warm_up(self, loaded: _Loaded) -> None:
         for width, height in self._settings.warm_up:
