@@ -61,8 +61,8 @@ class Seen:
     share_ms: float
     """Its part of the time that its batch took, milliseconds."""
     checkpoint: str
-    poses: Poses
-    """The same in tensors, for a challenger to be compared with."""
+    poses: Poses | None
+    """The same in tensors, for a challenger to be compared with; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -272,7 +272,7 @@ class ModelReplica:
             overlay=overlay,
             share_ms=share_ms,
             checkpoint=loaded.wanted.checkpoint,
-            poses=poses if self._settings.shadow else Poses.empty(len(schema)),
+            poses=poses if self._settings.shadow else None,
         )
 
     # ------------------------------------------------------------------------------------------------ versions

@@ -22,8 +22,8 @@ class Batching(_Settings):
 
     size: int = Field(8, ge=1, le=256)
     """Most images of a batch."""
-    wait_ms: float = Field(2.0, ge=0, le=1000)
-    """How long a batch that is not full waits for others."""
+    wait_ms: float = Field(0.0, ge=0, le=1000)
+    """How long a batch that is not full waits for others while nothing is computed; others gather by themselves."""
 
 
 class Shadow(_Settings):

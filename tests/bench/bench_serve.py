@@ -7,10 +7,10 @@
     scale       one replica becomes three under load, and one again; --plot draws it              target none failed
     switches    the server as it is against one with something changed (not part of `all`)
 
-    python tests/bench/bench_serve.py --measure throughput --rounds 5
+    python tests/bench/bench_serve.py --measure throughput --replicas 2 --rounds 5
     python tests/bench/bench_serve.py --measure scale --plot docs/serving_scale.png
     python tests/bench/bench_serve.py --measure switches --environment RAY_SERVE_LOG_TO_STDERR=0 \\
-        --config '{logging_config: {enable_access_log: false}}' --model '{batching: {wait_ms: 0}}'
+        --config '{logging_config: {enable_access_log: false}}' --model '{batching: {wait_ms: 2}}'
 
 Clients, the bare loop and LitServe are processes of their own. Sides take turns, and while it is not its turn all
 processes of the server are stopped, Ray's daemons included. All have the same threads for the network.
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--measure", nargs="+", choices=(*names, "switches"), default=names, help="default: all")
     parser.add_argument("--checkpoint", default="", help="served instead of random weights")
     parser.add_argument("--threads", type=int, default=2, help="of the network (not in faults and scale: one)")
+    parser.add_argument("--replicas", type=int, default=1, help="which share the threads (throughput, litserve)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a turn (latency, switches)")
     parser.add_argument("--size", type=int, default=512, help="short side, pixels (throughput, litserve)")
@@ -57,6 +58,7 @@ def main() -> None:
         "throughput": lambda: throughput(
             checkpoint=checkpoint,
             threads=args.threads,
+            replicas=args.replicas,
             size=args.size,
             batches=args.batches,
             images=args.images,
@@ -73,6 +75,7 @@ def main() -> None:
         "litserve": lambda: litserve(
             checkpoint=checkpoint,
             threads=args.threads,
+            replicas=args.replicas,
             size=args.size,
             batch=args.batch,
             images=args.images,

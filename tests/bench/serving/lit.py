@@ -1,4 +1,7 @@
-"""The same ``Predictor`` behind LitServe, as its documentation does it: lit.py CHECKPOINT PORT BATCH WAIT_MS THREADS"""
+"""The same ``Predictor`` behind LitServe, as its documentation does it.
+
+lit.py CHECKPOINT PORT BATCH WAIT_MS THREADS WORKERS
+"""
 
 import sys
 from typing import Any
@@ -38,7 +41,7 @@ class PoseAPI(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    checkpoint, port, batch, wait_ms, threads = sys.argv[1:]
+    checkpoint, port, batch, wait_ms, threads, workers = sys.argv[1:]
     api = PoseAPI(checkpoint, int(threads), int(batch), float(wait_ms))
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=int(workers), timeout=120)
     server.run(host="127.0.0.1", port=int(port), generate_client_file=False, log_level="warning")

@@ -180,12 +180,14 @@ def _predict_each(bodies: list[bytes], seconds: float) -> list[float]:
 
 
 @contextmanager
-def lit_server(checkpoint: str, port: int, *, batch: int, wait_ms: float, threads: int) -> Iterator[str]:
-    """A LitServe server of one worker; where it takes images."""
+def lit_server(
+    checkpoint: str, port: int, *, batch: int, wait_ms: float, threads: int, replicas: int
+) -> Iterator[str]:
+    """A LitServe server; where it takes images."""
     if importlib.util.find_spec("litserve") is None:
         raise SystemExit("LitServe is not installed, and only this needs it: pip install litserve")
     command = [sys.executable, str(Path(__file__).with_name("lit.py"))]
-    command += [checkpoint, *map(str, (port, batch, wait_ms, threads))]
+    command += [checkpoint, *map(str, (port, batch, wait_ms, threads, replicas))]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         try:

@@ -16,45 +16,57 @@ from serving.sides import Bare, Clients, Part, Shot, lit_server
 FOREVER = 600.0
 
 
-def served(checkpoint: str, name: str = "pose", *, threads: int = 1, batch: int = 8, **deployment: Any) -> dict:
-    """A model of the server's configuration: one replica, but for what ``deployment`` says."""
-    defaults = {"num_replicas": 1, "ray_actor_options": {"num_cpus": threads}, "max_ongoing_requests": 128}
+def served(
+    checkpoint: str, name: str = "pose", *, threads: int = 1, replicas: int = 1, batch: int = 8, **deployment: Any
+) -> dict:
+    """A model of the server's configuration; ``threads`` are those of a replica."""
+    defaults = {"num_replicas": replicas, "ray_actor_options": {"num_cpus": threads}, "max_ongoing_requests": 128}
     return {
         "name": name,
         "source": checkpoint,
-        "batching": {"size": batch, "wait_ms": 2},
+        "batching": {"size": batch},
         "score_threshold": 0.0,
         "deployment": defaults | deployment,
     }
 
 
-def images_per_second(shots: Sequence[Shot], batch: int) -> float:
-    """From the end of the first batch to that of the last one, of clients that kept the queue full."""
+def images_per_second(shots: Sequence[Shot], at_once: int) -> float:
+    """While the queue was full: from the end of the first batches until the last request was sent."""
     failed = [shot for shot in shots if shot.status != 200]
     assert not failed, f"{len(failed)} of {len(shots)} requests failed, such as {failed[0]}"
-    ends = sorted(shot.answered for shot in shots)
-    return (len(ends) - batch) / (ends[-1] - ends[batch - 1])
+    last = max(shot.sent for shot in shots)
+    ends = sorted(shot.answered for shot in shots if shot.answered <= last)
+    return (len(ends) - at_once) / (ends[-1] - ends[at_once - 1])
 
 
 def ratio_line(name: str, ratios: Sequence[float], target: str) -> str:
     return f"{name}: median {statistics.median(ratios):.3f} ({' '.join(f'{r:.2f}' for r in ratios)}); target {target}"
 
 
-def throughput(*, checkpoint: str, threads: int, size: int, batches: Sequence[int], images: int, rounds: int) -> None:
-    """Clients of the server against the bare loop, the best batch size of each."""
+def throughput(
+    *,
+    checkpoint: str,
+    threads: int,
+    replicas: int,
+    size: int,
+    batches: Sequence[int],
+    images: int,
+    rounds: int,
+) -> None:
+    """Clients of the server against the bare loop, the best batch size of each; replicas share the loop's threads."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = checkpoint or untrained("smpr", folder, size)
         bodies = photographs(8)
         clients = stack.enter_context(Clients.start())
         bare = stack.enter_context(Bare.start(checkpoint, threads))
-        models = [served(checkpoint, f"batch{batch}", threads=threads, batch=batch) for batch in batches]
+        each = {"threads": threads // replicas, "replicas": replicas}
+        models = [served(checkpoint, f"batch{batch}", batch=batch, **each) for batch in batches]
         server = stack.enter_context(running_server({"models": models}))
 
         def by_server(batch: int) -> float:
             url = f"{server.address}/v1/models/batch{batch}/poses"
-            shots = clients.ask(url, bodies, [Part(2 * batch + 1, FOREVER)], count=images + batch)
-            return images_per_second(shots, batch)
+            return images_per_second(_full_queue(clients, url, bodies, batch * replicas, images), batch * replicas)
 
         def by_loop(batch: int) -> float:
             with server.paused():
@@ -130,22 +142,32 @@ def p50(shots: Sequence[Shot]) -> float:
     return statistics.median(shot.ms for shot in shots if shot.status == 200)
 
 
-def litserve(*, checkpoint: str, threads: int, size: int, batch: int, images: int, rounds: int) -> None:
+def _full_queue(
+    clients: Clients, url: str, bodies: Sequence[bytes], at_once: int, images: int, **options: Any
+) -> list[Shot]:
+    """That many images with a full queue: the next batches are there when the last ones are done."""
+    count = 2 * at_once + 1
+    return clients.ask(url, bodies, [Part(count, FOREVER)], count=images + at_once + count, **options)
+
+
+def litserve(
+    *, checkpoint: str, threads: int, replicas: int, size: int, batch: int, images: int, rounds: int
+) -> None:
     """The same clients, model and batches behind the server and behind LitServe."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = checkpoint or untrained("smpr", folder, size)
         bodies = photographs(8)
         clients = stack.enter_context(Clients.start())
-        theirs = lit_server(checkpoint, free_port(), batch=batch, wait_ms=2, threads=threads)
-        lit_url = stack.enter_context(theirs)
-        server = stack.enter_context(running_server({"models": [served(checkpoint, threads=threads, batch=batch)]}))
+        each = {"threads": threads // replicas, "replicas": replicas, "batch": batch}
+        lit_url = stack.enter_context(lit_server(checkpoint, free_port(), wait_ms=2, **each))
+        server = stack.enter_context(running_server({"models": [served(checkpoint, **each)]}))
 
         def measured(url: str) -> tuple[float, float]:
             """Images per second with a full queue, and the milliseconds of one client."""
-            many = clients.ask(url, bodies, [Part(2 * batch + 1, FOREVER)], count=images + batch, form=True)
+            many = _full_queue(clients, url, bodies, batch * replicas, images, form=True)
             one = clients.ask(url, bodies, [Part(1, FOREVER)], count=max(10, images // 8), form=True)
-            return images_per_second(many, batch), p50(one)
+            return images_per_second(many, batch * replicas), p50(one)
 
         ratios = []
         print(

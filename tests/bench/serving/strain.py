@@ -81,7 +81,7 @@ def _acts(server: Server, ingresses: int) -> Iterator[tuple[str, Callable[[], No
 
     def restart() -> None:
         before = {process.pid for process in server.replicas("pose")}
-        first["batching"] = {"size": 4, "wait_ms": 2}
+        first["batching"] = {"size": 4, "wait_ms": 1}
         server.deploy()
         wait_for(lambda: len(now := {p.pid for p in server.replicas("pose")}) == 2 and not now & before, 120)
         wait_for(lambda: server.running("pose") == 2)
@@ -95,6 +95,8 @@ def _acts(server: Server, ingresses: int) -> Iterator[tuple[str, Callable[[], No
     yield "kill -9 of the ingress", lambda: kill("ServeReplica:posefleet:Ingress", "Ingress", ingresses)
     yield "kill -9 of the replica of versions", lambda: kill("ServeReplica:posefleet:Versions", "Versions", 1)
     yield "kill -9 of the proxy", lambda: kill("ProxyActor", "", 1)
+    if server.processes("bin/haproxy"):
+        yield "kill -9 of HAProxy", lambda: kill("bin/haproxy", "", 1)
     yield "user_config changed: in place", renew
     yield "args changed: rolling restart", restart
 

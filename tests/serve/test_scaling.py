@@ -1,0 +1,67 @@
+"""Replicas that come and go, and the ways in which a replica can run its network."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from server import Server, misses, running_server, wait_for
+
+from posefleet.platform.inference import Predictor
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server(registry: str) -> Iterator[Server]:
+    small = {"source": "models:/pose@champion", "warm_up": [[96, 128]], "score_threshold": 0.0}
+    scaling = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2}
+    models = [
+        {"name": "awake", **small},
+        {"name": "asleep", **small, "deployment": {"autoscaling_config": scaling}},
+        {"name": "compiled", **small, "compile": True, "channels_last": True},
+        {"name": "half", **small, "bfloat16": True, "channels_last": True},
+        {"name": "exported", **small, "backend": "onnxruntime"},
+    ]
+    with running_server({"models": models, "tracking": registry}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(registry: str, photographs: list[bytes]) -> list[np.ndarray]:
+    predictor = Predictor.from_registry("models:/pose@champion", tracking=registry, device="cpu")
+    return [predictor(data).poses.keypoints.numpy() for data in photographs]
+
+
+def test_a_model_sleeps_until_somebody_asks(
+    server: Server, photographs: list[bytes], expected: list[np.ndarray]
+) -> None:
+    """Ready with no replica; the first request waits for one, and is answered."""
+    wait_for(lambda: server.running("asleep") == 0, 60)
+    assert server.get("/readyz").status == 200
+    start = time.monotonic()
+    answer = server.post("/v1/models/asleep/poses", photographs[0], Content_Type="image/jpeg")
+    assert answer.status == 200, answer.body
+    assert misses(answer.json, expected[0]) < 1e-3
+    assert server.running("asleep") == 1
+    print(f"woken within {time.monotonic() - start:.1f} s")
+    wait_for(lambda: server.running("asleep") == 0, 120)
+    assert server.get("/readyz").status == 200
+
+
+@pytest.mark.parametrize("name", ["compiled", "exported"])
+def test_other_ways_to_run_the_network_find_the_same(
+    server: Server, photographs: list[bytes], expected: list[np.ndarray], name: str
+) -> None:
+    for data, keypoints in zip(photographs, expected, strict=True):
+        answer = server.post(f"/v1/models/{name}/poses", data, Content_Type="image/jpeg")
+        assert answer.status == 200, answer.body
+        assert misses(answer.json, keypoints) < 1e-2
+
+
+def test_half_precision_answers(server: Server, photographs: list[bytes], expected: list[np.ndarray]) -> None:
+    """Poses of random weights do not survive rounding one by one; that there are as many is what can be asked."""
+    for data, keypoints in zip(photographs, expected, strict=True):
+        answer = server.post("/v1/models/half/poses", data, Content_Type="image/jpeg")
+        assert answer.status == 200, answer.body
+        assert len(answer.json["images"][0]["poses"]) == len(keypoints)
