@@ -115,6 +115,7 @@ class Server:
         finally:
             _signal(stopped, signal.SIGCONT)
             self.wait_until_ready()
+            time.sleep(5)  # Ray catches up on what it missed
 
     def _ready(self) -> bool:
         try:

@@ -17,7 +17,6 @@ def server(registry: str) -> Iterator[Server]:
     small = {"source": "models:/pose@champion", "warm_up": [[96, 128]], "score_threshold": 0.0}
     scaling = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2}
     models = [
-        {"name": "awake", **small},
         {"name": "asleep", **small, "deployment": {"autoscaling_config": scaling}},
         {"name": "compiled", **small, "compile": True, "channels_last": True},
         {"name": "half", **small, "bfloat16": True, "channels_last": True},
