@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec
 
+from posefleet.data.files import create
 from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
@@ -75,7 +76,11 @@ class Run:
 
     def finish(self, status: Status, *, curves: bool = True) -> None:
         """Send what earlier workers could not, draw the curves of a training, and set the run's status."""
-        sink = RunSink(self, system_every=0)
+        try:
+            sink = RunSink(self, system_every=0)
+        except OSError as error:
+            log.warning("MLflow does not learn that run %s is %s: no spool can be kept: %s", self.run_id, status, error)
+            return
         sink.flush()
         try:
             if curves:
@@ -100,10 +105,17 @@ class RunSink:
         self._tracker.log_metrics(metrics, step)
 
     def log_bytes(self, name: str, data: bytes) -> None:
-        """A small file, such as ``overlays/000812/139.jpg``."""
-        with fsspec.open(f"{self._run.folder}/report/{name}", "wb", auto_mkdir=True) as stream:
-            stream.write(data)
+        """A small file, such as ``overlays/000812/139.jpg``; storage that refuses it does not end the training."""
+        try:
+            with fsspec.open(f"{self._run.folder}/report/{name}", "wb", auto_mkdir=True) as stream:
+                stream.write(data)
+        except OSError as error:
+            log.warning("%s/report/%s is not written: %s", self._run.folder, name, error)
         self._tracker.log_bytes(name, data)
+
+    def store(self) -> None:
+        """Put what was logged so far on disk, where it survives this process."""
+        self._tracker.store()
 
     def log_checkpoint(self, path: str) -> None:
         """The weights and the description of a checkpoint, which is all that serving and evaluation need."""
@@ -132,10 +144,9 @@ def _known(folder: str) -> dict[str, str] | None:
 
 
 def _remember(run: Run, method: str) -> None:
-    fs, path = fsspec.url_to_fs(f"{run.folder}/run.json")
-    fs.makedirs(fs._parent(path), exist_ok=True)
     content = {"run_id": run.run_id, "tracking_uri": run.tracking_uri, "method": method}
-    fs.pipe_file(path, json.dumps(content, indent=1).encode())
+    with create(f"{run.folder}/run.json") as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
