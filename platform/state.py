@@ -104,6 +104,8 @@ class Saver:
 
     def __call__(self) -> None:
         problem = None
+        if self._worker.sink:
+            self._worker.sink.store()  # a run that goes on from here does not log again what came before
         if self._worker.rank == 0:
             try:
                 self._state.save(self._store, self._experiment, self._provenance)

@@ -24,7 +24,7 @@ from posefleet.platform.spool import Event, Spool
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 STORE_EVERY = 1.0
-"""Seconds between two writes to the spool: what a killed process may lose."""
+"""Seconds between two writes to the spool: what a killed process may lose, unless it calls ``store``."""
 LONGEST_PAUSE = 10.0
 """Seconds between two tries while the server is down."""
 
@@ -87,6 +87,13 @@ class Tracker:
     def log_text(self, name: str, text: str) -> None:
         """Store ``text`` as the artifact ``name``."""
         self.log_bytes(name, text.encode())
+
+    def store(self) -> None:
+        """Put what was logged so far into the spool before this returns; where the disk refuses, it stays in memory."""
+        try:
+            self._store()
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", self.spool.folder, error)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until the server has everything logged so far; False when it has not after ``timeout`` seconds."""
