@@ -9,6 +9,7 @@
 pass over it and take the one before. Locally the directory is also renamed into place when whole.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -100,7 +101,7 @@ class CheckpointStore:
                 f"cannot write checkpoint {self.root}/{name}: {error}; {intact}. Make room (or repair the storage) and "
                 "start the same command again: the run goes on from there."
             ) from error
-        self._drop_old()
+        self._drop_others(name)
         return f"{self.root}/{name}"
 
     def start_from(self, path: str) -> None:
@@ -141,14 +142,20 @@ class CheckpointStore:
         return f"{self.root}/{max(scored)[1]}" if scored else None
 
     def _scores(self, metric: str) -> dict[str, float]:
-        metrics = {name: read_content(f"{self.root}/{name}")["metrics"] for name in self.names()}
-        return {name: values[metric] for name, values in metrics.items() if math.isfinite(values.get(metric, math.nan))}
+        scores = {}
+        for name in self.names():
+            with contextlib.suppress(CheckpointError):  # damaged: as if it were not there
+                scores[name] = read_content(f"{self.root}/{name}")["metrics"].get(metric, math.nan)
+        return {name: value for name, value in scores.items() if math.isfinite(value)}
 
     def _write(self, name: str, files: Mapping[str, bytes]) -> None:
         local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
         final = f"{self._path}/{name}"
         target = f"{self._path}/.{name}.{os.getpid()}.tmp" if local else final
+        replaced = f"{target}.old"
         try:
+            for left in self._fs.glob(f"{self._path}/.step-*"):  # by killed writers
+                self._fs.rm(left, recursive=True)
             if not local and self._fs.exists(final):
                 self._fs.rm(final, recursive=True)
             self._fs.makedirs(target, exist_ok=True)
@@ -160,14 +167,20 @@ class CheckpointStore:
                         os.fsync(stream.fileno())
             if local:
                 if self._fs.exists(final):
-                    self._fs.rm(final, recursive=True)
+                    os.rename(final, replaced)
                 os.rename(target, final)
+                if self._fs.exists(replaced):
+                    self._fs.rm(replaced, recursive=True)
         except OSError:
             if local and self._fs.exists(target):
                 self._fs.rm(target, recursive=True)
             raise
 
-    def _drop_old(self) -> None:
+    def _drop_others(self, newest: str) -> None:
+        """Keep the latest ones up to ``newest`` and the best."""
+        for name in self.names():
+            if name > newest:  # damaged: otherwise the run had gone on from there
+                self._fs.rm(f"{self._path}/{name}", recursive=True)
         best = self.best()
         for name in self.names()[: -self.keep]:
             if f"{self.root}/{name}" != best:
