@@ -66,7 +66,7 @@ def fit(
         ) as batches,
         ProgressLine(training.end, done=state.position, active=worker.rank == 0) as line,
     ):
-        while state.position < training.end:
+        while state.position < training.end or training.owes_evaluation:
             training.advance(training.next_evaluation, batches, line)
             if experiment.data.eval:
                 with state.average.applied() if state.average else contextlib.nullcontext():
@@ -243,8 +243,18 @@ class Training:
     @property
     def next_evaluation(self) -> int:
         """Samples seen when the next evaluation is due."""
+        return self.state.position if self.owes_evaluation else min(self.end, self._boundary(1))
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """A run that was stopped where an evaluation was due, and saved before it, makes up for it."""
+        due = self.state.position in (self._boundary(0), self.end)
+        return bool(due and self.state.position and self.experiment.data.eval and not self.state.metrics)
+
+    def _boundary(self, ahead: int) -> int:
+        """Samples seen at the last evaluation that was due (0), or at the next one (1)."""
         every = self.experiment.train.eval_every * self.epoch_size
-        return min(self.end, self._whole_steps((self.state.position // every + 1) * every))
+        return self._whole_steps((self.state.position // every + ahead) * every)
 
     def _whole_steps(self, samples: float) -> int:
         return -(-math.ceil(samples) // self.images_per_step) * self.images_per_step
