@@ -118,8 +118,13 @@ def start_run(
             _continue_run(client, uri, resume_run_id, flat, tags)
             return resume_run_id
         experiment_id = _experiment_id(client, experiment_name, artifact_location or _beside_database(uri))
-        run_id: str = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
-        _log_params(client, run_id, flat)
+        abandoned = _abandoned(client, experiment_id, tags.get("folder"))
+        if abandoned:
+            run_id: str = abandoned
+            _continue_run(client, uri, run_id, flat, tags)
+        else:
+            run_id = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
+            _log_params(client, run_id, flat)
         _log_inputs(client, run_id, inputs)
     return run_id
 
@@ -193,6 +198,14 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
             text = f"{text[: LONGEST_PARAM - 40]} ... ({len(text)} characters)"
         flat[clean_name(name)] = text
     return flat
+
+
+def _abandoned(client: "MlflowClient", experiment_id: str, folder: str | None) -> str | None:
+    """The run that a driver opened for ``folder`` and died before it could note its id there."""
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        if folder and run.data.tags.get("folder") == folder and not run.data.metrics:
+            return str(run.info.run_id)
+    return None
 
 
 def _continue_run(
