@@ -3,12 +3,13 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+
+from processes import free_port
 
 
 class Server:
@@ -16,9 +17,7 @@ class Server:
 
     def __init__(self, folder: Path, backend: str) -> None:
         """``folder`` gets artifacts and log; ``backend`` is the database."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.folder, self.backend = folder, backend
 

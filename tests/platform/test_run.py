@@ -12,7 +12,9 @@ from posefleet.platform.tracking import read_run, start_run
 @pytest.fixture
 def run(store: str, tmp_path: Path) -> Run:
     (tmp_path / "run").mkdir()
-    return Run(folder=str(tmp_path / "run"), run_id=start_run(store, "tests", "run", params={}, tags={}), tracking_uri=store)
+    return Run(
+        folder=str(tmp_path / "run"), run_id=start_run(store, "tests", "run", params={}, tags={}), tracking_uri=store
+    )
 
 
 def test_a_picture_that_cannot_be_written_ends_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
