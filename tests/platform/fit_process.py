@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from steps import recorded_steps
 
 from posefleet.platform import loop
 from posefleet.platform.checkpoint import CheckpointStore
@@ -26,13 +28,30 @@ class StoppingWorker(LocalWorker):
         return self._looks <= 0
 
 
+@contextmanager
+def recorded_ids(path: Path) -> Iterator[None]:
+    """Every image id that takes part in a training step goes to ``path``, one a line."""
+    step = loop.train_step
+    with path.open("a", buffering=1) as file:
+
+        def recording(network: Any, batches: Any, *args: Any, **kwargs: Any) -> Any:
+            file.writelines(f"{i}\n" for batch in batches for i in batch.image_ids.tolist())
+            return step(network, batches, *args, **kwargs)
+
+        loop.train_step = recording
+        try:
+            yield
+        finally:
+            loop.train_step = step
+
+
 def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, looks: int) -> None:
     """One of ``world_size`` gloo processes that train on ``settings`` (json) with checkpoints under ``folder``."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     try:
-        with recorded_steps(Path(folder), rank):
+        with recorded_ids(Path(folder, f"ids-{world_size}-{rank}")):
             loop.fit(
                 build_experiment(json.loads(settings)), StoppingWorker(looks), CheckpointStore(f"{folder}/checkpoints")
             )

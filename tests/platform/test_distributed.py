@@ -2,15 +2,14 @@
 
 import copy
 import json
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from fit_process import fit_rank
-from processes import free_port
-from steps import read_steps, recorded_steps, samples_seen
+from fit_process import fit_rank, recorded_ids
 from torch.nn.utils import parameters_to_vector
 
 from posefleet.data.shards import read_manifest
@@ -21,8 +20,11 @@ from posefleet.platform.worker import LocalWorker
 
 
 def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    mp.spawn(fit_rank, (world_size, free_port(), json.dumps(settings), str(folder), looks), nprocs=world_size)
+    mp.spawn(fit_rank, (world_size, port, json.dumps(settings), str(folder), looks), nprocs=world_size)
 
 
 def with_settings(small_run: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
@@ -56,9 +58,9 @@ def test_a_run_resumed_by_other_workers_sees_every_sample_once(small_run: dict[s
     samples = read_manifest(settings["data"]["train"]).samples
     assert 0 < read_meta(str(store.latest())).position < samples
     settings["data"]["batch_size"] = 3
-    with recorded_steps(tmp_path / "run"):
+    with recorded_ids(tmp_path / "run" / "ids-1-0"):
         fit(build_experiment(settings), LocalWorker(device="cpu"), store)
-    seen = samples_seen(read_steps(tmp_path / "run"))
+    seen = Counter(int(line) for file in (tmp_path / "run").glob("ids-*") for line in file.read_text().split())
     position = read_meta(str(store.latest())).position
     assert sum(seen.values()) == position
     assert set(seen) == set(range(1, samples + 1))
