@@ -1,6 +1,6 @@
 """A Ray cluster on this machine whose nodes are processes of their own, so that each can die like a machine.
 
-Every node is one ``ray start --block`` with all that it starts. Nodes share the address 127.0.0.1, or stand in network
+Every node is one ``ray start --block`` with all that it starts. Nodes share this machine's address, or stand in network
 namespaces of their own with a cable to a common switch (:class:`Network`), which can be pulled.
 """
 

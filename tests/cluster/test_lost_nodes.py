@@ -3,10 +3,12 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from case import Case, Ending
+from case import Case, Ending, place
 from nodes import Cluster, Network, running_cluster
 from processes import wait_for
 
@@ -21,10 +23,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def on_nodes(case: Case, cluster: Cluster) -> Case:
-    """The case on that cluster."""
-    case.cluster = cluster
-    return case
+def on_nodes(two_workers: dict[str, Any], cluster: Cluster, new_database: Path, tmp_path: Path) -> Case:
+    """The run of two workers on that cluster."""
+    return Case(place(two_workers, tmp_path, new_database), tmp_path / "log", cluster)
 
 
 def test_a_killed_node_is_replaced_by_another(
