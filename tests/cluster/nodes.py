@@ -62,18 +62,17 @@ class Node:
         # Ray Train's cleaner of places looks for the head's address here; else it finds those of all Rays around.
         variables = environment() | host.variables | {"RAY_ADDRESS": address}
         self._log = log
-        with log.open("w") as file:
-            self._process = subprocess.Popen(
-                [*host.prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *command],
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-                env=variables,
-            )
-        wait_for(self._started, 240, log.read_text)
+        start = [*host.prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *command]
+        for _ in range(3):  # Ray gives a node 30 s to start, and a busy machine may need longer
+            with log.open("w") as file:
+                self._process = subprocess.Popen(start, stdout=file, stderr=file, start_new_session=True, env=variables)
+            wait_for(lambda: self._started or self._process.poll() is not None, 240, log.read_text)
+            if self._started:
+                return
+        raise AssertionError(log.read_text())
 
+    @property
     def _started(self) -> bool:
-        assert self._process.poll() is None, self._log.read_text()
         return "Ray runtime started" in self._log.read_text()
 
     def processes(self, title: str = "") -> list[Process]:
