@@ -118,6 +118,11 @@ class ScalingConfig:
 
     num_workers: int = 1
     """Training processes. 0: train in this process, without Ray."""
+    min_workers: int = 0
+    """Fewest training processes that the run goes on with when nodes go; each then computes more of every step, which
+    stays the same. 0: all of ``num_workers``, else the run waits for new nodes."""
+    grow_every: float = 60.0
+    """Seconds between looks for room for more workers, where there are fewer than ``num_workers``."""
     use_gpu: bool = False
     """One GPU for each worker."""
     cpus_per_worker: float = 1.0
@@ -128,6 +133,17 @@ class ScalingConfig:
     def __post_init__(self) -> None:
         if self.num_workers < 0:
             raise ValueError(f"scaling.num_workers {self.num_workers} must not be negative")
+        if not 0 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"scaling.min_workers {self.min_workers} must be from 0 to scaling.num_workers, {self.num_workers}"
+            )
+        if self.grow_every <= 0:
+            raise ValueError(f"scaling.grow_every {self.grow_every} must be positive")
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        return 0 < self.min_workers < self.num_workers
 
     @property
     def threads_per_worker(self) -> int:

@@ -47,24 +47,41 @@ class Run:
 
     def request_stop(self) -> None:
         """Ask the workers, wherever they are, to write a checkpoint and end."""
-        with fsspec.open(self._stop_file, "wb") as stream:
-            stream.write(b"")
+        self._request("stop")
 
     def stop_requested(self) -> bool:
         """Whether ``request_stop`` was called since the run was opened."""
-        fs, path = fsspec.url_to_fs(self._stop_file)
-        fs.invalidate_cache()
-        return bool(fs.exists(path))
+        return self._requested("stop")
 
     def allow(self) -> None:
         """Forget an earlier request to stop."""
-        fs, path = fsspec.url_to_fs(self._stop_file)
-        if fs.exists(path):
-            fs.rm(path)
+        self._forget("stop")
 
-    @property
-    def _stop_file(self) -> str:
-        return f"{self.folder}/stop"
+    def request_checkpoint(self) -> None:
+        """Ask the workers, wherever they are, to write a checkpoint and go on."""
+        self._request("save")
+
+    def checkpoint_requested(self) -> bool:
+        """Whether ``request_checkpoint`` was called and there was no checkpoint since."""
+        return self._requested("save")
+
+    def checkpoint_written(self) -> None:
+        """What ``request_checkpoint`` asked for is there."""
+        self._forget("save")
+
+    def _request(self, name: str) -> None:
+        with fsspec.open(f"{self.folder}/{name}", "wb") as stream:
+            stream.write(b"")
+
+    def _requested(self, name: str) -> bool:
+        fs, path = fsspec.url_to_fs(f"{self.folder}/{name}")
+        fs.invalidate_cache()
+        return bool(fs.exists(path))
+
+    def _forget(self, name: str) -> None:
+        if self._requested(name):
+            fs, path = fsspec.url_to_fs(f"{self.folder}/{name}")
+            fs.rm(path)
 
     @property
     def spool(self) -> str:

@@ -110,3 +110,4 @@ class Saver:
             except CheckpointError as error:
                 problem = str(error)
         self._worker.agree(problem)
+        self._worker.saved()

@@ -2,11 +2,13 @@
 
 The driver opens the run, starts the workers, waits, and closes the run. A worker that dies is replaced, with all its
 peers, and goes on from the last checkpoint in the run's own store; Ray's checkpoints are not used, because a run must
-also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller has polled.
+also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller has polled. An
+elastic run goes on with the workers that find room, and starts all of them again when there is room for more.
 """
 
 import dataclasses
 import logging
+import math
 import os
 import signal
 import sys
@@ -20,6 +22,10 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
+
+# Ray calls nobody else before it ends workers in order to start more.
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState
 from ray.util.queue import Queue
 
 from posefleet.data.memory import keep_freed_memory
@@ -34,8 +40,12 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, float]], None]
 
-STOP_SECONDS = 2.0
-"""A worker looks for the request to stop at most this often."""
+ASK_SECONDS = 2.0
+"""A worker looks for requests to stop or to save at most this often."""
+NOTICE_SECONDS = 10.0
+"""Between checkpoints, at least, while a node is about to go."""
+GROWTH_SECONDS = 60.0
+"""For the checkpoint before more workers start, at most."""
 
 
 class RayWorker(LocalWorker):
@@ -45,17 +55,37 @@ class RayWorker(LocalWorker):
         super().__init__(device=get_device(), sink=sink)
         self._run = run
         self._looked = time.monotonic()
+        self._stop = self._save = False
+        self._saved = -math.inf
 
     def stop_requested(self) -> bool:
         """Asks the run's folder on rank 0, now and then."""
-        if self.rank or time.monotonic() - self._looked < STOP_SECONDS:
-            return False
-        self._looked = time.monotonic()
-        return self._run.stop_requested()
+        self._ask()
+        return self._stop
+
+    def checkpoint_requested(self) -> bool:
+        """The run's folder says so, or Ray that a node is to go: then at once and again until it does."""
+        notice = ray.train.get_preemption_info()  # a barrier over all ranks
+        self._ask()
+        return self._save or (notice is not None and time.monotonic() - self._saved >= NOTICE_SECONDS)
+
+    def saved(self) -> None:
+        """Answers the request for a checkpoint."""
+        self._saved = time.monotonic()
+        if self._save:
+            self._run.checkpoint_written()
+            self._save = False
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """To Ray Train; a barrier over all ranks."""
         ray.train.report(dict(metrics))
+
+    def _ask(self) -> None:
+        if self.rank or time.monotonic() - self._looked < ASK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self._stop = self._stop or self._run.stop_requested()
+        self._save = self._save or self._run.checkpoint_requested()
 
 
 class InterruptibleWorker(LocalWorker):
@@ -148,23 +178,45 @@ class _Forward(ray.train.UserCallback):
         self._queue.put(metrics[0])
 
 
+class _SaveBeforeResize(ControllerCallback):
+    """Lets the workers write a checkpoint before Ray ends them to start another number of them."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def after_controller_state_update(self, previous_state: object, current_state: object) -> None:
+        """Called by Ray Train's controller, which ends no worker until this returns."""
+        if not isinstance(current_state, ResizingState):
+            return
+        self._run.request_checkpoint()
+        end = time.monotonic() + GROWTH_SECONDS
+        while self._run.checkpoint_requested() and time.monotonic() < end:
+            time.sleep(0.1)
+        self._run.checkpoint_written()  # whoever comes next need not answer
+
+
 def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
     scaling = experiment.scaling
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
     reports = Queue(actor_options={"num_cpus": 0}) if report else None
+    callbacks = [_Forward(reports)] if reports else []
+    callbacks += [_SaveBeforeResize(run)] if scaling.elastic else []
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"experiment": to_dict(experiment), "run": dataclasses.asdict(run)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.num_workers, use_gpu=scaling.use_gpu, resources_per_worker=resources
+            num_workers=(scaling.min_workers, scaling.num_workers) if scaling.elastic else scaling.num_workers,
+            elastic_resize_monitor_interval_s=scaling.grow_every,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=run.folder,
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
-            callbacks=[_Forward(reports)] if reports else [],  # type: ignore[list-item]  # it is the newer kind
+            callbacks=callbacks,  # type: ignore[arg-type]  # they are of the newer kind
         ),
     )
     # Ray Train's own SIGINT handler kills the workers; in a thread it installs none, and ours asks them to save first.

@@ -95,6 +95,14 @@ class LocalWorker:
         """Someone asked this run to stop; asked on every rank, answered yes on any."""
         return False
 
+    def checkpoint_requested(self) -> bool:
+        """A checkpoint is wanted soon, as workers are about to go or come; asked on every rank at every look at the
+        losses, answered yes on any."""
+        return False
+
+    def saved(self) -> None:
+        """A checkpoint was written; every rank learns it."""
+
     def report(self, metrics: Mapping[str, float]) -> None:
         """Tell the launcher how the run stands; every rank calls it equally often."""
         self.reports.append(dict(metrics))

@@ -1,13 +1,33 @@
 """Losses from logits or offsets, in float32. Every loss returns a SUM: the method divides it by a global count.
 
 The count is averaged over ranks (:func:`mean_counts`): DDP averages gradients, so n ranks then do what one process
-does with the whole batch.
+does with the whole batch. Where fewer ranks compute the same batch one part after the other, they know its counts from
+elsewhere (:func:`counts_from`).
 """
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+CountSource = Callable[[Tensor], tuple[Tensor, int]]
+"""Counters of one part of a batch -> their sums over all parts, and the number of parts."""
+
+_source: CountSource | None = None
+
+
+@contextmanager
+def counts_from(source: CountSource) -> Iterator[None]:
+    """Within, :func:`mean_counts` asks ``source`` instead of the other ranks."""
+    global _source
+    before, _source = _source, source
+    try:
+        yield
+    finally:
+        _source = before
 
 
 def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
@@ -22,10 +42,17 @@ def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
     """
     total = counts.detach().float().clone()
     ranks = 1
-    if dist.is_available() and dist.is_initialized():
+    if _source is not None:
+        total, ranks = _ask(_source, total)
+    elif dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)
         ranks = dist.get_world_size()
     return total.maximum(torch.as_tensor(minimum, device=total.device)) / ranks
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a source keeps what it is asked for
+def _ask(source: CountSource, counts: Tensor) -> tuple[Tensor, int]:
+    return source(counts)
 
 
 def focal_loss(
