@@ -155,3 +155,17 @@ class ElasticRun:
             time.sleep(0.1)
         taken = [(part.step, part.rank, part.workers) for part in self.parts]
         raise AssertionError(f"not after {seconds} s; (step, rank, workers) so far: {taken}")
+
+
+def power_cut_and_new_node(cluster: Nodes, run: ElasticRun, node: Any, *, step: int) -> None:
+    """From ``step`` on ``node`` is dead; when the other has gone on alone for three steps, a new one comes.
+
+    Raises:
+        AssertionError: The run did not go on, or not with the new node.
+    """
+    run.wait_for(lambda part: part.step >= step and part.workers == 2)
+    cluster.kill(node)
+    alone = run.wait_for(lambda part: part.workers == 1)
+    run.wait_for(lambda part: part.workers == 1 and part.step >= alone.step + 3)
+    cluster.add()
+    run.wait_for(lambda part: part.workers == 2 and part.time > alone.time)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from elastic_nodes import ElasticRun, Nodes, nodes
+from elastic_nodes import ElasticRun, Nodes, nodes, power_cut_and_new_node
 from elastic_record import last_taken
 from small_settings import small_settings
 from torch.nn.utils import parameters_to_vector
@@ -108,28 +108,16 @@ def test_a_node_goes_and_another_comes(cluster: Nodes, settings: dict[str, Any],
     first = cluster.add()
     cluster.add()
 
-    def act() -> None:
-        run.wait_for(lambda part: part.step >= 12 and part.workers == 2)
-        cluster.kill(first)
-        alone = run.wait_for(lambda part: part.workers == 1)
-        run.wait_for(lambda part: part.workers == 1 and part.step >= alone.step + 3)
-        cluster.add()
-        run.wait_for(lambda part: part.workers == 2 and part.time > alone.time)
-
-    assert run.train(act) == 0
+    assert run.train(lambda: power_cut_and_new_node(cluster, run, first, step=12)) == 0
     assert_same_run(run, undisturbed)
     steps = last_taken(run.parts)
     assert steps[0].workers == 2
     assert 1 in {step.workers for step in steps.values()}
     assert steps[STEPS - 1].workers == 2
-    grown = min(part.step for part in run.parts if part.workers == 2 and part.time > lone_time(run))
+    alone = next(part.time for part in run.parts if part.workers == 1)
+    grown = min(part.step for part in run.parts if part.workers == 2 and part.time > alone)
     again = sum(steps[step].times - 1 for step in range(grown, STEPS))
     assert again <= 2, f"the node that came cost {again} steps, though the workers could save before"
-
-
-def lone_time(run: ElasticRun) -> float:
-    """When a single worker took its first step."""
-    return next(part.time for part in run.parts if part.workers == 1)
 
 
 def test_an_announced_end_of_a_node_costs_few_steps(
