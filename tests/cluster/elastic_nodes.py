@@ -3,7 +3,6 @@
 import copy
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -62,9 +61,9 @@ def nodes() -> Iterator[Nodes]:
     os.environ |= VARIABLES
     os.environ.pop("RAY_ADDRESS", None)
     folder = tempfile.mkdtemp(prefix="pf-", dir="/tmp")  # short: names of sockets have at most 107 characters
-    # Ray Train asks the dashboard whose workers' places are free again.
-    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, "dashboard_port": _free_port()}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, "include_dashboard": False}
+    )
     try:
         ray.init(address=cluster.address, log_to_driver=False)
         yield Nodes(cluster)
@@ -74,16 +73,6 @@ def nodes() -> Iterator[Nodes]:
         os.environ.clear()
         os.environ |= before
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    """A port that nobody listens at, above those that Ray gives to workers."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port > 19999:
-            return port
 
 
 class ElasticRun:
