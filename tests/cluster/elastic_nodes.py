@@ -1,8 +1,11 @@
-"""A Ray cluster in this process whose nodes come and go while a run trains on it."""
+"""A Ray cluster whose nodes come and go while a run trains on it."""
 
+import contextlib
 import copy
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from elastic_record import Part, read_parts, recording_worker
 
 TESTS = Path(__file__).resolve().parents[1]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 VARIABLES = {
     "PYTHONPATH": f"{TESTS.parent}:{TESTS / 'cluster'}",
     "OMP_NUM_THREADS": "1",
@@ -24,55 +29,122 @@ VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # beside other work they would starve
     # A view of the cluster in which a lost node still lives costs a try to start workers there; a minute by default.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30"),
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 
 
-class Nodes:
-    """The nodes that workers run on: one CPU each."""
+class Node:
+    """One ``ray start`` with all that it starts."""
 
-    def __init__(self, cluster: Any) -> None:
-        self._cluster = cluster
+    def __init__(self, log: Path, **options: Any) -> None:
+        """Begin to start it; ``options`` are those of the command, None for one without a value."""
+        self.name = log.stem
+        self._log = log
+        ports = {"min_worker_port": 0, "max_worker_port": 0, "dashboard_agent_listen_port": free_port()}
+        options |= {"node_ip_address": "127.0.0.1", "object_store_memory": 150 * 2**20, **ports}
+        options |= {"resources": json.dumps({self.name: 1})}
+        given = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                [
+                    *RAY,
+                    "start",
+                    "--block",
+                    *(name if value is None else f"{name}={value}" for name, value in given.items()),
+                ],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                env=os.environ | VARIABLES,
+            )
 
-    def add(self) -> Any:
-        """Start a node and wait until it belongs to the cluster."""
-        return self._cluster.add_node(num_cpus=1)
+    def wait(self, seconds: float = 120) -> None:
+        """Until it belongs to the cluster.
 
-    def kill(self, node: Any) -> None:
+        Raises:
+            AssertionError: It does not; with what it said.
+        """
+        end = time.monotonic() + seconds
+        while "Ray runtime started" not in self._log.read_text():
+            assert self._process.poll() is None and time.monotonic() < end, self._log.read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
         """As if its power were cut."""
-        self._cluster.remove_node(node, allow_graceful=False)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self._process.pid)
+            for process in (parent, *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self._process.wait(30)
 
-    def announce_end(self, node: Any, seconds: int) -> None:
+
+class Nodes:
+    """The nodes that workers run on, one CPU each, below a head that has none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, port = folder, free_port()
+        self.address = f"127.0.0.1:{port}"
+        ports = {"port": port, "dashboard_port": free_port(), "ray_client_server_port": free_port()}
+        head = Node(folder / "node0", head=None, num_cpus=0, temp_dir=folder, **ports)
+        self._all = [head]
+        head.wait()
+
+    def add(self) -> Node:
+        """Start a node and wait until it belongs to the cluster."""
+        node = Node(self._folder / f"node{len(self._all)}", address=self.address, num_cpus=1)
+        self._all.append(node)
+        node.wait()
+        return node
+
+    def announce_end(self, node: Node, seconds: int) -> None:
         """Tell Ray that the node will be gone, as clouds tell of spot machines."""
-        told = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", f"--node-id={node.node_id}"]
-        command = ["drain-node", f"--address={self._cluster.address}", *told, f"--deadline-remaining-seconds={seconds}"]
-        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command], check=True, capture_output=True)
+        import ray
+
+        (number,) = [known["NodeID"] for known in ray.nodes() if node.name in known["Resources"]]
+        told = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", f"--node-id={number}"]
+        command = ["drain-node", f"--address={self.address}", *told, f"--deadline-remaining-seconds={seconds}"]
+        subprocess.run([*RAY, *command], check=True, capture_output=True)
+
+    def close(self) -> None:
+        """End all of them."""
+        for node in reversed(self._all):
+            node.kill()
 
 
 @contextmanager
 def nodes() -> Iterator[Nodes]:
     """A head without CPUs, to which this process is connected."""
     import ray
-    from ray.cluster_utils import Cluster
 
     before = dict(os.environ)
     os.environ |= VARIABLES
     os.environ.pop("RAY_ADDRESS", None)
-    folder = tempfile.mkdtemp(prefix="pf-", dir="/tmp")  # short: names of sockets have at most 107 characters
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, "include_dashboard": False}
-    )
+    folder = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))  # short: names of sockets have at most 107 characters
+    cluster = None
     try:
+        cluster = Nodes(folder)
         ray.init(address=cluster.address, log_to_driver=False)
-        yield Nodes(cluster)
+        yield cluster
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        if cluster:
+            cluster.close()
         os.environ.clear()
         os.environ |= before
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that nobody listens at, above those that Ray gives to workers."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port > 19999:
+            return port
 
 
 class ElasticRun:
@@ -146,14 +218,14 @@ class ElasticRun:
         raise AssertionError(f"not after {seconds} s; (step, rank, workers) so far: {taken}")
 
 
-def power_cut_and_new_node(cluster: Nodes, run: ElasticRun, node: Any, *, step: int) -> None:
+def power_cut_and_new_node(cluster: Nodes, run: ElasticRun, node: Node, *, step: int) -> None:
     """From ``step`` on ``node`` is dead; when the other has gone on alone for three steps, a new one comes.
 
     Raises:
         AssertionError: The run did not go on, or not with the new node.
     """
     run.wait_for(lambda part: part.step >= step and part.workers == 2)
-    cluster.kill(node)
+    node.kill()
     alone = run.wait_for(lambda part: part.workers == 1)
     run.wait_for(lambda part: part.workers == 1 and part.step >= alone.step + 3)
     cluster.add()

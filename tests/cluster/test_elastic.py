@@ -136,7 +136,7 @@ def test_an_announced_end_of_a_node_costs_few_steps(
         cluster.announce_end(first, 15)
         time.sleep(15)
         saved.extend(int(path.name[5:]) for path in run.folder.glob("checkpoints/step-*"))
-        cluster.kill(first)
+        first.kill()
         run.wait_for(lambda part: part.workers == 1)
 
     assert run.train(act) == 0
