@@ -87,7 +87,7 @@ class Nodes:
     def __init__(self, folder: Path) -> None:
         self._folder, port = folder, free_port()
         self.address = f"127.0.0.1:{port}"
-        ports = {"port": port, "dashboard_port": free_port(), "ray_client_server_port": free_port()}
+        ports = {"port": port, "ray_client_server_port": free_port(), "include_dashboard": "false"}
         head = Node(folder / "node0", head=None, num_cpus=0, temp_dir=folder, **ports)
         self._all = [head]
         head.wait()
