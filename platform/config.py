@@ -23,6 +23,7 @@ from posefleet.data.transforms import Augment, Resize
 from posefleet.models import load_method
 from posefleet.platform.optim import OptimConfig
 from posefleet.platform.paths import STORAGE
+from posefleet.platform.profiling import Profile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,11 +81,22 @@ class TrainConfig:
     """Steps between additional checkpoints inside an epoch. 0: none."""
     keep_checkpoints: int = 2
     """Latest checkpoints that are kept; the best one is always kept too."""
+    stall_s: float = 600.0
+    """Seconds without a step, evaluated batch or checkpoint after which every rank tells where it hangs; three times as
+    many for its first step. 0: never."""
+    stall_end_s: float = 0.0
+    """Seconds after which such a worker also ends itself, and the run goes on from its last checkpoint. 0: never."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_every", "eval_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} {getattr(self, name)} must be positive")
+        if self.stall_s < 0:
+            raise ValueError(f"train.stall_s {self.stall_s} must not be negative; 0 turns the watchdog off")
+        if self.stall_end_s and not 0 < self.stall_s < self.stall_end_s:
+            raise ValueError(
+                f"train.stall_end_s {self.stall_end_s} must be 0, or above train.stall_s ({self.stall_s}), which is on"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay {self.ema_decay} must be in [0, 1)")
 
@@ -155,6 +167,12 @@ class RunConfig:
     init_from: str = ""
     """Checkpoint, run's folder, or models:/NAME@ALIAS, whose weights the run starts from (fine-tuning); ignored when
     the run resumes."""
+    profile: str = ""
+    """Steps to profile, such as steps=5,wait=10,ranks=all; also --profile. Empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.profile:
+            Profile.parse(self.profile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,14 +280,20 @@ def parse_experiment(method: str, argv: Sequence[str] | None = None, *, descript
     """
     try:
         config, arguments = take_option(sys.argv[1:] if argv is None else argv, "--config")
+        profile, arguments = take_option(arguments, "--profile")
         values = read_yaml(config) if config else {}
         if values.setdefault("method", method) != method:
             raise ValueError(f"{config} is for method {values['method']!r}; this job trains {method!r}")
+        if profile:
+            arguments = [*arguments, "--run.profile", profile]
         # A config file may leave out what the command line gives; data.train is the only required field.
         if isinstance(values.setdefault("data", {}), dict):
             values["data"].setdefault("train", "")
         defaults = build_experiment(values, where=config or "configuration")
-        help_text = f"{description}\n\nGive a YAML file with --config FILE; the options below win over it."
+        help_text = (
+            f"{description}\n\nGive a YAML file with --config FILE; the options below win over it. "
+            "--profile steps=5 leaves a profile of five steps in the run."
+        )
         experiment = override(defaults, arguments, description=help_text)
         if not experiment.data.train:
             raise ValueError("data.train is missing; give the shard folder in the config or as --data.train FOLDER")

@@ -7,6 +7,7 @@ data on the position, so a run that is killed and started again ends with the we
 
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +32,11 @@ from posefleet.platform.optim import learning_rate, set_learning_rate
 from posefleet.platform.paths import resolve_path
 from posefleet.platform.progress import ProgressLine, losses_text
 from posefleet.platform.state import Saver, TrainingState, initial_state
+from posefleet.platform.supervision import Supervision, supervised
+from posefleet.platform.watch import Phase
 from posefleet.platform.worker import LocalWorker
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(RuntimeError):
@@ -65,15 +70,17 @@ def fit(
             pin_memory=worker.device.type == "cuda",
         ) as batches,
         ProgressLine(training.end, done=state.position, active=worker.rank == 0) as line,
+        supervised(experiment, worker, training.network, state.optimizer, step=state.step) as supervision,
     ):
         while state.position < training.end:
-            training.advance(training.next_evaluation, batches, line)
+            training.advance(training.next_evaluation, batches, line, supervision)
             if experiment.data.eval:
                 with state.average.applied() if state.average else contextlib.nullcontext():
                     result = evaluate(state.model, experiment, worker, step=state.step)
                 state.metrics = worker.broadcast(result.as_dict() if result else None)
                 if result:
                     line.say(f"step {state.step}\n{result}")
+                    log.debug("step %d: AP %.4f", state.step, state.metrics["AP"])
                     if worker.sink:
                         worker.sink.log_metrics(state.metrics, state.step)
             save()
@@ -115,6 +122,7 @@ def evaluate(
     from posefleet.platform.report import leave_evaluation  # matplotlib; not needed to train
 
     schema = load_schema(experiment.schema)
+    worker.watch.enter(Phase.EVALUATION)
     was_training = model.training
     predictor = Predictor(model, experiment, device=worker.device)
     datasets = [open_split(view) if open_split else evaluation_set(experiment, view) for view in predictor.transforms()]
@@ -138,6 +146,7 @@ def evaluate(
             found.update(zip(batches[0].image_ids.tolist(), poses, strict=True))
             if worker.rank == 0 and sum(len(batch) for batch, _ in shown) < experiment.evaluate.overlays:
                 shown.append((batches[0], poses))
+            worker.watch.beat()
     model.train(was_training)
     parts = worker.gather(found)
     if parts is None:
@@ -249,7 +258,7 @@ class Training:
     def _whole_steps(self, samples: float) -> int:
         return -(-math.ceil(samples) // self.images_per_step) * self.images_per_step
 
-    def advance(self, boundary: int, batches: Batches, line: ProgressLine) -> None:
+    def advance(self, boundary: int, batches: Batches, line: ProgressLine, supervision: Supervision) -> None:
         """Optimiser steps until ``boundary`` samples are seen."""
         train, state, worker = self.experiment.train, self.state, self.worker
         self.network.train()
@@ -260,7 +269,7 @@ class Training:
             looks = state.step % train.log_every == 0 or state.position >= boundary
             saves = bool(train.checkpoint_every) and state.step % train.checkpoint_every == 0
             if looks or saves or (worker.world_size == 1 and worker.stop_requested()):
-                stop = self._look(recent, line)
+                stop = self._look(recent, line, supervision)
                 recent = _Recent()
                 if (saves and state.position < boundary) or stop:
                     self.save()
@@ -279,8 +288,10 @@ class Training:
         set_learning_rate(state.optimizer, recent.rate)
         torch.manual_seed(_step_seed(experiment.seed, state.step, worker.rank))
         before = time.perf_counter()
+        worker.watch.enter(Phase.DATA)
         taken = list(itertools.islice(batches, experiment.train.accumulate))
         recent.waited += time.perf_counter() - before
+        worker.watch.enter(Phase.COMPUTE)
         losses, recent.norm = train_step(
             self.network,
             [batch.to(worker.device) for batch in taken],
@@ -292,16 +303,21 @@ class Training:
             state.average.update(state.step)
         state.step += 1
         state.position += self.images_per_step
+        worker.watch.step_ended(state.step, len(taken))
         recent.add(losses, [i for batch in taken for i in batch.image_ids.tolist()])
 
-    def _look(self, recent: _Recent, line: ProgressLine) -> bool:
+    def _look(self, recent: _Recent, line: ProgressLine, supervision: Supervision) -> bool:
         """Bring the recent losses to the host, check and log them; True when any worker was asked to stop."""
         state, worker, train = self.state, self.worker, self.experiment.train
+        worker.watch.enter(Phase.LOOK)
         losses = torch.stack(recent.losses)  # (steps, names)
         flags = torch.stack(
             [(~losses.isfinite()).any().float(), torch.tensor(float(worker.stop_requested()), device=losses.device)]
         )
-        bad, stop, *means = worker.reduce(torch.cat([flags, losses.mean(0)])).tolist()
+        paces = losses.new_tensor(supervision.pace())
+        bad, stop, *told = worker.reduce(torch.cat([flags, losses.mean(0), paces])).tolist()
+        means, paces = told[: len(recent.names)], told[len(recent.names) :]
+        ranks = supervision.compare(paces)
         if bad:
             worker.agree(_describe_bad(losses.cpu(), recent, state.step, train.precision))
         seconds = time.perf_counter() - recent.started
@@ -312,12 +328,14 @@ class Training:
             extra = {"loss": total, "lr": recent.rate, "grad_norm": float(recent.norm), "images_per_second": speed}
             diagnostics: Mapping[str, Tensor] = getattr(state.model, "diagnostics", {})
             extra |= {f"diagnostics/{name}": float(value) for name, value in diagnostics.items()}
-            worker.sink.log_metrics({**named, **extra, "data_wait": waits, "epoch": self.epoch}, state.step)
-        line.update(
-            state.position,
+            worker.sink.log_metrics({**named, **extra, **ranks, "data_wait": waits, "epoch": self.epoch}, state.step)
+        text = (
             f"epoch {self.epoch:.2f}/{train.epochs:g}  step {state.step}  {speed:.1f} images/s  "
-            f"data {100 * waits:.0f}%  loss {total:.3f}  {losses_text(named)}",
+            f"data {100 * waits:.0f}%  loss {total:.3f}  {losses_text(named)}"
         )
+        line.update(state.position, text)
+        if worker.rank == 0:
+            log.debug(text)
         return bool(stop)
 
 

@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from posefleet.data.memory import keep_freed_memory
+from posefleet.platform import logs
 from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
@@ -42,9 +43,14 @@ class RayWorker(LocalWorker):
     """A worker of Ray Train."""
 
     def __init__(self, run: Run, sink: RunSink | None) -> None:
-        super().__init__(device=get_device(), sink=sink)
+        super().__init__(device=get_device(), sink=sink, folder=run.folder)
         self._run = run
         self._looked = time.monotonic()
+
+    @property
+    def node(self) -> str:
+        """Its name and its address in the cluster."""
+        return f"{super().node} ({ray.util.get_node_ip_address()})"
 
     def stop_requested(self) -> bool:
         """Asks the run's folder on rank 0, now and then."""
@@ -55,14 +61,15 @@ class RayWorker(LocalWorker):
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """To Ray Train; a barrier over all ranks."""
-        ray.train.report(dict(metrics))
+        with self.watch.waiting():
+            ray.train.report(dict(metrics))
 
 
 class InterruptibleWorker(LocalWorker):
     """The worker of a run in this process; a signal asks it to stop."""
 
-    def __init__(self, stop: threading.Event, sink: RunSink, report: Report) -> None:
-        super().__init__(sink=sink)
+    def __init__(self, stop: threading.Event, sink: RunSink, report: Report, *, folder: str) -> None:
+        super().__init__(sink=sink, folder=folder)
         self._stop = stop
         self._report = report
 
@@ -119,14 +126,17 @@ def carry_out(
         report: Called in this thread with the metrics of every evaluation; a SystemExit from it ends the training and
             leaves the run open.
     """
+    process = "driver" if experiment.scaling.num_workers else "rank0"
     try:
-        with _signals(run) as stop:
+        with logs.written(run.folder, process, run=experiment.run.name), _signals(run) as stop:
+            log.debug("begins in process %d: %s", os.getpid(), run.folder)
             if experiment.scaling.num_workers:
                 outcome = _on_ray(experiment, run, report)
             else:
                 sink = RunSink(run)
-                worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None))
+                worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
                 outcome = _guarded(experiment, worker, run, sink)
+            log.debug("ends: %s", outcome.error or "finished")
     except SystemExit:
         run.request_stop()  # workers may outlive this process for a moment
         raise
@@ -188,12 +198,17 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
 
 def _ray_worker(config: dict[str, Any]) -> Any:
     """What each worker process runs."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)  # it would print every report
     experiment, run = build_experiment(config["experiment"]), Run(**config["run"])
     torch.set_num_threads(experiment.scaling.threads_per_worker)
-    sink = RunSink(run) if ray.train.get_context().get_world_rank() == 0 else None
-    return dataclasses.asdict(_guarded(experiment, RayWorker(run, sink), run, sink))
+    rank = ray.train.get_context().get_world_rank()
+    sink = RunSink(run) if rank == 0 else None
+    with logs.written(run.folder, f"rank{rank}", run=experiment.run.name, terminal=logging.INFO):
+        worker = RayWorker(run, sink)
+        log.debug("rank %d of %d begins on %s", rank, worker.world_size, worker.node)
+        outcome = _guarded(experiment, worker, run, sink)
+        log.debug("rank %d ends: %s", rank, outcome.error or "finished")
+    return dataclasses.asdict(outcome)
 
 
 def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSink | None) -> Outcome:

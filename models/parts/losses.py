@@ -4,10 +4,27 @@ The count is averaged over ranks (:func:`mean_counts`): DDP averages gradients, 
 does with the whole batch.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+_around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def around_reductions(context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Within, ranks add their counters up inside a ``context()``, such as that of a stopwatch."""
+    global _around
+    before, _around = _around, context
+    try:
+        yield
+    finally:
+        _around = before
 
 
 def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
@@ -23,7 +40,8 @@ def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
     total = counts.detach().float().clone()
     ranks = 1
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
+        with _around():
+            dist.all_reduce(total)
         ranks = dist.get_world_size()
     return total.maximum(torch.as_tensor(minimum, device=total.device)) / ranks
 

@@ -19,12 +19,12 @@ from posefleet.platform.loop import fit
 from posefleet.platform.worker import LocalWorker
 
 
-def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0) -> None:
+def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0, trouble: str = "") -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    mp.spawn(fit_rank, (world_size, port, json.dumps(settings), str(folder), looks), nprocs=world_size)
+    mp.spawn(fit_rank, (world_size, port, json.dumps(settings), str(folder), looks, trouble), nprocs=world_size)
 
 
 def with_settings(small_run: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""Training that stands still, on purpose."""
+
+import copy
+import ctypes
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.multiprocessing as mp
+from test_distributed import in_processes, with_settings
+
+from posefleet.platform import logs, loop
+from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.config import build_experiment
+from posefleet.platform.watch import Phase, Watch
+from posefleet.platform.watchdog import EXIT_STALLED, Standstill, Watchdog, verdict
+from posefleet.platform.worker import LocalWorker
+
+
+def standstill(rank: int, step: int, phase: Phase, seconds: float = 60.0) -> Standstill:
+    return Standstill(rank, f"node{rank}", step, phase.value, seconds)
+
+
+def test_the_rank_that_does_not_wait_is_behind() -> None:
+    told = [standstill(0, 7, Phase.OTHERS), standstill(1, 7, Phase.DATA, 61.4), standstill(2, 7, Phase.OTHERS)]
+    assert verdict(told, 3) == (
+        "rank 1 on node1 is behind, after step 7, in phase 'waiting for data' for 61 s; rank 0, 2 waits for it"
+    )
+
+
+def test_a_rank_that_says_nothing_is_named() -> None:
+    assert verdict([standstill(0, 7, Phase.OTHERS)], 2) == (
+        "rank 1 says nothing: frozen, gone, or without the run's folder; rank 0 waits for it"
+    )
+
+
+def test_where_all_wait_it_is_the_network() -> None:
+    assert "network" in verdict([standstill(rank, 7, Phase.OTHERS) for rank in (0, 1)], 2)
+
+
+def logged(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_hung_loader_is_told_with_its_stack_and_the_run_goes_on(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = copy.deepcopy(small_run)
+    settings["data"]["eval"] = ""
+    settings["train"]["stall_s"] = 0.5
+    islice, taken = loop.itertools.islice, 0
+
+    def an_image_that_never_comes(batches: Any, count: int) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 4:
+            time.sleep(2.5)
+        return islice(batches, count)
+
+    monkeypatch.setattr(loop.itertools, "islice", an_image_that_never_comes)
+    with logs.written(str(tmp_path), "rank0"):
+        fit = loop.fit(
+            build_experiment(settings),
+            LocalWorker(device="cpu", folder=str(tmp_path)),
+            CheckpointStore(str(tmp_path / "checkpoints")),
+        )
+    assert fit == {} and taken == 6
+    lines = logged(tmp_path / "logs" / "rank0.jsonl")
+    (told,) = [line["message"] for line in lines if line["level"] == "ERROR"]
+    assert "rank 0 on" in told and "after step 3, in phase 'waiting for data'" in told
+    stacks = (tmp_path / "logs" / "stall-rank0.txt").read_text()
+    assert "thread MainThread" in stacks and "an_image_that_never_comes" in stacks
+    assert [line["message"] for line in lines if "goes on" in line["message"]] == ["rank 0 goes on, after step 4"]
+
+
+@pytest.mark.parametrize(("trouble", "phase"), [("data", Phase.DATA), ("compute", Phase.COMPUTE)])
+def test_a_hung_rank_is_named_and_its_worker_ends(
+    small_run: dict[str, Any], tmp_path: Path, trouble: str, phase: Phase
+) -> None:
+    train = {"stall_s": 1.0, "stall_end_s": 4.0, "checkpoint_every": 1}
+    settings = with_settings(small_run, data={"batch_size": 2, "eval": ""}, train=train)
+    with pytest.raises(mp.ProcessExitedException) as ended:
+        in_processes(2, settings, tmp_path, trouble=f"hang in {trouble}")
+    assert ended.value.exit_code == EXIT_STALLED
+    (told,) = [
+        line for rank in (0, 1) for line in logged(tmp_path / f"logs/rank{rank}.jsonl") if line["level"] == "ERROR"
+    ]
+    assert told["rank"] == 0
+    assert f"is behind, after step 2, in phase {phase.value!r}" in told["message"]
+    assert "rank 1 on" in told["message"] and "rank 0 waits for it" in told["message"]
+    assert "in_trouble" in (tmp_path / "logs" / "stall-rank1.txt").read_text()
+    assert CheckpointStore(str(tmp_path / "checkpoints")).latest().endswith("000002")  # type: ignore[union-attr]
+
+
+def test_a_slow_rank_is_named(small_run: dict[str, Any], tmp_path: Path) -> None:
+    for trouble, cause in (("compute", "it computes"), ("data", "it waits for data")):
+        settings = with_settings(small_run, data={"batch_size": 2, "eval": ""}, train={"epochs": 2, "log_every": 2})
+        in_processes(2, settings, tmp_path / trouble, trouble=f"slow in {trouble}")
+        lines = logged(tmp_path / trouble / "logs" / "rank0.jsonl")
+        (told,) = [line["message"] for line in lines if line["level"] == "WARNING"]
+        assert told.startswith("rank 1 on ") and told.endswith(cause)
+
+
+def test_a_process_that_holds_the_lock_is_told_by_other_means(tmp_path: Path) -> None:
+    dog = Watchdog(Watch(), stall_s=0.4, end_s=0, rank=1, world_size=2, node="a", folder=str(tmp_path))
+    with dog.watching():
+        time.sleep(0.2)
+        ctypes.PyDLL(None).usleep(1_200_000)  # unlike CDLL, keeps the lock
+    told = (tmp_path / "logs" / "frozen-rank1.txt").read_text()
+    assert "test_a_process_that_holds_the_lock" in told
+
+
+def test_nothing_is_left_where_nothing_stood_still(tmp_path: Path) -> None:
+    dog = Watchdog(Watch(), stall_s=60, end_s=0, rank=0, world_size=1, node="a", folder=str(tmp_path))
+    with dog.watching():
+        pass
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_limits_that_make_no_sense(small_run: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"train.stall_end_s 5.0 must be 0, or above train.stall_s \(10.0\)"):
+        build_experiment(with_settings(small_run, train={"stall_s": 10.0, "stall_end_s": 5.0}))
