@@ -7,12 +7,16 @@ there they become the tables, the summary is written, and the parts go.
     OUTPUT/parts/plan.json        what is predicted by what and how; another command is refused
     OUTPUT/parts/part-00012...    see ``pose_tables``
     OUTPUT/overlays/NAME.jpg      the pictures with their poses, if asked for
+    OUTPUT/logs/                  of the workers, see ``logs``
     OUTPUT/summary.json           written last, so a folder with a summary is whole
 """
 
 import hashlib
 import itertools
 import json
+import logging
+import os
+import platform
 import shutil
 import tempfile
 import time
@@ -39,6 +43,7 @@ from posefleet.data.pictures import Picture, Pictures, chunks, read_picture
 from posefleet.data.sharding import open_ray_data
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.data.video import Frame, Video, VideoFile
+from posefleet.platform import logs
 from posefleet.platform.checkpoint import copy_for_use, find_checkpoint, read_content
 from posefleet.platform.inference import Prediction, Predictor
 from posefleet.platform.mlflow_client import store_uri
@@ -46,6 +51,8 @@ from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.pose_tables import Counts, Found, join_parts, read_part, write_part, write_tables
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.registry import find_alias
+
+log = logging.getLogger(__name__)
 
 FEWEST_IN_A_CHUNK, MOST_IN_A_CHUNK = 16, 256
 CHUNKS = 32
@@ -484,11 +491,17 @@ class _RowWorker(_Worker):
     def __init__(self, work: Any) -> None:
         import ray
 
-        super().__init__(ray.get(work))
+        work = ray.get(work)
+        self._written = logs.written(work.output, f"worker-{platform.node()}-{os.getpid()}")
+        self._written.__enter__()  # until Ray ends the process
+        super().__init__(work)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         chunk = [Picture(**picture) for picture in json.loads(row["chunk"])]
-        return {"number": row["number"], **asdict(super().__call__(row["number"], chunk))}
+        start = time.perf_counter()
+        counts = super().__call__(row["number"], chunk)
+        log.debug("chunk %d in %.1f s: %s", row["number"], time.perf_counter() - start, counts)
+        return {"number": row["number"], **asdict(counts)}
 
 
 def _over_the_cluster(work: _Work, chunks: Mapping[int, list[Picture]], crew: Crew) -> Iterator[tuple[int, Counts]]:

@@ -26,7 +26,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from posefleet.platform import tracking
+from posefleet.platform import logs, tracking
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
 from posefleet.platform.comparison import costs
 from posefleet.platform.config import Experiment, ScalingConfig, build_experiment, to_dict
@@ -103,7 +103,12 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
         return True
     scratch = Path(search.folder, "ray")
     shutil.rmtree(scratch, ignore_errors=True)  # of an earlier start; nothing in it is needed
-    with ProgressLine(engine.samples, done=done) as line, ThreadPoolExecutor(1) as clerk, _sigterm():
+    with (
+        logs.written(str(search.folder), "search"),
+        ProgressLine(engine.samples, done=done) as line,
+        ThreadPoolExecutor(1) as clerk,
+        _sigterm(),
+    ):
         population = engine.scheduler == "pbt"
         common = {
             "base": to_dict(search.base),
@@ -370,7 +375,7 @@ def _sigterm() -> Iterator[None]:
 
 def _trial(config: dict[str, Any]) -> None:
     """What the process of a trial runs."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=logs.TERMINAL)
     name = tune.get_context().get_trial_name()
     experiment, run = open_run(_experiment(config, str(name)))
     store = run.store(experiment)

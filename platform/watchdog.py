@@ -55,7 +55,8 @@ def verdict(told: Sequence[Standstill], world_size: int) -> str:
     if behind:
         first = min(one.step for one in behind)
         parts = [
-            f"rank {one.rank} on {one.node} is behind, after step {one.step}, in phase {one.phase!r} "
+            f"rank {one.rank} on {one.node} {'is behind' if world_size > 1 else 'stands still'}, "
+            f"after step {one.step}, in phase {one.phase!r} "
             f"for {one.seconds:.0f} s"
             for one in behind
             if one.step == first

@@ -1,6 +1,5 @@
 """What the processes of the training tests run; importable, because spawned processes import it."""
 
-import itertools
 import json
 import os
 import time
@@ -48,36 +47,39 @@ def recorded_ids(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def in_trouble(trouble: str) -> Iterator[None]:
-    """Every step takes 0.3 s more (``slow``), or the third never ends (``hang``), ``in data`` or ``in compute``."""
+def in_trouble(trouble: str, folder: Path) -> Iterator[None]:
+    """Every step takes a second more (``slow``), or the third until the watchdog has noticed (``pause``) or for ever
+    (``hang``), ``in data`` or ``in compute``."""
     kind, _, place = trouble.partition(" in ")
-    step, islice, calls = loop.train_step, itertools.islice, 0
+    step, open_batches, calls = loop.train_step, loop.training_batches, 0
 
     def wait() -> None:
         nonlocal calls
         calls += 1
         if kind == "slow":
-            time.sleep(0.3)
+            time.sleep(1.0)
         elif calls == 3:
-            time.sleep(300)
+            ends = time.monotonic() + 100
+            while time.monotonic() < ends and not (kind == "pause" and list(folder.glob("logs/stall-*.json"))):
+                time.sleep(0.1)
 
-    class Slowly:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(itertools, name)
-
-        def islice(self, *args: Any) -> Any:
-            wait()
-            return islice(*args)
-
-    def slowly(*args: Any, **kwargs: Any) -> Any:
+    def slow_step(*args: Any, **kwargs: Any) -> Any:
         wait()
         return step(*args, **kwargs)
 
+    @contextmanager
+    def slow_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with open_batches(*args, **kwargs) as batches:
+            yield (wait() or batch for batch in batches)  # type: ignore[func-returns-value]
+
     if place == "data":
-        loop.itertools = Slowly()  # type: ignore[assignment]
+        loop.training_batches = slow_batches  # type: ignore[assignment]
     elif place == "compute":
-        loop.train_step = slowly
-    yield
+        loop.train_step = slow_step
+    try:
+        yield
+    finally:
+        loop.train_step, loop.training_batches = step, open_batches
 
 
 def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, looks: int, trouble: str = "") -> None:
@@ -92,7 +94,7 @@ def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, 
         with (
             recorded_ids(Path(folder, f"ids-{world_size}-{rank}")),
             logs.written(folder, f"rank{rank}"),
-            in_trouble(trouble if rank == world_size - 1 else ""),
+            in_trouble(trouble if rank == world_size - 1 else "", Path(folder)),
         ):
             experiment, store = build_experiment(json.loads(settings)), CheckpointStore(f"{folder}/checkpoints")
             loop.fit(experiment, StoppingWorker(looks, folder), store)
