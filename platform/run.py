@@ -3,7 +3,8 @@
 STORAGE/NAME/
     run.json        MLflow run id and store, so that a restart goes on with the same run
     checkpoints/    see ``checkpoint``
-    report/         overlays, curves and tables, also kept as artifacts in MLflow
+    report/         overlays, curves, tables and profiles, also kept as artifacts in MLflow
+    logs/           see ``logs`` and ``watchdog``
     spool/          events that MLflow has not taken yet
 """
 
@@ -76,6 +77,7 @@ class Run:
     def finish(self, status: Status, *, curves: bool = True) -> None:
         """Send what earlier workers could not, draw the curves of a training, and set the run's status."""
         sink = RunSink(self, system_every=0)
+        sink.log_profiles()
         sink.flush()
         try:
             if curves:
@@ -110,6 +112,14 @@ class RunSink:
         with tempfile.TemporaryDirectory() as folder:
             copy_for_use(path, Path(folder))
             self._tracker.log_artifact(folder, "checkpoint")
+
+    def log_profiles(self) -> None:
+        """Those of ranks other than 0, which leave them in the folder only."""
+        fs, path = fsspec.url_to_fs(f"{self._run.folder}/report/profile")
+        for file in fs.glob(f"{path}/rank*"):
+            name = file.rpartition("/")[2]
+            if not name.startswith("rank0-"):
+                self._tracker.log_bytes(f"profile/{name}", fs.cat_file(file))
 
     def flush(self) -> None:
         """Give MLflow some time to take everything; what it does not take waits in the spool."""
