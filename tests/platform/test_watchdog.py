@@ -3,20 +3,19 @@
 import ctypes
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.multiprocessing as mp
-from fit_process import in_trouble
 from test_distributed import in_processes, with_settings
 
-from posefleet.platform import logs, loop
+from posefleet.platform import logs
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import build_experiment
 from posefleet.platform.watch import Phase, Watch
 from posefleet.platform.watchdog import EXIT_STALLED, Standstill, Watchdog, verdict
-from posefleet.platform.worker import LocalWorker
 
 
 def standstill(rank: int, step: int, phase: Phase, seconds: float = 60.0) -> Standstill:
@@ -44,27 +43,64 @@ def logged(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_hung_loader_is_told_with_its_stack_and_the_run_goes_on(small_run: dict[str, Any], tmp_path: Path) -> None:
-    settings = with_settings(small_run, data={"eval": ""}, train={"stall_s": 4.0})
-    worker = LocalWorker(device="cpu", folder=str(tmp_path))
-    with logs.written(str(tmp_path), "rank0"), in_trouble("pause in data", tmp_path):
-        loop.fit(build_experiment(settings), worker, CheckpointStore(str(tmp_path / "checkpoints")))
-    lines = logged(tmp_path / "logs" / "rank0.jsonl")
-    told = [line["message"] for line in lines if line["level"] == "ERROR"]  # more, where the machine is very busy
-    assert any("stands still, after step 2, in phase 'waiting for data'" in text for text in told)
+def dog(watch: Watch, folder: Path, *, rank: int = 0, world_size: int = 1, stall_s: float = 0.4) -> Watchdog:
+    watch.beat()
+    watch.step = 7
+    return Watchdog(
+        watch, stall_s=stall_s, end_s=0, rank=rank, world_size=world_size, node=f"node{rank}", folder=str(folder)
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def messages(folder: Path, level: str) -> list[str]:
+    return [line["message"] for line in logged(folder / "logs" / "rank0.jsonl") if line["level"] == level]
+
+
+def test_a_standstill_is_told_with_its_stacks_and_so_is_its_end(tmp_path: Path) -> None:
+    watch = Watch()
+    watch.enter(Phase.DATA)
+    with logs.written(str(tmp_path), "rank0"), dog(watch, tmp_path).watching():
+        wait_for(lambda: bool(messages(tmp_path, "ERROR")))
+        watch.beat()
+        wait_for(lambda: bool(messages(tmp_path, "WARNING")))
+    (told,) = messages(tmp_path, "ERROR")
+    assert "rank 0 on node0 stands still, after step 7, in phase 'waiting for data'" in told
     stacks = (tmp_path / "logs" / "stall-rank0.txt").read_text()
-    assert "thread MainThread" in stacks and "slow_batches" in stacks
-    assert "rank 0 goes on, after step 3" in {line["message"] for line in lines}
+    assert stacks.startswith("rank 0 on node0: waiting for data")
+    assert "thread MainThread" in stacks and "wait_for" in stacks
+    assert messages(tmp_path, "WARNING") == ["rank 0 goes on, after step 7"]
+
+
+def test_ranks_meet_in_the_folder_and_one_of_them_tells(tmp_path: Path) -> None:
+    first, second = Watch(), Watch()
+    first.enter(Phase.OTHERS)
+    second.enter(Phase.COMPUTE)
+    with (
+        logs.written(str(tmp_path), "rank0"),
+        dog(first, tmp_path, rank=0, world_size=2, stall_s=2.0).watching(),
+        dog(second, tmp_path, rank=1, world_size=2, stall_s=2.0).watching(),
+    ):
+        wait_for(lambda: bool(messages(tmp_path, "ERROR")))
+    (told,) = messages(tmp_path, "ERROR")
+    assert "rank 1 on node1 is behind, after step 7, in phase 'forward and backward'" in told
+    assert "rank 0 waits for it" in told
 
 
 @pytest.mark.parametrize(
     ("trouble", "phase"),
-    [("data", Phase.DATA), pytest.param("compute", Phase.COMPUTE, marks=pytest.mark.slow)],
+    [("data", Phase.DATA), ("compute", Phase.COMPUTE)],
 )
+@pytest.mark.slow
 def test_a_hung_rank_is_named_and_its_worker_ends(
     small_run: dict[str, Any], tmp_path: Path, trouble: str, phase: Phase
 ) -> None:
-    train = {"stall_s": 4.0, "stall_end_s": 12.0, "checkpoint_every": 1}
+    train = {"stall_s": 20.0, "stall_end_s": 60.0, "checkpoint_every": 1}
     settings = with_settings(small_run, data={"batch_size": 2, "eval": ""}, train=train)
     with pytest.raises(mp.ProcessExitedException) as ended:
         in_processes(2, settings, tmp_path, trouble=f"hang in {trouble}")
@@ -92,8 +128,7 @@ def test_a_slow_rank_is_named(small_run: dict[str, Any], tmp_path: Path, trouble
 
 
 def test_a_process_that_holds_the_lock_is_told_by_other_means(tmp_path: Path) -> None:
-    dog = Watchdog(Watch(), stall_s=0.4, end_s=0, rank=1, world_size=2, node="a", folder=str(tmp_path))
-    with dog.watching():
+    with dog(Watch(), tmp_path, rank=1, world_size=2).watching():
         time.sleep(0.2)
         ctypes.PyDLL(None).usleep(1_200_000)  # unlike CDLL, keeps the lock
     told = (tmp_path / "logs" / "frozen-rank1.txt").read_text()
@@ -101,8 +136,7 @@ def test_a_process_that_holds_the_lock_is_told_by_other_means(tmp_path: Path) ->
 
 
 def test_nothing_is_left_where_nothing_stood_still(tmp_path: Path) -> None:
-    dog = Watchdog(Watch(), stall_s=60, end_s=0, rank=0, world_size=1, node="a", folder=str(tmp_path))
-    with dog.watching():
+    with dog(Watch(), tmp_path, stall_s=60.0).watching():
         pass
     assert list((tmp_path / "logs").iterdir()) == []
 
