@@ -314,10 +314,9 @@ class Training:
         flags = torch.stack(
             [(~losses.isfinite()).any().float(), torch.tensor(float(worker.stop_requested()), device=losses.device)]
         )
-        paces = losses.new_tensor(supervision.pace())
-        bad, stop, *told = worker.reduce(torch.cat([flags, losses.mean(0), paces])).tolist()
-        means, paces = told[: len(recent.names)], told[len(recent.names) :]
-        ranks = supervision.compare(paces)
+        pace = losses.new_tensor(supervision.pace())
+        bad, stop, *told = worker.reduce(torch.cat([flags, losses.mean(0), pace])).tolist()
+        means, ranks = told[: len(recent.names)], supervision.compare(told[len(recent.names) :])
         if bad:
             worker.agree(_describe_bad(losses.cpu(), recent, state.step, train.precision))
         seconds = time.perf_counter() - recent.started
