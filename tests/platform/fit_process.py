@@ -48,31 +48,36 @@ def recorded_ids(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_trouble(trouble: str) -> Iterator[None]:
-    """Every step takes a second more (``slow``), or the third never ends (``hang``), ``in data`` or ``in compute``."""
+    """Steps take four times as long (``slow``), or the third never ends (``hang``), ``in data`` or ``in compute``."""
     kind, _, place = trouble.partition(" in ")
-    step, open_batches, calls = loop.train_step, loop.training_batches, 0
+    step, open_batches, calls, usual = loop.train_step, loop.training_batches, 0, 0.3
 
     def wait() -> None:
         nonlocal calls
         calls += 1
         if kind == "slow":
-            time.sleep(1.0)
+            time.sleep(3 * usual)
         elif calls == 3:
             time.sleep(1000)
 
     def slow_step(*args: Any, **kwargs: Any) -> Any:
-        wait()
-        return step(*args, **kwargs)
+        nonlocal usual
+        if place == "compute":
+            wait()
+        start = time.monotonic()
+        result = step(*args, **kwargs)
+        usual = max(0.1, time.monotonic() - start)
+        return result
 
     @contextmanager
     def slow_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
         with open_batches(*args, **kwargs) as batches:
             yield (wait() or batch for batch in batches)  # type: ignore[func-returns-value]
 
+    if place:
+        loop.train_step = slow_step
     if place == "data":
         loop.training_batches = slow_batches  # type: ignore[assignment]
-    elif place == "compute":
-        loop.train_step = slow_step
     try:
         yield
     finally:
