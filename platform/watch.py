@@ -31,6 +31,7 @@ class Stopwatch:
     """Seconds of a rank's own work in each step: without the time in which it waits for other ranks.
 
     On a GPU the marks are events in its stream, read when they have passed: nobody waits for them.
+    In the second step of a start DDP synchronises ranks inside its forward; that one wait counts as own work.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -120,7 +120,7 @@ def test_a_hung_rank_is_named_and_its_worker_ends(
     [("compute", "it computes"), pytest.param("data", "it waits for data", marks=pytest.mark.slow)],
 )
 def test_a_slow_rank_is_named(small_run: dict[str, Any], tmp_path: Path, trouble: str, cause: str) -> None:
-    settings = with_settings(small_run, data={"batch_size": 2, "eval": ""}, train={"log_every": 1})
+    settings = with_settings(small_run, data={"batch_size": 2, "eval": ""}, train={"epochs": 4 / 3, "log_every": 1})
     in_processes(2, settings, tmp_path, trouble=f"slow in {trouble}")
     lines = logged(tmp_path / "logs" / "rank0.jsonl")
     told = next(line["message"] for line in lines if "is slow" in line["message"])
