@@ -32,6 +32,7 @@ from posefleet.platform.registry import (
     rollback,
     signed,
 )
+from posefleet.platform.secrets import redacted
 
 if TYPE_CHECKING:
     from posefleet.platform.checkpoint import Meta
@@ -361,7 +362,7 @@ def _tell(version: Version, alias: str, uri: str, rival: Version | None) -> None
     was = f", version {rival.number} is the previous one" if rival and alias == CHAMPION else ""
     sys.stdout.write(
         f"{MODELS}{version.name}@{alias} is version {version.number}{was}\n"
-        f"  use    MLFLOW_TRACKING_URI={uri} python jobs/evaluate.py --checkpoint {MODELS}{version.name}@{alias}\n"
+        f"  use    MLFLOW_TRACKING_URI={redacted(uri)} python jobs/evaluate.py --checkpoint {MODELS}{version.name}@{alias}\n"
         f"  pages  {pages(uri)}\n"
     )
 

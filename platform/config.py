@@ -23,6 +23,7 @@ from posefleet.data.transforms import Augment, Resize
 from posefleet.models import load_method
 from posefleet.platform.optim import OptimConfig
 from posefleet.platform.paths import STORAGE
+from posefleet.platform.secrets import redacted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,13 +229,17 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     return result
 
 
-def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """Nested dictionaries of plain values; ``build_experiment`` takes them back."""
-    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(experiment)))
+def to_dict(experiment: Experiment, *, passwords: bool = False) -> dict[str, Any]:
+    """Nested dictionaries of plain values; ``build_experiment`` takes them back.
+
+    Args:
+        passwords: Leave those of addresses in: for what is handed on, not for what is kept or shown.
+    """
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(experiment), passwords))
 
 
 def to_yaml(experiment: Experiment) -> str:
-    """The experiment as a config file."""
+    """The experiment as a config file, without passwords."""
     return yaml.safe_dump(to_dict(experiment), sort_keys=False)
 
 
@@ -294,7 +299,7 @@ def override(defaults: Experiment, arguments: Sequence[str], *, description: str
         config=(tyro.conf.FlagConversionOff,),
         use_underscores=True,
     )
-    return build_experiment(to_dict(experiment), where="command line")
+    return build_experiment(to_dict(experiment, passwords=True), where="command line")
 
 
 def take_option(arguments: Sequence[str], option: str) -> tuple[str, list[str]]:
@@ -359,7 +364,9 @@ def _dataclass_of(hint: Any) -> Any:
     return next((c for c in candidates if dataclasses.is_dataclass(c)), None)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, passwords: bool) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+        return {key: _plain(item, passwords) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, passwords) for item in value]
+    return redacted(value) if isinstance(value, str) and not passwords else value

@@ -1,7 +1,7 @@
 """A run: one folder, one MLflow run, however often it is started.
 
 STORAGE/NAME/
-    run.json        MLflow run id and store, so that a restart goes on with the same run
+    run.json        MLflow run id and store (without its password), so that a restart goes on with the same run
     checkpoints/    see ``checkpoint``
     report/         overlays, curves and tables, also kept as artifacts in MLflow
     spool/          events that MLflow has not taken yet
@@ -26,6 +26,7 @@ from posefleet.platform.config import Experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError, store_uri
 from posefleet.platform.paths import resolve_path
 from posefleet.platform.report import leave_curves
+from posefleet.platform.secrets import redacted, restored
 from posefleet.platform.tracker import Status, Tracker
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class RunSink:
 def read_run(folder: str) -> Run | None:
     """The run that a folder holds, or None where there is none."""
     known = _known(folder)
-    return Run(folder=folder, run_id=known["run_id"], tracking_uri=known["tracking_uri"]) if known else None
+    return Run(folder=folder, run_id=known["run_id"], tracking_uri=restored(known["tracking_uri"])) if known else None
 
 
 def _known(folder: str) -> dict[str, str] | None:
@@ -134,7 +135,7 @@ def _known(folder: str) -> dict[str, str] | None:
 def _remember(run: Run, method: str) -> None:
     fs, path = fsspec.url_to_fs(f"{run.folder}/run.json")
     fs.makedirs(fs._parent(path), exist_ok=True)
-    content = {"run_id": run.run_id, "tracking_uri": run.tracking_uri, "method": method}
+    content = {"run_id": run.run_id, "tracking_uri": redacted(run.tracking_uri), "method": method}
     fs.pipe_file(path, json.dumps(content, indent=1).encode())
 
 
@@ -169,7 +170,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     if experiment.run.init_from and not CheckpointStore(f"{folder}/checkpoints").names():
         weights = find_checkpoint(experiment.run.init_from, tracking=experiment.run.tracking)
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
-    uri = known["tracking_uri"] if known else store_uri(experiment.run.tracking, experiment.run.storage)
+    uri = _store(known, experiment)
     inputs = _inputs(experiment)
     run_id = tracking.start_run(
         uri,
@@ -207,7 +208,7 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
     known = _known(folder)
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is of method {known['method']!r}, not {experiment.method!r}; choose another folder")
-    uri = known["tracking_uri"] if known else store_uri(experiment.run.tracking, experiment.run.storage)
+    uri = _store(known, experiment)
     inputs = _inputs(experiment)
     run_id = tracking.start_run(
         uri,
@@ -227,6 +228,13 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
     if not known:
         _remember(run, experiment.method)
     return run
+
+
+def _store(known: Mapping[str, str] | None, experiment: Experiment) -> str:
+    """Address of the MLflow store of a run that is known, or of a new one."""
+    if known:
+        return restored(known["tracking_uri"], experiment.run.tracking)
+    return store_uri(experiment.run.tracking, experiment.run.storage)
 
 
 def _inputs(experiment: Experiment) -> list[tracking.DataInput]:

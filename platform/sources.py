@@ -9,6 +9,7 @@ from typing import Any
 from posefleet.platform import registry, tracking
 from posefleet.platform.mlflow_client import TrackingError, store_uri
 from posefleet.platform.paths import resolve_path
+from posefleet.platform.secrets import redacted
 
 
 def named_runs(given: Sequence[str]) -> dict[str, str]:
@@ -52,7 +53,7 @@ def _folder(run_id: str) -> str:
     try:
         run = tracking.read_run(uri, run_id)
     except TrackingError as error:
-        raise ValueError(f"{run_id} is no folder and no run of {uri}: {error}") from None
+        raise ValueError(f"{run_id} is no folder and no run of {redacted(uri)}: {error}") from None
     if "folder" not in run.tags:
         raise ValueError(f"MLflow run {run_id} ({run.name}) does not say in which folder it is; give that folder")
     return run.tags["folder"]

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from posefleet.platform.secrets import redacted
+
 Event = dict[str, Any]
 
 _log = logging.getLogger(__name__)
@@ -41,11 +43,11 @@ class Spool:
         header = spool.folder / "run.json"
         if header.exists() and (other := spool.header()["run_id"]) != run_id:
             raise ValueError(f"{folder} holds events of run {other}, not of {run_id}: give every run its own folder")
-        _write_whole(header, json.dumps({"uri": uri, "run_id": run_id}))
+        _write_whole(header, json.dumps({"uri": redacted(uri), "run_id": run_id}))
         return spool
 
     def header(self) -> dict[str, str]:
-        """``uri`` and ``run_id``.
+        """``uri``, without its password, and ``run_id``.
 
         Raises:
             ValueError: The folder is not a spool.

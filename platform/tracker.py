@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import psutil
 
 from posefleet.platform.mlflow_client import first_line, tracking_uri
+from posefleet.platform.secrets import redacted
 from posefleet.platform.sender import Sender
 from posefleet.platform.spool import Event, Spool
 
@@ -152,7 +153,7 @@ class Tracker:
                 if not failures:
                     _log.warning(
                         "MLflow at %s fails (%s); training goes on, events are kept in %s until it answers",
-                        self.uri,
+                        redacted(self.uri),
                         first_line(error),
                         self.spool.folder,
                     )

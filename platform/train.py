@@ -154,9 +154,14 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
     reports = Queue(actor_options={"num_cpus": 0}) if report else None
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
+    settings = to_dict(experiment, passwords=True)
+
+    def work(shown: dict[str, Any]) -> Any:
+        return _ray_worker(settings, run)
+
     trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"experiment": to_dict(experiment), "run": dataclasses.asdict(run)},
+        work,
+        train_loop_config=to_dict(experiment),  # Ray's dashboard shows it, so it is not what the workers are told
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers, use_gpu=scaling.use_gpu, resources_per_worker=resources
         ),
@@ -186,11 +191,11 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
     return outcome[0] if outcome else Outcome(error="Ray Train ended without a result; see the lines above")
 
 
-def _ray_worker(config: dict[str, Any]) -> Any:
+def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     """What each worker process runs."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)  # it would print every report
-    experiment, run = build_experiment(config["experiment"]), Run(**config["run"])
+    experiment = build_experiment(settings)
     torch.set_num_threads(experiment.scaling.threads_per_worker)
     sink = RunSink(run) if ray.train.get_context().get_world_rank() == 0 else None
     return dataclasses.asdict(_guarded(experiment, RayWorker(run, sink), run, sink))

@@ -17,6 +17,7 @@ from ray import serve
 from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
 from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.registry import find_version
+from posefleet.platform.secrets import redacted
 from posefleet.serve.problems import Refusal
 from posefleet.serve.settings import CHALLENGER
 
@@ -231,7 +232,7 @@ class Versions:
             if key.endswith(CHALLENGER) and isinstance(error, ValueError):
                 _log.info("%s: no challenger: %s", key, error)
                 return None
-            raise ValueError(str(error)) from None
+            raise ValueError(redacted(str(error))) from None
 
     async def _settled(self, model: _Model, patience: float) -> str:
         """Wait for the replicas; what went wrong, if anything."""
