@@ -36,6 +36,7 @@ from posefleet.data.memory import keep_freed_memory
 from posefleet.data.order import Order
 from posefleet.data.shards import Record, decode_record, read_manifest, read_members, read_records
 from posefleet.data.structures import Batch, Sample, collate
+from posefleet.data.tars import BLOCK, member_name
 from posefleet.data.transforms import IDENTITY
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -270,7 +271,7 @@ def _start_method() -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Where one sample lies. Image and record are neighbours in the tar, so one range holds both."""
+    """Where one sample lies. Image and record are neighbours in the tar, so one range holds both and their headers."""
 
     path: str
     image_offset: int
@@ -280,19 +281,24 @@ class _Member:
 
     @property
     def start(self) -> int:
-        return min(self.image_offset, self.record_offset)
+        return self.image_offset - BLOCK
 
     @property
     def end(self) -> int:
-        return max(self.image_offset + self.image_size, self.record_offset + self.record_size)
+        return self.record_offset + self.record_size
 
     def image(self, data: bytes) -> bytes:
         """The image's part of the bytes from ``start`` to ``end``."""
-        return data[self.image_offset - self.start : self.image_offset - self.start + self.image_size]
+        return self._content(data, self.image_offset, self.image_size)
 
     def record(self, data: bytes) -> bytes:
         """The record's part of the bytes from ``start`` to ``end``."""
-        return data[self.record_offset - self.start : self.record_offset - self.start + self.record_size]
+        return self._content(data, self.record_offset, self.record_size)
+
+    def _content(self, data: bytes, offset: int, size: int) -> bytes:
+        offset -= self.start
+        member_name(data[offset - BLOCK : offset], size)  # raises what is no plain file
+        return data[offset : offset + size]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ python jobs/promote.py --rollback --model smpr
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -257,11 +256,12 @@ def _crown_text(tags: Mapping[str, str], verdict: "Verdict") -> str:
 
 def _best_trial(search: str) -> str:
     """Folder of the run of the trial with the highest AP, of those that were trained to their end."""
+    from posefleet.data.files import read_json
+
     path = Path(resolve_path(search), "trials.json")
-    try:
-        trials: list[dict[str, Any]] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{search} is not the folder of a search: it has no trials.json") from None
+    trials: list[dict[str, Any]] | None = read_json(str(path))
+    if trials is None:
+        raise ValueError(f"{search} is not the folder of a search: it has no trials.json")
     trained = [trial for trial in trials if trial.get("run") and trial["scores"] and trial.get("stopped") is None]
     if not trained:
         raise ValueError(

@@ -31,7 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco import path_inside
 from posefleet.data.errors import DataError
-from posefleet.data.files import UNFINISHED, create
+from posefleet.data.files import UNFINISHED, create, read_json
 from posefleet.data.images import decode_untrusted, encode_jpeg
 from posefleet.data.keypoints import load_schema
 from posefleet.data.memory import keep_freed_memory
@@ -221,8 +221,8 @@ class _Model:
 
 def _claim(output: str, plan: dict[str, Any]) -> Counts | None:
     """Make sure that ``output`` is of this plan; what it holds if it is whole."""
-    summary = _read_json(f"{output}/summary.json")
-    known = summary["plan"] if summary else _read_json(f"{output}/parts/plan.json")
+    summary = read_json(f"{output}/summary.json")
+    known = summary["plan"] if summary else read_json(f"{output}/parts/plan.json")
     for name, value in plan.items() if known else ():
         if known.get(name) != value:
             raise ValueError(
@@ -255,14 +255,6 @@ def _names(folder: str) -> set[str]:
     fs, path = fsspec.core.url_to_fs(folder)
     fs.invalidate_cache()
     return {file.rpartition("/")[2] for file in fs.ls(path, detail=False)}
-
-
-def _read_json(path: str) -> Any:
-    try:
-        with fsspec.open(path, "rb") as file:
-            return json.loads(file.read())
-    except FileNotFoundError:
-        return None
 
 
 def _write_json(path: str, content: Any) -> None:

@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,15 @@ from typing import Any
 import fsspec
 import safetensors.torch
 import torch
+from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from posefleet.data.keypoints import KeypointSchema, load_schema
+from posefleet.data.errors import DataError
+from posefleet.data.files import create, read_json
 from posefleet.models import load_method
+from posefleet.models.parts.stored import read_tensors
 from posefleet.platform.config import Experiment, build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
 from posefleet.platform.paths import MODELS
@@ -36,6 +42,18 @@ from posefleet.platform.registry import find_model
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
+
+_CONTENT = {
+    "method": str,
+    "schema": str,
+    "step": int,
+    "position": int,
+    "metrics": dict,
+    "provenance": dict,
+    "experiment": dict,
+    "files": dict,
+}
+"""What ``meta.json`` holds, with its types."""
 
 
 class CheckpointError(RuntimeError):
@@ -93,15 +111,21 @@ class CheckpointStore:
         files[META] = json.dumps(content, indent=1).encode()
         try:
             self._write(name, files)
+            self._drop_old()
         except OSError as error:
-            earlier = self.names()
-            intact = f"{self.root}/{earlier[-1]} is intact" if earlier else "there is no earlier one"
             raise CheckpointError(
-                f"cannot write checkpoint {self.root}/{name}: {error}; {intact}. Make room (or repair the storage) and "
-                "start the same command again: the run goes on from there."
+                f"cannot write checkpoint {self.root}/{name}: {error}; {self._intact(name)}. Make room (or repair the "
+                "storage) and start the same command again: the run goes on from there."
             ) from error
-        self._drop_old()
         return f"{self.root}/{name}"
+
+    def _intact(self, new: str) -> str:
+        """What is left when ``new`` could not be written."""
+        try:
+            earlier = [name for name in self.names() if name != new]
+        except OSError:
+            return "earlier ones are as they were"
+        return f"{self.root}/{earlier[-1]} is intact" if earlier else "there is no earlier one"
 
     def start_from(self, path: str) -> None:
         """Let a run go on from a copy of the checkpoint in the local folder ``path``, and drop its own.
@@ -145,26 +169,30 @@ class CheckpointStore:
         return {name: values[metric] for name, values in metrics.items() if math.isfinite(values.get(metric, math.nan))}
 
     def _write(self, name: str, files: Mapping[str, bytes]) -> None:
-        local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
-        final = f"{self._path}/{name}"
-        target = f"{self._path}/.{name}.{os.getpid()}.tmp" if local else final
+        """Write the files in their order: ``meta.json``, by which a folder is a checkpoint, comes last."""
+        if isinstance(self._fs, LocalFileSystem):
+            self._write_folder(name, files)
+            return
+        if self._fs.exists(f"{self._path}/{name}"):
+            self._fs.rm(f"{self._path}/{name}", recursive=True)
+        for file, data in files.items():
+            with create(f"{self.root}/{name}/{file}") as stream:
+                stream.write(data)
+
+    def _write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
+        """On a disk: under another name, flushed, and renamed when whole."""
+        final, unfinished = Path(self._path, name), Path(self._path, f".{name}.{os.getpid()}.tmp")
         try:
-            if not local and self._fs.exists(final):
-                self._fs.rm(final, recursive=True)
-            self._fs.makedirs(target, exist_ok=True)
+            unfinished.mkdir(parents=True, exist_ok=True)
             for file, data in files.items():
-                with self._fs.open(f"{target}/{file}", "wb") as stream:
+                with (unfinished / file).open("wb") as stream:
                     stream.write(data)
-                    if local:
-                        stream.flush()
-                        os.fsync(stream.fileno())
-            if local:
-                if self._fs.exists(final):
-                    self._fs.rm(final, recursive=True)
-                os.rename(target, final)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
         except OSError:
-            if local and self._fs.exists(target):
-                self._fs.rm(target, recursive=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise
 
     def _drop_old(self) -> None:
@@ -207,12 +235,17 @@ def read_content(path: str) -> dict[str, Any]:
         CheckpointError: ``path`` is not a checkpoint.
     """
     try:
-        with fsspec.open(f"{path}/{META}", "rb") as stream:
-            content = json.loads(stream.read())
-    except (OSError, ValueError) as error:
+        content = read_json(f"{path}/{META}")
+    except (OSError, DataError) as error:
         raise CheckpointError(f"{path} is not a checkpoint: no readable {META} ({error})") from None
+    if content is None:
+        raise CheckpointError(f"{path} is not a checkpoint: no readable {META} (no such file)")
     if not isinstance(content, dict) or content.get("format") != 1:
         raise CheckpointError(f"{path}/{META} is not of checkpoint format 1; it was written by something else")
+    if missing := [key for key, kind in _CONTENT.items() if not isinstance(content.get(key), kind)]:
+        raise CheckpointError(f"{path}/{META} is damaged: no usable {', '.join(missing)}")
+    if not {WEIGHTS} <= set(content["files"]) <= {WEIGHTS, STATE}:
+        raise CheckpointError(f"{path}/{META} is damaged: it names the files {', '.join(content['files'])}")
     return content
 
 
@@ -239,10 +272,15 @@ def verify(path: str) -> None:
 
 
 def read_state(path: str) -> dict[str, Any]:
-    """``state.pt``, read without running any code from it."""
-    state = torch.load(io.BytesIO(_read_file(path, STATE)), map_location="cpu", weights_only=True)
-    assert isinstance(state, dict)
-    return state
+    """``state.pt``, read without running any code from it.
+
+    Raises:
+        CheckpointError: It is missing or damaged, or holds more than tensors and plain values.
+    """
+    try:
+        return read_tensors(io.BytesIO(_read_file(path, STATE)), f"{path}/{STATE}")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -251,7 +289,10 @@ def read_weights(path: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: It is missing or damaged.
     """
-    return safetensors.torch.load(_read_file(path, WEIGHTS))
+    try:
+        return safetensors.torch.load(_read_file(path, WEIGHTS))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}/{WEIGHTS} is refused: it is no file of safetensors ({error})") from None
 
 
 def copy_for_use(

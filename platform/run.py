@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec
 
+from posefleet.data.files import create, read_json
 from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
@@ -52,10 +53,14 @@ class Run:
             stream.write(b"")
 
     def stop_requested(self) -> bool:
-        """Whether ``request_stop`` was called since the run was opened."""
+        """Whether ``request_stop`` was called since the run was opened; no, while the storage does not answer."""
         fs, path = fsspec.url_to_fs(self._stop_file)
         fs.invalidate_cache()
-        return bool(fs.exists(path))
+        try:
+            return bool(fs.exists(path))
+        except OSError as error:
+            log.warning("cannot see whether the run is to stop: %s", error)
+            return False
 
     def allow(self) -> None:
         """Forget an earlier request to stop."""
@@ -101,9 +106,12 @@ class RunSink:
         self._tracker.log_metrics(metrics, step)
 
     def log_bytes(self, name: str, data: bytes) -> None:
-        """A small file, such as ``overlays/000812/139.jpg``."""
-        with fsspec.open(f"{self._run.folder}/report/{name}", "wb", auto_mkdir=True) as stream:
-            stream.write(data)
+        """A small file, such as ``overlays/000812/139.jpg``; training goes on where it cannot be written."""
+        try:
+            with create(f"{self._run.folder}/report/{name}") as file:
+                file.write(data)
+        except OSError as error:
+            log.warning("the report lacks %s: %s", name, error)
         self._tracker.log_bytes(name, data)
 
     def log_checkpoint(self, path: str) -> None:
@@ -128,15 +136,14 @@ def read_run(folder: str) -> Run | None:
 
 
 def _known(folder: str) -> dict[str, str] | None:
-    fs, path = fsspec.url_to_fs(f"{folder}/run.json")
-    return dict(json.loads(fs.cat_file(path))) if fs.exists(path) else None
+    known: dict[str, str] | None = read_json(f"{folder}/run.json")
+    return known
 
 
 def _remember(run: Run, method: str) -> None:
-    fs, path = fsspec.url_to_fs(f"{run.folder}/run.json")
-    fs.makedirs(fs._parent(path), exist_ok=True)
     content = {"run_id": run.run_id, "tracking_uri": redacted(run.tracking_uri), "method": method}
-    fs.pipe_file(path, json.dumps(content, indent=1).encode())
+    with create(f"{run.folder}/run.json") as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def open_run(experiment: Experiment) -> tuple[Experiment, Run]:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -210,15 +210,15 @@ def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSin
         sink.log_bytes("experiment.yaml", to_yaml(experiment).encode())
     try:
         outcome = Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
-    except (FatalError, ValueError, CheckpointError) as error:
-        if worker.world_size > 1 and not isinstance(error, FatalError):
+    except (FatalError, ValueError, CheckpointError, OSError) as error:
+        again = isinstance(error, OSError) and isinstance(worker, RayWorker)  # a storage may answer later
+        if again or (worker.world_size > 1 and not isinstance(error, FatalError)):
             raise  # one rank alone may have met it: the others wait for this one, so the group must end
         outcome = Outcome(error=str(error))
     except Stopped as stopped:
         outcome = Outcome(error=str(stopped), stopped=True)
     if sink:
-        best = store.best() or store.latest()
-        if best and not outcome.error:
+        if not outcome.error and (best := store.best() or store.latest()):
             sink.log_checkpoint(best)
         sink.flush()
     return outcome
@@ -252,8 +252,9 @@ def _signals(run: Run) -> Iterator[threading.Event]:
 def _tell(experiment: Experiment, run: Run, outcome: Outcome) -> None:
     if outcome.error:
         sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}\n")
-    store = run.store(experiment)
-    best = store.best() or store.latest()
+    store, best = run.store(experiment), None
+    with suppress(OSError):  # the storage may be what failed
+        best = store.best() or store.latest()
     lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
     lines += [f"checkpoint  {best}"] if best else []
     lines += [f"pictures    {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]
