@@ -253,7 +253,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise ValueError(f"no config file {path}; the shipped ones are in jobs/configs/") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold named sections such as data: and model:, not {type(values).__name__}")

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from posefleet.data.files import read_json
 from posefleet.platform.secrets import redacted
 
 Event = dict[str, Any]
@@ -50,12 +51,11 @@ class Spool:
         """``uri``, without its password, and ``run_id``.
 
         Raises:
-            ValueError: The folder is not a spool.
+            ValueError: The folder is not a spool, or a damaged one.
         """
-        try:
-            header: dict[str, str] = json.loads((self.folder / "run.json").read_text())
-        except FileNotFoundError:
-            raise ValueError(f"{self.folder} is not a spool: it has no run.json") from None
+        header: dict[str, str] | None = read_json(str(self.folder / "run.json"))
+        if header is None:
+            raise ValueError(f"{self.folder} is not a spool: it has no run.json")
         return header
 
     def append(self, events: list[Event]) -> None:

@@ -32,6 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
+from posefleet.platform.secrets import redacted
 from posefleet.serve.body import Upload, read_uploads
 from posefleet.serve.metrics import IngressMetrics
 from posefleet.serve.model import Ask, ModelReplica, Seen
@@ -367,14 +368,15 @@ def _model_info(model: ServedModel, source: str, wanted: Wanted | None, settings
     info: dict[str, Any] = {
         "name": model.name,
         "default": model is settings.models[0],
-        "source": source,
+        "source": redacted(source),
         "score_threshold": model.score_threshold,
     }
     if wanted is None:
         return info
     schema = load_schema(wanted.schema)
     keypoint_set = {"name": schema.name, "keypoints": schema.keypoints, "skeleton": schema.skeleton}
-    return info | asdict(wanted) | {"name": model.name, "keypoint_set": keypoint_set}
+    checkpoint = redacted(wanted.checkpoint)
+    return info | asdict(wanted) | {"name": model.name, "checkpoint": checkpoint, "keypoint_set": keypoint_set}
 
 
 def _summary(seen: Shadowed | None) -> dict[str, Any]:
@@ -382,8 +384,8 @@ def _summary(seen: Shadowed | None) -> dict[str, Any]:
         return {"images": 0}
     return {
         "images": seen.images,
-        "champion": seen.champion,
-        "challenger": seen.challenger,
+        "champion": redacted(seen.champion),
+        "challenger": redacted(seen.challenger),
         "people": seen.pairs + seen.only_champion,
         "mean_oks": seen.oks / seen.pairs if seen.pairs else None,
         "only_champion": seen.only_champion,

@@ -170,12 +170,13 @@ class Versions:
             try:
                 model.decide(await self._find(name))
             except ValueError as error:
-                return Refusal("reload_failed", f"{error}; {_told(before)} is served as before")
+                return Refusal("reload_failed", redacted(f"{error}; {_told(before)} is served as before"))
             problem = await self._settled(model, patience)
             if problem:
                 refused, model.wanted, model.known = model.wanted, before, known
                 await self._forgotten(model)
-                return Refusal("reload_failed", f"{_told(refused)}: {problem}; {_told(before)} is served as before")
+                why = f"{_told(refused)}: {problem}; {_told(before)} is served as before"
+                return Refusal("reload_failed", redacted(why))
             return {
                 "model": name,
                 "before": before.version if before else None,
