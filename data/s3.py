@@ -35,7 +35,9 @@ def _explained(path: str) -> Iterator[None]:
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise PermissionError(f"{address}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except PermissionError as error:
-        raise PermissionError(f"{address}: {_reason(error)}; do the credentials in the environment allow it?") from error
+        raise PermissionError(
+            f"{address}: {_reason(error)}; do the credentials in the environment allow it?"
+        ) from error
     except (OSError, BotoCoreError) as error:
         raise OSError(f"{address}: {_reason(error)}") from error
 

@@ -360,9 +360,10 @@ def _description(tags: Mapping[str, str], verdict: "Verdict") -> str:
 
 def _tell(version: Version, alias: str, uri: str, rival: Version | None) -> None:
     was = f", version {rival.number} is the previous one" if rival and alias == CHAMPION else ""
+    store = redacted(uri)
     sys.stdout.write(
         f"{MODELS}{version.name}@{alias} is version {version.number}{was}\n"
-        f"  use    MLFLOW_TRACKING_URI={redacted(uri)} python jobs/evaluate.py --checkpoint {MODELS}{version.name}@{alias}\n"
+        f"  use    MLFLOW_TRACKING_URI={store} python jobs/evaluate.py --checkpoint {MODELS}{version.name}@{alias}\n"
         f"  pages  {pages(uri)}\n"
     )
 

@@ -29,9 +29,9 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.errors import DataError
 from posefleet.data.files import create, read_json
+from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.models import load_method
 from posefleet.models.parts.stored import read_tensors
 from posefleet.platform.config import Experiment, build_experiment, to_dict
@@ -387,12 +387,15 @@ def _untrained(config: Any) -> Any:
 
 def _read_file(path: str, file: str) -> bytes:
     """The bytes of one file of a checkpoint, checked against ``meta.json``."""
-    recorded = read_content(path)["files"][file]
+    recorded = read_content(path)["files"].get(file)
+    if not isinstance(recorded, dict):
+        raise CheckpointError(f"{path} has no {file}")
     try:
         with fsspec.open(f"{path}/{file}", "rb") as stream:
             data: bytes = stream.read()
     except OSError as error:
         raise CheckpointError(f"{path}/{file} cannot be read: {error}") from None
-    if len(data) != recorded["bytes"] or hashlib.sha256(data).hexdigest() != recorded["sha256"]:
-        raise CheckpointError(f"{path}/{file} is damaged: {len(data)} bytes where {recorded['bytes']} were written")
+    size = recorded.get("bytes")
+    if len(data) != size or hashlib.sha256(data).hexdigest() != recorded.get("sha256"):
+        raise CheckpointError(f"{path}/{file} is damaged: {len(data)} bytes where {size} were written")
     return data

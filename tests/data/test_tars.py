@@ -74,12 +74,18 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a pipe": (tar_of(member("a.jpg", b"", type=tarfile.FIFOTYPE)), "a pipe"),
     "a sparse file": (tar_of(sparse()), "'hole.jpg': is a sparse file"),
     "terabytes": (tar_of(member("a.jpg", size=TERABYTES)), f"'a.jpg': announces {TERABYTES:,} bytes"),
-    "more than there is": (tar_of(member("a.jpg", size=1 << 20)), "'a.jpg': announces 1,048,576 bytes, and the tar has"),
+    "more than there is": (
+        tar_of(member("a.jpg", size=1 << 20)),
+        "'a.jpg': announces 1,048,576 bytes, and the tar",
+    ),
     "a long name of terabytes": (tar_of(member("././@LongLink", size=TERABYTES, type=b"L")), "a header announces"),
     "a twin": (tar_of(member("a.jpg"), member("a.jpg", b"y")), "'a.jpg': comes twice"),
     "a folder above": (tar_of(member("../up", b"", type=tarfile.DIRTYPE)), "'../up': the name leads out"),
     "no tar": (b"\x80\x04\x95" * 600, "invalid header|not"),
-    "half a tar": (tar_of(member("a.jpg", b"y" * 5000))[:1500], "'a.jpg': announces 5,000 bytes, and the tar has 1,500"),
+    "half a tar": (
+        tar_of(member("a.jpg", b"y" * 5000))[:1500],
+        "'a.jpg': announces 5,000 bytes, and the tar has 1",
+    ),
 }
 
 
@@ -232,4 +238,3 @@ def test_a_member_after_the_last_that_the_index_names_is_found(shards: Path) -> 
         (shards / file).write_text(json.dumps(content))
     (fault,) = check_shards(str(shards))
     assert "holds more than its index names" in fault
-

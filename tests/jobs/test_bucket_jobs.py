@@ -201,7 +201,9 @@ def test_the_whole_way_over_a_cluster_to_a_served_champion(
     told = job("export", "--checkpoint", f"{bucket}/runs/over", "--out", f"{bucket}/smpr.onnx",
                "--model.decode.score_floor", "0", "--check.images", 2)  # fmt: skip
     assert told.returncode == 0, told.stdout + told.stderr
-    told = job("predict", "--model", f"{bucket}/runs/over", "--input", f"{bucket}/photos", "--output", f"{bucket}/poses/over")
+    told = job(
+        "predict", "--model", f"{bucket}/runs/over", "--input", f"{bucket}/photos", "--output", f"{bucket}/poses/over"
+    )
     assert told.returncode == 0 and "in 7 images" in told.stdout, told.stderr
     told = job("promote", "--run", f"{bucket}/runs/over", "--to", "champion", "--model", "pose",
                "--gate.latency_people", 1, "--gate.served_images", 1, "--model.decode.score_floor", "0")  # fmt: skip
@@ -211,7 +213,12 @@ def test_the_whole_way_over_a_cluster_to_a_served_champion(
     sys.path.append(str(ROOT / "tests" / "serve"))
     from server import running_server
 
-    model = {"name": "pose", "source": "models:/pose@champion", "warm_up": [[96, 128]], "deployment": {"num_replicas": 1}}
+    model = {
+        "name": "pose",
+        "source": "models:/pose@champion",
+        "warm_up": [[96, 128]],
+        "deployment": {"num_replicas": 1},
+    }
     straight = {**model, "name": "straight", "source": f"{bucket}/runs/over"}
     photograph = min((people_coco / "val2017").iterdir()).read_bytes()
     try:

@@ -16,8 +16,8 @@ from posefleet.data.errors import DataError
 from posefleet.data.files import create, read_json
 from posefleet.data.keypoints import COCO17
 from posefleet.data.pictures import list_pictures
-from posefleet.data.shards import check_shards, read_manifest
 from posefleet.data.sharding import shard_coco
+from posefleet.data.shards import check_shards, read_manifest
 from posefleet.data.stream import ShardDataset
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, Meta, read_meta, read_state, read_weights
@@ -106,7 +106,9 @@ def test_what_a_server_refuses_twice_is_asked_for_again(
     proxy.fail(2)
     assert read_state(path) == {"optimizer": {"lr": 0.1}} and read_meta(path).step == 1
     assert read_weights(path)["weight"].tolist() == [1, 2, 3] and proxy.refused > 2
-    assert set(object_store.objects()) >= {f"bucket/falters/checkpoints/step-00000001/{f}" for f in ("meta.json", "state.pt")}
+    assert set(object_store.objects()) >= {
+        f"bucket/falters/checkpoints/step-00000001/{f}" for f in ("meta.json", "state.pt")
+    }
 
 
 def test_a_server_that_refuses_for_good_costs_no_earlier_checkpoint(
@@ -144,7 +146,9 @@ def test_what_cannot_be_read_is_named_with_the_cause(
         read_manifest("s3://bucket/unread/val")
     with pytest.raises((OSError, DataError), match=r"bucket/unread/val/shard-000000.*says the test"):
         dataset.samples([0])
-    with pytest.raises(CheckpointError, match=r"s3://bucket/unread/checkpoints/step-00000001/meta\.json: .*says the test"):
+    with pytest.raises(
+        CheckpointError, match=r"s3://bucket/unread/checkpoints/step-00000001/meta\.json: .*says the test"
+    ):
         read_meta(path)
     with pytest.raises(OSError, match=r"^s3://bucket/unread/val.*: "):
         list_pictures("s3://bucket/unread/val")
@@ -203,6 +207,7 @@ def test_a_training_whose_bucket_goes_away_ends_with_one_error_and_goes_on_later
     straight["run"]["name"] = "straight"
     assert train(build_experiment(straight)) == 0
     one, other = (
-        read_weights(str(CheckpointStore(f"s3://bucket/runs/{name}/checkpoints").latest())) for name in ("gone", "straight")
+        read_weights(str(CheckpointStore(f"s3://bucket/runs/{name}/checkpoints").latest()))
+        for name in ("gone", "straight")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)

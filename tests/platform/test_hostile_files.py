@@ -92,7 +92,9 @@ def test_weights_of_a_backbone(ending: str, kind: str, tmp_path: Path, request: 
 
 
 def test_what_it_would_have_run_is_named(evil_zip: bytes) -> None:
-    with pytest.raises(ValueError, match=r"weights\.pt is refused.*it would run pathlib\.Path\.touch|posixpath|getattr"):
+    with pytest.raises(
+        ValueError, match=r"weights\.pt is refused.*it would run pathlib\.Path\.touch|posixpath|getattr"
+    ):
         read_tensors(io.BytesIO(evil_zip), "weights.pt")
 
 

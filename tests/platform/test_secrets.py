@@ -36,7 +36,10 @@ HIDDEN = "postgresql://mlflow:***@db.example:5432/mlflow"
         ("postgresql://u:p@q@h/db", "postgresql://u:***@h/db"),
         ("postgresql://u:@h/db", "postgresql://u:***@h/db"),
         ("https://:token@host:5000", "https://:***@host:5000"),
-        ("postgresql://h/db?user=u&password=p&sslmode=require", "postgresql://h/db?user=u&password=***&sslmode=require"),
+        (
+            "postgresql://h/db?user=u&password=p&sslmode=require",
+            "postgresql://h/db?user=u&password=***&sslmode=require",
+        ),
         ("postgresql://u@/db?host=/run&sslpassword=p", "postgresql://u@/db?host=/run&sslpassword=***"),
         ("https://host/file?X-Amz-Signature=abc&x=1", "https://host/file?X-Amz-Signature=abc&x=1"),
         ("https://host/file?sig=abc&x=1", "https://host/file?sig=***&x=1"),
