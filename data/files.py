@@ -11,6 +11,9 @@ from fsspec.asyn import AsyncFileSystem
 
 from posefleet.data.errors import DataError
 
+PIECE = 10 * 2**20
+"""Bytes that are handed to a file system at once."""
+
 UNFINISHED = ".unfinished"
 """How the names of files end that a killed writer leaves."""
 
@@ -33,6 +36,13 @@ def create(path: str) -> Iterator[IO[bytes]]:
         if fs.exists(unfinished):
             fs.rm_file(unfinished)
         raise
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a file whole or not at all; a large one piece by piece, of which object stores make an upload in parts."""
+    with create(path) as file:
+        for start in range(0, len(data), PIECE):
+            file.write(data[start : start + PIECE])
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
+from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
 
@@ -19,6 +20,8 @@ class Bucket(S3FileSystem):
     async def _call_s3(self, method: str, *options: Any, **named: Any) -> Any:
         with _explained("/".join(named[part] for part in ("Bucket", "Key") if named.get(part)) or method):
             return await super()._call_s3(method, *options, **named)
+
+    call_s3 = sync_wrapper(_call_s3)  # what open files use; s3fs's own would go past the above
 
     async def _lsdir(self, path: str, *options: Any, **named: Any) -> Any:
         with _explained(path):

@@ -51,7 +51,7 @@ def main() -> int:
 
 def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.coco import find_source, write_results
-    from posefleet.data.files import create
+    from posefleet.data.files import write_file
     from posefleet.data.folder import FolderDataset
     from posefleet.data.keypoints import load_schema
     from posefleet.data.memory import keep_freed_memory
@@ -88,8 +88,8 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     if result:
         sys.stdout.write(f"{path}\n{result}\n")
         if out:
-            with create(f"{out.removesuffix('.json')}.metrics.json") as file:
-                file.write(json.dumps(result.as_dict(), indent=1).encode() + b"\n")
+            numbers = json.dumps(result.as_dict(), indent=1).encode() + b"\n"
+            write_file(f"{out.removesuffix('.json')}.metrics.json", numbers)
     return 0
 
 

@@ -31,7 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco import path_inside
 from posefleet.data.errors import DataError
-from posefleet.data.files import UNFINISHED, create, read_json
+from posefleet.data.files import UNFINISHED, create, read_json, write_file
 from posefleet.data.images import decode_untrusted, encode_jpeg
 from posefleet.data.keypoints import load_schema
 from posefleet.data.memory import keep_freed_memory
@@ -258,8 +258,7 @@ def _names(folder: str) -> set[str]:
 
 
 def _write_json(path: str, content: Any) -> None:
-    with create(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
+    write_file(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 # ---------------------------------------------------------------------------------------------------- the workers

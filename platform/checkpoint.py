@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from posefleet.data.errors import DataError
-from posefleet.data.files import create, read_json
+from posefleet.data.files import read_json, write_file
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.models import load_method
 from posefleet.models.parts.stored import read_tensors
@@ -176,8 +176,7 @@ class CheckpointStore:
         if self._fs.exists(f"{self._path}/{name}"):
             self._fs.rm(f"{self._path}/{name}", recursive=True)
         for file, data in files.items():
-            with create(f"{self.root}/{name}/{file}") as stream:
-                stream.write(data)
+            write_file(f"{self.root}/{name}/{file}", data)
 
     def _write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
         """On a disk: under another name, flushed, and renamed when whole."""

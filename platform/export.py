@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.files import create
+from posefleet.data.files import write_file
 from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import STRIDE, Poses
 from posefleet.models import ExportableModel
@@ -212,8 +212,7 @@ def cached_onnx(checkpoint: str) -> str:
         read_facts(str(path))
     except (OSError, CheckpointError):
         graph = export_onnx(checkpoint)
-        with create(str(path)) as file:
-            file.write(graph)
+        write_file(str(path), graph)
     return str(path)
 
 

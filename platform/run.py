@@ -19,7 +19,7 @@ from typing import Any
 
 import fsspec
 
-from posefleet.data.files import create, read_json
+from posefleet.data.files import read_json, write_file
 from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
@@ -108,8 +108,7 @@ class RunSink:
     def log_bytes(self, name: str, data: bytes) -> None:
         """A small file, such as ``overlays/000812/139.jpg``; training goes on where it cannot be written."""
         try:
-            with create(f"{self._run.folder}/report/{name}") as file:
-                file.write(data)
+            write_file(f"{self._run.folder}/report/{name}", data)
         except OSError as error:
             log.warning("the report lacks %s: %s", name, error)
         self._tracker.log_bytes(name, data)
@@ -142,8 +141,7 @@ def _known(folder: str) -> dict[str, str] | None:
 
 def _remember(run: Run, method: str) -> None:
     content = {"run_id": run.run_id, "tracking_uri": redacted(run.tracking_uri), "method": method}
-    with create(f"{run.folder}/run.json") as file:
-        file.write(json.dumps(content, indent=1).encode())
+    write_file(f"{run.folder}/run.json", json.dumps(content, indent=1).encode())
 
 
 def open_run(experiment: Experiment) -> tuple[Experiment, Run]:

@@ -112,7 +112,7 @@ def small_run(people_shards: Path, tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[ObjectStore]":
     """An S3 server of this module's own, which ``s3://bucket`` means."""
-    pytest.importorskip("moto", reason="the S3 server of the tests is not installed (pip install 'moto[server]')")
+    pytest.importorskip("moto", reason="the S3 server of the tests is not installed (pip install 'moto[s3]')")
     from object_store import ObjectStore, environment
 
     store = ObjectStore(tmp_path_factory.mktemp("moto"))

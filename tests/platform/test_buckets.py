@@ -35,10 +35,11 @@ def experiment(small_run: dict[str, Any]) -> Experiment:
 
 @pytest.fixture
 def proxy(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """Before the server, and what ``s3://`` means in this test; few tries, so that tests are short."""
+    """Before the server, and what ``s3://`` means in this test; few tries after short pauses."""
     proxy = FaultyProxy(object_store.address)
     with environment(proxy.address):
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+        monkeypatch.setattr("random.random", lambda: 0.02)  # botocore's pauses are that times 1, 2, 4, ... seconds
         yield proxy
     proxy.stop()
 
@@ -125,7 +126,9 @@ def test_a_server_that_refuses_for_good_costs_no_earlier_checkpoint(
     assert "says the test" in told and f"{first} is intact" in told and "start the same command again" in told
     assert object_store.objects() == before
     proxy.fail(-1)
-    with pytest.raises(CheckpointError, match=r"says the test.*; earlier ones are as they were\."):
+    with pytest.raises(
+        CheckpointError, match=r"s3://bucket/refuses/checkpoints/step-00000002: .*; earlier ones are as they were\."
+    ):
         save(root, experiment, 2)
     proxy.fail(0)
     assert CheckpointStore(root).latest() == first
@@ -142,13 +145,12 @@ def test_what_cannot_be_read_is_named_with_the_cause(
     path = save("s3://bucket/unread/checkpoints", experiment, 1)
     dataset = images("s3://bucket/unread/val")
     proxy.fail(-1)
-    with pytest.raises(OSError, match=r"^s3://bucket/unread/val/manifest\.json: .*says the test"):
+    why = ".*(says the test|Internal Server Error|Service Unavailable|reduce your request rate)"
+    with pytest.raises(OSError, match=rf"^s3://bucket/unread/val/manifest\.json: {why}"):
         read_manifest("s3://bucket/unread/val")
-    with pytest.raises((OSError, DataError), match=r"bucket/unread/val/shard-000000.*says the test"):
+    with pytest.raises((OSError, DataError), match=rf"bucket/unread/val/shard-000000{why}"):
         dataset.samples([0])
-    with pytest.raises(
-        CheckpointError, match=r"s3://bucket/unread/checkpoints/step-00000001/meta\.json: .*says the test"
-    ):
+    with pytest.raises(CheckpointError, match=rf"s3://bucket/unread/checkpoints/step-00000001/meta\.json: {why}"):
         read_meta(path)
     with pytest.raises(OSError, match=r"^s3://bucket/unread/val.*: "):
         list_pictures("s3://bucket/unread/val")
@@ -182,6 +184,7 @@ def test_a_missing_bucket_is_no_file(object_store: ObjectStore) -> None:
 # ---------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_a_training_whose_bucket_goes_away_ends_with_one_error_and_goes_on_later(
     proxy: FaultyProxy, object_store: ObjectStore, small_run: dict[str, Any], store: str, capfd: Any, one_thread: None
 ) -> None:
