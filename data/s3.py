@@ -14,7 +14,7 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
 
-class Bucket(S3FileSystem):
+class Bucket(S3FileSystem):  # type: ignore[misc]  # it has no types
     """s3fs's file system; what it raises is an OSError that begins with the object's address."""
 
     async def _call_s3(self, method: str, *options: Any, **named: Any) -> Any:
