@@ -141,7 +141,7 @@ class ShardDataset(SampleSource):
             if image.shape[1::-1] != original_size:
                 raise DataError(f"the image is {image.shape[1::-1]} (width, height), its record says {original_size}")
         except DataError as error:
-            raise _broken(member.path, f"the sample at byte {member.start}: {error}") from error
+            raise _broken(member.path, f"the sample at byte {member.image_offset}: {error}") from error
         sample = Sample(image, people, image_id, IDENTITY, original_size)
         return self.transform(sample, self.order.generator(position))
 

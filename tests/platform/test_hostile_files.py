@@ -276,7 +276,7 @@ def test_members_of_a_shard(column: int, message: str, loaders: int, evil: bytes
     plant_member(shards, column, evil)
     with (
         training_batches(dataset(shards), batch_size=4, workers=loaders) as batches,
-        pytest.raises(DataError, match=rf"shard-000000\.tar: the sample at byte 0: .*{message}"),
+        pytest.raises(DataError, match=rf"shard-000000\.tar: the sample at byte 512: .*{message}"),
     ):
         next(batches)
 
