@@ -27,6 +27,7 @@ from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
 from posefleet.platform.mlflow_client import TrackingError, pages
+from posefleet.platform.placement import TRAINING
 from posefleet.platform.run import Run, RunSink, open_run
 from posefleet.platform.worker import FatalError, LocalWorker
 
@@ -152,13 +153,17 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
     scaling = experiment.scaling
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
-    reports = Queue(actor_options={"num_cpus": 0}) if report else None
+    beside_us = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    reports = Queue(actor_options={"num_cpus": 0, "label_selector": beside_us}) if report else None
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"experiment": to_dict(experiment), "run": dataclasses.asdict(run)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.num_workers, use_gpu=scaling.use_gpu, resources_per_worker=resources
+            num_workers=scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker=resources,
+            label_selector=dict(TRAINING),
         ),
         run_config=ray.train.RunConfig(
             name="ray",

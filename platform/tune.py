@@ -31,6 +31,7 @@ from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load
 from posefleet.platform.comparison import costs
 from posefleet.platform.config import Experiment, ScalingConfig, build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
+from posefleet.platform.placement import STEADY, TRAINING
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.run import Run, RunSink, open_run, read_run
 from posefleet.platform.search import Search, Trial
@@ -160,11 +161,12 @@ def room(scaling: ScalingConfig, resources: Mapping[str, float]) -> int:
     return fits
 
 
-def _resources(scaling: ScalingConfig) -> dict[str, float]:
+def _resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
     """Of a trial's own process; its workers, where it has some, reserve theirs."""
-    if scaling.num_workers:
-        return {"memory": 1.0}  # a byte: Ray Tune allows no trial without resources, and the CPUs are the workers'
-    return {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    if scaling.num_workers:  # a byte: Ray Tune allows no trial without resources, and the CPUs are the workers'
+        return tune.PlacementGroupFactory([{"memory": 1.0}], bundle_label_selector=[dict(STEADY)])
+    needs = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    return tune.PlacementGroupFactory([needs], bundle_label_selector=[dict(TRAINING)])
 
 
 def _name(trial: Any) -> str:

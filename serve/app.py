@@ -32,6 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
+from posefleet.platform.placement import SERVING, STEADY
 from posefleet.serve.body import Upload, read_uploads
 from posefleet.serve.metrics import IngressMetrics
 from posefleet.serve.model import Ask, ModelReplica, Seen
@@ -65,7 +66,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     versions = Versions.bind(sources, settings.tracking)  # type: ignore[attr-defined]
 
     def replicas(key: str, model: ServedModel, options: Mapping[str, Any]) -> serve.Application:
-        deployment = ModelReplica.options(name=key, **options)  # type: ignore[attr-defined]
+        placed = {"ray_actor_options": {"label_selector": dict(SERVING), **options.get("ray_actor_options", {})}}
+        deployment = ModelReplica.options(name=key, **{**options, **placed})  # type: ignore[attr-defined]
         bound: serve.Application = deployment.bind(
             key, model, settings.limits.image_pixels, settings.tracking, versions
         )
@@ -82,7 +84,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     return application
 
 
-@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)})
 @serve.ingress()
 class Ingress:
     """A replica that speaks HTTP."""

@@ -16,6 +16,7 @@ from ray import serve
 
 from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
 from posefleet.platform.paths import MODELS, resolve_path
+from posefleet.platform.placement import STEADY
 from posefleet.platform.registry import find_version
 from posefleet.serve.problems import Refusal
 from posefleet.serve.settings import CHALLENGER
@@ -109,7 +110,7 @@ class _Model:
     name="Versions",
     num_replicas=1,
     max_ongoing_requests=1000,
-    ray_actor_options={"num_cpus": 0},
+    ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)},
     logging_config={"enable_access_log": False},
 )
 class Versions:
