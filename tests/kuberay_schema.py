@@ -32,7 +32,12 @@ def many(item: Schema) -> Schema:
 
 RESOURCES = some("requests", "limits", requests=TEXTS, limits=TEXTS)
 ENVIRONMENT = many(
-    some("name", name=TEXT, value=TEXT, valueFrom=some("secretKeyRef", secretKeyRef=some("name", "key", name=TEXT, key=TEXT)))
+    some(
+        "name",
+        name=TEXT,
+        value=TEXT,
+        valueFrom=some("secretKeyRef", secretKeyRef=some("name", "key", name=TEXT, key=TEXT)),
+    )
 )
 PROBE = some(
     "httpGet",
