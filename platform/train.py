@@ -163,7 +163,7 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
             resources_per_worker=resources,
-            label_selector=dict(TRAINING),
+            label_selector=dict(TRAINING),  # type: ignore[call-arg]  # it is the newer kind
         ),
         run_config=ray.train.RunConfig(
             name="ray",

@@ -90,6 +90,10 @@ def test_a_misspelt_field_is_found(path: tuple[Any, ...]) -> None:
         jsonschema.validate(wrong, MANIFESTS["raycluster.yaml"])
 
 
+def test_no_two_have_one_name_for_kuberay_names_services_after_them() -> None:
+    assert len({manifest(name)["metadata"]["name"] for name in MANIFESTS}) == len(MANIFESTS)
+
+
 def test_every_pod_has_the_image_of_this_version_and_the_ray_of_the_constraints(cluster: dict[str, Any]) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert {container(group)["image"] for group in groups(cluster).values()} == {f"REGISTRY/posefleet:{version}"}
