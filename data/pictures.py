@@ -11,7 +11,7 @@ import fsspec
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
-from posefleet.data.coco import find_source, path_inside, read_images
+from posefleet.data.coco import find_source, path_inside, read_file_names
 from posefleet.data.errors import DataError
 from posefleet.data.shards import MANIFEST, read_manifest, read_members, read_records
 from posefleet.data.stream import RETRY_PAUSES
@@ -142,10 +142,10 @@ def chunks(pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
 
 def _of_annotations(source: str, split: str, images: str) -> Pictures:
     found = find_source(source, split, images or None)
-    records = read_images(found.annotation_file)
-    if not records:
+    names = read_file_names(found.annotation_file)
+    if not names:
         raise DataError(f"{found.annotation_file}: lists no image")
-    return Pictures(found.image_folder, tuple(Picture(records[i]["file_name"], i) for i in sorted(records)))
+    return Pictures(found.image_folder, tuple(Picture(names[i], i) for i in sorted(names)))
 
 
 def _of_shards(root: str) -> Pictures:

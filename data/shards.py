@@ -278,12 +278,29 @@ def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> 
         "file_name": image["file_name"],
         "width": image["width"],
         "height": image["height"],
-        "people": [_person(annotation) for annotation in annotations],
+        "people": [make_person(annotation) for annotation in annotations],
+    }
+
+
+def make_person(annotation: Annotation) -> Record:
+    """A person of a record."""
+    keypoints = annotation.get("keypoints") or []
+    return {
+        "id": annotation["id"],
+        "keypoints": keypoints,
+        "bbox": annotation["bbox"],
+        "area": area_of(annotation),
+        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+        "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
     }
 
 
 def encode_record(record: Record) -> bytes:
-    """A record as it lies in the tar; equal records are equal bytes."""
+    """A record, or a person of one, as it lies in the tar; equal ones are equal bytes.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -299,18 +316,6 @@ def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, 
         return record["image_id"], size, people_of(record["people"], schema)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"not a record: {error!r} in {data[:80]!r}") from error
-
-
-def _person(annotation: Annotation) -> Record:
-    keypoints = annotation.get("keypoints") or []
-    return {
-        "id": annotation["id"],
-        "keypoints": keypoints,
-        "bbox": annotation["bbox"],
-        "area": area_of(annotation),
-        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
-        "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
-    }
 
 
 # ------------------------------------------------------------------------------------------------------- files
