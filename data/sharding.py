@@ -184,7 +184,7 @@ def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int
         sizes[row] = size_of(json.loads(record)["file_name"])
         _add_to_digest(sha256, record, int(sizes[row]))
     order = array("q", range(count))
-    random.Random(seed).shuffle(order)  # type: ignore[arg-type]  # anything with places will do
+    random.Random(seed).shuffle(order)
     rows = _cut(np.array(order, np.int64), sizes, shard_mib)
     return Plan(split, sizes, rows, sha256.hexdigest(), int(split.dropped[:count].sum()))
 
