@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test test-slow test-browser check bench install clean
+.PHONY: help demo test test-slow test-browser chaos check bench install clean
 
 help:
 	@echo "make demo       the whole way on this machine: data, doctor, shards, training, evaluation"
 	@echo "make test       the test suite (minutes)"
 	@echo "make test-slow  the tests that train to a bar, and the long ones"
 	@echo "make test-browser  the page in a browser; wants /usr/bin/chromium"
+	@echo "make chaos      breaks processes, nodes, cables, disks and servers; what was lost, and for how long"
 	@echo "make check      format, lint, types"
 	@echo "make bench      measured ratios against plain libraries"
 
@@ -34,6 +35,9 @@ test-slow: $(READY)
 
 test-browser: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser
+
+chaos: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster -m ""
 
 check: $(READY)
 	$(BIN)/ruff format --check .

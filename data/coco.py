@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import fsspec
@@ -20,6 +20,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from posefleet.data.errors import DataError
 from posefleet.data.files import create
 from posefleet.data.images import decode_image
+from posefleet.data.json_lists import read_lists
 from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
 from posefleet.data.structures import People, Poses
 
@@ -45,16 +46,6 @@ class Source:
     annotation_file: str
     image_folder: str
     split: str
-
-
-@dataclass(frozen=True)
-class CocoSplit:
-    """The annotations of one split, checked so far that every person can become a row of ``People``."""
-
-    images: dict[int, dict[str, Any]]
-    """COCO's image records by id: file_name, width, height, ..."""
-    annotations: dict[int, list[dict[str, Any]]] = field(repr=False)
-    """The person annotations of each image, by image id; every image has an entry, often an empty one."""
 
 
 # ------------------------------------------------------------------------------------------------------- finding
@@ -183,49 +174,37 @@ def load_json(path: str) -> dict[str, Any]:
     return value
 
 
-def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
-    """Read and check an annotation file; the doctor looks closer.
-
-    Raises:
-        DataError: The file cannot be used: no json, keys missing, ids that are no integers, another number of
-            keypoints than ``schema`` has, or not one keypoint person.
-    """
-    content = load_json(annotation_file)
-    for key in ("images", "annotations"):
-        if not isinstance(content.get(key), list):
-            raise DataError(f"{annotation_file}: no list {key!r}; this is not a COCO annotation file")
-    images = _images_of(content, annotation_file)
-    annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
-    person_categories = person_category_ids(category_records(content))
-    for record in content["annotations"]:
-        _require(record, ("id", "image_id", "bbox"), f"{annotation_file}: an annotation")
-        category = record.get("category_id", 1)
-        if record["image_id"] in annotations and is_integer(category) and category in person_categories:
-            _check_person(record, schema, annotation_file)
-            annotations[record["image_id"]].append(record)
-    if not any(is_keypoint_person(record) for people in annotations.values() for record in people):
-        raise DataError(f"{annotation_file}: not one person with a labelled keypoint among {len(images)} images")
-    return CocoSplit(images, annotations)
-
-
-def read_images(annotation_file: str) -> dict[int, dict[str, Any]]:
-    """COCO's image records by id; the file may be without annotations, as those of COCO's test images are.
+def read_file_names(annotation_file: str) -> dict[int, str]:
+    """The file names of the images by id; the file may be without annotations, as those of COCO's test images are.
 
     Raises:
         DataError: The file cannot be used.
     """
-    content = load_json(annotation_file)
-    if not isinstance(content.get("images"), list):
-        raise DataError(f"{annotation_file}: no list 'images'; this is not a COCO annotation file")
-    return _images_of(content, annotation_file)
+    names: dict[int, str] = {}
+
+    def note(image: Any) -> None:
+        check_image(image, annotation_file)
+        names[image["id"]] = image["file_name"]
+
+    require_lists(annotation_file, read_lists(annotation_file, {"images": note}), "images")
+    return names
 
 
-def _images_of(content: Mapping[str, Any], annotation_file: str) -> dict[int, dict[str, Any]]:
-    images = {}
-    for record in content["images"]:
-        _require(record, ("id", "file_name", "width", "height"), f"{annotation_file}: an image")
-        images[record["id"]] = record
-    return images
+def require_lists(annotation_file: str, found: set[str], *needed: str) -> None:
+    """Raise ``DataError`` unless an annotation file has the lists that it needs."""
+    for key in needed:
+        if key not in found:
+            raise DataError(f"{annotation_file}: no list {key!r}; this is not a COCO annotation file")
+
+
+def check_image(record: Any, annotation_file: str) -> None:
+    """Raise ``DataError`` unless a record of ``images`` says what is needed."""
+    _require(record, ("id", "file_name", "width", "height"), f"{annotation_file}: an image")
+
+
+def check_annotation(record: Any, annotation_file: str) -> None:
+    """Raise ``DataError`` unless a record of ``annotations`` says whose it is and where."""
+    _require(record, ("id", "image_id", "bbox"), f"{annotation_file}: an annotation")
 
 
 def is_integer(value: Any) -> TypeGuard[int]:
@@ -238,11 +217,9 @@ def are_numbers(values: Any) -> TypeGuard[list[float]]:
     return isinstance(values, list) and all(isinstance(v, float) or is_integer(v) for v in values)
 
 
-def category_records(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The categories of an annotation file that have an integer id; broken entries are left out."""
-    categories = content.get("categories")
-    categories = categories if isinstance(categories, list) else []
-    return [c for c in categories if isinstance(c, dict) and is_integer(c.get("id"))]
+def is_category(record: Any) -> bool:
+    """Whether a record of ``categories`` has an integer id."""
+    return isinstance(record, dict) and is_integer(record.get("id"))
 
 
 def person_category_ids(categories: Sequence[Mapping[str, Any]]) -> set[int]:
@@ -303,7 +280,8 @@ def _require(record: Any, keys: tuple[str, ...], what: str) -> None:
             raise DataError(f"{what} has file_name {record[key]!r}, expected a text")
 
 
-def _check_person(record: Annotation, schema: KeypointSchema, annotation_file: str) -> None:
+def check_person(record: Annotation, schema: KeypointSchema, annotation_file: str) -> None:
+    """Raise ``DataError`` unless the annotation of a person can become a row of ``People``."""
     what = f"{annotation_file}: annotation {record['id']}"
     box, area, keypoints = record["bbox"], record.get("area"), record.get("keypoints") or []
     if not (

@@ -7,13 +7,15 @@ impossible, warnings are worth a look. ``symptoms.py`` lists what it knows.
 """
 
 import argparse
+import itertools
 import math
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import fsspec
@@ -26,47 +28,28 @@ from posefleet.data.coco import (
     TURNED_ORIENTATIONS,
     Source,
     are_numbers,
-    category_records,
     exif_orientation,
     find_source,
     find_splits,
     image_path,
+    is_category,
     is_integer,
-    load_json,
     person_category_ids,
+    require_lists,
     verify_image,
 )
 from posefleet.data.errors import DataError
+from posefleet.data.json_lists import read_lists
 from posefleet.data.keypoints import KeypointSchema, load_schema
+from posefleet.data.labels import BORDER, LabelChecks, Labels, repeats
 from posefleet.data.symptoms import Finding, Findings, Report, Statistics, write_reports
-
-BORDER = 1.0
-"""Pixels that a keypoint or box may lie outside its image; COCO's own annotations reach the border."""
-MANY_OUTSIDE = 0.01
-"""From this share of labelled keypoints outside their image on, it is no slip but the wrong coordinates."""
-CONSTANT_SHARE, CONSTANT_COUNT = 0.05, 5
-"""A keypoint is suspicious when this share of its labels, and this many, are one and the same point."""
-DUPLICATE_KEYPOINTS = 3
-"""People with fewer labelled keypoints may well agree by chance."""
 
 Json = dict[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    """The keypoints of all people of a file that have them in full."""
-
-    annotation_ids: list[Any]
-    image_ids: list[Any]
-    sizes: np.ndarray  # (N, 2) width, height of their images
-    keypoints: np.ndarray  # (N, K, 3) x, y, v
-    crowd: np.ndarray  # (N,) bool
-
-    @property
-    def labelled(self) -> np.ndarray:
-        """(N, K) bool; nothing of a crowd is labelled."""
-        mask: np.ndarray = (self.keypoints[..., 2] > 0) & ~self.crowd[:, None]
-        return mask
+PEOPLE_AT_A_TIME = 1024
+"""Whose keypoints are looked at together."""
+IMAGES_AT_A_TIME = 4096
+"""That wait for a thread to read them."""
 
 
 def examine(
@@ -79,6 +62,9 @@ def examine(
 ) -> Report:
     """Look for every fault of ``SYMPTOMS`` in one split; never raises for what is in the files.
 
+    Records are read one by one and forgotten, so that a million images take some hundred MB. The file is read twice:
+    COCO's lists its categories after the annotations.
+
     Args:
         source: See ``find_source``.
         schema: What the keypoints should be.
@@ -86,48 +72,102 @@ def examine(
         workers: Threads that read images; as many as there are cores when not given.
         progress: Show a progress bar on stderr.
     """
-    findings, statistics = Findings(), Statistics()
+    findings = Findings()
+    images, categories = _Images(findings), list[Any]()
+    annotations = _Annotations(images, categories, schema, findings)
     try:
-        content = load_json(source.annotation_file)
-        images, annotations = (_list(content, key, source) for key in ("images", "annotations"))
+        takers = {"images": images.look, "categories": categories.append}
+        lists = read_lists(source.annotation_file, takers)
+        require_lists(source.annotation_file, lists, "images", "annotations")
+        images.finish()
+        read_lists(source.annotation_file, {"annotations": annotations.look})
+        annotations.finish()
     except DataError as error:
+        findings = Findings()
         findings.add("unreadable_annotations", str(error))
-        return Report(source.annotation_file, schema.name, False, tuple(findings), statistics)
-    by_id = _check_image_records(images, findings)
-    labels = _check_annotations(annotations, by_id, category_records(content), schema, findings)
-    _check_keypoints(labels, schema, findings)
+        return Report(source.annotation_file, schema.name, False, tuple(findings), Statistics())
     if check_images:
-        _check_images(list(by_id.values()), source, findings, workers or os.cpu_count() or 1, progress)
-    statistics = _statistics(by_id, labels, schema, findings)
+        _check_images(images, source, findings, workers or os.cpu_count() or 1, progress)
+    labels = annotations.labels
+    statistics = Statistics(
+        images=len(images.rows),
+        images_with_keypoint_people=int(images.with_keypoints.sum()),
+        people=labels.people,
+        keypoint_people=labels.keypoint_people,
+        people_by_keypoints=tuple(labels.by_count.tolist()),
+        labelled_by_keypoint=dict(zip(schema.keypoints, labels.by_keypoint.tolist(), strict=True)),
+    )
     return Report(source.annotation_file, schema.name, check_images, tuple(findings), statistics)
-
-
-def _list(content: Json, key: str, source: Source) -> list[Any]:
-    if not isinstance(content.get(key), list):
-        raise DataError(f"{source.annotation_file}: no list {key!r}; this is not a COCO annotation file")
-    return list(content[key])
 
 
 # ------------------------------------------------------------------------------------------------------- the json
 
 
-def _check_image_records(images: list[Any], findings: Findings) -> dict[int, Json]:
-    by_id: dict[int, Json] = {}
-    names: set[str] = set()
-    if not images:
-        findings.add("no_images")
-    for image in images:
+class _Images:
+    """The image records of a file, checked, in numbers: ids and sizes, and all names in one array of bytes."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.rows = np.zeros(0, np.int64)
+        """Of the images with a record that is in order, and of several with one id the first; in the order of ids."""
+        self.with_people = np.zeros(0, bool)
+        """Of each of ``rows``: whether somebody is annotated there."""
+        self.with_keypoints = np.zeros(0, bool)
+        """The same of keypoint people."""
+        self._findings = findings
+        self._seen = 0
+        self._ids, self._widths, self._heights = array("q"), array("q"), array("q")
+        self._names, self._name_ends, self._name_marks = bytearray(), array("q", [0]), array("q")
+        self._sorted_ids = array("q")
+
+    def look(self, image: Any) -> None:
+        """Check a record."""
+        self._seen += 1
         if not _is_image_record(image):
-            findings.add("bad_image_record", str(image)[:100])
-            continue
-        what = f"image {image['id']} ({image['file_name']})"
-        if image["id"] in by_id:
-            findings.add("duplicate_image_id", f"{what} and {by_id[image['id']]['file_name']}")
-        if image["file_name"] in names:
-            findings.add("duplicate_file_name", what)
-        names.add(image["file_name"])
-        by_id.setdefault(image["id"], image)
-    return by_id
+            self._findings.add("bad_image_record", str(image)[:100])
+            return
+        name = image["file_name"]
+        self._ids.append(image["id"])
+        self._widths.append(image["width"])
+        self._heights.append(image["height"])
+        self._names += name.encode(errors="surrogatepass")
+        self._name_ends.append(len(self._names))
+        self._name_marks.append(hash(name))
+
+    def finish(self) -> None:
+        """No image follows: look for those that come twice."""
+        if not self._seen:
+            self._findings.add("no_images")
+        ids = np.array(self._ids, np.int64)
+        for row, first in repeats(ids):
+            self._findings.add("duplicate_image_id", f"{self._what(row)} and {self._name(first)}")
+        for row, _ in repeats(np.array(self._name_marks, np.int64)):
+            self._findings.add("duplicate_file_name", self._what(row))
+        different, self.rows = np.unique(ids, return_index=True)
+        self._sorted_ids = array("q", different.tobytes())
+        self.with_people, self.with_keypoints = np.zeros((2, len(self.rows)), bool)
+
+    def find(self, image_id: Any) -> int | None:
+        """The place of an image in ``rows``, or None where there is no such image."""
+        if not is_integer(image_id):
+            return None
+        place = bisect_left(self._sorted_ids, image_id)
+        return place if place < len(self._sorted_ids) and self._sorted_ids[place] == image_id else None
+
+    def size(self, place: int) -> tuple[int, int]:
+        """Width and height of the image at a place of ``rows``."""
+        row = int(self.rows[place])
+        return self._widths[row], self._heights[row]
+
+    def __iter__(self) -> Iterator[Json]:
+        """The images of ``rows`` in the order of the file, as far as they are kept."""
+        for row in np.sort(self.rows).tolist():
+            yield {"file_name": self._name(row), "width": self._widths[row], "height": self._heights[row]}
+
+    def _what(self, row: int) -> str:
+        return f"image {self._ids[row]} ({self._name(row)})"
+
+    def _name(self, row: int) -> str:
+        return self._names[self._name_ends[row] : self._name_ends[row + 1]].decode(errors="surrogatepass")
 
 
 def _is_image_record(image: Any) -> bool:
@@ -139,37 +179,69 @@ def _is_image_record(image: Any) -> bool:
     )
 
 
-def _check_annotations(
-    annotations: list[Any],
-    images: Mapping[int, Json],
-    categories: list[Any],
-    schema: KeypointSchema,
-    findings: Findings,
-) -> _Labels:
-    known, people = {c["id"] for c in categories}, person_category_ids(categories)
-    seen: set[int] = set()
-    good: list[Json] = []
-    for annotation in annotations:
+class _Annotations:
+    """The annotations of a file, checked one by one, and in groups where that is faster."""
+
+    def __init__(self, images: _Images, categories: list[Any], schema: KeypointSchema, findings: Findings) -> None:
+        self.labels = LabelChecks(schema, findings)
+        self._images = images
+        self._categories = categories
+        self._schema = schema
+        self._findings = findings
+        self._ids, self._image_ids = array("q"), array("q")
+        self._waiting: list[Json] = []
+        self._places: list[int] = []  # of the images of those who wait
+
+    def look(self, annotation: Any) -> None:
+        """Check a record."""
+        findings = self._findings
         if not isinstance(annotation, dict) or not (is_integer(annotation.get("id")) and "image_id" in annotation):
             findings.add("bad_annotation_record", str(annotation)[:100])
-            continue
-        what = f"annotation {annotation['id']} of image {annotation['image_id']}"
-        category = annotation.get("category_id", 1)
-        if annotation["id"] in seen:
-            findings.add("duplicate_annotation_id", what)
-        seen.add(annotation["id"])
-        if not is_integer(annotation["image_id"]) or annotation["image_id"] not in images:
+            return
+        image_id, category = annotation["image_id"], annotation.get("category_id", 1)
+        what = f"annotation {annotation['id']} of image {image_id}"
+        self._ids.append(annotation["id"])
+        self._image_ids.append(image_id if is_integer(image_id) else -1)
+        place = self._images.find(image_id)
+        if place is None:
             findings.add("unknown_image", what)
-        elif not is_integer(category) or (known and category not in known):
+        elif not is_integer(category) or (self._known and category not in self._known):
             findings.add("unknown_category", f"{what}: category {category}")
-        elif category not in people:
+        elif category not in self._people:
             findings.add("other_category", f"{what}: category {category}")
-        elif _is_person(annotation, images[annotation["image_id"]], schema, what, findings):
-            good.append(annotation)
-    return _labels(good, images, schema)
+        elif _is_person(annotation, self._images.size(place), self._schema, what, findings):
+            self._waiting.append(annotation)
+            self._places.append(place)
+            if len(self._waiting) == PEOPLE_AT_A_TIME:
+                self._look_at_keypoints()
+
+    def finish(self) -> None:
+        """No annotation follows: look for ids that come twice, and at what only all people show."""
+        self._look_at_keypoints()
+        for row, _ in repeats(np.array(self._ids, np.int64)):
+            what = f"annotation {self._ids[row]} of image {self._image_ids[row]}"
+            self._findings.add("duplicate_annotation_id", what)
+        self.labels.finish()
+        self._findings.add("images_without_annotations", count=int((~self._images.with_people).sum()))
+
+    @cached_property
+    def _known(self) -> set[int]:
+        return {category["id"] for category in self._categories if is_category(category)}
+
+    @cached_property
+    def _people(self) -> set[int]:
+        return person_category_ids([category for category in self._categories if is_category(category)])
+
+    def _look_at_keypoints(self) -> None:
+        labels = Labels.of(self._waiting, list(map(self._images.size, self._places)), self._schema)
+        places = np.array(self._places, np.int64)
+        self._images.with_people[places] = True
+        self._images.with_keypoints[places[labels.labelled.any(1)]] = True
+        self.labels.look(labels)
+        self._waiting, self._places = [], []
 
 
-def _is_person(annotation: Json, image: Json, schema: KeypointSchema, what: str, findings: Findings) -> bool:
+def _is_person(annotation: Json, size: tuple[int, int], schema: KeypointSchema, what: str, findings: Findings) -> bool:
     """Check box, area and the shape of the keypoints; whether their values can be looked at."""
     box, area = annotation.get("bbox"), annotation.get("area")
     keypoints = annotation.get("keypoints") or []
@@ -196,133 +268,11 @@ def _is_person(annotation: Json, image: Json, schema: KeypointSchema, what: str,
     if min(width, height, area) <= 0:
         code = ("bad_box" if min(width, height) <= 0 else "bad_area") if labelled else "bad_box_unlabelled"
         findings.add(code, f"{what}: bbox {box}, area {area}")
-    elif min(x, y) < -BORDER or x + width > image["width"] + BORDER or y + height > image["height"] + BORDER:
-        findings.add("box_outside", f"{what}: bbox {box}, image {image['width']} x {image['height']}")
+    elif min(x, y) < -BORDER or x + width > size[0] + BORDER or y + height > size[1] + BORDER:
+        findings.add("box_outside", f"{what}: bbox {box}, image {size[0]} x {size[1]}")
     if annotation.get("num_keypoints", labelled) != labelled:
         findings.add("wrong_num_keypoints", f"{what}: says {annotation['num_keypoints']}, has {labelled}")
     return True
-
-
-def _labels(annotations: list[Json], images: Mapping[int, Json], schema: KeypointSchema) -> _Labels:
-    nothing = [0] * (3 * len(schema))
-    sizes = [(images[a["image_id"]]["width"], images[a["image_id"]]["height"]) for a in annotations]
-    keypoints = [a.get("keypoints") or nothing for a in annotations]
-    return _Labels(
-        [a["id"] for a in annotations],
-        [a["image_id"] for a in annotations],
-        np.array(sizes, float).reshape(-1, 2),
-        np.array(keypoints, float).reshape(-1, len(schema), 3),
-        np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool),
-    )
-
-
-# ------------------------------------------------------------------------------------------------------- keypoints
-
-
-def _check_keypoints(labels: _Labels, schema: KeypointSchema, findings: Findings) -> None:
-    labelled = labels.labelled
-    if not labelled.any():
-        findings.add("no_keypoint_people")
-        return
-    wrong = ~np.isin(labels.keypoints[..., 2], (0, 1, 2))
-    for row, k in np.argwhere(wrong).tolist():
-        where = f"annotation {labels.annotation_ids[row]}: {schema.keypoints[k]}"
-        findings.add("bad_visibility", f"{where} has visibility {labels.keypoints[row, k, 2]:g}")
-    _check_inside(labels, schema, findings)
-    _check_duplicates(labels, findings)
-    for row in np.flatnonzero(_swapped(labels.keypoints * labelled[..., None], schema)).tolist():
-        findings.add("left_right_swapped", _who(labels, row))
-    for k, name in enumerate(schema.keypoints):
-        points = labels.keypoints[labelled[:, k], k, :2]
-        if not len(points):
-            findings.add("never_labelled", name)
-            continue
-        places, counts = np.unique(points, axis=0, return_counts=True)
-        top = counts.argmax()
-        if counts[top] >= max(CONSTANT_COUNT, CONSTANT_SHARE * len(points)):
-            x, y = places[top].tolist()
-            findings.add("constant_keypoint", f"{name}: ({x:g}, {y:g}) in {counts[top]} of {len(points)} people")
-
-
-def _check_inside(labels: _Labels, schema: KeypointSchema, findings: Findings) -> None:
-    points, sizes = labels.keypoints[..., :2], labels.sizes[:, None]
-    outside = ((points < -BORDER) | (points > sizes + BORDER)).any(-1) & labels.labelled
-    many = outside.sum() > MANY_OUTSIDE * labels.labelled.sum()
-    for row, k in np.argwhere(outside).tolist():
-        (x, y), (width, height) = points[row, k].tolist(), labels.sizes[row].tolist()
-        where = f"{schema.keypoints[k]} at ({x:g}, {y:g}), image {width:g} x {height:g}"
-        findings.add("many_keypoints_outside" if many else "keypoint_outside", f"{_who(labels, row)}: {where}")
-
-
-def _check_duplicates(labels: _Labels, findings: Findings) -> None:
-    first: dict[tuple[Any, bytes], int] = {}
-    for row in np.flatnonzero(labels.labelled.sum(1) >= DUPLICATE_KEYPOINTS).tolist():
-        key = (labels.image_ids[row], labels.keypoints[row].tobytes())
-        if key in first:
-            findings.add("duplicate_person", f"{_who(labels, row)} and {labels.annotation_ids[first[key]]}")
-        first.setdefault(key, row)
-
-
-def _swapped(keypoints: np.ndarray, schema: KeypointSchema) -> np.ndarray:
-    """Which people have left and right swapped, as far as one can tell from where their keypoints lie.
-
-    Who shows the face to the camera, upright, has the left eye at the right in the image, and so the left shoulder
-    and hip, unless the body is turned. So it is a swap when face and shoulders are both the wrong way round, or
-    when the face is right and shoulders and hips are both wrong.
-
-    Args:
-        keypoints: (N, K, 3) x, y, v; v is 0 where not labelled.
-
-    Returns:
-        (N,) bool.
-    """
-    needed = ("nose", "left_eye", "right_eye", "left_shoulder", "right_shoulder", "left_hip", "right_hip")
-    if not set(needed) <= set(schema.keypoints):
-        return np.zeros(len(keypoints), bool)
-    nose, left_eye, right_eye, *body = (keypoints[:, schema.keypoints.index(name)] for name in needed)
-    left_shoulder, right_shoulder, left_hip, right_hip = body
-    x, y, v = np.moveaxis(np.where(keypoints[..., 2:] > 0, keypoints, np.nan), 2, 0)
-    some = (v > 0).sum(1) > 1
-    size = np.zeros(len(keypoints))
-    size[some] = np.hypot(np.nanmax(x[some], 1) - np.nanmin(x[some], 1), np.nanmax(y[some], 1) - np.nanmin(y[some], 1))
-
-    def order(left: np.ndarray, right: np.ndarray, margin: np.ndarray | float) -> np.ndarray:
-        """+1 where left lies clearly at the right in the image, as in a frontal view, -1 the other way, else 0."""
-        distance = left[:, 0] - right[:, 0]
-        clear = (np.abs(distance) > margin) & (left[:, 2] > 0) & (right[:, 2] > 0)
-        return np.where(clear, np.sign(distance), 0.0)
-
-    eyes = order(left_eye, right_eye, 2.0)
-    shoulders = order(left_shoulder, right_shoulder, 0.15 * size)
-    hips = order(left_hip, right_hip, 0.1 * size)
-    face = (nose[:, 2] == 2) & (left_eye[:, 2] == 2) & (right_eye[:, 2] == 2)
-    face &= (nose[:, 0] - left_eye[:, 0]) * (nose[:, 0] - right_eye[:, 0]) < 0  # the nose between the eyes
-    upright = np.maximum(left_eye[:, 1], right_eye[:, 1]) < np.minimum(left_shoulder[:, 1], right_shoulder[:, 1])
-    whole = (eyes < 0) & (shoulders < 0) & (hips <= 0)
-    body_only = (eyes > 0) & (shoulders < 0) & (hips < 0)
-    swapped: np.ndarray = face & upright & (whole | body_only)
-    return swapped
-
-
-def _who(labels: _Labels, row: int) -> str:
-    return f"annotation {labels.annotation_ids[row]} of image {labels.image_ids[row]}"
-
-
-def _statistics(images: Mapping[int, Json], labels: _Labels, schema: KeypointSchema, findings: Findings) -> Statistics:
-    labelled = labels.labelled
-    keypoint_people = labelled.any(1)
-    with_keypoints = {labels.image_ids[row] for row in np.flatnonzero(keypoint_people).tolist()}
-    empty = images.keys() - set(labels.image_ids)
-    findings.add("images_without_annotations", count=len(empty))
-    by_count = Counter(labelled[~labels.crowd].sum(1).tolist())
-    return Statistics(
-        images=len(images),
-        images_with_keypoint_people=len(with_keypoints),
-        people=len(labels.annotation_ids),
-        keypoint_people=int(keypoint_people.sum()),
-        people_by_keypoints=tuple(by_count[n] for n in range(len(schema) + 1)),
-        labelled_by_keypoint=dict(zip(schema.keypoints, labelled.sum(0).tolist(), strict=True)),
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- images
@@ -343,7 +293,7 @@ def image_fault(data: bytes, record: Mapping[str, Any]) -> tuple[str, str] | Non
     return "size_mismatch", sizes
 
 
-def _check_images(images: list[Json], source: Source, findings: Findings, workers: int, progress: bool) -> None:
+def _check_images(images: _Images, source: Source, findings: Findings, workers: int, progress: bool) -> None:
     fs, _ = fsspec.core.url_to_fs(source.image_folder)
 
     def look(image: Json) -> tuple[str, str] | None:
@@ -358,10 +308,11 @@ def _check_images(images: list[Json], source: Source, findings: Findings, worker
         return fault or (("exif_orientation", name) if exif_orientation(data) != 1 else None)
 
     with ThreadPoolExecutor(workers) as pool:
-        faults: Iterable[tuple[str, str] | None] = pool.map(look, images)
-        console = Console(stderr=True)
+        console, waiting = Console(stderr=True), iter(images)
+        groups = iter(lambda: list(itertools.islice(waiting, IMAGES_AT_A_TIME)), [])
+        faults = itertools.chain.from_iterable(pool.map(look, group) for group in groups)
         shown = progress and console.is_terminal
-        for fault in track(faults, "images", total=len(images), console=console, disable=not shown):
+        for fault in track(faults, "images", total=len(images.rows), console=console, disable=not shown):
             if fault:
                 findings.add(*fault)
 

@@ -6,6 +6,7 @@ rule, the number of images, people and poses, and a note on everything that make
 
 import contextlib
 import io
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -30,6 +31,9 @@ EASY_BELOW, HARD_ABOVE = 0.1, 0.8
 
 BACKENDS = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
 """The package behind each backend."""
+
+IMAGES_AT_A_TIME = 2000
+"""That pycocotools matches; this bounds its memory."""
 
 OUTSIDE = 0.5
 """More than this share of keypoints outside their images looks like a wrong frame."""
@@ -230,25 +234,56 @@ class _Coco:
 
     def evaluate(self, truth: GroundTruth, poses: PoseTable) -> _Curves:
         """Match and accumulate; what summarize would print is left to the curves."""
-        coco_class, eval_class = self._classes()
         # Both libraries talk on stdout.
         with contextlib.redirect_stdout(io.StringIO()):
-            people_set, pose_set = coco_class(), coco_class()
-            people_set.dataset = _dataset(truth, _annotations(truth))
-            pose_set.dataset = _dataset(truth, _results(truth, poses))
-            people_set.createIndex()
-            pose_set.createIndex()
-            evaluation = eval_class(people_set, pose_set, "keypoints")
-            evaluation.params.catIds = [1]
-            evaluation.params.maxDets = [self.max_detections]
-            evaluation.params.kpt_oks_sigmas = np.array(self.schema.sigmas)
-            evaluation.evaluate()
+            if self.backend == "pycocotools":
+                evaluation, matches = self._match_in_groups(truth, poses)
+            else:
+                evaluation, matches = self._match(truth, poses), None
             evaluation.accumulate()
         params, accumulated = evaluation.params, evaluation.eval
         precision, recall = np.asarray(accumulated["precision"]), np.asarray(accumulated["recall"])
-        curves = precision[:, :, 0, :, 0], recall[:, 0, :, 0]
-        matches = Matches.of_coco(evaluation, self.max_detections) if self.backend == "pycocotools" else None
-        return _Curves(*curves, params.iouThrs, params.recThrs, matches)
+        return _Curves(precision[:, :, 0, :, 0], recall[:, 0, :, 0], params.iouThrs, params.recThrs, matches)
+
+    def _match(self, truth: GroundTruth, poses: PoseTable) -> Any:
+        """A COCOeval that has evaluated."""
+        coco_class, eval_class = self._classes()
+        people_set, pose_set = coco_class(), coco_class()
+        people_set.dataset = _dataset(truth, _annotations(truth))
+        pose_set.dataset = _dataset(truth, _results(truth, poses))
+        people_set.createIndex()
+        pose_set.createIndex()
+        evaluation = eval_class(people_set, pose_set, "keypoints")
+        evaluation.params.catIds = [1]
+        evaluation.params.maxDets = [self.max_detections]
+        evaluation.params.kpt_oks_sigmas = np.array(self.schema.sigmas)
+        evaluation.evaluate()
+        return evaluation
+
+    def _match_in_groups(self, truth: GroundTruth, poses: PoseTable) -> tuple[Any, Matches]:
+        """The same, some images after the other: COCO's code keeps tens of kilobytes of Python objects for each.
+
+        The COCOeval that comes back takes each group for one image with many poses, which accumulates to the same
+        numbers: it only ever strings the images together.
+        """
+        groups, people = [], []
+        for start in range(0, max(len(truth.image_ids), 1), IMAGES_AT_A_TIME):
+            rows = slice(start, start + IMAGES_AT_A_TIME)
+            evaluation = self._match(truth.part(rows), poses.part(rows))
+            areas, images = len(evaluation.params.areaRng), len(evaluation.params.imgIds)
+            found = [evaluation.evalImgs[area * images : (area + 1) * images] for area in range(areas)]
+            groups.append([_strung_together(one, len(evaluation.params.iouThrs)) for one in found])
+            everybody = found[0]  # the first area range is "all"
+            people += [np.count_nonzero(np.asarray(e["gtIgnore"]) == 0) if e else 0 for e in everybody]
+        evaluation.params.imgIds = list(range(len(groups)))
+        evaluation.params.maxDets = [sys.maxsize]  # of a group; every image has its own limit behind it
+        evaluation._paramsEval = evaluation.params
+        evaluation.evalImgs = [group[area] for area in range(areas) for group in groups]
+        matched, ignored = (
+            np.concatenate([group[0][key] for group in groups], axis=1) for key in ("dtMatches", "dtIgnore")
+        )
+        matches = Matches.of_poses(truth.image_ids, np.array(people), poses.image, poses.scores, matched, ignored)
+        return evaluation, matches
 
     def _classes(self) -> tuple[Any, Any]:
         if self.backend == "pycocotools":
@@ -258,6 +293,18 @@ class _Coco:
         except ModuleNotFoundError as error:
             raise ValueError("backend 'faster' needs the package faster-coco-eval; it is not installed") from error
         return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+
+
+def _strung_together(images: list[dict[str, Any] | None], thresholds: int) -> dict[str, np.ndarray]:
+    """What COCOeval found in some images, as if they were one."""
+    found = [image for image in images if image is not None]
+    nothing = np.zeros((thresholds, 0), bool)
+    return {
+        "dtScores": np.concatenate([[], *(image["dtScores"] for image in found)]),
+        "dtMatches": np.concatenate([nothing, *(image["dtMatches"] > 0 for image in found)], axis=1),
+        "dtIgnore": np.concatenate([nothing, *(image["dtIgnore"].astype(bool) for image in found)], axis=1),
+        "gtIgnore": np.concatenate([[], *(image["gtIgnore"] for image in found)]),
+    }
 
 
 def _dataset(truth: GroundTruth, annotations: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 import fsspec
 import numpy as np
 
-from posefleet.data.coco import Source, image_path, people_of, read_coco
+from posefleet.data.coco import Source, image_path, people_of
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.shards import Record, make_record
+from posefleet.data.shards import Record
+from posefleet.data.split import read_coco
 from posefleet.data.stream import SampleSource, Transform
 from posefleet.data.structures import Sample
 
@@ -30,12 +31,10 @@ class FolderDataset(SampleSource):
         self.source = source
         self.schema = schema
         self.transform = transform
-        split = read_coco(source.annotation_file, schema)
-        self._images = [split.images[image_id] for image_id in sorted(split.images)]
-        self._annotations = split.annotations
+        self._split = read_coco(source.annotation_file, schema)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._split)
 
     def samples(self, positions: Sequence[int]) -> list[Sample]:
         """The images at ``positions``, in that order.
@@ -46,17 +45,18 @@ class FolderDataset(SampleSource):
         return [self._sample(position) for position in positions]
 
     def records(self) -> Iterator[Record]:
-        for image in self._images:
-            yield make_record(image, self._annotations[image["id"]])
+        return self._split.records()
 
     def _sample(self, position: int) -> Sample:
-        image = self._images[position]
-        path = image_path(self.source, image["file_name"])
+        record = self._split.record(position)
+        path = image_path(self.source, record["file_name"])
         try:
             with fsspec.open(path, "rb") as stream:
                 pixels = decode_image(stream.read(), what=path)
         except OSError as error:
             raise DataError(f"{path}: cannot read the image: {error}") from None
-        people = people_of(self._annotations[image["id"]], self.schema)
+        people = people_of(record["people"], self.schema)
         size = (pixels.shape[1], pixels.shape[0])
-        return self.transform(Sample(pixels, people, image["id"], np.eye(2, 3), size), np.random.default_rng(position))
+        return self.transform(
+            Sample(pixels, people, record["image_id"], np.eye(2, 3), size), np.random.default_rng(position)
+        )

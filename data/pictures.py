@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -11,13 +11,15 @@ import fsspec
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
-from posefleet.data.coco import find_source, path_inside, read_images
+from posefleet.data.coco import find_source, path_inside, read_file_names
 from posefleet.data.errors import DataError
 from posefleet.data.shards import MANIFEST, read_manifest, read_members, read_records
 from posefleet.data.stream import RETRY_PAUSES
+from posefleet.data.tars import BLOCK, list_members, member_name
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+TAR_ENDING = ".tar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Picture:
     """An image or a video."""
 
     name: str
-    """Its file's path inside the folder of the input."""
+    """Its file's path inside the folder of the input; of an image in a tar, the tar's path and its name in that."""
     image_id: int
     """COCO's, where the input has ids; else 1, 2, ... in the order of names."""
     size: int = -1
@@ -63,13 +65,14 @@ def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str
     Args:
         source: Any fsspec path: a folder, which is searched to the bottom for ``IMAGE_ENDINGS`` and ``VIDEO_ENDINGS``;
             a pattern such as ``photos/**/*.jpg``; one file; a COCO annotation file (it may be without annotations); a
-            folder of shards.
+            folder of shards; a tar of images, as WebDataset has them, or a pattern of such tars.
         split: ``source`` is a data set in COCO's layout, and this split of it is meant.
         images: Folder of the images of an annotation file, where it is not at its usual place.
         ignore: A folder that may lie in the input and is none of it, such as that of the output.
 
     Raises:
-        DataError: There is nothing to predict; says where it was looked for.
+        DataError: There is nothing to predict; says where it was looked for. Or a tar holds what a tar of images has
+            no business to hold.
     """
     fs, path = fsspec.core.url_to_fs(source)
     path = path.rstrip("/")
@@ -78,6 +81,7 @@ def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str
         return _of_annotations(source, split, images)
     if images:
         raise DataError(f"{images}: an image folder goes with an annotation file or a split, and {source} is neither")
+    endings: tuple[str, ...] = IMAGE_ENDINGS + VIDEO_ENDINGS
     if fs.isfile(path):
         folder, files = path.rpartition("/")[0], {path: fs.info(path)}
     elif fs.isdir(path):
@@ -85,6 +89,7 @@ def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str
             return _of_shards(source.rstrip("/"))
         folder, files = path, fs.find(path, detail=True)
     elif has_magic(path):
+        endings += (TAR_ENDING,)
         folder, files = _plain_part(path), fs.glob(path, detail=True)
     else:
         raise DataError(f"{source}: no such file or folder")
@@ -92,14 +97,15 @@ def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str
     names = {
         file.removeprefix(f"{folder}/"): int(entry["size"])
         for file, entry in files.items()
-        if entry["type"] == "file" and not file.startswith(unwanted) and (file == path or _is_wanted(file))
+        if entry["type"] == "file" and not file.startswith(unwanted) and (file == path or _is_wanted(file, endings))
     }
-    if not names:
+    found = [picture for name in sorted(names) for picture in _of_file(fs, folder, name, names[name])]
+    if not found:
         raise DataError(
             f"{source}: no image and no video among {len(files)} files; looked for names that end in "
-            f"{', '.join(IMAGE_ENDINGS + VIDEO_ENDINGS)}"
+            f"{', '.join(IMAGE_ENDINGS + VIDEO_ENDINGS)}; tars are looked into if they are named, as in 'FOLDER/*.tar'"
         )
-    listed = (Picture(name, number, names[name]) for number, name in enumerate(sorted(names), 1))
+    listed = (replace(picture, image_id=number) for number, picture in enumerate(found, 1))
     return Pictures(str(fs.unstrip_protocol(folder)), tuple(listed))
 
 
@@ -114,11 +120,11 @@ def read_picture(fs: Any, folder: str, picture: Picture) -> bytes:
         OSError: The storage does not answer, not even later.
     """
     path = path_inside(folder, picture.tar or picture.name)
-    end = picture.start + picture.size if picture.tar else None
+    start, end = (picture.start - BLOCK, picture.start + picture.size) if picture.tar else (None, None)
     for pause in (*(() if isinstance(fs, LocalFileSystem) else RETRY_PAUSES), None):
         try:
-            data: bytes = fs.cat_file(path, start=picture.start or None, end=end)
-            return data
+            data: bytes = fs.cat_file(path, start=start, end=end)
+            return _content(data, picture) if picture.tar else data
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             reason = "not to be read by us" if isinstance(error, PermissionError) else "no such file"
             raise DataError(f"{picture.name}: {reason}") from None
@@ -127,6 +133,15 @@ def read_picture(fs: Any, folder: str, picture: Picture) -> bytes:
                 raise
             time.sleep(pause)
     raise AssertionError
+
+
+def _content(data: bytes, picture: Picture) -> bytes:
+    """Of a member of a tar, without its header."""
+    try:
+        member_name(data[:BLOCK], picture.size)
+    except DataError as error:
+        raise DataError(f"{picture.name}: {error}") from None
+    return data[BLOCK:]
 
 
 def chunks(pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
@@ -142,10 +157,23 @@ def chunks(pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
 
 def _of_annotations(source: str, split: str, images: str) -> Pictures:
     found = find_source(source, split, images or None)
-    records = read_images(found.annotation_file)
-    if not records:
+    names = read_file_names(found.annotation_file)
+    if not names:
         raise DataError(f"{found.annotation_file}: lists no image")
-    return Pictures(found.image_folder, tuple(Picture(records[i]["file_name"], i) for i in sorted(records)))
+    return Pictures(found.image_folder, tuple(Picture(names[i], i) for i in sorted(names)))
+
+
+def _of_file(fs: Any, folder: str, name: str, size: int) -> list[Picture]:
+    """The file itself, or the images in it if it is a tar; their ids come later."""
+    if _ending(name) != TAR_ENDING:
+        return [Picture(name, 0, size)]
+    with fs.open(f"{folder}/{name}", "rb") as file:
+        members = list_members(file, f"{folder}/{name}")
+    return [
+        Picture(f"{name}/{member.name}", 0, member.size, name, member.start)
+        for member in members
+        if _is_wanted(member.name, IMAGE_ENDINGS)
+    ]
 
 
 def _of_shards(root: str) -> Pictures:
@@ -167,8 +195,8 @@ def _plain_part(pattern: str) -> str:
     return "/".join(folders[: next(n for n, folder in enumerate(folders) if has_magic(folder))])
 
 
-def _is_wanted(path: str) -> bool:
-    return _ending(path) in IMAGE_ENDINGS + VIDEO_ENDINGS and not path.rpartition("/")[2].startswith(".")
+def _is_wanted(path: str, endings: Sequence[str]) -> bool:
+    return _ending(path) in endings and not path.rpartition("/")[2].startswith(".")
 
 
 def _ending(path: str) -> str:

@@ -7,20 +7,28 @@ what is missing, and all of them end with the same bytes.
 """
 
 import hashlib
+import itertools
 import json
 import logging
+import os
 import random
+import stat
 import time
+import zlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco import CocoSplit, Source, absolute, area_of, image_path, is_keypoint_person, read_coco
+from posefleet.data.coco import Source, absolute, image_path, is_keypoint_person, path_inside
 from posefleet.data.doctor import image_fault
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
@@ -30,8 +38,6 @@ from posefleet.data.shards import (
     Record,
     ShardInfo,
     check_shard,
-    encode_record,
-    make_record,
     read_manifest,
     read_notes,
     remove_leftovers,
@@ -40,38 +46,70 @@ from posefleet.data.shards import (
     write_manifest,
     write_shard,
 )
+from posefleet.data.split import CocoSplit, read_coco
 
 CPUS_PER_TASK = 1
 """A task decodes every image, so it keeps a core busy; one free core in the whole cluster is enough to go on."""
+
+PLANS_AT_ONCE, PLANS_PER_CPU = 256, 4
+"""Plans that are on the way to tasks, at least and for each CPU of the cluster; this bounds the driver's memory."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """All that the task which writes one shard needs to know; small enough to send."""
+    """All that the task which writes one shard needs to know."""
 
     name: str
-    records: list[Record]
-    """The samples, in order."""
+    records: list[bytes]
+    """The records of the samples, in order, encoded."""
     sizes: list[int]
     """Bytes of each image file when the plan was made; -1 where it was missing."""
 
     @property
     def digest(self) -> str:
         """sha256 of the plan; a shard that was written from another plan is stale."""
-        return _digest(zip(self.records, self.sizes, strict=True))
+        sha256 = hashlib.sha256()
+        for record, size in zip(self.records, self.sizes, strict=True):
+            _add_to_digest(sha256, record, size)
+        return sha256.hexdigest()
+
+    def pack(self) -> bytes:
+        """Small enough to send."""
+        head = json.dumps([self.name, self.sizes]).encode()
+        return zlib.compress(b"\n".join([head, *self.records]), level=1)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The plan that was packed."""
+        head, *records = zlib.decompress(data).split(b"\n")
+        name, sizes = json.loads(head)
+        return cls(name, records, sizes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What goes into which shard."""
 
-    shards: list[ShardPlan]
+    split: CocoSplit
+    sizes: np.ndarray
+    """(I,) int64 bytes of each image file; -1 where there is none."""
+    rows: list[np.ndarray]
+    """Of each shard, the rows of ``split`` in it, in order."""
     fingerprint: str
     """sha256 over file names, sizes and annotations by image id; depends on neither seed nor shard size."""
     dropped_people: int
     """Annotations with a coordinate that is not finite; no shard holds them."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def shards(self) -> Iterator[ShardPlan]:
+        """The plan of each shard, made as it is asked for: together they are as large as the annotations."""
+        for number, rows in enumerate(self.rows):
+            records = [self.split.encoded(row) for row in rows.tolist()]
+            yield ShardPlan(shard_name(number), records, self.sizes[rows].tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +157,9 @@ def shard_coco(
     plan = plan_shards(source, split, shard_mib=shard_mib, seed=seed, limit=limit)
     root = absolute(root)  # the tasks run in other folders
     ensure = _EnsureShard(source, root)
-    shards = _over_the_cluster(ensure, plan.shards) if parallel else _one_by_one(ensure, plan.shards)
+    run = _over_the_cluster if parallel else map
+    done = {shard.info.name: shard for shard in _with_progress(run(ensure, plan.shards()), len(plan))}
+    shards = [done[shard_name(number)] for number in range(len(plan))]
     manifest = _manifest(source, schema, plan, shards)
     if not manifest.samples:
         reasons = ", ".join(sorted({skipped["reason"] for skipped in manifest.skipped}))
@@ -136,50 +176,52 @@ def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int
     """Decide what goes into which shard; see :func:`shard_coco` for the arguments."""
     if shard_mib <= 0 or (limit is not None and limit <= 0):
         raise ValueError(f"shard_mib {shard_mib} and limit {limit} must be larger than 0")
-    ids = sorted(split.images)[:limit]
-    records = [make_record(split.images[i], [a for a in split.annotations[i] if _is_finite(a)]) for i in ids]
-    dropped = sum(len(split.annotations[i]) for i in ids) - sum(len(record["people"]) for record in records)
-    pairs = list(zip(records, _image_sizes(source, records), strict=True))
-    fingerprint = _digest(pairs)
-    random.Random(seed).shuffle(pairs)
+    count = len(split) if limit is None else min(limit, len(split))
+    size_of, sha256 = _file_sizes(source), hashlib.sha256()
+    sizes = np.empty(count, np.int64)
+    for row in range(count):
+        record = split.encoded(row)
+        sizes[row] = size_of(json.loads(record)["file_name"])
+        _add_to_digest(sha256, record, int(sizes[row]))
+    order = array("q", range(count))
+    random.Random(seed).shuffle(order)
+    rows = _cut(np.array(order, np.int64), sizes, shard_mib)
+    return Plan(split, sizes, rows, sha256.hexdigest(), int(split.dropped[:count].sum()))
 
-    total = sum(max(size, 0) for _, size in pairs)
+
+def _cut(order: np.ndarray, sizes: np.ndarray, shard_mib: float) -> list[np.ndarray]:
+    """The rows in ``order`` in runs of about equal bytes, none of them empty."""
+    ends = np.cumsum(np.maximum(sizes[order], 0))
+    total = int(ends[-1]) if len(ends) else 0
     count = max(1, round(total / (shard_mib * 2**20)))
-    groups: dict[int, list[tuple[Record, int]]] = {}
-    before = 0
-    for record, size in pairs:
-        groups.setdefault(min(before * count // max(total, 1), count - 1), []).append((record, size))
-        before += max(size, 0)
-    shards = [
-        ShardPlan(shard_name(number), [record for record, _ in group], [size for _, size in group])
-        for number, group in enumerate(groups.values())
-    ]
-    return Plan(shards, fingerprint, dropped)
+    # An image is in the n-th run if the bytes before it are so many count-ths of all; in whole numbers, so exactly.
+    bounds = [-(-number * total // count) for number in range(1, count)]
+    cuts = np.searchsorted(ends - np.maximum(sizes[order], 0), bounds)
+    return [rows for rows in np.split(order, cuts) if len(rows)]
 
 
-def _is_finite(annotation: dict[str, Any]) -> bool:
-    try:
-        json.dumps([annotation["bbox"], area_of(annotation), annotation.get("keypoints")], allow_nan=False)
-    except ValueError:
-        return False
-    return True
-
-
-def _image_sizes(source: Source, records: list[Record]) -> list[int]:
-    """Bytes of each image file, from one listing of the folder; -1 where there is no file."""
+def _file_sizes(source: Source) -> Callable[[str], int]:
+    """What gives the bytes of an image file by its name, -1 where there is no such file."""
     fs, folder = fsspec.core.url_to_fs(source.image_folder)
+    if isinstance(fs, LocalFileSystem):
+        return partial(_local_size, folder)
     folder = folder.rstrip("/")
     fs.invalidate_cache(folder)
-    files = fs.find(folder, detail=True)
+    files = fs.find(folder, detail=True)  # one listing: a request for each image would take hours
     listed = {path.removeprefix(folder + "/"): int(entry["size"]) for path, entry in files.items()}
-    return [listed.get(record["file_name"], -1) for record in records]
+    return lambda name: listed.get(name, -1)
 
 
-def _digest(pairs: Iterable[tuple[Record, int]]) -> str:
-    sha256 = hashlib.sha256()
-    for record, size in pairs:
-        sha256.update(b"%d %s\n" % (size, encode_record(record)))
-    return sha256.hexdigest()
+def _local_size(folder: str, name: str) -> int:
+    try:
+        found = os.stat(path_inside(folder, name))
+    except (OSError, DataError):
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def _add_to_digest(sha256: Any, record: bytes, size: int) -> None:
+    sha256.update(b"%d %s\n" % (size, record))
 
 
 # ------------------------------------------------------------------------------------------------------- the tasks
@@ -220,7 +262,7 @@ class _EnsureShard:
         self, plan: ShardPlan, counts: Counter[str], skipped: list[dict[str, Any]]
     ) -> Iterator[tuple[str, bytes, Record]]:
         fs, _ = fsspec.core.url_to_fs(self.source.image_folder)
-        for record in plan.records:
+        for record in map(json.loads, plan.records):
             data, fault = _read_image(fs, self.source, record)
             if fault:
                 image = {"image_id": record["image_id"], "file_name": record["file_name"]}
@@ -252,23 +294,24 @@ def _count(record: Record) -> dict[str, int]:
     }
 
 
-def _one_by_one(task: Callable[[ShardPlan], _Shard], plans: list[ShardPlan]) -> list[_Shard]:
-    return list(_with_progress(map(task, plans), len(plans)))
+def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: Iterator[ShardPlan]) -> Iterator[_Shard]:
+    """Pipelines of Ray Data, one after the other, with a block, and so a task, for each plan; starts Ray if need be.
 
-
-def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: list[ShardPlan]) -> list[_Shard]:
-    """A Ray Data pipeline of one block, and so one task, for each plan; starts Ray where there is none."""
+    Shards come as they are finished.
+    """
     ray = open_ray_data()
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        shard = task(ShardPlan(**json.loads(row["plan"])))
-        return {"number": row["number"], "shard": json.dumps(asdict(shard))}
+        shard = task(ShardPlan.unpack(row["plan"]))
+        return {"shard": json.dumps(asdict(shard))}
 
-    rows = [{"number": number, "plan": json.dumps(asdict(plan))} for number, plan in enumerate(plans)]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=CPUS_PER_TASK)
-    finished = {row["number"]: json.loads(row["shard"]) for row in _with_progress(dataset.iter_rows(), len(rows))}
-    shards = [finished[number] for number in range(len(plans))]
-    return [_Shard(ShardInfo(**shard.pop("info")), **shard) for shard in shards]
+    at_once = max(PLANS_AT_ONCE, PLANS_PER_CPU * int(ray.cluster_resources().get("CPU", 0)))
+    while some := list(itertools.islice(plans, at_once)):
+        rows = [{"plan": plan.pack()} for plan in some]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=CPUS_PER_TASK)
+        for row in dataset.iter_rows():
+            shard = json.loads(row["shard"])
+            yield _Shard(ShardInfo(**shard.pop("info")), **shard)
 
 
 def open_ray_data() -> Any:

@@ -22,18 +22,15 @@ import numpy as np
 
 from posefleet.data.coco import Annotation, area_of, is_keypoint_person, people_of
 from posefleet.data.errors import DataError
-from posefleet.data.files import UNFINISHED, create
+from posefleet.data.files import UNFINISHED, create, read_json
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People
+from posefleet.data.tars import BLOCK, MAX_MEMBER_BYTES, member_name, whole_blocks
 
 VERSION = 1
 MANIFEST = "manifest.json"
 MEMBER_COLUMNS = ("image_offset", "image_size", "record_offset", "record_size", "labelled_people")
-MAX_MEMBER_BYTES = 1 << 30
-"""No image or record is larger; an index that says so is damaged or hostile."""
-
 _SHARD_NAME = re.compile(r"shard-\d{6,}")
-_BLOCK = 512  # of a tar: each member is one header block, then its bytes filled up to whole blocks
 _CHUNK = 1 << 22
 
 Record = dict[str, Any]
@@ -145,8 +142,8 @@ def write_shard(
         with TarWriter(hashing, encoder=False, mtime=0, user="", group="") as tar:
             for key, image, record in samples:
                 encoded = encode_record(record)
-                image_offset = tar.tarstream.offset + _BLOCK
-                record_offset = image_offset + _whole_blocks(len(image)) + _BLOCK
+                image_offset = tar.tarstream.offset + BLOCK
+                record_offset = image_offset + whole_blocks(len(image)) + BLOCK
                 labelled = sum(is_keypoint_person(person) for person in record["people"])
                 members.append([image_offset, len(image), record_offset, len(encoded), labelled])
                 tar.write({"__key__": key, "jpg": image, "json": encoded})
@@ -185,33 +182,68 @@ def read_records(fs: Any, tar: str, members: np.ndarray) -> Iterator[Record]:
         fs: fsspec's file system.
         tar: Path of the tar in it.
         members: (samples, 5) int64 from :func:`read_members`.
+
+    Raises:
+        DataError: A record is damaged, or no plain file of the tar.
     """
-    starts, ends = members[:, 2], members[:, 2] + members[:, 3]
+    starts, ends = members[:, 2] - BLOCK, members[:, 2] + members[:, 3]
     for data in fs.cat_ranges([tar] * len(members), starts.tolist(), ends.tolist()):
-        yield json.loads(data)
+        if isinstance(data, Exception):
+            raise data
+        try:
+            member_name(data[:BLOCK], len(data) - BLOCK)
+            yield json.loads(data[BLOCK:])
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{tar}: {error}; run shard_coco again to repair the folder") from None
 
 
 def check_shard(root: str, name: str) -> ShardInfo | None:
-    """The shard's index entry if its tar is whole (size and sha256 agree), else None: missing or broken."""
+    """The shard's index entry if its tar is whole, see :func:`verify_shard`, else None: missing or broken."""
     try:
-        index = _read_json(root, f"{name}.json")
-        if index is None:
-            return None
-        members = _members(root, index)
+        return verify_shard(root, name)
+    except DataError:
+        return None
+
+
+def verify_shard(root: str, name: str) -> ShardInfo:
+    """Read a shard through: size and sha256 are those of the index, and all its members are plain files.
+
+    Returns:
+        Its entry for the manifest.
+
+    Raises:
+        DataError: It is missing or broken; says what is wrong with it.
+    """
+    index = _read_json(root, f"{name}.json")
+    if index is None:
+        raise DataError(f"{root}/{name}.json: no such index")
+    members = _members(root, index)
+    try:
         info = _shard_info(root, {key: index[key] for key in ShardInfo.__slots__})
-    except (DataError, KeyError, TypeError):
-        return None
-    if info.name != name or info.samples != len(members):
-        return None
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{root}/{name}.json: damaged index: {error}") from None
     fs, path = _open_root(root)
     tar = f"{path}/{name}.tar"
-    if not fs.exists(tar) or fs.size(tar) != info.bytes:
-        return None
-    sha256 = hashlib.sha256()
+    if info.name != name or info.samples != len(members) or not fs.exists(tar) or fs.size(tar) != info.bytes:
+        raise DataError(f"{root}/{name}.tar: missing, or not what its index says")
+    names: set[str] = set()
     with fs.open(tar, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha256.update(chunk)
-    return info if sha256.hexdigest() == info.sha256 else None
+        hashing = _HashingReader(file)
+        for size in members[:, [1, 3]].flatten().tolist():
+            try:
+                member = member_name(hashing.read(BLOCK), size)
+            except DataError as error:
+                raise DataError(f"{root}/{name}.tar: {error}") from None
+            if member in names:
+                raise DataError(f"{root}/{name}.tar: member {member!r} comes twice")
+            names.add(member)
+            hashing.read(whole_blocks(size))
+        while chunk := hashing.read(_CHUNK):
+            if chunk.strip(b"\0"):
+                raise DataError(f"{root}/{name}.tar: holds more than its index names")
+    if hashing.sha256.hexdigest() != info.sha256:
+        raise DataError(f"{root}/{name}.tar: damaged: its sha256 is not that of its index")
+    return info
 
 
 def check_shards(root: str) -> list[str]:
@@ -220,9 +252,15 @@ def check_shards(root: str) -> list[str]:
     Raises:
         DataError: There is no readable manifest.
     """
-    shards = read_manifest(root).shards
-    damaged = [shard.name for shard in shards if check_shard(root, shard.name) != shard]
-    return [f"{root}: {name} is missing or damaged; run shard_coco again" for name in damaged]
+    return [fault for shard in read_manifest(root).shards if (fault := _fault(root, shard))]
+
+
+def _fault(root: str, shard: ShardInfo) -> str:
+    try:
+        found = verify_shard(root, shard.name)
+    except DataError as error:
+        return f"{error}; run shard_coco again"
+    return "" if found == shard else f"{root}/{shard.name}: not the shard of the manifest; run shard_coco again"
 
 
 def read_notes(root: str, name: str) -> dict[str, Any]:
@@ -265,6 +303,9 @@ def _members(root: str, index: Mapping[str, Any]) -> np.ndarray:
         raise DataError(
             f"{root}/{index.get('name')}.json: damaged index: it names bytes outside the {total} of the tar"
         )
+    taken = whole_blocks(sizes.flatten()) + BLOCK  # images and records follow each other, each after its header
+    if (members[:, [0, 2]].flatten() != np.cumsum(taken) - taken + BLOCK).any():
+        raise DataError(f"{root}/{index.get('name')}.json: damaged index: its members do not fill the tar")
     return members
 
 
@@ -278,12 +319,29 @@ def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> 
         "file_name": image["file_name"],
         "width": image["width"],
         "height": image["height"],
-        "people": [_person(annotation) for annotation in annotations],
+        "people": [make_person(annotation) for annotation in annotations],
+    }
+
+
+def make_person(annotation: Annotation) -> Record:
+    """A person of a record."""
+    keypoints = annotation.get("keypoints") or []
+    return {
+        "id": annotation["id"],
+        "keypoints": keypoints,
+        "bbox": annotation["bbox"],
+        "area": area_of(annotation),
+        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+        "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
     }
 
 
 def encode_record(record: Record) -> bytes:
-    """A record as it lies in the tar; equal records are equal bytes."""
+    """A record, or a person of one, as it lies in the tar; equal ones are equal bytes.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -301,19 +359,20 @@ def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, 
         raise DataError(f"not a record: {error!r} in {data[:80]!r}") from error
 
 
-def _person(annotation: Annotation) -> Record:
-    keypoints = annotation.get("keypoints") or []
-    return {
-        "id": annotation["id"],
-        "keypoints": keypoints,
-        "bbox": annotation["bbox"],
-        "area": area_of(annotation),
-        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
-        "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
-    }
-
-
 # ------------------------------------------------------------------------------------------------------- files
+
+
+class _HashingReader:
+    """Reads a file through and knows the sha256 of what was read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.sha256.update(data)
+        return data
 
 
 class _HashingFile:
@@ -342,17 +401,10 @@ def _write_json(root: str, name: str, content: Mapping[str, Any]) -> None:
 
 
 def _read_json(root: str, name: str) -> dict[str, Any] | None:
-    fs, path = _open_root(root)
     try:
-        content = json.loads(fs.cat_file(f"{path}/{name}"))
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{root}/{name}: damaged: {error}; run shard_coco again to repair the folder") from error
-    if not isinstance(content, dict):
+        content = read_json(f"{root}/{name}")
+    except DataError as error:
+        raise DataError(f"{error}; run shard_coco again to repair the folder") from None
+    if content is not None and not isinstance(content, dict):
         raise DataError(f"{root}/{name}: expected a json object, found a {type(content).__name__}")
     return content
-
-
-def _whole_blocks(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK

@@ -7,7 +7,6 @@ predictors see the same draws, so what makes an image hard for both does not blu
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -33,26 +32,19 @@ class Matches:
     """(T, D) bool, matched to nobody; a pose that is neither matched an ignored person and does not count."""
 
     @classmethod
-    def of_coco(cls, evaluation: Any, max_detections: int) -> "Matches":
-        """From a COCOeval that has evaluated, all areas together."""
-        image_ids = np.array(evaluation.params.imgIds)
-        people = np.zeros(len(image_ids), np.int64)
-        thresholds = len(evaluation.params.iouThrs)
-        image, scores = [np.zeros(0, np.int64)], [np.zeros(0)]
-        true, false = [np.zeros((thresholds, 0), bool)], [np.zeros((thresholds, 0), bool)]
-        for row, found in enumerate(evaluation.evalImgs[: len(image_ids)]):  # the first area range is "all"
-            if found is None:
-                continue
-            people[row] = np.count_nonzero(np.asarray(found["gtIgnore"]) == 0)
-            matched = found["dtMatches"][:, :max_detections] > 0
-            counts = ~found["dtIgnore"][:, :max_detections].astype(bool)
-            image.append(np.full(matched.shape[1], row))
-            scores.append(np.array(found["dtScores"][:max_detections]))
-            true.append(matched & counts)
-            false.append(~matched & counts)
-        order = np.argsort(-np.concatenate(scores), kind="stable")
-        columns = (np.concatenate(parts, axis=1)[:, order] for parts in (true, false))
-        return cls(image_ids, people, np.concatenate(image)[order], *columns)
+    def of_poses(
+        cls,
+        image_ids: np.ndarray,
+        people: np.ndarray,
+        image: np.ndarray,
+        scores: np.ndarray,
+        matched: np.ndarray,
+        ignored: np.ndarray,
+    ) -> "Matches":
+        """From poses in any order: their images' rows, scores (D,), and who of them (T, D) is matched and ignored."""
+        order = np.argsort(-scores, kind="stable")
+        matched, counts = matched[:, order], ~ignored[:, order]
+        return cls(image_ids, people, image[order], matched & counts, ~matched & counts)
 
     def comparable(self, other: "Matches") -> bool:
         """Whether both are of the same images with the same people."""

@@ -1,11 +1,11 @@
 """Shards to batches: a seeded, endless order over all samples that every rank reads its own part of.
 
 A position is one integer: the samples seen so far in the endless concatenation of epochs. Epoch e of a data set of N
-samples covers positions [eN, (e + 1)N) and visits every sample exactly once. A global batch at position p, with
-``world_size`` ranks of ``batch_size`` samples each, covers [p, p + world_size * batch_size); rank r takes the r-th
-part. So every rank has the same number of samples in every step, whatever the number of shards, and a run resumes at
-any position with any other world size or batch size: nothing is skipped, nothing is read twice, nothing before the
-position is opened.
+samples covers positions [eN, (e + 1)N) and visits every sample exactly once. A step at position p that consists of M
+batches of ``batch_size`` samples covers [p, p + M * batch_size), one batch after the other; of ``world_size`` ranks,
+rank r takes the batches r, r + world_size, ... below M. Whatever the number of shards and ranks, a step is the same
+samples in the same batches, and a run resumes at any position with any other world size or batch size: nothing is
+skipped, nothing is read twice, nothing before the position is opened.
 
 Which sample lies at a position, and the random numbers of its augmentation, are pure functions of (seed, position);
 workers and ranks only divide the work.
@@ -36,6 +36,7 @@ from posefleet.data.memory import keep_freed_memory
 from posefleet.data.order import Order
 from posefleet.data.shards import Record, decode_record, read_manifest, read_members, read_records
 from posefleet.data.structures import Batch, Sample, collate
+from posefleet.data.tars import BLOCK, member_name
 from posefleet.data.transforms import IDENTITY
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -140,7 +141,7 @@ class ShardDataset(SampleSource):
             if image.shape[1::-1] != original_size:
                 raise DataError(f"the image is {image.shape[1::-1]} (width, height), its record says {original_size}")
         except DataError as error:
-            raise _broken(member.path, f"the sample at byte {member.start}: {error}") from error
+            raise _broken(member.path, f"the sample at byte {member.image_offset}: {error}") from error
         sample = Sample(image, people, image_id, IDENTITY, original_size)
         return self.transform(sample, self.order.generator(position))
 
@@ -192,21 +193,27 @@ def training_batches(
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
+    per_step: int = 0,
     position: int = 0,
     workers: int = 0,
     prefetch: int = 2,
     pin_memory: bool = False,
 ) -> Batches:
-    """Endless batches of one rank. After k of them the run's position is ``position + k * world_size * batch_size``.
+    """Endless batches of one rank. After those of k steps the run's position is
+    ``position + k * per_step * batch_size``.
 
     Args:
-        batch_size: Samples of each batch of this rank.
-        position: Samples that the run has seen, on all ranks.
+        batch_size: Samples of each batch.
+        per_step: Batches of a step, over all ranks, at least ``world_size``; 0: one for each rank. Where it is no
+            multiple of ``world_size``, the first ranks have one more in every step.
+        position: Samples that the run has seen, on all ranks, in whole steps.
         workers: Processes that read and decode; 0: this process does.
         prefetch: Batches that each worker keeps ready.
         pin_memory: Page-locked batches, for copies to a GPU that do not wait.
     """
-    starts = itertools.count(position + rank * batch_size, world_size * batch_size)
+    per_step = per_step or world_size
+    steps = itertools.count(position, per_step * batch_size)
+    starts = (step + index * batch_size for step in steps for index in range(rank, per_step, world_size))
     positions = (list(range(start, start + batch_size)) for start in starts)
     return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
 
@@ -270,7 +277,7 @@ def _start_method() -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Where one sample lies. Image and record are neighbours in the tar, so one range holds both."""
+    """Where one sample lies. Image and record are neighbours in the tar, so one range holds both and their headers."""
 
     path: str
     image_offset: int
@@ -280,19 +287,24 @@ class _Member:
 
     @property
     def start(self) -> int:
-        return min(self.image_offset, self.record_offset)
+        return self.image_offset - BLOCK
 
     @property
     def end(self) -> int:
-        return max(self.image_offset + self.image_size, self.record_offset + self.record_size)
+        return self.record_offset + self.record_size
 
     def image(self, data: bytes) -> bytes:
         """The image's part of the bytes from ``start`` to ``end``."""
-        return data[self.image_offset - self.start : self.image_offset - self.start + self.image_size]
+        return self._content(data, self.image_offset, self.image_size)
 
     def record(self, data: bytes) -> bytes:
         """The record's part of the bytes from ``start`` to ``end``."""
-        return data[self.record_offset - self.start : self.record_offset - self.start + self.record_size]
+        return self._content(data, self.record_offset, self.record_size)
+
+    def _content(self, data: bytes, offset: int, size: int) -> bytes:
+        offset -= self.start
+        member_name(data[offset - BLOCK : offset], size)  # raises what is no plain file
+        return data[offset : offset + size]
 
 
 @dataclass(frozen=True, slots=True)

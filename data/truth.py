@@ -3,9 +3,9 @@
 Everything is float64 and in pixels of the original images, as COCO's own evaluation has it.
 """
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,9 @@ from posefleet.data.coco import Annotation, area_of, load_json, person_category_
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses
+
+PEOPLE_AT_A_TIME = 1024
+"""Annotations that are packed together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +86,51 @@ class GroundTruth:
         Raises:
             DataError: An image comes twice, or people differ in their number of keypoints.
         """
-        images = sorted(records, key=lambda record: record[0])
-        ids = [record[0] for record in images]
-        twice = [one for one, other in pairwise(ids) if one == other]
-        if twice:
+        ids, sizes, counts, people = array("q"), array("d"), array("q"), _People()
+        for image_id, size, annotations in records:
+            ids.append(image_id)
+            sizes.extend(size)
+            counts.append(len(annotations))
+            people.add(annotations)
+        image_ids = np.array(ids, np.int64)
+        order = np.argsort(image_ids, kind="stable")
+        image_ids = image_ids[order]
+        twice = image_ids[1:][image_ids[1:] == image_ids[:-1]]
+        if len(twice):
             raise DataError(f"image {twice[0]} is in the ground truth twice: its people would count twice")
-        people = [annotation for _, _, annotations in images for annotation in annotations]
-        keypoints = _keypoints(people)
         crowd_index = crowd_index or {}
+        image = np.repeat(np.argsort(order), np.array(counts, np.int64))  # the new row of each person's image
+        sorted_before = bool((image[1:] >= image[:-1]).all())
+        by_image: Any = slice(None) if sorted_before else np.argsort(image, kind="stable")  # a slice copies nothing
+        keypoints = people.keypoints()[by_image]
         return cls(
-            np.array(ids, np.int64),
-            np.array([size for _, size, _ in images], np.float64).reshape(-1, 2),
-            np.array([crowd_index.get(image_id, np.nan) for image_id in ids], np.float64),
-            np.repeat(np.arange(len(images)), [len(annotations) for _, _, annotations in images]),
+            image_ids,
+            np.array(sizes, np.float64).reshape(-1, 2)[order],
+            np.array([crowd_index.get(image_id, np.nan) for image_id in image_ids.tolist()], np.float64),
+            image[by_image],
             keypoints[..., :2],
             keypoints[..., 2],
-            np.array([person["bbox"] for person in people], np.float64).reshape(-1, 4),
-            np.array([area_of(person) for person in people], np.float64),
-            np.array([bool(person.get("iscrowd", 0)) for person in people], bool),
-            _num_keypoints(people, keypoints),
+            people.boxes()[by_image],
+            people.areas()[by_image],
+            people.crowd()[by_image],
+            people.num_keypoints()[by_image],
+        )
+
+    def part(self, rows: slice) -> Self:
+        """The images in ``rows``, which follow each other, with views of their people."""
+        start, stop, _ = rows.indices(len(self.image_ids))
+        people = slice(*np.searchsorted(self.image, (start, stop)).tolist())
+        return type(self)(
+            self.image_ids[rows],
+            self.sizes[rows],
+            self.crowd_index[rows],
+            self.image[people] - start,
+            self.keypoints[people],
+            self.visibility[people],
+            self.corners_and_sizes[people],
+            self.areas[people],
+            self.crowd[people],
+            self.num_keypoints[people],
         )
 
     def select(self, image_ids: Iterable[int]) -> Self:
@@ -144,6 +173,11 @@ class PoseTable:
     scores: np.ndarray
     """(N,) float64."""
 
+    def part(self, rows: slice) -> Self:
+        """The poses of the images in ``rows``, which follow each other."""
+        poses = slice(*np.searchsorted(self.image, (rows.start, rows.stop)).tolist())
+        return type(self)(self.image[poses] - rows.start, self.keypoints[poses], self.scores[poses])
+
     @classmethod
     def pack(cls, predictions: Mapping[int, Poses], truth: GroundTruth, schema: KeypointSchema, max_poses: int) -> Self:
         """The ``max_poses`` best poses of each image of ``truth``; equal scores keep their order.
@@ -175,21 +209,69 @@ class PoseTable:
         return cls(image[rank < max_poses], keypoints[order], scores[order])
 
 
-def _keypoints(people: Sequence[Annotation]) -> np.ndarray:
-    """(P, K, 3) float64 x, y, v; a person without the key has no labelled keypoint."""
-    lengths = {len(person["keypoints"]) for person in people if person.get("keypoints")}
-    if len(lengths) > 1 or any(length % 3 for length in lengths):
-        raise DataError(
-            f"people have {' or '.join(map(str, sorted(lengths)))} numbers in 'keypoints'; "
-            "expected x, y, v of the same keypoints for everybody"
-        )
-    length = max(lengths, default=0)
-    nothing = [0] * length
-    rows = np.array([person.get("keypoints") or nothing for person in people], np.float64)
-    return rows.reshape(len(people), length // 3, 3)
+class _People:
+    """Annotations that become numbers some at a time; an annotation of seventeen keypoints is fifty Python objects."""
 
+    def __init__(self) -> None:
+        self._waiting: list[Annotation] = []
+        self._count = 0
+        self._lengths: set[int] = set()
+        self._keypoints, self._boxes, self._areas = array("d"), array("d"), array("d")
+        self._crowd, self._num_keypoints = array("b"), array("q")
 
-def _num_keypoints(people: Sequence[Annotation], keypoints: np.ndarray) -> np.ndarray:
-    counted = (keypoints[..., 2] > 0).sum(1).tolist()
-    annotated = [person.get("num_keypoints", count) for person, count in zip(people, counted, strict=True)]
-    return np.array(annotated, np.int64)
+    def add(self, people: Iterable[Annotation]) -> None:
+        """Note some people.
+
+        Raises:
+            DataError: They differ in their number of keypoints.
+        """
+        self._waiting.extend(people)
+        if len(self._waiting) >= PEOPLE_AT_A_TIME:
+            self._pack()
+
+    def keypoints(self) -> np.ndarray:
+        """(P, K, 3) float64 x, y, v; a person without the key has no labelled keypoint."""
+        self._pack()
+        return np.asarray(self._keypoints).reshape(self._count, self._length // 3, 3)
+
+    def boxes(self) -> np.ndarray:
+        """(P, 4) float64."""
+        return np.asarray(self._boxes).reshape(-1, 4)
+
+    def areas(self) -> np.ndarray:
+        """(P,) float64."""
+        return np.asarray(self._areas)
+
+    def crowd(self) -> np.ndarray:
+        """(P,) bool."""
+        return np.asarray(self._crowd).astype(bool)
+
+    def num_keypoints(self) -> np.ndarray:
+        """(P,) int64 as annotated, counted where nothing is said."""
+        return np.asarray(self._num_keypoints)
+
+    @property
+    def _length(self) -> int:
+        return max(self._lengths, default=0)
+
+    def _pack(self) -> None:
+        people, self._waiting = self._waiting, []
+        unknown = not self._length
+        self._lengths |= {len(person["keypoints"]) for person in people if person.get("keypoints")}
+        if len(self._lengths) > 1 or self._length % 3:
+            raise DataError(
+                f"people have {' or '.join(map(str, sorted(self._lengths)))} numbers in 'keypoints'; "
+                "expected x, y, v of the same keypoints for everybody"
+            )
+        if unknown:  # those before nobody had keypoints
+            self._keypoints.frombytes(bytes(8 * self._count * self._length))
+        nothing = [0] * self._length
+        keypoints = np.array([person.get("keypoints") or nothing for person in people], np.float64)
+        counted = (keypoints.reshape(len(people), self._length // 3, 3)[..., 2] > 0).sum(1).tolist()
+        self._keypoints.frombytes(keypoints.tobytes())
+        self._num_keypoints.extend(p.get("num_keypoints", n) for p, n in zip(people, counted, strict=True))
+        self._count += len(people)
+        for person in people:
+            self._boxes.extend(person["bbox"])
+            self._areas.append(area_of(person))
+            self._crowd.append(bool(person.get("iscrowd", 0)))

@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform.series import train_all
 
     out = Path(resolve_path(options.out))
+    if "://" in options.out:
+        fail(f"--out {options.out} must be a folder on a disk")
     try:
         if options.ablate is not None:
             return _ablate(options, overrides, out)

@@ -9,7 +9,6 @@ python jobs/evaluate.py --checkpoint CHECKPOINT --evaluate.oracle_scores true   
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from posefleet.platform.config import fail, override, take_option
 
@@ -46,12 +45,13 @@ def main() -> int:
 
     try:
         return _evaluate(values, arguments)
-    except (ValueError, CheckpointError) as error:
+    except (ValueError, CheckpointError, OSError) as error:
         fail(str(error))
 
 
 def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.coco import find_source, write_results
+    from posefleet.data.files import write_file
     from posefleet.data.folder import FolderDataset
     from posefleet.data.keypoints import load_schema
     from posefleet.data.memory import keep_freed_memory
@@ -72,22 +72,24 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     model, _ = load_model(path, experiment=experiment)
     open_split = None
     if values["--source"]:
-        source = find_source(values["--source"], values["--split"] or "val2017", images=values["--images"] or None)
+        images = resolve_path(values["--images"]) or None
+        source = find_source(resolve_path(values["--source"]), values["--split"] or "val2017", images=images)
         schema = load_schema(experiment.schema)
         open_split = lambda view: FolderDataset(source, schema, view)  # noqa: E731
     elif not experiment.data.eval:
         raise ValueError("nothing to evaluate on; give --source PATH or --data.eval SHARDS")
-    out = Path(values["--out"]) if values["--out"] else None
+    out = resolve_path(values["--out"])
 
     def keep(poses: dict[int, Poses]) -> None:
         if out:
-            write_results(str(out), poses)
+            write_results(out, poses)
 
     result = evaluate(model.to(worker.device), experiment, worker, open_split=open_split, keep=keep)
     if result:
         sys.stdout.write(f"{path}\n{result}\n")
         if out:
-            out.with_suffix(".metrics.json").write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+            numbers = json.dumps(result.as_dict(), indent=1).encode() + b"\n"
+            write_file(f"{out.removesuffix('.json')}.metrics.json", numbers)
     return 0
 
 

@@ -73,7 +73,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 def _export(options: argparse.Namespace, overrides: list[str]) -> int:
     import tempfile
 
-    from posefleet.data.files import create
+    from posefleet.data.files import write_file
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
     from posefleet.platform.config import override
     from posefleet.platform.export import Agreement, export_onnx
@@ -100,8 +100,7 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
         sys.stderr.write(f"not exported: {reason}; nothing was written to {options.out}\n")
         return 1
     out = resolve_path(options.out)
-    with create(out) as file:
-        file.write(graph)
+    write_file(out, graph)
     sys.stdout.write(f"{out}, {len(graph) / 2**20:.1f} MiB\n")
     return 0
 

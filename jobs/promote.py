@@ -9,7 +9,6 @@ python jobs/promote.py --rollback --model smpr
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from posefleet.platform.registry import (
     rollback,
     signed,
 )
+from posefleet.platform.secrets import redacted
 
 if TYPE_CHECKING:
     from posefleet.platform.checkpoint import Meta
@@ -256,11 +256,12 @@ def _crown_text(tags: Mapping[str, str], verdict: "Verdict") -> str:
 
 def _best_trial(search: str) -> str:
     """Folder of the run of the trial with the highest AP, of those that were trained to their end."""
+    from posefleet.data.files import read_json
+
     path = Path(resolve_path(search), "trials.json")
-    try:
-        trials: list[dict[str, Any]] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{search} is not the folder of a search: it has no trials.json") from None
+    trials: list[dict[str, Any]] | None = read_json(str(path))
+    if trials is None:
+        raise ValueError(f"{search} is not the folder of a search: it has no trials.json")
     trained = [trial for trial in trials if trial.get("run") and trial["scores"] and trial.get("stopped") is None]
     if not trained:
         raise ValueError(
@@ -359,9 +360,10 @@ def _description(tags: Mapping[str, str], verdict: "Verdict") -> str:
 
 def _tell(version: Version, alias: str, uri: str, rival: Version | None) -> None:
     was = f", version {rival.number} is the previous one" if rival and alias == CHAMPION else ""
+    store = redacted(uri)
     sys.stdout.write(
         f"{MODELS}{version.name}@{alias} is version {version.number}{was}\n"
-        f"  use    MLFLOW_TRACKING_URI={uri} python jobs/evaluate.py --checkpoint {MODELS}{version.name}@{alias}\n"
+        f"  use    MLFLOW_TRACKING_URI={store} python jobs/evaluate.py --checkpoint {MODELS}{version.name}@{alias}\n"
         f"  pages  {pages(uri)}\n"
     )
 

@@ -7,12 +7,16 @@ there they become the tables, the summary is written, and the parts go.
     OUTPUT/parts/plan.json        what is predicted by what and how; another command is refused
     OUTPUT/parts/part-00012...    see ``pose_tables``
     OUTPUT/overlays/NAME.jpg      the pictures with their poses, if asked for
+    OUTPUT/logs/                  of the workers, see ``logs``
     OUTPUT/summary.json           written last, so a folder with a summary is whole
 """
 
 import hashlib
 import itertools
 import json
+import logging
+import os
+import platform
 import shutil
 import tempfile
 import time
@@ -31,7 +35,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco import path_inside
 from posefleet.data.errors import DataError
-from posefleet.data.files import UNFINISHED, create
+from posefleet.data.files import UNFINISHED, create, read_json, write_file
 from posefleet.data.images import decode_untrusted, encode_jpeg
 from posefleet.data.keypoints import load_schema
 from posefleet.data.memory import keep_freed_memory
@@ -39,6 +43,7 @@ from posefleet.data.pictures import Picture, Pictures, chunks, read_picture
 from posefleet.data.sharding import open_ray_data
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.data.video import Frame, Video, VideoFile
+from posefleet.platform import logs
 from posefleet.platform.checkpoint import copy_for_use, find_checkpoint, read_content
 from posefleet.platform.inference import Prediction, Predictor
 from posefleet.platform.mlflow_client import store_uri
@@ -46,6 +51,8 @@ from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.pose_tables import Counts, Found, join_parts, read_part, write_part, write_tables
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.registry import find_alias
+
+log = logging.getLogger(__name__)
 
 FEWEST_IN_A_CHUNK, MOST_IN_A_CHUNK = 16, 256
 CHUNKS = 32
@@ -221,8 +228,8 @@ class _Model:
 
 def _claim(output: str, plan: dict[str, Any]) -> Counts | None:
     """Make sure that ``output`` is of this plan; what it holds if it is whole."""
-    summary = _read_json(f"{output}/summary.json")
-    known = summary["plan"] if summary else _read_json(f"{output}/parts/plan.json")
+    summary = read_json(f"{output}/summary.json")
+    known = summary["plan"] if summary else read_json(f"{output}/parts/plan.json")
     for name, value in plan.items() if known else ():
         if known.get(name) != value:
             raise ValueError(
@@ -257,17 +264,8 @@ def _names(folder: str) -> set[str]:
     return {file.rpartition("/")[2] for file in fs.ls(path, detail=False)}
 
 
-def _read_json(path: str) -> Any:
-    try:
-        with fsspec.open(path, "rb") as file:
-            return json.loads(file.read())
-    except FileNotFoundError:
-        return None
-
-
 def _write_json(path: str, content: Any) -> None:
-    with create(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
+    write_file(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 # ---------------------------------------------------------------------------------------------------- the workers
@@ -484,11 +482,17 @@ class _RowWorker(_Worker):
     def __init__(self, work: Any) -> None:
         import ray
 
-        super().__init__(ray.get(work))
+        work = ray.get(work)
+        self._written = logs.written(work.output, f"worker-{platform.node()}-{os.getpid()}")
+        self._written.__enter__()  # until Ray ends the process
+        super().__init__(work)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         chunk = [Picture(**picture) for picture in json.loads(row["chunk"])]
-        return {"number": row["number"], **asdict(super().__call__(row["number"], chunk))}
+        start = time.perf_counter()
+        counts = super().__call__(row["number"], chunk)
+        log.debug("chunk %d in %.1f s: %s", row["number"], time.perf_counter() - start, counts)
+        return {"number": row["number"], **asdict(counts)}
 
 
 def _over_the_cluster(work: _Work, chunks: Mapping[int, list[Picture]], crew: Crew) -> Iterator[tuple[int, Counts]]:

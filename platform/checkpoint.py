@@ -9,6 +9,7 @@
 pass over it and take the one before. Locally the directory is also renamed into place when whole.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -16,6 +17,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +26,15 @@ from typing import Any
 import fsspec
 import safetensors.torch
 import torch
+from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from posefleet.data.errors import DataError
+from posefleet.data.files import read_json, write_file
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.models import load_method
+from posefleet.models.parts.stored import read_tensors
 from posefleet.platform.config import Experiment, build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
 from posefleet.platform.paths import MODELS
@@ -36,6 +43,18 @@ from posefleet.platform.registry import find_model
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
+
+_CONTENT = {
+    "method": str,
+    "schema": str,
+    "step": int,
+    "position": int,
+    "metrics": dict,
+    "provenance": dict,
+    "experiment": dict,
+    "files": dict,
+}
+"""What ``meta.json`` holds, with its types."""
 
 
 class CheckpointError(RuntimeError):
@@ -93,15 +112,21 @@ class CheckpointStore:
         files[META] = json.dumps(content, indent=1).encode()
         try:
             self._write(name, files)
+            self._drop_others(name)
         except OSError as error:
-            earlier = self.names()
-            intact = f"{self.root}/{earlier[-1]} is intact" if earlier else "there is no earlier one"
             raise CheckpointError(
-                f"cannot write checkpoint {self.root}/{name}: {error}; {intact}. Make room (or repair the storage) and "
-                "start the same command again: the run goes on from there."
+                f"cannot write checkpoint {self.root}/{name}: {error}; {self._intact(name)}. Make room (or repair the "
+                "storage) and start the same command again: the run goes on from there."
             ) from error
-        self._drop_old()
         return f"{self.root}/{name}"
+
+    def _intact(self, new: str) -> str:
+        """What is left when ``new`` could not be written."""
+        try:
+            earlier = [name for name in self.names() if name != new]
+        except OSError:
+            return "earlier ones are as they were"
+        return f"{self.root}/{earlier[-1]} is intact" if earlier else "there is no earlier one"
 
     def start_from(self, path: str) -> None:
         """Let a run go on from a copy of the checkpoint in the local folder ``path``, and drop its own.
@@ -141,33 +166,49 @@ class CheckpointStore:
         return f"{self.root}/{max(scored)[1]}" if scored else None
 
     def _scores(self, metric: str) -> dict[str, float]:
-        metrics = {name: read_content(f"{self.root}/{name}")["metrics"] for name in self.names()}
-        return {name: values[metric] for name, values in metrics.items() if math.isfinite(values.get(metric, math.nan))}
+        scores = {}
+        for name in self.names():
+            with contextlib.suppress(CheckpointError):  # damaged: as if it were not there
+                scores[name] = read_content(f"{self.root}/{name}")["metrics"].get(metric, math.nan)
+        return {name: value for name, value in scores.items() if math.isfinite(value)}
 
     def _write(self, name: str, files: Mapping[str, bytes]) -> None:
-        local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
-        final = f"{self._path}/{name}"
-        target = f"{self._path}/.{name}.{os.getpid()}.tmp" if local else final
+        """Write the files in their order: ``meta.json``, by which a folder is a checkpoint, comes last."""
+        if isinstance(self._fs, LocalFileSystem):
+            self._write_folder(name, files)
+            return
+        if self._fs.exists(f"{self._path}/{name}"):
+            self._fs.rm(f"{self._path}/{name}", recursive=True)
+        for file, data in files.items():
+            write_file(f"{self.root}/{name}/{file}", data)
+
+    def _write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
+        """On a disk: under another name, flushed, and renamed when whole."""
+        final, unfinished = Path(self._path, name), Path(self._path, f".{name}.{os.getpid()}.tmp")
+        replaced = unfinished.with_suffix(".old")
         try:
-            if not local and self._fs.exists(final):
-                self._fs.rm(final, recursive=True)
-            self._fs.makedirs(target, exist_ok=True)
+            for left in Path(self._path).glob(".step-*"):  # by killed writers
+                shutil.rmtree(left)
+            unfinished.mkdir(parents=True, exist_ok=True)
             for file, data in files.items():
-                with self._fs.open(f"{target}/{file}", "wb") as stream:
+                with (unfinished / file).open("wb") as stream:
                     stream.write(data)
-                    if local:
-                        stream.flush()
-                        os.fsync(stream.fileno())
-            if local:
-                if self._fs.exists(final):
-                    self._fs.rm(final, recursive=True)
-                os.rename(target, final)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            if final.exists():
+                final.rename(replaced)
+            unfinished.rename(final)
+            if replaced.exists():
+                shutil.rmtree(replaced)
         except OSError:
-            if local and self._fs.exists(target):
-                self._fs.rm(target, recursive=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise
 
-    def _drop_old(self) -> None:
+    def _drop_others(self, newest: str) -> None:
+        """Keep the latest ones up to ``newest`` and the best."""
+        for name in self.names():
+            if name > newest:  # damaged: otherwise the run had gone on from there
+                self._fs.rm(f"{self._path}/{name}", recursive=True)
         best = self.best()
         for name in self.names()[: -self.keep]:
             if f"{self.root}/{name}" != best:
@@ -207,12 +248,17 @@ def read_content(path: str) -> dict[str, Any]:
         CheckpointError: ``path`` is not a checkpoint.
     """
     try:
-        with fsspec.open(f"{path}/{META}", "rb") as stream:
-            content = json.loads(stream.read())
-    except (OSError, ValueError) as error:
+        content = read_json(f"{path}/{META}")
+    except (OSError, DataError) as error:
         raise CheckpointError(f"{path} is not a checkpoint: no readable {META} ({error})") from None
+    if content is None:
+        raise CheckpointError(f"{path} is not a checkpoint: no readable {META} (no such file)")
     if not isinstance(content, dict) or content.get("format") != 1:
         raise CheckpointError(f"{path}/{META} is not of checkpoint format 1; it was written by something else")
+    if missing := [key for key, kind in _CONTENT.items() if not isinstance(content.get(key), kind)]:
+        raise CheckpointError(f"{path}/{META} is damaged: no usable {', '.join(missing)}")
+    if not {WEIGHTS} <= set(content["files"]) <= {WEIGHTS, STATE}:
+        raise CheckpointError(f"{path}/{META} is damaged: it names the files {', '.join(content['files'])}")
     return content
 
 
@@ -239,10 +285,15 @@ def verify(path: str) -> None:
 
 
 def read_state(path: str) -> dict[str, Any]:
-    """``state.pt``, read without running any code from it."""
-    state = torch.load(io.BytesIO(_read_file(path, STATE)), map_location="cpu", weights_only=True)
-    assert isinstance(state, dict)
-    return state
+    """``state.pt``, read without running any code from it.
+
+    Raises:
+        CheckpointError: It is missing or damaged, or holds more than tensors and plain values.
+    """
+    try:
+        return read_tensors(io.BytesIO(_read_file(path, STATE)), f"{path}/{STATE}")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -251,7 +302,10 @@ def read_weights(path: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: It is missing or damaged.
     """
-    return safetensors.torch.load(_read_file(path, WEIGHTS))
+    try:
+        return safetensors.torch.load(_read_file(path, WEIGHTS))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}/{WEIGHTS} is refused: it is no file of safetensors ({error})") from None
 
 
 def copy_for_use(
@@ -346,12 +400,15 @@ def _untrained(config: Any) -> Any:
 
 def _read_file(path: str, file: str) -> bytes:
     """The bytes of one file of a checkpoint, checked against ``meta.json``."""
-    recorded = read_content(path)["files"][file]
+    recorded = read_content(path)["files"].get(file)
+    if not isinstance(recorded, dict):
+        raise CheckpointError(f"{path} has no {file}")
     try:
         with fsspec.open(f"{path}/{file}", "rb") as stream:
             data: bytes = stream.read()
     except OSError as error:
         raise CheckpointError(f"{path}/{file} cannot be read: {error}") from None
-    if len(data) != recorded["bytes"] or hashlib.sha256(data).hexdigest() != recorded["sha256"]:
-        raise CheckpointError(f"{path}/{file} is damaged: {len(data)} bytes where {recorded['bytes']} were written")
+    size = recorded.get("bytes")
+    if len(data) != size or hashlib.sha256(data).hexdigest() != recorded.get("sha256"):
+        raise CheckpointError(f"{path}/{file} is damaged: {len(data)} bytes where {size} were written")
     return data

@@ -24,10 +24,11 @@ from posefleet.data.synthetic import SceneConfig, render_scene
 from posefleet.platform.checkpoint import CheckpointError, Meta, find_checkpoint, load_model, read_meta
 from posefleet.platform.config import Experiment, to_dict
 from posefleet.platform.inference import Predictor
-from posefleet.platform.loop import evaluate, train_step, training_set
+from posefleet.platform.loop import evaluate, training_set
 from posefleet.platform.optim import build_optimizer
 from posefleet.platform.paths import resolve_path
 from posefleet.platform.report import ap_differences, best_first, comparison_table
+from posefleet.platform.step import train_step
 from posefleet.platform.tracking import flatten
 from posefleet.platform.worker import LocalWorker
 

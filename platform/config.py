@@ -23,6 +23,8 @@ from posefleet.data.transforms import Augment, Resize
 from posefleet.models import load_method
 from posefleet.platform.optim import OptimConfig
 from posefleet.platform.paths import STORAGE
+from posefleet.platform.profiling import Profile
+from posefleet.platform.secrets import redacted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,11 +82,22 @@ class TrainConfig:
     """Steps between additional checkpoints inside an epoch. 0: none."""
     keep_checkpoints: int = 2
     """Latest checkpoints that are kept; the best one is always kept too."""
+    stall_s: float = 600.0
+    """Seconds without a step, evaluated batch or checkpoint after which every rank tells where it hangs; three times as
+    many for its first step. 0: never."""
+    stall_end_s: float = 0.0
+    """Seconds after which such a worker also ends itself, and the run goes on from its last checkpoint. 0: never."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_every", "eval_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} {getattr(self, name)} must be positive")
+        if self.stall_s < 0:
+            raise ValueError(f"train.stall_s {self.stall_s} must not be negative; 0 turns the watchdog off")
+        if self.stall_end_s and not 0 < self.stall_s < self.stall_end_s:
+            raise ValueError(
+                f"train.stall_end_s {self.stall_end_s} must be 0, or above train.stall_s ({self.stall_s}), which is on"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay {self.ema_decay} must be in [0, 1)")
 
@@ -118,6 +131,11 @@ class ScalingConfig:
 
     num_workers: int = 1
     """Training processes. 0: train in this process, without Ray."""
+    min_workers: int = 0
+    """Fewest training processes that the run goes on with when nodes go; each then computes more of every step, which
+    stays the same. 0: all of ``num_workers``, else the run waits for new nodes."""
+    grow_every: float = 60.0
+    """Seconds between looks for room for more workers, where there are fewer than ``num_workers``."""
     use_gpu: bool = False
     """One GPU for each worker."""
     cpus_per_worker: float = 1.0
@@ -128,6 +146,17 @@ class ScalingConfig:
     def __post_init__(self) -> None:
         if self.num_workers < 0:
             raise ValueError(f"scaling.num_workers {self.num_workers} must not be negative")
+        if not 0 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"scaling.min_workers {self.min_workers} must be from 0 to scaling.num_workers, {self.num_workers}"
+            )
+        if self.grow_every <= 0:
+            raise ValueError(f"scaling.grow_every {self.grow_every} must be positive")
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        return 0 < self.min_workers < self.num_workers
 
     @property
     def threads_per_worker(self) -> int:
@@ -155,6 +184,12 @@ class RunConfig:
     init_from: str = ""
     """Checkpoint, run's folder, or models:/NAME@ALIAS, whose weights the run starts from (fine-tuning); ignored when
     the run resumes."""
+    profile: str = ""
+    """Steps to profile, such as steps=5,wait=10,ranks=all; also --profile. Empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.profile:
+            Profile.parse(self.profile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,13 +263,17 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     return result
 
 
-def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """Nested dictionaries of plain values; ``build_experiment`` takes them back."""
-    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(experiment)))
+def to_dict(experiment: Experiment, *, passwords: bool = False) -> dict[str, Any]:
+    """Nested dictionaries of plain values; ``build_experiment`` takes them back.
+
+    Args:
+        passwords: Leave those of addresses in: for what is handed on, not for what is kept or shown.
+    """
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(experiment), passwords))
 
 
 def to_yaml(experiment: Experiment) -> str:
-    """The experiment as a config file."""
+    """The experiment as a config file, without passwords."""
     return yaml.safe_dump(to_dict(experiment), sort_keys=False)
 
 
@@ -248,7 +287,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise ValueError(f"no config file {path}; the shipped ones are in jobs/configs/") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold named sections such as data: and model:, not {type(values).__name__}")
@@ -262,14 +301,20 @@ def parse_experiment(method: str, argv: Sequence[str] | None = None, *, descript
     """
     try:
         config, arguments = take_option(sys.argv[1:] if argv is None else argv, "--config")
+        profile, arguments = take_option(arguments, "--profile")
         values = read_yaml(config) if config else {}
         if values.setdefault("method", method) != method:
             raise ValueError(f"{config} is for method {values['method']!r}; this job trains {method!r}")
+        if profile:
+            arguments = [*arguments, "--run.profile", profile]
         # A config file may leave out what the command line gives; data.train is the only required field.
         if isinstance(values.setdefault("data", {}), dict):
             values["data"].setdefault("train", "")
         defaults = build_experiment(values, where=config or "configuration")
-        help_text = f"{description}\n\nGive a YAML file with --config FILE; the options below win over it."
+        help_text = (
+            f"{description}\n\nGive a YAML file with --config FILE; the options below win over it. "
+            "--profile steps=5 leaves a profile of five steps in the run."
+        )
         experiment = override(defaults, arguments, description=help_text)
         if not experiment.data.train:
             raise ValueError("data.train is missing; give the shard folder in the config or as --data.train FOLDER")
@@ -294,7 +339,7 @@ def override(defaults: Experiment, arguments: Sequence[str], *, description: str
         config=(tyro.conf.FlagConversionOff,),
         use_underscores=True,
     )
-    return build_experiment(to_dict(experiment), where="command line")
+    return build_experiment(to_dict(experiment, passwords=True), where="command line")
 
 
 def take_option(arguments: Sequence[str], option: str) -> tuple[str, list[str]]:
@@ -359,7 +404,9 @@ def _dataclass_of(hint: Any) -> Any:
     return next((c for c in candidates if dataclasses.is_dataclass(c)), None)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, passwords: bool) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+        return {key: _plain(item, passwords) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, passwords) for item in value]
+    return redacted(value) if isinstance(value, str) and not passwords else value

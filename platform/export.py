@@ -13,7 +13,7 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.files import create
+from posefleet.data.files import write_file
 from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import STRIDE, Poses
 from posefleet.models import ExportableModel
@@ -212,8 +212,7 @@ def cached_onnx(checkpoint: str) -> str:
         read_facts(str(path))
     except (OSError, CheckpointError):
         graph = export_onnx(checkpoint)
-        with create(str(path)) as file:
-            file.write(graph)
+        write_file(str(path), graph)
     return str(path)
 
 
@@ -271,12 +270,27 @@ def _read(path: str) -> tuple[bytes, Any, dict[str, str]]:
         proto = onnx.load_model_from_string(graph)
     except Exception as error:  # protobuf's own, which moves between versions
         raise CheckpointError(f"{path} is damaged, or no ONNX file: {error}") from None
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto.graph)):
+        raise CheckpointError(f"{path} is refused: it names other files to read weights from; export it again")
     facts = {entry.key.removeprefix(_KEY): entry.value for entry in proto.metadata_props if entry.key.startswith(_KEY)}
     if facts.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no ONNX file of format {FORMAT} by jobs/export.py; export it again")
     if facts.get("weights") != _digest(onnx, proto):
         raise CheckpointError(f"{path} is damaged: its weights are not those that were written")
     return graph, proto, facts
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All tensors of a graph, and of the graphs in it."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _tensors(inner)
 
 
 def _digest(onnx: Any, proto: Any) -> str:

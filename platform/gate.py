@@ -199,6 +199,9 @@ class FolderSink:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
+    def store(self) -> None:
+        """It is."""
+
 
 # ---------------------------------------------------------------------------------------------------- checks
 

@@ -1,12 +1,13 @@
 """Training and evaluation: the same on a laptop, under torchrun and in a Ray worker.
 
 Knows neither Ray nor MLflow: who runs it is a ``LocalWorker`` (or its Ray kind), what it leaves goes to the worker's
-sink and to a checkpoint store. A run is a function of its experiment: randomness depends on (seed, step, rank), the
-data on the position, so a run that is killed and started again ends with the weights of one that was not.
+sink and to a checkpoint store. A run is a function of its experiment: randomness depends on (seed, step, micro-batch),
+the data on the position, so a run that is killed and started again ends with the weights of one that was not.
 """
 
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from posefleet.data.evaluation import Evaluation
 from posefleet.data.evaluation import evaluate as score
@@ -31,7 +31,12 @@ from posefleet.platform.optim import learning_rate, set_learning_rate
 from posefleet.platform.paths import resolve_path
 from posefleet.platform.progress import ProgressLine, losses_text
 from posefleet.platform.state import Saver, TrainingState, initial_state
+from posefleet.platform.step import Share, train_step
+from posefleet.platform.supervision import Supervision, supervised
+from posefleet.platform.watch import Phase
 from posefleet.platform.worker import LocalWorker
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(RuntimeError):
@@ -47,12 +52,14 @@ def fit(
         FatalError: The loss is not finite, or a checkpoint cannot be written; trying again would not help.
         Stopped: The worker was asked to stop; a checkpoint holds the state.
         DataError: The shards cannot be used.
+        ValueError: There are more workers than the run was made for.
     """
     dataset = training_set(experiment)
     state = initial_state(experiment, worker, store)
     provenance = {**(provenance or {}), "data": read_manifest(resolve_path(experiment.data.train)).fingerprint}
     save = Saver(state, experiment, worker, store, provenance)
-    training = Training(experiment, worker, state, worker.prepare(state.model), len(dataset), save)
+    share = share_of(experiment, worker)
+    training = Training(experiment, worker, share, state, worker.prepare(state.model), len(dataset), save)
     _log_targets(experiment, worker, dataset, state.model)
     with (
         training_batches(
@@ -60,20 +67,23 @@ def fit(
             batch_size=experiment.data.batch_size,
             rank=worker.rank,
             world_size=worker.world_size,
+            per_step=share.micro_batches,
             position=state.position,
             workers=experiment.data.loaders,
             pin_memory=worker.device.type == "cuda",
         ) as batches,
         ProgressLine(training.end, done=state.position, active=worker.rank == 0) as line,
+        supervised(experiment, worker, training.network, state.optimizer, step=state.step) as supervision,
     ):
-        while state.position < training.end:
-            training.advance(training.next_evaluation, batches, line)
+        while state.position < training.end or training.owes_evaluation:
+            training.advance(training.next_evaluation, batches, line, supervision)
             if experiment.data.eval:
                 with state.average.applied() if state.average else contextlib.nullcontext():
                     result = evaluate(state.model, experiment, worker, step=state.step)
                 state.metrics = worker.broadcast(result.as_dict() if result else None)
                 if result:
                     line.say(f"step {state.step}\n{result}")
+                    log.debug("step %d: AP %.4f", state.step, state.metrics["AP"])
                     if worker.sink:
                         worker.sink.log_metrics(state.metrics, state.step)
             save()
@@ -115,6 +125,7 @@ def evaluate(
     from posefleet.platform.report import leave_evaluation  # matplotlib; not needed to train
 
     schema = load_schema(experiment.schema)
+    worker.watch.enter(Phase.EVALUATION)
     was_training = model.training
     predictor = Predictor(model, experiment, device=worker.device)
     datasets = [open_split(view) if open_split else evaluation_set(experiment, view) for view in predictor.transforms()]
@@ -138,6 +149,7 @@ def evaluate(
             found.update(zip(batches[0].image_ids.tolist(), poses, strict=True))
             if worker.rank == 0 and sum(len(batch) for batch, _ in shown) < experiment.evaluate.overlays:
                 shown.append((batches[0], poses))
+            worker.watch.beat()
     model.train(was_training)
     parts = worker.gather(found)
     if parts is None:
@@ -156,35 +168,6 @@ def evaluate(
     if worker.sink:
         leave_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
     return result
-
-
-def train_step(
-    network: nn.Module,
-    batches: list[Batch],
-    optimizer: torch.optim.Optimizer,
-    *,
-    clip_norm: float = 0.0,
-    bfloat16: bool = False,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimiser step over ``batches``, whose losses are averaged; nothing here waits for the device.
-
-    Returns:
-        The named losses, and the norm of all gradients before clipping (0 where nothing is clipped).
-    """
-    optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, Tensor] = {}
-    for index, batch in enumerate(batches):
-        last = index == len(batches) - 1
-        with contextlib.nullcontext() if last or not hasattr(network, "no_sync") else network.no_sync():  # type: ignore[operator]
-            with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
-                losses: dict[str, Tensor] = network(batch.images, batch.people)
-            (torch.stack(list(losses.values())).sum() / len(batches)).backward()
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, 0) + loss.detach() / len(batches)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = clip_grad_norm_(parameters, clip_norm) if clip_norm else torch.zeros(())
-    optimizer.step()
-    return sums, norm
 
 
 # ---------------------------------------------------------------------------------------------------- steps
@@ -217,6 +200,7 @@ class Training:
 
     experiment: Experiment
     worker: LocalWorker
+    share: Share
     state: TrainingState
     network: nn.Module
     """The model, as the worker wrapped it."""
@@ -227,8 +211,8 @@ class Training:
 
     @property
     def images_per_step(self) -> int:
-        """Images of one optimiser step, over all workers there are."""
-        return self.experiment.data.batch_size * self.worker.world_size * self.experiment.train.accumulate
+        """Images of one optimiser step, over all workers."""
+        return self.experiment.data.batch_size * self.share.micro_batches
 
     @property
     def epoch(self) -> float:
@@ -243,13 +227,23 @@ class Training:
     @property
     def next_evaluation(self) -> int:
         """Samples seen when the next evaluation is due."""
+        return self.state.position if self.owes_evaluation else min(self.end, self._boundary(1))
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """A run that was stopped where an evaluation was due, and saved before it, makes up for it."""
+        due = self.state.position in (self._boundary(0), self.end)
+        return bool(due and self.state.position and self.experiment.data.eval and not self.state.metrics)
+
+    def _boundary(self, ahead: int) -> int:
+        """Samples seen at the last evaluation that was due (0), or at the next one (1)."""
         every = self.experiment.train.eval_every * self.epoch_size
-        return min(self.end, self._whole_steps((self.state.position // every + 1) * every))
+        return self._whole_steps((self.state.position // every + ahead) * every)
 
     def _whole_steps(self, samples: float) -> int:
         return -(-math.ceil(samples) // self.images_per_step) * self.images_per_step
 
-    def advance(self, boundary: int, batches: Batches, line: ProgressLine) -> None:
+    def advance(self, boundary: int, batches: Batches, line: ProgressLine, supervision: Supervision) -> None:
         """Optimiser steps until ``boundary`` samples are seen."""
         train, state, worker = self.experiment.train, self.state, self.worker
         self.network.train()
@@ -260,9 +254,9 @@ class Training:
             looks = state.step % train.log_every == 0 or state.position >= boundary
             saves = bool(train.checkpoint_every) and state.step % train.checkpoint_every == 0
             if looks or saves or (worker.world_size == 1 and worker.stop_requested()):
-                stop = self._look(recent, line)
+                stop, wanted = self._look(recent, line, supervision)
                 recent = _Recent()
-                if (saves and state.position < boundary) or stop:
+                if ((saves or wanted) and state.position < boundary) or stop:
                     self.save()
                 if stop:
                     raise Stopped(f"stopped at step {state.step} on request")
@@ -277,14 +271,17 @@ class Training:
             images_per_step=self.images_per_step,
         )
         set_learning_rate(state.optimizer, recent.rate)
-        torch.manual_seed(_step_seed(experiment.seed, state.step, worker.rank))
         before = time.perf_counter()
-        taken = list(itertools.islice(batches, experiment.train.accumulate))
+        worker.watch.enter(Phase.DATA)
+        taken = list(itertools.islice(batches, len(self.share.mine)))
         recent.waited += time.perf_counter() - before
+        worker.watch.enter(Phase.COMPUTE)
         losses, recent.norm = train_step(
             self.network,
             [batch.to(worker.device) for batch in taken],
             state.optimizer,
+            share=self.share,
+            seed=experiment.seed * 1_000_003 + state.step,
             clip_norm=experiment.optim.clip_norm,
             bfloat16=experiment.train.precision == "bfloat16",
         )
@@ -292,16 +289,23 @@ class Training:
             state.average.update(state.step)
         state.step += 1
         state.position += self.images_per_step
+        worker.watch.step_ended(state.step, len(taken))
         recent.add(losses, [i for batch in taken for i in batch.image_ids.tolist()])
 
-    def _look(self, recent: _Recent, line: ProgressLine) -> bool:
-        """Bring the recent losses to the host, check and log them; True when any worker was asked to stop."""
+    def _look(self, recent: _Recent, line: ProgressLine, supervision: Supervision) -> tuple[bool, bool]:
+        """Bring the recent losses to the host, check and log them.
+
+        Returns:
+            Whether any worker was asked to stop, and whether any wants a checkpoint.
+        """
         state, worker, train = self.state, self.worker, self.experiment.train
+        worker.watch.enter(Phase.LOOK)
         losses = torch.stack(recent.losses)  # (steps, names)
-        flags = torch.stack(
-            [(~losses.isfinite()).any().float(), torch.tensor(float(worker.stop_requested()), device=losses.device)]
-        )
-        bad, stop, *means = worker.reduce(torch.cat([flags, losses.mean(0)])).tolist()
+        asked = torch.tensor([worker.stop_requested(), worker.checkpoint_requested()], device=losses.device).float()
+        flags = torch.cat([(~losses.isfinite()).any().float()[None], asked])
+        pace = losses.new_tensor(supervision.pace())
+        bad, stop, wanted, *told = worker.reduce(torch.cat([flags, losses.mean(0), pace])).tolist()
+        means, ranks = told[: len(recent.names)], supervision.compare(told[len(recent.names) :])
         if bad:
             worker.agree(_describe_bad(losses.cpu(), recent, state.step, train.precision))
         seconds = time.perf_counter() - recent.started
@@ -312,13 +316,15 @@ class Training:
             extra = {"loss": total, "lr": recent.rate, "grad_norm": float(recent.norm), "images_per_second": speed}
             diagnostics: Mapping[str, Tensor] = getattr(state.model, "diagnostics", {})
             extra |= {f"diagnostics/{name}": float(value) for name, value in diagnostics.items()}
-            worker.sink.log_metrics({**named, **extra, "data_wait": waits, "epoch": self.epoch}, state.step)
-        line.update(
-            state.position,
+            worker.sink.log_metrics({**named, **extra, **ranks, "data_wait": waits, "epoch": self.epoch}, state.step)
+        text = (
             f"epoch {self.epoch:.2f}/{train.epochs:g}  step {state.step}  {speed:.1f} images/s  "
-            f"data {100 * waits:.0f}%  loss {total:.3f}  {losses_text(named)}",
+            f"data {100 * waits:.0f}%  loss {total:.3f}  {losses_text(named)}"
         )
-        return bool(stop)
+        line.update(state.position, text)
+        if worker.rank == 0:
+            log.debug(text)
+        return bool(stop), bool(wanted)
 
 
 def _describe_bad(losses: Tensor, recent: _Recent, step: int, precision: str) -> str | None:
@@ -362,8 +368,15 @@ def training_set(experiment: Experiment) -> ShardDataset:
     )
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 4_099 + rank
+def share_of(experiment: Experiment, worker: LocalWorker) -> Share:
+    """What the worker computes of every step.
+
+    Raises:
+        ValueError: There are more workers than the run was made for.
+    """
+    scaling = experiment.scaling
+    crew = scaling.num_workers if scaling.elastic else worker.world_size
+    return Share(worker.rank, worker.world_size, crew, experiment.train.accumulate)
 
 
 def _log_targets(experiment: Experiment, worker: LocalWorker, dataset: ShardDataset, model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posefleet.platform.paths import STORAGE, resolve_path
+from posefleet.platform.secrets import redacted, restored
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,23 +54,25 @@ def tracking_uri(uri: str) -> str:
         return f"sqlite:///{Path(rest[3:]).absolute()}"
     advice = "use sqlite:////absolute/path/mlflow.db or the http(s):// address of an MLflow server"
     if scheme == "file" or not rest:
-        raise ValueError(f"tracking URI {uri!r}: MLflow no longer writes runs to a folder; {advice}")
-    raise ValueError(f"tracking URI {uri!r} is not one of sqlite, http, https, {', '.join(DATABASES)}; {advice}")
+        raise ValueError(f"tracking URI {redacted(uri)!r}: MLflow no longer writes runs to a folder; {advice}")
+    known = ", ".join(("sqlite", "http", "https", *DATABASES))
+    raise ValueError(f"tracking URI {redacted(uri)!r} is not one of {known}; {advice}")
 
 
 def store_uri(given: str = "", storage: str = STORAGE) -> str:
     """The store that ``given`` names, else $MLFLOW_TRACKING_URI, else the database beside the runs under ``storage``.
 
     Raises:
-        ValueError: It cannot be used, see :func:`tracking_uri` and :func:`default_uri`.
+        ValueError: It cannot be used, see :func:`tracking_uri`, :func:`default_uri` and
+            :func:`~posefleet.platform.secrets.restored`.
     """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = restored(given) or os.environ.get("MLFLOW_TRACKING_URI", "")
     return tracking_uri(uri) if uri else default_uri(resolve_path(storage))
 
 
 def pages(uri: str) -> str:
-    """Where a person sees the pages of a store: its address, or the command that serves them."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    """Where a person sees the pages of a store: its address, or the command that serves them; passwords are hidden."""
+    return redacted(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -111,12 +114,12 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
+        raise TrackingError(f"MLflow at {redacted(uri)}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """What ``error`` says, short enough for a log line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What ``error`` says, without passwords and short enough for a log line."""
+    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
 def clean_name(name: object) -> str:

@@ -118,7 +118,7 @@ def _batches(parts: Iterable[str]) -> Iterator[pa.RecordBatch]:
         try:
             with fsspec.open(part, "rb") as file:
                 yield from pq.ParquetFile(file).iter_batches(1024)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise DataError(f"{part}: damaged: {error}; delete it and run the same command again") from None
 
 

@@ -22,7 +22,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from urllib.request import url2pathname
 
 from posefleet.platform.mlflow_client import clean_name, connect, explained, first_line, store_uri
 from posefleet.platform.paths import MODELS
+from posefleet.platform.secrets import redacted
 from posefleet.platform.tracking import LONGEST_DIGEST, DataInput, flatten, start_run
 
 if TYPE_CHECKING:
@@ -172,18 +173,18 @@ def find_model(address: str, uri: str = "") -> str:
 
 
 def _find(client: "MlflowClient", uri: str, address: str, name: str, alias: str | None, version: str | None) -> Version:
-    model = _model(client, name)
+    model, shown = _model(client, name), redacted(uri)
     if model is None:
         known = ", ".join(sorted(model.name for model in client.search_registered_models()))
-        raise ValueError(f"{address}: {uri} has no model {name!r}, but {known or 'none at all; see jobs/promote.py'}")
+        raise ValueError(f"{address}: {shown} has no model {name!r}, but {known or 'none at all; see jobs/promote.py'}")
     if alias is not None:
         if found := _aliased(client, model, alias):
             return found
-        raise ValueError(f"{address}: model {name!r} in {uri} has no alias {alias!r}, but {_told(model.aliases)}")
+        raise ValueError(f"{address}: model {name!r} in {shown} has no alias {alias!r}, but {_told(model.aliases)}")
     numbers = [str(found.version) for found in client.search_model_versions(f"name='{name}'")]
     if version not in numbers:
         known = ", ".join(sorted(numbers, key=int))
-        raise ValueError(f"{address}: model {name!r} in {uri} has no version {version}, but {known or 'none'}")
+        raise ValueError(f"{address}: model {name!r} in {shown} has no version {version}, but {known or 'none'}")
     return _version(client.get_model_version(name, version))
 
 
@@ -227,7 +228,7 @@ def _local_copy(source: str, uri: str) -> str:
     from mlflow.artifacts import download_artifacts
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "posefleet", "models")
-    kept = cache / hashlib.sha256(f"{uri} {source}".encode()).hexdigest()[:32]
+    kept = cache / hashlib.sha256(f"{redacted(uri)} {source}".encode()).hexdigest()[:32]
     if not kept.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
@@ -248,7 +249,7 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
     Raises:
         TrackingError: The registry refused or could not be reached; what had been created is deleted again.
     """
-    uri = store_uri(uri)
+    uri, release = store_uri(uri), replace(release, tags={key: redacted(text) for key, text in release.tags.items()})
     with explained(uri), contextlib.ExitStack() as undo:
         client = connect(uri)
         if _model(client, name) is None:

@@ -1,9 +1,10 @@
 """A run: one folder, one MLflow run, however often it is started.
 
 STORAGE/NAME/
-    run.json        MLflow run id and store, so that a restart goes on with the same run
+    run.json        MLflow run id and store (without its password), so that a restart goes on with the same run
     checkpoints/    see ``checkpoint``
-    report/         overlays, curves and tables, also kept as artifacts in MLflow
+    report/         overlays, curves, tables and profiles, also kept as artifacts in MLflow
+    logs/           see ``logs`` and ``watchdog``
     spool/          events that MLflow has not taken yet
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 import fsspec
 
+from posefleet.data.files import read_json, write_file
 from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
@@ -26,6 +28,7 @@ from posefleet.platform.config import Experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError, store_uri
 from posefleet.platform.paths import resolve_path
 from posefleet.platform.report import leave_curves
+from posefleet.platform.secrets import redacted, restored
 from posefleet.platform.tracker import Status, Tracker
 
 log = logging.getLogger(__name__)
@@ -47,24 +50,45 @@ class Run:
 
     def request_stop(self) -> None:
         """Ask the workers, wherever they are, to write a checkpoint and end."""
-        with fsspec.open(self._stop_file, "wb") as stream:
-            stream.write(b"")
+        self._request("stop")
 
     def stop_requested(self) -> bool:
-        """Whether ``request_stop`` was called since the run was opened."""
-        fs, path = fsspec.url_to_fs(self._stop_file)
-        fs.invalidate_cache()
-        return bool(fs.exists(path))
+        """Whether ``request_stop`` was called since the run was opened; no, while the storage does not answer."""
+        return self._requested("stop")
 
     def allow(self) -> None:
         """Forget an earlier request to stop."""
-        fs, path = fsspec.url_to_fs(self._stop_file)
-        if fs.exists(path):
-            fs.rm(path)
+        self._forget("stop")
 
-    @property
-    def _stop_file(self) -> str:
-        return f"{self.folder}/stop"
+    def request_checkpoint(self) -> None:
+        """Ask the workers, wherever they are, to write a checkpoint and go on."""
+        self._request("save")
+
+    def checkpoint_requested(self) -> bool:
+        """Whether ``request_checkpoint`` was called and there was no checkpoint since."""
+        return self._requested("save")
+
+    def checkpoint_written(self) -> None:
+        """What ``request_checkpoint`` asked for is there."""
+        self._forget("save")
+
+    def _request(self, name: str) -> None:
+        with fsspec.open(f"{self.folder}/{name}", "wb") as stream:
+            stream.write(b"")
+
+    def _requested(self, name: str) -> bool:
+        fs, path = fsspec.url_to_fs(f"{self.folder}/{name}")
+        fs.invalidate_cache()
+        try:
+            return bool(fs.exists(path))
+        except OSError as error:
+            log.warning("cannot see whether %s is there: %s", path, error)
+            return False
+
+    def _forget(self, name: str) -> None:
+        if self._requested(name):
+            fs, path = fsspec.url_to_fs(f"{self.folder}/{name}")
+            fs.rm(path)
 
     @property
     def spool(self) -> str:
@@ -75,7 +99,12 @@ class Run:
 
     def finish(self, status: Status, *, curves: bool = True) -> None:
         """Send what earlier workers could not, draw the curves of a training, and set the run's status."""
-        sink = RunSink(self, system_every=0)
+        try:
+            sink = RunSink(self, system_every=0)
+        except OSError as error:
+            log.warning("MLflow does not learn that run %s is %s: no spool can be kept: %s", self.run_id, status, error)
+            return
+        sink.log_profiles()
         sink.flush()
         try:
             if curves:
@@ -100,16 +129,30 @@ class RunSink:
         self._tracker.log_metrics(metrics, step)
 
     def log_bytes(self, name: str, data: bytes) -> None:
-        """A small file, such as ``overlays/000812/139.jpg``."""
-        with fsspec.open(f"{self._run.folder}/report/{name}", "wb", auto_mkdir=True) as stream:
-            stream.write(data)
+        """A small file, such as ``overlays/000812/139.jpg``; storage that refuses it does not end the training."""
+        try:
+            write_file(f"{self._run.folder}/report/{name}", data)
+        except OSError as error:
+            log.warning("%s/report/%s is not written: %s", self._run.folder, name, error)
         self._tracker.log_bytes(name, data)
+
+    def store(self) -> None:
+        """Put what was logged so far on disk, where it survives this process."""
+        self._tracker.store()
 
     def log_checkpoint(self, path: str) -> None:
         """The weights and the description of a checkpoint, which is all that serving and evaluation need."""
         with tempfile.TemporaryDirectory() as folder:
             copy_for_use(path, Path(folder))
             self._tracker.log_artifact(folder, "checkpoint")
+
+    def log_profiles(self) -> None:
+        """Those of ranks other than 0, which leave them in the folder only."""
+        fs, path = fsspec.url_to_fs(f"{self._run.folder}/report/profile")
+        for file in fs.glob(f"{path}/rank*"):
+            name = file.rpartition("/")[2]
+            if not name.startswith("rank0-"):
+                self._tracker.log_bytes(f"profile/{name}", fs.cat_file(file))
 
     def flush(self) -> None:
         """Give MLflow some time to take everything; what it does not take waits in the spool."""
@@ -123,19 +166,17 @@ class RunSink:
 def read_run(folder: str) -> Run | None:
     """The run that a folder holds, or None where there is none."""
     known = _known(folder)
-    return Run(folder=folder, run_id=known["run_id"], tracking_uri=known["tracking_uri"]) if known else None
+    return Run(folder=folder, run_id=known["run_id"], tracking_uri=restored(known["tracking_uri"])) if known else None
 
 
 def _known(folder: str) -> dict[str, str] | None:
-    fs, path = fsspec.url_to_fs(f"{folder}/run.json")
-    return dict(json.loads(fs.cat_file(path))) if fs.exists(path) else None
+    known: dict[str, str] | None = read_json(f"{folder}/run.json")
+    return known
 
 
 def _remember(run: Run, method: str) -> None:
-    fs, path = fsspec.url_to_fs(f"{run.folder}/run.json")
-    fs.makedirs(fs._parent(path), exist_ok=True)
-    content = {"run_id": run.run_id, "tracking_uri": run.tracking_uri, "method": method}
-    fs.pipe_file(path, json.dumps(content, indent=1).encode())
+    content = {"run_id": run.run_id, "tracking_uri": redacted(run.tracking_uri), "method": method}
+    write_file(f"{run.folder}/run.json", json.dumps(content, indent=1).encode())
 
 
 def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
@@ -169,7 +210,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     if experiment.run.init_from and not CheckpointStore(f"{folder}/checkpoints").names():
         weights = find_checkpoint(experiment.run.init_from, tracking=experiment.run.tracking)
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
-    uri = known["tracking_uri"] if known else store_uri(experiment.run.tracking, experiment.run.storage)
+    uri = _store(known, experiment)
     inputs = _inputs(experiment)
     run_id = tracking.start_run(
         uri,
@@ -207,7 +248,7 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
     known = _known(folder)
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is of method {known['method']!r}, not {experiment.method!r}; choose another folder")
-    uri = known["tracking_uri"] if known else store_uri(experiment.run.tracking, experiment.run.storage)
+    uri = _store(known, experiment)
     inputs = _inputs(experiment)
     run_id = tracking.start_run(
         uri,
@@ -227,6 +268,13 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
     if not known:
         _remember(run, experiment.method)
     return run
+
+
+def _store(known: Mapping[str, str] | None, experiment: Experiment) -> str:
+    """Address of the MLflow store of a run that is known, or of a new one."""
+    if known:
+        return restored(known["tracking_uri"], experiment.run.tracking)
+    return store_uri(experiment.run.tracking, experiment.run.storage)
 
 
 def _inputs(experiment: Experiment) -> list[tracking.DataInput]:

@@ -109,10 +109,10 @@ class Search:
         about = {"sampler": sampler, "objectives": ", ".join(objectives), **about}
         self._check({**about, "space": json.dumps(varied), **self._fixed()})
         own = settings_of(base, list(space))
-        first = not self.study.trials and sampler != "grid"
+        first = not self._known() and sampler != "grid"
         if first and all(contains(domain, own[name]) for name, domain in space.items()):
             self.study.enqueue_trial({name: domain.drawn(own[name]) for name, domain in space.items()})
-        self._interrupted = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
+        self._interrupted = [trial for trial in self._known() if trial.state.name == "RUNNING"]
         self._open: dict[int, optuna.trial.Trial] = {}
 
     def run(self, score: Callable[[Experiment], Mapping[str, float]], trials: int) -> None:
@@ -135,7 +135,7 @@ class Search:
         if self._interrupted:
             known = self._interrupted.pop(0)
             trial = optuna.trial.Trial(self.study, known._trial_id)
-        elif (number := len(self.study.trials) - self._waiting()) < min(limit, self.combinations):
+        elif (number := len(self._known()) - self._waiting()) < min(limit, self.combinations):
             self.study.sampler = self._sampler(number)
             if self._grid and not self._waiting():  # Optuna's own grid wants to end a loop that there is not
                 self.study.enqueue_trial(self._combination(number))
@@ -210,9 +210,13 @@ class Search:
             drawn[name] = values[place]
         return drawn
 
+    def _known(self) -> "list[optuna.trial.FrozenTrial]":
+        """All trials there are, not copied: what is asked after every report must not cost seconds for hundreds."""
+        return self.study.get_trials(deepcopy=False)
+
     def _waiting(self) -> int:
         """Trials that are there but were not handed out yet."""
-        return sum(trial.state.name == "WAITING" for trial in self.study.trials)
+        return sum(trial.state.name == "WAITING" for trial in self._known())
 
     def _sampler(self, number: int) -> "optuna.samplers.BaseSampler":
         """Of one trial: what it draws depends on the trials before it and not on stops between them."""
@@ -227,12 +231,12 @@ class Search:
 
     def trials(self) -> list[Trial]:
         """Those that ended, in order."""
-        return [_as_trial(trial) for trial in self.study.trials if trial.state.is_finished()]
+        return [_as_trial(trial) for trial in self._known() if trial.state.is_finished()]
 
     def seen(self) -> list[Trial]:
         """Those that ended or were interrupted, with what was seen of them."""
         states = ("COMPLETE", "PRUNED", "RUNNING")
-        return [_as_trial(trial) for trial in self.study.trials if trial.state.name in states]
+        return [_as_trial(trial) for trial in self._known() if trial.state.name in states]
 
     def complete(self) -> list[Trial]:
         """Those that reached their end with scores."""
@@ -275,7 +279,7 @@ class Search:
         if len(alike) < MANY or len(set(alike.values())) < 2:
             return {}
         study = optuna.create_study(direction="maximize")
-        for trial in self.study.trials:
+        for trial in self._known():
             if trial.number in alike:
                 study.add_trial(
                     optuna.trial.create_trial(

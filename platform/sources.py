@@ -1,14 +1,15 @@
 """What can be compared: name of a row -> folder of a run, or checkpoint."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posefleet.data.files import read_json
 from posefleet.platform import registry, tracking
 from posefleet.platform.mlflow_client import TrackingError, store_uri
 from posefleet.platform.paths import resolve_path
+from posefleet.platform.secrets import redacted
 
 
 def named_runs(given: Sequence[str]) -> dict[str, str]:
@@ -52,7 +53,7 @@ def _folder(run_id: str) -> str:
     try:
         run = tracking.read_run(uri, run_id)
     except TrackingError as error:
-        raise ValueError(f"{run_id} is no folder and no run of {uri}: {error}") from None
+        raise ValueError(f"{run_id} is no folder and no run of {redacted(uri)}: {error}") from None
     if "folder" not in run.tags:
         raise ValueError(f"MLflow run {run_id} ({run.name}) does not say in which folder it is; give that folder")
     return run.tags["folder"]
@@ -69,10 +70,9 @@ def trials(folder: str, top: int) -> dict[str, str]:
         ValueError: There is no search, none of its trials reached its end, or they have no runs.
     """
     path = Path(resolve_path(folder), "trials.json")
-    try:
-        listed = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"no {path}; give the folder of a search, its --out") from None
+    listed = read_json(str(path))
+    if listed is None:
+        raise ValueError(f"no {path}; give the folder of a search, its --out")
     scored = [trial for trial in listed if trial["scores"]]
     complete = [trial for trial in scored if trial.get("stopped") is None]
     if not complete:

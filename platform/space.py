@@ -139,7 +139,7 @@ def apply(base: Experiment, settings: Mapping[str, Any], *, where: str = "settin
     Raises:
         ValueError: A name or value is invalid, or they contradict each other.
     """
-    return build_experiment(with_settings(to_dict(base), settings), where=where)
+    return build_experiment(with_settings(to_dict(base, passwords=True), settings), where=where)
 
 
 def suggest(trial: "Trial", space: Space) -> dict[str, Any]:

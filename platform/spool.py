@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from posefleet.data.files import read_json
+from posefleet.platform.secrets import redacted
+
 Event = dict[str, Any]
 
 _log = logging.getLogger(__name__)
@@ -41,19 +44,18 @@ class Spool:
         header = spool.folder / "run.json"
         if header.exists() and (other := spool.header()["run_id"]) != run_id:
             raise ValueError(f"{folder} holds events of run {other}, not of {run_id}: give every run its own folder")
-        _write_whole(header, json.dumps({"uri": uri, "run_id": run_id}))
+        _write_whole(header, json.dumps({"uri": redacted(uri), "run_id": run_id}))
         return spool
 
     def header(self) -> dict[str, str]:
-        """``uri`` and ``run_id``.
+        """``uri``, without its password, and ``run_id``.
 
         Raises:
-            ValueError: The folder is not a spool.
+            ValueError: The folder is not a spool, or a damaged one.
         """
-        try:
-            header: dict[str, str] = json.loads((self.folder / "run.json").read_text())
-        except FileNotFoundError:
-            raise ValueError(f"{self.folder} is not a spool: it has no run.json") from None
+        header: dict[str, str] | None = read_json(str(self.folder / "run.json"))
+        if header is None:
+            raise ValueError(f"{self.folder} is not a spool: it has no run.json")
         return header
 
     def append(self, events: list[Event]) -> None:

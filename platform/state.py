@@ -19,6 +19,7 @@ from posefleet.platform.checkpoint import (
 from posefleet.platform.config import Experiment
 from posefleet.platform.ema import AveragedWeights
 from posefleet.platform.optim import build_optimizer
+from posefleet.platform.watch import Phase
 from posefleet.platform.worker import LocalWorker
 
 
@@ -104,9 +105,14 @@ class Saver:
 
     def __call__(self) -> None:
         problem = None
+        self._worker.watch.enter(Phase.CHECKPOINT)
+        if self._worker.sink:
+            self._worker.sink.store()  # a run that goes on from here does not log again what came before
         if self._worker.rank == 0:
             try:
                 self._state.save(self._store, self._experiment, self._provenance)
             except CheckpointError as error:
                 problem = str(error)
         self._worker.agree(problem)
+        self._worker.saved()
+        self._worker.watch.beat()

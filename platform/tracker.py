@@ -18,13 +18,14 @@ from typing import Any, Literal, Self
 import psutil
 
 from posefleet.platform.mlflow_client import first_line, tracking_uri
+from posefleet.platform.secrets import redacted
 from posefleet.platform.sender import Sender
 from posefleet.platform.spool import Event, Spool
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 STORE_EVERY = 1.0
-"""Seconds between two writes to the spool: what a killed process may lose."""
+"""Seconds between two writes to the spool: what a killed process may lose, unless it calls ``store``."""
 LONGEST_PAUSE = 10.0
 """Seconds between two tries while the server is down."""
 
@@ -87,6 +88,13 @@ class Tracker:
     def log_text(self, name: str, text: str) -> None:
         """Store ``text`` as the artifact ``name``."""
         self.log_bytes(name, text.encode())
+
+    def store(self) -> None:
+        """Put what was logged so far into the spool before this returns; where the disk refuses, it stays in memory."""
+        try:
+            self._store()
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", self.spool.folder, error)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until the server has everything logged so far; False when it has not after ``timeout`` seconds."""
@@ -152,7 +160,7 @@ class Tracker:
                 if not failures:
                     _log.warning(
                         "MLflow at %s fails (%s); training goes on, events are kept in %s until it answers",
-                        self.uri,
+                        redacted(self.uri),
                         first_line(error),
                         self.spool.folder,
                     )

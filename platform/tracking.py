@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posefleet.platform.mlflow_client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
+from posefleet.platform.secrets import redacted, restored
 from posefleet.platform.sender import Sender
 from posefleet.platform.spool import Spool
 
@@ -111,15 +112,20 @@ def start_run(
         TrackingError: A new run cannot be created, or the run to continue does not exist.
     """
     uri = tracking_uri(uri)
-    flat, tags = flatten(params), {**_source_tags(), **tags}
+    flat, tags = flatten(params), _shown({**_source_tags(), **tags})
     with explained(uri):
         client = connect(uri)
         if resume_run_id is not None:
             _continue_run(client, uri, resume_run_id, flat, tags)
             return resume_run_id
         experiment_id = _experiment_id(client, experiment_name, artifact_location or _beside_database(uri))
-        run_id: str = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
-        _log_params(client, run_id, flat)
+        abandoned = _abandoned(client, experiment_id, tags.get("folder"))
+        if abandoned:
+            run_id: str = abandoned
+            _continue_run(client, uri, run_id, flat, tags)
+        else:
+            run_id = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
+            _log_params(client, run_id, flat)
         _log_inputs(client, run_id, inputs)
     return run_id
 
@@ -133,7 +139,7 @@ def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
     uri = tracking_uri(uri)
     with explained(uri):
         client = connect(uri)
-        for name, text in tags.items():
+        for name, text in _shown(tags).items():
             client.set_tag(run_id, name, text)
 
 
@@ -172,7 +178,7 @@ def find_runs(uri: str, experiment_name: str, filter_string: str = "") -> list[R
         client = connect(uri)
         experiment = client.get_experiment_by_name(experiment_name)
         if experiment is None:
-            raise TrackingError(f"{uri} has no experiment {experiment_name!r}")
+            raise TrackingError(f"{redacted(uri)} has no experiment {experiment_name!r}")
         runs, token = [], None
         while token != "":
             page = client.search_runs([experiment.experiment_id], filter_string, page_token=token)
@@ -182,17 +188,28 @@ def find_runs(uri: str, experiment_name: str, filter_string: str = "") -> list[R
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Nested settings as dotted names and text: ``{"optim": {"lr": 0.1}}`` -> ``{"optim.lr": "0.1"}``."""
+    """Nested settings as dotted names and text: ``{"optim": {"lr": 0.1}}`` -> ``{"optim.lr": "0.1"}``.
+
+    Passwords of addresses are hidden.
+    """
     flat: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             flat |= {f"{clean_name(name)}.{inner}": text for inner, text in flatten(value).items()}
             continue
-        text = json.dumps(value, default=str) if isinstance(value, list | tuple | Mapping) else str(value)
+        text = redacted(json.dumps(value, default=str) if isinstance(value, list | tuple | Mapping) else str(value))
         if len(text) > LONGEST_PARAM:
             text = f"{text[: LONGEST_PARAM - 40]} ... ({len(text)} characters)"
         flat[clean_name(name)] = text
     return flat
+
+
+def _abandoned(client: "MlflowClient", experiment_id: str, folder: str | None) -> str | None:
+    """The run that a driver opened for ``folder`` and died before it could note its id there."""
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        if folder and run.data.tags.get("folder") == folder and not run.data.metrics:
+            return str(run.info.run_id)
+    return None
 
 
 def _continue_run(
@@ -210,7 +227,7 @@ def _continue_run(
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        _log.warning("MLflow at %s does not answer (%s); run %s goes on", uri, first_line(error), run_id)
+        _log.warning("MLflow at %s does not answer (%s); run %s goes on", redacted(uri), first_line(error), run_id)
         return
     if changed:
         _log.warning("run %s goes on with other settings: %s", run_id, changed)
@@ -248,7 +265,7 @@ def _log_inputs(client: "MlflowClient", run_id: str, inputs: Sequence[DataInput]
 
     def entry(data: DataInput) -> DatasetInput:
         scheme, found, _ = data.source.partition("://")
-        source = json.dumps({"uri": data.source})
+        source = json.dumps({"uri": redacted(data.source)})
         dataset = Dataset(data.name, data.fingerprint[:LONGEST_DIGEST], scheme if found else "local", source)
         return DatasetInput(dataset, [InputTag("mlflow.data.context", data.use)])
 
@@ -267,6 +284,10 @@ def _source_tags() -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "mlflow.source.git.dirty": str(bool(dirty)).lower(),
     }
+
+
+def _shown(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: redacted(text) for name, text in tags.items()}
 
 
 def _summary(run: Any) -> RunSummary:
@@ -288,7 +309,7 @@ def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
     """Send what a training left in its spool; safe at any time, as often as you like, also beside a running training.
 
     Args:
-        uri: Where to send it; None: where the training meant to.
+        uri: Where to send it; None: where the training meant to; a password comes from $MLFLOW_TRACKING_URI.
 
     Returns:
         The number of events sent.
@@ -299,7 +320,7 @@ def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
     """
     spool = Spool(spool_dir)
     header = spool.header()
-    uri = tracking_uri(uri or header["uri"])
+    uri = tracking_uri(uri or restored(header["uri"]))
     with explained(uri):
         return Sender(uri, header["run_id"]).send(spool)
 

@@ -2,31 +2,39 @@
 
 The driver opens the run, starts the workers, waits, and closes the run. A worker that dies is replaced, with all its
 peers, and goes on from the last checkpoint in the run's own store; Ray's checkpoints are not used, because a run must
-also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller has polled.
+also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller has polled. An
+elastic run goes on with the workers that find room, and starts all of them again when there is room for more.
 """
 
 import dataclasses
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
+
+# Ray calls nobody else before it ends workers in order to start more.
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState
 from ray.util.queue import Queue
 
 from posefleet.data.memory import keep_freed_memory
+from posefleet.platform import logs
 from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
 from posefleet.platform.mlflow_client import TrackingError, pages
+from posefleet.platform.placement import TRAINING
 from posefleet.platform.run import Run, RunSink, open_run
 from posefleet.platform.worker import FatalError, LocalWorker
 
@@ -34,35 +42,65 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, float]], None]
 
-STOP_SECONDS = 2.0
-"""A worker looks for the request to stop at most this often."""
+ASK_SECONDS = 2.0
+"""A worker looks for requests to stop or to save at most this often."""
+NOTICE_SECONDS = 10.0
+"""Between checkpoints, at least, while a node is about to go."""
+GROWTH_SECONDS = 60.0
+"""For the checkpoint before more workers start, at most."""
 
 
 class RayWorker(LocalWorker):
     """A worker of Ray Train."""
 
     def __init__(self, run: Run, sink: RunSink | None) -> None:
-        super().__init__(device=get_device(), sink=sink)
+        super().__init__(device=get_device(), sink=sink, folder=run.folder)
         self._run = run
         self._looked = time.monotonic()
+        self._stop = self._save = False
+        self._saved = -math.inf
+
+    @property
+    def node(self) -> str:
+        """Its name and its address in the cluster."""
+        return f"{super().node} ({ray.util.get_node_ip_address()})"
 
     def stop_requested(self) -> bool:
         """Asks the run's folder on rank 0, now and then."""
-        if self.rank or time.monotonic() - self._looked < STOP_SECONDS:
-            return False
-        self._looked = time.monotonic()
-        return self._run.stop_requested()
+        self._ask()
+        return self._stop
+
+    def checkpoint_requested(self) -> bool:
+        """The run's folder says so, or Ray that a node is to go: then at once and again until it does."""
+        notice = ray.train.get_preemption_info()  # a barrier over all ranks
+        self._ask()
+        return self._save or (notice is not None and time.monotonic() - self._saved >= NOTICE_SECONDS)
+
+    def saved(self) -> None:
+        """Answers the request for a checkpoint."""
+        self._saved = time.monotonic()
+        if self._save:
+            self._run.checkpoint_written()
+            self._save = False
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """To Ray Train; a barrier over all ranks."""
-        ray.train.report(dict(metrics))
+        with self.watch.waiting():
+            ray.train.report(dict(metrics))
+
+    def _ask(self) -> None:
+        if self.rank or time.monotonic() - self._looked < ASK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self._stop = self._stop or self._run.stop_requested()
+        self._save = self._save or self._run.checkpoint_requested()
 
 
 class InterruptibleWorker(LocalWorker):
     """The worker of a run in this process; a signal asks it to stop."""
 
-    def __init__(self, stop: threading.Event, sink: RunSink, report: Report) -> None:
-        super().__init__(sink=sink)
+    def __init__(self, stop: threading.Event, sink: RunSink, report: Report, *, folder: str) -> None:
+        super().__init__(sink=sink, folder=folder)
         self._stop = stop
         self._report = report
 
@@ -119,14 +157,17 @@ def carry_out(
         report: Called in this thread with the metrics of every evaluation; a SystemExit from it ends the training and
             leaves the run open.
     """
+    process = "driver" if experiment.scaling.num_workers else "rank0"
     try:
-        with _signals(run) as stop:
+        with logs.written(run.folder, process, run=experiment.run.name), _signals(run) as stop:
+            log.debug("begins in process %d: %s", os.getpid(), run.folder)
             if experiment.scaling.num_workers:
                 outcome = _on_ray(experiment, run, report)
             else:
                 sink = RunSink(run)
-                worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None))
+                worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
                 outcome = _guarded(experiment, worker, run, sink)
+            log.debug("ends: %s", outcome.error or "finished")
     except SystemExit:
         run.request_stop()  # workers may outlive this process for a moment
         raise
@@ -148,23 +189,53 @@ class _Forward(ray.train.UserCallback):
         self._queue.put(metrics[0])
 
 
+class _SaveBeforeResize(ControllerCallback):
+    """Lets the workers write a checkpoint before Ray ends them to start another number of them."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def after_controller_state_update(self, previous_state: object, current_state: object) -> None:
+        """Called by Ray Train's controller, which ends no worker until this returns."""
+        if not isinstance(current_state, ResizingState):
+            return
+        self._run.request_checkpoint()
+        end = time.monotonic() + GROWTH_SECONDS
+        while self._run.checkpoint_requested() and time.monotonic() < end:
+            time.sleep(0.1)
+        self._run.checkpoint_written()  # whoever comes next need not answer
+
+
 def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
     scaling = experiment.scaling
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
-    reports = Queue(actor_options={"num_cpus": 0}) if report else None
+    beside_us = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    reports = Queue(actor_options={"num_cpus": 0, "label_selector": beside_us}) if report else None
+    callbacks: list[Any] = [_Forward(reports)] if reports else []
+    callbacks += [_SaveBeforeResize(run)] if scaling.elastic else []
+    workers: Any = (scaling.min_workers, scaling.num_workers) if scaling.elastic else scaling.num_workers
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
+    settings = to_dict(experiment, passwords=True)
+
+    def work(shown: dict[str, Any]) -> Any:
+        return _ray_worker(settings, run)
+
     trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"experiment": to_dict(experiment), "run": dataclasses.asdict(run)},
+        work,
+        train_loop_config=to_dict(experiment),  # Ray's dashboard shows it, so it is not what the workers are told
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.num_workers, use_gpu=scaling.use_gpu, resources_per_worker=resources
+            num_workers=workers,
+            elastic_resize_monitor_interval_s=scaling.grow_every,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker=resources,
+            label_selector=dict(TRAINING),  # type: ignore[call-arg]  # it is the newer kind
         ),
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=run.folder,
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
-            callbacks=[_Forward(reports)] if reports else [],  # type: ignore[list-item]  # it is the newer kind
+            callbacks=callbacks,  # of the newer kind
         ),
     )
     # Ray Train's own SIGINT handler kills the workers; in a thread it installs none, and ours asks them to save first.
@@ -186,14 +257,19 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
     return outcome[0] if outcome else Outcome(error="Ray Train ended without a result; see the lines above")
 
 
-def _ray_worker(config: dict[str, Any]) -> Any:
+def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     """What each worker process runs."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)  # it would print every report
-    experiment, run = build_experiment(config["experiment"]), Run(**config["run"])
+    experiment = build_experiment(settings)
     torch.set_num_threads(experiment.scaling.threads_per_worker)
-    sink = RunSink(run) if ray.train.get_context().get_world_rank() == 0 else None
-    return dataclasses.asdict(_guarded(experiment, RayWorker(run, sink), run, sink))
+    rank = ray.train.get_context().get_world_rank()
+    sink = RunSink(run) if rank == 0 else None
+    with logs.written(run.folder, f"rank{rank}", run=experiment.run.name, terminal=logging.INFO):
+        worker = RayWorker(run, sink)
+        log.debug("rank %d of %d begins on %s", rank, worker.world_size, worker.node)
+        outcome = _guarded(experiment, worker, run, sink)
+        log.debug("rank %d ends: %s", rank, outcome.error or "finished")
+    return dataclasses.asdict(outcome)
 
 
 def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSink | None) -> Outcome:
@@ -205,15 +281,15 @@ def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSin
         sink.log_bytes("experiment.yaml", to_yaml(experiment).encode())
     try:
         outcome = Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
-    except (FatalError, ValueError, CheckpointError) as error:
-        if worker.world_size > 1 and not isinstance(error, FatalError):
+    except (FatalError, ValueError, CheckpointError, OSError) as error:
+        again = isinstance(error, OSError) and isinstance(worker, RayWorker)  # a storage may answer later
+        if again or (worker.world_size > 1 and not isinstance(error, FatalError)):
             raise  # one rank alone may have met it: the others wait for this one, so the group must end
         outcome = Outcome(error=str(error))
     except Stopped as stopped:
         outcome = Outcome(error=str(stopped), stopped=True)
     if sink:
-        best = store.best() or store.latest()
-        if best and not outcome.error:
+        if not outcome.error and (best := store.best() or store.latest()):
             sink.log_checkpoint(best)
         sink.flush()
     return outcome
@@ -247,8 +323,9 @@ def _signals(run: Run) -> Iterator[threading.Event]:
 def _tell(experiment: Experiment, run: Run, outcome: Outcome) -> None:
     if outcome.error:
         sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}\n")
-    store = run.store(experiment)
-    best = store.best() or store.latest()
+    store, best = run.store(experiment), None
+    with suppress(OSError):  # the storage may be what failed
+        best = store.best() or store.latest()
     lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
     lines += [f"checkpoint  {best}"] if best else []
     lines += [f"pictures    {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]

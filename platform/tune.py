@@ -26,11 +26,12 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from posefleet.platform import tracking
+from posefleet.platform import logs, tracking
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
 from posefleet.platform.comparison import costs
 from posefleet.platform.config import Experiment, ScalingConfig, build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
+from posefleet.platform.placement import STEADY, TRAINING
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.run import Run, RunSink, open_run, read_run
 from posefleet.platform.search import Search, Trial
@@ -103,19 +104,27 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
         return True
     scratch = Path(search.folder, "ray")
     shutil.rmtree(scratch, ignore_errors=True)  # of an earlier start; nothing in it is needed
-    with ProgressLine(engine.samples, done=done) as line, ThreadPoolExecutor(1) as clerk, _sigterm():
+    with (
+        logs.written(str(search.folder), "search"),
+        ProgressLine(engine.samples, done=done) as line,
+        ThreadPoolExecutor(1) as clerk,
+        _sigterm(),
+    ):
         population = engine.scheduler == "pbt"
         common = {
             "base": to_dict(search.base),
             "folder": str(search.folder),
-            "tracking": parent.tracking_uri,
             "parent": parent.run_id,
             "costs": search.objectives != ("AP",),
             "population": population,
         }
         members = tune.grid_search(_population(search, engine.samples)) if population else None
+
+        def trial(config: dict[str, Any]) -> None:
+            _trial(config, parent.tracking_uri)  # not a setting: Ray Tune writes those down, and it may hold a password
+
         tuner = tune.Tuner(
-            tune.with_resources(_trial, _resources(scaling)),
+            tune.with_resources(trial, _resources(scaling)),
             param_space={**common, "member": members} if population else {},
             tune_config=tune.TuneConfig(
                 search_alg=None if population else _Draws(search, engine.samples, common),
@@ -160,11 +169,12 @@ def room(scaling: ScalingConfig, resources: Mapping[str, float]) -> int:
     return fits
 
 
-def _resources(scaling: ScalingConfig) -> dict[str, float]:
+def _resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
     """Of a trial's own process; its workers, where it has some, reserve theirs."""
-    if scaling.num_workers:
-        return {"memory": 1.0}  # a byte: Ray Tune allows no trial without resources, and the CPUs are the workers'
-    return {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    if scaling.num_workers:  # a byte: Ray Tune allows no trial without resources, and the CPUs are the workers'
+        return tune.PlacementGroupFactory([{"memory": 1.0}], bundle_label_selector=[dict(STEADY)])
+    needs = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    return tune.PlacementGroupFactory([needs], bundle_label_selector=[dict(TRAINING)])
 
 
 def _name(trial: Any) -> str:
@@ -368,19 +378,19 @@ def _sigterm() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- in a trial
 
 
-def _trial(config: dict[str, Any]) -> None:
-    """What the process of a trial runs."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+def _trial(config: dict[str, Any], store: str) -> None:
+    """What the process of a trial runs; its run is in the MLflow store at the address ``store``."""
+    logging.basicConfig(level=logging.INFO, format=logs.TERMINAL)
     name = tune.get_context().get_trial_name()
-    experiment, run = open_run(_experiment(config, str(name)))
-    store = run.store(experiment)
+    experiment, run = open_run(_experiment(config, str(name), store))
+    checkpoints = run.store(experiment)
     if copied := tune.get_checkpoint():  # in a population: of a better member, or the own one
         with copied.as_directory() as folder:
-            store.start_from(folder)
+            checkpoints.start_from(folder)
 
     def report(metrics: Mapping[str, float]) -> None:
         if metrics["epoch"] < experiment.train.epochs:  # schedulers have no say when all is done
-            newest = store.latest() if config["population"] else None
+            newest = checkpoints.latest() if config["population"] else None
             checkpoint = tune.Checkpoint.from_directory(newest) if newest else None
             tune.report(_report(metrics, config, run, metrics["epoch"]), checkpoint=checkpoint)
 
@@ -400,14 +410,14 @@ def _report(metrics: Mapping[str, float], config: Mapping[str, Any], run: Run, e
     return {"AP": metrics["AP"], "epoch": epoch, **known}
 
 
-def _experiment(config: Mapping[str, Any], name: str) -> Experiment:
+def _experiment(config: Mapping[str, Any], name: str, store: str) -> Experiment:
     """The experiment of a trial, as a run of its own."""
     experiment = apply(build_experiment(config["base"]), config["member"]["settings"], where=name)
     run = dataclasses.replace(
         experiment.run,
         storage=f"{config['folder']}/trials",
         name=name,
-        tracking=config["tracking"],
+        tracking=store,
         parent=config["parent"],
         resume=True,
     )

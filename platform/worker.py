@@ -6,14 +6,18 @@ or for the processes of torchrun; ``train.RayWorker`` adds what Ray Train wants 
 """
 
 import os
+import platform
 import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import fsspec
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from posefleet.platform.watch import Watch
 
 
 class Sink(Protocol):
@@ -21,6 +25,7 @@ class Sink(Protocol):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
     def log_bytes(self, name: str, data: bytes) -> None: ...
+    def store(self) -> None: ...
 
 
 class FatalError(RuntimeError):
@@ -30,7 +35,13 @@ class FatalError(RuntimeError):
 class LocalWorker:
     """One training process: alone, or one of torchrun's."""
 
-    def __init__(self, *, device: torch.device | str | None = None, sink: Sink | None = None) -> None:
+    def __init__(self, *, device: torch.device | str | None = None, sink: Sink | None = None, folder: str = "") -> None:
+        """
+        Args:
+            device: Default: a GPU where there is one.
+            sink: Of rank 0.
+            folder: Of the run, where all ranks may leave files; empty: nowhere.
+        """
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if device is None:
@@ -39,6 +50,8 @@ class LocalWorker:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.sink = sink
+        self.folder = folder
+        self.watch = Watch()
         self.reports: list[dict[str, float]] = []
 
     @property
@@ -50,6 +63,11 @@ class LocalWorker:
     def world_size(self) -> int:
         """Number of workers."""
         return dist.get_world_size() if dist.is_initialized() else 1
+
+    @property
+    def node(self) -> str:
+        """The machine, for people who look for it."""
+        return platform.node()
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Wrap ``model``, already on ``device``, so that gradients are averaged over workers."""
@@ -63,7 +81,8 @@ class LocalWorker:
     def reduce(self, values: Tensor) -> Tensor:
         """Sum of ``values`` over workers."""
         if self.world_size > 1:
-            dist.all_reduce(values)
+            with self.watch.waiting():
+                dist.all_reduce(values)
         return values
 
     def gather(self, item: Any) -> list[Any] | None:
@@ -71,14 +90,16 @@ class LocalWorker:
         if self.world_size == 1:
             return [item]
         items: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(item, items)
+        with self.watch.waiting():
+            dist.gather_object(item, items)
         return items
 
     def broadcast(self, item: Any) -> Any:
         """Rank 0's ``item``, on every rank."""
         box = [item]
         if self.world_size > 1:
-            dist.broadcast_object_list(box)
+            with self.watch.waiting():
+                dist.broadcast_object_list(box)
         return box[0]
 
     def agree(self, problem: str | None) -> None:
@@ -86,7 +107,8 @@ class LocalWorker:
         problems: list[str | None] = [problem]
         if self.world_size > 1:
             problems = [None] * self.world_size
-            dist.all_gather_object(problems, problem)
+            with self.watch.waiting():
+                dist.all_gather_object(problems, problem)
         told = [text for text in problems if text]
         if told:
             raise FatalError("\n".join(dict.fromkeys(told)))
@@ -94,6 +116,23 @@ class LocalWorker:
     def stop_requested(self) -> bool:
         """Someone asked this run to stop; asked on every rank, answered yes on any."""
         return False
+
+    def checkpoint_requested(self) -> bool:
+        """A checkpoint is wanted soon, as workers are about to go or come; asked on every rank at every look at the
+        losses, answered yes on any."""
+        return False
+
+    def saved(self) -> None:
+        """A checkpoint was written; every rank learns it."""
+
+    def leave(self, name: str, data: bytes) -> None:
+        """Keep a small file of this rank, such as ``profile/rank1.txt``: under ``report`` of the run's folder, and from
+        rank 0 as an artifact."""
+        if self.sink:
+            self.sink.log_bytes(name, data)
+        elif self.folder:
+            with fsspec.open(f"{self.folder}/report/{name}", "wb", auto_mkdir=True) as stream:
+                stream.write(data)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Tell the launcher how the run stands; every rank calls it equally often."""

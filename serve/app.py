@@ -32,6 +32,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
+from posefleet.platform.placement import SERVING, STEADY
+from posefleet.platform.secrets import redacted
 from posefleet.serve.body import Upload, read_uploads
 from posefleet.serve.metrics import IngressMetrics
 from posefleet.serve.model import Ask, ModelReplica, Seen
@@ -65,7 +67,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     versions = Versions.bind(sources, settings.tracking)  # type: ignore[attr-defined]
 
     def replicas(key: str, model: ServedModel, options: Mapping[str, Any]) -> serve.Application:
-        deployment = ModelReplica.options(name=key, **options)  # type: ignore[attr-defined]
+        placed = {"ray_actor_options": {"label_selector": dict(SERVING), **options.get("ray_actor_options", {})}}
+        deployment = ModelReplica.options(name=key, **{**options, **placed})  # type: ignore[attr-defined]
         bound: serve.Application = deployment.bind(
             key, model, settings.limits.image_pixels, settings.tracking, versions
         )
@@ -82,7 +85,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     return application
 
 
-@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)})
 @serve.ingress()
 class Ingress:
     """A replica that speaks HTTP."""
@@ -367,14 +370,15 @@ def _model_info(model: ServedModel, source: str, wanted: Wanted | None, settings
     info: dict[str, Any] = {
         "name": model.name,
         "default": model is settings.models[0],
-        "source": source,
+        "source": redacted(source),
         "score_threshold": model.score_threshold,
     }
     if wanted is None:
         return info
     schema = load_schema(wanted.schema)
     keypoint_set = {"name": schema.name, "keypoints": schema.keypoints, "skeleton": schema.skeleton}
-    return info | asdict(wanted) | {"name": model.name, "keypoint_set": keypoint_set}
+    checkpoint = redacted(wanted.checkpoint)
+    return info | asdict(wanted) | {"name": model.name, "checkpoint": checkpoint, "keypoint_set": keypoint_set}
 
 
 def _summary(seen: Shadowed | None) -> dict[str, Any]:
@@ -382,8 +386,8 @@ def _summary(seen: Shadowed | None) -> dict[str, Any]:
         return {"images": 0}
     return {
         "images": seen.images,
-        "champion": seen.champion,
-        "challenger": seen.challenger,
+        "champion": redacted(seen.champion),
+        "challenger": redacted(seen.challenger),
         "people": seen.pairs + seen.only_champion,
         "mean_oks": seen.oks / seen.pairs if seen.pairs else None,
         "only_champion": seen.only_champion,

@@ -176,6 +176,7 @@ class ModelReplica:
         loaded = self._loaded
         if isinstance(seen, Refusal) or loaded is None:
             return
+        assert champion.poses is not None and seen.poses is not None
         least, most = self._settings.score_threshold, self._settings.max_people
         shown = [poses[poses.scores >= least][:most] for poses in (champion.poses, seen.poses)]  # as clients see them
         found = compare_poses(shown[0], shown[1], loaded.predictor.schema)

@@ -16,7 +16,9 @@ from ray import serve
 
 from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
 from posefleet.platform.paths import MODELS, resolve_path
+from posefleet.platform.placement import STEADY
 from posefleet.platform.registry import find_version
+from posefleet.platform.secrets import redacted
 from posefleet.serve.problems import Refusal
 from posefleet.serve.settings import CHALLENGER
 
@@ -109,7 +111,7 @@ class _Model:
     name="Versions",
     num_replicas=1,
     max_ongoing_requests=1000,
-    ray_actor_options={"num_cpus": 0},
+    ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)},
     logging_config={"enable_access_log": False},
 )
 class Versions:
@@ -169,12 +171,13 @@ class Versions:
             try:
                 model.decide(await self._find(name))
             except ValueError as error:
-                return Refusal("reload_failed", f"{error}; {_told(before)} is served as before")
+                return Refusal("reload_failed", redacted(f"{error}; {_told(before)} is served as before"))
             problem = await self._settled(model, patience)
             if problem:
                 refused, model.wanted, model.known = model.wanted, before, known
                 await self._forgotten(model)
-                return Refusal("reload_failed", f"{_told(refused)}: {problem}; {_told(before)} is served as before")
+                why = f"{_told(refused)}: {problem}; {_told(before)} is served as before"
+                return Refusal("reload_failed", redacted(why))
             return {
                 "model": name,
                 "before": before.version if before else None,
@@ -231,7 +234,7 @@ class Versions:
             if key.endswith(CHALLENGER) and isinstance(error, ValueError):
                 _log.info("%s: no challenger: %s", key, error)
                 return None
-            raise ValueError(str(error)) from None
+            raise ValueError(redacted(str(error))) from None
 
     async def _settled(self, model: _Model, patience: float) -> str:
         """Wait for the replicas; what went wrong, if anything."""

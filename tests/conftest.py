@@ -5,10 +5,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from small_settings import small_settings
+
+if TYPE_CHECKING:
+    from object_store import ObjectStore
 
 COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "coco-mini"
 
@@ -104,3 +107,15 @@ def store(new_database: Path, tmp_path: Path) -> str:
 def small_run(people_shards: Path, tmp_path: Path) -> dict[str, Any]:
     """Settings of a run that takes seconds, in a folder of this test's own."""
     return small_settings(people_shards, tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[ObjectStore]":
+    """An S3 server of this module's own, which ``s3://bucket`` means."""
+    pytest.importorskip("moto", reason="the S3 server of the tests is not installed (pip install 'moto[s3]')")
+    from object_store import ObjectStore, environment
+
+    store = ObjectStore(tmp_path_factory.mktemp("moto"))
+    with environment(store.address):
+        yield store
+    store.stop()

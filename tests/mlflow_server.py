@@ -3,28 +3,28 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
+from processes import free_port
+
 
 class Server:
     """An ``mlflow server`` on a free port of this machine."""
 
-    def __init__(self, folder: Path, backend: str) -> None:
-        """``folder`` gets artifacts and log; ``backend`` is the database."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    def __init__(self, folder: Path, backend: str, artifacts: str = "") -> None:
+        """``folder`` gets the log, and artifacts unless ``artifacts`` says where; ``backend`` is the database."""
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.folder, self.backend = folder, backend
+        self.artifacts = artifacts or str(folder / "artifacts")
 
     def start(self) -> None:
         command = f"server --host 127.0.0.1 --port {self.port} --workers 1"
-        stores = ["--backend-store-uri", self.backend, "--artifacts-destination", str(self.folder / "artifacts")]
+        stores = ["--backend-store-uri", self.backend, "--artifacts-destination", self.artifacts]
         self._log = (self.folder / "server.log").open("a")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *command.split(), *stores],

@@ -1,6 +1,10 @@
-"""Processes that tests end."""
+"""Processes that tests start, wait for and end."""
 
+import contextlib
 import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
 
 import psutil
 
@@ -15,3 +19,53 @@ def kill_a_child(title: str) -> bool:
         except psutil.NoSuchProcess:
             continue
     return False
+
+
+def family(pid: int, title: str = "") -> list[psutil.Process]:
+    """A process and all below it whose title holds ``title``."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+    return found
+
+
+def kill_family(pid: int) -> None:
+    """End a process and all below it as a power cut would: none of them lives to notice the others' end."""
+    stopped: set[psutil.Process] = set()
+    while new := set(family(pid)) - stopped:
+        send(new, signal.SIGSTOP)
+        stopped |= new
+    send(stopped, signal.SIGKILL)
+
+
+def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    """A signal to those that still live."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60, told: Callable[[], str] = str) -> None:
+    """Look ten times a second until ``what`` is true.
+
+    Raises:
+        AssertionError: It is not after ``seconds``; with what ``told`` says then.
+    """
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"not after {seconds} s: {told()}"
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at, above those that Ray gives to workers."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port > 19999:
+            return port

@@ -44,6 +44,8 @@ DOORS = {
     "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},
     "onnx": {"platform/export.py"},
+    "s3fs": {"data/s3.py"},
+    "botocore": {"data/s3.py"},
     "onnxruntime": {"platform/export.py"},
 }
 """The few files that may import each heavy library."""

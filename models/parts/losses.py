@@ -1,13 +1,53 @@
 """Losses from logits or offsets, in float32. Every loss returns a SUM: the method divides it by a global count.
 
 The count is averaged over ranks (:func:`mean_counts`): DDP averages gradients, so n ranks then do what one process
-does with the whole batch.
+does with the whole batch. Where fewer ranks compute the same batch one part after the other, they know its counts from
+elsewhere (:func:`counts_from`).
 """
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+CountSource = Callable[[Tensor], tuple[Tensor, int]]
+"""Counters of one part of a batch -> their sums over all parts, and the number of parts."""
+
+_source: CountSource | None = None
+_around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def counts_from(source: CountSource) -> Iterator[None]:
+    """Within, :func:`mean_counts` asks ``source`` instead of the other ranks."""
+    global _source
+    # A source keeps what it is asked for, which is not to be traced.
+    before, _source = _source, torch.compiler.disable(source)
+    try:
+        yield
+    finally:
+        _source = before
+
+
+@contextlib.contextmanager
+def around_reductions(context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Within, ranks add their counters up inside a ``context()``, such as that of a stopwatch."""
+    global _around
+    before, _around = _around, context
+    try:
+        yield
+    finally:
+        _around = before
+
+
+def sum_over_ranks(values: Tensor) -> None:
+    """Add the other ranks' values to this one's, in place."""
+    with _around():
+        dist.all_reduce(values)
 
 
 def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
@@ -22,8 +62,10 @@ def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
     """
     total = counts.detach().float().clone()
     ranks = 1
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
+    if _source is not None:
+        total, ranks = _source(total)
+    elif dist.is_available() and dist.is_initialized():
+        sum_over_ranks(total)
         ranks = dist.get_world_size()
     return total.maximum(torch.as_tensor(minimum, device=total.device)) / ranks
 

@@ -93,7 +93,8 @@ def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
     worker = LocalWorker(device="cpu", sink=sink)
     state = initial_state(experiment, worker, CheckpointStore(f"{run.folder}/checkpoints"))
     dataset = loop.training_set(experiment)
-    training = loop.Training(experiment, worker, state, state.model, len(dataset), save=lambda: None)
+    share = loop.share_of(experiment, worker)
+    training = loop.Training(experiment, worker, share, state, state.model, len(dataset), save=lambda: None)
     with training_batches(dataset, batch_size=batch_size) as batches, ProgressLine(1, active=False) as line:
         bare_loop(state, batches, 5)
         bare: list[Window] = []

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from posefleet.data.coco import find_source, find_splits, image_path, people_of, read_coco, verify_image, write_results
+from posefleet.data.coco import find_source, find_splits, image_path, people_of, verify_image, write_results
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.split import read_coco
 from posefleet.data.structures import Poses
 
 Jpeg = Callable[..., bytes]
@@ -22,8 +23,8 @@ Jpeg = Callable[..., bytes]
 
 def test_a_split_is_read_by_image(tiny_coco: Any) -> None:
     split = read_coco(str(tiny_coco.annotation_file), COCO17)
-    assert sorted(split.images) == [1, 2, 3, 4, 5, 6]
-    assert [person["id"] for person in split.annotations[3]] == [102]
+    assert split.image_ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert [person["id"] for person in split.record(2)["people"]] == [102]
 
 
 def test_people_have_corners_areas_and_zeroed_unlabelled_keypoints() -> None:
@@ -92,7 +93,7 @@ def test_another_number_of_keypoints_names_the_schema_that_fits(tiny_coco: Any) 
 def test_things_that_are_not_people_are_left_out(tiny_coco: Any) -> None:
     tiny_coco.content["categories"].append({"id": 18, "name": "dog"})
     tiny_coco.people[0]["category_id"] = 18
-    assert read_coco(str(tiny_coco.save().annotation_file), COCO17).annotations[1] == []
+    assert read_coco(str(tiny_coco.save().annotation_file), COCO17).record(0)["people"] == []
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_an_annotation_that_is_no_person_is_named(changes: dict[str, Any], tiny_
 
 def test_categories_that_are_nonsense_are_not_read(tiny_coco: Any) -> None:
     tiny_coco.content["categories"] = [7, {"id": []}, {"name": "person"}]
-    assert len(read_coco(str(tiny_coco.save().annotation_file), COCO17).annotations[1]) == 1
+    assert len(read_coco(str(tiny_coco.save().annotation_file), COCO17).record(0)["people"]) == 1
 
 
 def test_a_source_is_found_in_the_layouts_of_coco_crowdpose_and_ochuman(tmp_path: Path) -> None:
@@ -196,8 +197,8 @@ def test_results_refuse_a_pose_that_is_not_finite(tmp_path: Path) -> None:
 def test_real_annotations_are_read(coco_mini: Path) -> None:
     source = find_source(str(coco_mini), "val2017")
     split = read_coco(source.annotation_file, COCO17)
-    people = [people_of(annotations, COCO17) for annotations in split.annotations.values()]
-    assert len(split.images) == 67
+    people = [people_of(record["people"], COCO17) for record in split.records()]
+    assert len(split) == 67
     assert sum(map(len, people)) == 82
     assert sum(int(p.labelled.sum()) for p in people) == 43
     assert sum(int(p.crowd.sum()) for p in people) == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from posefleet.data import doctor
 from posefleet.data.coco import Source
 from posefleet.data.doctor import examine, main
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
@@ -119,6 +120,19 @@ FAULTS: list[tuple[str, int, Callable[[Any], object]]] = [
 def test_a_seeded_fault_is_found(code: str, count: int, fault: Callable[[Any], object], tiny_coco: Any) -> None:
     fault(tiny_coco)
     assert codes(tiny_coco.save().source).get(code) == count
+
+
+def test_people_are_looked_at_in_groups_of_any_size(tiny_coco: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_keypoint(tiny_coco, 80, 12, 2, people=6)  # outside, and always there
+    tiny_coco.add_person(6, shift=(6, 0))
+    tiny_coco.people[5]["keypoints"] = tiny_coco.people[6]["keypoints"]
+    whole = examine(tiny_coco.save().source, COCO17)
+    for at_a_time in (1, 2):
+        monkeypatch.setattr(doctor, "PEOPLE_AT_A_TIME", at_a_time)
+        monkeypatch.setattr(doctor, "IMAGES_AT_A_TIME", at_a_time)
+        assert examine(tiny_coco.source, COCO17) == whole
+    codes = {finding.code for finding in whole.findings}
+    assert codes == {"many_keypoints_outside", "constant_keypoint", "duplicate_person"}
 
 
 def test_every_fault_in_the_catalogue_is_seeded() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from posefleet.data import evaluation, truth
 from posefleet.data.diagnosis import ERROR_KINDS
 from posefleet.data.errors import DataError
 from posefleet.data.evaluation import STATISTICS, Evaluation, evaluate
@@ -149,6 +151,29 @@ def test_unsorted_poses_beyond_the_limit_are_cut_as_pycocotools_cuts_them() -> N
     result = evaluate(GroundTruth.from_coco(dataset), many, COCO17)
     assert list(result.statistics.values()) == pycocotools_statistics(dataset, many).tolist()
     assert result.protocol.poses == sum(min(len(poses), 20) for poses in many.values())
+
+
+def test_images_are_matched_in_groups_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, predictions = random_scene(2)
+    whole = evaluate(GroundTruth.from_coco(dataset), predictions, COCO17)
+    monkeypatch.setattr(evaluation, "IMAGES_AT_A_TIME", 7)  # of 60
+    monkeypatch.setattr(truth, "PEOPLE_AT_A_TIME", 3)
+    parts = evaluate(GroundTruth.from_coco(dataset), predictions, COCO17)
+    assert list(parts.statistics.values()) == pycocotools_statistics(dataset, predictions).tolist()
+    assert np.array_equal(parts.precision, whole.precision, equal_nan=True)
+    assert parts.matches is not None and whole.matches is not None
+    for field in fields(parts.matches):
+        assert np.array_equal(getattr(parts.matches, field.name), getattr(whole.matches, field.name))
+
+
+def test_people_before_the_first_with_keypoints_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truth, "PEOPLE_AT_A_TIME", 1)
+    blank = {"bbox": [1, 2, 3, 4], "iscrowd": 1}
+    found = truth_of([blank, blank], [person(standing(), area=9.0)], [blank])
+    assert found.visibility.sum(1).tolist() == [0, 0, 34, 0]
+    assert found.keypoints[2].tolist() == standing().tolist() and not found.keypoints[3].any()
+    assert found.areas.tolist() == [0.53 * 12, 0.53 * 12, 9.0, 0.53 * 12]
+    assert found.num_keypoints.tolist() == [0, 0, 17, 0]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -16,12 +16,14 @@ import fsspec
 import pytest
 from PIL import Image
 
-from posefleet.data.coco import find_source, read_coco
+from posefleet.data import sharding
+from posefleet.data.coco import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
-from posefleet.data.sharding import ShardingResult, plan_shards, shard_coco
+from posefleet.data.sharding import ShardingResult, ShardPlan, plan_shards, shard_coco
 from posefleet.data.shards import decode_record, read_manifest, read_members
+from posefleet.data.split import read_coco
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = 8 / 1024  # MiB; two or three of the small images
@@ -73,9 +75,10 @@ def test_shards_are_of_about_the_size_asked_for(tiny_coco: Any) -> None:
     split = read_coco(str(tiny_coco.save().annotation_file), COCO17)
     size = (tiny_coco.folder / f"{1:012d}.jpg").stat().st_size
     plan = plan_shards(tiny_coco.source, split, shard_mib=10 * size / 2**20)
-    assert [len(part.records) for part in plan.shards] == [10, 9, 9, 9, 9]  # 46 images in shards of about 10
+    assert [len(part.records) for part in plan.shards()] == [10, 9, 9, 9, 9]  # 46 images in shards of about 10
+    assert all(ShardPlan.unpack(part.pack()) == part for part in plan.shards())
     everything = plan_shards(tiny_coco.source, split, shard_mib=1000)
-    assert [part.name for part in everything.shards] == ["shard-000000"]
+    assert [part.name for part in everything.shards()] == ["shard-000000"]
 
 
 def test_the_fingerprint_is_of_the_source_alone(tiny_coco: Any) -> None:
@@ -269,6 +272,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
 @pytest.mark.ray
 def test_ray_writes_the_same_bytes_on_a_single_cpu(tiny_coco: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(sharding, "PLANS_AT_ONCE", 1)
+    monkeypatch.setattr(sharding, "PLANS_PER_CPU", 1)  # so that there is more than one pipeline
     import ray
 
     shard(tiny_coco, tmp_path / "here")

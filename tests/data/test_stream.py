@@ -89,6 +89,19 @@ def test_the_ranks_together_stream_each_position_once(
     assert together == undisturbed
 
 
+def test_steps_of_three_batches_are_the_same_for_any_number_of_ranks(root: str) -> None:
+    dataset = ShardDataset(root, COCO17, EVAL, seed=1, window=16)
+    expected = [ids([dataset.batch(range(12 + 2 * m, 14 + 2 * m))]) for m in range(9)]  # three steps from position 12
+    for ranks in (1, 2, 3):
+        steps: list[list[list[int]]] = [[[]] * 3 for _ in range(3)]
+        for rank in range(ranks):
+            batches = training_batches(dataset, batch_size=2, rank=rank, world_size=ranks, per_step=3, position=12)
+            for step in steps:
+                for m in range(rank, 3, ranks):
+                    step[m] = ids([next(batches)])
+        assert [batch for step in steps for batch in step] == expected
+
+
 def test_every_sample_once_an_epoch_whatever_divides_what(root: str) -> None:
     dataset = ShardDataset(root, COCO17, EVAL, seed=1, window=16)
     batches = training_batches(dataset, batch_size=4)

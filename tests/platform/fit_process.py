@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from posefleet.platform import loop
+from posefleet.platform import logs, loop
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import build_experiment
 from posefleet.platform.worker import LocalWorker
@@ -19,8 +20,8 @@ from posefleet.platform.worker import LocalWorker
 class StoppingWorker(LocalWorker):
     """Asks to stop from the ``looks``-th time on that it is asked whether to; 0: never."""
 
-    def __init__(self, looks: int) -> None:
-        super().__init__(device="cpu")
+    def __init__(self, looks: int, folder: str = "") -> None:
+        super().__init__(device="cpu", folder=folder)
         self._looks = looks or 1_000_000
 
     def stop_requested(self) -> bool:
@@ -45,16 +46,60 @@ def recorded_ids(path: Path) -> Iterator[None]:
             loop.train_step = step
 
 
-def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, looks: int) -> None:
-    """One of ``world_size`` gloo processes that train on ``settings`` (json) with checkpoints under ``folder``."""
+@contextmanager
+def in_trouble(trouble: str) -> Iterator[None]:
+    """Steps take four times as long (``slow``), or the third never ends (``hang``), ``in data`` or ``in compute``."""
+    kind, _, place = trouble.partition(" in ")
+    step, open_batches, calls, usual = loop.train_step, loop.training_batches, 0, 0.3
+
+    def wait() -> None:
+        nonlocal calls
+        calls += 1
+        if kind == "slow":
+            time.sleep(3 * usual)
+        elif calls == 3:
+            time.sleep(1000)
+
+    def slow_step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal usual
+        if place == "compute":
+            wait()
+        start = time.monotonic()
+        result = step(*args, **kwargs)
+        usual = max(0.1, time.monotonic() - start)
+        return result
+
+    @contextmanager
+    def slow_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with open_batches(*args, **kwargs) as batches:
+            yield (wait() or batch for batch in batches)  # type: ignore[func-returns-value]
+
+    if place:
+        loop.train_step = slow_step
+    if place == "data":
+        loop.training_batches = slow_batches  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        loop.train_step, loop.training_batches = step, open_batches
+
+
+def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, looks: int, trouble: str = "") -> None:
+    """One of ``world_size`` gloo processes that train on ``settings`` (json) with checkpoints under ``folder``.
+
+    The last one is in ``trouble``, if there is any.
+    """
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     try:
-        with recorded_ids(Path(folder, f"ids-{world_size}-{rank}")):
-            loop.fit(
-                build_experiment(json.loads(settings)), StoppingWorker(looks), CheckpointStore(f"{folder}/checkpoints")
-            )
+        with (
+            recorded_ids(Path(folder, f"ids-{world_size}-{rank}")),
+            logs.written(folder, f"rank{rank}"),
+            in_trouble(trouble if rank == world_size - 1 else ""),
+        ):
+            experiment, store = build_experiment(json.loads(settings)), CheckpointStore(f"{folder}/checkpoints")
+            loop.fit(experiment, StoppingWorker(looks, folder), store)
     except loop.Stopped:
         pass
     finally:

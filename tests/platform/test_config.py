@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from posefleet.platform.config import (
+    ScalingConfig,
     build_experiment,
     override,
     parse_experiment,
@@ -119,3 +120,20 @@ def test_the_config_of_the_papers_text_is_the_models_paper_preset() -> None:
 
     path = next(path for path in CONFIGS if path.stem == "smpr_paper")
     assert build_experiment(read_yaml(path)).model == Config.paper()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "elastic"),
+    [
+        ({"num_workers": 4}, False),
+        ({"num_workers": 4, "min_workers": 4}, False),
+        ({"num_workers": 4, "min_workers": 1}, True),
+    ],
+)
+def test_a_run_is_elastic_where_fewer_workers_are_enough(scaling: dict[str, int], elastic: bool) -> None:
+    assert ScalingConfig(**scaling).elastic is elastic
+
+
+def test_more_than_all_workers_cannot_be_the_fewest() -> None:
+    with pytest.raises(ValueError, match=r"scaling.min_workers 5 must be from 0 to scaling.num_workers, 4"):
+        ScalingConfig(num_workers=4, min_workers=5)

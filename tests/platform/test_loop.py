@@ -20,12 +20,16 @@ class Sink:
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
         self.files: dict[str, bytes] = {}
+        self.stored = 0
 
     def log_metrics(self, metrics: Any, step: int) -> None:
         self.points.append((step, dict(metrics)))
 
     def log_bytes(self, name: str, data: bytes) -> None:
         self.files[name] = data
+
+    def store(self) -> None:
+        self.stored = len(self.points)
 
 
 def experiment_of(settings: dict[str, Any], **train: Any) -> Experiment:
@@ -60,6 +64,7 @@ def test_a_run_leaves_losses_scores_pictures_and_a_checkpoint(small_run: dict[st
     assert meta.provenance["git"] == "abc"
     assert len(meta.provenance["data"]) == 64
     assert worker.reports[-1]["step"] == 6
+    assert sink.stored == 4  # before the checkpoint was written
 
 
 def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
@@ -185,3 +190,17 @@ def test_a_batch_counts_its_people_on_the_host(people_shards: Path) -> None:
     )
     batch: Batch = dataset.batch([0, 1, 2])
     assert sum(len(people) for people in batch.people) == int(batch.counts.sum())
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_run_that_is_stopped_where_an_evaluation_is_due_makes_up_for_it(
+    step: int, small_run: dict[str, Any], tmp_path: Path
+) -> None:
+    experiment, store = experiment_of(small_run, epochs=2), CheckpointStore(str(tmp_path / "c"))
+    with pytest.raises(Stopped):
+        fit(experiment, StoppingWorker(step), store)
+    assert read_meta(str(store.latest())).step == step
+    sink = Sink()
+    assert 0 <= fit(experiment, LocalWorker(device="cpu", sink=sink), store)["AP"] <= 1
+    assert [at for at, values in sink.points if "AP" in values] == list(range(step, 13, 6))
+    assert 0 <= read_meta(str(store.latest())).metrics["AP"] <= 1

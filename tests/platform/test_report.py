@@ -62,7 +62,7 @@ class Recorder:
     def log_bytes(self, name: str, data: bytes) -> None:
         self.files[name] = data
 
-    def log_directory(self, path: str, name: str) -> None:
+    def store(self) -> None:
         raise AssertionError("reports leave files only")
 
 

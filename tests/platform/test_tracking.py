@@ -161,6 +161,31 @@ def test_pages_of_mlflow_show_the_data_the_program_and_its_commit(uri: str, monk
     assert [(tag.key, tag.value) for tag in shown.tags] == [("mlflow.data.context", "train")]
 
 
+def test_a_run_whose_driver_died_before_it_noted_the_id_is_found_by_its_folder(uri: str, tmp_path: Path) -> None:
+    def open_run(folder: str) -> str:
+        data = DataInput(name="train", use="train", fingerprint="f" * 64, source=folder)
+        return start_run(uri, "abandoned", "r", params={"lr": 0.1}, tags={"folder": folder}, inputs=[data])
+
+    first = open_run("/runs/a")
+    assert open_run("/runs/b") != first
+    assert open_run("/runs/a") == first
+    assert len(MlflowClient(uri, uri).get_run(first).inputs.dataset_inputs) == 1
+    with Tracker(uri, first, tmp_path) as tracker:
+        tracker.log_metrics({"loss": 1.0}, 1)
+        assert tracker.flush()
+        assert open_run("/runs/a") != first  # it has begun: someone removed the folder, and means another run
+
+
+def test_what_is_stored_survives_a_process_that_is_killed_at_once(uri: str, tmp_path: Path) -> None:
+    run_id = new_run(uri)
+    tracker = Tracker(uri, run_id, tmp_path, send_every=1e9)
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.store()
+    kinds = [event["kind"] for event, _ in Spool(tmp_path).pending()]
+    tracker.close()
+    assert "metrics" in kinds
+
+
 def test_a_run_that_does_not_exist_cannot_be_continued(uri: str) -> None:
     with pytest.raises(TrackingError, match="not found"):
         start_run(uri, "tests", "r", params={}, tags={}, resume_run_id="0" * 32)

@@ -1,7 +1,6 @@
 """Training under Ray, on a Ray of this test's own."""
 
 import copy
-import json
 import os
 import signal
 import threading
@@ -10,61 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from processes import kill_a_child
 
-from posefleet.platform.checkpoint import CheckpointStore, load_model, read_meta
+from posefleet.platform.checkpoint import CheckpointStore, read_meta
 from posefleet.platform.config import build_experiment
 from posefleet.platform.tracking import find_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
-
-
-def two_workers(small_run: dict[str, Any], name: str) -> dict[str, Any]:
-    settings = copy.deepcopy(small_run)
-    settings["data"]["batch_size"] = 2
-    settings["train"] |= {"epochs": 3, "eval_every": 3, "checkpoint_every": 4}
-    settings["scaling"] = {"num_workers": 2, "cpus_per_worker": 1, "max_failures": 2}
-    settings["run"] |= {"name": name}
-    return settings
-
-
-def weights(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
-    store = CheckpointStore(f"{settings['run']['storage']}/{settings['run']['name']}/checkpoints")
-    assert read_meta(str(store.latest())).position == 72
-    return load_model(str(store.latest()))[0].state_dict()
-
-
-def kill_a_worker_after_its_first_checkpoint(folder: Path) -> None:
-    for _ in range(1200):
-        if list(folder.glob("checkpoints/step-*/meta.json")):
-            break
-        time.sleep(0.05)
-    if kill_a_child("RayTrainWorker"):
-        (folder / "killed").touch()
-
-
-@pytest.mark.timeout(600)
-def test_a_killed_worker_costs_nothing(small_run: dict[str, Any], local_ray: None) -> None:
-    from posefleet.platform.train import train
-
-    undisturbed, disturbed = two_workers(small_run, "undisturbed"), two_workers(small_run, "disturbed")
-    assert train(build_experiment(undisturbed)) == 0
-    folder = Path(disturbed["run"]["storage"], "disturbed")
-    killer = threading.Thread(target=kill_a_worker_after_its_first_checkpoint, args=(folder,))
-    killer.start()
-    assert train(build_experiment(disturbed)) == 0
-    killer.join()
-    assert (folder / "killed").exists(), "the worker was not found, so nothing was tested"
-    first, second = weights(undisturbed), weights(disturbed)
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-    runs = find_runs(f"sqlite:///{disturbed['run']['storage']}/mlflow.db", "posefleet")
-    assert sorted(run.name for run in runs) == ["disturbed", "undisturbed"]
-    assert {run.status for run in runs} == {"FINISHED"}
-    assert all(0 <= run.metrics["AP"] <= 1 for run in runs)
-    assert json.loads((folder / "run.json").read_text())["run_id"] in {run.run_id for run in runs}
-    assert (folder / "report" / "curves" / "loss.png").exists()
 
 
 def test_an_interrupted_run_is_marked_killed_and_goes_on(small_run: dict[str, Any], local_ray: None) -> None:

@@ -1,20 +1,13 @@
 """A search whose trials are trained by Ray Tune, on a Ray of this test's own."""
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from processes import kill_a_child
+from processes import kill_a_child, wait_for
 
 from posefleet.jobs.tune import main
 from posefleet.platform.checkpoint import find_checkpoint, read_meta
@@ -27,8 +20,6 @@ from posefleet.platform.tracking import RunSummary, find_runs
 from posefleet.platform.tune import Engine, room, run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def settings_of_trials(small_run: dict[str, Any], **changes: Any) -> Experiment:
@@ -134,42 +125,6 @@ def test_members_of_a_population_go_on_as_copies_of_better_ones(
     assert sorted(run.name for run in children(parent)) == ["trial-000", "trial-001"]
 
 
-@pytest.mark.timeout(400)
-def test_a_killed_search_goes_on_with_nothing_lost_or_repeated(
-    small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, space, out = tmp_path / "small.yaml", tmp_path / "space.yaml", tmp_path / "search"
-    small_run["train"] |= {"epochs": 2, "eval_every": 1}
-    small_run["run"] = {"storage": str(tmp_path / "runs")}
-    config.write_text(yaml.safe_dump(small_run))
-    space.write_text("model.loss.cls: {low: 0.5, high: 2.0}")
-    command = ["--method", "smpr", "--config", config, "--space", space, "--out", out, "--samples", 2]
-    command += ["--concurrent", 1, "--scheduler", "none"]
-    started = start(*command)
-    wait_for(lambda: (out / "trials" / "trial-001" / "checkpoints").exists() or started.poll() is not None, 200)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
-    before = {file: file.stat().st_mtime for file in out.glob("trials/trial-000/checkpoints/*/meta.json")}
-    assert before
-
-    other = tmp_path / "other.yaml"
-    other.write_text("model.loss.cls: {low: 0.5, high: 3.0}")
-    with pytest.raises(SystemExit) as refused:
-        main(["--resume", str(out), "--space", str(other)])
-    assert refused.value.code == 2 and "holds a search of another space" in capsys.readouterr().err
-
-    resumed = start("--resume", out)
-    told, errors = resumed.communicate()
-    assert resumed.returncode == 0, errors
-    assert "2 trials, 0 stopped early, 0 failed." in told
-    trials = json.loads((out / "trials.json").read_text())
-    assert [trial["trial"] for trial in trials] == [0, 1] and all(trial["scores"] for trial in trials)
-    assert {file: file.stat().st_mtime for file in before} == before  # the first trial was not trained again
-    runs = find_runs(f"sqlite:///{tmp_path}/runs/mlflow.db", "posefleet")
-    assert sorted(run.name for run in runs) == ["search", "trial-000", "trial-001"]
-    assert {run.status for run in runs} == {"FINISHED"}
-
-
 def test_room_is_what_the_cluster_has_for_whole_trials() -> None:
     two = ScalingConfig(num_workers=2, cpus_per_worker=3)
     assert room(two, {"CPU": 18.0}) == 3
@@ -195,19 +150,3 @@ def test_bad_arguments_end_before_anything_starts(
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2 and message in capsys.readouterr().err
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "tune.py"), *map(str, arguments)]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    )
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)

@@ -1,6 +1,5 @@
 """Replicas that come and go, and the ways in which a replica can run its network."""
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,12 +37,10 @@ def test_a_model_sleeps_until_somebody_asks(
     """Ready with no replica; the first request waits for one, and is answered."""
     wait_for(lambda: server.running("asleep") == 0, 60)
     assert server.get("/readyz").status == 200
-    start = time.monotonic()
     answer = server.post("/v1/models/asleep/poses", photographs[0], Content_Type="image/jpeg")
     assert answer.status == 200, answer.body
     assert misses(answer.json, expected[0]) < 1e-3
     assert server.running("asleep") == 1
-    print(f"woken within {time.monotonic() - start:.1f} s")
     wait_for(lambda: server.running("asleep") == 0, 120)
     assert server.get("/readyz").status == 200
 

@@ -18,6 +18,7 @@ def test_the_shipped_configuration_is_one_and_listens_here_only() -> None:
     content = yaml.safe_load(CONFIG.read_text())
     deploy = ServeDeploySchema.model_validate(content)
     assert deploy.http_options.host == "127.0.0.1"
+    assert deploy.logging_config.encoding == "JSON"  # for whoever collects logs; people read them with jq
     settings = ServerSettings.model_validate(deploy.applications[0].args)
     assert settings.models[0].source == "models:/smpr@champion"
     assert not settings.access.origins and settings.access.token_for == "changes"

@@ -12,7 +12,9 @@ import pytest
 from posefleet.platform.registry import CHALLENGER as ALIAS
 from posefleet.platform.registry import CHAMPION
 from posefleet.serve import versions
+from posefleet.serve.app import _model_info
 from posefleet.serve.problems import Refusal
+from posefleet.serve.settings import ServedModel, ServerSettings
 from posefleet.serve.versions import CHALLENGER, Report, Shadowed, Versions, Wanted
 
 DECIDER: Any = Versions.func_or_class
@@ -354,5 +356,22 @@ def test_a_refused_reload_right_after_a_fault_leaves_the_choice_to_the_replicas(
         refused = await decider.reload(KEY, 1.0)
         assert isinstance(refused, Refusal) and "nothing is served as before" in refused.detail
         assert await decider.report(report("a", V1)) == V1
+
+    run(test())
+
+
+def test_no_password_of_a_store_is_told(registry: Registry) -> None:
+    async def test() -> None:
+        address = "https://me:s3cr3t@host/checkpoint"
+        decider = DECIDER({KEY: address}, "")
+        registry.found[address] = ValueError("no answer from postgresql://mlflow:s3cr3t@host/mlflow")
+        refused = await decider.reload(KEY, 1.0)
+        assert isinstance(refused, Refusal) and "from postgresql://mlflow:***@host/mlflow" in refused.detail
+        settings = ServerSettings(models=(ServedModel(name="pose", source=address),))
+        source, wanted, _ = (await decider.models())[KEY]
+        secret = dataclasses.replace(V1, checkpoint=address)
+        for known in (wanted, secret):
+            info = _model_info(settings.models[0], source, known, settings)
+            assert info["source"] == "https://me:***@host/checkpoint" and "s3cr3t" not in str(info)
 
     run(test())

@@ -180,9 +180,7 @@ def _predict_each(bodies: list[bytes], seconds: float) -> list[float]:
 
 
 @contextmanager
-def lit_server(
-    checkpoint: str, port: int, *, batch: int, wait_ms: float, threads: int, replicas: int
-) -> Iterator[str]:
+def lit_server(checkpoint: str, port: int, *, batch: int, wait_ms: float, threads: int, replicas: int) -> Iterator[str]:
     """A LitServe server; where it takes images."""
     if importlib.util.find_spec("litserve") is None:
         raise SystemExit("LitServe is not installed, and only this needs it: pip install litserve")

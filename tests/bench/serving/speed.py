@@ -150,9 +150,7 @@ def _full_queue(
     return clients.ask(url, bodies, [Part(count, FOREVER)], count=images + at_once + count, **options)
 
 
-def litserve(
-    *, checkpoint: str, threads: int, replicas: int, size: int, batch: int, images: int, rounds: int
-) -> None:
+def litserve(*, checkpoint: str, threads: int, replicas: int, size: int, batch: int, images: int, rounds: int) -> None:
     """The same clients, model and batches behind the server and behind LitServe."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

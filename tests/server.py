@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import psutil
 import ray
 import yaml
+from processes import free_port, send, wait_for
 from ray import serve
 
 TOKEN = "a token of tests"
@@ -110,10 +110,10 @@ class Server:
         """None of its processes takes any time meanwhile."""
         stopped = self.processes()
         try:
-            _signal(stopped, signal.SIGSTOP)
+            send(stopped, signal.SIGSTOP)
             yield
         finally:
-            _signal(stopped, signal.SIGCONT)
+            send(stopped, signal.SIGCONT)
             self.wait_until_ready()
             time.sleep(5)  # Ray catches up on what it missed
 
@@ -122,19 +122,6 @@ class Server:
             return self.get("/readyz").status == 200
         except OSError:
             return False
-
-
-def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30, told: Callable[[], str] = str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not after {seconds} s: {told()}"
-        time.sleep(0.1)
 
 
 def _statuses() -> Any:
@@ -189,12 +176,6 @@ def running_server(
         os.environ.clear()
         os.environ |= before
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(slots=True)

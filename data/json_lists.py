@@ -1,0 +1,158 @@
+"""The lists of a json file, element by element: annotation files may be larger than memory."""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import fsspec
+
+from posefleet.data.errors import DataError
+
+CHUNK = 1 << 20
+"""Bytes that are read at a time."""
+
+LONGEST = 1 << 26
+"""Characters of the longest element; more than that without an end is a damaged file."""
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_NUMBER_GOES_ON = 4  # characters that tell whether a number ended: 12 may be the beginning of 12.5 or of 12e-3
+
+
+def read_lists(path: str, takers: Mapping[str, Callable[[Any], None]]) -> set[str]:
+    """Read a json object and hand over the elements of its lists; what nobody takes is forgotten.
+
+    Args:
+        path: Any fsspec path.
+        takers: Key of the object -> called with every element of the list there, in the order of the file.
+
+    Returns:
+        The keys that have lists.
+
+    Raises:
+        DataError: There is no such file, it is empty, or it is not a json object; names line and column.
+    """
+    try:
+        with fsspec.open(path, "rb") as file:
+            return _read_object(_Text(path, file), takers)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"{path}: no such file") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: nested too deeply for an annotation file") from error
+
+
+def _read_object(text: "_Text", takers: Mapping[str, Callable[[Any], None]]) -> set[str]:
+    start = text.peek()
+    if not start:
+        raise DataError(f"{text.path}: the file is empty")
+    if start != "{":
+        kind = type(text.value()).__name__
+        raise DataError(f"{text.path}: expected a json object with images and annotations, found a {kind}")
+    found = set()
+    text.skip("{")
+    if text.peek() != "}":
+        found |= _read_member(text, takers)
+        while text.peek() == ",":
+            text.skip(",")
+            found |= _read_member(text, takers)
+    text.skip("}")
+    if text.peek():
+        raise text.error("Extra data", text.at)
+    return found
+
+
+def _read_member(text: "_Text", takers: Mapping[str, Callable[[Any], None]]) -> set[str]:
+    """A key and its value; the key, if that is a list."""
+    if text.peek() != '"':
+        raise text.error("Expecting property name enclosed in double quotes", text.at)
+    key = text.value()
+    text.skip(":")
+    if text.peek() != "[":
+        text.value()
+        return set()
+    _read_list(text, takers.get(key, _forget))
+    return {key}
+
+
+def _read_list(text: "_Text", take: Callable[[Any], None]) -> None:
+    text.skip("[")
+    if text.peek() != "]":
+        take(text.value())
+        while text.peek() == ",":
+            text.skip(",")
+            take(text.value())
+    text.skip("]")
+
+
+def _forget(_: Any) -> None:
+    """What is done with elements that nobody takes."""
+
+
+class _Text:
+    """A json text of which only the part that is being parsed is in memory."""
+
+    def __init__(self, path: str, file: IO[bytes]) -> None:
+        self.path = path
+        self.at = 0
+        """Where parsing stands, in the part that is in memory."""
+        self._file = file
+        self._text = ""
+        self._whole = False
+        self._line, self._column, self._bytes = 1, 1, 0  # of the first character in memory, of what was read
+        self._scan = json.JSONDecoder().raw_decode
+        self._decode: Callable[[bytes, bool], str] | None = None
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end of the file."""
+        while True:
+            space = _SPACE.match(self._text, self.at)
+            assert space is not None
+            self.at = space.end()
+            if self.at < len(self._text) or self._whole:
+                return self._text[self.at : self.at + 1]
+            self._read_on()
+
+    def skip(self, mark: str) -> None:
+        """Go past ``mark``, which must be next."""
+        if self.peek() != mark:
+            raise self.error(f"Expecting {mark!r}", self.at)
+        self.at += 1
+
+    def value(self) -> Any:
+        """The value that comes next."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._scan(self._text, self.at)
+            except json.JSONDecodeError as error:
+                if self._whole or len(self._text) - self.at > LONGEST:
+                    raise self.error(error.msg, error.pos) from None
+            else:
+                if self._whole or len(self._text) - end >= _NUMBER_GOES_ON:
+                    self.at = end
+                    return value
+            self._read_on()
+
+    def error(self, message: str, at: int) -> DataError:
+        """What is wrong at a place of the part that is in memory."""
+        line, column = self._place(at)
+        return DataError(f"{self.path}: not json: {message} at line {line}, column {column}")
+
+    def _place(self, at: int) -> tuple[int, int]:
+        lines = self._text.count("\n", 0, at)
+        return self._line + lines, at - self._text.rfind("\n", 0, at) if lines else self._column + at
+
+    def _read_on(self) -> None:
+        self._line, self._column = self._place(self.at)
+        rest = self._text[self.at :]
+        data = self._file.read(max(CHUNK, len(rest)))  # twice as much each time, so that long elements cost no more
+        if self._decode is None:
+            self._decode = codecs.getincrementaldecoder(json.detect_encoding(data))("surrogatepass").decode
+        self._whole = not data
+        try:
+            self._text, self.at = rest + self._decode(data, self._whole), 0
+        except UnicodeDecodeError as error:
+            place = self._bytes + error.start
+            raise DataError(f"{self.path}: not json: byte {place} is not UTF-8") from error
+        self._bytes += len(data)

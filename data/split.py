@@ -1,0 +1,172 @@
+"""One split of a data set in COCO's layout, packed: a record of every image, encoded, in a temporary file.
+
+As Python objects the annotations of a million images take gigabytes. Here two numbers of each image stay in memory.
+"""
+
+import json
+import os
+import tempfile
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+
+from posefleet.data.coco import (
+    check_annotation,
+    check_image,
+    check_person,
+    is_category,
+    is_integer,
+    is_keypoint_person,
+    person_category_ids,
+    require_lists,
+)
+from posefleet.data.errors import DataError
+from posefleet.data.json_lists import read_lists
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.shards import Record, encode_record, make_person, make_record
+
+
+class CocoSplit:
+    """The records of a split in the order of their image ids. Build it with :func:`read_coco`.
+
+    A copy in another process has a file of its own.
+    """
+
+    def __init__(self, image_ids: np.ndarray, pieces: "_Pieces", dropped: np.ndarray) -> None:
+        self.image_ids = image_ids
+        """(I,) int64, ascending."""
+        self.dropped = dropped
+        """(I,) int64, annotations of each image that are in no record: a number of theirs is not finite."""
+        self._pieces = pieces
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), (self.image_ids, self._pieces, self.dropped)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def encoded(self, row: int) -> bytes:
+        """The record of the image in a row, as it lies in a shard."""
+        return self._pieces.read(row)
+
+    def record(self, row: int) -> Record:
+        """The record of the image in a row: its size, and the people as annotated."""
+        record: Record = json.loads(self.encoded(row))
+        return record
+
+    def records(self) -> Iterator[Record]:
+        """Those of all images."""
+        return map(self.record, range(len(self)))
+
+
+def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
+    """Read and check an annotation file, so far that every person can become a row of ``People``; the doctor looks
+    closer.
+
+    The file is read twice, as COCO's says only at its end which categories are people.
+
+    Raises:
+        DataError: The file cannot be used: no json, keys missing, ids that are no integers, another number of
+            keypoints than ``schema`` has, or not one keypoint person.
+    """
+    packing = _Packing(annotation_file, schema)
+    takers = {"images": packing.add_image, "categories": packing.add_category}
+    require_lists(annotation_file, read_lists(annotation_file, takers), "images", "annotations")
+    packing.sort_images()
+    read_lists(annotation_file, {"annotations": packing.add_annotation})
+    return packing.finish()
+
+
+class _Packing:
+    """A split that is being read: images, then people."""
+
+    def __init__(self, annotation_file: str, schema: KeypointSchema) -> None:
+        self._file = annotation_file
+        self._schema = schema
+        self._categories: list[dict[str, Any]] = []
+        self._pieces = _Pieces()
+        self._owners = array("q")  # image id of each piece
+        self._images = array("q")  # image ids, each once, ascending
+        self._dropped = array("q")  # image id of each annotation that was left out
+        self._person_categories: set[int] = set()
+        self._people_from = 0  # the number of the first piece that is a person
+        self._labelled = False
+
+    def add_category(self, category: Any) -> None:
+        if is_category(category):
+            self._categories.append(category)
+
+    def add_image(self, image: Any) -> None:
+        check_image(image, self._file)
+        self._add(image["id"], encode_record(make_record(image, [])).removesuffix(b"]}"))
+
+    def sort_images(self) -> None:
+        """No image follows, and people do."""
+        self._images = array("q", np.unique(np.array(self._owners, np.int64)).tobytes())
+        self._person_categories = person_category_ids(self._categories)
+        self._people_from = len(self._owners)
+
+    def add_annotation(self, annotation: Any) -> None:
+        check_annotation(annotation, self._file)
+        image_id, category = annotation["image_id"], annotation.get("category_id", 1)
+        if not (self._knows(image_id) and is_integer(category) and category in self._person_categories):
+            return
+        check_person(annotation, self._schema, self._file)
+        self._labelled = self._labelled or is_keypoint_person(annotation)
+        try:
+            self._add(image_id, encode_record(make_person(annotation)))
+        except ValueError:  # json has no word for NaN and infinity
+            self._dropped.append(image_id)
+
+    def finish(self) -> CocoSplit:
+        if not self._labelled:
+            raise DataError(f"{self._file}: not one person with a labelled keypoint among {len(self._images)} images")
+        owners, image_ids = np.array(self._owners, np.int64), np.array(self._images, np.int64)
+        order = np.argsort(owners, kind="stable")  # of each image: itself, then its people as they came
+        records, starts = _Pieces(), np.searchsorted(owners[order], image_ids)
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
+            rows = order[start:end]
+            people = rows[rows >= self._people_from].tolist()
+            image = rows[len(rows) - len(people) - 1]  # of images with one id the last counts
+            records.add(b"%b%b]}" % (self._pieces.read(image), b",".join(map(self._pieces.read, people))))
+        places = np.searchsorted(image_ids, np.array(self._dropped, np.int64))
+        return CocoSplit(image_ids, records, np.bincount(places, minlength=len(image_ids)))
+
+    def _knows(self, image_id: int) -> bool:
+        place = bisect_left(self._images, image_id)
+        return place < len(self._images) and self._images[place] == image_id
+
+    def _add(self, owner: int, piece: bytes) -> None:
+        self._pieces.add(piece)
+        self._owners.append(owner)
+
+
+class _Pieces:
+    """Byte strings by number, in a temporary file that nobody else sees and that goes with this object."""
+
+    def __init__(self, content: bytes = b"", ends: bytes = b"") -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when this object goes)
+        self._file.write(content)
+        self._ends = array("q", ends)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[bytes, bytes]]:
+        self._file.seek(0)
+        content = self._file.read()  # which leaves the file at its end
+        return type(self), (content, self._ends.tobytes())
+
+    def add(self, piece: bytes) -> None:
+        """Number the next piece."""
+        self._file.write(piece)
+        self._ends.append(self._end(len(self._ends)) + len(piece))
+
+    def read(self, number: int) -> bytes:
+        """The piece with this number."""
+        self._file.flush()
+        start = self._end(number)
+        return os.pread(self._file.fileno(), self._ends[number] - start, start)
+
+    def _end(self, count: int) -> int:
+        return self._ends[count - 1] if count else 0

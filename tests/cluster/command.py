@@ -1,0 +1,25 @@
+"""A training command with a plan of faults: ``python command.py SETTINGS.json``; ``jobs/train_smpr.py`` besides."""
+
+import json
+import sys
+from pathlib import Path
+
+from faults import Plan, carried_out, train_worker
+
+from posefleet.platform import train
+from posefleet.platform.config import build_experiment
+
+
+def main() -> int:
+    """Returns the exit status of the job."""
+    content = json.loads(Path(sys.argv[1]).read_text())
+    experiment, plan = build_experiment(content["settings"]), Plan(**content["plan"])
+    if experiment.scaling.num_workers:
+        train._ray_worker = train_worker(plan)
+        return train.train(experiment)
+    with carried_out(plan):
+        return train.train(experiment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

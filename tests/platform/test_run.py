@@ -1,0 +1,34 @@
+"""A run's folder where its storage refuses to be written."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from posefleet.platform.run import Run, RunSink
+from posefleet.platform.tracking import read_run, start_run
+
+
+@pytest.fixture
+def run(store: str, tmp_path: Path) -> Run:
+    (tmp_path / "run").mkdir()
+    return Run(
+        folder=str(tmp_path / "run"), run_id=start_run(store, "tests", "run", params={}, tags={}), tracking_uri=store
+    )
+
+
+def test_a_picture_that_cannot_be_written_ends_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    Path(run.folder, "report").touch()  # a file, where a folder is wanted
+    sink = RunSink(run, system_every=0)
+    with caplog.at_level(logging.WARNING):
+        sink.log_bytes("curves/loss.png", b"a picture")
+    sink.close("FINISHED")
+    assert f"{run.folder}/report/curves/loss.png is not written" in caplog.text
+    assert read_run(run.tracking_uri, run.run_id).status == "FINISHED"
+
+
+def test_a_run_ends_where_its_folder_cannot_be_written(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    Path(run.folder, "spool").touch()
+    with caplog.at_level(logging.WARNING):
+        run.finish("FAILED")
+    assert f"MLflow does not learn that run {run.run_id} is FAILED" in caplog.text

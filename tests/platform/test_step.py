@@ -1,0 +1,100 @@
+"""An optimiser step is the same, however many workers share it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import step_process
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from posefleet.models.parts.losses import mean_counts
+from posefleet.platform.step import Share, train_step
+
+
+class Scale(nn.Module):
+    """One weight w; the loss of a batch is w times its sum of values, divided by its number of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(()))
+        self.register_buffer("calls", torch.tensor(0))
+        self.draws: list[float] = []
+
+    def forward(self, images: Tensor, people: object) -> dict[str, Tensor]:
+        self.calls += 1
+        self.draws.append(float(torch.rand(())))
+        return {"scale": self.w * images.sum() / mean_counts(torch.tensor([float(len(images))]))[0]}
+
+
+def micro_batches(*values: list[float]) -> list[Any]:
+    return [SimpleNamespace(images=torch.tensor(part), people=None) for part in values]
+
+
+def test_one_worker_divides_by_the_counts_of_the_crew() -> None:
+    # Sums 1, 2, 6 of 1, 2, 3 values: the mean count is 2, the losses are 1/2, 2/2, 6/2, and their mean 3/2. Divided by
+    # its own count, every micro-batch would have had 1, 1, 2 and the step 4/3.
+    network = Scale()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    parts = micro_batches([1.0], [1.0, 1.0], [1.0, 2.0, 3.0])
+    losses, norm = train_step(network, parts, optimizer, share=Share(0, 1, crew=3), clip_norm=100.0)
+    assert losses["scale"].item() == pytest.approx(1.5)
+    assert norm.item() == pytest.approx(1.5)
+    assert network.w.item() == pytest.approx(-0.5)
+
+
+def test_counts_are_of_the_micro_batches_that_a_crew_would_compute_at_one_time() -> None:
+    # A crew of 2, twice: (1, 3 values) and (2, 2). Mean counts 2 and 2, sums 2, 6, 4, 8: losses 1, 3, 2, 4.
+    network = Scale()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    parts = micro_batches([2.0], [2.0, 2.0, 2.0], [2.0, 2.0], [4.0, 4.0])
+    losses, _ = train_step(network, parts, optimizer, share=Share(0, 1, crew=2, accumulate=2))
+    assert losses["scale"].item() == pytest.approx(2.5)
+
+
+def test_random_numbers_belong_to_the_micro_batch_and_a_step_counts_once() -> None:
+    network, whole = Scale(), []
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    train_step(network, micro_batches([1.0], [1.0], [1.0]), optimizer, share=Share(0, 1, crew=3), seed=7)
+    for rank in range(3):
+        torch.manual_seed(7 * 4_099 + rank)
+        whole.append(float(torch.rand(())))
+    assert network.draws == [*whole, *whole]  # to count, and to learn
+    assert network.calls.item() == 1
+
+
+@pytest.mark.parametrize(("workers", "parts"), [(1, [[0, 1, 2]]), (2, [[0, 2], [1]]), (3, [[0], [1], [2]])])
+def test_every_micro_batch_has_one_worker(workers: int, parts: list[list[int]]) -> None:
+    shares = [Share(rank, workers, crew=3) for rank in range(workers)]
+    assert [list(share.mine) for share in shares] == parts
+    assert all(share.divisor == 3 / workers for share in shares)
+
+
+def test_more_workers_than_the_run_was_made_for_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rank 0 of 3 workers .* made for 2 workers"):
+        Share(0, 3, crew=2)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """(crew, method) -> what two workers of it leave after a step."""
+    folder = tmp_path_factory.mktemp("steps")
+    mp.spawn(step_process.run, (str(folder),), nprocs=2)
+    found: dict[tuple[str, str], dict[str, Tensor]] = torch.load(folder / "found.pt")
+    return found
+
+
+@pytest.mark.parametrize("method", step_process.METHODS)
+@pytest.mark.parametrize("crew", step_process.CREWS)
+def test_one_worker_and_two_take_the_same_step(
+    crew: str, method: str, two_workers: dict[tuple[str, str], dict[str, Tensor]], one_thread: None
+) -> None:
+    one, two = step_process.alone(crew, method), two_workers[crew, method]
+    assert one.keys() == two.keys()
+    for name in one:
+        if "gradient" not in name:
+            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5, msg=name)
+    names = [name for name in one if name.startswith("gradient")]
+    own, other = (torch.cat([side[name].flatten() for name in names]) for side in (one, two))
+    assert (own - other).norm() < 1e-4 * other.norm()  # rounding of float32

@@ -1,0 +1,107 @@
+"""The dashboards show metrics that exist."""
+
+import ast
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DASHBOARDS = sorted((ROOT / "docs" / "grafana").glob("*.json"))
+METRIC = re.compile(r"\b(?:ray|autoscaler)_[a-z0-9_]+")
+LABELS = re.compile(r"\bby \([^)]*\)|\{[^}]*\}|\$\w+")
+RAYS_LABELS = {"ray_train_run_name", "ray_train_controller_state", "ray_train_worker_world_rank"}
+
+
+def our_metrics() -> set[str]:
+    """Of serve/metrics.py, as Ray exports them: with a prefix, counters and histograms with Prometheus' suffixes."""
+    suffixes = {"Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"], "Gauge": [""]}
+    calls = [n for n in ast.walk(ast.parse((ROOT / "serve" / "metrics.py").read_text())) if isinstance(n, ast.Call)]
+    return {
+        f"ray_{call.args[0].value}{suffix}"
+        for call in calls
+        if isinstance(call.func, ast.Name) and isinstance(call.args[0], ast.Constant)
+        for suffix in suffixes[call.func.id]
+    }
+
+
+def rays_metrics() -> set[str]:
+    """Those that the dashboards inside the installed Ray show."""
+    (ray,) = importlib.util.find_spec("ray").submodule_search_locations  # type: ignore[union-attr,misc]
+    files = Path(ray, "dashboard", "modules", "metrics", "dashboards").glob("*_panels.py")
+    return {name for file in files for name in METRIC.findall(file.read_text())}
+
+
+def expressions(dashboard: dict[str, Any]) -> Iterator[str]:
+    for panel in dashboard["panels"]:
+        yield from (target["expr"] for target in panel.get("targets", ()))
+    for variable in dashboard["templating"]["list"]:
+        yield from re.findall(r"label_values\((\w+),", str(variable.get("definition", "")))
+
+
+def metrics(expression: str) -> set[str]:
+    return set(METRIC.findall(LABELS.sub("", expression)))
+
+
+def unknown(dashboard: dict[str, Any], known: set[str]) -> set[str]:
+    """Names without those that a histogram of a known name has."""
+    used = {name for expression in expressions(dashboard) for name in metrics(expression)}
+    return {name for name in used if name not in known and re.sub("_(sum|count)$", "_bucket", name) not in known}
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
+def test_every_metric_exists(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    assert unknown(dashboard, our_metrics() | rays_metrics()) == set()
+    assert len({name for text in expressions(dashboard) for name in metrics(text)}) > 15
+
+
+def test_every_metric_of_ours_is_shown() -> None:
+    shown = {
+        name for path in DASHBOARDS for text in expressions(json.loads(path.read_text())) for name in metrics(text)
+    }
+    names = {re.sub("_(total|bucket|sum|count)$", "", name) for name in our_metrics()}
+    assert names - {re.sub("_(total|bucket|sum|count)$", "", name) for name in shown} == set()
+
+
+def test_a_wrong_name_is_found() -> None:
+    wrong = {"panels": [{"targets": [{"expr": "rate(ray_posefleet_refused[5m])"}]}], "templating": {"list": []}}
+    assert unknown(wrong, our_metrics() | rays_metrics()) == {"ray_posefleet_refused"}
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
+def test_every_panel_says_what_it_shows(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids)) and len({panel["title"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["description"] and panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        references = [target["refId"] for target in panel["targets"]]
+        assert references and len(references) == len(set(references)), panel["title"]
+        for target in panel["targets"]:
+            assert target["legendFormat"], panel["title"]
+            used = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            grouped = re.findall(r"by \(([^)]*)\)", target["expr"])
+            if grouped:  # a label that the query sums away would show as nothing
+                assert used <= {label.strip() for label in grouped[-1].split(",")}, panel["title"]
+
+
+def test_dashboards_have_addresses_of_their_own() -> None:
+    addresses = [json.loads(path.read_text())["uid"] for path in DASHBOARDS]
+    assert len(addresses) == len(set(addresses)) == 2
+
+
+def test_prometheus_asks_ray_where_its_nodes_are() -> None:
+    config = yaml.safe_load((ROOT / "docs" / "grafana" / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    (ray,) = importlib.util.find_spec("ray").submodule_search_locations  # type: ignore[union-attr,misc]
+    (name,) = re.findall(
+        r'PROMETHEUS_SERVICE_DISCOVERY_FILE = "(.+)"', Path(ray, "_private", "ray_constants.py").read_text()
+    )
+    assert job["file_sd_configs"] == [{"files": [f"/tmp/ray/{name}"]}]
