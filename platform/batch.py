@@ -51,6 +51,7 @@ from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.pose_tables import Counts, Found, join_parts, read_part, write_part, write_tables
 from posefleet.platform.progress import ProgressLine
 from posefleet.platform.registry import find_alias
+from posefleet.platform.suspects import REASON, Suspects
 
 log = logging.getLogger(__name__)
 
@@ -316,12 +317,34 @@ class _Worker:
     def __call__(self, number: int, chunk: Sequence[Picture]) -> Counts:
         """Leave the part of a chunk."""
         part = f"{self._work.output}/parts/{_part(number)}"
+        suspects = Suspects(f"{part}.begun")
         if chunk[0].is_video:
-            return self._video(chunk[0], part)
-        rows = sorted(self._images(chunk), key=lambda row: row.image_id)
-        write_part(part, rows, self._predictor.schema)
-        bad = sum(row.reason is not None for row in rows)
-        return Counts(images=len(rows) - bad, bad=bad)
+            counts = self._suspected_video(chunk[0], part, suspects)
+        else:
+            found = self._one_at_a_time(chunk, suspects) if suspects.careful else self._images(chunk)
+            rows = sorted(found, key=lambda row: row.image_id)
+            write_part(part, rows, self._predictor.schema)
+            bad = sum(row.reason is not None for row in rows)
+            counts = Counts(images=len(rows) - bad, bad=bad)
+        suspects.done()
+        return counts
+
+    def _one_at_a_time(self, chunk: Sequence[Picture], suspects: Suspects) -> Iterator[Found]:
+        for picture in chunk:
+            if suspects.avoid(picture.name):
+                yield Found(picture.image_id, picture.name, reason=f"{picture.name}: {REASON}")
+            else:
+                with suspects.reading(picture.name):
+                    yield from self._images([picture])
+
+    def _suspected_video(self, video: Picture, part: str, suspects: Suspects) -> Counts:
+        if suspects.avoid(video.name):
+            write_part(
+                part, [Found(video.image_id, video.name, reason=f"{video.name}: {REASON}")], self._predictor.schema
+            )
+            return Counts(bad=1)
+        with suspects.reading(video.name):
+            return self._video(video, part)
 
     # Images
 

@@ -1,6 +1,7 @@
 """Many pictures to tables: every kind of input, damaged files, videos, and going on after a kill."""
 
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -444,3 +445,31 @@ def test_ray_gives_the_same_tables(many: Path, model: str, tmp_path: Path, local
     assert (result.predicted, result.counts.bad) == (43, 1)
     assert rows(tmp_path / "ray", "images") == rows(tmp_path / "here", "images")
     assert content(tmp_path / "ray") == content(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_picture_that_kills_its_reader_is_listed(
+    many: Path, model: str, tmp_path: Path, local_ray: None, monkeypatch: Any
+) -> None:
+    """Workers die over it, one after the other; the others of its chunk are predicted all the same."""
+
+    class Mortal:  # here, so that it travels with its code
+        def __init__(self, work: Any) -> None:
+            class Dying(batch._RowWorker):
+                def _decode(self, data: bytes, picture: Picture) -> np.ndarray:
+                    if data.startswith(b"deadly"):
+                        os._exit(9)
+                    return super()._decode(data, picture)
+
+            self._worker = Dying(work)
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            return self._worker(row)
+
+    monkeypatch.setattr(batch, "_RowWorker", Mortal)
+    (many / "07.jpg").write_bytes(b"deadly")
+    result = predict(many, tmp_path / "out", model, parallel=True, crew=Crew(workers=1))
+    assert (result.counts.images, result.counts.bad) == (39, 1)
+    (bad,) = json.loads((tmp_path / "out" / "bad_images.json").read_text())
+    assert bad["path"] == "07.jpg" and "whoever reads it dies" in bad["reason"]
