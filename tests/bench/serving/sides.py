@@ -179,9 +179,27 @@ def _predict_each(bodies: list[bytes], seconds: float) -> list[float]:
 # ------------------------------------------------------------------------------------------------------- LitServe
 
 
+class LitServer(NamedTuple):
+    """Where it takes images, and its group of processes."""
+
+    url: str
+    group: int
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """None of its processes takes any time meanwhile; at rest they poll."""
+        os.killpg(self.group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.group, signal.SIGCONT)
+
+
 @contextmanager
-def lit_server(checkpoint: str, port: int, *, batch: int, wait_ms: float, threads: int, replicas: int) -> Iterator[str]:
-    """A LitServe server; where it takes images."""
+def lit_server(
+    checkpoint: str, port: int, *, batch: int, wait_ms: float, threads: int, replicas: int
+) -> Iterator["LitServer"]:
+    """A running LitServe server."""
     if importlib.util.find_spec("litserve") is None:
         raise SystemExit("LitServe is not installed, and only this needs it: pip install litserve")
     command = [sys.executable, str(Path(__file__).with_name("lit.py"))]
@@ -190,7 +208,7 @@ def lit_server(checkpoint: str, port: int, *, batch: int, wait_ms: float, thread
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         try:
             _wait_for_lit(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}/predict"
+            yield LitServer(f"http://127.0.0.1:{port}/predict", process.pid)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 

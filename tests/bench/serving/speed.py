@@ -158,7 +158,7 @@ def litserve(*, checkpoint: str, threads: int, replicas: int, size: int, batch: 
         bodies = photographs(8)
         clients = stack.enter_context(Clients.start())
         each = {"threads": threads // replicas, "replicas": replicas, "batch": batch}
-        lit_url = stack.enter_context(lit_server(checkpoint, free_port(), wait_ms=2, **each))
+        theirs = stack.enter_context(lit_server(checkpoint, free_port(), wait_ms=2, **each))
         server = stack.enter_context(running_server({"models": [served(checkpoint, **each)]}))
 
         def measured(url: str) -> tuple[float, float]:
@@ -172,9 +172,10 @@ def litserve(*, checkpoint: str, threads: int, replicas: int, size: int, batch: 
             f"batches of {batch}\n{'':12}{'ours, images/s':>16}{'p50 ms':>9}{'LitServe':>16}{'p50 ms':>9}{'ratio':>9}"
         )
         for number in range(rounds + 1):
-            ours = measured(f"{server.address}/v1/poses")
+            with theirs.paused():
+                ours = measured(f"{server.address}/v1/poses")
             with server.paused():
-                lit = measured(lit_url)
+                lit = measured(theirs.url)
             if number:
                 ratios.append(ours[0] / lit[0])
                 print(
