@@ -28,14 +28,14 @@ class Part:
     """This worker's part of the step's; their mean over workers is the step's."""
 
 
-def recording_worker(folder: Path, pace: float) -> Callable[[dict[str, Any]], Any]:
+def recording_worker(folder: Path, pace: float) -> Callable[..., Any]:
     """What Ray's workers run instead of ``train._ray_worker``: the same, with a record in ``folder``.
 
     Args:
         pace: Seconds that a step takes longer while there is a file ``slow`` in ``folder``.
     """
 
-    def worker(config: dict[str, Any]) -> Any:
+    def worker(*settings: Any) -> Any:
         from posefleet.platform import loop, train
 
         take = loop.train_step
@@ -53,7 +53,7 @@ def recording_worker(folder: Path, pace: float) -> Callable[[dict[str, Any]], An
 
         loop.train_step = train_step
         try:
-            return train._ray_worker(config)
+            return train._ray_worker(*settings)
         finally:
             loop.train_step = take
 

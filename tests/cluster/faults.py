@@ -35,16 +35,16 @@ class Plan:
     """Seconds that every file takes longer to reach the disk."""
 
 
-def train_worker(plan: Plan) -> Callable[[dict[str, Any]], Any]:
+def train_worker(plan: Plan) -> Callable[..., Any]:
     """What Ray's workers run instead of ``train._ray_worker``: the same, with the plan."""
 
-    def planned(config: dict[str, Any]) -> Any:
+    def planned(*settings: Any) -> Any:
         import ray.train
 
         from posefleet.platform import train
 
         with carried_out(plan, ray.train.get_context().get_world_rank()):
-            return train._ray_worker(config)
+            return train._ray_worker(*settings)
 
     return planned
 
