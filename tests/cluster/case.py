@@ -24,7 +24,7 @@ from posefleet.platform.spool import Spool
 from posefleet.platform.tracking import find_runs, read_metrics, read_run
 
 COMMAND = Path(__file__).with_name("command.py")
-OF_THE_MACHINE = re.compile(r"system/|images_per_second$|data_wait$")
+OF_THE_MACHINE = re.compile(r"system/|ranks/|images_per_second$|data_wait$")
 """Metrics that differ between two runs of the same experiment."""
 
 
