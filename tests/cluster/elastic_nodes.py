@@ -5,7 +5,6 @@ import copy
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 from elastic_record import Part, read_parts, recording_worker
+from processes import free_port
 
 TESTS = Path(__file__).resolve().parents[1]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -135,16 +135,6 @@ def nodes() -> Iterator[Nodes]:
         os.environ.clear()
         os.environ |= before
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A port that nobody listens at, above those that Ray gives to workers."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port > 19999:
-            return port
 
 
 class ElasticRun:
