@@ -36,11 +36,11 @@ from posefleet.platform.placement import SERVING, STEADY
 from posefleet.platform.secrets import redacted
 from posefleet.serve.body import Upload, read_uploads
 from posefleet.serve.metrics import IngressMetrics
-from posefleet.serve.model import Ask, ModelReplica, Seen
+from posefleet.serve.model import HEALTH, Ask, ModelReplica, Replica, Seen
 from posefleet.serve.problems import Refusal, Refused, answer, problem
 from posefleet.serve.schema import ModelList, Options, PoseQuery, PosesAnswer, Problem, Reloaded, ShadowSummary
 from posefleet.serve.security import SecurityHeaders, check_token
-from posefleet.serve.settings import CHALLENGER, TOKEN, TOKEN_FILE, ServedModel, ServerSettings, read_token
+from posefleet.serve.settings import CHALLENGER, TOKEN, TOKEN_FILE, ServedModel, ServerSettings, may_be_zero, read_token
 from posefleet.serve.versions import Shadowed, Versions, Wanted
 
 PAGE = Path(__file__).with_name("page")
@@ -66,22 +66,30 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     sources |= {f"{model.name}{CHALLENGER}": model.shadow.source for model in settings.models if model.shadow}
     versions = Versions.bind(sources, settings.tracking)  # type: ignore[attr-defined]
 
-    def replicas(key: str, model: ServedModel, options: Mapping[str, Any]) -> serve.Application:
-        placed = {"ray_actor_options": {"label_selector": dict(SERVING), **options.get("ray_actor_options", {})}}
-        deployment = ModelReplica.options(name=key, **{**options, **placed})  # type: ignore[attr-defined]
-        bound: serve.Application = deployment.bind(
-            key, model, settings.limits.image_pixels, settings.tracking, versions
-        )
-        return bound
+    def options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        actor = {"label_selector": dict(SERVING), **given.get("ray_actor_options", {})}
+        return {"name": name, **given, "ray_actor_options": actor}
 
-    models = {model.name: replicas(model.name, model, model.deployment) for model in settings.models}
-    challengers = {
-        model.name: replicas(f"{model.name}{CHALLENGER}", model, model.shadow.deployment)
-        for model in settings.models
-        if model.shadow
+    def arguments(key: str, model: ServedModel) -> tuple[Any, ...]:
+        return key, model, settings.limits.image_pixels, settings.tracking, versions
+
+    default, *others = settings.models
+    models = {
+        model.name: ModelReplica.options(**options(model.name, model.deployment)).bind(*arguments(model.name, model))
+        for model in (others if settings.direct else settings.models)
     }
-    ingress = Ingress.options(**settings.ingress)  # type: ignore[attr-defined]
-    application: serve.Application = ingress.bind(settings, models, challengers, versions)
+    challengers = {
+        model.name: ModelReplica.options(**options(key, model.shadow.deployment)).bind(*arguments(key, model))
+        for model in settings.models
+        if model.shadow and (key := f"{model.name}{CHALLENGER}")
+    }
+    rest = (settings, models, challengers, versions)
+    application: serve.Application
+    if settings.direct:
+        direct = DirectReplica.options(**options(default.name, default.deployment))  # type: ignore[attr-defined]
+        application = direct.bind(*rest, arguments(default.name, default))
+    else:
+        application = Ingress.options(**settings.ingress).bind(*rest)  # type: ignore[attr-defined]
     return application
 
 
@@ -103,6 +111,30 @@ class Ingress:
         return create_api(self._gateway)
 
 
+@serve.deployment(max_ongoing_requests=256, **HEALTH)  # uploads that are under way count, too
+@serve.ingress()
+class DirectReplica(Replica):
+    """A replica of the default model that speaks HTTP itself: one way less for every image."""
+
+    async def __init__(  # type: ignore[misc]  # as of Replica
+        self,
+        settings: ServerSettings,
+        models: Mapping[str, DeploymentHandle[Any]],
+        challengers: Mapping[str, DeploymentHandle[Any]],
+        versions: DeploymentHandle[Any],
+        replica: tuple[Any, ...],
+    ) -> None:
+        """
+        Args:
+            replica: Arguments of ``Replica``.
+        """
+        self._gateway = Gateway(settings, models, challengers, versions, here=self)
+        await super().__init__(*replica)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(self._gateway)
+
+
 class Gateway:
     """The way from a request to the replicas and back."""
 
@@ -112,14 +144,19 @@ class Gateway:
         models: Mapping[str, DeploymentHandle[Any]],
         challengers: Mapping[str, DeploymentHandle[Any]],
         versions: DeploymentHandle[Any],
+        here: Replica | None = None,
     ) -> None:
+        """
+        Args:
+            here: A replica of the default model in this process.
+        """
         token = read_token()  # an unreadable file is told now
         if settings.access.token_for == "everything" and not token:
             raise ValueError(f"access.token_for is everything, but neither ${TOKEN} nor ${TOKEN_FILE} gives a token")
         self.settings, self.versions = settings, versions
         self.models = {model.name: model for model in settings.models}
         self.metrics = IngressMetrics()
-        self._handles, self._challengers = models, challengers
+        self._handles, self._challengers, self._here = models, challengers, here
         self._background: set[asyncio.Task[None]] = set()
 
     def model(self, name: str | None) -> ServedModel:
@@ -147,13 +184,22 @@ class Gateway:
         return seen
 
     async def _one(self, model: ServedModel, upload: Upload, query: PoseQuery, deadline: float) -> Seen:
-        data: Any = ray.put(upload.data) if len(upload.data) > _INLINE else upload.data
+        data = upload.data if self._near(model) else _carried(upload.data)
         found = await self._ask(model, data, query, deadline)
         if isinstance(found, Refusal):
             raise Refused(found.reason, f"{upload.name}: {found.detail}" if upload.name else found.detail)
         if model.shadow and random.random() < model.shadow.share:
-            self._compare(model.name, data, found)
+            self._compare(model.name, _carried(data), found)
         return found
+
+    def _near(self, model: ServedModel) -> Replica | None:
+        return self._here if model is self.settings.models[0] else None
+
+    def _send(self, model: ServedModel, data: Any, ask: Ask) -> Any:
+        """An awaitable that can be cancelled."""
+        if near := self._near(model):
+            return asyncio.create_task(near.predict(data, ask))
+        return self._handles[model.name].predict.remote(data, ask)
 
     async def _ask(self, model: ServedModel, data: Any, query: PoseQuery, deadline: float) -> Seen | Refusal:
         late = Refusal(
@@ -167,7 +213,7 @@ class Gateway:
                 max_people=query.max_people,
                 overlay=query.overlay,
             )
-            response = self._handles[model.name].predict.remote(data, ask)
+            response = self._send(model, data, ask)
             try:
                 async with asyncio.timeout(max(0.0, ask.seconds)):
                     found: Seen | Refusal = await response
@@ -210,7 +256,12 @@ class Gateway:
     async def unready(self) -> list[str]:
         """Models of which no replica serves what it should, and which may not scale to zero."""
         told = await self.wanted()
-        return [model.name for model in self.settings.models if not told[model.name][2] and not _may_be_zero(model)]
+        return [model.name for model in self.settings.models if not told[model.name][2] and not may_be_zero(model)]
+
+
+def _carried(data: Any) -> Any:
+    """How bytes go to another process."""
+    return ray.put(data) if isinstance(data, bytes) and len(data) > _INLINE else data
 
 
 def create_api(gateway: Gateway) -> FastAPI:
@@ -395,8 +446,3 @@ def _summary(seen: Shadowed | None) -> dict[str, Any]:
         "champion_ms": seen.champion_ms / seen.images,
         "challenger_ms": seen.challenger_ms / seen.images,
     }
-
-
-def _may_be_zero(model: ServedModel) -> bool:
-    scaling = model.deployment.get("autoscaling_config")
-    return isinstance(scaling, Mapping) and scaling.get("min_replicas") == 0

@@ -90,8 +90,11 @@ class _Job:
         return time.monotonic() > self.deadline
 
 
-@serve.deployment(max_ongoing_requests=64, health_check_period_s=2, health_check_timeout_s=30)
-class ModelReplica:
+HEALTH: Any = {"health_check_period_s": 2, "health_check_timeout_s": 30}
+"""How often Ray Serve asks a replica whether it is well."""
+
+
+class Replica:
     """One replica of one model, or of its challenger."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
@@ -340,6 +343,9 @@ class ModelReplica:
     def _warm_up(self, loaded: _Loaded) -> None:
         for width, height in self._settings.warm_up:
             loaded.predictor.predict_images([np.full((height, width, 3), 127, np.uint8)])
+
+
+ModelReplica: serve.Deployment = serve.deployment(max_ongoing_requests=64, **HEALTH)(Replica)
 
 
 def _own_threads(count: int) -> None:

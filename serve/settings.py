@@ -1,10 +1,11 @@
 """What a server is told: which models, how they run, what strangers may do. ``config.yaml`` holds it as ``args``."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 TOKEN, TOKEN_FILE = "POSEFLEET_TOKEN", "POSEFLEET_TOKEN_FILE"
 """Environment variables of the server: the bearer token, or the file that holds it."""
@@ -104,6 +105,9 @@ class ServerSettings(_Settings):
     """Whether / is a page to try the models on."""
     ingress: dict[str, Any] = {}
     """Ray Serve's options of the replicas that speak HTTP."""
+    direct: bool = False
+    """Whether replicas of the first model speak HTTP themselves, in the place of an ingress: an image takes less time,
+    but the requests of a replica that dies fail."""
 
     @field_validator("models")
     @classmethod
@@ -114,6 +118,22 @@ class ServerSettings(_Settings):
         if taken := [name for name in names if name.endswith(CHALLENGER)]:
             raise ValueError(f"{', '.join(taken)}: names with {CHALLENGER} are those of challengers; see shadow")
         return models
+
+    @model_validator(mode="after")
+    def _direct_replicas_stay(self) -> "ServerSettings":
+        if not self.direct:
+            return self
+        if self.ingress:
+            raise ValueError("direct: true leaves no ingress whose options could be set; take `ingress` out")
+        if may_be_zero(self.models[0]):
+            raise ValueError("direct: true needs a replica that takes requests; min_replicas must be 1 or more")
+        return self
+
+
+def may_be_zero(model: ServedModel) -> bool:
+    """Whether it may have no replica for a while."""
+    scaling = model.deployment.get("autoscaling_config")
+    return isinstance(scaling, Mapping) and scaling.get("min_replicas") == 0
 
 
 def read_token() -> str:

@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=(1, 8, 32), help="clients (latency)")
     parser.add_argument("--batch", type=int, default=8, help="of both sides (litserve)")
     parser.add_argument("--ingresses", type=int, default=1, help="replicas that speak HTTP (faults)")
+    parser.add_argument("--direct", action="store_true", help="replicas speak HTTP (all but scale and switches)")
     parser.add_argument("--clients", type=int, default=8, help="at the height of the load (scale)")
     parser.add_argument("--load-seconds", type=float, default=120.0, help="whole length (scale)")
     parser.add_argument("--plot", default="", help="PNG that is written (scale)")
@@ -52,6 +53,8 @@ def main() -> None:
     parser.add_argument("--config", type=yaml.safe_load, default={}, help="YAML, of the Serve config (switches)")
     parser.add_argument("--model", type=yaml.safe_load, default={}, help="YAML, of the served model (switches)")
     args = parser.parse_args()
+    if args.direct and "throughput" in args.measure and len(args.batches) > 1:
+        parser.error("--direct serves one model: give one of --batches")
     checkpoint, rounds = args.checkpoint, args.rounds
     environment = dict(pair.split("=", 1) for pair in args.environment)
     measures: dict[str, Callable[[], None]] = {
@@ -63,6 +66,7 @@ def main() -> None:
             batches=args.batches,
             images=args.images,
             rounds=rounds,
+            direct=args.direct,
         ),
         "latency": lambda: latency(
             checkpoint=checkpoint,
@@ -71,6 +75,7 @@ def main() -> None:
             concurrency=args.concurrency,
             seconds=args.seconds,
             rounds=rounds,
+            direct=args.direct,
         ),
         "litserve": lambda: litserve(
             checkpoint=checkpoint,
@@ -80,8 +85,9 @@ def main() -> None:
             batch=args.batch,
             images=args.images,
             rounds=rounds,
+            direct=args.direct,
         ),
-        "faults": lambda: faults(checkpoint=checkpoint, ingresses=args.ingresses),
+        "faults": lambda: faults(checkpoint=checkpoint, ingresses=args.ingresses, direct=args.direct),
         "scale": lambda: scale(checkpoint=checkpoint, clients=args.clients, seconds=args.load_seconds, plot=args.plot),
         "switches": lambda: switches(
             checkpoint=checkpoint,

@@ -33,14 +33,15 @@ pytestmark = pytest.mark.ray
 LIMITS = {"body_bytes": 3_000_000, "image_pixels": 4_000_000, "images": 4, "upload_s": 1.0, "deadline_s": 20.0}
 
 
-@pytest.fixture(scope="module")
-def server(registry: str) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=["ingress", pytest.param("direct", marks=pytest.mark.slow)])
+def server(registry: str, request: pytest.FixtureRequest) -> Iterator[Server]:
     small = {"warm_up": [[96, 128]], "score_threshold": 0.0, "deployment": {"num_replicas": 1}}
     models = [
         {"name": "pose", "source": "models:/pose@champion", **small},
         {"name": "other", "source": "models:/pose/2", **small, "max_people": 2},
     ]
-    with running_server({"models": models, "tracking": registry, "limits": LIMITS}) as running:
+    direct = {"direct": request.param == "direct"}
+    with running_server({"models": models, "tracking": registry, "limits": LIMITS, **direct}) as running:
         yield running
 
 

@@ -149,3 +149,20 @@ def test_only_named_origins_may_call_from_their_pages() -> None:
     assert good.headers["access-control-allow-origin"] == "https://good.example"
     bad = client.post("/v1/poses", content=b"x", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in bad.headers
+
+
+def test_a_direct_replica_answers_for_its_model_and_asks_others_for_theirs() -> None:
+    class Near:
+        async def predict(self, data: object, ask: Ask) -> Seen:
+            return await found(ask, "near") if data == b"x" else await slow(ask)
+
+    far = Handle(found)
+    models = [{"name": "pose", "source": "a"}, {"name": "other", "source": "b"}]
+    settings = ServerSettings.model_validate({"models": models, "direct": True, "limits": {"deadline_s": 0.2}})
+    gateway = Gateway(settings, {"other": far}, {}, None, here=Near())  # type: ignore[dict-item, arg-type]
+    client = TestClient(create_api(gateway))
+    assert client.post("/v1/poses", content=b"x").json()["model"]["version"] == "near"
+    assert client.post("/v1/models/pose/poses", content=b"x").json()["model"]["version"] == "near"
+    assert client.post("/v1/poses", content=b"y").status_code == 504
+    assert not far.responses
+    assert client.post("/v1/models/other/poses", content=b"x").json()["model"]["version"] == "1"

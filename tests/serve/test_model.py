@@ -13,12 +13,10 @@ from small_settings import small_settings, untrained_checkpoint
 from posefleet.data.images import encode_image
 from posefleet.platform.inference import Predictor
 from posefleet.serve import model as module
-from posefleet.serve.model import Ask, ModelReplica, Seen
+from posefleet.serve.model import Ask, Replica, Seen
 from posefleet.serve.problems import Refusal
 from posefleet.serve.settings import ServedModel
 from posefleet.serve.versions import Report, Wanted
-
-Replica = ModelReplica.func_or_class  # type: ignore[attr-defined]
 
 
 class Versions:

@@ -34,6 +34,8 @@ def test_the_shipped_configuration_is_one_and_listens_here_only() -> None:
         ({"models": [{**MODEL, "name": "smpr.challenger"}]}, "challenger"),
         ({"models": [{**MODEL, "shadow": {"source": "x", "share": 0}}]}, "share"),
         ({"models": [MODEL], "limits": {"images": 0}}, "images"),
+        ({"models": [MODEL], "direct": True, "ingress": {"num_replicas": 2}}, "no ingress"),
+        ({"models": [{**MODEL, "deployment": {"autoscaling_config": {"min_replicas": 0}}}], "direct": True}, "min_rep"),
     ],
     ids=str,
 )

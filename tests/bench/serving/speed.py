@@ -52,6 +52,7 @@ def throughput(
     batches: Sequence[int],
     images: int,
     rounds: int,
+    direct: bool,
 ) -> None:
     """Clients of the server against the bare loop, the best batch size of each; replicas share the loop's threads."""
     with ExitStack() as stack:
@@ -62,7 +63,7 @@ def throughput(
         bare = stack.enter_context(Bare.start(checkpoint, threads))
         each = {"threads": threads // replicas, "replicas": replicas}
         models = [served(checkpoint, f"batch{batch}", batch=batch, **each) for batch in batches]
-        server = stack.enter_context(running_server({"models": models}))
+        server = stack.enter_context(running_server({"models": models, "direct": direct}))
 
         def by_server(batch: int) -> float:
             url = f"{server.address}/v1/models/batch{batch}/poses"
@@ -95,6 +96,7 @@ def latency(
     concurrency: Sequence[int],
     seconds: float,
     rounds: int,
+    direct: bool,
 ) -> None:
     """What the way through HTTP and Ray adds for one client, and how long clients wait that are many."""
     with ExitStack() as stack:
@@ -103,7 +105,9 @@ def latency(
         bodies = {size: photographs(2, size) for size in megabytes}
         clients = stack.enter_context(Clients.start())
         bare = stack.enter_context(Bare.start(checkpoint, threads))
-        server = stack.enter_context(running_server({"models": [served(checkpoint, threads=threads)]}))
+        server = stack.enter_context(
+            running_server({"models": [served(checkpoint, threads=threads)], "direct": direct})
+        )
         url = f"{server.address}/v1/poses"
         alone: dict[float, list[float]] = {size: [] for size in megabytes}
         waits: dict[tuple[float, int], list[Shot]] = {(size, count): [] for size in megabytes for count in concurrency}
@@ -150,7 +154,9 @@ def _full_queue(
     return clients.ask(url, bodies, [Part(count, FOREVER)], count=images + at_once + count, **options)
 
 
-def litserve(*, checkpoint: str, threads: int, replicas: int, size: int, batch: int, images: int, rounds: int) -> None:
+def litserve(
+    *, checkpoint: str, threads: int, replicas: int, size: int, batch: int, images: int, rounds: int, direct: bool
+) -> None:
     """The same clients, model and batches behind the server and behind LitServe."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -159,7 +165,7 @@ def litserve(*, checkpoint: str, threads: int, replicas: int, size: int, batch: 
         clients = stack.enter_context(Clients.start())
         each = {"threads": threads // replicas, "replicas": replicas, "batch": batch}
         theirs = stack.enter_context(lit_server(checkpoint, free_port(), wait_ms=2, **each))
-        server = stack.enter_context(running_server({"models": [served(checkpoint, **each)]}))
+        server = stack.enter_context(running_server({"models": [served(checkpoint, **each)], "direct": direct}))
 
         def measured(url: str) -> tuple[float, float]:
             """Images per second with a full queue, and the milliseconds of one client."""

@@ -23,7 +23,7 @@ CALM = 3.0
 """Seconds of load before and after whatever happens."""
 
 
-def faults(*, checkpoint: str, ingresses: int) -> None:
+def faults(*, checkpoint: str, ingresses: int, direct: bool) -> None:
     """Kill, restart and redeploy under load; every answer is compared with what the ``Predictor`` says."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -32,13 +32,14 @@ def faults(*, checkpoint: str, ingresses: int) -> None:
         predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
         expected = [predictor(body).poses.keypoints.numpy() for body in bodies]
         model = served(checkpoint, num_replicas=2)
-        server = stack.enter_context(running_server({"models": [model], "ingress": {"num_replicas": ingresses}}))
-        print(f"2 replicas of the model, {ingresses} of the ingress, 4 clients")
+        ingress = {"direct": True} if direct else {"ingress": {"num_replicas": ingresses}}
+        server = stack.enter_context(running_server({"models": [model], **ingress}))
+        print(f"2 replicas of the model, {'which speak HTTP' if direct else f'{ingresses} of the ingress'}, 4 clients")
         print(
             f"{'':34}{'answers':>8}{'wrong':>7}{'failed':>8}"
             f"{'whole after':>13}{'longest wait':>14}{'longest silence':>17}"
         )
-        for name, act in _acts(server, ingresses):
+        for name, act in _acts(server, 0 if direct else ingresses):
             with Load(server, "/v1/poses", bodies, clients=4) as load:
                 time.sleep(CALM)
                 start = time.monotonic()
@@ -92,7 +93,8 @@ def _acts(server: Server, ingresses: int) -> Iterator[tuple[str, Callable[[], No
         wait_for(lambda: server.running("Versions") == 1)
 
     yield "kill -9 of a replica", lambda: kill("ServeReplica:posefleet:pose", "pose", 2)
-    yield "kill -9 of the ingress", lambda: kill("ServeReplica:posefleet:Ingress", "Ingress", ingresses)
+    if ingresses:
+        yield "kill -9 of the ingress", lambda: kill("ServeReplica:posefleet:Ingress", "Ingress", ingresses)
     yield "kill -9 of the replica of versions", lambda: kill("ServeReplica:posefleet:Versions", "Versions", 1)
     yield "kill -9 of the proxy", lambda: kill("ProxyActor", "", 1)
     if server.processes("bin/haproxy"):
