@@ -58,7 +58,7 @@ def test_head_and_command_die_and_the_same_command_goes_on_on_a_new_cluster(
     command.kill()
     cluster.kill()
     case.happens()
-    assert not [process for process in members if process.is_running()]
+    assert psutil.wait_procs(members, 20)[1] == []
     case.wait(command)
     with running_cluster() as other:
         other.add(cpus=2)
