@@ -68,6 +68,9 @@ def test_a_disk_that_becomes_read_only_does_the_same(
     case = on_disk(two_workers, disk, new_database, tmp_path / "log", one_node)
     shutil.copy(new_database, tmp_path)
     case.settings["run"]["tracking"] = f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "logs").mkdir()
+    case.folder.mkdir()
+    (case.folder / "logs").symlink_to(tmp_path / "logs")  # a log is open all the time: no remount would be allowed
     command = case.start(pace=0.5)
     case.wait_for_step(5)
     wait_for(lambda: remounted(disk, "ro"), 20, lambda: "a file stays open for writing")
