@@ -67,7 +67,7 @@ def written(folder: str, name: str, *, run: str = "", terminal: int = logging.WA
     path = local_folder(folder) / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     root, ours = logging.getLogger(), logging.getLogger(OURS)
-    file = RotatingFileHandler(path, maxBytes=MOST_BYTES, backupCount=1, encoding="utf-8")
+    file = _File(path, maxBytes=MOST_BYTES, backupCount=1, encoding="utf-8")
     file.setFormatter(_JsonLines(run, name.removeprefix("rank") if name.startswith("rank") else name))
     file.addFilter(lambda record: record.name.startswith(OURS) or record.levelno >= logging.WARNING)
     added: list[logging.Handler] = [file]
@@ -122,6 +122,23 @@ def _deliver(path: Path, folder: str) -> None:
             stream.write(path.read_bytes())
     except OSError as error:
         logging.getLogger(__name__).warning("the log stays in %s: %s", path, error)
+
+
+class _File(RotatingFileHandler):
+    """A disk that takes no more lines costs these lines: neither the run, nor a traceback for each on the terminal."""
+
+    def flush(self) -> None:
+        """Raises nothing."""
+        with contextlib.suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        """Raises nothing."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says nothing."""
 
 
 class _JsonLines(logging.Formatter):

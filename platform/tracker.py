@@ -115,7 +115,7 @@ class Tracker:
         if not sent:
             folder = self.spool.folder
             _log.warning("events wait in %s: python -m posefleet.platform.tracking sync %s", folder, folder)
-            self._store()  # the thread may be stuck in a request
+            self.store()  # the thread may be stuck in a request
 
     def __enter__(self) -> Self:
         return self

@@ -213,7 +213,7 @@ class Load:
             index += 1
             try:
                 answer = self.server.post(self.path, self.bodies[which])
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:
                 self.errors.append(repr(error))
                 time.sleep(0.1)
                 continue

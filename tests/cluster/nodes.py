@@ -30,6 +30,7 @@ def environment() -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # beside other work they would starve
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # every evaluation waits for it
     }
 
 

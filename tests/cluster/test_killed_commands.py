@@ -50,8 +50,9 @@ def test_the_same_command_goes_on(
     plan: dict[str, Any], place_told: str, alone: Callable[[str], Case], tell: Callable[..., None]
 ) -> None:
     undisturbed, case = alone("undisturbed"), alone("killed")
-    assert undisturbed.run() == 0, undisturbed.said
+    beside = undisturbed.start()
     assert case.run(**plan) == -signal.SIGKILL, case.said
+    assert undisturbed.wait(beside) == 0, undisturbed.said
     case.assert_killed()
     assert case.run() == 0, case.said
     case.assert_nothing_lost(undisturbed.ending())

@@ -1,5 +1,6 @@
 """Workers that die, or stand still most of the time, while their node lives."""
 
+import re
 import signal
 import subprocess
 import threading
@@ -46,7 +47,8 @@ def test_a_slow_worker_slows_all_and_changes_nothing(
     stopper.join()
     case.assert_nothing_lost(undisturbed)
     assert case.repeated() == 0
-    tell("one rank stands still 9/10 of the time (SIGSTOP, SIGCONT)", "nothing", 0, "nothing", None)
+    assert re.search(r"rank 1 on \S+ \(\S+\) is slow", case.said), case.said
+    tell("one rank stands still 9/10 of the time (SIGSTOP, SIGCONT); it is named", "nothing", 0, "nothing", None)
 
 
 def stop_nine_tenths_of_the_time(process: psutil.Process, command: subprocess.Popen) -> None:

@@ -58,7 +58,7 @@ def test_head_and_command_die_and_the_same_command_goes_on_on_a_new_cluster(
     command.kill()
     cluster.kill()
     case.happens()
-    assert not [process for process in members if process.is_running()]
+    assert psutil.wait_procs(members, 20)[1] == []
     case.wait(command)
     with running_cluster() as other:
         other.add(cpus=2)
@@ -116,6 +116,6 @@ def test_a_cable_that_stays_out_costs_the_node_behind_it(
     cluster.add(cpus=1, host=network.hosts[0])
     assert case.wait(command) == 0, case.said
     case.assert_nothing_lost(undisturbed)
-    wait_for(lambda: not cut_off.is_running(), 120, lambda: "the worker that was cut off still lives")
+    wait_for(lambda: not cut_off.is_running(), 600, lambda: "the worker that was cut off still lives")
     tell("the cable between two nodes stays out; a spare node comes", "nothing", case.repeated(), "nothing",
          case.recovery())  # fmt: skip

@@ -57,6 +57,15 @@ def test_the_terminal_stays_as_it_was(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "logs" / "rank0.jsonl")) == 2
 
 
+def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank0.jsonl").symlink_to("/dev/full")
+    with written(str(tmp_path), "rank0"):
+        logging.getLogger("posefleet.platform.anything").debug("step 7")
+        logging.getLogger("posefleet.platform.anything").debug("step 8")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_run_in_a_bucket_gets_its_logs_at_the_end() -> None:
     with written("memory://bucket/run", "rank1"):
         logging.getLogger("posefleet").warning("hello")

@@ -280,6 +280,19 @@ def test_a_spool_of_two_offline_lives_is_sent_as_one_and_may_be_sent_again(uri: 
     assert points(uri, run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 
 
+def test_a_spool_that_takes_nothing_more_does_not_keep_a_run_from_ending(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = start_run(uri, "tests", "a", params={}, tags={})
+    tracker = Tracker(uri, run_id, tmp_path / "spool", system_every=0)
+    assert tracker.flush()
+    (tmp_path / "spool" / "events.jsonl").unlink()
+    (tmp_path / "spool" / "events.jsonl").mkdir()  # opening it is an OSError, also for root
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.close("FINISHED", timeout=1.0)
+    assert f"{tmp_path}/spool cannot be written" in caplog.text
+
+
 def test_points_of_an_older_spool_fill_the_gap_they_left(uri: str, tmp_path: Path) -> None:
     """The first machine was cut off and its disk came back after a second one had finished the run."""
     run_id = new_run(uri)
