@@ -292,7 +292,7 @@ MEASURES = {
     "score-faster": Measure("scoring, faster", "image", "samples", 100_000, _nothing, _score("faster")),
     "ranks": Measure("stream, start of ranks", "rank", "counts", 512, _some_shards, _ranks),
     "checkpoints": Measure("checkpoint saved, listed", "checkpoint", "counts", 512, _write_checkpoints, _checkpoints),
-    "compare": Measure("table of a comparison", "run", "counts", 512, _nothing, _comparison),
+    "compare": Measure("table of a comparison", "run", "counts", 64, _nothing, _comparison),
     "trials": Measure("search, driver", "trial", "counts", 512, _nothing, _trials),
     "read-back": Measure("search read back, report", "trial", "counts", 512, _searched, _read_back),
 }
