@@ -457,7 +457,7 @@ def test_a_picture_that_kills_its_reader_is_listed(
     class Mortal:  # here, so that it travels with its code
         def __init__(self, work: Any) -> None:
             class Dying(batch._RowWorker):
-                def _decode(self, data: Any, picture: Any) -> Any:
+                def _decode(self, data, picture):  # type: ignore[no-untyped-def]  # names of a class body do not travel
                     if data.startswith(b"deadly"):
                         os._exit(9)
                     return super()._decode(data, picture)
