@@ -115,8 +115,10 @@ def read_part(path: str, schema: KeypointSchema) -> list[Found]:
 
 def _batches(parts: Iterable[str]) -> Iterator[pa.RecordBatch]:
     for part in parts:
+        fs, path = fsspec.core.url_to_fs(part)
+        fs.invalidate_cache()  # of a bucket: a worker wrote it after this process had listed the folder
         try:
-            with fsspec.open(part, "rb") as file:
+            with fs.open(path, "rb") as file:
                 yield from pq.ParquetFile(file).iter_batches(1024)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise DataError(f"{part}: damaged: {error}; delete it and run the same command again") from None
