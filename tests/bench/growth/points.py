@@ -55,7 +55,7 @@ def figure(points: Sequence[Point]) -> "Figure":
     """CPU seconds and peak memory over samples, and CPU seconds over the other counts, on logarithmic axes."""
     from matplotlib.figure import Figure  # not in the processes that are measured
 
-    from posefleet.platform.plots import GREY, SERIES, legend, style
+    from posefleet.platform.plots import GREY, SERIES, style
 
     drawn = Figure(figsize=(10.0, 4.2), layout="constrained")
     panels = drawn.subplots(1, 3)
@@ -75,8 +75,9 @@ def figure(points: Sequence[Point]) -> "Figure":
         axes.set_xscale("log")
         axes.set_yscale("log")
     panels[1].axhline(1024 * 1.048576, color=GREY, linestyle=":", label="1 GiB")
-    for axes in panels:
-        legend(axes)
+    for axes, place, columns in ((panels[1], "left", 3), (panels[2], "right", 2)):  # inside they would hide lines
+        names = axes.get_legend_handles_labels()
+        drawn.legend(*names, loc=f"outside lower {place}", ncols=columns, frameon=False, fontsize=8)
     return drawn
 
 
