@@ -66,31 +66,28 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     sources |= {f"{model.name}{CHALLENGER}": model.shadow.source for model in settings.models if model.shadow}
     versions = Versions.bind(sources, settings.tracking)  # type: ignore[attr-defined]
 
-    def options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        actor = {"label_selector": dict(SERVING), **given.get("ray_actor_options", {})}
-        return {"name": name, **given, "ray_actor_options": actor}
+    def replicas(
+        key: str, model: ServedModel, options: Mapping[str, Any], deployment: Any = ModelReplica, *first: Any
+    ) -> serve.Application:
+        placed = {"ray_actor_options": {"label_selector": dict(SERVING), **options.get("ray_actor_options", {})}}
+        bound: serve.Application = deployment.options(name=key, **{**options, **placed}).bind(
+            *first, key, model, settings.limits.image_pixels, settings.tracking, versions
+        )
+        return bound
 
-    def arguments(key: str, model: ServedModel) -> tuple[Any, ...]:
-        return key, model, settings.limits.image_pixels, settings.tracking, versions
-
-    default, *others = settings.models
-    models = {
-        model.name: ModelReplica.options(**options(model.name, model.deployment)).bind(*arguments(model.name, model))
-        for model in (others if settings.direct else settings.models)
-    }
+    far = settings.models[1:] if settings.direct else settings.models
+    models = {model.name: replicas(model.name, model, model.deployment) for model in far}
     challengers = {
-        model.name: ModelReplica.options(**options(key, model.shadow.deployment)).bind(*arguments(key, model))
+        model.name: replicas(f"{model.name}{CHALLENGER}", model, model.shadow.deployment)
         for model in settings.models
-        if model.shadow and (key := f"{model.name}{CHALLENGER}")
+        if model.shadow
     }
-    rest = (settings, models, challengers, versions)
-    application: serve.Application
+    gateway = (settings, models, challengers, versions)
     if settings.direct:
-        direct = DirectReplica.options(**options(default.name, default.deployment))  # type: ignore[attr-defined]
-        application = direct.bind(*rest, arguments(default.name, default))
-    else:
-        application = Ingress.options(**settings.ingress).bind(*rest)  # type: ignore[attr-defined]
-    return application
+        default = settings.models[0]
+        return replicas(default.name, default, default.deployment, DirectReplica, *gateway)
+    ingress: serve.Application = Ingress.options(**settings.ingress).bind(*gateway)  # type: ignore[attr-defined]
+    return ingress
 
 
 @serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)})
@@ -122,10 +119,11 @@ class DirectReplica(Replica):
         models: Mapping[str, DeploymentHandle[Any]],
         challengers: Mapping[str, DeploymentHandle[Any]],
         versions: DeploymentHandle[Any],
-        replica: tuple[Any, ...],
+        *replica: Any,
     ) -> None:
         """
         Args:
+            settings: Like the next three of the ``Gateway``.
             replica: Arguments of ``Replica``.
         """
         self._gateway = Gateway(settings, models, challengers, versions, here=self)
@@ -196,7 +194,7 @@ class Gateway:
         return self._here if model is self.settings.models[0] else None
 
     def _send(self, model: ServedModel, data: Any, ask: Ask) -> Any:
-        """An awaitable that can be cancelled."""
+        """Ask a replica, this one if it can be: an awaitable of ``Seen | Refusal`` that can be cancelled."""
         if near := self._near(model):
             return asyncio.create_task(near.predict(data, ask))
         return self._handles[model.name].predict.remote(data, ask)
@@ -260,7 +258,7 @@ class Gateway:
 
 
 def _carried(data: Any) -> Any:
-    """How bytes go to another process."""
+    """Bytes as they go to another process: large ones as a reference; what is one stays one."""
     return ray.put(data) if isinstance(data, bytes) and len(data) > _INLINE else data
 
 
