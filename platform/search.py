@@ -54,6 +54,11 @@ class Trial:
     run: str = ""
     """Folder of its run, where there is one."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether it reached its end with scores."""
+        return bool(self.scores) and self.stopped is None
+
 
 MANY = 4
 """Trials from which on it is asked what mattered."""
@@ -114,19 +119,24 @@ class Search:
             self.study.enqueue_trial({name: domain.drawn(own[name]) for name, domain in space.items()})
         self._interrupted = [trial for trial in self._known() if trial.state.name == "RUNNING"]
         self._open: dict[int, optuna.trial.Trial] = {}
+        self._ended: dict[int, Trial] = {}  # what is asked after every evaluation does not go through the study
+        self._best: Trial | None = None
+        for trial in self._known():
+            if trial.state.is_finished():
+                self._note_end(trial)
 
     def run(self, score: Callable[[Experiment], Mapping[str, float]], trials: int) -> None:
         """Try settings until there are so many trials; ``score`` gives statistics of an experiment, among them AP.
 
         What ``score`` raises as a ValueError is a failed trial, and so is an AP that is no number.
         """
-        with ProgressLine(trials, done=len(self.trials())) as progress:
+        with ProgressLine(trials, done=self.ended) as progress:
             while trial := self.ask(trials):
                 try:
                     self.tell(trial.number, score(apply(self.base, trial.settings, where=f"trial {trial.number}")))
                 except ValueError as error:
                     self.fail(trial.number, str(error))
-                progress.update(len(self.trials()), self.standing())
+                progress.update(self.ended, self.standing())
 
     def ask(self, limit: int) -> Trial | None:
         """The next trial: one that was interrupted, else a new one; None when there are ``limit`` trials."""
@@ -169,7 +179,7 @@ class Search:
                 raise ValueError(f"{name} is no number")
         trial = self._open.pop(number)
         trial.set_user_attr("scores", dict(scores))
-        self.study.tell(trial, values)
+        self._note_end(self.study.tell(trial, values))
 
     def stop(self, number: int, epoch: float) -> None:
         """A trial was given up after so many epochs because others were better by then."""
@@ -181,7 +191,7 @@ class Search:
         trial.set_user_attr("stopped", epoch)
         if len(self.objectives) == 1:
             trial.report(scores["AP"], round(1000 * epoch))  # a sampler compares what was stopped at the same time
-        self.study.tell(trial, state=TrialState.PRUNED)
+        self._note_end(self.study.tell(trial, state=TrialState.PRUNED))
 
     def fail(self, number: int, reason: str) -> None:
         """A trial came to nothing."""
@@ -189,7 +199,7 @@ class Search:
 
         trial = self._open.pop(number)
         trial.set_user_attr("reason", reason)
-        self.study.tell(trial, state=TrialState.FAIL)
+        self._note_end(self.study.tell(trial, state=TrialState.FAIL))
 
     @property
     def under_way(self) -> list[int]:
@@ -229,9 +239,19 @@ class Search:
             warnings.simplefilter("ignore")  # it says that multivariate and constant_liar may change some day
             return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
+    def _note_end(self, known: "optuna.trial.FrozenTrial") -> None:
+        trial = self._ended[known.number] = _as_trial(known)
+        if trial.complete and (self._best is None or _rank(trial) > _rank(self._best)):
+            self._best = trial
+
+    @property
+    def ended(self) -> int:
+        """How many trials ended."""
+        return len(self._ended)
+
     def trials(self) -> list[Trial]:
         """Those that ended, in order."""
-        return [_as_trial(trial) for trial in self._known() if trial.state.is_finished()]
+        return [self._ended[number] for number in sorted(self._ended)]
 
     def seen(self) -> list[Trial]:
         """Those that ended or were interrupted, with what was seen of them."""
@@ -240,11 +260,11 @@ class Search:
 
     def complete(self) -> list[Trial]:
         """Those that reached their end with scores."""
-        return [trial for trial in self.trials() if trial.scores and trial.stopped is None]
+        return [trial for trial in self.trials() if trial.complete]
 
     def best(self) -> Trial | None:
         """The trial with the highest AP of those that reached their end, the first of equals; None if none did."""
-        return max(self.complete(), key=lambda trial: trial.scores["AP"], default=None)
+        return self._best
 
     def pareto(self) -> list[Trial]:
         """Trials that no other one beats in all objectives, the highest AP first."""
@@ -332,6 +352,11 @@ def _as_trial(trial: "optuna.trial.FrozenTrial") -> Trial:
         stopped=known.get("stopped"),
         run=known.get("run", ""),
     )
+
+
+def _rank(trial: Trial) -> tuple[float, int]:
+    """Higher for a better one, and for the first of equals."""
+    return trial.scores["AP"], -trial.number
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

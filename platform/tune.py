@@ -99,7 +99,7 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
     logging.getLogger("ray").setLevel(logging.ERROR)  # it says where it keeps what nobody needs
     scaling = search.base.scaling
     at_once = engine.concurrent or room(scaling, ray.cluster_resources())
-    done = len(search.trials())
+    done = search.ended
     if done >= engine.samples:
         return True
     scratch = Path(search.folder, "ray")
@@ -147,7 +147,7 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
         for number in search.under_way:  # someone stopped the search
             clerk.submit(_close, f"{search.folder}/trials/trial-{number:03d}", "KILLED")
     shutil.rmtree(scratch, ignore_errors=True)
-    return len(search.trials()) >= min(engine.samples, search.combinations)
+    return search.ended >= min(engine.samples, search.combinations)
 
 
 def room(scaling: ScalingConfig, resources: Mapping[str, float]) -> int:
@@ -345,10 +345,10 @@ class _Ledger(tune.Callback):
         self._show(f"trial {number} failed")
 
     def _show(self, text: str) -> None:
-        ended = self._search.trials()
+        ended = self._search.ended
         if best := self._search.best():
-            self._sink.log_metrics({"best_AP": best.scores["AP"], "trials": len(ended)}, len(ended))
-        self._line.update(len(ended), f"{self._search.standing()}  {text}")
+            self._sink.log_metrics({"best_AP": best.scores["AP"], "trials": ended}, ended)
+        self._line.update(ended, f"{self._search.standing()}  {text}")
 
 
 def _close(folder: str, status: Status, epoch: float | None = None) -> None:

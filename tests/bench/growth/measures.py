@@ -241,7 +241,6 @@ def _trials(folder: Path, trials: int) -> Work:
             for epoch in range(1, EVALUATIONS + 1):
                 scores = {"AP": epoch / (10 + trial.number % 7), "AP50": 0.5}
                 search.report(trial.number, epoch, scores, run="", settings=trial.settings)
-                search.trials()
                 search.best()
                 search.standing()
             search.tell(trial.number, scores)
