@@ -12,6 +12,7 @@ import numpy as np
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.truth import GroundTruth, PoseTable
+from posefleet.data.verdicts import THRESHOLDS, Verdicts
 
 ERROR_KINDS = ("good", "jitter", "inversion", "swap", "miss")
 """What a keypoint of a matched person can be; every labelled one is exactly one of these.
@@ -30,6 +31,9 @@ IMAGES_AT_A_TIME = 2000
 """Bounds memory: a few hundred MB for any data set."""
 
 FALSE, TRUE, IGNORED = 0, 1, 2
+"""Of a pose that is matched to nobody, to somebody who counts, to somebody to ignore."""
+MATCHED, DISREGARDED, BACKGROUND, DUPLICATE = range(4)
+"""Of a pose by all its keypoints: see :class:`ErrorSplit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +64,32 @@ class ErrorSplit:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What :func:`diagnose` finds."""
+    """What :func:`diagnose` finds, image by image: that of several parts of a data set adds up."""
 
-    keypoint_ap: np.ndarray
-    """(K,) AP of each keypoint; NaN where nobody has it labelled."""
-    keypoint_similarity: np.ndarray
-    """(K,) mean similarity of each keypoint over people matched to a pose; NaN without any."""
+    keypoints: Verdicts
+    """On every keypoint alone: K questions."""
     person_oks: np.ndarray
     """(P,) OKS of each person with the pose matched to him; 0 for a missed one, NaN for one who does not count."""
-    errors: ErrorSplit
+    pose_kinds: np.ndarray
+    """(D,) int8: MATCHED, DISREGARDED, BACKGROUND or DUPLICATE."""
+    errors: np.ndarray
+    """(K, 5) int64, labelled keypoints of matched people by ``ERROR_KINDS``."""
+    similarity: np.ndarray
+    """(K,) sum over the same keypoints."""
 
 
-def diagnose(
-    truth: GroundTruth, poses: PoseTable, schema: KeypointSchema, thresholds: np.ndarray, recall_points: np.ndarray
-) -> Diagnosis:
-    """Score every keypoint alone and split the errors by kind.
+def diagnose(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Diagnosis:
+    """Match every keypoint alone and split the errors by kind.
 
     Args:
-        truth: The people of all evaluated images.
+        truth: The people of some images.
         poses: The poses that count there.
         schema: Names, deviations and left/right pairs of the K keypoints.
-        thresholds: (T,) similarities at which a pose is matched, see ``COCOeval.params.iouThrs``.
-        recall_points: (R,) recalls at which precision is read.
     """
     labelled = truth.visibility > 0
     counted = ~truth.ignored[:, None] & labelled  # (P, K)
-    verdicts = np.zeros((len(schema), len(poses.image), len(thresholds)), np.int8)
-    pose_verdicts = np.zeros(len(poses.image), np.int8)  # at ``MATCH``, by all keypoints
-    fit = np.zeros(len(poses.image))  # OKS with the most similar keypoint person
+    verdicts = np.zeros((len(schema), len(THRESHOLDS), len(poses.image)), np.int8)
+    pose_kinds = np.full(len(poses.image), BACKGROUND, np.int8)
     kinds = np.zeros((len(schema), len(ERROR_KINDS)), np.int64)
     similarity_sum = np.zeros(len(schema))
     person_oks = np.where(truth.ignored, np.nan, 0.0)
@@ -95,15 +97,17 @@ def diagnose(
     for group in _groups(truth, poses):
         similarity = _similarity(group, truth, poses, schema)  # (I, D, G, K)
         people = group.people
-        _, verdict = _match(similarity, counted[people], truth.crowd[people], thresholds)  # (I, D, K, T)
-        verdicts[:, group.rows] = verdict[group.present].transpose(1, 0, 2)
+        _, verdict = _match(similarity, counted[people], truth.crowd[people], THRESHOLDS)  # (I, D, K, T)
+        verdicts[:, :, group.rows] = verdict[group.present].transpose(1, 2, 0)
 
         oks = _oks(similarity, labelled[people])  # (I, D, G)
         real = ~truth.ignored[people]
         person, verdict = _match(oks[..., None], real[..., None], truth.crowd[people], np.array([MATCH]))
         person, verdict = person[..., 0, 0], verdict[..., 0, 0]  # (I, D)
-        pose_verdicts[group.rows] = verdict[group.present]
-        fit[group.rows] = np.where(real[:, None], oks, 0.0).max(2)[group.present]
+        fit = np.where(real[:, None], oks, 0.0).max(2)  # with the most similar keypoint person
+        unmatched = np.where(fit < MATCH, BACKGROUND, DUPLICATE)
+        kind = np.select([verdict == TRUE, verdict == IGNORED], [MATCHED, DISREGARDED], unmatched)
+        pose_kinds[group.rows] = kind[group.present]
 
         image, pose = np.nonzero(group.present & (verdict == TRUE))
         person_oks[people[image, person[image, pose]]] = oks[image, pose, person[image, pose]]
@@ -113,13 +117,30 @@ def diagnose(
             kinds[:, index] += (kind == index).sum(0)
         similarity_sum += own.sum(0)
 
-    ap = [
-        _average_precision(poses.scores, verdicts[k], int(counted[:, k].sum()), recall_points)
-        for k in range(len(schema))
-    ]
-    seen = kinds.sum(1)
-    mean = np.divide(similarity_sum, seen, out=np.full(len(schema), np.nan), where=seen > 0)
-    return Diagnosis(np.array(ap), mean, person_oks, _split(truth, poses, pose_verdicts, fit, kinds))
+    found = Verdicts.pack(verdicts == TRUE, verdicts == FALSE, counted.sum(0))
+    return Diagnosis(found, person_oks, pose_kinds, kinds, similarity_sum)
+
+
+def split_errors(keypoints: np.ndarray, people: int, pose_kinds: np.ndarray, scores: np.ndarray) -> ErrorSplit:
+    """The error split of a whole data set.
+
+    Args:
+        keypoints: (K, 5), see :class:`Diagnosis`.
+        people: Who count.
+        pose_kinds: (D,) of all poses.
+        scores: (D,) theirs.
+    """
+    matched, background = pose_kinds == MATCHED, pose_kinds == BACKGROUND
+    bar = np.median(scores[matched]) if matched.any() else -np.inf
+    return ErrorSplit(
+        keypoints=keypoints,
+        people=people,
+        missed_people=people - int(matched.sum()),
+        poses=int((pose_kinds != DISREGARDED).sum()),
+        background_poses=int(background.sum()),
+        high_background_poses=int((background & (scores >= bar)).sum()),
+        duplicate_poses=int((pose_kinds == DUPLICATE).sum()),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- groups
@@ -239,28 +260,6 @@ def _match(
     return person, verdict
 
 
-def _average_precision(scores: np.ndarray, verdicts: np.ndarray, positives: int, recall_points: np.ndarray) -> float:
-    """Mean over thresholds and recalls of the interpolated precision.
-
-    Args:
-        scores: (N,).
-        verdicts: (N, T) of FALSE, TRUE, IGNORED.
-        positives: How many there are to find.
-        recall_points: (R,).
-    """
-    if positives == 0:
-        return np.nan
-    verdicts = verdicts[np.argsort(-scores, kind="stable")]
-    found = (verdicts == TRUE).cumsum(0).astype(np.float64)
-    wrong = (verdicts == FALSE).cumsum(0).astype(np.float64)
-    precision = found / (found + wrong + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    envelope = np.vstack([envelope, np.zeros_like(envelope[:1]) if len(envelope) else np.zeros((1, envelope.shape[1]))])
-    recall = found / positives
-    read = [envelope[np.searchsorted(recall[:, t], recall_points), t] for t in range(recall.shape[1])]
-    return float(np.mean(read))
-
-
 # ------------------------------------------------------------------------------------------------------- errors
 
 
@@ -299,21 +298,3 @@ def _error_kinds(
     cases = [~labelled[rows, match.own], own >= GOOD, own >= NEAR, inverted, other >= NEAR]
     kind = np.select(cases, [-1, good, jitter, inversion, swap], miss)
     return own, kind
-
-
-def _split(
-    truth: GroundTruth, poses: PoseTable, verdicts: np.ndarray, fit: np.ndarray, kinds: np.ndarray
-) -> ErrorSplit:
-    matched = verdicts == TRUE
-    background = (verdicts == FALSE) & (fit < MATCH)
-    bar = np.median(poses.scores[matched]) if matched.any() else -np.inf
-    people = int((~truth.ignored).sum())
-    return ErrorSplit(
-        keypoints=kinds,
-        people=people,
-        missed_people=people - int(matched.sum()),
-        poses=int((verdicts != IGNORED).sum()),
-        background_poses=int(background.sum()),
-        high_background_poses=int((background & (poses.scores >= bar)).sum()),
-        duplicate_poses=int(((verdicts == FALSE) & ~background).sum()),
-    )

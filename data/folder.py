@@ -44,8 +44,8 @@ class FolderDataset(SampleSource):
         """
         return [self._sample(position) for position in positions]
 
-    def records(self) -> Iterator[Record]:
-        return self._split.records()
+    def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
+        return map(self._split.record, range(rank, len(self._split), world_size))
 
     def _sample(self, position: int) -> Sample:
         record = self._split.record(position)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RECALL_POINTS = np.linspace(0, 1, 101)
+from posefleet.data.verdicts import RECALL_POINTS, THRESHOLDS, Verdicts
+
 CONFIDENCE = 0.95
 _CELLS = 4_000_000
 """Draws x poses that are worked on at once: bounds memory."""
@@ -38,13 +39,13 @@ class Matches:
         people: np.ndarray,
         image: np.ndarray,
         scores: np.ndarray,
-        matched: np.ndarray,
-        ignored: np.ndarray,
+        verdicts: Verdicts,
     ) -> "Matches":
-        """From poses in any order: their images' rows, scores (D,), and who of them (T, D) is matched and ignored."""
+        """From poses in any order: their images' rows, scores (D,), and what the first question says of them."""
         order = np.argsort(-scores, kind="stable")
-        matched, counts = matched[:, order], ~ignored[:, order]
-        return cls(image_ids, people, image[order], matched & counts, ~matched & counts)
+        planes = [verdicts.at(0, threshold) for threshold in range(len(THRESHOLDS))]
+        true, false = (np.stack(found)[:, order] for found in zip(*planes, strict=True))
+        return cls(image_ids, people, image[order], true, false)
 
     def comparable(self, other: "Matches") -> bool:
         """Whether both are of the same images with the same people."""

@@ -68,8 +68,9 @@ class SampleSource(ABC):
         """
 
     @abstractmethod
-    def records(self) -> Iterator[Record]:
-        """The record of every sample, image sizes and people as annotated, in the stored order."""
+    def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
+        """The record, image size and people as annotated, of every ``world_size``-th sample from the ``rank``-th on, in
+        the stored order: those of :func:`evaluation_batches`."""
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The same samples as one batch."""
@@ -131,8 +132,8 @@ class ShardDataset(SampleSource):
         found = self._reader.read(*self.order.locate(positions))
         return [self._sample(*pair, position) for pair, position in zip(found, positions, strict=True)]
 
-    def records(self) -> Iterator[Record]:
-        return self._reader.records()
+    def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
+        return self._reader.records(rank, world_size)
 
     def _sample(self, member: "_Member", data: bytes, position: int) -> Sample:
         try:
@@ -351,11 +352,14 @@ class _ShardReader:
                 raise _broken(member.path, f"truncated: it ends before byte {member.end}, where a sample does")
         return list(zip(members, found, strict=True))
 
-    def records(self) -> Iterator[Record]:
-        """The record of every sample; images are not read."""
+    def records(self, rank: int, world_size: int) -> Iterator[Record]:
+        """See :meth:`SampleSource.records`; images are not read."""
+        next_one = rank  # counted from the first sample of the shard
         for index in range(len(self.names)):
             shard = self._shard(index)
-            yield from read_records(self._fs, shard.path, shard.members)
+            mine = shard.members[next_one::world_size]
+            next_one += len(mine) * world_size - len(shard.members)
+            yield from read_records(self._fs, shard.path, mine)
 
     def _shard(self, index: int) -> _Shard:
         if index not in self._shards:

@@ -178,6 +178,11 @@ class PoseTable:
         poses = slice(*np.searchsorted(self.image, (rows.start, rows.stop)).tolist())
         return type(self)(self.image[poses] - rows.start, self.keypoints[poses], self.scores[poses])
 
+    def among(self, chosen: np.ndarray) -> Self:
+        """The poses of the images that (I,) ``chosen`` says."""
+        kept = chosen[self.image]
+        return type(self)(np.cumsum(chosen)[self.image[kept]] - 1, self.keypoints[kept], self.scores[kept])
+
     @classmethod
     def pack(cls, predictions: Mapping[int, Poses], truth: GroundTruth, schema: KeypointSchema, max_poses: int) -> Self:
         """The ``max_poses`` best poses of each image of ``truth``; equal scores keep their order.

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.evaluation import Evaluation
+from posefleet.data.evaluation import Evaluation, conclude
 from posefleet.data.evaluation import evaluate as score
 from posefleet.data.keypoints import load_schema
 from posefleet.data.shards import read_manifest
 from posefleet.data.stream import Batches, SampleSource, ShardDataset, evaluation_batches, training_batches
 from posefleet.data.structures import Batch, Poses
+from posefleet.data.tally import tally
 from posefleet.data.transforms import EvalTransform, TrainTransform
 from posefleet.data.truth import GroundTruth
 from posefleet.platform.checkpoint import CheckpointStore
@@ -111,7 +112,7 @@ def evaluate(
     step: int = 0,
     keep: Callable[[dict[int, Poses]], None] | None = None,
 ) -> Evaluation | None:
-    """Predict a split and score it; each rank predicts its part, rank 0 scores.
+    """Predict a split and score it; each rank predicts its part and matches it, rank 0 adds up.
 
     Args:
         model: On ``worker.device``; left in the mode it was in.
@@ -151,23 +152,35 @@ def evaluate(
                 shown.append((batches[0], poses))
             worker.watch.beat()
     model.train(was_training)
+    result = _scored(found, datasets[0], experiment, worker, predictor.score_rule)
+    if keep and (parts := worker.gather(found)):
+        keep({image_id: poses for part in parts for image_id, poses in part.items()})
+    if result and worker.sink:
+        leave_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
+    return result
+
+
+def _scored(
+    found: dict[int, Poses], split: SampleSource, experiment: Experiment, worker: LocalWorker, score_rule: str
+) -> Evaluation | None:
+    """The scores of what all ranks found, on rank 0: each rank matches its own poses, if the backend can do that."""
+    schema, settings = load_schema(experiment.schema), experiment.evaluate
+    most = settings.max_detections
+    if settings.backend == "pycocotools":
+        people = ground_truth(split, worker.rank, worker.world_size)
+        tallies = worker.gather(tally(people, found, schema, max_poses=most))
+        return conclude(tallies, schema, max_detections=most, score_rule=score_rule) if tallies else None
     parts = worker.gather(found)
     if parts is None:
         return None
-    everything = {image_id: poses for part in parts for image_id, poses in part.items()}
-    result = score(
-        ground_truth(datasets[0]),
-        everything,
+    return score(
+        ground_truth(split),
+        {image_id: poses for part in parts for image_id, poses in part.items()},
         schema,
-        max_detections=experiment.evaluate.max_detections,
-        backend=experiment.evaluate.backend,
-        score_rule=predictor.score_rule,
+        max_detections=most,
+        backend=settings.backend,
+        score_rule=score_rule,
     )
-    if keep:
-        keep(everything)
-    if worker.sink:
-        leave_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
-    return result
 
 
 # ---------------------------------------------------------------------------------------------------- steps
@@ -348,10 +361,11 @@ def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
     return ShardDataset(resolve_path(experiment.data.eval), view.schema, view, labelled_only=False, seed=None)
 
 
-def ground_truth(source: SampleSource) -> GroundTruth:
-    """The people of every image of a source."""
+def ground_truth(source: SampleSource, rank: int = 0, world_size: int = 1) -> GroundTruth:
+    """The people of the images of a source; of those that a rank predicts, if it has a rank."""
     return GroundTruth.from_records(
-        (record["image_id"], (record["width"], record["height"]), record["people"]) for record in source.records()
+        (record["image_id"], (record["width"], record["height"]), record["people"])
+        for record in source.records(rank, world_size)
     )
 
 

@@ -118,15 +118,14 @@ def main() -> None:
     fast, fast_stats = timed(lambda: plain_faster(dataset, results_of(predictions)))
     truth = GroundTruth.from_coco(dataset)
     poses = PoseTable.pack(predictions, truth, COCO17, 20)
-    thresholds, recalls = np.linspace(0.5, 0.95, 10), np.linspace(0, 1, 101)
-    extra, _ = timed(lambda: diagnose(truth, poses, COCO17, thresholds, recalls))
+    extra, _ = timed(lambda: diagnose(truth, poses, COCO17))
     whole, result = timed(lambda: evaluate(truth, predictions, COCO17))
     whole_fast, result_fast = timed(lambda: evaluate(truth, predictions, COCO17, backend="faster"))
 
     for name, seconds in (
         ("pycocotools, plain", reference),
         ("faster-coco-eval, plain", fast),
-        ("per-keypoint AP and error split alone", extra),
+        ("keypoints and error split alone", extra),
         ("evaluate(backend='pycocotools')", whole),
         ("evaluate(backend='faster')", whole_fast),
     ):

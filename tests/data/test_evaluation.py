@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import pickle
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -15,12 +16,13 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from posefleet.data import evaluation, truth
+from posefleet.data import matching, truth
 from posefleet.data.diagnosis import ERROR_KINDS
 from posefleet.data.errors import DataError
-from posefleet.data.evaluation import STATISTICS, Evaluation, evaluate
+from posefleet.data.evaluation import STATISTICS, Evaluation, conclude, evaluate
 from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
 from posefleet.data.structures import Poses
+from posefleet.data.tally import tally
 from posefleet.data.truth import GroundTruth
 
 AREA = 10_000.0
@@ -156,7 +158,7 @@ def test_unsorted_poses_beyond_the_limit_are_cut_as_pycocotools_cuts_them() -> N
 def test_images_are_matched_in_groups_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, predictions = random_scene(2)
     whole = evaluate(GroundTruth.from_coco(dataset), predictions, COCO17)
-    monkeypatch.setattr(evaluation, "IMAGES_AT_A_TIME", 7)  # of 60
+    monkeypatch.setattr(matching, "IMAGES_AT_A_TIME", 7)  # of 60
     monkeypatch.setattr(truth, "PEOPLE_AT_A_TIME", 3)
     parts = evaluate(GroundTruth.from_coco(dataset), predictions, COCO17)
     assert list(parts.statistics.values()) == pycocotools_statistics(dataset, predictions).tolist()
@@ -164,6 +166,35 @@ def test_images_are_matched_in_groups_to_the_same_numbers(monkeypatch: pytest.Mo
     assert parts.matches is not None and whole.matches is not None
     for field in fields(parts.matches):
         assert np.array_equal(getattr(parts.matches, field.name), getattr(whole.matches, field.name))
+
+
+@pytest.mark.parametrize("parts", [2, 7, 70])  # of 60 images
+def test_parts_matched_apart_add_up_to_the_whole(parts: int) -> None:
+    dataset, predictions = random_scene(4, CROWDPOSE14)
+    for image in dataset["images"]:
+        image["crowdIndex"] = image["id"] % 10 / 10
+    truth = GroundTruth.from_coco(dataset)
+    whole = evaluate(truth, predictions, CROWDPOSE14, score_rule="one")
+    tallies = []
+    for rank in range(parts):
+        mine = truth.image_ids[rank::parts].tolist()
+        poses = {image_id: predictions[image_id] for image_id in mine if image_id in predictions}
+        tallies.append(pickle.loads(pickle.dumps(tally(truth.select(mine), poses, CROWDPOSE14, max_poses=20))))
+    found = conclude(tallies[::-1], CROWDPOSE14, score_rule="one")
+    assert "AP_hard" in found.statistics
+    assert found.statistics == whole.statistics
+    assert (found.protocol, found.notes, found.image_oks) == (whole.protocol, whole.notes, whole.image_oks)
+    assert np.array_equal(found.keypoint_ap, whole.keypoint_ap)
+    np.testing.assert_allclose(found.keypoint_oks, whole.keypoint_oks, rtol=1e-12)
+    for one, other in ((found.errors, whole.errors), (found.matches, whole.matches)):
+        for field in fields(one):
+            assert np.array_equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
+def test_an_image_in_two_parts_is_refused() -> None:
+    part = tally(truth_of([person(standing())]), {1: poses_of(standing())}, COCO17, max_poses=20)
+    with pytest.raises(DataError, match="image 1 is in the ground truth twice"):
+        conclude([part, part], COCO17)
 
 
 def test_people_before_the_first_with_keypoints_have_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,7 @@ def test_evaluation_reads_each_sample_once_and_ends(root: str, world_size: int, 
     for rank in range(world_size):
         batches = list(evaluation_batches(dataset, batch_size=batch_size, rank=rank, world_size=world_size))
         assert ids(batches) == list(range(41))[rank::world_size]
+        assert [record["image_id"] for record in dataset.records(rank, world_size)] == ids(batches)
 
 
 def test_only_labelled_images(root: str) -> None:

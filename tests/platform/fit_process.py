@@ -1,5 +1,6 @@
 """What the processes of the training tests run; importable, because spawned processes import it."""
 
+import contextlib
 import json
 import os
 import time
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from posefleet.platform import logs, loop
-from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.checkpoint import CheckpointStore, load_model
 from posefleet.platform.config import build_experiment
 from posefleet.platform.worker import LocalWorker
 
@@ -84,23 +85,39 @@ def in_trouble(trouble: str) -> Iterator[None]:
         loop.train_step, loop.training_batches = step, open_batches
 
 
+@contextmanager
+def gloo(rank: int, world_size: int, port: int) -> Iterator[None]:
+    """This process as one of a group."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def evaluate_rank(rank: int, world_size: int, port: int, settings: str, checkpoint: str, file: str) -> None:
+    """One of the processes that evaluate a checkpoint; the first leaves the numbers in ``file``."""
+    with gloo(rank, world_size, port):
+        model, _ = load_model(checkpoint)
+        result = loop.evaluate(model, build_experiment(json.loads(settings)), LocalWorker(device="cpu"))
+        assert (result is None) == (rank > 0)
+        if result:
+            Path(file).write_text(json.dumps({"numbers": result.as_dict(), "notes": result.notes}))
+
+
 def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, looks: int, trouble: str = "") -> None:
     """One of ``world_size`` gloo processes that train on ``settings`` (json) with checkpoints under ``folder``.
 
     The last one is in ``trouble``, if there is any.
     """
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    try:
-        with (
-            recorded_ids(Path(folder, f"ids-{world_size}-{rank}")),
-            logs.written(folder, f"rank{rank}"),
-            in_trouble(trouble if rank == world_size - 1 else ""),
-        ):
-            experiment, store = build_experiment(json.loads(settings)), CheckpointStore(f"{folder}/checkpoints")
-            loop.fit(experiment, StoppingWorker(looks, folder), store)
-    except loop.Stopped:
-        pass
-    finally:
-        dist.destroy_process_group()
+    with (
+        contextlib.suppress(loop.Stopped),
+        gloo(rank, world_size, port),
+        recorded_ids(Path(folder, f"ids-{world_size}-{rank}")),
+        logs.written(folder, f"rank{rank}"),
+        in_trouble(trouble if rank == world_size - 1 else ""),
+    ):
+        experiment, store = build_experiment(json.loads(settings)), CheckpointStore(f"{folder}/checkpoints")
+        loop.fit(experiment, StoppingWorker(looks, folder), store)

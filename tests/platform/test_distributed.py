@@ -2,29 +2,28 @@
 
 import copy
 import json
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing as mp
-from fit_process import fit_rank, recorded_ids
+from fit_process import evaluate_rank, fit_rank, recorded_ids
+from processes import free_port
+from small_settings import untrained_checkpoint
 from torch.nn.utils import parameters_to_vector
 
 from posefleet.data.shards import read_manifest
 from posefleet.platform.checkpoint import CheckpointStore, build_model, load_model, read_meta
 from posefleet.platform.config import build_experiment
-from posefleet.platform.loop import fit
+from posefleet.platform.loop import evaluate, fit
 from posefleet.platform.worker import LocalWorker
 
 
 def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0, trouble: str = "") -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    mp.spawn(fit_rank, (world_size, port, json.dumps(settings), str(folder), looks, trouble), nprocs=world_size)
+    mp.spawn(fit_rank, (world_size, free_port(), json.dumps(settings), str(folder), looks, trouble), nprocs=world_size)
 
 
 def with_settings(small_run: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +31,24 @@ def with_settings(small_run: dict[str, Any], **sections: dict[str, Any]) -> dict
     for section, values in sections.items():
         settings[section] |= values
     return settings
+
+
+@pytest.mark.parametrize(("backend", "ranks"), [("pycocotools", 3), ("faster", 2)])
+def test_an_evaluation_is_the_same_among_many(
+    backend: str, ranks: int, small_run: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = with_settings(small_run, data={"eval_batch_size": 1}) | {"evaluate": {"backend": backend}}
+    checkpoint = untrained_checkpoint(settings, tmp_path / "run", sure=True)
+    alone = evaluate(load_model(checkpoint)[0], build_experiment(settings), LocalWorker(device="cpu"))
+    arguments = (json.dumps(settings), checkpoint, str(tmp_path / "found.json"))
+    mp.spawn(evaluate_rank, (ranks, free_port(), *arguments), nprocs=ranks)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert alone is not None and alone.protocol.poses > 10
+    assert found["numbers"] == pytest.approx(alone.as_dict(), rel=1e-12, abs=0, nan_ok=True)
+    assert {name: found["numbers"][name] for name in alone.statistics} == pytest.approx(
+        alone.statistics, rel=0, abs=0, nan_ok=True
+    )
+    assert tuple(found["notes"]) == alone.notes
 
 
 def test_two_workers_end_where_one_process_with_the_whole_batch_does(small_run: dict[str, Any], tmp_path: Path) -> None:

@@ -120,6 +120,42 @@ def _score(backend: str) -> Callable[[Path, int], Work]:
     return begin
 
 
+SCORERS = 64
+"""Ranks among which an evaluation is divided."""
+
+
+def _score_part(_: Path, images: int) -> Work:
+    """One of the ranks that score a split: packs the people of its images and matches its poses."""
+    from posefleet.data.tally import tally
+    from posefleet.data.truth import GroundTruth
+
+    part = max(1, images // SCORERS)
+    predictions = poses_of(part, per_image=6)
+
+    def work() -> None:
+        records = ((r["image_id"], (r["width"], r["height"]), r["people"]) for r in records_of(part))
+        tally(GroundTruth.from_records(records), predictions, COCO17, max_poses=20)
+
+    return work
+
+
+def _score_sum(_: Path, images: int) -> Work:
+    """What rank 0 does with the parts of all: all numbers of the split. The parts are copies of one."""
+    import numpy as np
+
+    from posefleet.data.evaluation import conclude
+    from posefleet.data.tally import tally
+    from posefleet.data.truth import GroundTruth
+
+    part = max(1, images // SCORERS)
+    truth = GroundTruth.from_records((r["image_id"], (r["width"], r["height"]), r["people"]) for r in records_of(part))
+    one = tally(truth, poses_of(part, per_image=6), COCO17, max_poses=20)
+    return lambda: conclude(
+        [dataclasses.replace(one, image_ids=np.arange(rank, SCORERS * part, SCORERS)) for rank in range(SCORERS)],
+        COCO17,
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- counts
 
 
@@ -289,6 +325,8 @@ MEASURES = {
     "truth": Measure("ground truth", "image", "samples", 1_000_000, _nothing, _truth),
     "score": Measure("scoring, pycocotools", "image", "samples", 100_000, _nothing, _score("pycocotools")),
     "score-faster": Measure("scoring, faster", "image", "samples", 100_000, _nothing, _score("faster")),
+    "score-part": Measure("scoring, a rank of 64", "image", "samples", 1_000_000, _nothing, _score_part),
+    "score-sum": Measure("scoring, parts of 64 ranks", "image", "samples", 1_000_000, _nothing, _score_sum),
     "ranks": Measure("stream, start of ranks", "rank", "counts", 512, _some_shards, _ranks),
     "checkpoints": Measure("checkpoint saved, listed", "checkpoint", "counts", 512, _write_checkpoints, _checkpoints),
     "compare": Measure("table of a comparison", "run", "counts", 64, _nothing, _comparison),

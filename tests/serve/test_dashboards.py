@@ -1,0 +1,131 @@
+"""Both dashboards before a Prometheus that watches a server and a training: each panel has something to show."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from processes import free_port, kill_family, wait_for
+from server import Load, Server, running_server
+from small_settings import small_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+GRAFANA = ROOT / "docs" / "grafana"
+NOT_HERE = {
+    "GPUs": "no GPU",
+    "Nodes there are": "no autoscaler",
+    "Out of memory": "nobody was",
+    "Workers that died": "nobody did",
+}
+"""Rows and panels without data on such a cluster, and why."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+
+Query = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def server(registry: str) -> Iterator[Server]:
+    """A champion with its challenger."""
+    model = {
+        "name": "pose",
+        "source": "models:/pose@champion",
+        "warm_up": [[96, 128]],
+        "score_threshold": 0.0,
+        "shadow": {"source": "models:/pose@challenger", "share": 1.0},
+    }
+    with running_server({"models": [model], "tracking": registry}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
+    """Asks a Prometheus of ours, with the configuration of docs/grafana, that watches the server's Ray."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("no prometheus on this machine")
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = (GRAFANA / "prometheus.yml").read_text().replace("/tmp/ray/", f"{server.folder}/")
+    (folder / "prometheus.yml").write_text(config.replace("scrape_interval: 10s", "scrape_interval: 2s"))
+    address = f"127.0.0.1:{free_port()}"
+    options = {"config.file": folder / "prometheus.yml", "storage.tsdb.path": folder, "web.listen-address": address}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([program, *(f"--{k}={v}" for k, v in options.items())], stdout=log, stderr=log)
+
+    def query(expression: str) -> list[dict[str, Any]]:
+        parameters = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"http://{address}/api/v1/query?{parameters}", timeout=10) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+            return found
+
+    def listens() -> bool:
+        try:
+            return bool(query("ray_node_cpu_utilization"))
+        except OSError:
+            return False
+
+    try:
+        wait_for(listens, 60, (folder / "log").read_text)
+        yield query
+    finally:
+        kill_family(process.pid)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def watched(
+    server: Server,
+    prometheus: Query,
+    photographs: list[bytes],
+    people_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Query:
+    """After a minute of requests, good and bad, and a training beside them."""
+    settings = small_settings(people_shards, tmp_path_factory.mktemp("training"))
+    settings["scaling"] = {"num_workers": 1}
+    settings["train"]["epochs"] = 8
+    file = Path(settings["run"]["storage"], "settings.yaml")
+    file.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "jobs/train_smpr.py", "--config", str(file)]
+    address = ray.get_runtime_context().gcs_address
+    training = subprocess.Popen(
+        ["env", f"RAY_ADDRESS={address}", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    with Load(server, "/v1/poses", [*photographs, b"no picture"], clients=3):
+        _, said = training.communicate(timeout=300)
+        wait_for(lambda: prometheus("ray_posefleet_shadow_images_total") and prometheus("ray_posefleet_refused_total"))
+        wait_for(lambda: prometheus('sum(rate(ray_posefleet_refused_total{model=~".*"}[1m]))'), 60)
+    assert training.returncode == 0, said.decode()
+    return prometheus
+
+
+def panels() -> Iterator[Any]:
+    """Those with queries, as (row, panel)."""
+    for path in sorted(GRAFANA.glob("*.json")):
+        row = ""
+        for panel in json.loads(path.read_text())["panels"]:
+            if panel["type"] == "row":
+                row = panel["title"]
+            else:
+                yield pytest.param(row, panel, id=f"{path.stem}: {row}: {panel['title']}")
+
+
+@pytest.mark.parametrize(("row", "panel"), panels())
+def test_a_panel_shows_what_its_legend_names(row: str, panel: dict[str, Any], watched: Query) -> None:
+    for target in panel["targets"]:
+        series = watched(re.sub(r"\$\w+", ".*", target["expr"]))
+        if row in NOT_HERE or panel["title"] in NOT_HERE:
+            continue  # that Prometheus took the query is all there is to see
+        assert series, target["expr"]
+        for one in series:
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= set(one["metric"]), one["metric"]
+            assert float(one["value"][1]) >= 0, "not a number"
