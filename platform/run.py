@@ -105,7 +105,9 @@ class Run:
             log.warning("MLflow does not learn that run %s is %s: no spool can be kept: %s", self.run_id, status, error)
             return
         sink.log_profiles()
-        sink.flush()
+        if not sink.flush():
+            sink.close(status, patient=False)
+            return
         try:
             if curves:
                 leave_curves(sink, tracking.read_run(self.tracking_uri, self.run_id).metrics, self._history)
@@ -154,13 +156,13 @@ class RunSink:
             if not name.startswith("rank0-"):
                 self._tracker.log_bytes(f"profile/{name}", fs.cat_file(file))
 
-    def flush(self) -> None:
-        """Give MLflow some time to take everything; what it does not take waits in the spool."""
-        self._tracker.flush()
+    def flush(self) -> bool:
+        """Give MLflow some time to take everything; whether it did. What it does not take waits in the spool."""
+        return self._tracker.flush()
 
-    def close(self, status: Status) -> None:
-        """End the MLflow run."""
-        self._tracker.close(status)
+    def close(self, status: Status, *, patient: bool = True) -> None:
+        """Log no more, and leave the MLflow run as ``status`` says; ``patient`` unless MLflow is known to be down."""
+        self._tracker.close(status, timeout=30.0 if patient else 0.0)
 
 
 def read_run(folder: str) -> Run | None:

@@ -22,7 +22,8 @@ from posefleet.platform.secrets import redacted
 from posefleet.platform.sender import Sender
 from posefleet.platform.spool import Event, Spool
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+"""RUNNING: others go on with the run."""
 
 STORE_EVERY = 1.0
 """Seconds between two writes to the spool: what a killed process may lose, unless it calls ``store``."""
@@ -104,7 +105,8 @@ class Tracker:
         return done.wait(timeout)
 
     def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
-        """End the run. What the server has not taken after ``timeout`` seconds stays in the spool."""
+        """Log no more, and leave the run as ``status`` says. What the server has not taken after ``timeout`` seconds
+        stays in the spool."""
         if self._closed:
             return
         self._log("status", status=status)

@@ -107,6 +107,7 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
     with (
         logs.written(str(search.folder), "search"),
         ProgressLine(engine.samples, done=done) as line,
+        _sink(parent) as sink,
         ThreadPoolExecutor(1) as clerk,
         _sigterm(),
     ):
@@ -140,7 +141,7 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
                 storage_path=str(scratch),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=engine.retries),
-                callbacks=[_Ledger(search, parent, line, clerk)],
+                callbacks=[_Ledger(search, sink, line, clerk)],
             ),
         )
         tuner.fit()
@@ -303,9 +304,8 @@ class _Draws(Searcher):
 class _Ledger(tune.Callback):
     """Tells the search, its run and the person who watches what comes of the trials."""
 
-    def __init__(self, search: Search, parent: Run, line: ProgressLine, clerk: ThreadPoolExecutor) -> None:
-        self._search, self._line, self._clerk = search, line, clerk
-        self._sink = RunSink(parent, system_every=0)
+    def __init__(self, search: Search, sink: RunSink, line: ProgressLine, clerk: ThreadPoolExecutor) -> None:
+        self._search, self._sink, self._line, self._clerk = search, sink, line, clerk
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune writes a copy of its callbacks down."""
@@ -349,6 +349,16 @@ class _Ledger(tune.Callback):
         if best := self._search.best():
             self._sink.log_metrics({"best_AP": best.scores["AP"], "trials": ended}, ended)
         self._line.update(ended, f"{self._search.standing()}  {text}")
+
+
+@contextmanager
+def _sink(parent: Run) -> Iterator[RunSink]:
+    """Of a search's own run, which is not over when its trials are."""
+    sink = RunSink(parent, system_every=0)
+    try:
+        yield sink
+    finally:
+        sink.close("RUNNING")
 
 
 def _close(folder: str, status: Status, epoch: float | None = None) -> None:

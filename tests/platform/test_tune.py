@@ -16,7 +16,7 @@ from posefleet.platform.run import Run, open_search
 from posefleet.platform.search import Search
 from posefleet.platform.search_report import leave_search
 from posefleet.platform.space import Choice, Range, Space, apply
-from posefleet.platform.tracking import RunSummary, find_runs
+from posefleet.platform.tracking import RunSummary, find_runs, read_metrics
 from posefleet.platform.tune import Engine, room, run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -50,6 +50,7 @@ def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
     )  # better than a training of six steps will ever be
     search.tell(0, {"AP": 0.5})
     assert run_search(search, Engine(samples=4, reduction=2), parent)
+    assert read_metrics(parent.tracking_uri, parent.run_id, ["trials"])["trials"][-1] == (4, 4.0)
 
     trials = search.trials()[1:]
     assert [trial.number for trial in trials] == [1, 2, 3]
