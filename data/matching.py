@@ -94,7 +94,7 @@ def _evaluated(coco: Any, evaluator: Any, truth: GroundTruth, poses: PoseTable, 
         pose_set.createIndex()
         evaluation = evaluator(people_set, pose_set, "keypoints")
         evaluation.params.catIds = [1]
-        evaluation.params.maxDets = [max(1, len(poses.image))]
+        evaluation.params.maxDets = [int(np.bincount(poses.image, minlength=1).max())]
         evaluation.params.kpt_oks_sigmas = np.array(schema.sigmas)
         evaluation.evaluate()
     return evaluation

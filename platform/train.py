@@ -210,6 +210,7 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
     scaling = experiment.scaling
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # workers: it prints what is said to a redirected stdout
     beside_us = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     reports = Queue(actor_options={"num_cpus": 0, "label_selector": beside_us}) if report else None
     callbacks: list[Any] = [_Forward(reports)] if reports else []
@@ -259,7 +260,8 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
 
 def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     """What each worker process runs."""
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it would print every report
+    for name in ("ray", "ray.train"):  # the second has a level of its own, and would print every report
+        logging.getLogger(name).setLevel(logging.WARNING)
     experiment = build_experiment(settings)
     torch.set_num_threads(experiment.scaling.threads_per_worker)
     rank = ray.train.get_context().get_world_rank()
