@@ -155,7 +155,7 @@ def evaluate(
         there = truth.select(truth.image_ids[inside])
         statistics[band] = faster_curves(there, poses.among(inside), schema).average_precision()
     return _evaluation(
-        count(truth, poses, predictions.keys(), schema, None),
+        Tally.join([count(truth, poses, predictions.keys(), schema, None)]),
         schema,
         name,
         curves,
@@ -175,12 +175,11 @@ def conclude(
     """
     found = Tally.join(tallies)
     assert found.areas is not None
-    curves = Curves.of(found.areas, found.scores)
+    curves = Curves.of(found.areas)
     statistics = _statistics(curves)
     for band, inside in _crowd_bands(found.crowd_index).items():
         there = replace(found.areas, positives=np.array([found.people[inside].sum(), 0, 0]))  # of all areas
-        statistics[band] = Curves.of(there, found.scores, among=inside[found.image]).average_precision()
-    matches = Matches.of_poses(found.image_ids, found.people, found.image, found.scores, found.areas)
+        statistics[band] = Curves.of(there, among=inside[found.image]).average_precision()
     return _evaluation(
         found,
         schema,
@@ -189,7 +188,7 @@ def conclude(
         statistics,
         max_detections=max_detections,
         score_rule=score_rule,
-        matches=matches,
+        matches=Matches(found.image_ids, found.people, found.image, found.areas),
     )
 
 
@@ -204,7 +203,7 @@ def _evaluation(
     score_rule: str,
     matches: Matches | None = None,
 ) -> Evaluation:
-    keypoints = Curves.of(found.keypoints, found.scores)
+    keypoints = Curves.of(found.keypoints)
     seen = found.errors.sum(1)
     people = int(found.people.sum())
     return Evaluation(

@@ -27,25 +27,8 @@ class Matches:
     """(I,) people of an image that count."""
     image: np.ndarray
     """(D,) row of the image of each pose."""
-    true: np.ndarray
-    """(T, D) bool, matched to a person that counts."""
-    false: np.ndarray
-    """(T, D) bool, matched to nobody; a pose that is neither matched an ignored person and does not count."""
-
-    @classmethod
-    def of_poses(
-        cls,
-        image_ids: np.ndarray,
-        people: np.ndarray,
-        image: np.ndarray,
-        scores: np.ndarray,
-        verdicts: Verdicts,
-    ) -> "Matches":
-        """From poses in any order: their images' rows, scores (D,), and what the first question says of them."""
-        order = np.argsort(-scores, kind="stable")
-        planes = [verdicts.at(0, threshold) for threshold in range(len(THRESHOLDS))]
-        true, false = (np.stack(found)[:, order] for found in zip(*planes, strict=True))
-        return cls(image_ids, people, image[order], true, false)
+    verdicts: Verdicts
+    """On the poses; the first question counts."""
 
     def comparable(self, other: "Matches") -> bool:
         """Whether both are of the same images with the same people."""
@@ -82,7 +65,8 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
     often = weights[:, matches.image]  # (S, D)
     sums = np.zeros(len(weights))
     with np.errstate(invalid="ignore", divide="ignore"):
-        for true, false in zip(matches.true, matches.false, strict=True):
+        for threshold in range(len(THRESHOLDS)):
+            true, false = matches.verdicts.at(0, threshold)
             hits, misses = np.cumsum(often * true, axis=1), np.cumsum(often * false, axis=1)
             recall = hits / total[:, None]
             precision = hits / np.maximum(hits + misses, 1)
@@ -90,7 +74,7 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
             for draw in range(len(weights)):
                 at = np.searchsorted(recall[draw], RECALL_POINTS, side="left")
                 sums[draw] += precision[draw, at[at < recall.shape[1]]].sum()
-    return np.where(total > 0, sums / (len(RECALL_POINTS) * len(matches.true)), np.nan)
+    return np.where(total > 0, sums / (len(RECALL_POINTS) * len(THRESHOLDS)), np.nan)
 
 
 def difference(one: Matches, other: Matches, *, draws: int = 1000, seed: int = 0) -> Interval:

@@ -33,7 +33,7 @@ class Tally:
     crowd_index: np.ndarray
     """(I,) float64, see ``GroundTruth``."""
     image: np.ndarray
-    """(D,) int64, each pose's image as a row of ``image_ids``; ascending, best first in each image."""
+    """(D,) int64, each pose's image as a row of ``image_ids``."""
     scores: np.ndarray
     """(D,) float64."""
     pose_kinds: np.ndarray
@@ -60,34 +60,34 @@ class Tally:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Of all images of some parts, the same in whatever parts they were.
+        """Of all images of some parts, the same in whatever parts they were; poses are sorted, the best first.
 
         Raises:
             DataError: An image is in two of them.
         """
-        if len(parts) == 1:
-            return parts[0]
         ids = np.concatenate([part.image_ids for part in parts])
         by_id = np.argsort(ids, kind="stable")
-        twice = ids[by_id][1:][ids[by_id][1:] == ids[by_id][:-1]]
+        ids = ids[by_id]
+        twice = ids[1:][ids[1:] == ids[:-1]]
         if len(twice):
             raise DataError(f"image {twice[0]} is in the ground truth twice: its people would count twice")
         new_row = np.empty_like(by_id)
         new_row[by_id] = np.arange(len(by_id))
         starts = np.cumsum([0, *(len(part.image_ids) for part in parts)])
         image = new_row[np.concatenate([part.image + start for part, start in zip(parts, starts, strict=False)])]
-        by_image = np.argsort(image, kind="stable")
+        scores = np.concatenate([part.scores for part in parts])
+        best_first = np.lexsort((image, -scores))  # as COCOeval has it: of equals the one in the first image
         areas = [part.areas for part in parts if part.areas is not None]
         return cls(
-            image_ids=ids[by_id],
+            image_ids=ids,
             people=np.concatenate([part.people for part in parts])[by_id],
             oks=np.concatenate([part.oks for part in parts])[by_id],
             crowd_index=np.concatenate([part.crowd_index for part in parts])[by_id],
-            image=image[by_image],
-            scores=np.concatenate([part.scores for part in parts])[by_image],
-            pose_kinds=np.concatenate([part.pose_kinds for part in parts])[by_image],
-            areas=Verdicts.join(areas, by_image) if len(areas) == len(parts) else None,
-            keypoints=Verdicts.join([part.keypoints for part in parts], by_image),
+            image=image[best_first],
+            scores=scores[best_first],
+            pose_kinds=np.concatenate([part.pose_kinds for part in parts])[best_first],
+            areas=Verdicts.join(areas, best_first) if len(areas) == len(parts) else None,
+            keypoints=Verdicts.join([part.keypoints for part in parts], best_first),
             errors=np.sum([part.errors for part in parts], axis=0),
             similarity=np.sum([part.similarity for part in parts], axis=0),
             empty_images=sum(part.empty_images for part in parts),

@@ -67,21 +67,22 @@ class Curves:
     """(T, Q) of all poses."""
 
     @classmethod
-    def of(cls, verdicts: Verdicts, scores: np.ndarray, *, among: np.ndarray | None = None) -> Self:
-        """From verdicts on poses with (D,) scores, as COCOeval accumulates: with its very numbers.
+    def of(cls, verdicts: Verdicts, *, among: np.ndarray | None = None) -> Self:
+        """From verdicts on poses that are sorted, the best first, as COCOeval accumulates: with its very numbers.
 
         Args:
             among: (D,) bool, the poses to look at; the positives of ``verdicts`` must be theirs.
         """
-        rows = np.arange(len(scores)) if among is None else np.flatnonzero(among)
-        order = rows[np.argsort(-scores[rows], kind="stable")]
         questions, thresholds, _ = verdicts.true.shape
         precision = np.full((thresholds, len(RECALL_POINTS), questions), -1.0)
         recall = np.full((thresholds, questions), -1.0)
         for question in np.flatnonzero(verdicts.positives).tolist():
             for threshold in range(thresholds):
-                true, false = (found[order] for found in verdicts.at(question, threshold))
-                found, wrong = np.cumsum(true, dtype=np.float64), np.cumsum(false, dtype=np.float64)
+                true, false = verdicts.at(question, threshold)
+                if among is not None:
+                    true, false = true[among], false[among]
+                hits = np.flatnonzero(true)  # recall grows at these only, and precision falls at all others
+                found, wrong = np.arange(1.0, len(hits) + 1), np.cumsum(false, dtype=np.int32)[hits]
                 share = found / verdicts.positives[question]
                 purity = found / (found + wrong + np.spacing(1))
                 highest = np.append(np.maximum.accumulate(purity[::-1])[::-1], 0.0)  # at that recall or a higher one

@@ -11,6 +11,7 @@ from posefleet.data.significance import Interval, Matches, average_precision, di
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic import SceneConfig, render_scene
 from posefleet.data.truth import GroundTruth
+from posefleet.data.verdicts import Verdicts
 
 IMAGES = 40
 SCENES = [render_scene(SceneConfig(width=(96, 96), height=(96, 96), people=(0, 4)), seed)[1] for seed in range(IMAGES)]
@@ -96,7 +97,9 @@ def test_several_at_once_are_each_two_by_themselves() -> None:
 
 
 def test_nobody_to_find_is_no_number_and_nobody_found_is_nothing() -> None:
-    nobody = Matches(np.arange(3), np.array([0, 1, 0]), np.zeros(0, int), *[np.zeros((10, 0), bool)] * 2)
+    none = np.zeros((1, 10, 0), bool)
+    verdicts = Verdicts.pack(none, none, np.array([1]))
+    nobody = Matches(np.arange(3), np.array([0, 1, 0]), np.zeros(0, int), verdicts)
     weights = np.array([[1, 1, 1], [1, 0, 2]])
     np.testing.assert_array_equal(average_precision(nobody, weights), [0.0, np.nan])
 
