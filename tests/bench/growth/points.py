@@ -67,10 +67,11 @@ def figure(points: Sequence[Point]) -> "Figure":
     for name, group in itertools.groupby(points, lambda point: point.measure):
         some, measure = list(group), MEASURES[name]
         colour = SERIES[numbers[measure.axis] % len(SERIES)]
+        line = "o-" if numbers[measure.axis] < len(SERIES) else "s--"
         numbers[measure.axis] += 1
         for axes, value in panels_of[measure.axis]:
             values = [getattr(point, value) for point in some]
-            axes.plot([p.size for p in some], values, "o-", color=colour, label=measure.what, markersize=3.5)
+            axes.plot([p.size for p in some], values, line, color=colour, label=measure.what, markersize=3.5)
     for axes in panels:
         axes.set_xscale("log")
         axes.set_yscale("log")
