@@ -75,7 +75,12 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
     torch.manual_seed(experiment.seed)
     latest = worker.broadcast(store.latest() if worker.rank == 0 else None)
     start = latest or experiment.run.init_from
-    model = build_model(experiment, pretrained=not start)
+    problem = None
+    try:
+        model = build_model(experiment, pretrained=not start)
+    except ValueError as error:  # such as weights that are not installed there; other ranks wait for this one
+        problem = str(error)
+    worker.agree(problem)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     model = model.to(worker.device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.compile:

