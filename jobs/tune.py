@@ -216,9 +216,9 @@ def _train(plan: _Plan) -> int:
             return STOPPED
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sink = RunSink(parent, system_every=0)
-    for file in written(plan.folder):
-        sink.log_bytes(file.name, file.read_bytes())
+    with RunSink(parent, system_every=0) as sink:
+        for file in written(plan.folder):
+            sink.log_bytes(file.name, file.read_bytes())
     parent.finish("FINISHED" if whole else "KILLED", curves=False)
     sys.stdout.write(f"{text}\n\n{_where(plan.folder)}")
     return 0 if whole else STOPPED

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 
@@ -120,11 +120,23 @@ class Run:
 
 
 class RunSink:
-    """What rank 0 leaves of a run: metrics in MLflow, files in MLflow and in the run's ``report`` folder."""
+    """What rank 0 leaves of a run: metrics in MLflow, files in MLflow and in the run's ``report`` folder.
+
+    Use it as a context manager: the run is not over when it is left, :meth:`Run.finish` ends it.
+    """
 
     def __init__(self, run: Run, *, system_every: float = 10.0) -> None:
         self._run = run
         self._tracker = Tracker(run.tracking_uri, run.run_id, run.spool, system_every=system_every)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None:
+            self.close("RUNNING")
+        else:
+            self.store()  # an error waits for no server
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Points of metrics at an optimiser step; returns at once."""

@@ -116,7 +116,8 @@ class Tracker:
         self._thread.join(1.0)
         if not sent:
             folder = self.spool.folder
-            _log.warning("events wait in %s: python -m posefleet.platform.tracking sync %s", folder, folder)
+            if status != "RUNNING":
+                _log.warning("events wait in %s: python -m posefleet.platform.tracking sync %s", folder, folder)
             self.store()  # the thread may be stuck in a request
 
     def __enter__(self) -> Self:

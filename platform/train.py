@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
@@ -164,9 +164,9 @@ def carry_out(
             if experiment.scaling.num_workers:
                 outcome = _on_ray(experiment, run, report)
             else:
-                sink = RunSink(run)
-                worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
-                outcome = _guarded(experiment, worker, run, sink)
+                with RunSink(run) as sink:
+                    worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
+                    outcome = _guarded(experiment, worker, run, sink)
             log.debug("ends: %s", outcome.error or "finished")
     except SystemExit:
         run.request_stop()  # workers may outlive this process for a moment
@@ -265,8 +265,10 @@ def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     experiment = build_experiment(settings)
     torch.set_num_threads(experiment.scaling.threads_per_worker)
     rank = ray.train.get_context().get_world_rank()
-    sink = RunSink(run) if rank == 0 else None
-    with logs.written(run.folder, f"rank{rank}", run=experiment.run.name, terminal=logging.INFO):
+    with (
+        logs.written(run.folder, f"rank{rank}", run=experiment.run.name, terminal=logging.INFO),
+        RunSink(run) if rank == 0 else nullcontext() as sink,
+    ):
         worker = RayWorker(run, sink)
         log.debug("rank %d of %d begins on %s", rank, worker.world_size, worker.node)
         outcome = _guarded(experiment, worker, run, sink)
@@ -290,10 +292,8 @@ def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSin
         outcome = Outcome(error=str(error))
     except Stopped as stopped:
         outcome = Outcome(error=str(stopped), stopped=True)
-    if sink:
-        if not outcome.error and (best := store.best() or store.latest()):
-            sink.log_checkpoint(best)
-        sink.flush()
+    if sink and not outcome.error and (best := store.best() or store.latest()):
+        sink.log_checkpoint(best)
     return outcome
 
 

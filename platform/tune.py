@@ -107,7 +107,7 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
     with (
         logs.written(str(search.folder), "search"),
         ProgressLine(engine.samples, done=done) as line,
-        _sink(parent) as sink,
+        RunSink(parent, system_every=0) as sink,
         ThreadPoolExecutor(1) as clerk,
         _sigterm(),
     ):
@@ -349,16 +349,6 @@ class _Ledger(tune.Callback):
         if best := self._search.best():
             self._sink.log_metrics({"best_AP": best.scores["AP"], "trials": ended}, ended)
         self._line.update(ended, f"{self._search.standing()}  {text}")
-
-
-@contextmanager
-def _sink(parent: Run) -> Iterator[RunSink]:
-    """Of a search's own run, which is not over when its trials are."""
-    sink = RunSink(parent, system_every=0)
-    try:
-        yield sink
-    finally:
-        sink.close("RUNNING")
 
 
 def _close(folder: str, status: Status, epoch: float | None = None) -> None:

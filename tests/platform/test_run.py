@@ -1,6 +1,7 @@
 """A run's folder where its storage refuses to be written."""
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,20 @@ def test_a_run_ends_where_its_folder_cannot_be_written(run: Run, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         run.finish("FAILED")
     assert f"MLflow does not learn that run {run.run_id} is FAILED" in caplog.text
+
+
+def test_a_sink_that_is_left_has_sent_everything_and_ends_no_run(run: Run) -> None:
+    with RunSink(run, system_every=0) as sink:
+        sink.log_metrics({"AP": 0.5}, 3)
+    found = read_run(run.tracking_uri, run.run_id)
+    assert (found.status, found.metrics["AP"]) == ("RUNNING", 0.5)
+    assert [thread for thread in threading.enumerate() if thread.name == "tracker"] == []
+
+
+def test_a_sink_that_is_left_by_an_error_keeps_everything(run: Run) -> None:
+    with pytest.raises(RuntimeError), RunSink(run, system_every=0) as sink:
+        sink.log_metrics({"AP": 0.5}, 3)
+        raise RuntimeError
+    run.finish("FAILED", curves=False)
+    found = read_run(run.tracking_uri, run.run_id)
+    assert (found.status, found.metrics["AP"]) == ("FAILED", 0.5)
