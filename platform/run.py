@@ -133,10 +133,7 @@ class RunSink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is None:
-            self.close("RUNNING")
-        else:
-            self.store()  # an error waits for no server
+        self.close("RUNNING", patient=kind is None)  # an error waits for no server
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Points of metrics at an optimiser step; returns at once."""
