@@ -23,7 +23,8 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
-# Ray calls nobody else before it ends workers in order to start more.
+# What Ray calls before it ends workers in order to start more, and who prints every report: not public.
+from ray.train.v2._internal.execution import context
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState
 from ray.util.queue import Queue
@@ -260,7 +261,7 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
 
 def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     """What each worker process runs."""
-    for name in ("ray", "ray.train"):  # the second has a level of its own, and would print every report
+    for name in ("ray", "ray.train", context.__file__):  # the last prints every report, and goes by its file's name
         logging.getLogger(name).setLevel(logging.WARNING)
     experiment = build_experiment(settings)
     torch.set_num_threads(experiment.scaling.threads_per_worker)
