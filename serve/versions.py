@@ -238,14 +238,15 @@ class Versions:
 
     async def _settled(self, model: _Model, patience: float) -> str:
         """Wait for the replicas; what went wrong, if anything."""
-        end = time.monotonic() + patience
+        start = time.monotonic()
+        end, late_too = start + patience, start + min(patience, _GONE_S)
         while True:
             live = model.live()
             failures = [report.failed[1] for report in live if report.failed and report.failed[0] == model.wanted]
             if failures:
                 return failures[0]
-            if all(report.serves == model.wanted for report in live):
-                return ""
+            if all(report.serves == model.wanted for report in live) and (live or time.monotonic() > late_too):
+                return ""  # with nobody there, not before those have had time to report that a busy machine held up
             if time.monotonic() > end:
                 late = sum(report.serves != model.wanted for report in live)
                 return f"after {patience:g} s {late} of {len(live)} replicas do not serve it"

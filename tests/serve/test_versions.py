@@ -135,6 +135,33 @@ def test_a_registry_that_does_not_answer_stops_the_start_until_it_does(registry:
     run(test())
 
 
+def test_a_reload_waits_for_replicas_whose_reports_are_late(registry: Registry) -> None:
+    async def test() -> None:
+        decider = DECIDER(SOURCES, "")
+        await decider.report(report("a", V1))
+        await asyncio.sleep(1.1 * versions._GONE_S)
+        registry.move(KEY, V2)
+        reload = asyncio.create_task(decider.reload(KEY, 5))
+        await asyncio.sleep(versions._GONE_S / 2)
+        assert await decider.report(report("a", V1)) == V2
+        await decider.report(report("a", V1, failed=(V2, "its weights are damaged")))
+        found = await reload
+        assert isinstance(found, Refusal) and "damaged" in found.detail
+
+    run(test())
+
+
+def test_a_reload_with_no_replica_is_over_soon(registry: Registry) -> None:
+    async def test() -> None:
+        decider = DECIDER(SOURCES, "")
+        await decider.reload(KEY, 60)
+        registry.move(KEY, V2)
+        found = await decider.reload(KEY, 60)
+        assert (found["before"], found["version"], found["replicas"]) == ("1", "2", 0)
+
+    run(test())
+
+
 def test_replicas_that_are_gone_are_forgotten(registry: Registry) -> None:
     async def test() -> None:
         decider = DECIDER(SOURCES, "")
