@@ -3,7 +3,7 @@
 import contextlib
 import io
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -13,11 +13,9 @@ from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.truth import GroundTruth, PoseTable
 from posefleet.data.verdicts import AREAS, THRESHOLDS, Curves, Verdicts
 
-Backend = Literal["pycocotools", "faster"]
-"""pycocotools tells what it matched, so that parts of a data set can be scored apart; faster-coco-eval scores a whole
-one, to the same numbers and sooner."""
-
-PACKAGES: dict[str, str] = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
+PACKAGES = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
+"""The package behind each backend. pycocotools tells what it matched, so that parts of a data set can be scored apart;
+faster-coco-eval scores a whole one, to the same numbers and sooner."""
 
 IMAGES_AT_A_TIME = 2000
 """That pycocotools matches; this bounds its memory."""
@@ -29,12 +27,11 @@ def named(backend: str) -> str:
     Raises:
         ValueError: There is no such backend, or it is not installed.
     """
-    if backend not in get_args(Backend):
+    if backend not in PACKAGES:
         raise ValueError(f"unknown evaluation backend {backend!r}; known: {', '.join(PACKAGES)}")
     if backend == "faster":
         _faster()
-    package = PACKAGES[backend]
-    return f"{package} {version(package)}"
+    return f"{PACKAGES[backend]} {version(PACKAGES[backend])}"
 
 
 def match(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Verdicts:

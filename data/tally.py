@@ -16,7 +16,7 @@ from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.matching import match
 from posefleet.data.structures import Poses
-from posefleet.data.truth import GroundTruth, PoseTable
+from posefleet.data.truth import GroundTruth, PoseTable, refuse_twice
 from posefleet.data.verdicts import Verdicts
 
 
@@ -68,9 +68,7 @@ class Tally:
         ids = np.concatenate([part.image_ids for part in parts])
         by_id = np.argsort(ids, kind="stable")
         ids = ids[by_id]
-        twice = ids[1:][ids[1:] == ids[:-1]]
-        if len(twice):
-            raise DataError(f"image {twice[0]} is in the ground truth twice: its people would count twice")
+        refuse_twice(ids)
         new_row = np.empty_like(by_id)
         new_row[by_id] = np.arange(len(by_id))
         starts = np.cumsum([0, *(len(part.image_ids) for part in parts)])

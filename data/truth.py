@@ -95,9 +95,7 @@ class GroundTruth:
         image_ids = np.array(ids, np.int64)
         order = np.argsort(image_ids, kind="stable")
         image_ids = image_ids[order]
-        twice = image_ids[1:][image_ids[1:] == image_ids[:-1]]
-        if len(twice):
-            raise DataError(f"image {twice[0]} is in the ground truth twice: its people would count twice")
+        refuse_twice(image_ids)
         crowd_index = crowd_index or {}
         image = np.repeat(np.argsort(order), np.array(counts, np.int64))  # the new row of each person's image
         sorted_before = bool((image[1:] >= image[:-1]).all())
@@ -160,6 +158,17 @@ class GroundTruth:
             self.crowd[kept],
             self.num_keypoints[kept],
         )
+
+
+def refuse_twice(image_ids: np.ndarray) -> None:
+    """Check (I,) ids of evaluated images, ascending.
+
+    Raises:
+        DataError: An image comes twice.
+    """
+    twice = image_ids[1:][image_ids[1:] == image_ids[:-1]]
+    if len(twice):
+        raise DataError(f"image {twice[0]} is in the ground truth twice: its people would count twice")
 
 
 @dataclass(frozen=True, slots=True)

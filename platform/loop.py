@@ -153,8 +153,8 @@ def evaluate(
             worker.watch.beat()
     model.train(was_training)
     result = _scored(found, datasets[0], experiment, worker, predictor.score_rule)
-    if keep and (parts := worker.gather(found)):
-        keep({image_id: poses for part in parts for image_id, poses in part.items()})
+    if keep and (everything := _gathered(found, worker)) is not None:
+        keep(everything)
     if result and worker.sink:
         leave_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
     return result
@@ -170,17 +170,23 @@ def _scored(
         people = ground_truth(split, worker.rank, worker.world_size)
         tallies = worker.gather(tally(people, found, schema, max_poses=most))
         return conclude(tallies, schema, max_detections=most, score_rule=score_rule) if tallies else None
-    parts = worker.gather(found)
-    if parts is None:
+    everything = _gathered(found, worker)
+    if everything is None:
         return None
     return score(
         ground_truth(split),
-        {image_id: poses for part in parts for image_id, poses in part.items()},
+        everything,
         schema,
         max_detections=most,
         backend=settings.backend,
         score_rule=score_rule,
     )
+
+
+def _gathered(found: dict[int, Poses], worker: LocalWorker) -> dict[int, Poses] | None:
+    """What all ranks found, by image id, on rank 0; None on the others."""
+    parts = worker.gather(found)
+    return None if parts is None else {image_id: poses for part in parts for image_id, poses in part.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- steps
