@@ -22,6 +22,8 @@ from pathlib import Path
 
 import fsspec
 
+from posefleet.platform.secrets import HIDDEN
+
 MOST_BYTES = 20 * 2**20
 """Of a log file; then it becomes NAME.jsonl.1, and that one goes."""
 
@@ -29,8 +31,6 @@ TERMINAL = "%(levelname)s %(name)s: %(message)s"
 
 OURS = "posefleet"
 """The logger above all of this package's."""
-
-HIDDEN = "***"
 
 _SECRETS = (
     re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),  # user:password of an address

@@ -54,6 +54,8 @@ GROWTH_SECONDS = 60.0
 class RayWorker(LocalWorker):
     """A worker of Ray Train."""
 
+    replaced_on_failure = True
+
     def __init__(self, run: Run, sink: RunSink | None) -> None:
         super().__init__(device=get_device(), sink=sink, folder=run.folder)
         self._run = run
@@ -287,7 +289,7 @@ def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSin
     try:
         outcome = Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
     except (FatalError, ValueError, CheckpointError, OSError) as error:
-        again = isinstance(error, OSError) and isinstance(worker, RayWorker)  # a storage may answer later
+        again = isinstance(error, OSError) and worker.replaced_on_failure  # a storage may answer later
         if again or (worker.world_size > 1 and not isinstance(error, FatalError)):
             raise  # one rank alone may have met it: the others wait for this one, so the group must end
         outcome = Outcome(error=str(error))

@@ -35,6 +35,9 @@ class FatalError(RuntimeError):
 class LocalWorker:
     """One training process: alone, or one of torchrun's."""
 
+    replaced_on_failure = False
+    """Whether whoever started this worker starts it again after an error, so that trying again may help."""
+
     def __init__(self, *, device: torch.device | str | None = None, sink: Sink | None = None, folder: str = "") -> None:
         """
         Args:
