@@ -1,4 +1,4 @@
-"""Training as a Ray Train job: the only file of the platform that knows ``ray.train``.
+"""Training as a Ray Train job: beside ``elastic``, the only file of the platform that knows ``ray.train``.
 
 The driver opens the run, starts the workers, waits, and closes the run. A worker that dies is replaced, with all its
 peers, and goes on from the last checkpoint in the run's own store; Ray's checkpoints are not used, because a run must
@@ -16,17 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
-
-# What Ray calls before it ends workers in order to start more, and who prints every report: not public.
-from ray.train.v2._internal.execution import context
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState
 from ray.util.queue import Queue
 
 from posefleet.data.memory import keep_freed_memory
@@ -47,8 +43,10 @@ ASK_SECONDS = 2.0
 """A worker looks for requests to stop or to save at most this often."""
 NOTICE_SECONDS = 10.0
 """Between checkpoints, at least, while a node is about to go."""
-GROWTH_SECONDS = 60.0
-"""For the checkpoint before more workers start, at most."""
+RAY_TRIED = "2.60"
+"""The releases of Ray that elastic runs were tried with, the same as in pyproject.toml."""
+REPORT_LOGGER = str(Path(ray.train.__file__).with_name("v2") / "_internal" / "execution" / "context.py")
+"""Name of the logger that Ray Train writes every report to: its file's. Another Ray may write lines under another."""
 
 
 class RayWorker(LocalWorker):
@@ -192,32 +190,35 @@ class _Forward(ray.train.UserCallback):
         self._queue.put(metrics[0])
 
 
-class _SaveBeforeResize(ControllerCallback):
-    """Lets the workers write a checkpoint before Ray ends them to start another number of them."""
+def _save_before_resize(run: Run, min_workers: int) -> Any:
+    """The callback of an elastic run.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def after_controller_state_update(self, previous_state: object, current_state: object) -> None:
-        """Called by Ray Train's controller, which ends no worker until this returns."""
-        if not isinstance(current_state, ResizingState):
-            return
-        self._run.request_checkpoint()
-        end = time.monotonic() + GROWTH_SECONDS
-        while self._run.checkpoint_requested() and time.monotonic() < end:
-            time.sleep(0.1)
-        self._run.checkpoint_written()  # whoever comes next need not answer
+    Raises:
+        FatalError: This version of Ray does not have the private modules that it needs.
+    """
+    try:
+        from posefleet.platform.elastic import SaveBeforeResize  # private modules of Ray: only where they are needed
+    except ImportError as error:
+        raise FatalError(
+            f"scaling.min_workers {min_workers} needs private modules of Ray Train that Ray {ray.__version__} does not "
+            f"have ({error}); elastic runs were tried with Ray {RAY_TRIED}: install it (constraints.txt), or set "
+            "scaling.min_workers to 0 for a fixed number of workers"
+        ) from error
+    return SaveBeforeResize(run)
 
 
 def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
     scaling = experiment.scaling
+    try:
+        callbacks: list[Any] = [_save_before_resize(run, scaling.min_workers)] if scaling.elastic else []
+    except FatalError as error:
+        return Outcome(error=str(error))
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # workers: it prints what is said to a redirected stdout
     beside_us = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     reports = Queue(actor_options={"num_cpus": 0, "label_selector": beside_us}) if report else None
-    callbacks: list[Any] = [_Forward(reports)] if reports else []
-    callbacks += [_SaveBeforeResize(run)] if scaling.elastic else []
+    callbacks += [_Forward(reports)] if reports else []
     workers: Any = (scaling.min_workers, scaling.num_workers) if scaling.elastic else scaling.num_workers
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
     settings = to_dict(experiment, passwords=True)
@@ -263,7 +264,7 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
 
 def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     """What each worker process runs."""
-    for name in ("ray", "ray.train", context.__file__):  # the last prints every report, and goes by its file's name
+    for name in ("ray", "ray.train", REPORT_LOGGER):
         logging.getLogger(name).setLevel(logging.WARNING)
     experiment = build_experiment(settings)
     torch.set_num_threads(experiment.scaling.threads_per_worker)

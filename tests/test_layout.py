@@ -25,6 +25,7 @@ DOORS = {
     "ray": {
         "data/sharding.py",
         "platform/batch.py",
+        "platform/elastic.py",
         "platform/train.py",
         "platform/tune.py",
         "serve/app.py",

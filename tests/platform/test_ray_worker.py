@@ -1,12 +1,17 @@
 """Requests for checkpoints, on their way from Ray to the loop; whole clusters are in tests/cluster/."""
 
+import re
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import ray
+from small_settings import small_settings
 
-from posefleet.platform import train
+from posefleet.platform import elastic, train
+from posefleet.platform.config import build_experiment
 from posefleet.platform.run import Run
 
 
@@ -27,7 +32,7 @@ def test_workers_save_before_ray_ends_them_to_start_more(run: Run, worker: train
     from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
     from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
-    callback = train._SaveBeforeResize(run)
+    callback = elastic.SaveBeforeResize(run)
     callback.after_controller_state_update(RunningState(), RunningState())
     assert not worker.checkpoint_requested()
 
@@ -47,9 +52,9 @@ def test_workers_that_cannot_save_are_not_waited_for_forever(run: Run, monkeypat
     from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
     from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
-    monkeypatch.setattr(train, "GROWTH_SECONDS", 0.2)
+    monkeypatch.setattr(elastic, "GROWTH_SECONDS", 0.2)
     growing = ResizingState(scaling_decision=ResizeDecision(num_workers=2, resources_per_worker={"CPU": 1}))
-    train._SaveBeforeResize(run).after_controller_state_update(RunningState(), growing)
+    elastic.SaveBeforeResize(run).after_controller_state_update(RunningState(), growing)
     assert not run.checkpoint_requested(), "the next workers would answer a request that nobody waits for"
 
 
@@ -69,3 +74,31 @@ def test_a_request_to_stop_is_remembered(run: Run, worker: train.RayWorker, monk
     assert worker.stop_requested()
     monkeypatch.setattr(train, "ASK_SECONDS", 60.0)
     assert worker.stop_requested(), "the loop asks twice: whether to look, and when it looks"
+
+
+def test_a_ray_without_the_private_modules_ends_an_elastic_run_with_advice(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_settings(tmp_path, tmp_path)
+    settings["scaling"] |= {"num_workers": 2, "min_workers": 1}
+    monkeypatch.delitem(sys.modules, "posefleet.platform.elastic")
+    monkeypatch.setitem(sys.modules, "ray.train.v2._internal.execution.callback", None)
+    outcome = train._on_ray(build_experiment(settings), run, None)
+    assert "scaling.min_workers 1" in outcome.error
+    assert f"Ray {ray.__version__} " in outcome.error and f"Ray {train.RAY_TRIED}:" in outcome.error
+    assert not ray.is_initialized(), "it must be told before anything starts"
+
+
+def test_only_elastic_runs_import_private_modules_of_ray() -> None:
+    """Else a Ray that has moved them would also end runs with a fixed number of workers."""
+    folder = Path(train.__file__).parent
+    private = re.compile(r"^\s*(from|import) ray\S*\._", re.MULTILINE)
+    assert [path.name for path in folder.rglob("*.py") if private.search(path.read_text())] == ["elastic.py"]
+    top = re.compile(r"^(from|import) \S*elastic\b", re.MULTILINE)
+    assert not top.search(Path(train.__file__).read_text())
+
+
+def test_reports_are_logged_under_the_name_that_training_silences() -> None:
+    from ray.train.v2._internal.execution import context
+
+    assert context.__file__ == train.REPORT_LOGGER == context.logger.name
