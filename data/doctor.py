@@ -42,6 +42,7 @@ from posefleet.data.errors import DataError
 from posefleet.data.json_lists import read_lists
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.labels import BORDER, LabelChecks, Labels, repeats
+from posefleet.data.memory import collect_garbage_rarely
 from posefleet.data.symptoms import Finding, Findings, Report, Statistics, write_reports
 
 Json = dict[str, Any]
@@ -322,6 +323,7 @@ def _check_images(images: _Images, source: Source, findings: Findings, workers: 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0 when there are no errors, 1 when there are, 2 when there is nothing to examine."""
+    collect_garbage_rarely()
     parser = argparse.ArgumentParser(prog="python -m posefleet.data.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("path", help="data set folder in COCO layout, or an annotation file")
     parser.add_argument("--split", help="train2017, val2017, ...; all that are there when not given")

@@ -32,6 +32,7 @@ from posefleet.data.coco import Source, absolute, image_path, is_keypoint_person
 from posefleet.data.doctor import image_fault
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.memory import collect_garbage_rarely
 from posefleet.data.shards import (
     VERSION,
     Manifest,
@@ -302,6 +303,7 @@ def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: Iterator[Shard
     ray = open_ray_data()
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
+        collect_garbage_rarely()
         shard = task(ShardPlan.unpack(row["plan"]))
         return {"shard": json.dumps(asdict(shard))}
 

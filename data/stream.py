@@ -32,7 +32,7 @@ from posefleet.data.errors import DataError
 from posefleet.data.handover import Buffers, Parcel
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.memory import keep_freed_memory
+from posefleet.data.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.order import Order
 from posefleet.data.shards import Record, decode_record, read_manifest, read_members, read_records
 from posefleet.data.structures import Batch, Sample, collate
@@ -258,6 +258,7 @@ class _Loading(Dataset):
 
 
 def _begin_worker(_: int) -> None:
+    collect_garbage_rarely()
     keep_freed_memory()  # decoding takes and frees megabytes for every image
 
 

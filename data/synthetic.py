@@ -29,6 +29,7 @@ from posefleet.data.bodies import Figure, extent, random_figure
 from posefleet.data.figures import KEYPOINT_PARTS, PARTS_PER_PERSON, Painted, paint_figure
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17
+from posefleet.data.memory import collect_garbage_rarely
 from posefleet.data.scenery import Canvas, develop, paint_background, paint_thing
 
 Annotation = dict[str, Any]
@@ -386,6 +387,7 @@ def _mapped(function: Any, numbers: Iterable[int], workers: int) -> Iterator[Ite
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see ``--help``."""
+    collect_garbage_rarely()
     parser = argparse.ArgumentParser(
         prog="python -m posefleet.data.synthetic", description="Render people with exact COCO keypoint annotations."
     )

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posefleet.data.memory import collect_garbage_rarely
+
 if TYPE_CHECKING:
     from posefleet.platform.ablation import Row
     from posefleet.platform.config import Experiment
@@ -42,6 +44,7 @@ SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded", "synthetic-lar
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when a training failed, 2 on bad arguments."""
+    collect_garbage_rarely()
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform import sources

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 
-from posefleet.platform.config import fail, override, take_option
+from posefleet.data.memory import collect_garbage_rarely
 
 DESCRIPTION = """Score a checkpoint on a COCO-format split: AP, per-keypoint AP and what goes wrong.
 
@@ -27,6 +27,9 @@ OPTIONS = ("--checkpoint", "--source", "--split", "--images", "--out")
 
 def main() -> int:
     """Exit status: 0, or 2 on bad arguments and bad data."""
+    collect_garbage_rarely()
+    from posefleet.platform.config import fail, take_option  # imports torch
+
     values, arguments = {}, sys.argv[1:]
     try:
         for option in OPTIONS:
@@ -57,6 +60,7 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.memory import keep_freed_memory
     from posefleet.data.structures import Poses
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
+    from posefleet.platform.config import override
     from posefleet.platform.loop import evaluate
     from posefleet.platform.paths import resolve_path
     from posefleet.platform.worker import LocalWorker

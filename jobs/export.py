@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posefleet.data.memory import collect_garbage_rarely
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when written, 1 when poses differ too much (nothing is written), 2 on bad input."""
+    collect_garbage_rarely()
     options, overrides = _parse(arguments)
     from posefleet.platform.checkpoint import CheckpointError  # after --help: torch takes seconds
 

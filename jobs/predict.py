@@ -15,12 +15,15 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from posefleet.data.memory import collect_garbage_rarely
+
 if TYPE_CHECKING:
     from posefleet.platform.batch import BatchResult
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 finished, bad images or not; 1 nothing could be predicted or written; 2 bad arguments."""
+    collect_garbage_rarely()
     options = _parse(arguments)
     from posefleet.data.pictures import list_pictures  # imports torch, which --help does without
     from posefleet.platform.batch import Crew, Wanted, predict_pictures

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posefleet.data.memory import collect_garbage_rarely
 from posefleet.platform.mlflow_client import TrackingError, pages, store_uri
 from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.registry import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when promoted, 1 when the gate refused (nothing is registered), 2 on bad input."""
+    collect_garbage_rarely()
     options, overrides = _parse(arguments)
     errors: tuple[type[Exception], ...] = (ValueError, TrackingError)
     if not options.rollback:  # going back must be quick, and torch takes seconds

@@ -11,6 +11,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from posefleet.data.memory import collect_garbage_rarely
+
 if TYPE_CHECKING:
     from posefleet.data.coco import Source
     from posefleet.data.keypoints import KeypointSchema
@@ -21,6 +23,7 @@ MAX_SKIPPED_SHOWN = 20
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 finished, 1 the data set cannot be used, 2 bad arguments."""
+    collect_garbage_rarely()
     options = _parse(arguments)
     from posefleet.data.coco import find_source  # imports torch, which --help does without
     from posefleet.data.errors import DataError

@@ -4,11 +4,14 @@ python jobs/train_pfs.py --config jobs/configs/pfs_demo.yaml --data.train /data/
 ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_pfs.py --config jobs/configs/pfs.yaml
 """
 
-from posefleet.platform.config import parse_experiment
+from posefleet.data.memory import collect_garbage_rarely
 
 
 def main() -> int:
     """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    collect_garbage_rarely()
+    from posefleet.platform.config import parse_experiment  # imports torch
+
     experiment = parse_experiment("pfs", description="Train PFS, pose regression with filtering and scoring of poses.")
     from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither
 

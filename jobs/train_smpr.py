@@ -4,11 +4,14 @@ python jobs/train_smpr.py --config jobs/configs/smpr_demo.yaml --data.train /dat
 ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_smpr.py --config jobs/configs/smpr.yaml
 """
 
-from posefleet.platform.config import parse_experiment
+from posefleet.data.memory import collect_garbage_rarely
 
 
 def main() -> int:
     """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    collect_garbage_rarely()
+    from posefleet.platform.config import parse_experiment  # imports torch
+
     experiment = parse_experiment("smpr", description="Train SMPR, single-stage multi-person pose regression.")
     from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither
 

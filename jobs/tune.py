@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posefleet.data.memory import collect_garbage_rarely
+
 if TYPE_CHECKING:
     from posefleet.data.evaluation import Evaluation
     from posefleet.platform.config import Experiment
@@ -28,6 +30,7 @@ STOPPED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when no trial came to anything, 2 on bad arguments and bad data, 130 when stopped."""
+    collect_garbage_rarely()
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoint import CheckpointError

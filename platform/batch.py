@@ -38,7 +38,7 @@ from posefleet.data.errors import DataError
 from posefleet.data.files import UNFINISHED, create, read_json, write_file
 from posefleet.data.images import decode_untrusted, encode_jpeg
 from posefleet.data.keypoints import load_schema
-from posefleet.data.memory import keep_freed_memory
+from posefleet.data.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.pictures import Picture, Pictures, chunks, read_picture
 from posefleet.data.sharding import open_ray_data
 from posefleet.data.structures import Poses, Sample, padded_shape
@@ -505,6 +505,7 @@ class _RowWorker(_Worker):
     def __init__(self, work: Any) -> None:
         import ray
 
+        collect_garbage_rarely()
         work = ray.get(work)
         self._written = logs.written(work.output, f"worker-{platform.node()}-{os.getpid()}")
         self._written.__enter__()  # until Ray ends the process

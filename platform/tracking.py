@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posefleet.data.memory import collect_garbage_rarely
 from posefleet.platform.mlflow_client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
 from posefleet.platform.secrets import redacted, restored
 from posefleet.platform.sender import Sender
@@ -327,6 +328,7 @@ def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``sync SPOOL_DIR``: returns the exit status."""
+    collect_garbage_rarely()
     parser = argparse.ArgumentParser(prog="python -m posefleet.platform.tracking", description="Tools for tracking.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     sync = commands.add_parser("sync", help="send the events that a training kept while its server was down")

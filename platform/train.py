@@ -25,7 +25,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
-from posefleet.data.memory import keep_freed_memory
+from posefleet.data.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform import logs
 from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
@@ -264,6 +264,7 @@ def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
 
 def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     """What each worker process runs."""
+    collect_garbage_rarely()
     for name in ("ray", "ray.train", REPORT_LOGGER):
         logging.getLogger(name).setLevel(logging.WARNING)
     experiment = build_experiment(settings)

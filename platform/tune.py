@@ -26,6 +26,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
+from posefleet.data.memory import collect_garbage_rarely
 from posefleet.platform import logs, tracking
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
 from posefleet.platform.comparison import costs
@@ -380,6 +381,7 @@ def _sigterm() -> Iterator[None]:
 
 def _trial(config: dict[str, Any], store: str) -> None:
     """What the process of a trial runs; its run is in the MLflow store at the address ``store``."""
+    collect_garbage_rarely()
     logging.basicConfig(level=logging.INFO, format=logs.TERMINAL)
     name = tune.get_context().get_trial_name()
     experiment, run = open_run(_experiment(config, str(name), store))

@@ -32,6 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
+from posefleet.data.memory import collect_garbage_rarely
 from posefleet.platform.placement import SERVING, STEADY
 from posefleet.platform.secrets import redacted
 from posefleet.serve.body import Upload, read_uploads
@@ -102,6 +103,7 @@ class Ingress:
         challengers: Mapping[str, DeploymentHandle[Any]],
         versions: DeploymentHandle[Any],
     ) -> None:
+        collect_garbage_rarely()
         self._gateway = Gateway(settings, models, challengers, versions)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from posefleet.data.errors import DataError, NotAnImage, TooManyPixels
 from posefleet.data.images import decode_untrusted, encode_jpeg
-from posefleet.data.memory import keep_freed_memory
+from posefleet.data.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.platform.agreement import compare_poses
 from posefleet.platform.drawing import draw_poses
@@ -111,6 +111,7 @@ class Replica:
         Raises:
             ValueError: That version does not exist or cannot be loaded.
         """
+        collect_garbage_rarely()
         keep_freed_memory()
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # strangers' files are no news
         self._key, self._settings, self._most_pixels, self._tracking = key, settings, most_pixels, tracking

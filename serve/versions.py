@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import serve
 
+from posefleet.data.memory import collect_garbage_rarely
 from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
 from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.placement import STEADY
@@ -123,6 +124,7 @@ class Versions:
             sources: By key: what the configuration says. A key ``NAME.challenger`` may name what is not there yet.
             tracking: Where models are registered.
         """
+        collect_garbage_rarely()
         self._models = {key: _Model(source) for key, source in sources.items()}
         self._tracking = tracking
         self._shadowed: dict[tuple[str, str, str], Shadowed] = {}
