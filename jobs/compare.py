@@ -189,7 +189,8 @@ def _synthetic(data: str, out: Path) -> str:
     from posefleet.data.coco import find_source
     from posefleet.data.keypoints import COCO17
     from posefleet.data.sharding import shard_coco
-    from posefleet.data.synthetic import SCENES, write_dataset
+    from posefleet.data.synthetic.dataset import write_dataset
+    from posefleet.data.synthetic.scenes import SCENES
 
     folder, scenes = out / data.replace("synthetic", "data"), SCENES[SYNTHETIC[data]]
     for split, count in (("train2017", IMAGES), ("val2017", HELD_OUT)):

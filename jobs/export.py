@@ -112,7 +112,7 @@ def _pictures(options: argparse.Namespace, experiment: "Experiment", *, chosen: 
     """Decoded images to check on, and what they are."""
     from posefleet.data.coco import find_source
     from posefleet.data.keypoints import load_schema
-    from posefleet.data.synthetic import SceneConfig, render_scene
+    from posefleet.data.synthetic.scenes import SceneConfig, render_scene
     from posefleet.platform.gate import Split
     from posefleet.platform.paths import resolve_path
 

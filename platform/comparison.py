@@ -20,7 +20,7 @@ from posefleet.data.shards import read_manifest
 from posefleet.data.significance import Interval
 from posefleet.data.stream import training_batches
 from posefleet.data.structures import Poses
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.platform.checkpoint import CheckpointError, Meta, find_checkpoint, load_model, read_meta
 from posefleet.platform.config import Experiment, to_dict
 from posefleet.platform.inference import Predictor

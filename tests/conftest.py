@@ -63,7 +63,8 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def people_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered people in COCO's layout: 24 images to train on, 7 to evaluate on."""
-    from posefleet.data.synthetic import SceneConfig, write_dataset
+    from posefleet.data.synthetic.dataset import write_dataset
+    from posefleet.data.synthetic.scenes import SceneConfig
 
     root = tmp_path_factory.mktemp("people")
     config = SceneConfig(width=(96, 128), height=(96, 128))

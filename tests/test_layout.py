@@ -41,7 +41,7 @@ DOORS = {
     },
     "optuna": {"platform/search.py", "platform/space.py", "platform/search_report.py"},
     "webdataset": {"data/shards.py", "data/stream.py"},
-    "pycocotools": {"data/matching.py", "data/doctor.py", "data/coco.py", "data/synthetic.py"},
+    "pycocotools": {"data/matching.py", "data/doctor.py", "data/coco.py"},
     "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},
     "onnx": {"platform/export.py"},

@@ -49,7 +49,8 @@ def _shards(root: Path, count: int) -> Path:
     from posefleet.data.coco import find_source
     from posefleet.data.keypoints import COCO17
     from posefleet.data.sharding import shard_coco
-    from posefleet.data.synthetic import SceneConfig, write_dataset
+    from posefleet.data.synthetic.dataset import write_dataset
+    from posefleet.data.synthetic.scenes import SceneConfig
 
     config = SceneConfig(width=(96, 128), height=(96, 128))
     for split, images, seed in (("train2017", count, 1), ("val2017", 8, 2)):

@@ -30,7 +30,8 @@ from posefleet.data.memory import keep_freed_memory
 from posefleet.data.sharding import shard_coco
 from posefleet.data.stream import training_batches
 from posefleet.data.structures import Batch
-from posefleet.data.synthetic import SceneConfig, write_dataset
+from posefleet.data.synthetic.dataset import write_dataset
+from posefleet.data.synthetic.scenes import SceneConfig
 from posefleet.platform import loop
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import Experiment, build_experiment, read_yaml

@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from posefleet.data.synthetic import SceneConfig, write_dataset
+from posefleet.data.synthetic.dataset import write_dataset
+from posefleet.data.synthetic.scenes import SceneConfig
 
 
 def main() -> None:

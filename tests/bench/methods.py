@@ -40,11 +40,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.bodies import extent, random_figure
-from posefleet.data.figures import paint_figure
 from posefleet.data.keypoints import COCO17
-from posefleet.data.scenery import Canvas, develop, paint_background
 from posefleet.data.structures import People
+from posefleet.data.synthetic.bodies import extent, random_figure
+from posefleet.data.synthetic.figures import paint_figure
+from posefleet.data.synthetic.scenery import Canvas, develop, paint_background
 from posefleet.models import available_methods, load_method
 from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig

@@ -9,7 +9,7 @@ from posefleet.data.evaluation import Evaluation, evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.significance import Interval, Matches, average_precision, difference, differences
 from posefleet.data.structures import Poses
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.truth import GroundTruth
 from posefleet.data.verdicts import Verdicts
 

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from posefleet.data.bodies import Figure, make_figure, random_look
-from posefleet.data.figures import PARTS_PER_PERSON, Painted, Part, paint_figure
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17
-from posefleet.data.postures import Build, stand_at_ease
-from posefleet.data.scenery import Canvas, fixed_point
-from posefleet.data.synthetic import CROWDED_SCENES, SceneConfig, annotate_person, main, render_scene, write_dataset
+from posefleet.data.synthetic.__main__ import main
+from posefleet.data.synthetic.bodies import Figure, make_figure, random_look
+from posefleet.data.synthetic.dataset import write_dataset
+from posefleet.data.synthetic.figures import PARTS_PER_PERSON, Painted, Part, paint_figure
+from posefleet.data.synthetic.postures import Build, stand_at_ease
+from posefleet.data.synthetic.scenery import Canvas, fixed_point
+from posefleet.data.synthetic.scenes import CROWDED_SCENES, SceneConfig, annotate_person, render_scene
 
 SMALL = SceneConfig(width=(96, 128), height=(96, 128), crowd_rate=0.3, unlabelled_rate=0.2)
 NAMES = {name: i for i, name in enumerate(COCO17.keypoints)}

@@ -5,7 +5,7 @@ import torch
 from posefleet.data.coco import people_of
 from posefleet.data.evaluation import evaluate
 from posefleet.data.keypoints import COCO17
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.truth import GroundTruth
 
 

@@ -9,7 +9,7 @@ from posefleet.data.coco import people_of
 from posefleet.data.evaluation import evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.truth import GroundTruth
 from posefleet.models.detposenet import Config, LossConfig, Model, OutputConfig
 from posefleet.models.parts.assign import pad_people

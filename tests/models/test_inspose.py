@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from posefleet.data.coco import people_of
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.structures import People
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.inspose import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model, _Truth
 from posefleet.models.parts.backbones import BackboneConfig, BackboneName
 from posefleet.models.parts.decode import DecodeConfig

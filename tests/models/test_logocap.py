@@ -11,7 +11,7 @@ from posefleet.data.coco import people_of
 from posefleet.data.evaluation import evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.truth import GroundTruth
 from posefleet.models.logocap import STRIDE, Config, DecodeConfig, HeadConfig, LossConfig, Maps, Model
 from posefleet.models.parts.adaptation import AdaptConfig, Instances, training_instances

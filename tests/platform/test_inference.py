@@ -15,7 +15,7 @@ from posefleet.data.evaluation import evaluate
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Batch, People, Poses, Sample, collate
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY
 from posefleet.data.truth import GroundTruth
 from posefleet.models.parts.decode import DecodeConfig, suppress

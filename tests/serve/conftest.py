@@ -7,7 +7,7 @@ import pytest
 from small_settings import small_release, small_settings, untrained_checkpoint
 
 from posefleet.data.images import encode_jpeg
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from posefleet.data.images import encode_image
-from posefleet.data.synthetic import SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
 from posefleet.platform.config import build_experiment, read_yaml
 

@@ -12,7 +12,7 @@ from math import atan2, degrees
 import numpy as np
 
 from posefleet.data.keypoints import COCO17
-from posefleet.data.postures import (
+from posefleet.data.synthetic.postures import (
     POINTS,
     SIDES,
     Build,
@@ -25,7 +25,7 @@ from posefleet.data.postures import (
     upright_posture,
     view_axes,
 )
-from posefleet.data.scenery import Colour, fixed_point, random_colour, tinted
+from posefleet.data.synthetic.scenery import Colour, fixed_point, random_colour, tinted
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,36 +1,17 @@
-"""Pictures of rendered people with exact COCO keypoint annotations: the data set that needs no download.
+"""Images of rendered people with exact COCO keypoint annotations."""
 
-    python -m posefleet.data.synthetic --out datasets/synthetic --split train2017 --count 1000
-
-Layout on disk is COCO's own: ``OUT/annotations/person_keypoints_{split}.json`` and ``OUT/{split}/{id:012d}.jpg``.
-"""
-
-import argparse
-import json
-import multiprocessing
-import os
-import sys
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import exp, log
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
-from posefleet.data.bodies import Figure, extent, random_figure
-from posefleet.data.figures import KEYPOINT_PARTS, PARTS_PER_PERSON, Painted, paint_figure
-from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17
-from posefleet.data.memory import collect_garbage_rarely
-from posefleet.data.scenery import Canvas, develop, paint_background, paint_thing
+from posefleet.data.synthetic.bodies import Figure, extent, random_figure
+from posefleet.data.synthetic.figures import KEYPOINT_PARTS, PARTS_PER_PERSON, Painted, paint_figure
+from posefleet.data.synthetic.scenery import Canvas, develop, paint_background, paint_thing
 
 Annotation = dict[str, Any]
 """One COCO annotation; here without ``id`` and ``image_id`` until it is written."""
@@ -142,71 +123,6 @@ def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.nda
     if crowd and (region := annotate_crowd(canvas.owner, crowd)) is not None:
         annotations.append(region)
     return develop(canvas, rng), annotations
-
-
-def write_dataset(
-    out: Path,
-    split: str,
-    count: int,
-    config: SceneConfig | None = None,
-    seed: int = 0,
-    workers: int = 1,
-    progress: bool = False,
-) -> Path:
-    """Render ``count`` pictures and their annotations in COCO's layout.
-
-    Picture i of a split and seed is always the same file, whatever ``workers`` and ``count``. The json appears last
-    and whole; running again reproduces every byte. Pictures of an earlier, larger run are removed after that.
-
-    Args:
-        out: Root of the data set, made when missing.
-        split: Name of the image folder and of the json, such as train2017; it is part of the seed, so splits differ.
-        workers: Processes; 1 renders in this one.
-        progress: Show a bar on stderr.
-
-    Returns:
-        Path of the annotations.
-
-    Raises:
-        ValueError: ``count`` or ``workers`` is not positive.
-    """
-    if count < 1 or workers < 1:
-        raise ValueError(f"count {count} and workers {workers} must be at least 1")
-    config = config or SceneConfig()
-    folder, path = out / split, out / "annotations" / f"person_keypoints_{split}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    render = partial(_write_picture, folder, config, (seed, zlib.crc32(split.encode())))
-    images: list[dict[str, Any]] = []
-    annotations: list[Annotation] = []
-    with _mapped(render, range(1, count + 1), workers) as pictures:
-        shown = track(pictures, "rendering", count, console=Console(stderr=True)) if progress else pictures
-        for image, people in shown:
-            images.append(image)
-            for annotation in people:
-                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
-    info = {"description": "posefleet synthetic people", "split": split, "seed": seed, "scene": asdict(config)}
-    document = {
-        "info": info,
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": [person_category()],
-    }
-    _write_whole(path, json.dumps(document, separators=(",", ":")).encode())
-    _remove_others(folder, {image["file_name"] for image in images})
-    return path
-
-
-def person_category() -> dict[str, Any]:
-    """COCO's person category; its skeleton counts keypoints from 1."""
-    return {
-        "id": 1,
-        "name": "person",
-        "supercategory": "person",
-        "keypoints": list(COCO17.keypoints),
-        "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges],
-    }
 
 
 # ---------------------------------------------------------------------------------------------------- scene
@@ -343,91 +259,3 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
 def _as_numbers(keypoints: np.ndarray) -> list[float]:
     """Flat [x, y, v]*17 with integral visibility, as COCO writes it."""
     return [number for x, y, v in keypoints.tolist() for number in (x, y, int(v))]
-
-
-# ---------------------------------------------------------------------------------------------------- files
-
-
-def _write_picture(
-    folder: Path, config: SceneConfig, seed: tuple[int, ...], number: int
-) -> tuple[dict[str, Any], list[Annotation]]:
-    image, annotations = render_scene(config, (*seed, number))
-    name = f"{number:012d}.jpg"
-    _write_whole(folder / name, encode_jpeg(image, config.jpeg_quality))
-    return {"id": number, "file_name": name, "width": image.shape[1], "height": image.shape[0]}, annotations
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """A file that is either absent, old or complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def _remove_others(folder: Path, listed: set[str]) -> None:
-    """Delete the pictures of a larger data set that was here before, and nothing that is not named like ours."""
-    for path in folder.glob("[0-9]" * 12 + ".jpg"):
-        if path.name not in listed:
-            path.unlink()
-
-
-@contextmanager
-def _mapped(function: Any, numbers: Iterable[int], workers: int) -> Iterator[Iterable[Any]]:
-    """Results in order, from this process or from ``workers`` others."""
-    if workers == 1:
-        yield map(function, numbers)
-        return
-    # Spawned, not forked: forking a process with threads (Ray, torch) can deadlock.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool.map(function, numbers, chunksize=16)
-
-
-# ---------------------------------------------------------------------------------------------------- command line
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see ``--help``."""
-    collect_garbage_rarely()
-    parser = argparse.ArgumentParser(
-        prog="python -m posefleet.data.synthetic", description="Render people with exact COCO keypoint annotations."
-    )
-    default = SceneConfig()
-    parser.add_argument("--out", type=Path, required=True, help="root folder of the data set")
-    parser.add_argument("--split", default="train2017", help="image folder and json name (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=1000, help="pictures (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    kind = parser.add_mutually_exclusive_group()
-    for name, told in (("easy", "learned in minutes on a CPU"), ("crowded", "people before people")):
-        scene = SCENES[name]
-        told = f"people {scene.people}, scale {scene.scale}, variety {scene.variety:g}: {told}"
-        kind.add_argument(f"--{name}", dest="scenes", action="store_const", const=name, help=told)
-    parser.add_argument("--size", type=int, nargs="+", default=[256], metavar="PX", help="side, or width and height")
-    for name, of, told in (("people", int, "in a picture"), ("scale", float, "standing height in pictures")):
-        told = f"{told} (default: {getattr(default, name)})"
-        parser.add_argument(f"--{name}", type=of, nargs=2, metavar=("LOW", "HIGH"), help=told)
-    for name, told in (
-        ("variety", "share of people not upright and facing us"),
-        ("crowd_rate", "share of pictures with a crowd"),
-        ("unlabelled_rate", "share of people left unlabelled"),
-    ):
-        told = f"{told} (default: {getattr(default, name)})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help=told)
-    parser.add_argument("--jpeg-quality", type=int, help=f"0 to 100 (default: {default.jpeg_quality})")
-    chosen = parser.parse_args(arguments)
-    width, height = chosen.size[0], chosen.size[-1]
-    given: dict[str, Any] = {"width": (width, width), "height": (height, height)}
-    for name in ("people", "scale", "variety", "crowd_rate", "unlabelled_rate", "jpeg_quality"):
-        if (value := getattr(chosen, name)) is not None:
-            given[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        config = replace(SCENES[chosen.scenes or "default"], **given)
-        progress = sys.stderr.isatty()
-        path = write_dataset(chosen.out, chosen.split, chosen.count, config, chosen.seed, chosen.workers, progress)
-    except ValueError as error:
-        parser.error(str(error))
-    sys.stdout.write(f"{path}\n")
-
-
-if __name__ == "__main__":
-    main()
