@@ -1,4 +1,4 @@
-"""The pose methods, one file each, and the contract that every one of them fulfils.
+"""The pose methods, a file or a package each, and the contract that every one of them fulfils.
 
 A method is found by its file name: ``models/<name>.py`` defines ``Config`` (a frozen dataclass) and
 ``Model`` (an ``nn.Module`` built as ``Model(config, schema)`` that offers :class:`PoseModel`).
@@ -53,12 +53,15 @@ class ExportableModel(PoseModel, Protocol):
 
 
 def available_methods() -> list[str]:
-    """Names of the methods: the files of this folder."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+    """Names of the methods: the files and packages of this folder, without ``parts``."""
+    folder = Path(__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")} - {"parts"}
+    return sorted(files | packages)
 
 
 def load_method(name: str) -> ModuleType:
-    """Import ``models/<name>.py``, which defines ``Config`` and ``Model``.
+    """Import ``models/<name>.py`` or ``models/<name>/``, which defines ``Config`` and ``Model``.
 
     Raises:
         ValueError: There is no such method.
