@@ -5,7 +5,7 @@ from fsspec import register_implementation
 for scheme in ("s3", "s3a"):  # imported when such an address is opened
     register_implementation(
         scheme,
-        "posefleet.data.s3.Bucket",
+        "posefleet.data.io.s3.Bucket",
         clobber=True,
         errtxt=f"{scheme}:// needs s3fs: pip install 'posefleet[s3]'",
     )

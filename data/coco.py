@@ -18,9 +18,9 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from posefleet.data.errors import DataError
-from posefleet.data.files import create
 from posefleet.data.images import decode_image
-from posefleet.data.json_lists import read_lists
+from posefleet.data.io.files import absolute, create, path_inside
+from posefleet.data.io.json_stream import read_lists
 from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
 from posefleet.data.structures import People, Poses
 
@@ -94,12 +94,6 @@ def find_splits(source: str) -> list[str]:
     return sorted({next(filter(None, match.groups())) for match in matches if match})
 
 
-def absolute(path: str) -> str:
-    """The same fsspec path for every process, wherever it runs."""
-    fs, path_in_fs = fsspec.core.url_to_fs(path)
-    return path if "::" in path else str(fs.unstrip_protocol(path_in_fs))
-
-
 def image_path(source: Source, file_name: str) -> str:
     """Where an image lies.
 
@@ -107,17 +101,6 @@ def image_path(source: Source, file_name: str) -> str:
         DataError: The name leads out of the image folder, or is no file name.
     """
     return path_inside(source.image_folder, file_name)
-
-
-def path_inside(folder: str, name: str) -> str:
-    """The path of ``name``, which comes from strangers, in ``folder``.
-
-    Raises:
-        DataError: The name leads out of the folder, or is no file name.
-    """
-    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise DataError(f"{name!r} is no file of the folder {folder}")
-    return f"{folder.rstrip('/')}/{name}"
 
 
 def _is_folder(path: str) -> bool:

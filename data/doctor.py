@@ -39,7 +39,7 @@ from posefleet.data.coco import (
     verify_image,
 )
 from posefleet.data.errors import DataError
-from posefleet.data.json_lists import read_lists
+from posefleet.data.io.json_stream import read_lists
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.labels import BORDER, LabelChecks, Labels, repeats
 from posefleet.data.memory import collect_garbage_rarely

@@ -11,11 +11,12 @@ import fsspec
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
-from posefleet.data.coco import find_source, path_inside, read_file_names
+from posefleet.data.coco import find_source, read_file_names
 from posefleet.data.errors import DataError
+from posefleet.data.io.files import path_inside
+from posefleet.data.io.tars import BLOCK, list_members, member_name
 from posefleet.data.shards import MANIFEST, read_manifest, read_members, read_records
 from posefleet.data.stream import RETRY_PAUSES
-from posefleet.data.tars import BLOCK, list_members, member_name
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm")

@@ -9,7 +9,6 @@ what is missing, and all of them end with the same bytes.
 import hashlib
 import itertools
 import json
-import logging
 import os
 import random
 import stat
@@ -28,9 +27,11 @@ from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco import Source, absolute, image_path, is_keypoint_person, path_inside
+from posefleet.data.coco import Source, image_path, is_keypoint_person
 from posefleet.data.doctor import image_fault
 from posefleet.data.errors import DataError
+from posefleet.data.io.cluster import open_ray_data
+from posefleet.data.io.files import absolute, path_inside
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.memory import collect_garbage_rarely
 from posefleet.data.shards import (
@@ -314,18 +315,6 @@ def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: Iterator[Shard
         for row in dataset.iter_rows():
             shard = json.loads(row["shard"])
             yield _Shard(ShardInfo(**shard.pop("info")), **shard)
-
-
-def open_ray_data() -> Any:
-    """The module ``ray``, started where it was not, with Ray Data told to keep quiet."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours count shards and images
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    return ray
 
 
 def _with_progress(shards: Iterable[T], total: int) -> Iterable[T]:

@@ -22,10 +22,10 @@ import numpy as np
 
 from posefleet.data.coco import Annotation, area_of, is_keypoint_person, people_of
 from posefleet.data.errors import DataError
-from posefleet.data.files import UNFINISHED, create, read_json
+from posefleet.data.io.files import UNFINISHED, create, read_json
+from posefleet.data.io.tars import BLOCK, MAX_MEMBER_BYTES, member_name, whole_blocks
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People
-from posefleet.data.tars import BLOCK, MAX_MEMBER_BYTES, member_name, whole_blocks
 
 VERSION = 1
 MANIFEST = "manifest.json"

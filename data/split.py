@@ -24,7 +24,7 @@ from posefleet.data.coco import (
     require_lists,
 )
 from posefleet.data.errors import DataError
-from posefleet.data.json_lists import read_lists
+from posefleet.data.io.json_stream import read_lists
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.shards import Record, encode_record, make_person, make_record
 

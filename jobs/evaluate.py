@@ -54,8 +54,8 @@ def main() -> int:
 
 def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.coco import find_source, write_results
-    from posefleet.data.files import write_file
     from posefleet.data.folder import FolderDataset
+    from posefleet.data.io.files import write_file
     from posefleet.data.keypoints import load_schema
     from posefleet.data.memory import keep_freed_memory
     from posefleet.data.structures import Poses

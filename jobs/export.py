@@ -76,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 def _export(options: argparse.Namespace, overrides: list[str]) -> int:
     import tempfile
 
-    from posefleet.data.files import write_file
+    from posefleet.data.io.files import write_file
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
     from posefleet.platform.config import override
     from posefleet.platform.export import Agreement, export_onnx

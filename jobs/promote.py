@@ -258,7 +258,7 @@ def _crown_text(tags: Mapping[str, str], verdict: "Verdict") -> str:
 
 def _best_trial(search: str) -> str:
     """Folder of the run of the trial with the highest AP, of those that were trained to their end."""
-    from posefleet.data.files import read_json
+    from posefleet.data.io.files import read_json
 
     path = Path(resolve_path(search), "trials.json")
     trials: list[dict[str, Any]] | None = read_json(str(path))

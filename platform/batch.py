@@ -33,14 +33,13 @@ import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
-from posefleet.data.coco import path_inside
 from posefleet.data.errors import DataError
-from posefleet.data.files import UNFINISHED, create, read_json, write_file
 from posefleet.data.images import decode_untrusted, encode_jpeg
+from posefleet.data.io.cluster import open_ray_data
+from posefleet.data.io.files import UNFINISHED, create, path_inside, read_json, write_file
 from posefleet.data.keypoints import load_schema
 from posefleet.data.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.pictures import Picture, Pictures, chunks, read_picture
-from posefleet.data.sharding import open_ray_data
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.data.video import Frame, Video, VideoFile
 from posefleet.platform import logs

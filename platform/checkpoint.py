@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from posefleet.data.errors import DataError
-from posefleet.data.files import read_json, write_file
+from posefleet.data.io.files import read_json, write_file
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.models import load_method
 from posefleet.models.parts.stored import read_tensors

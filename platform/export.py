@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.files import write_file
+from posefleet.data.io.files import write_file
 from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import STRIDE, Poses
 from posefleet.models import ExportableModel

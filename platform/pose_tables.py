@@ -22,7 +22,7 @@ import torch
 
 from posefleet.data.coco import write_results
 from posefleet.data.errors import DataError
-from posefleet.data.files import create
+from posefleet.data.io.files import create
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses
 

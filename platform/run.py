@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import fsspec
 
-from posefleet.data.files import read_json, write_file
+from posefleet.data.io.files import read_json, write_file
 from posefleet.data.shards import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint

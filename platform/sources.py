@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posefleet.data.files import read_json
+from posefleet.data.io.files import read_json
 from posefleet.platform import registry, tracking
 from posefleet.platform.mlflow_client import TrackingError, store_uri
 from posefleet.platform.paths import resolve_path

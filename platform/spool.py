@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posefleet.data.files import read_json
+from posefleet.data.io.files import read_json
 from posefleet.platform.secrets import redacted
 
 Event = dict[str, Any]

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 import fsspec
 
-from posefleet.data.files import read_json, write_file
+from posefleet.data.io.files import read_json, write_file
 
 DEATHS = 2
 """A process may also die of something else, such as a node that goes: once is no proof."""

@@ -25,6 +25,7 @@ MODELS_MAY_IMPORT = {"posefleet.data.keypoints", "posefleet.data.structures"}
 
 DOORS = {
     "ray": {
+        "data/io/cluster.py",
         "data/sharding.py",
         "platform/batch.py",
         "platform/elastic.py",
@@ -47,8 +48,8 @@ DOORS = {
     "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},
     "onnx": {"platform/export.py"},
-    "s3fs": {"data/s3.py"},
-    "botocore": {"data/s3.py"},
+    "s3fs": {"data/io/s3.py"},
+    "botocore": {"data/io/s3.py"},
     "onnxruntime": {"platform/export.py"},
 }
 """The few files that may import each heavy library."""

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posefleet.data import json_lists
 from posefleet.data.errors import DataError
-from posefleet.data.json_lists import read_lists
+from posefleet.data.io import json_stream as json_lists
+from posefleet.data.io.json_stream import read_lists
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),

@@ -13,7 +13,7 @@ from object_store import FaultyProxy, ObjectStore, environment
 
 from posefleet.data.coco import find_source
 from posefleet.data.errors import DataError
-from posefleet.data.files import create, read_json
+from posefleet.data.io.files import create, read_json
 from posefleet.data.keypoints import COCO17
 from posefleet.data.pictures import list_pictures
 from posefleet.data.sharding import shard_coco

@@ -70,3 +70,20 @@ def read_json(path: str) -> Any:
         return None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged, or no JSON: {error}") from None
+
+
+def absolute(path: str) -> str:
+    """The same fsspec path for every process, wherever it runs."""
+    fs, path_in_fs = fsspec.core.url_to_fs(path)
+    return path if "::" in path else str(fs.unstrip_protocol(path_in_fs))
+
+
+def path_inside(folder: str, name: str) -> str:
+    """The path of ``name``, which comes from strangers, in ``folder``.
+
+    Raises:
+        DataError: The name leads out of the folder, or is no file name.
+    """
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise DataError(f"{name!r} is no file of the folder {folder}")
+    return f"{folder.rstrip('/')}/{name}"

@@ -1,0 +1,16 @@
+"""Opens Ray Data on the cluster that this process belongs to."""
+
+import logging
+from typing import Any
+
+
+def open_ray_data() -> Any:
+    """The module ``ray``, started where it was not, with Ray Data told to keep quiet."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # ours count shards and images
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    return ray
