@@ -4,7 +4,6 @@ OCHuman and CrowdPose use the same json with other file names; CrowdPose has 14 
 image and no ``area``.
 """
 
-import io
 import json
 import math
 import re
@@ -15,10 +14,8 @@ from typing import Any, TypeGuard
 import fsspec
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
 
 from posefleet.data.errors import DataError
-from posefleet.data.images import decode_image
 from posefleet.data.io.files import absolute, create, path_inside
 from posefleet.data.io.json_stream import read_lists
 from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
@@ -27,9 +24,6 @@ from posefleet.data.structures import People, Poses
 AREA_OF_BOX = 0.53
 """Area of a person where the json has none, as a fraction of the box: what CrowdPose's evaluation assumes."""
 
-EXIF_ORIENTATION = 0x0112
-TURNED_ORIENTATIONS = range(5, 9)
-"""EXIF orientations that swap width and height."""
 
 Annotation = Mapping[str, Any]
 
@@ -282,43 +276,6 @@ def check_person(record: Annotation, schema: KeypointSchema, annotation_file: st
 def _brief(record: Mapping[str, Any]) -> str:
     text = json.dumps(record, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-# ------------------------------------------------------------------------------------------------------- images
-
-
-def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
-    """Decode every pixel of an image, strictly.
-
-    Returns:
-        (width, height) as a person sees it, EXIF orientation applied: the size that ``decode_image`` gives.
-
-    Raises:
-        DataError: The bytes are not an image, or a part of it is missing or damaged.
-    """
-    if not data:
-        raise DataError(f"{what}: the file is empty")
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            width, height = image.size
-            if image.format not in ("JPEG", "PNG"):
-                decode_image(data, what=what)  # Pillow reads formats that OpenCV, which training uses, does not
-    except UnidentifiedImageError as error:
-        raise DataError(f"{what}: {len(data)} bytes that are not an image") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{what}: damaged image: {error}") from error
-    return (height, width) if exif_orientation(data) in TURNED_ORIENTATIONS else (width, height)
-
-
-def exif_orientation(data: bytes) -> int:
-    """How a viewer turns the image, 1 (not at all) to 8; reads the header only."""
-    with Image.open(io.BytesIO(data)) as image:
-        try:
-            return int(image.getexif().get(EXIF_ORIENTATION, 1))
-        except (SyntaxError, ValueError, TypeError):
-            return 1  # broken EXIF: viewers and OpenCV leave the image as it is
 
 
 # ------------------------------------------------------------------------------------------------------- writing

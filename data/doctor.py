@@ -25,10 +25,8 @@ from rich.progress import track
 
 from posefleet.data.coco import (
     AREA_OF_BOX,
-    TURNED_ORIENTATIONS,
     Source,
     are_numbers,
-    exif_orientation,
     find_source,
     find_splits,
     image_path,
@@ -36,9 +34,9 @@ from posefleet.data.coco import (
     is_integer,
     person_category_ids,
     require_lists,
-    verify_image,
 )
 from posefleet.data.errors import DataError
+from posefleet.data.images import TURNED_ORIENTATIONS, exif_orientation, verify_image
 from posefleet.data.io.json_stream import read_lists
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.labels import BORDER, LabelChecks, Labels, repeats

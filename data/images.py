@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from posefleet.data.errors import DataError, NotAnImage, TooManyPixels
 
@@ -24,7 +24,7 @@ def decode_image(data: Buffer, *, what: str = "image") -> np.ndarray:
     """Decode JPEG, PNG or any format OpenCV knows, as a person sees it: EXIF orientation applied, always RGB.
 
     Grey and CMYK images become RGB. A truncated JPEG decodes as far as it goes; the doctor and the sharding
-    job find those (:func:`posefleet.data.coco.verify_image`).
+    job find those (:func:`posefleet.data.images.verify_image`).
 
     Args:
         data: The file's bytes, or a buffer of them.
@@ -120,3 +120,44 @@ def encode_image(image: np.ndarray, ending: str, options: Sequence[int] = ()) ->
     if not ok:
         raise ValueError(f"no image format has the ending {ending!r}; use .jpg or .png")
     return data.tobytes()
+
+
+EXIF_ORIENTATION = 0x0112
+
+
+TURNED_ORIENTATIONS = range(5, 9)
+"""EXIF orientations that swap width and height."""
+
+
+def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
+    """Decode every pixel of an image, strictly.
+
+    Returns:
+        (width, height) as a person sees it, EXIF orientation applied: the size that ``decode_image`` gives.
+
+    Raises:
+        DataError: The bytes are not an image, or a part of it is missing or damaged.
+    """
+    if not data:
+        raise DataError(f"{what}: the file is empty")
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            width, height = image.size
+            if image.format not in ("JPEG", "PNG"):
+                decode_image(data, what=what)  # Pillow reads formats that OpenCV, which training uses, does not
+    except UnidentifiedImageError as error:
+        raise DataError(f"{what}: {len(data)} bytes that are not an image") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{what}: damaged image: {error}") from error
+    return (height, width) if exif_orientation(data) in TURNED_ORIENTATIONS else (width, height)
+
+
+def exif_orientation(data: bytes) -> int:
+    """How a viewer turns the image, 1 (not at all) to 8; reads the header only."""
+    with Image.open(io.BytesIO(data)) as image:
+        try:
+            return int(image.getexif().get(EXIF_ORIENTATION, 1))
+        except (SyntaxError, ValueError, TypeError):
+            return 1  # broken EXIF: viewers and OpenCV leave the image as it is

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from posefleet.data.coco import find_source, find_splits, image_path, people_of, verify_image, write_results
+from posefleet.data.coco import find_source, find_splits, image_path, people_of, write_results
 from posefleet.data.errors import DataError
-from posefleet.data.images import decode_image
+from posefleet.data.images import decode_image, verify_image
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.split import read_coco
 from posefleet.data.structures import Poses
