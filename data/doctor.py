@@ -23,18 +23,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco import (
+from posefleet.data.coco.annotations import (
     AREA_OF_BOX,
-    Source,
     are_numbers,
-    find_source,
-    find_splits,
-    image_path,
     is_category,
     is_integer,
     person_category_ids,
     require_lists,
 )
+from posefleet.data.coco.source import Source, find_source, find_splits, image_path
 from posefleet.data.errors import DataError
 from posefleet.data.images import TURNED_ORIENTATIONS, exif_orientation, verify_image
 from posefleet.data.io.json_stream import read_lists

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 import fsspec
 import numpy as np
 
-from posefleet.data.coco import Source, image_path, people_of
+from posefleet.data.coco.annotations import people_of
+from posefleet.data.coco.records import Record
+from posefleet.data.coco.source import Source, image_path
+from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.shards import Record
-from posefleet.data.split import read_coco
 from posefleet.data.stream import SampleSource, Transform
 from posefleet.data.structures import Sample
 
@@ -19,7 +20,7 @@ class FolderDataset(SampleSource):
     """Annotation file and image folder as a data set; position p is the p-th image by id.
 
     Args:
-        source: From :func:`posefleet.data.coco.find_source`.
+        source: From :func:`posefleet.data.coco.source.find_source`.
         schema: Keypoints of the annotations.
         transform: What makes an input of an image.
 

@@ -11,7 +11,8 @@ import fsspec
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
-from posefleet.data.coco import find_source, read_file_names
+from posefleet.data.coco.annotations import read_file_names
+from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import path_inside
 from posefleet.data.io.tars import BLOCK, list_members, member_name

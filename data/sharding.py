@@ -27,7 +27,10 @@ from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco import Source, image_path, is_keypoint_person
+from posefleet.data.coco.annotations import is_keypoint_person
+from posefleet.data.coco.records import Record
+from posefleet.data.coco.source import Source, image_path
+from posefleet.data.coco.split import CocoSplit, read_coco
 from posefleet.data.doctor import image_fault
 from posefleet.data.errors import DataError
 from posefleet.data.io.cluster import open_ray_data
@@ -37,7 +40,6 @@ from posefleet.data.memory import collect_garbage_rarely
 from posefleet.data.shards import (
     VERSION,
     Manifest,
-    Record,
     ShardInfo,
     check_shard,
     read_manifest,
@@ -48,7 +50,6 @@ from posefleet.data.shards import (
     write_manifest,
     write_shard,
 )
-from posefleet.data.split import CocoSplit, read_coco
 
 CPUS_PER_TASK = 1
 """A task decodes every image, so it keeps a core busy; one free core in the whole cluster is enough to go on."""

@@ -12,7 +12,7 @@ index after the tar. Equal samples give equal bytes.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -20,20 +20,17 @@ from typing import IO, Any
 import fsspec
 import numpy as np
 
-from posefleet.data.coco import Annotation, area_of, is_keypoint_person, people_of
+from posefleet.data.coco.annotations import is_keypoint_person
+from posefleet.data.coco.records import Record, encode_record
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import UNFINISHED, create, read_json
 from posefleet.data.io.tars import BLOCK, MAX_MEMBER_BYTES, member_name, whole_blocks
-from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People
 
 VERSION = 1
 MANIFEST = "manifest.json"
 MEMBER_COLUMNS = ("image_offset", "image_size", "record_offset", "record_size", "labelled_people")
 _SHARD_NAME = re.compile(r"shard-\d{6,}")
 _CHUNK = 1 << 22
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,56 +304,6 @@ def _members(root: str, index: Mapping[str, Any]) -> np.ndarray:
     if (members[:, [0, 2]].flatten() != np.cumsum(taken) - taken + BLOCK).any():
         raise DataError(f"{root}/{index.get('name')}.json: damaged index: its members do not fill the tar")
     return members
-
-
-# ------------------------------------------------------------------------------------------------------- records
-
-
-def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> Record:
-    """The record of one image: COCO's names, without what training does not read (segmentation, urls)."""
-    return {
-        "image_id": image["id"],
-        "file_name": image["file_name"],
-        "width": image["width"],
-        "height": image["height"],
-        "people": [make_person(annotation) for annotation in annotations],
-    }
-
-
-def make_person(annotation: Annotation) -> Record:
-    """A person of a record."""
-    keypoints = annotation.get("keypoints") or []
-    return {
-        "id": annotation["id"],
-        "keypoints": keypoints,
-        "bbox": annotation["bbox"],
-        "area": area_of(annotation),
-        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
-        "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
-    }
-
-
-def encode_record(record: Record) -> bytes:
-    """A record, or a person of one, as it lies in the tar; equal ones are equal bytes.
-
-    Raises:
-        ValueError: A number is not finite.
-    """
-    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
-
-
-def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, int], People]:
-    """The image id, (width, height) of the original image, and its people in pixels of it.
-
-    Raises:
-        DataError: The bytes are not a record, or one of another schema.
-    """
-    try:
-        record = json.loads(data)
-        size = (record["width"], record["height"])
-        return record["image_id"], size, people_of(record["people"], schema)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"not a record: {error!r} in {data[:80]!r}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- files

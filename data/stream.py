@@ -28,6 +28,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from posefleet.data.coco.records import Record, decode_record
 from posefleet.data.errors import DataError
 from posefleet.data.handover import Buffers, Parcel
 from posefleet.data.images import decode_image
@@ -35,7 +36,7 @@ from posefleet.data.io.tars import BLOCK, member_name
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.order import Order
-from posefleet.data.shards import Record, decode_record, read_manifest, read_members, read_records
+from posefleet.data.shards import read_manifest, read_members, read_records
 from posefleet.data.structures import Batch, Sample, collate
 from posefleet.data.transforms import IDENTITY
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from posefleet.data.coco import Annotation, area_of, load_json, person_category_ids
+from posefleet.data.coco.annotations import Annotation, area_of, load_json, person_category_ids
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses

@@ -53,7 +53,8 @@ def main() -> int:
 
 
 def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
-    from posefleet.data.coco import find_source, write_results
+    from posefleet.data.coco.results import write_results
+    from posefleet.data.coco.source import find_source
     from posefleet.data.folder import FolderDataset
     from posefleet.data.io.files import write_file
     from posefleet.data.keypoints import load_schema

@@ -110,7 +110,7 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _pictures(options: argparse.Namespace, experiment: "Experiment", *, chosen: bool) -> tuple[str, "list[np.ndarray]"]:
     """Decoded images to check on, and what they are."""
-    from posefleet.data.coco import find_source
+    from posefleet.data.coco.source import find_source
     from posefleet.data.keypoints import load_schema
     from posefleet.data.synthetic.scenes import SceneConfig, render_scene
     from posefleet.platform.gate import Split

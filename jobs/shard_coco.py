@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from posefleet.data.memory import collect_garbage_rarely
 
 if TYPE_CHECKING:
-    from posefleet.data.coco import Source
+    from posefleet.data.coco.source import Source
     from posefleet.data.keypoints import KeypointSchema
     from posefleet.data.sharding import ShardingResult
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 finished, 1 the data set cannot be used, 2 bad arguments."""
     collect_garbage_rarely()
     options = _parse(arguments)
-    from posefleet.data.coco import find_source  # imports torch, which --help does without
+    from posefleet.data.coco.source import find_source  # imports torch, which --help does without
     from posefleet.data.errors import DataError
     from posefleet.data.keypoints import load_schema
     from posefleet.data.sharding import shard_coco

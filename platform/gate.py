@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 import torch
 
-from posefleet.data.coco import Source
+from posefleet.data.coco.source import Source
 from posefleet.data.doctor import examine
 from posefleet.data.evaluation import Evaluation
 from posefleet.data.folder import FolderDataset

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from posefleet.data.coco import write_results
+from posefleet.data.coco.results import write_results
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import create
 from posefleet.data.keypoints import KeypointSchema

@@ -76,7 +76,7 @@ def people_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def people_shards(people_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of ``people_coco``: a folder for each split, several shards in each."""
-    from posefleet.data.coco import find_source
+    from posefleet.data.coco.source import find_source
     from posefleet.data.keypoints import COCO17
     from posefleet.data.sharding import shard_coco
 

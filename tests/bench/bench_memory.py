@@ -15,9 +15,10 @@ import tempfile
 import numpy as np
 import psutil
 
+from posefleet.data.coco.records import make_record
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17
-from posefleet.data.shards import Manifest, make_record, shard_name, write_manifest, write_shard
+from posefleet.data.shards import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.stream import ShardDataset, training_batches
 from posefleet.data.transforms import EvalTransform, Resize
 

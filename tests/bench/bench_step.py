@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from posefleet.data.coco import find_source
+from posefleet.data.coco.source import find_source
 from posefleet.data.keypoints import COCO17
 from posefleet.data.memory import keep_freed_memory
 from posefleet.data.sharding import shard_coco

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from posefleet.data.coco import Source
+from posefleet.data.coco.source import Source
 from posefleet.data.keypoints import COCO17
 
 WIDTH, HEIGHT = 64, 48

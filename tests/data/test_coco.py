@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from posefleet.data.coco import find_source, find_splits, image_path, people_of, write_results
+from posefleet.data.coco.annotations import people_of
+from posefleet.data.coco.results import write_results
+from posefleet.data.coco.source import find_source, find_splits, image_path
+from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image, verify_image
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
-from posefleet.data.split import read_coco
 from posefleet.data.structures import Poses
 
 Jpeg = Callable[..., bytes]

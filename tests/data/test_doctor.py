@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from posefleet.data import doctor
-from posefleet.data.coco import Source
+from posefleet.data.coco.source import Source
 from posefleet.data.doctor import examine, main
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.symptoms import SYMPTOMS

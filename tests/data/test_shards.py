@@ -11,16 +11,13 @@ import fsspec
 import pytest
 import webdataset
 
+from posefleet.data.coco.records import Record, decode_record, encode_record, make_record
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.shards import (
     Manifest,
-    Record,
     ShardInfo,
     check_shard,
-    decode_record,
-    encode_record,
-    make_record,
     read_manifest,
     read_members,
     read_notes,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from posefleet.data.coco import people_of
+from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation import Evaluation, evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.significance import Interval, Matches, average_precision, difference, differences

@@ -5,9 +5,9 @@ import math
 import pickle
 from typing import Any
 
+from posefleet.data.coco.records import encode_record, make_record
+from posefleet.data.coco.split import CocoSplit, read_coco
 from posefleet.data.keypoints import COCO17
-from posefleet.data.shards import encode_record, make_record
-from posefleet.data.split import CocoSplit, read_coco
 
 
 def read(coco: Any) -> CocoSplit:

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posefleet.data import stream
+from posefleet.data.coco.records import make_record
 from posefleet.data.errors import DataError
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
-from posefleet.data.shards import Manifest, make_record, shard_name, write_manifest, write_shard
+from posefleet.data.shards import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.stream import ShardDataset, evaluation_batches, training_batches
 from posefleet.data.structures import Batch
 from posefleet.data.transforms import Augment, EvalTransform, Resize, TrainTransform

@@ -2,7 +2,7 @@
 
 import torch
 
-from posefleet.data.coco import people_of
+from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation import evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from posefleet.data.coco import people_of
+from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation import evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from posefleet.data.coco import people_of
+from posefleet.data.coco.annotations import people_of
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.structures import People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene

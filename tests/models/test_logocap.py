@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import people as some_people
 
-from posefleet.data.coco import people_of
+from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation import evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from posefleet.data.coco import find_source
+from posefleet.data.coco.source import find_source
 from posefleet.data.keypoints import COCO17
 from posefleet.data.sharding import shard_coco
 from posefleet.platform.checkpoint import CheckpointStore, load_model

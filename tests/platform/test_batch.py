@@ -17,7 +17,7 @@ import pytest
 import torch
 from small_settings import small_settings, untrained_checkpoint
 
-from posefleet.data.coco import write_results
+from posefleet.data.coco.results import write_results
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17

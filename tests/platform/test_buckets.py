@@ -11,7 +11,7 @@ import pytest
 import torch
 from object_store import FaultyProxy, ObjectStore, environment
 
-from posefleet.data.coco import find_source
+from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import create, read_json
 from posefleet.data.keypoints import COCO17

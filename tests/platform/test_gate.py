@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_settings import untrained_checkpoint
 
-from posefleet.data.coco import find_source
+from posefleet.data.coco.source import find_source
 from posefleet.data.evaluation import Evaluation, evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses

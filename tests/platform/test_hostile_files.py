@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from small_settings import small_release, small_settings, untrained_checkpoint
 
-from posefleet.data.coco import load_json
+from posefleet.data.coco.annotations import load_json
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import COCO17
 from posefleet.data.pictures import list_pictures

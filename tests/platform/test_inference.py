@@ -10,7 +10,7 @@ import torch
 from small_settings import small_settings, untrained_checkpoint
 from torch import nn
 
-from posefleet.data.coco import people_of
+from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation import evaluate
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import COCO17

@@ -23,7 +23,7 @@ import torch
 import yaml
 from written import ARCHIVE, METHODS, REFERENCE, ROOT, SPACE, STATE_DICTS, one_step_more
 
-from posefleet.data.coco import find_source
+from posefleet.data.coco.source import find_source
 from posefleet.data.keypoints import COCO17
 from posefleet.data.sharding import shard_coco
 from posefleet.data.stream import ShardDataset

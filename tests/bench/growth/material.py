@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from posefleet.data.coco.records import Record, make_record
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17
-from posefleet.data.shards import Manifest, Record, make_record, shard_name, write_manifest, write_shard
+from posefleet.data.shards import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.structures import Poses
 
 SPLIT = "train2017"

@@ -40,9 +40,9 @@ class Measure(NamedTuple):
 
 
 def _shard_driver(folder: Path, _: int) -> Work:
-    from posefleet.data.coco import find_source
+    from posefleet.data.coco.source import find_source
+    from posefleet.data.coco.split import read_coco
     from posefleet.data.sharding import plan_shards
-    from posefleet.data.split import read_coco
 
     def work() -> None:
         source = find_source(str(folder), SPLIT)
@@ -54,7 +54,7 @@ def _shard_driver(folder: Path, _: int) -> Work:
 
 
 def _doctor(folder: Path, _: int) -> Work:
-    from posefleet.data.coco import find_source
+    from posefleet.data.coco.source import find_source
     from posefleet.data.doctor import examine
 
     return lambda: examine(find_source(str(folder), SPLIT), COCO17, check_images=False).as_text()

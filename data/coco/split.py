@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from posefleet.data.coco import (
+from posefleet.data.coco.annotations import (
     check_annotation,
     check_image,
     check_person,
@@ -23,10 +23,10 @@ from posefleet.data.coco import (
     person_category_ids,
     require_lists,
 )
+from posefleet.data.coco.records import Record, encode_record, make_person, make_record
 from posefleet.data.errors import DataError
 from posefleet.data.io.json_stream import read_lists
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.shards import Record, encode_record, make_person, make_record
 
 
 class CocoSplit:
