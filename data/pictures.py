@@ -16,7 +16,7 @@ from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import path_inside
 from posefleet.data.io.tars import BLOCK, list_members, member_name
-from posefleet.data.shards import MANIFEST, read_manifest, read_members, read_records
+from posefleet.data.shards.layout import MANIFEST, read_manifest, read_members, read_records
 from posefleet.data.stream import RETRY_PAUSES
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

@@ -36,7 +36,7 @@ from posefleet.data.io.tars import BLOCK, member_name
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.order import Order
-from posefleet.data.shards import read_manifest, read_members, read_records
+from posefleet.data.shards.layout import read_manifest, read_members, read_records
 from posefleet.data.structures import Batch, Sample, collate
 from posefleet.data.transforms import IDENTITY
 
@@ -316,7 +316,7 @@ class _Shard:
 
     path: str
     members: np.ndarray
-    """(samples, 5) int64, see :func:`posefleet.data.shards.read_members`; only the samples in use."""
+    """(samples, 5) int64, see :func:`posefleet.data.shards.layout.read_members`; only the samples in use."""
     file: BinaryIO | None
     """The open tar, where the store is local."""
 

@@ -188,7 +188,7 @@ def _synthetic(data: str, out: Path) -> str:
     """Render and shard people, unless that was done before."""
     from posefleet.data.coco.source import find_source
     from posefleet.data.keypoints import COCO17
-    from posefleet.data.sharding import shard_coco
+    from posefleet.data.shards.build import shard_coco
     from posefleet.data.synthetic.dataset import write_dataset
     from posefleet.data.synthetic.scenes import SCENES
 

@@ -289,7 +289,7 @@ def _experiment(own: "Experiment", overrides: list[str]) -> "Experiment":
 
 def _split(options: argparse.Namespace, experiment: "Experiment") -> "Split":
     from posefleet.data.coco.source import find_source
-    from posefleet.data.shards import read_manifest
+    from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.gate import Split
 
     if options.source:

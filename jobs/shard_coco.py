@@ -16,7 +16,7 @@ from posefleet.data.memory import collect_garbage_rarely
 if TYPE_CHECKING:
     from posefleet.data.coco.source import Source
     from posefleet.data.keypoints import KeypointSchema
-    from posefleet.data.sharding import ShardingResult
+    from posefleet.data.shards.build import ShardingResult
 
 MAX_SKIPPED_SHOWN = 20
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     from posefleet.data.coco.source import find_source  # imports torch, which --help does without
     from posefleet.data.errors import DataError
     from posefleet.data.keypoints import load_schema
-    from posefleet.data.sharding import shard_coco
+    from posefleet.data.shards.build import shard_coco
     from posefleet.platform.paths import resolve_path
 
     try:

@@ -177,7 +177,7 @@ def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[
 
 
 def _train(plan: _Plan) -> int:
-    from posefleet.data.shards import read_manifest
+    from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.loop import check_data
     from posefleet.platform.run import RunSink, open_search
     from posefleet.platform.search import Search
@@ -256,7 +256,7 @@ def _gain_of_runs(search: Any) -> str:
 
 def _decode_only(plan: _Plan) -> int:
     from posefleet.data.memory import keep_freed_memory
-    from posefleet.data.shards import read_manifest
+    from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.redecode import Redecoder
     from posefleet.platform.search import Search
     from posefleet.platform.search_report import leave_search

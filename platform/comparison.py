@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from posefleet.data.evaluation import Evaluation
-from posefleet.data.shards import read_manifest
+from posefleet.data.shards.layout import read_manifest
 from posefleet.data.significance import Interval
 from posefleet.data.stream import training_batches
 from posefleet.data.structures import Poses

@@ -21,7 +21,8 @@ from posefleet.data.doctor import examine
 from posefleet.data.evaluation import Evaluation
 from posefleet.data.folder import FolderDataset
 from posefleet.data.keypoints import KeypointSchema, load_schema
-from posefleet.data.shards import check_shards, read_manifest
+from posefleet.data.shards.layout import read_manifest
+from posefleet.data.shards.verify import check_shards
 from posefleet.data.significance import CONFIDENCE, difference
 from posefleet.data.stream import SampleSource, ShardDataset, Transform
 from posefleet.data.structures import Poses

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from posefleet.data.evaluation import Evaluation, conclude
 from posefleet.data.evaluation import evaluate as score
 from posefleet.data.keypoints import load_schema
-from posefleet.data.shards import read_manifest
+from posefleet.data.shards.layout import read_manifest
 from posefleet.data.stream import Batches, SampleSource, ShardDataset, evaluation_batches, training_batches
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.tally import tally

@@ -21,7 +21,7 @@ from typing import Any, Self
 import fsspec
 
 from posefleet.data.io.files import read_json, write_file
-from posefleet.data.shards import read_manifest
+from posefleet.data.shards.layout import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
 from posefleet.platform.config import Experiment, to_dict

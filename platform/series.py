@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 
-from posefleet.data.shards import read_manifest
+from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import build_model
 from posefleet.platform.comparison import begun, finished, folder_of, train_speed
 from posefleet.platform.config import Experiment

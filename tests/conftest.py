@@ -78,7 +78,7 @@ def people_shards(people_coco: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Shards of ``people_coco``: a folder for each split, several shards in each."""
     from posefleet.data.coco.source import find_source
     from posefleet.data.keypoints import COCO17
-    from posefleet.data.sharding import shard_coco
+    from posefleet.data.shards.build import shard_coco
 
     root = tmp_path_factory.mktemp("shards")
     for split in ("train2017", "val2017"):

@@ -26,7 +26,7 @@ MODELS_MAY_IMPORT = {"posefleet.data.keypoints", "posefleet.data.structures"}
 DOORS = {
     "ray": {
         "data/io/cluster.py",
-        "data/sharding.py",
+        "data/shards/build.py",
         "platform/batch.py",
         "platform/elastic.py",
         "platform/train.py",
@@ -43,7 +43,7 @@ DOORS = {
         "platform/tracking.py",
     },
     "optuna": {"platform/search.py", "platform/space.py", "platform/search_report.py"},
-    "webdataset": {"data/shards.py", "data/stream.py"},
+    "webdataset": {"data/shards/layout.py", "data/stream.py"},
     "pycocotools": {"data/matching.py", "data/doctor.py", "data/coco/annotations.py"},
     "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},

@@ -38,7 +38,7 @@ from posefleet.data.coco.records import decode_record, encode_record, make_recor
 from posefleet.data.images import decode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
 from posefleet.data.memory import keep_freed_memory
-from posefleet.data.shards import Manifest, shard_name, write_manifest, write_shard
+from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.stream import ShardDataset, training_batches
 from posefleet.data.structures import Batch, Sample, collate
 from posefleet.data.transforms import Augment, Resize, TrainTransform

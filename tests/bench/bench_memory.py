@@ -18,7 +18,7 @@ import psutil
 from posefleet.data.coco.records import make_record
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17
-from posefleet.data.shards import Manifest, shard_name, write_manifest, write_shard
+from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.stream import ShardDataset, training_batches
 from posefleet.data.transforms import EvalTransform, Resize
 

@@ -17,7 +17,7 @@ from nodes import Cluster, environment
 from processes import kill_family, wait_for
 from steps import Step, read_steps, samples_seen
 
-from posefleet.data.shards import read_manifest
+from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import WEIGHTS, CheckpointStore, read_content
 from posefleet.platform.run import read_run as open_run_of
 from posefleet.platform.spool import Spool

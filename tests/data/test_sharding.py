@@ -16,15 +16,16 @@ import fsspec
 import pytest
 from PIL import Image
 
-from posefleet.data import sharding
 from posefleet.data.coco.records import decode_record
 from posefleet.data.coco.source import find_source
 from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
-from posefleet.data.sharding import ShardingResult, ShardPlan, plan_shards, shard_coco
-from posefleet.data.shards import read_manifest, read_members
+from posefleet.data.shards import build as sharding
+from posefleet.data.shards.build import ShardingResult, shard_coco
+from posefleet.data.shards.layout import read_manifest, read_members
+from posefleet.data.shards.plan import ShardPlan, plan_shards
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = 8 / 1024  # MiB; two or three of the small images

@@ -14,10 +14,9 @@ import webdataset
 from posefleet.data.coco.records import Record, decode_record, encode_record, make_record
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
-from posefleet.data.shards import (
+from posefleet.data.shards.layout import (
     Manifest,
     ShardInfo,
-    check_shard,
     read_manifest,
     read_members,
     read_notes,
@@ -25,6 +24,7 @@ from posefleet.data.shards import (
     write_manifest,
     write_shard,
 )
+from posefleet.data.shards.verify import check_shard
 
 NAME = "shard-000000"
 

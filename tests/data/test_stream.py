@@ -19,7 +19,7 @@ from posefleet.data.coco.records import make_record
 from posefleet.data.errors import DataError
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
-from posefleet.data.shards import Manifest, shard_name, write_manifest, write_shard
+from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.stream import ShardDataset, evaluation_batches, training_batches
 from posefleet.data.structures import Batch
 from posefleet.data.transforms import Augment, EvalTransform, Resize, TrainTransform

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from posefleet.data.shards import read_manifest
+from posefleet.data.shards.layout import read_manifest
 from posefleet.jobs.shard_coco import main
 
 REPO = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import torch
 
 from posefleet.data.coco.source import find_source
 from posefleet.data.keypoints import COCO17
-from posefleet.data.sharding import shard_coco
+from posefleet.data.shards.build import shard_coco
 from posefleet.platform.checkpoint import CheckpointStore, load_model
 from posefleet.platform.config import build_experiment, read_yaml, with_settings
 from posefleet.platform.loop import evaluate, fit

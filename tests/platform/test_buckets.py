@@ -16,8 +16,9 @@ from posefleet.data.errors import DataError
 from posefleet.data.io.files import create, read_json
 from posefleet.data.keypoints import COCO17
 from posefleet.data.pictures import list_pictures
-from posefleet.data.sharding import shard_coco
-from posefleet.data.shards import check_shards, read_manifest
+from posefleet.data.shards.build import shard_coco
+from posefleet.data.shards.layout import read_manifest
+from posefleet.data.shards.verify import check_shards
 from posefleet.data.stream import ShardDataset
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, Meta, read_meta, read_state, read_weights

@@ -14,7 +14,7 @@ from processes import free_port
 from small_settings import untrained_checkpoint
 from torch.nn.utils import parameters_to_vector
 
-from posefleet.data.shards import read_manifest
+from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import CheckpointStore, build_model, load_model, read_meta
 from posefleet.platform.config import build_experiment
 from posefleet.platform.loop import evaluate, fit

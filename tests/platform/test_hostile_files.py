@@ -19,7 +19,7 @@ from posefleet.data.coco.annotations import load_json
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import COCO17
 from posefleet.data.pictures import list_pictures
-from posefleet.data.shards import read_manifest
+from posefleet.data.shards.layout import read_manifest
 from posefleet.data.stream import ShardDataset, training_batches
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.models.parts.backbones import Backbone, BackboneConfig

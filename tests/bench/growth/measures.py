@@ -42,7 +42,7 @@ class Measure(NamedTuple):
 def _shard_driver(folder: Path, _: int) -> Work:
     from posefleet.data.coco.source import find_source
     from posefleet.data.coco.split import read_coco
-    from posefleet.data.sharding import plan_shards
+    from posefleet.data.shards.plan import plan_shards
 
     def work() -> None:
         source = find_source(str(folder), SPLIT)

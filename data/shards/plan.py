@@ -1,0 +1,132 @@
+"""Plans the shards of a split: which images go into which shard, before anything is written."""
+
+import hashlib
+import json
+import os
+import random
+import stat
+import zlib
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+
+from posefleet.data.coco.source import Source
+from posefleet.data.coco.split import CocoSplit
+from posefleet.data.errors import DataError
+from posefleet.data.io.files import path_inside
+from posefleet.data.shards.layout import (
+    shard_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """All that the task which writes one shard needs to know."""
+
+    name: str
+    records: list[bytes]
+    """The records of the samples, in order, encoded."""
+    sizes: list[int]
+    """Bytes of each image file when the plan was made; -1 where it was missing."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the plan; a shard that was written from another plan is stale."""
+        sha256 = hashlib.sha256()
+        for record, size in zip(self.records, self.sizes, strict=True):
+            _add_to_digest(sha256, record, size)
+        return sha256.hexdigest()
+
+    def pack(self) -> bytes:
+        """Small enough to send."""
+        head = json.dumps([self.name, self.sizes]).encode()
+        return zlib.compress(b"\n".join([head, *self.records]), level=1)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The plan that was packed."""
+        head, *records = zlib.decompress(data).split(b"\n")
+        name, sizes = json.loads(head)
+        return cls(name, records, sizes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What goes into which shard."""
+
+    split: CocoSplit
+    sizes: np.ndarray
+    """(I,) int64 bytes of each image file; -1 where there is none."""
+    rows: list[np.ndarray]
+    """Of each shard, the rows of ``split`` in it, in order."""
+    fingerprint: str
+    """sha256 over file names, sizes and annotations by image id; depends on neither seed nor shard size."""
+    dropped_people: int
+    """Annotations with a coordinate that is not finite; no shard holds them."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def shards(self) -> Iterator[ShardPlan]:
+        """The plan of each shard, made as it is asked for: together they are as large as the annotations."""
+        for number, rows in enumerate(self.rows):
+            records = [self.split.encoded(row) for row in rows.tolist()]
+            yield ShardPlan(shard_name(number), records, self.sizes[rows].tolist())
+
+
+def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int = 0, limit: int | None = None) -> Plan:
+    """Decide what goes into which shard; see :func:`shard_coco` for the arguments."""
+    if shard_mib <= 0 or (limit is not None and limit <= 0):
+        raise ValueError(f"shard_mib {shard_mib} and limit {limit} must be larger than 0")
+    count = len(split) if limit is None else min(limit, len(split))
+    size_of, sha256 = _file_sizes(source), hashlib.sha256()
+    sizes = np.empty(count, np.int64)
+    for row in range(count):
+        record = split.encoded(row)
+        sizes[row] = size_of(json.loads(record)["file_name"])
+        _add_to_digest(sha256, record, int(sizes[row]))
+    order = array("q", range(count))
+    random.Random(seed).shuffle(order)
+    rows = _cut(np.array(order, np.int64), sizes, shard_mib)
+    return Plan(split, sizes, rows, sha256.hexdigest(), int(split.dropped[:count].sum()))
+
+
+def _cut(order: np.ndarray, sizes: np.ndarray, shard_mib: float) -> list[np.ndarray]:
+    """The rows in ``order`` in runs of about equal bytes, none of them empty."""
+    ends = np.cumsum(np.maximum(sizes[order], 0))
+    total = int(ends[-1]) if len(ends) else 0
+    count = max(1, round(total / (shard_mib * 2**20)))
+    # An image is in the n-th run if the bytes before it are so many count-ths of all; in whole numbers, so exactly.
+    bounds = [-(-number * total // count) for number in range(1, count)]
+    cuts = np.searchsorted(ends - np.maximum(sizes[order], 0), bounds)
+    return [rows for rows in np.split(order, cuts) if len(rows)]
+
+
+def _file_sizes(source: Source) -> Callable[[str], int]:
+    """What gives the bytes of an image file by its name, -1 where there is no such file."""
+    fs, folder = fsspec.core.url_to_fs(source.image_folder)
+    if isinstance(fs, LocalFileSystem):
+        return partial(_local_size, folder)
+    folder = folder.rstrip("/")
+    fs.invalidate_cache(folder)
+    files = fs.find(folder, detail=True)  # one listing: a request for each image would take hours
+    listed = {path.removeprefix(folder + "/"): int(entry["size"]) for path, entry in files.items()}
+    return lambda name: listed.get(name, -1)
+
+
+def _local_size(folder: str, name: str) -> int:
+    try:
+        found = os.stat(path_inside(folder, name))
+    except (OSError, DataError):
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def _add_to_digest(sha256: Any, record: bytes, size: int) -> None:
+    sha256.update(b"%d %s\n" % (size, record))

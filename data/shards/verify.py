@@ -1,0 +1,89 @@
+"""Checks that shards on disk are what their index says."""
+
+import hashlib
+from typing import IO
+
+from posefleet.data.errors import DataError
+from posefleet.data.io.tars import BLOCK, member_name, whole_blocks
+from posefleet.data.shards.layout import ShardInfo, _members, _open_root, _read_json, _shard_info, read_manifest
+
+_CHUNK = 1 << 22
+
+
+def check_shard(root: str, name: str) -> ShardInfo | None:
+    """The shard's index entry if its tar is whole, see :func:`verify_shard`, else None: missing or broken."""
+    try:
+        return verify_shard(root, name)
+    except DataError:
+        return None
+
+
+def verify_shard(root: str, name: str) -> ShardInfo:
+    """Read a shard through: size and sha256 are those of the index, and all its members are plain files.
+
+    Returns:
+        Its entry for the manifest.
+
+    Raises:
+        DataError: It is missing or broken; says what is wrong with it.
+    """
+    index = _read_json(root, f"{name}.json")
+    if index is None:
+        raise DataError(f"{root}/{name}.json: no such index")
+    members = _members(root, index)
+    try:
+        info = _shard_info(root, {key: index[key] for key in ShardInfo.__slots__})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{root}/{name}.json: damaged index: {error}") from None
+    fs, path = _open_root(root)
+    tar = f"{path}/{name}.tar"
+    if info.name != name or info.samples != len(members) or not fs.exists(tar) or fs.size(tar) != info.bytes:
+        raise DataError(f"{root}/{name}.tar: missing, or not what its index says")
+    names: set[str] = set()
+    with fs.open(tar, "rb") as file:
+        hashing = _HashingReader(file)
+        for size in members[:, [1, 3]].flatten().tolist():
+            try:
+                member = member_name(hashing.read(BLOCK), size)
+            except DataError as error:
+                raise DataError(f"{root}/{name}.tar: {error}") from None
+            if member in names:
+                raise DataError(f"{root}/{name}.tar: member {member!r} comes twice")
+            names.add(member)
+            hashing.read(whole_blocks(size))
+        while chunk := hashing.read(_CHUNK):
+            if chunk.strip(b"\0"):
+                raise DataError(f"{root}/{name}.tar: holds more than its index names")
+    if hashing.sha256.hexdigest() != info.sha256:
+        raise DataError(f"{root}/{name}.tar: damaged: its sha256 is not that of its index")
+    return info
+
+
+def check_shards(root: str) -> list[str]:
+    """What is wrong with a shard folder, in sentences: every shard is read, and compared with index and manifest.
+
+    Raises:
+        DataError: There is no readable manifest.
+    """
+    return [fault for shard in read_manifest(root).shards if (fault := _fault(root, shard))]
+
+
+def _fault(root: str, shard: ShardInfo) -> str:
+    try:
+        found = verify_shard(root, shard.name)
+    except DataError as error:
+        return f"{error}; run shard_coco again"
+    return "" if found == shard else f"{root}/{shard.name}: not the shard of the manifest; run shard_coco again"
+
+
+class _HashingReader:
+    """Reads a file through and knows the sha256 of what was read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.sha256.update(data)
+        return data
