@@ -76,7 +76,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _healthy(source: "Source", schema: "KeypointSchema", allow_errors: bool) -> bool:
     """Examine the annotations; the images are looked at as they are written."""
-    from posefleet.data.doctor import examine
+    from posefleet.data.doctor.examine import examine
 
     report = examine(source, schema, check_images=False)
     kinds = ", ".join(f"{finding.code} ({finding.count:,})" for finding in report.errors or report.warnings)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from posefleet.data.coco.source import Source
-from posefleet.data.doctor import examine
+from posefleet.data.doctor.examine import examine
 from posefleet.data.evaluation import Evaluation
 from posefleet.data.folder import FolderDataset
 from posefleet.data.keypoints import KeypointSchema, load_schema

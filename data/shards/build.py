@@ -22,7 +22,7 @@ from posefleet.data.coco.annotations import is_keypoint_person
 from posefleet.data.coco.records import Record
 from posefleet.data.coco.source import Source, image_path
 from posefleet.data.coco.split import read_coco
-from posefleet.data.doctor import image_fault
+from posefleet.data.doctor.examine import image_fault
 from posefleet.data.errors import DataError
 from posefleet.data.io.cluster import open_ray_data
 from posefleet.data.io.files import absolute

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from posefleet.data import doctor
 from posefleet.data.coco.source import Source
-from posefleet.data.doctor import examine, main
+from posefleet.data.doctor import examine as doctor
+from posefleet.data.doctor.__main__ import main
+from posefleet.data.doctor.examine import examine
+from posefleet.data.doctor.findings import SYMPTOMS
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
-from posefleet.data.symptoms import SYMPTOMS
 
 LEFT_SHOULDER = 3 * COCO17.keypoints.index("left_shoulder")
 

@@ -55,7 +55,7 @@ def _shard_driver(folder: Path, _: int) -> Work:
 
 def _doctor(folder: Path, _: int) -> Work:
     from posefleet.data.coco.source import find_source
-    from posefleet.data.doctor import examine
+    from posefleet.data.doctor.examine import examine
 
     return lambda: examine(find_source(str(folder), SPLIT), COCO17, check_images=False).as_text()
 

@@ -6,11 +6,9 @@ reads the annotation file and every image of a split and says what it found: err
 impossible, warnings are worth a look. ``symptoms.py`` lists what it knows.
 """
 
-import argparse
 import itertools
 import math
 import os
-import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -31,14 +29,13 @@ from posefleet.data.coco.annotations import (
     person_category_ids,
     require_lists,
 )
-from posefleet.data.coco.source import Source, find_source, find_splits, image_path
+from posefleet.data.coco.source import Source, image_path
+from posefleet.data.doctor.findings import Finding, Findings, Report, Statistics
+from posefleet.data.doctor.label_checks import BORDER, LabelChecks, Labels, repeats
 from posefleet.data.errors import DataError
 from posefleet.data.images import TURNED_ORIENTATIONS, exif_orientation, verify_image
 from posefleet.data.io.json_stream import read_lists
-from posefleet.data.keypoints import KeypointSchema, load_schema
-from posefleet.data.labels import BORDER, LabelChecks, Labels, repeats
-from posefleet.data.memory import collect_garbage_rarely
-from posefleet.data.symptoms import Finding, Findings, Report, Statistics, write_reports
+from posefleet.data.keypoints import KeypointSchema
 
 Json = dict[str, Any]
 
@@ -316,32 +313,4 @@ def _check_images(images: _Images, source: Source, findings: Findings, workers: 
 # ------------------------------------------------------------------------------------------------------- command
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line: 0 when there are no errors, 1 when there are, 2 when there is nothing to examine."""
-    collect_garbage_rarely()
-    parser = argparse.ArgumentParser(prog="python -m posefleet.data.doctor", description=__doc__.split("\n")[0])
-    parser.add_argument("path", help="data set folder in COCO layout, or an annotation file")
-    parser.add_argument("--split", help="train2017, val2017, ...; all that are there when not given")
-    parser.add_argument("--images", help="image folder, where it is not at its usual place")
-    parser.add_argument("--schema", default="coco17", help="keypoint schema (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="also write the report here")
-    parser.add_argument("--workers", type=int, help="threads that read images (default: one a core)")
-    options = parser.parse_args(arguments)
-    try:
-        schema = load_schema(options.schema)
-        splits = [options.split] if options.split else find_splits(options.path) or ["train2017"]
-        sources = [find_source(options.path, split, options.images) for split in splits]
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    reports = [examine(source, schema, workers=options.workers, progress=True) for source in sources]
-    sys.stdout.write("\n".join(report.as_text() for report in reports))
-    if options.json:
-        write_reports(options.json, reports)
-    return 1 if any(report.errors for report in reports) else 0
-
-
 __all__ = ["Finding", "Report", "examine", "image_fault"]
-
-if __name__ == "__main__":
-    sys.exit(main())
