@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from posefleet.data.memory import collect_garbage_rarely
 
 if TYPE_CHECKING:
-    from posefleet.data.evaluation import Evaluation
+    from posefleet.data.evaluation.evaluate import Evaluation
     from posefleet.platform.config import Experiment
     from posefleet.platform.space import Space
 
@@ -289,7 +289,7 @@ def _decode_only(plan: _Plan) -> int:
 
 def _gain(best: "Evaluation", own: "Evaluation", other: str) -> str:
     """What the search brought, and whether that is more than chance on these images."""
-    from posefleet.data.significance import CONFIDENCE, difference
+    from posefleet.data.evaluation.bootstrap import CONFIDENCE, difference
 
     if best.matches is None or own.matches is None:
         return ""

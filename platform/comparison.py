@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from posefleet.data.evaluation import Evaluation
+from posefleet.data.evaluation.bootstrap import Interval
+from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.shards.layout import read_manifest
-from posefleet.data.significance import Interval
 from posefleet.data.stream import training_batches
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene

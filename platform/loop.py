@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.evaluation import Evaluation, conclude
-from posefleet.data.evaluation import evaluate as score
+from posefleet.data.evaluation.accumulate import tally
+from posefleet.data.evaluation.evaluate import Evaluation, conclude
+from posefleet.data.evaluation.evaluate import evaluate as score
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import load_schema
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.stream import Batches, SampleSource, ShardDataset, evaluation_batches, training_batches
 from posefleet.data.structures import Batch, Poses
-from posefleet.data.tally import tally
 from posefleet.data.transforms import EvalTransform, TrainTransform
-from posefleet.data.truth import GroundTruth
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import Experiment
 from posefleet.platform.inference import Predictor

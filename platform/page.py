@@ -12,9 +12,9 @@ from pathlib import Path
 
 import jinja2
 
-from posefleet.data.diagnosis import ERROR_KINDS
-from posefleet.data.evaluation import STATISTICS
-from posefleet.data.significance import CONFIDENCE, Interval
+from posefleet.data.evaluation.bootstrap import CONFIDENCE, Interval
+from posefleet.data.evaluation.error_analysis import ERROR_KINDS
+from posefleet.data.evaluation.evaluate import STATISTICS
 from posefleet.platform import gallery, plots, report
 from posefleet.platform.comparison import CROWDS, Entry, differing_settings, ranked
 

@@ -13,13 +13,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.evaluation import Evaluation
-from posefleet.data.evaluation import evaluate as score
+from posefleet.data.evaluation.evaluate import Evaluation
+from posefleet.data.evaluation.evaluate import evaluate as score
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import load_schema
 from posefleet.data.stream import evaluation_batches
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform
-from posefleet.data.truth import GroundTruth
 from posefleet.models import RedecodableModel
 from posefleet.platform.checkpoint import load_model
 from posefleet.platform.config import Experiment

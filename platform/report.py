@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from posefleet.data.diagnosis import ERROR_KINDS
-from posefleet.data.evaluation import STATISTICS, Evaluation
+from posefleet.data.evaluation.bootstrap import CONFIDENCE, Interval, differences
+from posefleet.data.evaluation.error_analysis import ERROR_KINDS
+from posefleet.data.evaluation.evaluate import STATISTICS, Evaluation
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.significance import CONFIDENCE, Interval, differences
 from posefleet.data.structures import Batch, People, Poses, TargetPoints
 from posefleet.data.transforms import move_points, move_poses
 from posefleet.platform.drawing import draw_people, draw_poses, draw_targets, grid, side_by_side

@@ -44,7 +44,7 @@ DOORS = {
     },
     "optuna": {"platform/search.py", "platform/space.py", "platform/search_report.py"},
     "webdataset": {"data/shards/layout.py", "data/stream.py"},
-    "pycocotools": {"data/matching.py", "data/doctor/examine.py", "data/coco/annotations.py"},
+    "pycocotools": {"data/evaluation/matching.py", "data/doctor/examine.py", "data/coco/annotations.py"},
     "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},
     "onnx": {"platform/export.py"},

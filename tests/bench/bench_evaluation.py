@@ -15,11 +15,11 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from posefleet.data.diagnosis import diagnose
-from posefleet.data.evaluation import evaluate
+from posefleet.data.evaluation.error_analysis import diagnose
+from posefleet.data.evaluation.evaluate import evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
-from posefleet.data.truth import GroundTruth, PoseTable
 
 PEOPLE_PER_IMAGE = 2.2
 """val2017: 11,004 person annotations in 5,000 images, of whom 6,352 have keypoints."""

@@ -16,14 +16,15 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from posefleet.data import matching, truth
-from posefleet.data.diagnosis import ERROR_KINDS
 from posefleet.data.errors import DataError
-from posefleet.data.evaluation import STATISTICS, Evaluation, conclude, evaluate
+from posefleet.data.evaluation import ground_truth as truth
+from posefleet.data.evaluation import matching
+from posefleet.data.evaluation.accumulate import tally
+from posefleet.data.evaluation.error_analysis import ERROR_KINDS
+from posefleet.data.evaluation.evaluate import STATISTICS, Evaluation, conclude, evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
 from posefleet.data.structures import Poses
-from posefleet.data.tally import tally
-from posefleet.data.truth import GroundTruth
 
 AREA = 10_000.0
 SIGMAS = np.array(COCO17.sigmas)

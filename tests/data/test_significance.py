@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from posefleet.data.coco.annotations import people_of
-from posefleet.data.evaluation import Evaluation, evaluate
+from posefleet.data.evaluation.bootstrap import Interval, Matches, average_precision, difference, differences
+from posefleet.data.evaluation.evaluate import Evaluation, evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth
+from posefleet.data.evaluation.precision_recall import Verdicts
 from posefleet.data.keypoints import COCO17
-from posefleet.data.significance import Interval, Matches, average_precision, difference, differences
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.data.truth import GroundTruth
-from posefleet.data.verdicts import Verdicts
 
 IMAGES = 40
 SCENES = [render_scene(SceneConfig(width=(96, 96), height=(96, 96), people=(0, 4)), seed)[1] for seed in range(IMAGES)]
@@ -74,7 +74,7 @@ def test_the_range_holds_the_truth_about_as_often_as_it_says() -> None:
 
 def test_parts_of_draws_are_the_draws_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = difference(matches(1.0), matches(2.0), draws=50)
-    monkeypatch.setattr("posefleet.data.significance._CELLS", 1)
+    monkeypatch.setattr("posefleet.data.evaluation.bootstrap._CELLS", 1)
     assert difference(matches(1.0), matches(2.0), draws=50) == whole
 
 

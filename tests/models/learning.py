@@ -3,10 +3,10 @@
 import torch
 
 from posefleet.data.coco.annotations import people_of
-from posefleet.data.evaluation import evaluate
+from posefleet.data.evaluation.evaluate import evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.data.truth import GroundTruth
 
 
 def learn_by_heart(model: torch.nn.Module, pictures: int = 4, steps: int = 300, side: int = 256) -> float:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from posefleet.data.coco.annotations import people_of
-from posefleet.data.evaluation import evaluate
+from posefleet.data.evaluation.evaluate import evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.data.truth import GroundTruth
 from posefleet.models.detposenet import Config, LossConfig, Model, OutputConfig
 from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig

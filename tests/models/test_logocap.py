@@ -8,11 +8,11 @@ import torch
 from small_models import people as some_people
 
 from posefleet.data.coco.annotations import people_of
-from posefleet.data.evaluation import evaluate
+from posefleet.data.evaluation.evaluate import evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.data.truth import GroundTruth
 from posefleet.models.logocap import STRIDE, Config, DecodeConfig, HeadConfig, LossConfig, Maps, Model
 from posefleet.models.parts.adaptation import AdaptConfig, Instances, training_instances
 from posefleet.models.parts.assign import pad_people

@@ -12,10 +12,10 @@ import torch
 from small_settings import untrained_checkpoint
 
 from posefleet.data.coco.source import find_source
-from posefleet.data.evaluation import Evaluation, evaluate
+from posefleet.data.evaluation.evaluate import Evaluation, evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
-from posefleet.data.truth import GroundTruth
 from posefleet.platform import gate
 from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, load_model, read_meta
 from posefleet.platform.gate import Bounds, ShadowBounds, Split, Verdict, judge

@@ -11,13 +11,13 @@ from small_settings import small_settings, untrained_checkpoint
 from torch import nn
 
 from posefleet.data.coco.annotations import people_of
-from posefleet.data.evaluation import evaluate
+from posefleet.data.evaluation.evaluate import evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Batch, People, Poses, Sample, collate
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY
-from posefleet.data.truth import GroundTruth
 from posefleet.models.parts.decode import DecodeConfig, suppress
 from posefleet.models.parts.oks import score_by_truth
 from posefleet.platform.config import Experiment, build_experiment

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_settings import small_settings
 
-from posefleet.data.evaluation import evaluate
+from posefleet.data.evaluation.bootstrap import difference
+from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.keypoints import COCO17
-from posefleet.data.significance import difference
 from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.platform import comparison, gallery, page

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_models import small
 
-from posefleet.data.evaluation import Evaluation
+from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.models import available_methods, load_method
 from posefleet.platform.checkpoint import CheckpointStore, load_model
 from posefleet.platform.config import Experiment, build_experiment

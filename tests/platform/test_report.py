@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from posefleet.data.evaluation import Evaluation, evaluate
+from posefleet.data.evaluation.evaluate import Evaluation, evaluate
+from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses, Sample, TargetPoints, collate
-from posefleet.data.truth import GroundTruth
 from posefleet.platform import plots, report
 
 

@@ -99,7 +99,7 @@ def _stream_on(folder: Path, _: int) -> Work:
 
 def _truth(_: Path, images: int) -> Work:
     """The ground truth that rank 0 packs before it scores."""
-    from posefleet.data.truth import GroundTruth
+    from posefleet.data.evaluation.ground_truth import GroundTruth
 
     return lambda: GroundTruth.from_records(
         (r["image_id"], (r["width"], r["height"]), r["people"]) for r in records_of(images)
@@ -108,8 +108,8 @@ def _truth(_: Path, images: int) -> Work:
 
 def _score(backend: str) -> Callable[[Path, int], Work]:
     def begin(_: Path, images: int) -> Work:
-        from posefleet.data.evaluation import evaluate
-        from posefleet.data.truth import GroundTruth
+        from posefleet.data.evaluation.evaluate import evaluate
+        from posefleet.data.evaluation.ground_truth import GroundTruth
 
         truth = GroundTruth.from_records(
             (r["image_id"], (r["width"], r["height"]), r["people"]) for r in records_of(images)
@@ -126,8 +126,8 @@ SCORERS = 64
 
 def _score_part(_: Path, images: int) -> Work:
     """One of the ranks that score a split: packs the people of its images and matches its poses."""
-    from posefleet.data.tally import tally
-    from posefleet.data.truth import GroundTruth
+    from posefleet.data.evaluation.accumulate import tally
+    from posefleet.data.evaluation.ground_truth import GroundTruth
 
     part = max(1, images // SCORERS)
     predictions = poses_of(part, per_image=6)
@@ -143,9 +143,9 @@ def _score_sum(_: Path, images: int) -> Work:
     """What rank 0 does with the parts of all: all numbers of the split. The parts are copies of one."""
     import numpy as np
 
-    from posefleet.data.evaluation import conclude
-    from posefleet.data.tally import tally
-    from posefleet.data.truth import GroundTruth
+    from posefleet.data.evaluation.accumulate import tally
+    from posefleet.data.evaluation.evaluate import conclude
+    from posefleet.data.evaluation.ground_truth import GroundTruth
 
     part = max(1, images // SCORERS)
     truth = GroundTruth.from_records((r["image_id"], (r["width"], r["height"]), r["people"]) for r in records_of(part))
@@ -216,9 +216,9 @@ def _save(store: object, step: int) -> str:
 
 def _comparison(_: Path, runs: int) -> Work:
     """The tables of so many runs on 500 images, differences of each two included."""
-    from posefleet.data.evaluation import evaluate
+    from posefleet.data.evaluation.evaluate import evaluate
+    from posefleet.data.evaluation.ground_truth import GroundTruth
     from posefleet.data.structures import Poses
-    from posefleet.data.truth import GroundTruth
     from posefleet.platform.checkpoint import Meta
     from posefleet.platform.comparison import CROWDS, Cost, Entry, as_markdown, differences
     from posefleet.platform.config import build_experiment

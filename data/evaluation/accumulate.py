@@ -11,13 +11,13 @@ from typing import Self
 
 import numpy as np
 
-from posefleet.data.diagnosis import diagnose
 from posefleet.data.errors import DataError
+from posefleet.data.evaluation.error_analysis import diagnose
+from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable, refuse_twice
+from posefleet.data.evaluation.matching import match
+from posefleet.data.evaluation.precision_recall import Verdicts
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.matching import match
 from posefleet.data.structures import Poses
-from posefleet.data.truth import GroundTruth, PoseTable, refuse_twice
-from posefleet.data.verdicts import Verdicts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

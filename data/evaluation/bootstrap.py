@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from posefleet.data.verdicts import RECALL_POINTS, THRESHOLDS, Verdicts
+from posefleet.data.evaluation.precision_recall import RECALL_POINTS, THRESHOLDS, Verdicts
 
 CONFIDENCE = 0.95
 _CELLS = 4_000_000

@@ -9,9 +9,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
+from posefleet.data.evaluation.precision_recall import AREAS, THRESHOLDS, Curves, Verdicts
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.truth import GroundTruth, PoseTable
-from posefleet.data.verdicts import AREAS, THRESHOLDS, Curves, Verdicts
 
 PACKAGES = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
 """The package behind each backend. pycocotools tells what it matched, so that parts of a data set can be scored apart;

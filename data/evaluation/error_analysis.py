@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
+from posefleet.data.evaluation.precision_recall import THRESHOLDS, Verdicts
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.truth import GroundTruth, PoseTable
-from posefleet.data.verdicts import THRESHOLDS, Verdicts
 
 ERROR_KINDS = ("good", "jitter", "inversion", "swap", "miss")
 """What a keypoint of a matched person can be; every labelled one is exactly one of these.

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from posefleet.data.diagnosis import ERROR_KINDS, ErrorSplit, split_errors
+from posefleet.data.evaluation.accumulate import Tally, count, tally, with_keypoints_of
+from posefleet.data.evaluation.bootstrap import Matches
+from posefleet.data.evaluation.error_analysis import ERROR_KINDS, ErrorSplit, split_errors
+from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
+from posefleet.data.evaluation.matching import faster_curves, named
+from posefleet.data.evaluation.precision_recall import RECALL_POINTS, THRESHOLDS, Curves, mean_of_known
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.matching import faster_curves, named
-from posefleet.data.significance import Matches
 from posefleet.data.structures import Poses
-from posefleet.data.tally import Tally, count, tally, with_keypoints_of
-from posefleet.data.truth import GroundTruth, PoseTable
-from posefleet.data.verdicts import RECALL_POINTS, THRESHOLDS, Curves, mean_of_known
 
 STATISTICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 """The ten numbers of COCO's keypoint evaluation, in its order."""
@@ -82,7 +82,7 @@ class Evaluation:
     notes: tuple[str, ...]
     """What a reader of the numbers must know: sentences, often none."""
     matches: Matches | None = None
-    """What the AP was made of, for :mod:`posefleet.data.significance`; only pycocotools tells."""
+    """What the AP was made of, for :mod:`posefleet.data.evaluation.bootstrap`; only pycocotools tells."""
 
     @property
     def image_oks(self) -> dict[int, float]:
