@@ -16,8 +16,8 @@ from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import path_inside
 from posefleet.data.io.tars import BLOCK, list_members, member_name
+from posefleet.data.loading.shard_dataset import RETRY_PAUSES
 from posefleet.data.shards.layout import MANIFEST, read_manifest, read_members, read_records
-from posefleet.data.stream import RETRY_PAUSES
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm")

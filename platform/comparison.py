@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from posefleet.data.evaluation.bootstrap import Interval
 from posefleet.data.evaluation.evaluate import Evaluation
+from posefleet.data.loading.loader import training_batches
 from posefleet.data.shards.layout import read_manifest
-from posefleet.data.stream import training_batches
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.platform.checkpoint import CheckpointError, Meta, find_checkpoint, load_model, read_meta

@@ -20,11 +20,12 @@ from posefleet.data.coco.source import Source
 from posefleet.data.doctor.examine import examine
 from posefleet.data.evaluation.bootstrap import CONFIDENCE, difference
 from posefleet.data.evaluation.evaluate import Evaluation
-from posefleet.data.folder import FolderDataset
 from posefleet.data.keypoints import KeypointSchema, load_schema
+from posefleet.data.loading.coco_dataset import FolderDataset
+from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.loading.source import SampleSource, Transform
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
-from posefleet.data.stream import SampleSource, ShardDataset, Transform
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoint import copy_for_use, load_model, read_meta, read_weights
 from posefleet.platform.comparison import predict_ms

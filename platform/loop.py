@@ -21,8 +21,10 @@ from posefleet.data.evaluation.evaluate import Evaluation, conclude
 from posefleet.data.evaluation.evaluate import evaluate as score
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import load_schema
+from posefleet.data.loading.loader import Batches, evaluation_batches, training_batches
+from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.loading.source import SampleSource
 from posefleet.data.shards.layout import read_manifest
-from posefleet.data.stream import Batches, SampleSource, ShardDataset, evaluation_batches, training_batches
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform, TrainTransform
 from posefleet.platform.checkpoint import CheckpointStore

@@ -17,7 +17,7 @@ from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.evaluation.evaluate import evaluate as score
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import load_schema
-from posefleet.data.stream import evaluation_batches
+from posefleet.data.loading.loader import evaluation_batches
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.models import RedecodableModel

@@ -43,7 +43,7 @@ DOORS = {
         "platform/tracking.py",
     },
     "optuna": {"platform/search.py", "platform/space.py", "platform/search_report.py"},
-    "webdataset": {"data/shards/layout.py", "data/stream.py"},
+    "webdataset": {"data/shards/layout.py", "data/loading/shard_dataset.py"},
     "pycocotools": {"data/evaluation/matching.py", "data/doctor/examine.py", "data/coco/annotations.py"},
     "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},

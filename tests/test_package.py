@@ -31,7 +31,7 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_posefleet_leaves_the_garbage_collector_as_it_is() -> None:
-    modules = "posefleet, posefleet.data.stream, posefleet.platform.train, posefleet.serve.app"
+    modules = "posefleet, posefleet.data.loading.shard_dataset, posefleet.platform.train, posefleet.serve.app"
     told = python(
         "-c", f"import gc; before = gc.get_threshold(); import {modules}; print(before == gc.get_threshold())"
     )
@@ -45,7 +45,9 @@ def test_jobs_collect_garbage_rarely() -> None:
 
 
 def test_loaders_of_batches_collect_garbage_rarely() -> None:
-    told = python("-c", "import gc, posefleet.data.stream as s; s._begin_worker(0); print(gc.get_threshold())")
+    told = python(
+        "-c", "import gc, posefleet.data.loading.shard_dataset as s; s._begin_worker(0); print(gc.get_threshold())"
+    )
     assert told.stdout == f"{RARELY}\n", told.stderr
 
 

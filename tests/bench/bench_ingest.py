@@ -1,6 +1,6 @@
 """Images per second from shards to uint8 batches of 512 x 512, at equal work, of
 
-    stream      posefleet.data.stream
+    stream      posefleet.data.loading.shard_dataset
     webdataset  the webdataset library in a torch DataLoader, its usual way
     bare        processes that decode and transform bytes in memory and keep nothing
     tuned       the same, with the C library keeping freed memory, as in our loaders: what the processor can do
@@ -37,9 +37,10 @@ from torch.utils.data import DataLoader
 from posefleet.data.coco.records import decode_record, encode_record, make_record
 from posefleet.data.images import decode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
-from posefleet.data.memory import keep_freed_memory
+from posefleet.data.loading.allocator import keep_freed_memory
+from posefleet.data.loading.loader import training_batches
+from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
-from posefleet.data.stream import ShardDataset, training_batches
 from posefleet.data.structures import Batch, Sample, collate
 from posefleet.data.transforms import Augment, Resize, TrainTransform
 

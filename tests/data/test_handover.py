@@ -6,7 +6,7 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import torch
 
-from posefleet.data.handover import Buffers, Parcel
+from posefleet.data.loading.shared_memory import Buffers, Parcel
 from posefleet.data.structures import Batch, People, Sample, collate
 from posefleet.data.transforms import IDENTITY
 

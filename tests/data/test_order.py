@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posefleet.data.order import Order
+from posefleet.data.loading.order import Order
 
 shard_counts = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(sum)
 

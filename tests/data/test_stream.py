@@ -14,13 +14,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posefleet.data import stream
 from posefleet.data.coco.records import make_record
 from posefleet.data.errors import DataError
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.loading import shard_dataset as stream
+from posefleet.data.loading.loader import evaluation_batches, training_batches
+from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
-from posefleet.data.stream import ShardDataset, evaluation_batches, training_batches
 from posefleet.data.structures import Batch
 from posefleet.data.transforms import Augment, EvalTransform, Resize, TrainTransform
 

@@ -15,11 +15,11 @@ from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import create, read_json
 from posefleet.data.keypoints import COCO17
+from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.pictures import list_pictures
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
-from posefleet.data.stream import ShardDataset
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, Meta, read_meta, read_state, read_weights
 from posefleet.platform.config import Experiment, build_experiment
@@ -140,7 +140,7 @@ def test_a_server_that_refuses_for_good_costs_no_earlier_checkpoint(
 def test_what_cannot_be_read_is_named_with_the_cause(
     proxy: FaultyProxy, people_shards: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posefleet.data.stream.RETRY_PAUSES", (0.01,))
+    monkeypatch.setattr("posefleet.data.loading.shard_dataset.RETRY_PAUSES", (0.01,))
     monkeypatch.setattr("posefleet.data.pictures.RETRY_PAUSES", (0.01,))
     fsspec.filesystem("s3").put(str(people_shards / "val2017"), "s3://bucket/unread/val", recursive=True)
     path = save("s3://bucket/unread/checkpoints", experiment, 1)

@@ -18,9 +18,10 @@ from small_settings import small_release, small_settings, untrained_checkpoint
 from posefleet.data.coco.annotations import load_json
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import COCO17
+from posefleet.data.loading.loader import training_batches
+from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.pictures import list_pictures
 from posefleet.data.shards.layout import read_manifest
-from posefleet.data.stream import ShardDataset, training_batches
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.box_detector import DetectorConfig, TorchvisionDetector

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from small_settings import small_release, untrained_checkpoint
 
 from posefleet.data.keypoints import COCO17
-from posefleet.data.stream import ShardDataset
+from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, verify
 from posefleet.platform.inference import Predictor
 from posefleet.platform.mlflow_client import TrackingError

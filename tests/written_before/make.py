@@ -25,8 +25,8 @@ from written import ARCHIVE, METHODS, REFERENCE, ROOT, SPACE, STATE_DICTS, one_s
 
 from posefleet.data.coco.source import find_source
 from posefleet.data.keypoints import COCO17
+from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.build import shard_coco
-from posefleet.data.stream import ShardDataset
 from posefleet.data.structures import Sample
 from posefleet.data.synthetic import SceneConfig, write_dataset
 from posefleet.jobs import evaluate, promote, tune

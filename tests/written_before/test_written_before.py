@@ -13,7 +13,7 @@ import torch
 from written import METHODS, REFERENCE, STATE_DICTS, extract, one_step_more
 
 from posefleet.data.keypoints import COCO17
-from posefleet.data.stream import ShardDataset
+from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.structures import Poses, Sample
 from posefleet.jobs import evaluate as evaluate_job
 from posefleet.jobs import tune

@@ -68,7 +68,8 @@ def _pictures(folder: Path, _: int) -> Work:
 
 def _stream_start(folder: Path, _: int) -> Work:
     """Open the data set and take the first batch of a rank, at the start and in the middle of the third epoch."""
-    from posefleet.data.stream import ShardDataset, training_batches
+    from posefleet.data.loading.loader import training_batches
+    from posefleet.data.loading.shard_dataset import ShardDataset
     from posefleet.data.transforms import EvalTransform, Resize
 
     def work() -> None:
@@ -84,7 +85,8 @@ def _stream_start(folder: Path, _: int) -> Work:
 
 def _stream_on(folder: Path, _: int) -> Work:
     """200 batches of a rank of 512: far apart, so that as many shards are open as ever will be."""
-    from posefleet.data.stream import ShardDataset, training_batches
+    from posefleet.data.loading.loader import training_batches
+    from posefleet.data.loading.shard_dataset import ShardDataset
     from posefleet.data.transforms import EvalTransform, Resize
 
     dataset = ShardDataset(str(folder), COCO17, EvalTransform(Resize(short_side=32, long_side=64), COCO17))
@@ -161,7 +163,8 @@ def _score_sum(_: Path, images: int) -> Work:
 
 def _ranks(folder: Path, ranks: int) -> Work:
     """Start-up of every rank in the middle of the third epoch, one after the other."""
-    from posefleet.data.stream import ShardDataset, training_batches
+    from posefleet.data.loading.loader import training_batches
+    from posefleet.data.loading.shard_dataset import ShardDataset
     from posefleet.data.transforms import EvalTransform, Resize
 
     def work() -> None:

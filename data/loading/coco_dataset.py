@@ -12,7 +12,7 @@ from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.stream import SampleSource, Transform
+from posefleet.data.loading.source import SampleSource, Transform
 from posefleet.data.structures import Sample
 
 

@@ -11,37 +11,28 @@ Which sample lies at a position, and the random numbers of its augmentation, are
 workers and ranks only divide the work.
 """
 
-import itertools
-import multiprocessing
 import os
 import time
-from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import fsspec
 import numpy as np
-import torch
 from fsspec.implementations.local import LocalFileSystem
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from posefleet.data.coco.records import Record, decode_record
 from posefleet.data.errors import DataError
-from posefleet.data.handover import Buffers, Parcel
 from posefleet.data.images import decode_image
 from posefleet.data.io.tars import BLOCK, member_name
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.memory import collect_garbage_rarely, keep_freed_memory
-from posefleet.data.order import Order
+from posefleet.data.loading.order import Order
+from posefleet.data.loading.source import SampleSource, Transform
 from posefleet.data.shards.layout import read_manifest, read_members, read_records
-from posefleet.data.structures import Batch, Sample, collate
+from posefleet.data.structures import Sample
 from posefleet.data.transforms import IDENTITY
-
-Transform = Callable[[Sample, np.random.Generator], Sample]
-"""What makes an input of a stored sample: ``TrainTransform`` or ``EvalTransform``."""
 
 OPEN_SHARDS = 128
 """Shards whose members (and, for local files, descriptors) a process keeps at hand; this bounds its memory."""
@@ -51,31 +42,6 @@ RETRY_PAUSES = (0.5, 2.0, 8.0)
 
 
 # ---------------------------------------------------------------------------------------------------- samples
-
-
-class SampleSource(ABC):
-    """Samples by position: what batches are made of."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Samples of an epoch."""
-
-    @abstractmethod
-    def samples(self, positions: Sequence[int]) -> list[Sample]:
-        """The samples at ``positions`` (at least one), in that order.
-
-        Raises:
-            DataError: One of them cannot be read.
-        """
-
-    @abstractmethod
-    def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
-        """The record, image size and people as annotated, of every ``world_size``-th sample from the ``rank``-th on, in
-        the stored order: those of :func:`evaluation_batches`."""
-
-    def batch(self, positions: Sequence[int]) -> Batch:
-        """The same samples as one batch."""
-        return collate(self.samples(positions))
 
 
 class ShardDataset(SampleSource):
@@ -146,133 +112,6 @@ class ShardDataset(SampleSource):
             raise _broken(member.path, f"the sample at byte {member.image_offset}: {error}") from error
         sample = Sample(image, people, image_id, IDENTITY, original_size)
         return self.transform(sample, self.order.generator(position))
-
-
-# ---------------------------------------------------------------------------------------------------- batches
-
-
-class Batches(Iterator[Batch]):
-    """Batches as they come from the workers; :meth:`close` ends those, and so does leaving the ``with`` block."""
-
-    def __init__(
-        self, dataset: SampleSource, positions: Iterator[list[int]], *, workers: int, prefetch: int, pin_memory: bool
-    ) -> None:
-        loader = DataLoader(
-            _Loading(dataset, buffers=prefetch + 2),
-            batch_sampler=positions,
-            collate_fn=_identity,
-            num_workers=workers,
-            prefetch_factor=prefetch if workers else None,
-            multiprocessing_context=_start_method() if workers else None,
-            pin_memory=pin_memory,
-            worker_init_fn=_begin_worker,
-            # Its own generator: otherwise torch's global one, and so the training, would depend on how often we start.
-            generator=torch.Generator(),
-        )
-        self._batches: Iterator[Batch | Parcel | DataError] = iter(loader)
-
-    def __next__(self) -> Batch:
-        batch = next(self._batches)
-        if isinstance(batch, DataError):
-            self.close()
-            raise batch
-        return batch.open() if isinstance(batch, Parcel) else batch
-
-    def close(self) -> None:
-        """End the workers; no batch follows."""
-        self._batches = iter(())  # torch ends its workers when their iterator goes
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def training_batches(
-    dataset: SampleSource,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    per_step: int = 0,
-    position: int = 0,
-    workers: int = 0,
-    prefetch: int = 2,
-    pin_memory: bool = False,
-) -> Batches:
-    """Endless batches of one rank. After those of k steps the run's position is
-    ``position + k * per_step * batch_size``.
-
-    Args:
-        batch_size: Samples of each batch.
-        per_step: Batches of a step, over all ranks, at least ``world_size``; 0: one for each rank. Where it is no
-            multiple of ``world_size``, the first ranks have one more in every step.
-        position: Samples that the run has seen, on all ranks, in whole steps.
-        workers: Processes that read and decode; 0: this process does.
-        prefetch: Batches that each worker keeps ready.
-        pin_memory: Page-locked batches, for copies to a GPU that do not wait.
-    """
-    per_step = per_step or world_size
-    steps = itertools.count(position, per_step * batch_size)
-    starts = (step + index * batch_size for step in steps for index in range(rank, per_step, world_size))
-    positions = (list(range(start, start + batch_size)) for start in starts)
-    return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
-
-
-def evaluation_batches(
-    dataset: SampleSource,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    prefetch: int = 2,
-    pin_memory: bool = False,
-) -> Batches:
-    """Every ``world_size``-th sample of one epoch, from the ``rank``-th on, each exactly once; then it stops.
-
-    The last batch may be smaller, and ranks may differ by a sample. Build the data set with ``seed=None`` to
-    read in the stored order. Arguments as for :func:`training_batches`.
-    """
-    mine = range(rank, len(dataset), world_size)
-    positions = (list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size))
-    return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
-
-
-class _Loading(Dataset):
-    """What a loader process does.
-
-    A DataError is handed on as it is; torch would bury its message in the traceback of a worker.
-    """
-
-    def __init__(self, source: SampleSource, buffers: int) -> None:
-        self.source = source
-        self.buffers = Buffers(buffers)
-
-    def __getitems__(self, positions: list[int]) -> Batch | Parcel | DataError:
-        try:
-            samples = self.source.samples(positions)
-        except DataError as error:
-            return error
-        return collate(samples) if get_worker_info() is None else Parcel.of(collate(samples, self.buffers.images))
-
-
-def _begin_worker(_: int) -> None:
-    collect_garbage_rarely()
-    keep_freed_memory()  # decoding takes and frees megabytes for every image
-
-
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-def _start_method() -> str:
-    """How workers start: not by fork, which copies the locks of this process's threads (Ray, CUDA) as they stand."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # imports torch once for all workers
-    return "forkserver"
 
 
 # ---------------------------------------------------------------------------------------------------- reading

@@ -1,0 +1,139 @@
+"""Batches of a sample source, decoded by loader processes in the background."""
+
+import itertools
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from posefleet.data.errors import DataError
+from posefleet.data.loading.allocator import collect_garbage_rarely, keep_freed_memory
+from posefleet.data.loading.shared_memory import Buffers, Parcel
+from posefleet.data.loading.source import SampleSource
+from posefleet.data.structures import Batch, collate
+
+
+class Batches(Iterator[Batch]):
+    """Batches as they come from the workers; :meth:`close` ends those, and so does leaving the ``with`` block."""
+
+    def __init__(
+        self, dataset: SampleSource, positions: Iterator[list[int]], *, workers: int, prefetch: int, pin_memory: bool
+    ) -> None:
+        loader = DataLoader(
+            _Loading(dataset, buffers=prefetch + 2),
+            batch_sampler=positions,
+            collate_fn=_identity,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            multiprocessing_context=_start_method() if workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_begin_worker,
+            # Its own generator: otherwise torch's global one, and so the training, would depend on how often we start.
+            generator=torch.Generator(),
+        )
+        self._batches: Iterator[Batch | Parcel | DataError] = iter(loader)
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        if isinstance(batch, DataError):
+            self.close()
+            raise batch
+        return batch.open() if isinstance(batch, Parcel) else batch
+
+    def close(self) -> None:
+        """End the workers; no batch follows."""
+        self._batches = iter(())  # torch ends its workers when their iterator goes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def training_batches(
+    dataset: SampleSource,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    per_step: int = 0,
+    position: int = 0,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Batches:
+    """Endless batches of one rank. After those of k steps the run's position is
+    ``position + k * per_step * batch_size``.
+
+    Args:
+        batch_size: Samples of each batch.
+        per_step: Batches of a step, over all ranks, at least ``world_size``; 0: one for each rank. Where it is no
+            multiple of ``world_size``, the first ranks have one more in every step.
+        position: Samples that the run has seen, on all ranks, in whole steps.
+        workers: Processes that read and decode; 0: this process does.
+        prefetch: Batches that each worker keeps ready.
+        pin_memory: Page-locked batches, for copies to a GPU that do not wait.
+    """
+    per_step = per_step or world_size
+    steps = itertools.count(position, per_step * batch_size)
+    starts = (step + index * batch_size for step in steps for index in range(rank, per_step, world_size))
+    positions = (list(range(start, start + batch_size)) for start in starts)
+    return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
+
+
+def evaluation_batches(
+    dataset: SampleSource,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Batches:
+    """Every ``world_size``-th sample of one epoch, from the ``rank``-th on, each exactly once; then it stops.
+
+    The last batch may be smaller, and ranks may differ by a sample. Build the data set with ``seed=None`` to
+    read in the stored order. Arguments as for :func:`training_batches`.
+    """
+    mine = range(rank, len(dataset), world_size)
+    positions = (list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size))
+    return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
+
+
+class _Loading(Dataset):
+    """What a loader process does.
+
+    A DataError is handed on as it is; torch would bury its message in the traceback of a worker.
+    """
+
+    def __init__(self, source: SampleSource, buffers: int) -> None:
+        self.source = source
+        self.buffers = Buffers(buffers)
+
+    def __getitems__(self, positions: list[int]) -> Batch | Parcel | DataError:
+        try:
+            samples = self.source.samples(positions)
+        except DataError as error:
+            return error
+        return collate(samples) if get_worker_info() is None else Parcel.of(collate(samples, self.buffers.images))
+
+
+def _begin_worker(_: int) -> None:
+    collect_garbage_rarely()
+    keep_freed_memory()  # decoding takes and frees megabytes for every image
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _start_method() -> str:
+    """How workers start: not by fork, which copies the locks of this process's threads (Ray, CUDA) as they stand."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # imports torch once for all workers
+    return "forkserver"
