@@ -27,7 +27,6 @@ from posefleet.models.parts import decode as decoding
 from posefleet.models.parts import pose_head
 from posefleet.models.parts.assign import PaddedPeople, Positives, unlabelled_cells
 from posefleet.models.parts.backbones import BackboneConfig
-from posefleet.models.parts.centerness import centerness
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.heatmaps import cell_class_targets
 from posefleet.models.parts.judge import Judgement, Match, best_oks, diagnose, judge
@@ -332,3 +331,18 @@ class Model(PyramidModel[Config]):
 def _poses(levels: Sequence[Tensor], cells: Cells, rows: Positives) -> Tensor:
     """(N, K, 2) pixels, the poses that offsets (B, 2K, h, w) of all levels give at the rows; without gradients."""
     return decode_offsets(cells.points[rows.cell], cells.strides[rows.cell], gather_rows(levels, rows).detach())
+
+
+def centerness(points: Tensor, boxes: Tensor) -> Tensor:
+    """1 in the centre of a box, 0 on its border and outside.
+
+    Args:
+        points: (..., 2) xy.
+        boxes: (..., 4) xyxy, same unit.
+
+    Returns:
+        (...) square root of (nearer / farther side in x) * (nearer / farther side in y).
+    """
+    low, high = points - boxes[..., :2], boxes[..., 2:] - points
+    near, far = torch.minimum(low, high).clamp(min=0), torch.maximum(low, high)
+    return (near / far.clamp(min=1e-6)).prod(-1).sqrt()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.models.parts.centerness import centerness
+from posefleet.models.pfs import centerness
 
 BOX = torch.tensor([100.0, 100, 220, 340])
 
