@@ -55,11 +55,11 @@ def _logocap() -> object:
 
 
 def _detposenet() -> object:
-    from posefleet.models.detposenet import Config
-    from posefleet.models.parts.box_detector import DetectorConfig
-    from posefleet.models.parts.coarse_filter import FilterConfig
-    from posefleet.models.parts.coarse_net import CoarseConfig
-    from posefleet.models.parts.refinement import PrsConfig
+    from posefleet.models.detposenet.box_filter import FilterConfig
+    from posefleet.models.detposenet.coarse_net import CoarseConfig
+    from posefleet.models.detposenet.detector import DetectorConfig
+    from posefleet.models.detposenet.model import Config
+    from posefleet.models.detposenet.refinement import PrsConfig
 
     return Config(
         coarse=CoarseConfig(width=16, depth=2, norm="group"),

@@ -11,14 +11,14 @@ from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.models.detposenet import Config, LossConfig, Model, OutputConfig
+from posefleet.models.detposenet.box_filter import FilterConfig
+from posefleet.models.detposenet.coarse_net import CoarseConfig
+from posefleet.models.detposenet.detector import Boxes, DetectorConfig
+from posefleet.models.detposenet.masking import MaskingConfig
+from posefleet.models.detposenet.model import Config, LossConfig, Model, OutputConfig
+from posefleet.models.detposenet.refinement import PrsConfig
 from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig
-from posefleet.models.parts.box_detector import Boxes, DetectorConfig
-from posefleet.models.parts.coarse_filter import FilterConfig
-from posefleet.models.parts.coarse_net import CoarseConfig
-from posefleet.models.parts.keypoint_masking import MaskingConfig
-from posefleet.models.parts.refinement import PrsConfig
 
 K = len(COCO17)
 SMALL = Config(

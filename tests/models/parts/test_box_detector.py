@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from posefleet.data.structures import People
-from posefleet.models.parts.assign import pad_people
-from posefleet.models.parts.box_detector import (
+from posefleet.models.detposenet.detector import (
     DetectorConfig,
     SharedDetector,
     TorchvisionDetector,
     anchor_boxes,
     expected_sample,
 )
+from posefleet.models.parts.assign import pad_people
 
 SIZE = (64, 64)
 SMALL = DetectorConfig(width=16, hidden=16, per_level=40, proposals=12, anchor_scale=4)

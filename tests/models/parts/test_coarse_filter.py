@@ -4,14 +4,9 @@ import pytest
 import torch
 
 from posefleet.data.keypoints import COCO17
-from posefleet.models.parts.coarse_filter import (
-    FilterConfig,
-    Filtered,
-    corrected,
-    filter_boxes,
-)
+from posefleet.models.detposenet.box_filter import FilterConfig, Filtered, corrected, filter_boxes
+from posefleet.models.detposenet.pose_nms import pose_oks
 from posefleet.models.parts.nms import box_iou
-from posefleet.models.parts.pose_similarity import pose_oks
 
 SIGMAS = torch.tensor(COCO17.sigmas)
 TEMPLATE = torch.tensor(

@@ -2,7 +2,7 @@
 
 import torch
 
-from posefleet.models.parts.crops import crop_images, into_crops, out_of_crops, square_boxes
+from posefleet.models.detposenet.crops import crop_images, into_crops, out_of_crops, square_boxes
 
 
 def test_a_square_has_the_longer_side_with_padding_round_the_same_centre() -> None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from posefleet.models.detposenet.coarse_net import CoarseConfig, CoarseNet
+from posefleet.models.detposenet.hourglass import Hourglass, Stem, Trunk
+from posefleet.models.detposenet.refinement import HourglassRefiner, PrsConfig, build_refiner, final_maps
 from posefleet.models.parts.backbones import BackboneConfig
-from posefleet.models.parts.coarse_net import CoarseConfig, CoarseNet
-from posefleet.models.parts.hourglass import Hourglass, Stem, Trunk
-from posefleet.models.parts.refinement import HourglassRefiner, PrsConfig, build_refiner, final_maps
 
 
 def parameters(module: nn.Module) -> int:

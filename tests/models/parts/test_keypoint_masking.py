@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.models.parts.keypoint_masking import MaskingConfig, _draw_patches, mask_keypoints
+from posefleet.models.detposenet.masking import MaskingConfig, _draw_patches, mask_keypoints
 
 SIZE = 128
 KEYPOINTS = torch.tensor([[[30.0, 30.0], [64.0, 64.0], [90.0, 40.0], [5.0, 120.0]]]).repeat(64, 1, 1)

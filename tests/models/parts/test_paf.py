@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from posefleet.data.keypoints import COCO17
+from posefleet.models.detposenet.paf import PafConfig, assemble, group_poses, paf_targets
 from posefleet.models.parts.heatmaps import draw_gaussians
-from posefleet.models.parts.paf import PafConfig, assemble, group_poses, paf_targets
 
 EDGES = COCO17.edges
 TEMPLATE = torch.tensor(

@@ -2,8 +2,8 @@
 
 import torch
 
+from posefleet.models.detposenet.paf import best_points, local_peaks
 from posefleet.models.parts.heatmaps import draw_gaussians
-from posefleet.models.parts.peaks import best_points, local_peaks
 
 
 def draw(*points: tuple[float, float], size: tuple[int, int] = (64, 64)) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
-from posefleet.models.parts.pose_similarity import greedy_keep, suppress_by_oks
+from posefleet.models.detposenet.pose_nms import greedy_keep, suppress_by_oks
 
 SIGMAS = torch.tensor(COCO17.sigmas)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posefleet.data.keypoints import COCO17
-from posefleet.models.parts.structure_loss import structure_aware_loss, structure_weights
+from posefleet.models.detposenet.refinement import structure_aware_loss, structure_weights
 
 WEIGHTS = structure_weights(COCO17.edges, 17, 0.5)
 

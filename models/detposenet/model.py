@@ -25,26 +25,25 @@ from torch import Tensor, nn
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
-from posefleet.models.parts import structure_loss
-from posefleet.models.parts.assign import PaddedPeople, pad_people
-from posefleet.models.parts.box_detector import (
+from posefleet.models.detposenet import refinement
+from posefleet.models.detposenet.box_filter import FilterConfig, Oracle, corrected, filter_boxes
+from posefleet.models.detposenet.coarse_net import CoarseConfig, CoarseMaps, CoarseNet
+from posefleet.models.detposenet.crops import crop_images, into_crops, out_of_crops, square_boxes
+from posefleet.models.detposenet.detector import (
     Boxes,
     DetectorConfig,
     SharedDetector,
     TorchvisionDetector,
     boxes_on_host,
 )
-from posefleet.models.parts.coarse_filter import FilterConfig, Oracle, corrected, filter_boxes
-from posefleet.models.parts.coarse_net import CoarseConfig, CoarseMaps, CoarseNet
-from posefleet.models.parts.crops import crop_images, into_crops, out_of_crops, square_boxes
+from posefleet.models.detposenet.hourglass import Normalise
+from posefleet.models.detposenet.masking import MaskingConfig, mask_keypoints
+from posefleet.models.detposenet.paf import PafConfig, best_points, group_poses, limb_cells, paf_targets
+from posefleet.models.detposenet.pose_nms import suppress_by_oks
+from posefleet.models.detposenet.refinement import PrsConfig, Scales, build_refiner, final_maps
+from posefleet.models.parts.assign import PaddedPeople, pad_people
 from posefleet.models.parts.heatmaps import draw_gaussians
-from posefleet.models.parts.keypoint_masking import MaskingConfig, mask_keypoints
 from posefleet.models.parts.losses import mean_counts
-from posefleet.models.parts.paf import PafConfig, group_poses, limb_cells, paf_targets
-from posefleet.models.parts.peaks import best_points
-from posefleet.models.parts.pixels import Normalise
-from posefleet.models.parts.pose_similarity import suppress_by_oks
-from posefleet.models.parts.refinement import PrsConfig, Scales, build_refiner, final_maps
 
 _REACH = 4
 """Deviations after which a Gaussian is cut off."""
@@ -64,7 +63,7 @@ class LossConfig:
     """Structure-aware loss: a keypoint answers also for its neighbours in the skeleton."""
     neighbours: float = 0.5
     """Weight of a neighbour's error in it (alpha_2), 0..1."""
-    norm: structure_loss.Norm = "squared"
+    norm: refinement.Norm = "squared"
     """Error of a map of the refinement: mean square, or root of the sum of squares."""
     scale_weights: tuple[float, ...] = ()
     """Weights of the scales of the refinement, finest first; empty: equal."""
@@ -158,7 +157,7 @@ class Model(nn.Module):
             self.refiner.requires_grad_(False)
         structured = config.loss.sa_loss and config.prs.network == "hourglass"
         neighbours = config.loss.neighbours if structured else 0.0
-        weights = structure_loss.structure_weights(self.edges, len(schema), neighbours)
+        weights = refinement.structure_weights(self.edges, len(schema), neighbours)
         self.register_buffer("structure", weights, persistent=False)
         self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
         self.diagnostics, self.refined = {}, []
@@ -384,7 +383,7 @@ class Model(nn.Module):
 
     def _scale_loss(self, maps: Tensor, targets: Tensor, crops: "_Crops") -> Tensor:
         norm = self.config.loss.norm
-        return structure_loss.structure_aware_loss(maps, targets, crops.labelled, self.structure, norm=norm)
+        return refinement.structure_aware_loss(maps, targets, crops.labelled, self.structure, norm=norm)
 
     # ------------------------------------------------------------------------------------------------ decode
 

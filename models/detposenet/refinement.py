@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posefleet.models.detposenet.hourglass import Hourglass, Normalise, Stem, Trunk, conv_norm_relu, map_conv
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.heads import Norm
-from posefleet.models.parts.hourglass import Hourglass, Stem, Trunk, conv_norm_relu, map_conv
-from posefleet.models.parts.pixels import Normalise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,3 +165,29 @@ def build_refiner(config: PrsConfig, keypoints: int) -> HourglassRefiner | HRNet
 def final_maps(stacks: list[Scales], regressed: Scales) -> Tensor:
     """The maps that count: the finest of the regression, or of the last stack where there is none."""
     return regressed[0] if regressed else stacks[-1][0]
+
+
+Norm = Literal["squared", "plain"]
+
+
+def structure_weights(edges: Sequence[tuple[int, int]], keypoints: int, neighbours: float) -> Tensor:
+    """(K,) weights 1 + ``neighbours`` * degree of each keypoint in the graph ``edges``."""
+    degrees = torch.bincount(torch.tensor(edges, dtype=torch.int64).flatten(), minlength=keypoints)
+    return 1 + neighbours * degrees.float()
+
+
+def structure_aware_loss(
+    maps: Tensor, targets: Tensor, labelled: Tensor, weights: Tensor, *, norm: Norm = "squared"
+) -> Tensor:
+    """Sum over samples.
+
+    Args:
+        maps: (N, K, h, w).
+        targets: (N, K, h, w).
+        labelled: (N, K) 0 or 1; other maps teach nothing.
+        weights: (K,) see :func:`structure_weights`.
+        norm: ``squared``: the mean square over cells; ``plain``: the root of the sum of squares.
+    """
+    squares = (maps.float() - targets).square()
+    errors = squares.mean((2, 3)) if norm == "squared" else (squares.sum((2, 3)) + 1e-12).sqrt()
+    return (errors * labelled * weights).mean(1).sum()
