@@ -32,7 +32,7 @@ def _pfs() -> object:
 
 
 def _inspose() -> object:
-    from posefleet.models.inspose import Config, HeadConfig
+    from posefleet.models.inspose.model import Config, HeadConfig
 
     head = HeadConfig(
         channels=16, tower_depth=1, feature_channels=16, feature_depth=1, map_channels=16, controller_std=0.1

@@ -11,12 +11,12 @@ from posefleet.data.coco.annotations import people_of
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.structures import People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.models.inspose import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model, _Truth
+from posefleet.models.inspose.dynamic import DynamicConfig
+from posefleet.models.inspose.head import Head, Maps
+from posefleet.models.inspose.model import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model, _Truth
 from posefleet.models.parts.backbones import BackboneConfig, BackboneName
 from posefleet.models.parts.decode import DecodeConfig
-from posefleet.models.parts.dynamic import DynamicConfig
 from posefleet.models.parts.fpn import FPN
-from posefleet.models.parts.instance_head import Head, Maps
 from posefleet.models.parts.points import level_sizes, pyramid_cells
 
 K = len(COCO17)

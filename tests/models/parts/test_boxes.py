@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from posefleet.models.parts.boxes import decode_boxes, giou_loss
+from posefleet.models.inspose.boxes import decode_boxes, giou_loss
 
 
 def test_distances_to_the_sides_become_a_box() -> None:

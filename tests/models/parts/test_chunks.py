@@ -2,8 +2,8 @@
 
 import torch
 
-from posefleet.models.parts.chunks import in_chunks
-from posefleet.models.parts.host import send_to_host
+from posefleet.models.inspose.sparse import in_chunks
+from posefleet.models.inspose.targets import send_to_host
 
 
 def test_chunks_give_the_values_and_gradients_of_the_whole() -> None:

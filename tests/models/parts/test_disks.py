@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.models.parts.disks import Disks, disk_radii, disk_targets, read_disks
+from posefleet.models.inspose.disks import Disks, disk_radii, disk_targets, read_disks
 
 
 def targets(*positions: tuple[float, float], radius: int = 0, **options: str) -> Disks:

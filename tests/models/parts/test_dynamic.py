@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from posefleet.models.parts.dynamic import DynamicConfig, directions, run_instances
-from posefleet.models.parts.keypoint_maps import cell_cross_entropy
+from posefleet.models.inspose.dynamic import DynamicConfig, directions, run_instances
+from posefleet.models.inspose.keypoint_maps import cell_cross_entropy
 
 K = 17
 PLAIN = DynamicConfig()

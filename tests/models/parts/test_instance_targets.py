@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posefleet.data.structures import People
-from posefleet.models.parts.instance_targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
+from posefleet.models.inspose.targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
 from posefleet.models.parts.points import level_sizes, pyramid_cells
 
 STRIDES = (8, 16, 32, 64, 128)

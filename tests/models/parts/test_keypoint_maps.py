@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from posefleet.models.parts.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale
+from posefleet.models.inspose.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale
 
 
 def test_a_keypoint_belongs_to_the_cell_below_it_and_on_the_border_to_the_last() -> None:

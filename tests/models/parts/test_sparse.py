@@ -2,9 +2,9 @@
 
 import torch
 
+from posefleet.models.inspose.sparse import conv_at, read_at
 from posefleet.models.parts.heads import conv
 from posefleet.models.parts.points import flatten_levels, pyramid_cells
-from posefleet.models.parts.sparse import conv_at, read_at
 
 SIZES = [(4, 6), (2, 3), (1, 2)]
 CELLS = pyramid_cells(SIZES, (8, 16, 32), torch.device("cpu"))

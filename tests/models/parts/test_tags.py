@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from posefleet.models.parts.tags import tag_losses
+from posefleet.models.inspose.keypoint_maps import tag_losses
 
 
 def test_two_people_are_pulled_together_and_pushed_apart() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from posefleet.data.structures import People
 from posefleet.models.parts.assign import PaddedPeople, assign_people, pad_people, thin_out, unlabelled_cells
-from posefleet.models.parts.host import send_to_host
 from posefleet.models.parts.points import Cells
 
 
@@ -82,3 +81,22 @@ def outside_unlabelled(cells: Cells, people: PaddedPeople, config: AssignConfig)
     ``positives.known_cells``."""
     unknown = unlabelled_cells(cells, people)
     return ~unknown if config.unlabelled == "ignore" else torch.ones_like(unknown)
+
+
+def send_to_host(number: Tensor) -> Callable[[], int]:
+    """Start to copy a 0-dim tensor; what is returned waits for the copy and gives the number.
+
+    The wait ends once the device has got as far as this call. Ask before the network and read after it has been
+    queued, and the device never runs dry.
+    """
+    if number.device.type == "cpu":
+        return lambda: int(number)
+    copy = number.to("cpu", non_blocking=True)
+    arrived = torch.Event(number.device)
+    arrived.record()
+
+    def read() -> int:
+        arrived.synchronize()
+        return int(copy)
+
+    return read

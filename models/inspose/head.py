@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.models.parts.boxes import Activation
+from posefleet.models.inspose.boxes import Activation
+from posefleet.models.inspose.dynamic import DynamicConfig
 from posefleet.models.parts.deform import TAPS, Kernel, subtract_base_grid
-from posefleet.models.parts.dynamic import DynamicConfig
 from posefleet.models.parts.heads import AlignBlock, conv, prior_bias, scale_gradient, tower
 
 PRIOR = 0.01

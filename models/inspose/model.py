@@ -20,19 +20,19 @@ from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.models.inspose.boxes import decode_boxes, giou_loss
+from posefleet.models.inspose.disks import Disks, Radius, Shape, disk_radii, disk_targets, read_disks
+from posefleet.models.inspose.dynamic import directions, run_instances
+from posefleet.models.inspose.head import Head, HeadConfig, Maps
+from posefleet.models.inspose.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale, tag_losses
+from posefleet.models.inspose.sparse import conv_at, in_chunks, read_at
+from posefleet.models.inspose.targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
 from posefleet.models.parts.assign import PaddedPeople, Positives, positive_cells
 from posefleet.models.parts.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.boxes import decode_boxes, giou_loss
-from posefleet.models.parts.chunks import in_chunks
 from posefleet.models.parts.decode import DecodeConfig, best_cells, pick_cells
 from posefleet.models.parts.dense_model import DenseModel
-from posefleet.models.parts.disks import Disks, Radius, Shape, disk_radii, disk_targets, read_disks
-from posefleet.models.parts.dynamic import directions, run_instances
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.heatmaps import gaussian_targets
-from posefleet.models.parts.instance_head import Head, HeadConfig, Maps
-from posefleet.models.parts.instance_targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
-from posefleet.models.parts.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale
 from posefleet.models.parts.losses import focal_loss, gaussian_focal_loss, l1_loss, mean_counts, varifocal_loss
 from posefleet.models.parts.oks import oks
 from posefleet.models.parts.points import (
@@ -43,8 +43,6 @@ from posefleet.models.parts.points import (
     level_sizes,
     pyramid_cells,
 )
-from posefleet.models.parts.sparse import conv_at, read_at
-from posefleet.models.parts.tags import tag_losses
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

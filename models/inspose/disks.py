@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from posefleet.models.inspose.keypoint_maps import own_cells
 from posefleet.models.parts.heatmaps import gaussian_radius
-from posefleet.models.parts.keypoint_maps import own_cells
 
 Radius = Literal["auto", 0, 1, 2, 3, 4]
 Shape = Literal["disk", "square"]

@@ -3,10 +3,11 @@
 Rows name cells of a batch: ``image`` (N,) in [0, B) and ``cell`` (N,), an index into ``Cells``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from posefleet.models.parts.points import Cells
 
@@ -44,3 +45,22 @@ def _patches(levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells
         total = found if total is None else total + found
     assert total is not None
     return total.view(len(cell), (2 * reach + 1) ** 2, total.shape[1])
+
+
+def in_chunks(run: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
+    """What ``run`` makes of N rows, if it treats each alone; at most ``size`` at a time.
+
+    Several chunks keep nothing for the backward pass: it runs them again, one after the other.
+
+    Args:
+        run: (n, ...) tensors, one for each of ``rows``, -> (n, ...) tensors.
+        rows: (N, ...) tensors; N may be 0.
+    """
+    parts = list(zip(*(values.split(size) for values in rows), strict=True))
+    if len(parts) == 1:
+        return run(*parts[0])
+    if torch.is_grad_enabled():
+        found = [checkpoint(run, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    else:
+        found = [run(*part) for part in parts]
+    return tuple(torch.cat(values) for values in zip(*found, strict=True))
