@@ -41,9 +41,9 @@ def _inspose() -> object:
 
 
 def _logocap() -> object:
-    from posefleet.models.logocap import Config, DecodeConfig, HeadConfig
-    from posefleet.models.parts.adaptation import AdaptConfig
-    from posefleet.models.parts.centre_targets import TargetConfig
+    from posefleet.models.logocap.adaptation import AdaptConfig
+    from posefleet.models.logocap.model import Config, DecodeConfig, HeadConfig
+    from posefleet.models.logocap.targets import TargetConfig
 
     return Config(
         backbone=BACKBONE,

@@ -47,10 +47,10 @@ from posefleet.data.synthetic.figures import paint_figure
 from posefleet.data.synthetic.scenery import Canvas, develop, paint_background
 from posefleet.models import available_methods, load_method
 from posefleet.models.detposenet.detector import Boxes
+from posefleet.models.logocap.centres import read_cells
+from posefleet.models.logocap.targets import heat_targets, owner_targets
 from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig
-from posefleet.models.parts.centre_offsets import read_cells
-from posefleet.models.parts.centre_targets import heat_targets, owner_targets
 from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.points import encode_offsets, level_sizes, pyramid_cells
 

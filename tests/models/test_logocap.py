@@ -13,11 +13,11 @@ from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.models.logocap import STRIDE, Config, DecodeConfig, HeadConfig, LossConfig, Maps, Model
-from posefleet.models.parts.adaptation import AdaptConfig, Instances, training_instances
+from posefleet.models.logocap.adaptation import AdaptConfig, Instances, training_instances
+from posefleet.models.logocap.model import STRIDE, Config, DecodeConfig, HeadConfig, LossConfig, Maps, Model
+from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_targets
 from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.backbones import BackboneConfig
-from posefleet.models.parts.centre_targets import TargetConfig, heat_targets, owner_targets
 
 K = len(COCO17)
 SIGMAS = torch.tensor(COCO17.sigmas)

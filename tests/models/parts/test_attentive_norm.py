@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from posefleet.models.parts.attentive_norm import AttentiveNorm
+from posefleet.models.logocap.adaptation import AttentiveNorm
 from posefleet.models.parts.heads import norm_layer
 
 

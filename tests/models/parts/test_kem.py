@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from posefleet.data.keypoints import COCO17
-from posefleet.models.parts.kem import (
+from posefleet.models.logocap.expansion_maps import (
     axis_similarity,
     candidate_axes,
     candidate_mesh,

@@ -2,7 +2,7 @@
 
 import torch
 
-from posefleet.models.parts.mirror import mirror_images, unmirror_map, unmirror_offsets
+from posefleet.models.logocap.flip import mirror_images, unmirror_map, unmirror_offsets
 
 FLIP = [0, 2, 1]
 

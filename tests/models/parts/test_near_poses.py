@@ -3,7 +3,7 @@
 import torch
 
 from posefleet.data.structures import Poses
-from posefleet.models.parts.near_poses import suppress_near
+from posefleet.models.logocap.suppression import suppress_near
 
 K = 17
 FIRST = torch.rand(K, 2, generator=torch.Generator().manual_seed(0)) * 100

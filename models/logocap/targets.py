@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posefleet.models.logocap.centres import OffsetTargets, offset_targets, person_centres
 from posefleet.models.parts.assign import PaddedPeople, unlabelled_cells
-from posefleet.models.parts.centre_offsets import OffsetTargets, offset_targets, person_centres
 from posefleet.models.parts.heatmaps import draw_gaussians, drawn_cells
 from posefleet.models.parts.points import pyramid_cells
 

@@ -25,20 +25,9 @@ from torch import Tensor, nn
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
-from posefleet.models.parts.adaptation import AdaptConfig, Instances, message_passing, training_instances
-from posefleet.models.parts.assign import PaddedPeople, pad_people
-from posefleet.models.parts.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.centre_offsets import (
-    Centres,
-    OffsetTargets,
-    read_cells,
-    rough_poses,
-    top_centres,
-)
-from posefleet.models.parts.centre_targets import TargetConfig, heat_targets, owner_targets
-from posefleet.models.parts.fusion import ConcatConv, mixing
-from posefleet.models.parts.heads import Norm, norm_layer
-from posefleet.models.parts.kem import (
+from posefleet.models.logocap.adaptation import AdaptConfig, Instances, message_passing, training_instances
+from posefleet.models.logocap.centres import Centres, OffsetTargets, read_cells, rough_poses, top_centres
+from posefleet.models.logocap.expansion_maps import (
     candidate_axes,
     candidate_mesh,
     convolve_windows,
@@ -48,9 +37,14 @@ from posefleet.models.parts.kem import (
     top_two,
     window_axes,
 )
+from posefleet.models.logocap.flip import mirror_images, unmirror_map, unmirror_offsets
+from posefleet.models.logocap.fusion import ConcatConv, mixing
+from posefleet.models.logocap.suppression import suppress_near
+from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_targets
+from posefleet.models.parts.assign import PaddedPeople, pad_people
+from posefleet.models.parts.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.heads import Norm, norm_layer
 from posefleet.models.parts.losses import l2_loss, mean_counts, smooth_l1_loss
-from posefleet.models.parts.mirror import mirror_images, unmirror_map, unmirror_offsets
-from posefleet.models.parts.near_poses import suppress_near
 
 STRIDE = 4
 """Pixels per cell of all maps; cell j stands for pixel 4 j."""
