@@ -139,7 +139,7 @@ def test_a_missing_docstring_is_found() -> None:
     ("path", "line"),
     [
         ("models/a.py", "from posefleet.data.structures import People"),
-        ("models/a.py", "from posefleet.models.parts.fpn import Fpn"),
+        ("models/a.py", "from posefleet.models.parts.layers.fpn import Fpn"),
         ("models/smpr/model.py", "from posefleet.models.smpr.head import Head"),
         ("platform/train.py", "import ray.train"),
         ("data/a.py", "import rayon"),

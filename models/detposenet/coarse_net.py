@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from posefleet.models.detposenet.hourglass import Hourglass, Stem, Trunk, conv_norm_relu, map_conv
-from posefleet.models.parts.heads import Norm
+from posefleet.models.parts.layers.blocks import Norm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posefleet.models.parts.assign import PaddedPeople
+from posefleet.models.parts.layers.safe_load import read_tensors, refused_code
 from posefleet.models.parts.losses import smooth_l1_loss
 from posefleet.models.parts.nms import box_iou
 from posefleet.models.parts.points import flatten_levels
-from posefleet.models.parts.stored import read_tensors, refused_code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

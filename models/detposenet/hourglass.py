@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.models.parts.heads import Norm, norm_layer
+from posefleet.models.parts.layers.blocks import Norm, norm_layer
 
 MAP_STD = 1e-3
 """Deviation of the initial weights of layers that give maps."""

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posefleet.models.detposenet.hourglass import Hourglass, Normalise, Stem, Trunk, conv_norm_relu, map_conv
-from posefleet.models.parts.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.heads import Norm
+from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.layers.blocks import Norm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

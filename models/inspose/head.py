@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.models.inspose.boxes import Activation
 from posefleet.models.inspose.dynamic import DynamicConfig
-from posefleet.models.parts.deform import TAPS, Kernel, subtract_base_grid
-from posefleet.models.parts.heads import AlignBlock, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, subtract_base_grid
 
 PRIOR = 0.01
 """Probability of a person that an untrained network gives."""

@@ -28,11 +28,11 @@ from posefleet.models.inspose.keypoint_maps import cell_cross_entropy, keypoint_
 from posefleet.models.inspose.sparse import conv_at, in_chunks, read_at
 from posefleet.models.inspose.targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
 from posefleet.models.parts.assign import PaddedPeople, Positives, positive_cells
-from posefleet.models.parts.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.decode import DecodeConfig, best_cells, pick_cells
 from posefleet.models.parts.dense_model import DenseModel
-from posefleet.models.parts.fpn import FPN
 from posefleet.models.parts.heatmaps import gaussian_targets
+from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.losses import focal_loss, gaussian_focal_loss, l1_loss, mean_counts, varifocal_loss
 from posefleet.models.parts.oks import oks
 from posefleet.models.parts.points import (

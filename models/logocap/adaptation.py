@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from posefleet.models.logocap.expansion_maps import axis_similarity, candidate_axes, outer
 from posefleet.models.parts.assign import PaddedPeople
-from posefleet.models.parts.heads import Norm, group_norm, norm_layer
+from posefleet.models.parts.layers.blocks import Norm, group_norm, norm_layer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.models.parts.heads import Norm, norm_layer
+from posefleet.models.parts.layers.blocks import Norm, norm_layer
 
 
 class ConcatConv(nn.Module):

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posefleet.models.parts.deform import TAPS, Kernel, read_keypoints, subtract_base_grid
-from posefleet.models.parts.heads import AlignBlock, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, read_keypoints, subtract_base_grid
 
 PRIOR = 0.01
 """Probability of a person, or of a keypoint, that an untrained network gives."""

@@ -50,8 +50,8 @@ from posefleet.models.detposenet.detector import Boxes
 from posefleet.models.logocap.centres import read_cells
 from posefleet.models.logocap.targets import heat_targets, owner_targets
 from posefleet.models.parts.assign import pad_people
-from posefleet.models.parts.backbones import BackboneConfig
-from posefleet.models.parts.fpn import FPN
+from posefleet.models.parts.layers.backbones import BackboneConfig
+from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.points import encode_offsets, level_sizes, pyramid_cells
 
 FASTER = 1.5

@@ -18,7 +18,7 @@ from posefleet.models.detposenet.masking import MaskingConfig
 from posefleet.models.detposenet.model import Config, LossConfig, Model, OutputConfig
 from posefleet.models.detposenet.refinement import PrsConfig
 from posefleet.models.parts.assign import pad_people
-from posefleet.models.parts.backbones import BackboneConfig
+from posefleet.models.parts.layers.backbones import BackboneConfig
 
 K = len(COCO17)
 SMALL = Config(

@@ -14,9 +14,9 @@ from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.inspose.dynamic import DynamicConfig
 from posefleet.models.inspose.head import Head, Maps
 from posefleet.models.inspose.model import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model, _Truth
-from posefleet.models.parts.backbones import BackboneConfig, BackboneName
 from posefleet.models.parts.decode import DecodeConfig
-from posefleet.models.parts.fpn import FPN
+from posefleet.models.parts.layers.backbones import BackboneConfig, BackboneName
+from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.points import level_sizes, pyramid_cells
 
 K = len(COCO17)

@@ -17,7 +17,7 @@ from posefleet.models.logocap.adaptation import AdaptConfig, Instances, training
 from posefleet.models.logocap.model import STRIDE, Config, DecodeConfig, HeadConfig, LossConfig, Maps, Model
 from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_targets
 from posefleet.models.parts.assign import pad_people
-from posefleet.models.parts.backbones import BackboneConfig
+from posefleet.models.parts.layers.backbones import BackboneConfig
 
 K = len(COCO17)
 SIGMAS = torch.tensor(COCO17.sigmas)

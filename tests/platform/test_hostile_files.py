@@ -24,8 +24,8 @@ from posefleet.data.pictures import list_pictures
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.models.detposenet.detector import DetectorConfig, TorchvisionDetector
-from posefleet.models.parts.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.stored import read_tensors
+from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.layers.safe_load import read_tensors
 from posefleet.platform.batch import predict_pictures
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_state
 from posefleet.platform.config import read_yaml

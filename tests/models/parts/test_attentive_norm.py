@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from posefleet.models.logocap.adaptation import AttentiveNorm
-from posefleet.models.parts.heads import norm_layer
+from posefleet.models.parts.layers.blocks import norm_layer
 
 
 def test_hard_sigmoid_of_the_attention() -> None:

@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from posefleet.models.parts.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -64,7 +64,7 @@ def test_folded_norms_compute_what_the_network_computed(name: str, frozen_stages
 
 
 def test_gradients_of_folded_weights_are_those_of_the_pair() -> None:
-    from posefleet.models.parts.backbones import FrozenNormConv2d
+    from posefleet.models.parts.layers.backbones import FrozenNormConv2d
 
     conv, norm = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4).eval()
     torch.nn.init.uniform_(norm.weight, 0.5, 2)

@@ -6,7 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from posefleet.models.parts.deform import WIDE, DeformConv2d, deform_conv2d, read_keypoints, subtract_base_grid
+from posefleet.models.parts.layers.deform_conv import (
+    WIDE,
+    DeformConv2d,
+    deform_conv2d,
+    read_keypoints,
+    subtract_base_grid,
+)
 
 KERNELS = ("grid_sample", "gather", "torchvision")
 
@@ -75,7 +81,7 @@ def test_a_prediction_from_wide_maps_gathers_what_training_samples() -> None:
     module = DeformConv2d(WIDE, WIDE)
     x, offset = torch.randn(1, WIDE, 6, 7), torch.randn(1, 18, 6, 7)
     trained = module(x, offset)
-    with torch.no_grad(), patch("posefleet.models.parts.deform._sample_taps") as sampled:
+    with torch.no_grad(), patch("posefleet.models.parts.layers.deform_conv._sample_taps") as sampled:
         predicted = module(x, offset)
     assert not sampled.called
     torch.testing.assert_close(predicted, trained, atol=1e-4, rtol=1e-4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.models.parts.fpn import FPN, PAFPN
+from posefleet.models.parts.layers.fpn import FPN, PAFPN
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.models.parts.heads import AlignBlock, group_norm, scale_gradient, tower
+from posefleet.models.parts.layers.blocks import AlignBlock, group_norm, scale_gradient, tower
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (128, 32), (64, 16), (16, 4)])

@@ -7,7 +7,7 @@ from torch import nn
 from posefleet.models.detposenet.coarse_net import CoarseConfig, CoarseNet
 from posefleet.models.detposenet.hourglass import Hourglass, Stem, Trunk
 from posefleet.models.detposenet.refinement import HourglassRefiner, PrsConfig, build_refiner, final_maps
-from posefleet.models.parts.backbones import BackboneConfig
+from posefleet.models.parts.layers.backbones import BackboneConfig
 
 
 def parameters(module: nn.Module) -> int:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from posefleet.models.parts.heads import prior_bias
+from posefleet.models.parts.layers.blocks import prior_bias
 from posefleet.models.parts.losses import (
     bce_loss,
     focal_loss,

@@ -3,7 +3,7 @@
 import torch
 
 from posefleet.models.inspose.sparse import conv_at, read_at
-from posefleet.models.parts.heads import conv
+from posefleet.models.parts.layers.blocks import conv
 from posefleet.models.parts.points import flatten_levels, pyramid_cells
 
 SIZES = [(4, 6), (2, 3), (1, 2)]

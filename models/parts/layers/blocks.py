@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posefleet.models.parts.deform import DeformConv2d, Kernel
+from posefleet.models.parts.layers.deform_conv import DeformConv2d, Kernel
 
 Norm = Literal["batch", "group"]
 

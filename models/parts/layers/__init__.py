@@ -1,0 +1,1 @@
+"""Networks that several methods build on: backbones, pyramids, blocks, and safe loading of weights."""
