@@ -23,15 +23,15 @@ from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses
-from posefleet.models.parts import decode as decoding
 from posefleet.models.parts import pose_head
-from posefleet.models.parts.assign import PaddedPeople, Positives, unlabelled_cells
-from posefleet.models.parts.heatmaps import cell_class_targets
 from posefleet.models.parts.judge import Judgement, Match, best_oks, diagnose, judge
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
-from posefleet.models.parts.losses import bce_loss, focal_loss, mean_counts
-from posefleet.models.parts.points import Cells, decode_offsets, flatten_levels, map_sizes, pyramid_cells
+from posefleet.models.parts.ops import decode as decoding
+from posefleet.models.parts.ops.assign import PaddedPeople, Positives, unlabelled_cells
+from posefleet.models.parts.ops.cells import Cells, decode_offsets, flatten_levels, map_sizes, pyramid_cells
+from posefleet.models.parts.ops.heatmaps import cell_class_targets
+from posefleet.models.parts.ops.losses import bce_loss, focal_loss, mean_counts
 from posefleet.models.parts.pose_head import Maps
 from posefleet.models.parts.pose_loss import pose_loss
 from posefleet.models.parts.positives import (

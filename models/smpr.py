@@ -22,14 +22,14 @@ from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses
-from posefleet.models.parts.assign import PaddedPeople
-from posefleet.models.parts.decode import DecodeConfig, best_poses
-from posefleet.models.parts.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.judge import diagnose, judge
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
-from posefleet.models.parts.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
-from posefleet.models.parts.points import decode_offsets, flatten_levels, map_sizes, pyramid_cells
+from posefleet.models.parts.ops.assign import PaddedPeople
+from posefleet.models.parts.ops.cells import decode_offsets, flatten_levels, map_sizes, pyramid_cells
+from posefleet.models.parts.ops.decode import DecodeConfig, best_poses
+from posefleet.models.parts.ops.heatmaps import cell_class_targets, gaussian_targets
+from posefleet.models.parts.ops.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
 from posefleet.models.parts.pose_head import HeadConfig, Maps
 from posefleet.models.parts.pose_loss import PoseLoss, pose_loss
 from posefleet.models.parts.positives import (

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses
-from posefleet.models.parts.oks import oks
+from posefleet.models.parts.ops.oks import oks
 
 SAME_PERSON = 0.5
 """Least OKS between two poses of one person."""

@@ -20,7 +20,7 @@ from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.structures import Batch, People, Poses, Sample, collate, round_up
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
-from posefleet.models.parts.oks import score_by_truth
+from posefleet.models.parts.ops.oks import score_by_truth
 from posefleet.platform.checkpoint import find_checkpoint, load_model
 from posefleet.platform.config import Experiment
 from posefleet.platform.drawing import draw_poses

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 
 from posefleet.data.structures import Batch
-from posefleet.models.parts.losses import counts_from, sum_over_ranks
+from posefleet.models.parts.ops.losses import counts_from, sum_over_ranks
 
 Losses = dict[str, Tensor]
 

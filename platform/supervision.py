@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from posefleet.models.parts import losses
+from posefleet.models.parts.ops import losses
 from posefleet.platform.config import Experiment
 from posefleet.platform.profiling import Profile, profiled
 from posefleet.platform.ranks import Ranks

@@ -8,8 +8,8 @@ import torch
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.models import load_method
-from posefleet.models.parts.decode import DecodeConfig
 from posefleet.models.parts.layers.backbones import BackboneConfig
+from posefleet.models.parts.ops.decode import DecodeConfig
 from posefleet.platform.config import build_experiment, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "jobs" / "configs"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from posefleet.models.detposenet.pose_nms import pose_oks
-from posefleet.models.parts.assign import pseudo_boxes
-from posefleet.models.parts.nms import box_iou
+from posefleet.models.parts.ops.assign import pseudo_boxes
+from posefleet.models.parts.ops.nms import box_iou
 
 Source = Literal["normal", "recovered", "unmatched"]
 """A detected box; a box round the second pose of a detected box; a box round a pose without a box."""

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.models.parts.assign import PaddedPeople
 from posefleet.models.parts.layers.safe_load import read_tensors, refused_code
-from posefleet.models.parts.losses import smooth_l1_loss
-from posefleet.models.parts.nms import box_iou
-from posefleet.models.parts.points import flatten_levels
+from posefleet.models.parts.ops.assign import PaddedPeople
+from posefleet.models.parts.ops.cells import flatten_levels
+from posefleet.models.parts.ops.losses import smooth_l1_loss
+from posefleet.models.parts.ops.nms import box_iou
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

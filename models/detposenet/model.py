@@ -41,9 +41,9 @@ from posefleet.models.detposenet.masking import MaskingConfig, mask_keypoints
 from posefleet.models.detposenet.paf import PafConfig, best_points, group_poses, limb_cells, paf_targets
 from posefleet.models.detposenet.pose_nms import suppress_by_oks
 from posefleet.models.detposenet.refinement import PrsConfig, Scales, build_refiner, final_maps
-from posefleet.models.parts.assign import PaddedPeople, pad_people
-from posefleet.models.parts.heatmaps import draw_gaussians
-from posefleet.models.parts.losses import mean_counts
+from posefleet.models.parts.ops.assign import PaddedPeople, pad_people
+from posefleet.models.parts.ops.heatmaps import draw_gaussians
+from posefleet.models.parts.ops.losses import mean_counts
 
 _REACH = 4
 """Deviations after which a Gaussian is cut off."""

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from posefleet.data.structures import Poses
-from posefleet.models.parts.assign import pseudo_boxes
-from posefleet.models.parts.oks import oks
+from posefleet.models.parts.ops.assign import pseudo_boxes
+from posefleet.models.parts.ops.oks import oks
 
 
 def pose_oks(keypoints: Tensor, identified: Tensor, sigmas: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posefleet.models.inspose.keypoint_maps import own_cells
-from posefleet.models.parts.heatmaps import gaussian_radius
+from posefleet.models.parts.ops.heatmaps import gaussian_radius
 
 Radius = Literal["auto", 0, 1, 2, 3, 4]
 Shape = Literal["disk", "square"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from posefleet.models.parts.points import Cells
+from posefleet.models.parts.ops.cells import Cells
 
 
 def read_at(levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import People
-from posefleet.models.parts.assign import PaddedPeople, assign_people, pad_people, thin_out, unlabelled_cells
-from posefleet.models.parts.points import Cells
+from posefleet.models.parts.ops.assign import PaddedPeople, assign_people, pad_people, thin_out, unlabelled_cells
+from posefleet.models.parts.ops.cells import Cells
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

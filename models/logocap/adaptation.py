@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posefleet.models.logocap.expansion_maps import axis_similarity, candidate_axes, outer
-from posefleet.models.parts.assign import PaddedPeople
 from posefleet.models.parts.layers.blocks import Norm, group_norm, norm_layer
+from posefleet.models.parts.ops.assign import PaddedPeople
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

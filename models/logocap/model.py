@@ -41,10 +41,10 @@ from posefleet.models.logocap.flip import mirror_images, unmirror_map, unmirror_
 from posefleet.models.logocap.fusion import ConcatConv, mixing
 from posefleet.models.logocap.suppression import suppress_near
 from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_targets
-from posefleet.models.parts.assign import PaddedPeople, pad_people
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.blocks import Norm, norm_layer
-from posefleet.models.parts.losses import l2_loss, mean_counts, smooth_l1_loss
+from posefleet.models.parts.ops.assign import PaddedPeople, pad_people
+from posefleet.models.parts.ops.losses import l2_loss, mean_counts, smooth_l1_loss
 
 STRIDE = 4
 """Pixels per cell of all maps; cell j stands for pixel 4 j."""

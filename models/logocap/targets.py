@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from posefleet.models.logocap.centres import OffsetTargets, offset_targets, person_centres
-from posefleet.models.parts.assign import PaddedPeople, unlabelled_cells
-from posefleet.models.parts.heatmaps import draw_gaussians, drawn_cells
-from posefleet.models.parts.points import pyramid_cells
+from posefleet.models.parts.ops.assign import PaddedPeople, unlabelled_cells
+from posefleet.models.parts.ops.cells import pyramid_cells
+from posefleet.models.parts.ops.heatmaps import draw_gaussians, drawn_cells
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from posefleet.data.structures import Poses
-from posefleet.models.parts.decode import DecodeConfig, suppress
+from posefleet.models.parts.ops.decode import DecodeConfig, suppress
 from posefleet.models.parts.pose_head import Maps
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from posefleet.models.parts.assign import PaddedPeople, Positives
-from posefleet.models.parts.oks import oks, oks_and_rank
+from posefleet.models.parts.ops.assign import PaddedPeople, Positives
+from posefleet.models.parts.ops.oks import oks, oks_and_rank
 
 Match = Literal["max", "assigned"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import People, TargetPoints
-from posefleet.models.parts.assign import (
+from posefleet.models.parts.ops.assign import (
     LevelRule,
     PaddedPeople,
     Positives,
@@ -22,7 +22,7 @@ from posefleet.models.parts.assign import (
     rows_of_cells,
     unlabelled_cells,
 )
-from posefleet.models.parts.points import Cells, flatten_levels
+from posefleet.models.parts.ops.cells import Cells, flatten_levels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from posefleet.data.structures import People, TargetPoints
 from posefleet.models.parts.dense_model import DenseConfig, DenseModel
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, PAFPN
-from posefleet.models.parts.points import level_sizes, pyramid_cells
+from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
 from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
 from posefleet.models.parts.positives import PositivesConfig, assign, assigned_points, pad_for
 

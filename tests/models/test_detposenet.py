@@ -17,8 +17,8 @@ from posefleet.models.detposenet.detector import Boxes, DetectorConfig
 from posefleet.models.detposenet.masking import MaskingConfig
 from posefleet.models.detposenet.model import Config, LossConfig, Model, OutputConfig
 from posefleet.models.detposenet.refinement import PrsConfig
-from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.layers.backbones import BackboneConfig
+from posefleet.models.parts.ops.assign import pad_people
 
 K = len(COCO17)
 SMALL = Config(

@@ -14,10 +14,10 @@ from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.inspose.dynamic import DynamicConfig
 from posefleet.models.inspose.head import Head, Maps
 from posefleet.models.inspose.model import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model, _Truth
-from posefleet.models.parts.decode import DecodeConfig
 from posefleet.models.parts.layers.backbones import BackboneConfig, BackboneName
 from posefleet.models.parts.layers.fpn import FPN
-from posefleet.models.parts.points import level_sizes, pyramid_cells
+from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
+from posefleet.models.parts.ops.decode import DecodeConfig
 
 K = len(COCO17)
 SIZE = 512

@@ -16,8 +16,8 @@ from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.logocap.adaptation import AdaptConfig, Instances, training_instances
 from posefleet.models.logocap.model import STRIDE, Config, DecodeConfig, HeadConfig, LossConfig, Maps, Model
 from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_targets
-from posefleet.models.parts.assign import pad_people
 from posefleet.models.parts.layers.backbones import BackboneConfig
+from posefleet.models.parts.ops.assign import pad_people
 
 K = len(COCO17)
 SIGMAS = torch.tensor(COCO17.sigmas)

@@ -12,8 +12,8 @@ from learning import learn_by_heart
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.models.parts.layers.backbones import BackboneConfig
-from posefleet.models.parts.losses import mean_counts
-from posefleet.models.parts.points import encode_offsets
+from posefleet.models.parts.ops.cells import encode_offsets
+from posefleet.models.parts.ops.losses import mean_counts
 from posefleet.models.parts.pose_head import Head, HeadConfig
 from posefleet.models.smpr import AssignConfig, Config, LossConfig, Model
 

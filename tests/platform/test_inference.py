@@ -18,8 +18,8 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Batch, People, Poses, Sample, collate
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY
-from posefleet.models.parts.decode import DecodeConfig, suppress
-from posefleet.models.parts.oks import score_by_truth
+from posefleet.models.parts.ops.decode import DecodeConfig, suppress
+from posefleet.models.parts.ops.oks import score_by_truth
 from posefleet.platform.config import Experiment, build_experiment
 from posefleet.platform.inference import Predictor
 

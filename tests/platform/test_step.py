@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from posefleet.models.parts.losses import mean_counts
+from posefleet.models.parts.ops.losses import mean_counts
 from posefleet.platform.step import Share, train_step
 
 

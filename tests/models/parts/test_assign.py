@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posefleet.data.structures import People
-from posefleet.models.parts.assign import (
+from posefleet.models.parts.ops.assign import (
     assign_people,
     pad_people,
     positive_cells,
@@ -16,7 +16,7 @@ from posefleet.models.parts.assign import (
     thin_out,
     unlabelled_cells,
 )
-from posefleet.models.parts.points import Cells, level_sizes, pyramid_cells
+from posefleet.models.parts.ops.cells import Cells, level_sizes, pyramid_cells
 
 STRIDES = (8, 16, 32, 64, 128)
 CPU = torch.device("cpu")

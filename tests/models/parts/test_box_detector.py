@@ -11,7 +11,7 @@ from posefleet.models.detposenet.detector import (
     anchor_boxes,
     expected_sample,
 )
-from posefleet.models.parts.assign import pad_people
+from posefleet.models.parts.ops.assign import pad_people
 
 SIZE = (64, 64)
 SMALL = DetectorConfig(width=16, hidden=16, per_level=40, proposals=12, anchor_scale=4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posefleet.models.logocap.centres import offset_targets, person_centres, read_cells, rough_poses, top_centres
-from posefleet.models.parts.heatmaps import draw_gaussians
+from posefleet.models.parts.ops.heatmaps import draw_gaussians
 
 SIZE = (60, 80)
 

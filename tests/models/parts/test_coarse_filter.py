@@ -6,7 +6,7 @@ import torch
 from posefleet.data.keypoints import COCO17
 from posefleet.models.detposenet.box_filter import FilterConfig, Filtered, corrected, filter_boxes
 from posefleet.models.detposenet.pose_nms import pose_oks
-from posefleet.models.parts.nms import box_iou
+from posefleet.models.parts.ops.nms import box_iou
 
 SIGMAS = torch.tensor(COCO17.sigmas)
 TEMPLATE = torch.tensor(

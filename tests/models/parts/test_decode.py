@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from posefleet.models.parts.decode import DecodeConfig, best_cells, best_poses, pick_cells
-from posefleet.models.parts.points import pyramid_cells
+from posefleet.models.parts.ops.cells import pyramid_cells
+from posefleet.models.parts.ops.decode import DecodeConfig, best_cells, best_poses, pick_cells
 
 CELLS = pyramid_cells([(2, 2), (1, 1)], (8, 16), torch.device("cpu"))
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from posefleet.models.parts.heatmaps import (
+from posefleet.models.parts.ops.heatmaps import (
     cell_class_targets,
     draw_gaussians,
     drawn_cells,

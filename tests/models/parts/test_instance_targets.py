@@ -5,7 +5,7 @@ import torch
 
 from posefleet.data.structures import People
 from posefleet.models.inspose.targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
-from posefleet.models.parts.points import level_sizes, pyramid_cells
+from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
 
 STRIDES = (8, 16, 32, 64, 128)
 CELLS = pyramid_cells(level_sizes(512, 512, STRIDES), STRIDES, torch.device("cpu"))

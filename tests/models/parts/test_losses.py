@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posefleet.models.parts.layers.blocks import prior_bias
-from posefleet.models.parts.losses import (
+from posefleet.models.parts.ops.losses import (
     bce_loss,
     focal_loss,
     gaussian_focal_loss,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posefleet.data.structures import Poses
-from posefleet.models.parts.nms import box_iou, pick_boxes, suppress_poses
+from posefleet.models.parts.ops.nms import box_iou, pick_boxes, suppress_poses
 
 BOXES = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100, 80], [200, 200, 300, 300]])
 SCORES = torch.tensor([0.9, 0.8, 0.7])

@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses
-from posefleet.models.parts.oks import oks, oks_and_rank, score_by_truth
+from posefleet.models.parts.ops.oks import oks, oks_and_rank, score_by_truth
 
 SIGMAS = torch.tensor(COCO17.sigmas)
 ALL = torch.ones(17, dtype=torch.bool)

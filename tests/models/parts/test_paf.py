@@ -6,7 +6,7 @@ import torch
 
 from posefleet.data.keypoints import COCO17
 from posefleet.models.detposenet.paf import PafConfig, assemble, group_poses, paf_targets
-from posefleet.models.parts.heatmaps import draw_gaussians
+from posefleet.models.parts.ops.heatmaps import draw_gaussians
 
 EDGES = COCO17.edges
 TEMPLATE = torch.tensor(

@@ -3,7 +3,7 @@
 import torch
 
 from posefleet.models.detposenet.paf import best_points, local_peaks
-from posefleet.models.parts.heatmaps import draw_gaussians
+from posefleet.models.parts.ops.heatmaps import draw_gaussians
 
 
 def draw(*points: tuple[float, float], size: tuple[int, int] = (64, 64)) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from posefleet.models.parts.points import (
+from posefleet.models.parts.ops.cells import (
     decode_offsets,
     encode_offsets,
     flatten_levels,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posefleet.data.structures import People
-from posefleet.models.parts.points import Cells, pyramid_cells
+from posefleet.models.parts.ops.cells import Cells, pyramid_cells
 from posefleet.models.parts.positives import (
     PositivesConfig,
     assign,

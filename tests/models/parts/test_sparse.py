@@ -4,7 +4,7 @@ import torch
 
 from posefleet.models.inspose.sparse import conv_at, read_at
 from posefleet.models.parts.layers.blocks import conv
-from posefleet.models.parts.points import flatten_levels, pyramid_cells
+from posefleet.models.parts.ops.cells import flatten_levels, pyramid_cells
 
 SIZES = [(4, 6), (2, 3), (1, 2)]
 CELLS = pyramid_cells(SIZES, (8, 16, 32), torch.device("cpu"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import People
-from posefleet.models.parts.points import Cells
+from posefleet.models.parts.ops.cells import Cells
 
 LevelRule = Literal["fcos", "reppoints"]
 Region = Literal["center", "pseudo"]

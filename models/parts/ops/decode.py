@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import Poses
-from posefleet.models.parts.nms import Rule, pick_boxes, suppress_poses
-from posefleet.models.parts.points import Cells, decode_offsets
+from posefleet.models.parts.ops.cells import Cells, decode_offsets
+from posefleet.models.parts.ops.nms import Rule, pick_boxes, suppress_poses
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

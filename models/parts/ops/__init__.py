@@ -1,0 +1,1 @@
+"""Plain functions of tensors: cells, assignment, targets, losses, OKS, suppression and decoding."""
