@@ -23,8 +23,6 @@ from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses
-from posefleet.models.parts import pose_head
-from posefleet.models.parts.judge import Judgement, Match, best_oks, diagnose, judge
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops import decode as decoding
@@ -32,9 +30,11 @@ from posefleet.models.parts.ops.assign import PaddedPeople, Positives, unlabelle
 from posefleet.models.parts.ops.cells import Cells, decode_offsets, flatten_levels, map_sizes, pyramid_cells
 from posefleet.models.parts.ops.heatmaps import cell_class_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, mean_counts
-from posefleet.models.parts.pose_head import Maps
-from posefleet.models.parts.pose_loss import pose_loss
-from posefleet.models.parts.positives import (
+from posefleet.models.parts.regression import pose_head
+from posefleet.models.parts.regression.oks_gate import Judgement, Match, best_oks, diagnose, judge
+from posefleet.models.parts.regression.pose_head import Maps
+from posefleet.models.parts.regression.pose_loss import pose_loss
+from posefleet.models.parts.regression.positives import (
     PositivesConfig,
     Truth,
     assign,
@@ -46,7 +46,7 @@ from posefleet.models.parts.positives import (
     random_negatives,
     truth_at,
 )
-from posefleet.models.parts.pyramid_model import Neck, PyramidModel
+from posefleet.models.parts.regression.pyramid_model import Neck, PyramidModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

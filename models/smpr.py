@@ -22,7 +22,6 @@ from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses
-from posefleet.models.parts.judge import diagnose, judge
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.assign import PaddedPeople
@@ -30,9 +29,10 @@ from posefleet.models.parts.ops.cells import decode_offsets, flatten_levels, map
 from posefleet.models.parts.ops.decode import DecodeConfig, best_poses
 from posefleet.models.parts.ops.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
-from posefleet.models.parts.pose_head import HeadConfig, Maps
-from posefleet.models.parts.pose_loss import PoseLoss, pose_loss
-from posefleet.models.parts.positives import (
+from posefleet.models.parts.regression.oks_gate import diagnose, judge
+from posefleet.models.parts.regression.pose_head import HeadConfig, Maps
+from posefleet.models.parts.regression.pose_loss import PoseLoss, pose_loss
+from posefleet.models.parts.regression.positives import (
     PositivesConfig,
     Truth,
     assign,
@@ -42,7 +42,7 @@ from posefleet.models.parts.positives import (
     positives_of,
     truth_at,
 )
-from posefleet.models.parts.pyramid_model import Neck, PyramidModel
+from posefleet.models.parts.regression.pyramid_model import Neck, PyramidModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,7 +27,6 @@ from posefleet.models.inspose.head import Head, HeadConfig, Maps
 from posefleet.models.inspose.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale, tag_losses
 from posefleet.models.inspose.sparse import conv_at, in_chunks, read_at
 from posefleet.models.inspose.targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
-from posefleet.models.parts.dense_model import DenseModel
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.assign import PaddedPeople, Positives, positive_cells
@@ -43,6 +42,7 @@ from posefleet.models.parts.ops.decode import DecodeConfig, best_cells, pick_cel
 from posefleet.models.parts.ops.heatmaps import gaussian_targets
 from posefleet.models.parts.ops.losses import focal_loss, gaussian_focal_loss, l1_loss, mean_counts, varifocal_loss
 from posefleet.models.parts.ops.oks import oks
+from posefleet.models.parts.regression.dense_model import DenseModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

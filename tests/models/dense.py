@@ -6,7 +6,7 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.cells import encode_offsets, level_sizes, pyramid_cells
-from posefleet.models.parts.pose_head import Maps
+from posefleet.models.parts.regression.pose_head import Maps
 
 K = len(COCO17)
 SIZE = 512

@@ -11,7 +11,7 @@ from learning import learn_by_heart
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.models.parts.layers.backbones import BackboneConfig
-from posefleet.models.parts.pose_head import Head
+from posefleet.models.parts.regression.pose_head import Head
 from posefleet.models.pfs import AssignConfig, Config, FilterConfig, HeadConfig, LossConfig, Model
 
 SMALL = Config(

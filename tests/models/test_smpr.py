@@ -14,7 +14,7 @@ from posefleet.data.structures import People
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.cells import encode_offsets
 from posefleet.models.parts.ops.losses import mean_counts
-from posefleet.models.parts.pose_head import Head, HeadConfig
+from posefleet.models.parts.regression.pose_head import Head, HeadConfig
 from posefleet.models.smpr import AssignConfig, Config, LossConfig, Model
 
 SMALL = Config(

@@ -5,8 +5,8 @@ import torch
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
-from posefleet.models.parts.judge import best_oks, diagnose, judge
 from posefleet.models.parts.ops.assign import PaddedPeople, Positives, pad_people, rows_of_cells
+from posefleet.models.parts.regression.oks_gate import best_oks, diagnose, judge
 
 K = len(COCO17)
 SIGMAS = torch.tensor(COCO17.sigmas)

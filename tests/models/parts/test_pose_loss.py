@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from posefleet.models.parts.pose_loss import pose_loss
-from posefleet.models.parts.positives import Truth
+from posefleet.models.parts.regression.pose_loss import pose_loss
+from posefleet.models.parts.regression.positives import Truth
 
 SIGMAS = torch.tensor([0.05, 0.05])
 TRUTH = Truth(

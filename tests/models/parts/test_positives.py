@@ -5,7 +5,7 @@ import torch
 
 from posefleet.data.structures import People
 from posefleet.models.parts.ops.cells import Cells, pyramid_cells
-from posefleet.models.parts.positives import (
+from posefleet.models.parts.regression.positives import (
     PositivesConfig,
     assign,
     assigned_points,

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, TargetPoints
-from posefleet.models.parts.dense_model import DenseConfig, DenseModel
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, PAFPN
 from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
-from posefleet.models.parts.pose_head import Head, HeadConfig, Maps
-from posefleet.models.parts.positives import PositivesConfig, assign, assigned_points, pad_for
+from posefleet.models.parts.regression.dense_model import DenseConfig, DenseModel
+from posefleet.models.parts.regression.pose_head import Head, HeadConfig, Maps
+from posefleet.models.parts.regression.positives import PositivesConfig, assign, assigned_points, pad_for
 
 Neck = Literal["fpn", "pafpn"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from posefleet.models.parts.ops.cells import decode_offsets, encode_offsets
 from posefleet.models.parts.ops.losses import l1_loss, smooth_l1_loss
 from posefleet.models.parts.ops.oks import oks
-from posefleet.models.parts.positives import Truth
+from posefleet.models.parts.regression.positives import Truth
 
 PoseLoss = Literal["l1", "smooth_l1", "oks"]
 

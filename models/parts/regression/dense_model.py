@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from posefleet.data.structures import Poses
 from posefleet.models.parts.ops.decode import DecodeConfig, suppress
-from posefleet.models.parts.pose_head import Maps
+from posefleet.models.parts.regression.pose_head import Maps
 
 
 class DenseConfig(Protocol):

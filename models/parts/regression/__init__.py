@@ -1,0 +1,1 @@
+"""Pose regression on a pyramid: the head, its targets and losses, shared by the methods that regress poses."""
