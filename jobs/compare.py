@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 
 if TYPE_CHECKING:
     from posefleet.platform.ablation import Row

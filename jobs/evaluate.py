@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 
 DESCRIPTION = """Score a checkpoint on a COCO-format split: AP, per-keypoint AP and what goes wrong.
 
@@ -57,8 +57,8 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.coco.source import find_source
     from posefleet.data.io.files import write_file
     from posefleet.data.keypoints import load_schema
-    from posefleet.data.loading.allocator import keep_freed_memory
     from posefleet.data.loading.coco_dataset import FolderDataset
+    from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.data.structures import Poses
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
     from posefleet.platform.config import override

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.mlflow_client import TrackingError, pages, store_uri
 from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.registry import (
@@ -163,7 +163,7 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
-    from posefleet.data.loading.allocator import keep_freed_memory
+    from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
     from posefleet.platform.gate import Bounds, judge
 
@@ -201,7 +201,7 @@ def _bounds(options: argparse.Namespace, *, shadow: bool = False) -> dict[str, A
 
 def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
     """The challenger, as it is and as it was compared, becomes champion: aliases move, and nothing is registered."""
-    from posefleet.data.loading.allocator import keep_freed_memory
+    from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
     from posefleet.platform.gate import Bounds, ShadowBounds, judge, live
     from posefleet.platform.shadowing import read_shadowing

@@ -5,7 +5,7 @@ ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_l
     --config jobs/configs/logocap.yaml
 """
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 
 
 def main() -> int:

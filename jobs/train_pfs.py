@@ -4,7 +4,7 @@ python jobs/train_pfs.py --config jobs/configs/pfs_demo.yaml --data.train /data/
 ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_pfs.py --config jobs/configs/pfs.yaml
 """
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 
 
 def main() -> int:

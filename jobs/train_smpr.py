@@ -4,7 +4,7 @@ python jobs/train_smpr.py --config jobs/configs/smpr_demo.yaml --data.train /dat
 ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_smpr.py --config jobs/configs/smpr.yaml
 """
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 
 
 def main() -> int:

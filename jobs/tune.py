@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 
 if TYPE_CHECKING:
     from posefleet.data.evaluation.evaluate import Evaluation
@@ -255,7 +255,7 @@ def _gain_of_runs(search: Any) -> str:
 
 
 def _decode_only(plan: _Plan) -> int:
-    from posefleet.data.loading.allocator import keep_freed_memory
+    from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.redecode import Redecoder
     from posefleet.platform.search import Search

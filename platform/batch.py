@@ -38,7 +38,7 @@ from posefleet.data.images import decode_untrusted, encode_jpeg
 from posefleet.data.io.cluster import open_ray_data
 from posefleet.data.io.files import UNFINISHED, create, path_inside, read_json, write_file
 from posefleet.data.keypoints import load_schema
-from posefleet.data.loading.allocator import collect_garbage_rarely, keep_freed_memory
+from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.pictures import Picture, Pictures, chunks, read_picture
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.data.video import Frame, Video, VideoFile

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.mlflow_client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
 from posefleet.platform.secrets import redacted, restored
 from posefleet.platform.sender import Sender

@@ -25,7 +25,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
-from posefleet.data.loading.allocator import collect_garbage_rarely, keep_freed_memory
+from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform import logs
 from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml

@@ -26,7 +26,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform import logs, tracking
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
 from posefleet.platform.comparison import costs

@@ -32,7 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.placement import SERVING, STEADY
 from posefleet.platform.secrets import redacted
 from posefleet.serve.body import Upload, read_uploads

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import serve
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
 from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.placement import STEADY

@@ -7,7 +7,7 @@ from posefleet.data.coco.source import find_source, find_splits
 from posefleet.data.doctor.examine import examine
 from posefleet.data.doctor.findings import write_reports
 from posefleet.data.keypoints import load_schema
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from posefleet.data.errors import DataError
-from posefleet.data.loading.allocator import collect_garbage_rarely, keep_freed_memory
+from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.loading.shared_memory import Buffers, Parcel
 from posefleet.data.loading.source import SampleSource
 from posefleet.data.structures import Batch, collate

@@ -27,7 +27,7 @@ from posefleet.data.errors import DataError
 from posefleet.data.io.cluster import open_ray_data
 from posefleet.data.io.files import absolute
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.data.shards.layout import (
     VERSION,
     Manifest,

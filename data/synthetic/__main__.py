@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from posefleet.data.loading.allocator import collect_garbage_rarely
+from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SCENES, SceneConfig
 

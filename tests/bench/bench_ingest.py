@@ -37,8 +37,8 @@ from torch.utils.data import DataLoader
 from posefleet.data.coco.records import decode_record, encode_record, make_record
 from posefleet.data.images import decode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
-from posefleet.data.loading.allocator import keep_freed_memory
 from posefleet.data.loading.loader import training_batches
+from posefleet.data.loading.memory import keep_freed_memory
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.structures import Batch, Sample, collate

@@ -37,7 +37,7 @@ def torchrun_worker(config: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from posefleet.data.loading.allocator import keep_freed_memory
+    from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.loop import fit
     from posefleet.platform.run import RunSink, open_run
     from posefleet.platform.worker import LocalWorker
