@@ -26,7 +26,7 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 if TYPE_CHECKING:
     from posefleet.platform.ablation import Row
     from posefleet.platform.config import Experiment
-    from posefleet.platform.worker import LocalWorker
+    from posefleet.platform.runtime.worker import LocalWorker
 
     Trials = dict[tuple[str, int], tuple[Experiment, Experiment]]
     """(row, seed) -> the experiment that is trained, and the one that its weights are scored with."""
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform.comparison import folder_of
     from posefleet.platform.config import fail
     from posefleet.platform.mlflow_client import TrackingError
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.series import train_all
 
     out = Path(resolve_path(options.out))
@@ -154,7 +154,7 @@ def _budget(options: argparse.Namespace) -> str:
 def _common(methods: Sequence[str], options: argparse.Namespace, overrides: list[str], out: Path) -> list[str]:
     """Options that every experiment gets; synthetic data is made here."""
     from posefleet.models import load_method
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
 
     for method in methods:
         load_method(method)  # an unknown name is told, with the known ones, before anything is rendered
@@ -209,8 +209,8 @@ def _synthetic(data: str, out: Path) -> str:
 def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
     """Train every row once for each seed, then show the ladder and its orderings."""
     from posefleet.platform import ablation, comparison, plots, report
+    from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.series import train_all
-    from posefleet.platform.worker import LocalWorker
 
     rows = ablation.choose(_ladder(options.ablate), options.rows)
     common = _common([options.ablate], options, overrides, out)
@@ -287,7 +287,7 @@ def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str
 def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
     from posefleet.platform import comparison, page, plots, report
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
-    from posefleet.platform.worker import LocalWorker
+    from posefleet.platform.runtime.worker import LocalWorker
 
     warning = comparison.same_data({n: read_meta(find_checkpoint(run)).experiment for n, run in runs.items()})
     entries = []

@@ -63,8 +63,8 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
     from posefleet.platform.config import override
     from posefleet.platform.loop import evaluate
-    from posefleet.platform.paths import resolve_path
-    from posefleet.platform.worker import LocalWorker
+    from posefleet.platform.runtime.paths import resolve_path
+    from posefleet.platform.runtime.worker import LocalWorker
 
     path = find_checkpoint(resolve_path(values["--checkpoint"]))
     trained = read_meta(path).experiment

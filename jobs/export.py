@@ -81,7 +81,7 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
     from posefleet.platform.config import override
     from posefleet.platform.export import Agreement, export_onnx
     from posefleet.platform.inference import Predictor
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
 
     checkpoint = find_checkpoint(resolve_path(options.checkpoint))
     experiment = override(read_meta(checkpoint).experiment, overrides)
@@ -114,7 +114,7 @@ def _pictures(options: argparse.Namespace, experiment: "Experiment", *, chosen: 
     from posefleet.data.keypoints import load_schema
     from posefleet.data.synthetic.scenes import SceneConfig, render_scene
     from posefleet.platform.gate import Split
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
 
     count = getattr(options, "check.images")
     if options.source:

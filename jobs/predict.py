@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     from posefleet.platform.batch import Crew, Wanted, predict_pictures
     from posefleet.platform.checkpoint import CheckpointError
     from posefleet.platform.config import fail
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
 
     output = resolve_path(options.output).rstrip("/")
     try:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.mlflow_client import TrackingError, pages, store_uri
-from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.registry import (
     CHALLENGER,
     CHAMPION,
@@ -32,7 +31,8 @@ from posefleet.platform.registry import (
     rollback,
     signed,
 )
-from posefleet.platform.secrets import redacted
+from posefleet.platform.runtime.paths import MODELS, resolve_path
+from posefleet.platform.runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from posefleet.platform.checkpoint import Meta

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     from posefleet.data.errors import DataError
     from posefleet.data.keypoints import load_schema
     from posefleet.data.shards.build import shard_coco
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
 
     try:
         schema = load_schema(options.schema)

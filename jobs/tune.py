@@ -120,7 +120,7 @@ class _Plan:
 def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
     from posefleet.platform.config import override, parse_experiment, read_yaml
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
 
     if options.decode_only:
         options.checkpoint = find_checkpoint(resolve_path(options.checkpoint))
@@ -140,7 +140,7 @@ def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
 
 def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
     from posefleet.platform.config import build_experiment, read_yaml
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
 
     if overrides:
         raise ValueError(f"a search goes on with the settings it has; {overrides[0]} cannot change them")
@@ -158,7 +158,7 @@ def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
 
 def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[str, Any], where: str) -> _Plan:
     from posefleet.platform.config import to_dict
-    from posefleet.platform.paths import resolve_path
+    from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.space import build_space
 
     folder = resolve_path(folder)
@@ -231,7 +231,7 @@ def _gain_of_runs(search: Any) -> str:
     """The best trial against the default, scored once more on the same images."""
     from posefleet.platform.checkpoint import find_checkpoint, load_model
     from posefleet.platform.loop import evaluate
-    from posefleet.platform.worker import LocalWorker
+    from posefleet.platform.runtime.worker import LocalWorker
 
     best, default = search.best(), search.default()
     if best is None:
@@ -258,9 +258,9 @@ def _decode_only(plan: _Plan) -> int:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.redecode import Redecoder
+    from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.search import Search
     from posefleet.platform.search_report import leave_search
-    from posefleet.platform.worker import LocalWorker
 
     options, base = plan.options, plan.base
     keep_freed_memory()

@@ -42,14 +42,14 @@ from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_mem
 from posefleet.data.pictures import Picture, Pictures, chunks, read_picture
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.data.video import Frame, Video, VideoFile
-from posefleet.platform import logs
 from posefleet.platform.checkpoint import copy_for_use, find_checkpoint, read_content
 from posefleet.platform.inference import Prediction, Predictor
 from posefleet.platform.mlflow_client import store_uri
-from posefleet.platform.paths import MODELS, resolve_path
 from posefleet.platform.pose_tables import Counts, Found, join_parts, read_part, write_part, write_tables
-from posefleet.platform.progress import ProgressLine
 from posefleet.platform.registry import find_alias
+from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.paths import MODELS, resolve_path
+from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.suspects import REASON, Suspects
 
 log = logging.getLogger(__name__)

@@ -37,8 +37,8 @@ from posefleet.models import load_method
 from posefleet.models.parts.layers.safe_load import read_tensors
 from posefleet.platform.config import Experiment, build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
-from posefleet.platform.paths import MODELS
 from posefleet.platform.registry import find_model
+from posefleet.platform.runtime.paths import MODELS
 
 log = logging.getLogger(__name__)
 

@@ -26,11 +26,11 @@ from posefleet.platform.config import Experiment, to_dict
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, training_set
 from posefleet.platform.optim import build_optimizer
-from posefleet.platform.paths import resolve_path
 from posefleet.platform.report import ap_differences, best_first, comparison_table
+from posefleet.platform.runtime.paths import resolve_path
+from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.step import train_step
 from posefleet.platform.tracking import flatten
-from posefleet.platform.worker import LocalWorker
 
 CROWDS = (1, 5, 10, 30)
 """People in the images that prediction is timed on."""

@@ -22,9 +22,9 @@ from posefleet.data.keypoints import load_schema
 from posefleet.data.transforms import Augment, Resize
 from posefleet.models import load_method
 from posefleet.platform.optim import OptimConfig
-from posefleet.platform.paths import STORAGE
 from posefleet.platform.profiling import Profile
-from posefleet.platform.secrets import redacted
+from posefleet.platform.runtime.paths import STORAGE
+from posefleet.platform.runtime.redaction import redacted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ from posefleet.platform.checkpoint import find_checkpoint, load_model
 from posefleet.platform.config import Experiment
 from posefleet.platform.drawing import draw_poses
 from posefleet.platform.export import cached_onnx, load_onnx
-from posefleet.platform.paths import MODELS, resolve_path
+from posefleet.platform.runtime.paths import MODELS, resolve_path
 
 Picture = str | Path | bytes | np.ndarray
 """An image file's path, URI or bytes, or (H, W, 3) uint8 RGB pixels."""

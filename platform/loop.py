@@ -31,13 +31,13 @@ from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.optim import learning_rate, set_learning_rate
-from posefleet.platform.paths import resolve_path
-from posefleet.platform.progress import ProgressLine, losses_text
+from posefleet.platform.runtime.activity import Phase
+from posefleet.platform.runtime.paths import resolve_path
+from posefleet.platform.runtime.progress import ProgressLine, losses_text
+from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.state import Saver, TrainingState, initial_state
 from posefleet.platform.step import Share, train_step
 from posefleet.platform.supervision import Supervision, supervised
-from posefleet.platform.watch import Phase
-from posefleet.platform.worker import LocalWorker
 
 log = logging.getLogger(__name__)
 

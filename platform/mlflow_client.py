@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posefleet.platform.paths import STORAGE, resolve_path
-from posefleet.platform.secrets import redacted, restored
+from posefleet.platform.runtime.paths import STORAGE, resolve_path
+from posefleet.platform.runtime.redaction import redacted, restored
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,7 +64,7 @@ def store_uri(given: str = "", storage: str = STORAGE) -> str:
 
     Raises:
         ValueError: It cannot be used, see :func:`tracking_uri`, :func:`default_uri` and
-            :func:`~posefleet.platform.secrets.restored`.
+            :func:`~posefleet.platform.runtime.redaction.restored`.
     """
     uri = restored(given) or os.environ.get("MLFLOW_TRACKING_URI", "")
     return tracking_uri(uri) if uri else default_uri(resolve_path(storage))

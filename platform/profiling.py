@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from posefleet.platform.worker import LocalWorker
+    from posefleet.platform.runtime.worker import LocalWorker
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from posefleet.platform.mlflow_client import clean_name, connect, explained, first_line, store_uri
-from posefleet.platform.paths import MODELS
-from posefleet.platform.secrets import redacted
+from posefleet.platform.runtime.paths import MODELS
+from posefleet.platform.runtime.redaction import redacted
 from posefleet.platform.tracking import LONGEST_DIGEST, DataInput, flatten, start_run
 
 if TYPE_CHECKING:

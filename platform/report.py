@@ -22,7 +22,7 @@ from posefleet.data.structures import Batch, People, Poses, TargetPoints
 from posefleet.data.transforms import move_points, move_poses
 from posefleet.platform.drawing import draw_people, draw_poses, draw_targets, grid, side_by_side
 from posefleet.platform.plots import GREY, SERIES, legend, name_rows, new_figure, png_bytes, short, style
-from posefleet.platform.worker import Sink
+from posefleet.platform.runtime.worker import Sink
 
 History = Sequence[tuple[float, Mapping[str, float]]]
 """(step or epoch, value by name), ascending."""

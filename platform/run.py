@@ -26,9 +26,9 @@ from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
 from posefleet.platform.config import Experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError, store_uri
-from posefleet.platform.paths import resolve_path
 from posefleet.platform.report import leave_curves
-from posefleet.platform.secrets import redacted, restored
+from posefleet.platform.runtime.paths import resolve_path
+from posefleet.platform.runtime.redaction import redacted, restored
 from posefleet.platform.tracker import Status, Tracker
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import build_model
 from posefleet.platform.comparison import begun, finished, folder_of, train_speed
 from posefleet.platform.config import Experiment
+from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.train import train
-from posefleet.platform.worker import LocalWorker
 
 STOPPED = 130
 """Status of a training that a signal stopped: the others are not wanted either."""

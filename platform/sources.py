@@ -8,8 +8,8 @@ from typing import Any
 from posefleet.data.io.files import read_json
 from posefleet.platform import registry, tracking
 from posefleet.platform.mlflow_client import TrackingError, store_uri
-from posefleet.platform.paths import resolve_path
-from posefleet.platform.secrets import redacted
+from posefleet.platform.runtime.paths import resolve_path
+from posefleet.platform.runtime.redaction import redacted
 
 
 def named_runs(given: Sequence[str]) -> dict[str, str]:

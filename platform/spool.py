@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posefleet.data.io.files import read_json
-from posefleet.platform.secrets import redacted
+from posefleet.platform.runtime.redaction import redacted
 
 Event = dict[str, Any]
 

@@ -19,8 +19,8 @@ from posefleet.platform.checkpoint import (
 from posefleet.platform.config import Experiment
 from posefleet.platform.ema import AveragedWeights
 from posefleet.platform.optim import build_optimizer
-from posefleet.platform.watch import Phase
-from posefleet.platform.worker import LocalWorker
+from posefleet.platform.runtime.activity import Phase
+from posefleet.platform.runtime.worker import LocalWorker
 
 
 @dataclass

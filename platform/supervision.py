@@ -11,9 +11,9 @@ from posefleet.models.parts.ops import losses
 from posefleet.platform.config import Experiment
 from posefleet.platform.profiling import Profile, profiled
 from posefleet.platform.ranks import Ranks
-from posefleet.platform.watch import Stopwatch
+from posefleet.platform.runtime.activity import Stopwatch
+from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.watchdog import Watchdog
-from posefleet.platform.worker import LocalWorker
 
 log = logging.getLogger(__name__)
 

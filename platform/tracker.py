@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import psutil
 
 from posefleet.platform.mlflow_client import first_line, tracking_uri
-from posefleet.platform.secrets import redacted
+from posefleet.platform.runtime.redaction import redacted
 from posefleet.platform.sender import Sender
 from posefleet.platform.spool import Event, Spool
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.mlflow_client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
-from posefleet.platform.secrets import redacted, restored
+from posefleet.platform.runtime.redaction import redacted, restored
 from posefleet.platform.sender import Sender
 from posefleet.platform.spool import Spool
 

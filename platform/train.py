@@ -26,14 +26,14 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
-from posefleet.platform import logs
 from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
 from posefleet.platform.mlflow_client import TrackingError, pages
-from posefleet.platform.placement import TRAINING
 from posefleet.platform.run import Run, RunSink, open_run
-from posefleet.platform.worker import FatalError, LocalWorker
+from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.placement import TRAINING
+from posefleet.platform.runtime.worker import FatalError, LocalWorker
 
 log = logging.getLogger(__name__)
 

@@ -27,19 +27,20 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search import Searcher
 
 from posefleet.data.loading.memory import collect_garbage_rarely
-from posefleet.platform import logs, tracking
+from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
 from posefleet.platform.comparison import costs
 from posefleet.platform.config import Experiment, ScalingConfig, build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
-from posefleet.platform.placement import STEADY, TRAINING
-from posefleet.platform.progress import ProgressLine
 from posefleet.platform.run import Run, RunSink, open_run, read_run
+from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.placement import STEADY, TRAINING
+from posefleet.platform.runtime.progress import ProgressLine
+from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.search import Search, Trial
 from posefleet.platform.space import Choice, Range, apply, settings_of
 from posefleet.platform.tracker import Status
 from posefleet.platform.train import carry_out
-from posefleet.platform.worker import LocalWorker
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """When training stands still: every rank says where all its threads are, and who keeps the others waiting.
 
-Each rank has a thread that looks at its :class:`~posefleet.platform.watch.Watch`. It needs no word from other ranks,
+Each rank has a thread that looks at its :class:`~posefleet.platform.runtime.activity.Watch`. It needs no word from other ranks,
 whose collective operations hang just then: they meet in the run's folder, in ``logs/stall-rank3.json`` (the phase) and
 ``.txt`` (the stacks). Where a thread holds Python's lock for good, no other thread of that process can say anything;
 then Python's own ``faulthandler``, which needs no lock, leaves ``logs/frozen-rank3.txt``.
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import fsspec
 
-from posefleet.platform import logs
-from posefleet.platform.watch import Phase, Watch
+from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.activity import Phase, Watch
 
 log = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
 from posefleet.data.loading.memory import collect_garbage_rarely
-from posefleet.platform.placement import SERVING, STEADY
-from posefleet.platform.secrets import redacted
+from posefleet.platform.runtime.placement import SERVING, STEADY
+from posefleet.platform.runtime.redaction import redacted
 from posefleet.serve.body import Upload, read_uploads
 from posefleet.serve.metrics import IngressMetrics
 from posefleet.serve.model import HEALTH, Ask, ModelReplica, Replica, Seen

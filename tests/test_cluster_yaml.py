@@ -14,7 +14,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
 from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
-from posefleet.platform.placement import MARKET, ROLE, SERVING, STEADY, TRAINING
+from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, STEADY, TRAINING
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ["cluster.yaml", "docs/cluster/on-premises.yaml"]

@@ -16,7 +16,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.serve.schema import ServeDeploySchema
 
 from posefleet.platform.config import parse_experiment
-from posefleet.platform.placement import MARKET, ROLE, SERVING, TRAINING
+from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, TRAINING
 from posefleet.serve.settings import TOKEN, ServerSettings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -40,7 +40,7 @@ def torchrun_worker(config: str) -> None:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.loop import fit
     from posefleet.platform.run import RunSink, open_run
-    from posefleet.platform.worker import LocalWorker
+    from posefleet.platform.runtime.worker import LocalWorker
 
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -35,10 +35,10 @@ from posefleet.data.synthetic.scenes import SceneConfig
 from posefleet.platform import loop
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import Experiment, build_experiment, read_yaml
-from posefleet.platform.progress import ProgressLine
 from posefleet.platform.run import RunSink, open_run
+from posefleet.platform.runtime.progress import ProgressLine
+from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.state import TrainingState, initial_state
-from posefleet.platform.worker import LocalWorker
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from posefleet.data.shards.build import shard_coco
 from posefleet.platform.checkpoint import CheckpointStore, load_model
 from posefleet.platform.config import build_experiment, read_yaml, with_settings
 from posefleet.platform.loop import evaluate, fit
-from posefleet.platform.worker import LocalWorker
+from posefleet.platform.runtime.worker import LocalWorker
 
 ANNOTATIONS = "annotations/person_keypoints_train2017.json"
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"

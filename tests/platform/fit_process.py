@@ -12,10 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from posefleet.platform import logs, loop
+from posefleet.platform import loop
 from posefleet.platform.checkpoint import CheckpointStore, load_model
 from posefleet.platform.config import build_experiment
-from posefleet.platform.worker import LocalWorker
+from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.worker import LocalWorker
 
 
 class StoppingWorker(LocalWorker):

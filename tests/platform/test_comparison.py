@@ -9,7 +9,7 @@ from posefleet.platform import comparison, plots, report
 from posefleet.platform.checkpoint import CheckpointStore, read_meta
 from posefleet.platform.config import build_experiment
 from posefleet.platform.loop import fit
-from posefleet.platform.worker import LocalWorker
+from posefleet.platform.runtime.worker import LocalWorker
 
 
 @pytest.fixture(scope="module")

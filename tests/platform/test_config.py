@@ -12,7 +12,7 @@ from posefleet.platform.config import (
     to_dict,
     to_yaml,
 )
-from posefleet.platform.paths import resolve_path
+from posefleet.platform.runtime.paths import resolve_path
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 MINIMAL = {"method": "smpr", "data": {"train": "shards"}}

@@ -18,7 +18,7 @@ from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import CheckpointStore, build_model, load_model, read_meta
 from posefleet.platform.config import build_experiment
 from posefleet.platform.loop import evaluate, fit
-from posefleet.platform.worker import LocalWorker
+from posefleet.platform.runtime.worker import LocalWorker
 
 
 def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0, trouble: str = "") -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from posefleet.platform.logs import redact, written
+from posefleet.platform.runtime.logs import written
+from posefleet.platform.runtime.redaction import redact
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

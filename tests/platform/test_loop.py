@@ -11,7 +11,7 @@ from posefleet.data.structures import Batch
 from posefleet.platform.checkpoint import CheckpointStore, find_checkpoint, load_model, read_meta, read_state
 from posefleet.platform.config import Experiment, build_experiment
 from posefleet.platform.loop import Stopped, evaluate, fit
-from posefleet.platform.worker import FatalError, LocalWorker
+from posefleet.platform.runtime.worker import FatalError, LocalWorker
 
 
 class Sink:

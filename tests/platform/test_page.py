@@ -18,7 +18,7 @@ from posefleet.platform import comparison, gallery, page
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import build_experiment
 from posefleet.platform.loop import evaluation_set, fit, ground_truth
-from posefleet.platform.worker import LocalWorker
+from posefleet.platform.runtime.worker import LocalWorker
 
 Pages = tuple[list[comparison.Entry], str]
 

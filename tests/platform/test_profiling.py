@@ -14,7 +14,7 @@ from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config import build_experiment, parse_experiment
 from posefleet.platform.loop import fit
 from posefleet.platform.profiling import Profile
-from posefleet.platform.worker import LocalWorker
+from posefleet.platform.runtime.worker import LocalWorker
 
 
 def test_what_is_asked_for() -> None:
@@ -81,7 +81,7 @@ def test_a_run_that_ends_too_early_says_so(
 
 
 def test_watching_costs_next_to_nothing() -> None:
-    from posefleet.platform.watch import Phase, Watch
+    from posefleet.platform.runtime.activity import Phase, Watch
 
     watch = Watch()
     start = time.perf_counter()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from posefleet.platform.ranks import LOOKS, Ranks
-from posefleet.platform.watch import Phase, Stopwatch, Watch
+from posefleet.platform.runtime.activity import Phase, Stopwatch, Watch
 
 EVEN = [0.2, 0.2, 0.2, 0.2]
 SLOW = [0.2, 0.2, 0.5, 0.2]

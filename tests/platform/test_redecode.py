@@ -16,8 +16,8 @@ from posefleet.platform.checkpoint import CheckpointStore, load_model
 from posefleet.platform.config import Experiment, build_experiment
 from posefleet.platform.loop import evaluate, fit
 from posefleet.platform.redecode import Redecoder
+from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.space import apply
-from posefleet.platform.worker import LocalWorker
 
 CPU = torch.device("cpu")
 OTHER: dict[str, dict[str, Any]] = {

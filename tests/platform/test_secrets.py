@@ -15,7 +15,7 @@ from posefleet.platform.config import build_experiment, override, to_dict, to_ya
 from posefleet.platform.mlflow_client import TrackingError, pages, store_uri, tracking_uri
 from posefleet.platform.registry import find_version
 from posefleet.platform.run import read_run
-from posefleet.platform.secrets import redacted, restored
+from posefleet.platform.runtime.redaction import redacted, restored
 from posefleet.platform.spool import Spool
 from posefleet.platform.tracker import Tracker
 from posefleet.platform.tracking import find_runs, flatten, start_run, sync_spool

@@ -26,7 +26,7 @@ from posefleet.data.structures import Poses
 from posefleet.platform.checkpoint import find_checkpoint, load_model
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate
-from posefleet.platform.worker import LocalWorker
+from posefleet.platform.runtime.worker import LocalWorker
 
 pytestmark = pytest.mark.ray
 

@@ -31,10 +31,10 @@ from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, fit, training_set
 from posefleet.platform.registry import CHAMPION, find_alias
 from posefleet.platform.run import read_run
+from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.tracking import read_metrics
 from posefleet.platform.tracking import read_run as read_tracked
 from posefleet.platform.train import train
-from posefleet.platform.worker import LocalWorker
 
 CLOSE = 1e-3
 """Pixels. More threads and other convolution kernels moved a keypoint by 1e-4 px at most."""

@@ -32,3 +32,27 @@ def restored(kept: str, *known: str) -> str:
         if redacted(address.rstrip("/")) == kept:
             return address.rstrip("/")
     raise ValueError(f"{kept} is kept without its password; give the whole address in $MLFLOW_TRACKING_URI")
+
+
+_SECRETS = (
+    re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),  # user:password of an address
+    re.compile(r"(?i)(?<=bearer )[\w.~+/=-]+"),
+    re.compile(r"(?i)(?<=[?&])(?:[\w-]*(?:token|signature|secret|credential|password))=[^&\s]+"),
+)
+
+
+_SECRET_NAME = re.compile(r"(?i)(token|password|passwd|secret|api_?key|access_key)$")
+
+
+_FEWEST_LETTERS = 8
+"""A shorter value of a variable may be a word of any sentence."""
+
+
+def redact(text: str) -> str:
+    """``text`` without passwords in addresses, tokens, signatures, and values of variables whose names say secret."""
+    for name, value in os.environ.items():
+        if len(value) >= _FEWEST_LETTERS and _SECRET_NAME.search(name):
+            text = text.replace(value, HIDDEN)
+    for pattern in _SECRETS:
+        text = pattern.sub(HIDDEN, text)
+    return text

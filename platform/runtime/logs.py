@@ -22,7 +22,7 @@ from pathlib import Path
 
 import fsspec
 
-from posefleet.platform.secrets import HIDDEN
+from posefleet.platform.runtime.redaction import redact
 
 MOST_BYTES = 20 * 2**20
 """Of a log file; then it becomes NAME.jsonl.1, and that one goes."""
@@ -31,25 +31,6 @@ TERMINAL = "%(levelname)s %(name)s: %(message)s"
 
 OURS = "posefleet"
 """The logger above all of this package's."""
-
-_SECRETS = (
-    re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),  # user:password of an address
-    re.compile(r"(?i)(?<=bearer )[\w.~+/=-]+"),
-    re.compile(r"(?i)(?<=[?&])(?:[\w-]*(?:token|signature|secret|credential|password))=[^&\s]+"),
-)
-_SECRET_NAME = re.compile(r"(?i)(token|password|passwd|secret|api_?key|access_key)$")
-_FEWEST_LETTERS = 8
-"""A shorter value of a variable may be a word of any sentence."""
-
-
-def redact(text: str) -> str:
-    """``text`` without passwords in addresses, tokens, signatures, and values of variables whose names say secret."""
-    for name, value in os.environ.items():
-        if len(value) >= _FEWEST_LETTERS and _SECRET_NAME.search(name):
-            text = text.replace(value, HIDDEN)
-    for pattern in _SECRETS:
-        text = pattern.sub(HIDDEN, text)
-    return text
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from posefleet.platform.watch import Watch
+from posefleet.platform.runtime.activity import Watch
 
 
 class Sink(Protocol):

@@ -1,0 +1,3 @@
+"""What every process needs: paths, redaction, logs, progress, placement and the worker seam. Imports nothing heavy.
+
+Doors: ``paths``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``."""
