@@ -25,7 +25,7 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 
 if TYPE_CHECKING:
     from posefleet.platform.ablation import Row
-    from posefleet.platform.config import Experiment
+    from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.runtime.worker import LocalWorker
 
     Trials = dict[tuple[str, int], tuple[Experiment, Experiment]]
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform import sources
     from posefleet.platform.checkpoint import CheckpointError
     from posefleet.platform.comparison import folder_of
-    from posefleet.platform.config import fail
+    from posefleet.platform.config.cli import fail
     from posefleet.platform.mlflow_client import TrackingError
     from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.series import train_all
@@ -168,7 +168,8 @@ def _experiment(
     method: str, settings: Mapping[str, Any], options: argparse.Namespace, arguments: list[str]
 ) -> "Experiment":
     """The method's recipe, with ``settings`` (dotted names) and then the command line over it."""
-    from posefleet.platform.config import build_experiment, override, read_yaml, with_settings
+    from posefleet.platform.config.cli import override
+    from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
 
     values = read_yaml(CONFIGS / f"{method}{'_demo' if options.recipe == 'demo' else ''}.yaml")
     values["train"] = {**values.get("train", {}), "eval_every": 1e9}  # once, at the end

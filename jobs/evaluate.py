@@ -28,7 +28,7 @@ OPTIONS = ("--checkpoint", "--source", "--split", "--images", "--out")
 def main() -> int:
     """Exit status: 0, or 2 on bad arguments and bad data."""
     collect_garbage_rarely()
-    from posefleet.platform.config import fail, take_option  # imports torch
+    from posefleet.platform.config.cli import fail, take_option  # imports torch
 
     values, arguments = {}, sys.argv[1:]
     try:
@@ -61,7 +61,7 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.data.structures import Poses
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
-    from posefleet.platform.config import override
+    from posefleet.platform.config.cli import override
     from posefleet.platform.loop import evaluate
     from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.runtime.worker import LocalWorker

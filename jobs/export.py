@@ -16,7 +16,7 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 if TYPE_CHECKING:
     import numpy as np
 
-    from posefleet.platform.config import Experiment
+    from posefleet.platform.config.experiment import Experiment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from posefleet.data.io.files import write_file
     from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
-    from posefleet.platform.config import override
+    from posefleet.platform.config.cli import override
     from posefleet.platform.export import Agreement, export_onnx
     from posefleet.platform.inference import Predictor
     from posefleet.platform.runtime.paths import resolve_path

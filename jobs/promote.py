@@ -36,7 +36,7 @@ from posefleet.platform.runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from posefleet.platform.checkpoint import Meta
-    from posefleet.platform.config import Experiment
+    from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.gate import Split, Verdict
     from posefleet.platform.shadowing import Shadowing
 
@@ -275,7 +275,7 @@ def _best_trial(search: str) -> str:
 
 def _experiment(own: "Experiment", overrides: list[str]) -> "Experiment":
     """The candidate's settings as they will be served, scored so that an interval can be told."""
-    from posefleet.platform.config import override
+    from posefleet.platform.config.cli import override
 
     experiment = override(own, overrides)
     if experiment.evaluate.oracle_scores or experiment.evaluate.oracle_boxes != "none":
@@ -316,7 +316,7 @@ def _release(
     named: str, meta: "Meta", experiment: "Experiment", split: "Split", verdict: "Verdict", folder: Path
 ) -> Release:
     from posefleet.data.keypoints import load_schema
-    from posefleet.platform.config import to_dict, to_yaml
+    from posefleet.platform.config.loading import to_dict, to_yaml
 
     scores = verdict.evaluation.as_dict() if verdict.evaluation else {}
     (folder / "gate.txt").write_text(f"{verdict}\n")

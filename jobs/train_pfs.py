@@ -10,7 +10,7 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 def main() -> int:
     """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
     collect_garbage_rarely()
-    from posefleet.platform.config import parse_experiment  # imports torch
+    from posefleet.platform.config.cli import parse_experiment  # imports torch
 
     experiment = parse_experiment("pfs", description="Train PFS, pose regression with filtering and scoring of poses.")
     from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither

@@ -18,7 +18,7 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 
 if TYPE_CHECKING:
     from posefleet.data.evaluation.evaluate import Evaluation
-    from posefleet.platform.config import Experiment
+    from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.space import Space
 
 PLAN = "plan.yaml"
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoint import CheckpointError
-    from posefleet.platform.config import fail
+    from posefleet.platform.config.cli import fail
     from posefleet.platform.mlflow_client import TrackingError
 
     try:
@@ -119,7 +119,8 @@ class _Plan:
 
 def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
-    from posefleet.platform.config import override, parse_experiment, read_yaml
+    from posefleet.platform.config.cli import override, parse_experiment
+    from posefleet.platform.config.loading import read_yaml
     from posefleet.platform.runtime.paths import resolve_path
 
     if options.decode_only:
@@ -139,7 +140,7 @@ def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
 
 
 def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
-    from posefleet.platform.config import build_experiment, read_yaml
+    from posefleet.platform.config.loading import build_experiment, read_yaml
     from posefleet.platform.runtime.paths import resolve_path
 
     if overrides:
@@ -157,7 +158,7 @@ def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
 
 
 def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[str, Any], where: str) -> _Plan:
-    from posefleet.platform.config import to_dict
+    from posefleet.platform.config.loading import to_dict
     from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.space import build_space
 

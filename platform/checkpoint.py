@@ -35,7 +35,8 @@ from posefleet.data.io.files import read_json, write_file
 from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.models import load_method
 from posefleet.models.parts.layers.safe_load import read_tensors
-from posefleet.platform.config import Experiment, build_experiment, to_dict
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
 from posefleet.platform.registry import find_model
 from posefleet.platform.runtime.paths import MODELS

@@ -22,7 +22,8 @@ from posefleet.data.shards.layout import read_manifest
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.platform.checkpoint import CheckpointError, Meta, find_checkpoint, load_model, read_meta
-from posefleet.platform.config import Experiment, to_dict
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import to_dict
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, training_set
 from posefleet.platform.optim import build_optimizer

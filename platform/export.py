@@ -27,7 +27,8 @@ from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import STRIDE, Poses
 from posefleet.models import ExportableModel
 from posefleet.platform.checkpoint import WEIGHTS, CheckpointError, build_model, load_model, read_content
-from posefleet.platform.config import Experiment, build_experiment, to_dict
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment, to_dict
 
 OPSET = 20
 """Of ONNX: DeformConv needs 19."""

@@ -8,7 +8,7 @@ from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform, Resize, move_poses
-from posefleet.platform.config import Experiment
+from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.loop import evaluation_set
 from posefleet.platform.report import OVERLAY_SIDE, prediction_picture, truth_picture
 

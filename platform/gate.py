@@ -29,7 +29,7 @@ from posefleet.data.shards.verify import check_shards
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoint import copy_for_use, load_model, read_meta, read_weights
 from posefleet.platform.comparison import predict_ms
-from posefleet.platform.config import Experiment
+from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate
 from posefleet.platform.registry import CHECKPOINT

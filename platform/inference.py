@@ -22,7 +22,7 @@ from posefleet.data.structures import Batch, People, Poses, Sample, collate, rou
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
 from posefleet.models.parts.ops.oks import score_by_truth
 from posefleet.platform.checkpoint import find_checkpoint, load_model
-from posefleet.platform.config import Experiment
+from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.drawing import draw_poses
 from posefleet.platform.export import cached_onnx, load_onnx
 from posefleet.platform.runtime.paths import MODELS, resolve_path

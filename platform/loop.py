@@ -28,7 +28,7 @@ from posefleet.data.shards.layout import read_manifest
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform, TrainTransform
 from posefleet.platform.checkpoint import CheckpointStore
-from posefleet.platform.config import Experiment
+from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.optim import learning_rate, set_learning_rate
 from posefleet.platform.runtime.activity import Phase

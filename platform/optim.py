@@ -1,53 +1,11 @@
 """Optimiser and learning-rate schedule."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """Optimiser and learning-rate schedule."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
-    lr: float = 0.02
-    """Learning rate after warm-up, for ``lr_batch`` images a step."""
-    lr_batch: int = 0
-    """Images a step that ``lr`` was chosen for; the rate scales linearly with the real number. 0: do not scale."""
-    backbone_lr: float = 1.0
-    """Factor on the rate of parameters under ``backbone``."""
-    bias_lr: float = 1.0
-    """Factor on the rate of biases."""
-    momentum: float = 0.9
-    """Momentum of SGD, beta1 of AdamW."""
-    weight_decay: float = 1e-4
-    """L2 (SGD) or decoupled (AdamW) decay of weights; biases and norms never decay."""
-    schedule: Literal["step", "cosine", "constant"] = "step"
-    """How the rate falls over the run."""
-    milestones: tuple[float, ...] = ()
-    """Epochs after which ``step`` multiplies the rate by ``gamma``."""
-    gamma: float = 0.1
-    """Factor of ``step``."""
-    warmup_steps: int = 500
-    """Optimiser steps of warm-up."""
-    warmup_factor: float = 1 / 3
-    """Share of the rate that warm-up starts with."""
-    warmup: Literal["constant", "linear"] = "constant"
-    """Stay at ``warmup_factor``, or rise from it."""
-    clip_norm: float = 35.0
-    """Largest norm of all gradients together. 0: do not clip."""
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr {self.lr} must be positive")
-        if self.schedule != "step" and self.milestones:
-            raise ValueError(f"optim.milestones {self.milestones} have no effect with optim.schedule {self.schedule!r}")
-        if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"optim.milestones {self.milestones} must ascend")
+from posefleet.platform.config.experiment import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:

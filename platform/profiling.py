@@ -8,56 +8,17 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.config.experiment import Profile
 
 log = logging.getLogger(__name__)
 
-GRAMMAR = "write steps=5, or steps=5,wait=10,ranks=all"
-WAIT = 5
 ROWS = 25
 """Of the table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Which steps of which ranks are looked at."""
-
-    steps: int
-    wait: int = WAIT
-    """Steps before, which are slower than the others."""
-    everywhere: bool = False
-    """On all ranks, not only on rank 0."""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From what a command line says.
-
-        Raises:
-            ValueError: It says something else.
-        """
-        given: dict[str, str] = {}
-        for part in text.split(","):
-            name, found, value = part.strip().partition("=")
-            if not found or name not in ("steps", "wait", "ranks"):
-                raise ValueError(f"profile {text!r}: {part.strip()!r} is not steps=, wait= or ranks=; {GRAMMAR}")
-            if name in given:
-                raise ValueError(f"profile {text!r}: {name} is given twice; {GRAMMAR}")
-            given[name] = value
-        if "steps" not in given:
-            raise ValueError(f"profile {text!r}: steps is missing; {GRAMMAR}")
-        given = {"wait": str(WAIT), "ranks": "0", **given}
-        for name, least in (("steps", 1), ("wait", 0)):
-            value = given[name]
-            if not value.isdecimal() or int(value) < least:
-                raise ValueError(f"profile {text!r}: {name} must be a number from {least} on, not {value!r}; {GRAMMAR}")
-        if given["ranks"] not in ("0", "all"):
-            raise ValueError(f"profile {text!r}: ranks must be 0 or all, not {given['ranks']!r}; {GRAMMAR}")
-        return cls(int(given["steps"]), int(given["wait"]), given["ranks"] == "all")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.models import RedecodableModel
 from posefleet.platform.checkpoint import load_model
-from posefleet.platform.config import Experiment
+from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluation_set, ground_truth
 

@@ -24,7 +24,8 @@ from posefleet.data.io.files import read_json, write_file
 from posefleet.data.shards.layout import read_manifest
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
-from posefleet.platform.config import Experiment, to_dict
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import to_dict
 from posefleet.platform.mlflow_client import TrackingError, store_uri
 from posefleet.platform.report import leave_curves
 from posefleet.platform.runtime.paths import resolve_path

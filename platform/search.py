@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from posefleet.platform.config import Experiment, to_dict
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import to_dict
 from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.space import Space, apply, contains, grid, settings_of, suggest
 from posefleet.platform.tracking import flatten

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from posefleet.platform import search_plots
 from posefleet.platform.comparison import table
-from posefleet.platform.config import to_yaml
+from posefleet.platform.config.loading import to_yaml
 from posefleet.platform.plots import save_png
 from posefleet.platform.search import Search, Trial
 from posefleet.platform.space import Range

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import build_model
 from posefleet.platform.comparison import begun, finished, folder_of, train_speed
-from posefleet.platform.config import Experiment
+from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.train import train
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posefleet.platform.config import Experiment, build_experiment, read_yaml, to_dict, with_settings
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict, with_settings
 
 if TYPE_CHECKING:
     from optuna import Trial

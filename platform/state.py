@@ -16,7 +16,7 @@ from posefleet.platform.checkpoint import (
     read_meta,
     read_state,
 )
-from posefleet.platform.config import Experiment
+from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.ema import AveragedWeights
 from posefleet.platform.optim import build_optimizer
 from posefleet.platform.runtime.activity import Phase

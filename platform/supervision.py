@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from posefleet.models.parts.ops import losses
-from posefleet.platform.config import Experiment
-from posefleet.platform.profiling import Profile, profiled
+from posefleet.platform.config.experiment import Experiment, Profile
+from posefleet.platform.profiling import profiled
 from posefleet.platform.ranks import Ranks
 from posefleet.platform.runtime.activity import Stopwatch
 from posefleet.platform.runtime.worker import LocalWorker

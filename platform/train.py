@@ -27,7 +27,8 @@ from ray.util.queue import Queue
 
 from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform.checkpoint import CheckpointError
-from posefleet.platform.config import Experiment, build_experiment, to_dict, to_yaml
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
 from posefleet.platform.mlflow_client import TrackingError, pages
 from posefleet.platform.run import Run, RunSink, open_run

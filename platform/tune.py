@@ -30,7 +30,8 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
 from posefleet.platform.comparison import costs
-from posefleet.platform.config import Experiment, ScalingConfig, build_experiment, to_dict
+from posefleet.platform.config.experiment import Experiment, ScalingConfig
+from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.mlflow_client import TrackingError
 from posefleet.platform.run import Run, RunSink, open_run, read_run
 from posefleet.platform.runtime import logs

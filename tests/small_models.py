@@ -10,7 +10,7 @@ from posefleet.data.structures import People
 from posefleet.models import load_method
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.decode import DecodeConfig
-from posefleet.platform.config import build_experiment, read_yaml
+from posefleet.platform.config.loading import build_experiment, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "jobs" / "configs"
 K = len(COCO17)

@@ -44,7 +44,7 @@ def untrained_checkpoint(
     import torch
 
     from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
-    from posefleet.platform.config import build_experiment
+    from posefleet.platform.config.loading import build_experiment
 
     model = {**settings["model"], "decode": {"score_floor": 0.0, "max_poses": 5}}
     experiment = build_experiment({**settings, "model": model})
@@ -60,7 +60,7 @@ def small_release(settings: dict[str, Any], checkpoint: str, folder: Path) -> "R
     """What becomes a version of a registered model; its files lie in the new ``folder``."""
     from posefleet.data.keypoints import COCO17
     from posefleet.platform.checkpoint import copy_for_use
-    from posefleet.platform.config import build_experiment, to_dict
+    from posefleet.platform.config.loading import build_experiment, to_dict
     from posefleet.platform.registry import Release
     from posefleet.platform.tracking import DataInput
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posefleet.models import available_methods
-from posefleet.platform.config import build_experiment, read_yaml
+from posefleet.platform.config.loading import build_experiment, read_yaml
 from tests.bench import methods as bench
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from kuberay_schema import MANIFESTS
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.serve.schema import ServeDeploySchema
 
-from posefleet.platform.config import parse_experiment
+from posefleet.platform.config.cli import parse_experiment
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, TRAINING
 from posefleet.serve.settings import TOKEN, ServerSettings
 

@@ -24,7 +24,7 @@ from small_models import shipped
 
 from posefleet.models import available_methods
 from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.export import export_onnx, load_onnx
 
 

@@ -25,7 +25,8 @@ import psutil
 from bench_step import make_experiment
 
 from posefleet.platform.checkpoint import CheckpointStore
-from posefleet.platform.config import Experiment, build_experiment, read_yaml, to_yaml
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment, read_yaml, to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 Look = tuple[float, int]

@@ -34,7 +34,8 @@ from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SceneConfig
 from posefleet.platform import loop
 from posefleet.platform.checkpoint import CheckpointStore
-from posefleet.platform.config import Experiment, build_experiment, read_yaml
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment, read_yaml
 from posefleet.platform.run import RunSink, open_run
 from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.runtime.worker import LocalWorker

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from bench_step import make_experiment
 
-from posefleet.platform.config import Experiment, to_yaml
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from faults import Plan, carried_out, train_worker
 
 from posefleet.platform import train
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 
 
 def main() -> int:

@@ -166,7 +166,7 @@ class ElasticRun:
             AssertionError: What ``meanwhile`` waited for did not happen.
         """
         from posefleet.platform import train
-        from posefleet.platform.config import build_experiment
+        from posefleet.platform.config.loading import build_experiment
 
         problems: list[BaseException] = []
 

@@ -20,7 +20,7 @@ from object_store import SECRET, ObjectStore
 
 from posefleet.jobs import evaluate, predict, shard_coco
 from posefleet.platform.checkpoint import find_checkpoint, read_meta
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.train import train
 
 ROOT = Path(__file__).resolve().parents[2]

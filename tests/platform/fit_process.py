@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from posefleet.platform import loop
 from posefleet.platform.checkpoint import CheckpointStore, load_model
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.worker import LocalWorker
 

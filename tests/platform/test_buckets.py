@@ -22,7 +22,8 @@ from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, Meta, read_meta, read_state, read_weights
-from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.train import train
 
 PART = 50 * 2**20

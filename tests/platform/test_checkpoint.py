@@ -16,7 +16,8 @@ from posefleet.platform.checkpoint import (
     read_meta,
     read_state,
 )
-from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment
 
 SMALL_MODEL = {
     "backbone": {"name": "resnet18", "pretrained": False},

@@ -7,7 +7,7 @@ from small_settings import small_settings
 
 from posefleet.platform import comparison, plots, report
 from posefleet.platform.checkpoint import CheckpointStore, read_meta
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
 

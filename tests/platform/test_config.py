@@ -3,15 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from posefleet.platform.config import (
-    ScalingConfig,
-    build_experiment,
-    override,
-    parse_experiment,
-    read_yaml,
-    to_dict,
-    to_yaml,
-)
+from posefleet.platform.config.cli import override, parse_experiment
+from posefleet.platform.config.experiment import ScalingConfig
+from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict, to_yaml
 from posefleet.platform.runtime.paths import resolve_path
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))

@@ -16,7 +16,7 @@ from torch.nn.utils import parameters_to_vector
 
 from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import CheckpointStore, build_model, load_model, read_meta
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import evaluate, fit
 from posefleet.platform.runtime.worker import LocalWorker
 

@@ -20,7 +20,7 @@ from posefleet.jobs import export as job
 from posefleet.models import available_methods
 from posefleet.platform import export
 from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, Meta, read_content
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.export import Agreement, OnnxNetwork, cached_onnx, export_onnx, load_onnx, read_facts
 from posefleet.platform.inference import Predictor
 

@@ -28,7 +28,7 @@ from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.safe_load import read_tensors
 from posefleet.platform.batch import predict_pictures
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_state
-from posefleet.platform.config import read_yaml
+from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.inference import Predictor
 from posefleet.platform.pose_tables import read_part
 from posefleet.platform.registry import CHAMPION, promote
@@ -307,7 +307,7 @@ def test_pictures_summaries_and_parts_of_predictions(evil: bytes, checkpoint: Pa
 
 
 def test_results_of_a_search(evil: bytes, settings: dict[str, Any], tmp_path: Path) -> None:
-    from posefleet.platform.config import build_experiment
+    from posefleet.platform.config.loading import build_experiment
 
     (tmp_path / "trials.json").write_bytes(evil)
     with pytest.raises(DataError, match=r"trials\.json: damaged, or no JSON"):

@@ -20,7 +20,8 @@ from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY
 from posefleet.models.parts.ops.decode import DecodeConfig, suppress
 from posefleet.models.parts.ops.oks import score_by_truth
-from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference import Predictor
 
 SIGMAS = torch.tensor(COCO17.sigmas)

@@ -9,7 +9,8 @@ from fit_process import StoppingWorker
 
 from posefleet.data.structures import Batch
 from posefleet.platform.checkpoint import CheckpointStore, find_checkpoint, load_model, read_meta, read_state
-from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import Stopped, evaluate, fit
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from posefleet.platform.config.experiment import OptimConfig
 from posefleet.platform.ema import AveragedWeights
-from posefleet.platform.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from posefleet.platform.optim import build_optimizer, learning_rate, set_learning_rate
 
 
 class Small(nn.Module):

@@ -16,7 +16,7 @@ from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.platform import comparison, gallery, page
 from posefleet.platform.checkpoint import CheckpointStore
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import evaluation_set, fit, ground_truth
 from posefleet.platform.runtime.worker import LocalWorker
 

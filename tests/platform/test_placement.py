@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from posefleet.platform.config import ScalingConfig
+from posefleet.platform.config.experiment import ScalingConfig
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, STEADY, TRAINING
 from posefleet.platform.tune import _resources
 from posefleet.serve.app import build

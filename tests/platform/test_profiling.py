@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from posefleet.platform.checkpoint import CheckpointStore
-from posefleet.platform.config import build_experiment, parse_experiment
+from posefleet.platform.config.cli import parse_experiment
+from posefleet.platform.config.experiment import Profile
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import fit
-from posefleet.platform.profiling import Profile
 from posefleet.platform.runtime.worker import LocalWorker
 
 

@@ -11,7 +11,7 @@ import ray
 from small_settings import small_settings
 
 from posefleet.platform import elastic, train
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.run import Run
 
 

@@ -13,7 +13,8 @@ from small_models import small
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.models import available_methods, load_method
 from posefleet.platform.checkpoint import CheckpointStore, load_model
-from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import evaluate, fit
 from posefleet.platform.redecode import Redecoder
 from posefleet.platform.runtime.worker import LocalWorker

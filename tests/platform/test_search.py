@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from posefleet.platform.config import Experiment, build_experiment
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.search import Search
 from posefleet.platform.search_report import leave_search
 from posefleet.platform.space import Choice, Range, apply

@@ -11,7 +11,8 @@ from mlflow_server import Server
 from small_settings import untrained_checkpoint
 
 from posefleet.platform.checkpoint import read_content
-from posefleet.platform.config import build_experiment, override, to_dict, to_yaml
+from posefleet.platform.config.cli import override
+from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
 from posefleet.platform.mlflow_client import TrackingError, pages, store_uri, tracking_uri
 from posefleet.platform.registry import find_version
 from posefleet.platform.run import read_run

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from posefleet.platform.config import build_experiment, with_settings
+from posefleet.platform.config.loading import build_experiment, with_settings
 from posefleet.platform.space import Range, apply, contains, read_space, settings_of, suggest
 
 BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})

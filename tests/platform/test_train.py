@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from posefleet.platform.checkpoint import CheckpointStore, read_meta
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.tracking import find_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]

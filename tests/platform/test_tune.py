@@ -11,7 +11,8 @@ from processes import kill_a_child, wait_for
 
 from posefleet.jobs.tune import main
 from posefleet.platform.checkpoint import find_checkpoint, read_meta
-from posefleet.platform.config import Experiment, ScalingConfig, build_experiment
+from posefleet.platform.config.experiment import Experiment, ScalingConfig
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.run import Run, open_search
 from posefleet.platform.search import Search
 from posefleet.platform.search_report import leave_search

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from test_distributed import in_processes, with_settings
 
 from posefleet.platform.checkpoint import CheckpointStore
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.activity import Phase, Watch
 from posefleet.platform.watchdog import EXIT_STALLED, Standstill, Watchdog, verdict

@@ -31,7 +31,7 @@ from posefleet.data.structures import Sample
 from posefleet.data.synthetic import SceneConfig, write_dataset
 from posefleet.jobs import evaluate, promote, tune
 from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model, find_checkpoint, read_meta
-from posefleet.platform.config import build_experiment, read_yaml, to_dict
+from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import training_set
 from posefleet.platform.run import read_run

@@ -26,7 +26,7 @@ from posefleet.platform.checkpoint import (
     read_state,
     verify,
 )
-from posefleet.platform.config import build_experiment
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, fit, training_set
 from posefleet.platform.registry import CHAMPION, find_alias

@@ -208,7 +208,7 @@ def _write_checkpoints(folder: Path, count: int) -> None:
 def _save(store: object, step: int) -> str:
     """A checkpoint of small weights with the description of a whole one."""
     from posefleet.platform.checkpoint import CheckpointStore, Meta
-    from posefleet.platform.config import build_experiment
+    from posefleet.platform.config.loading import build_experiment
 
     assert isinstance(store, CheckpointStore)
     experiment = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
@@ -224,7 +224,7 @@ def _comparison(_: Path, runs: int) -> Work:
     from posefleet.data.structures import Poses
     from posefleet.platform.checkpoint import Meta
     from posefleet.platform.comparison import CROWDS, Cost, Entry, as_markdown, differences
-    from posefleet.platform.config import build_experiment
+    from posefleet.platform.config.loading import build_experiment
 
     images = 500
     experiment = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
@@ -258,7 +258,7 @@ EVALUATIONS = 5
 
 
 def _search(folder: Path, _: int) -> object:
-    from posefleet.platform.config import build_experiment
+    from posefleet.platform.config.loading import build_experiment
     from posefleet.platform.search import Search
     from posefleet.platform.space import Range
 

@@ -10,7 +10,7 @@ import torch
 from posefleet.data.images import encode_image
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
-from posefleet.platform.config import build_experiment, read_yaml
+from posefleet.platform.config.loading import build_experiment, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[3] / "jobs" / "configs"
 

@@ -4,27 +4,96 @@ A YAML file gives sections and fields by name; ``--section.field value`` on the 
 keys and wrong types are errors that name the key and the valid ones.
 """
 
-import copy
-import dataclasses
-import difflib
-import functools
-import sys
-import types
-import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-import yaml
+from typing import Any, Literal, Self
 
 from posefleet.data.keypoints import load_schema
 from posefleet.data.transforms import Augment, Resize
-from posefleet.models import load_method
-from posefleet.platform.optim import OptimConfig
-from posefleet.platform.profiling import Profile
 from posefleet.platform.runtime.paths import STORAGE
-from posefleet.platform.runtime.redaction import redacted
+
+GRAMMAR = "write steps=5, or steps=5,wait=10,ranks=all"
+
+
+WAIT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Which steps of which ranks are looked at."""
+
+    steps: int
+    wait: int = WAIT
+    """Steps before, which are slower than the others."""
+    everywhere: bool = False
+    """On all ranks, not only on rank 0."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From what a command line says.
+
+        Raises:
+            ValueError: It says something else.
+        """
+        given: dict[str, str] = {}
+        for part in text.split(","):
+            name, found, value = part.strip().partition("=")
+            if not found or name not in ("steps", "wait", "ranks"):
+                raise ValueError(f"profile {text!r}: {part.strip()!r} is not steps=, wait= or ranks=; {GRAMMAR}")
+            if name in given:
+                raise ValueError(f"profile {text!r}: {name} is given twice; {GRAMMAR}")
+            given[name] = value
+        if "steps" not in given:
+            raise ValueError(f"profile {text!r}: steps is missing; {GRAMMAR}")
+        given = {"wait": str(WAIT), "ranks": "0", **given}
+        for name, least in (("steps", 1), ("wait", 0)):
+            value = given[name]
+            if not value.isdecimal() or int(value) < least:
+                raise ValueError(f"profile {text!r}: {name} must be a number from {least} on, not {value!r}; {GRAMMAR}")
+        if given["ranks"] not in ("0", "all"):
+            raise ValueError(f"profile {text!r}: ranks must be 0 or all, not {given['ranks']!r}; {GRAMMAR}")
+        return cls(int(given["steps"]), int(given["wait"]), given["ranks"] == "all")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 0.02
+    """Learning rate after warm-up, for ``lr_batch`` images a step."""
+    lr_batch: int = 0
+    """Images a step that ``lr`` was chosen for; the rate scales linearly with the real number. 0: do not scale."""
+    backbone_lr: float = 1.0
+    """Factor on the rate of parameters under ``backbone``."""
+    bias_lr: float = 1.0
+    """Factor on the rate of biases."""
+    momentum: float = 0.9
+    """Momentum of SGD, beta1 of AdamW."""
+    weight_decay: float = 1e-4
+    """L2 (SGD) or decoupled (AdamW) decay of weights; biases and norms never decay."""
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """How the rate falls over the run."""
+    milestones: tuple[float, ...] = ()
+    """Epochs after which ``step`` multiplies the rate by ``gamma``."""
+    gamma: float = 0.1
+    """Factor of ``step``."""
+    warmup_steps: int = 500
+    """Optimiser steps of warm-up."""
+    warmup_factor: float = 1 / 3
+    """Share of the rate that warm-up starts with."""
+    warmup: Literal["constant", "linear"] = "constant"
+    """Stay at ``warmup_factor``, or rise from it."""
+    clip_norm: float = 35.0
+    """Largest norm of all gradients together. 0: do not clip."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr {self.lr} must be positive")
+        if self.schedule != "step" and self.milestones:
+            raise ValueError(f"optim.milestones {self.milestones} have no effect with optim.schedule {self.schedule!r}")
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"optim.milestones {self.milestones} must ascend")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,195 +287,3 @@ class Experiment:
     def images_per_step(self) -> int:
         """Images of one optimiser step, over all workers."""
         return self.data.batch_size * max(1, self.scaling.num_workers) * self.train.accumulate
-
-
-def build_experiment(values: Mapping[str, Any], *, where: str = "configuration") -> Experiment:
-    """A validated experiment from nested dictionaries.
-
-    Raises:
-        ValueError: A key is unknown or missing, or a value has the wrong type; the message names it and the choices.
-    """
-    import pydantic  # here and not above: workers and --help do without it
-
-    method = values.get("method")
-    if not isinstance(method, str):
-        raise ValueError(f"{where}: method is missing; name a file of models/, such as method: smpr")
-    kind = _experiment_type(method)
-    _refuse_unknown(values, kind, where, ())
-    try:
-        experiment: Experiment = pydantic.TypeAdapter(kind).validate_python(dict(values))
-    except pydantic.ValidationError as error:
-        problems = [
-            f"  {'.'.join(map(str, p['loc'])) or 'experiment'}: {p['msg'].removeprefix('Value error, ')}"
-            + (f" (got {p['input']!r})" if p["type"] != "missing" and not isinstance(p["input"], dict) else "")
-            for p in error.errors()
-        ]
-        raise ValueError("\n".join([f"{where}:", *problems])) from None
-    return experiment
-
-
-def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` of a config file with ``settings`` by dotted names (``optim.lr``) over them; neither changes.
-
-    Raises:
-        ValueError: A name goes on below a setting that is no section.
-    """
-    result = copy.deepcopy(dict(values))
-    for dotted, value in settings.items():
-        *sections, name = dotted.split(".")
-        place = result
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ValueError(f"unknown key {dotted!r}: {section} is a setting and no section")
-        place[name] = value
-    return result
-
-
-def to_dict(experiment: Experiment, *, passwords: bool = False) -> dict[str, Any]:
-    """Nested dictionaries of plain values; ``build_experiment`` takes them back.
-
-    Args:
-        passwords: Leave those of addresses in: for what is handed on, not for what is kept or shown.
-    """
-    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(experiment), passwords))
-
-
-def to_yaml(experiment: Experiment) -> str:
-    """The experiment as a config file, without passwords."""
-    return yaml.safe_dump(to_dict(experiment), sort_keys=False)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The nested dictionaries of a config file.
-
-    Raises:
-        ValueError: The file is missing or is not YAML with named sections.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"no config file {path}; the shipped ones are in jobs/configs/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold named sections such as data: and model:, not {type(values).__name__}")
-    return values
-
-
-def parse_experiment(method: str, argv: Sequence[str] | None = None, *, description: str = "") -> Experiment:
-    """The experiment of a training job's command line: ``--config FILE``, and ``--section.field value`` over it.
-
-    Exits with status 2 and a message on bad input, with 0 after ``--help``.
-    """
-    try:
-        config, arguments = take_option(sys.argv[1:] if argv is None else argv, "--config")
-        profile, arguments = take_option(arguments, "--profile")
-        values = read_yaml(config) if config else {}
-        if values.setdefault("method", method) != method:
-            raise ValueError(f"{config} is for method {values['method']!r}; this job trains {method!r}")
-        if profile:
-            arguments = [*arguments, "--run.profile", profile]
-        # A config file may leave out what the command line gives; data.train is the only required field.
-        if isinstance(values.setdefault("data", {}), dict):
-            values["data"].setdefault("train", "")
-        defaults = build_experiment(values, where=config or "configuration")
-        help_text = (
-            f"{description}\n\nGive a YAML file with --config FILE; the options below win over it. "
-            "--profile steps=5 leaves a profile of five steps in the run."
-        )
-        experiment = override(defaults, arguments, description=help_text)
-        if not experiment.data.train:
-            raise ValueError("data.train is missing; give the shard folder in the config or as --data.train FOLDER")
-        return experiment
-    except ValueError as error:
-        fail(str(error))
-
-
-def override(defaults: Experiment, arguments: Sequence[str], *, description: str = "") -> Experiment:
-    """``defaults`` with the options of a command line over it; exits on bad input and after ``--help``.
-
-    Raises:
-        ValueError: The options contradict each other.
-    """
-    import tyro
-
-    experiment: Experiment = tyro.cli(
-        _experiment_type(defaults.method),
-        default=defaults,
-        args=[{"true": "True", "false": "False"}.get(a, a) for a in arguments],
-        description=description,
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
-    return build_experiment(to_dict(experiment, passwords=True), where="command line")
-
-
-def take_option(arguments: Sequence[str], option: str) -> tuple[str, list[str]]:
-    """The value of ``option`` (empty where it is absent) and the other arguments.
-
-    Raises:
-        ValueError: The option is the last argument.
-    """
-    value, waiting = "", False
-    rest: list[str] = []
-    for argument in arguments:
-        if waiting:
-            value, waiting = argument, False
-        elif argument == option:
-            waiting = True
-        elif argument.startswith(option + "="):
-            value = argument.removeprefix(option + "=")
-        else:
-            rest.append(argument)
-    if waiting:
-        raise ValueError(f"{option} needs a value")
-    return value, rest
-
-
-def fail(message: str) -> NoReturn:
-    """End a job over bad input: a message, no traceback, exit status 2."""
-    sys.stderr.write(f"error: {message}\n")
-    raise SystemExit(2)
-
-
-@functools.cache
-def _experiment_type(method: str) -> type[Experiment]:
-    """``Experiment`` whose ``model`` has the type of the method's own config."""
-    config: type = load_method(method).Config
-    return dataclasses.make_dataclass(
-        "Experiment",
-        [("model", config, field(default_factory=config))],
-        bases=(Experiment,),
-        frozen=True,
-        kw_only=True,
-        namespace={"__doc__": f"Train {method}."},
-    )
-
-
-def _refuse_unknown(values: Mapping[str, Any], kind: Any, where: str, path: tuple[str, ...]) -> None:
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    for key, value in values.items():
-        dotted = ".".join((*path, str(key)))
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            guess = f"; did you mean {close[0]!r}?" if close else ""
-            section = ".".join(path) or "an experiment"
-            raise ValueError(f"{where}: unknown key {dotted!r}{guess} {section} has: {', '.join(names)}")
-        nested = _dataclass_of(hints[key])
-        if nested and isinstance(value, Mapping):
-            _refuse_unknown(value, nested, where, (*path, key))
-
-
-def _dataclass_of(hint: Any) -> Any:
-    candidates = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return next((c for c in candidates if dataclasses.is_dataclass(c)), None)
-
-
-def _plain(value: Any, passwords: bool) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item, passwords) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item, passwords) for item in value]
-    return redacted(value) if isinstance(value, str) and not passwords else value

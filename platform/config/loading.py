@@ -1,0 +1,134 @@
+"""Builds a validated experiment from nested dictionaries and YAML files, and turns it back into them."""
+
+import copy
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posefleet.models import load_method
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.runtime.redaction import redacted
+
+
+def build_experiment(values: Mapping[str, Any], *, where: str = "configuration") -> Experiment:
+    """A validated experiment from nested dictionaries.
+
+    Raises:
+        ValueError: A key is unknown or missing, or a value has the wrong type; the message names it and the choices.
+    """
+    import pydantic  # here and not above: workers and --help do without it
+
+    method = values.get("method")
+    if not isinstance(method, str):
+        raise ValueError(f"{where}: method is missing; name a file of models/, such as method: smpr")
+    kind = _experiment_type(method)
+    _refuse_unknown(values, kind, where, ())
+    try:
+        experiment: Experiment = pydantic.TypeAdapter(kind).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        problems = [
+            f"  {'.'.join(map(str, p['loc'])) or 'experiment'}: {p['msg'].removeprefix('Value error, ')}"
+            + (f" (got {p['input']!r})" if p["type"] != "missing" and not isinstance(p["input"], dict) else "")
+            for p in error.errors()
+        ]
+        raise ValueError("\n".join([f"{where}:", *problems])) from None
+    return experiment
+
+
+def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a config file with ``settings`` by dotted names (``optim.lr``) over them; neither changes.
+
+    Raises:
+        ValueError: A name goes on below a setting that is no section.
+    """
+    result = copy.deepcopy(dict(values))
+    for dotted, value in settings.items():
+        *sections, name = dotted.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"unknown key {dotted!r}: {section} is a setting and no section")
+        place[name] = value
+    return result
+
+
+def to_dict(experiment: Experiment, *, passwords: bool = False) -> dict[str, Any]:
+    """Nested dictionaries of plain values; ``build_experiment`` takes them back.
+
+    Args:
+        passwords: Leave those of addresses in: for what is handed on, not for what is kept or shown.
+    """
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(experiment), passwords))
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """The experiment as a config file, without passwords."""
+    return yaml.safe_dump(to_dict(experiment), sort_keys=False)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The nested dictionaries of a config file.
+
+    Raises:
+        ValueError: The file is missing or is not YAML with named sections.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"no config file {path}; the shipped ones are in jobs/configs/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold named sections such as data: and model:, not {type(values).__name__}")
+    return values
+
+
+@functools.cache
+def _experiment_type(method: str) -> type[Experiment]:
+    """``Experiment`` whose ``model`` has the type of the method's own config."""
+    config: type = load_method(method).Config
+    return dataclasses.make_dataclass(
+        "Experiment",
+        [("model", config, field(default_factory=config))],
+        bases=(Experiment,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": f"Train {method}."},
+    )
+
+
+def _refuse_unknown(values: Mapping[str, Any], kind: Any, where: str, path: tuple[str, ...]) -> None:
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for key, value in values.items():
+        dotted = ".".join((*path, str(key)))
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            guess = f"; did you mean {close[0]!r}?" if close else ""
+            section = ".".join(path) or "an experiment"
+            raise ValueError(f"{where}: unknown key {dotted!r}{guess} {section} has: {', '.join(names)}")
+        nested = _dataclass_of(hints[key])
+        if nested and isinstance(value, Mapping):
+            _refuse_unknown(value, nested, where, (*path, key))
+
+
+def _dataclass_of(hint: Any) -> Any:
+    candidates = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((c for c in candidates if dataclasses.is_dataclass(c)), None)
+
+
+def _plain(value: Any, passwords: bool) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item, passwords) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, passwords) for item in value]
+    return redacted(value) if isinstance(value, str) and not passwords else value
