@@ -30,6 +30,7 @@ from posefleet.data.transforms import EvalTransform, TrainTransform
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference import Predictor
+from posefleet.platform.monitoring.monitor import Supervision, supervised
 from posefleet.platform.optim import learning_rate, set_learning_rate
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.paths import resolve_path
@@ -37,7 +38,6 @@ from posefleet.platform.runtime.progress import ProgressLine, losses_text
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.state import Saver, TrainingState, initial_state
 from posefleet.platform.step import Share, train_step
-from posefleet.platform.supervision import Supervision, supervised
 
 log = logging.getLogger(__name__)
 

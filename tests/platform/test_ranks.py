@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from posefleet.platform.ranks import LOOKS, Ranks
+from posefleet.platform.monitoring.stragglers import LOOKS, Ranks
 from posefleet.platform.runtime.activity import Phase, Stopwatch, Watch
 
 EVEN = [0.2, 0.2, 0.2, 0.2]

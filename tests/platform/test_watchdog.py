@@ -13,9 +13,9 @@ from test_distributed import in_processes, with_settings
 
 from posefleet.platform.checkpoint import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.monitoring.watchdog import EXIT_STALLED, Standstill, Watchdog, verdict
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.activity import Phase, Watch
-from posefleet.platform.watchdog import EXIT_STALLED, Standstill, Watchdog, verdict
 
 
 def standstill(rank: int, step: int, phase: Phase, seconds: float = 60.0) -> Standstill:

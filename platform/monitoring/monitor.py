@@ -9,11 +9,11 @@ from torch import nn
 
 from posefleet.models.parts.ops import losses
 from posefleet.platform.config.experiment import Experiment, Profile
-from posefleet.platform.profiling import profiled
-from posefleet.platform.ranks import Ranks
+from posefleet.platform.monitoring.profiler import profiled
+from posefleet.platform.monitoring.stragglers import Ranks
+from posefleet.platform.monitoring.watchdog import Watchdog
 from posefleet.platform.runtime.activity import Stopwatch
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
