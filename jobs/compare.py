@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform.checkpoint import CheckpointError
     from posefleet.platform.comparison import folder_of
     from posefleet.platform.config.cli import fail
-    from posefleet.platform.mlflow_client import TrackingError
     from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.series import train_all
+    from posefleet.platform.tracking.client import TrackingError
 
     out = Path(resolve_path(options.out))
     if "://" in options.out:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posefleet.data.loading.memory import collect_garbage_rarely
-from posefleet.platform.mlflow_client import TrackingError, pages, store_uri
-from posefleet.platform.registry import (
+from posefleet.platform.runtime.paths import MODELS, resolve_path
+from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.tracking.client import TrackingError, pages, store_uri
+from posefleet.platform.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     Release,
@@ -31,8 +33,6 @@ from posefleet.platform.registry import (
     rollback,
     signed,
 )
-from posefleet.platform.runtime.paths import MODELS, resolve_path
-from posefleet.platform.runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from posefleet.platform.checkpoint import Meta

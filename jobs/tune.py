@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoint import CheckpointError
     from posefleet.platform.config.cli import fail
-    from posefleet.platform.mlflow_client import TrackingError
+    from posefleet.platform.tracking.client import TrackingError
 
     try:
         plan = _resumed(options, overrides) if options.resume else _planned(options, overrides)

@@ -44,13 +44,13 @@ from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.data.video import Frame, Video, VideoFile
 from posefleet.platform.checkpoint import copy_for_use, find_checkpoint, read_content
 from posefleet.platform.inference import Prediction, Predictor
-from posefleet.platform.mlflow_client import store_uri
 from posefleet.platform.pose_tables import Counts, Found, join_parts, read_part, write_part, write_tables
-from posefleet.platform.registry import find_alias
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.suspects import REASON, Suspects
+from posefleet.platform.tracking.client import store_uri
+from posefleet.platform.tracking.registry import find_alias
 
 log = logging.getLogger(__name__)
 

@@ -37,9 +37,9 @@ from posefleet.models import load_method
 from posefleet.models.parts.layers.safe_load import read_tensors
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
-from posefleet.platform.mlflow_client import TrackingError
-from posefleet.platform.registry import find_model
 from posefleet.platform.runtime.paths import MODELS
+from posefleet.platform.tracking.client import TrackingError
+from posefleet.platform.tracking.registry import find_model
 
 log = logging.getLogger(__name__)
 

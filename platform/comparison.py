@@ -31,7 +31,7 @@ from posefleet.platform.report import ap_differences, best_first, comparison_tab
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.step import train_step
-from posefleet.platform.tracking import flatten
+from posefleet.platform.tracking.runs import flatten
 
 CROWDS = (1, 5, 10, 30)
 """People in the images that prediction is timed on."""

@@ -32,10 +32,10 @@ from posefleet.platform.comparison import predict_ms
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate
-from posefleet.platform.registry import CHECKPOINT
 from posefleet.platform.runtime.worker import LocalWorker, Sink
 from posefleet.platform.shadowing import Shadowing
-from posefleet.platform.tracking import DataInput
+from posefleet.platform.tracking.registry import CHECKPOINT
+from posefleet.platform.tracking.runs import DataInput
 
 MOST_PIXELS, MOST_SCORE = 0.01, 1e-4
 """Between a served pose and the evaluated one: keypoints in pixels of the image, scores."""

@@ -22,15 +22,15 @@ import fsspec
 
 from posefleet.data.io.files import read_json, write_file
 from posefleet.data.shards.layout import read_manifest
-from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
-from posefleet.platform.mlflow_client import TrackingError, store_uri
 from posefleet.platform.report import leave_curves
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redacted, restored
-from posefleet.platform.tracker import Status, Tracker
+from posefleet.platform.tracking import runs as tracking
+from posefleet.platform.tracking.client import TrackingError, store_uri
+from posefleet.platform.tracking.tracker import Status, Tracker
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
 from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.space import Space, apply, contains, grid, settings_of, suggest
-from posefleet.platform.tracking import flatten
+from posefleet.platform.tracking.runs import flatten
 
 if TYPE_CHECKING:
     import optuna

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
-from posefleet.platform.mlflow_client import first_line
+from posefleet.platform.tracking.client import first_line
 
 _SECONDS, _BYTES = 10.0, 2**20
 """How long an answer may take and be."""

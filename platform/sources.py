@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from posefleet.data.io.files import read_json
-from posefleet.platform import registry, tracking
-from posefleet.platform.mlflow_client import TrackingError, store_uri
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.tracking import registry
+from posefleet.platform.tracking import runs as tracking
+from posefleet.platform.tracking.client import TrackingError, store_uri
 
 
 def named_runs(given: Sequence[str]) -> dict[str, str]:

@@ -30,11 +30,11 @@ from posefleet.platform.checkpoint import CheckpointError
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit
-from posefleet.platform.mlflow_client import TrackingError, pages
 from posefleet.platform.run import Run, RunSink, open_run
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import TRAINING
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
+from posefleet.platform.tracking.client import TrackingError, pages
 
 log = logging.getLogger(__name__)
 

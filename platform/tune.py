@@ -27,12 +27,10 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search import Searcher
 
 from posefleet.data.loading.memory import collect_garbage_rarely
-from posefleet.platform import tracking
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
 from posefleet.platform.comparison import costs
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment, to_dict
-from posefleet.platform.mlflow_client import TrackingError
 from posefleet.platform.run import Run, RunSink, open_run, read_run
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import STEADY, TRAINING
@@ -40,7 +38,9 @@ from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.search import Search, Trial
 from posefleet.platform.space import Choice, Range, apply, settings_of
-from posefleet.platform.tracker import Status
+from posefleet.platform.tracking import runs as tracking
+from posefleet.platform.tracking.client import TrackingError
+from posefleet.platform.tracking.tracker import Status
 from posefleet.platform.train import carry_out
 
 log = logging.getLogger(__name__)

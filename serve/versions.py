@@ -16,10 +16,10 @@ from ray import serve
 
 from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
-from posefleet.platform.registry import find_version
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.placement import STEADY
 from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.tracking.registry import find_version
 from posefleet.serve.problems import Refusal
 from posefleet.serve.settings import CHALLENGER
 

@@ -89,7 +89,7 @@ def people_shards(people_coco: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of MLflow without runs; making its tables takes seconds."""
-    from posefleet.platform.mlflow_client import connect
+    from posefleet.platform.tracking.client import connect
 
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     connect(f"sqlite:///{path}").search_experiments()

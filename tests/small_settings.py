@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posefleet.platform.registry import Release
+    from posefleet.platform.tracking.registry import Release
 
 
 def small_settings(shards: Path, storage: Path) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def small_release(settings: dict[str, Any], checkpoint: str, folder: Path) -> "R
     from posefleet.data.keypoints import COCO17
     from posefleet.platform.checkpoint import copy_for_use
     from posefleet.platform.config.loading import build_experiment, to_dict
-    from posefleet.platform.registry import Release
-    from posefleet.platform.tracking import DataInput
+    from posefleet.platform.tracking.registry import Release
+    from posefleet.platform.tracking.runs import DataInput
 
     copy_for_use(checkpoint, folder / "checkpoint")
     (folder / "evaluation").mkdir()

@@ -20,8 +20,8 @@ from steps import Step, read_steps, samples_seen
 from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import WEIGHTS, CheckpointStore, read_content
 from posefleet.platform.run import read_run as open_run_of
-from posefleet.platform.spool import Spool
-from posefleet.platform.tracking import find_runs, read_metrics, read_run
+from posefleet.platform.tracking.runs import find_runs, read_metrics, read_run
+from posefleet.platform.tracking.spool import Spool
 
 COMMAND = Path(__file__).with_name("command.py")
 OF_THE_MACHINE = re.compile(r"system/|ranks/|images_per_second$|data_wait$")
@@ -163,7 +163,7 @@ class Case:
 
 
 def _artifacts(uri: str, run_id: str) -> dict[str, int]:
-    from posefleet.platform.mlflow_client import connect
+    from posefleet.platform.tracking.client import connect
 
     client, counts = connect(uri), Counter[str]()
     folders = [""]

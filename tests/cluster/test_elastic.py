@@ -18,7 +18,7 @@ from torch.nn.utils import parameters_to_vector
 from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import CheckpointStore, build_model, load_model, read_meta
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.tracking import find_runs, read_metrics
+from posefleet.platform.tracking.runs import find_runs, read_metrics
 
 pytestmark = [
     pytest.mark.slow,

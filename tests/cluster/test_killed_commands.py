@@ -17,7 +17,7 @@ from processes import kill_family, wait_for
 from small_settings import small_settings
 
 from posefleet.jobs.tune import main
-from posefleet.platform.tracking import find_runs
+from posefleet.platform.tracking.runs import find_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

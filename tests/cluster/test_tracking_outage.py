@@ -8,7 +8,7 @@ import pytest
 from case import Case, Ending
 from mlflow_server import Server
 
-from posefleet.platform.mlflow_client import default_uri
+from posefleet.platform.tracking.client import default_uri
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
 
@@ -48,7 +48,7 @@ def test_a_server_that_is_down_at_the_end_gets_everything_from_the_same_command(
     case.wait_for_step(5)
     server.stop()
     assert case.wait(command) == 0, case.said
-    assert "posefleet.platform.tracking sync" in case.said
+    assert "posefleet.platform.tracking.runs sync" in case.said
     server.start()
     assert case.run() == 0, case.said
     case.assert_nothing_lost(undisturbed)

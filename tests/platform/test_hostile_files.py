@@ -31,12 +31,12 @@ from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load
 from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.inference import Predictor
 from posefleet.platform.pose_tables import read_part
-from posefleet.platform.registry import CHAMPION, promote
 from posefleet.platform.run import read_run
 from posefleet.platform.search import Search
 from posefleet.platform.sources import trials
 from posefleet.platform.space import build_space
-from posefleet.platform.tracking import sync_spool
+from posefleet.platform.tracking.__main__ import sync_spool
+from posefleet.platform.tracking.registry import CHAMPION, promote
 
 
 class _Touch:

@@ -17,8 +17,8 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, verify
 from posefleet.platform.inference import Predictor
-from posefleet.platform.mlflow_client import TrackingError
-from posefleet.platform.registry import (
+from posefleet.platform.tracking.client import TrackingError
+from posefleet.platform.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
@@ -28,7 +28,7 @@ from posefleet.platform.registry import (
     promote,
     rollback,
 )
-from posefleet.platform.tracking import start_run
+from posefleet.platform.tracking.runs import start_run
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from postgres import Postgres, find_program
 from posefleet.jobs import promote
 from posefleet.platform.checkpoint import find_checkpoint, load_model, verify
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.registry import find_model
+from posefleet.platform.tracking.registry import find_model
 from posefleet.platform.train import train
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posefleet.platform.run import Run, RunSink
-from posefleet.platform.tracking import read_run, start_run
+from posefleet.platform.tracking.runs import read_run, start_run
 
 
 @pytest.fixture

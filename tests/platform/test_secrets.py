@@ -13,13 +13,14 @@ from small_settings import untrained_checkpoint
 from posefleet.platform.checkpoint import read_content
 from posefleet.platform.config.cli import override
 from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
-from posefleet.platform.mlflow_client import TrackingError, pages, store_uri, tracking_uri
-from posefleet.platform.registry import find_version
 from posefleet.platform.run import read_run
 from posefleet.platform.runtime.redaction import redacted, restored
-from posefleet.platform.spool import Spool
-from posefleet.platform.tracker import Tracker
-from posefleet.platform.tracking import find_runs, flatten, start_run, sync_spool
+from posefleet.platform.tracking.__main__ import sync_spool
+from posefleet.platform.tracking.client import TrackingError, pages, store_uri, tracking_uri
+from posefleet.platform.tracking.registry import find_version
+from posefleet.platform.tracking.runs import find_runs, flatten, start_run
+from posefleet.platform.tracking.spool import Spool
+from posefleet.platform.tracking.tracker import Tracker
 from posefleet.platform.train import train
 
 PASSWORD = "s3cr3t-pass%40word"

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from posefleet.platform import sources, tracking
+from posefleet.platform import sources
+from posefleet.platform.tracking import runs as tracking
 
 
 def test_runs_are_called_by_the_end_of_their_path_that_tells_them_apart() -> None:

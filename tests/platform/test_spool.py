@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from posefleet.platform.spool import Spool
+from posefleet.platform.tracking.spool import Spool
 
 
 def event(number: int) -> dict[str, object]:

@@ -12,19 +12,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_server import Server
 
-from posefleet.platform.mlflow_client import TrackingError, default_uri, tracking_uri
-from posefleet.platform.spool import Spool
-from posefleet.platform.tracker import Tracker
-from posefleet.platform.tracking import (
-    DataInput,
-    find_runs,
-    flatten,
-    git_revision,
-    main,
-    read_run,
-    start_run,
-    sync_spool,
-)
+from posefleet.platform.tracking.__main__ import main, sync_spool
+from posefleet.platform.tracking.client import TrackingError, default_uri, tracking_uri
+from posefleet.platform.tracking.runs import DataInput, find_runs, flatten, git_revision, read_run, start_run
+from posefleet.platform.tracking.spool import Spool
+from posefleet.platform.tracking.tracker import Tracker
 
 START = """
 import sys
@@ -103,7 +95,7 @@ def test_the_revision_names_the_commit_and_says_when_files_differ(
 
 
 def test_a_worker_does_not_wait_for_the_import_of_mlflow() -> None:
-    code = "import sys, posefleet.platform.tracker; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, posefleet.platform.tracking.tracker; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

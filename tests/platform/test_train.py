@@ -12,7 +12,7 @@ import pytest
 
 from posefleet.platform.checkpoint import CheckpointStore, read_meta
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.tracking import find_runs
+from posefleet.platform.tracking.runs import find_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 

@@ -17,7 +17,7 @@ from posefleet.platform.run import Run, open_search
 from posefleet.platform.search import Search
 from posefleet.platform.search_report import leave_search
 from posefleet.platform.space import Choice, Range, Space, apply
-from posefleet.platform.tracking import RunSummary, find_runs, read_metrics
+from posefleet.platform.tracking.runs import RunSummary, find_runs, read_metrics
 from posefleet.platform.tune import Engine, room, run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]

@@ -15,7 +15,7 @@ def registry(people_shards: Path, new_database: Path, tmp_path_factory: pytest.T
     """URI of a store with a model ``pose``: version 1 is champion, 2 challenger; they find different poses."""
     import shutil
 
-    from posefleet.platform.registry import CHALLENGER, CHAMPION, promote
+    from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, promote
 
     folder = tmp_path_factory.mktemp("registry")
     shutil.copy(new_database, folder)

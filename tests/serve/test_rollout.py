@@ -16,8 +16,8 @@ from small_settings import small_release, small_settings, untrained_checkpoint
 
 from posefleet.jobs import promote
 from posefleet.platform.inference import Predictor
-from posefleet.platform.registry import CHALLENGER, CHAMPION, find_model
-from posefleet.platform.registry import promote as register
+from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, find_model
+from posefleet.platform.tracking.registry import promote as register
 
 pytestmark = pytest.mark.ray
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from posefleet.platform.registry import CHALLENGER as ALIAS
-from posefleet.platform.registry import CHAMPION
+from posefleet.platform.tracking.registry import CHALLENGER as ALIAS
+from posefleet.platform.tracking.registry import CHAMPION
 from posefleet.serve import versions
 from posefleet.serve.app import _model_info
 from posefleet.serve.problems import Refusal

@@ -35,7 +35,7 @@ from posefleet.platform.config.loading import build_experiment, read_yaml, to_di
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import training_set
 from posefleet.platform.run import read_run
-from posefleet.platform.tracking import read_metrics
+from posefleet.platform.tracking.runs import read_metrics
 from posefleet.platform.train import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"

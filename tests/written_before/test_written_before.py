@@ -29,11 +29,11 @@ from posefleet.platform.checkpoint import (
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, fit, training_set
-from posefleet.platform.registry import CHAMPION, find_alias
 from posefleet.platform.run import read_run
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.tracking import read_metrics
-from posefleet.platform.tracking import read_run as read_tracked
+from posefleet.platform.tracking.registry import CHAMPION, find_alias
+from posefleet.platform.tracking.runs import read_metrics
+from posefleet.platform.tracking.runs import read_run as read_tracked
 from posefleet.platform.train import train
 
 CLOSE = 1e-3

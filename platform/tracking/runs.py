@@ -1,13 +1,12 @@
 """Experiment tracking: the one door to MLflow.
 
 The driver opens a run (:func:`start_run`) and hands its id to the workers; rank 0 logs through a
-:class:`~posefleet.platform.tracker.Tracker`, which puts events into a spool on disk. A :class:`Sender` empties spools,
+:class:`~posefleet.platform.tracking.tracker.Tracker`, which puts events into a spool on disk. A :class:`Sender` empties spools,
 while training runs or later::
 
     python -m posefleet.platform.tracking sync SPOOL_DIR
 """
 
-import argparse
 import json
 import logging
 import os
@@ -18,11 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posefleet.data.loading.memory import collect_garbage_rarely
-from posefleet.platform.mlflow_client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
-from posefleet.platform.runtime.redaction import redacted, restored
-from posefleet.platform.sender import Sender
-from posefleet.platform.spool import Spool
+from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.tracking.client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -301,48 +297,3 @@ def _summary(run: Any) -> RunSummary:
         tags=run.data.tags,
         artifact_uri=run.info.artifact_uri,
     )
-
-
-# ---------------------------------------------------------------------------------------------------- command line
-
-
-def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
-    """Send what a training left in its spool; safe at any time, as often as you like, also beside a running training.
-
-    Args:
-        uri: Where to send it; None: where the training meant to; a password comes from $MLFLOW_TRACKING_URI.
-
-    Returns:
-        The number of events sent.
-
-    Raises:
-        ValueError: The folder is not a spool.
-        TrackingError: MLflow does not answer or refuses; the events stay.
-    """
-    spool = Spool(spool_dir)
-    header = spool.header()
-    uri = tracking_uri(uri or restored(header["uri"]))
-    with explained(uri):
-        return Sender(uri, header["run_id"]).send(spool)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``sync SPOOL_DIR``: returns the exit status."""
-    collect_garbage_rarely()
-    parser = argparse.ArgumentParser(prog="python -m posefleet.platform.tracking", description="Tools for tracking.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sync = commands.add_parser("sync", help="send the events that a training kept while its server was down")
-    sync.add_argument("spool_dir", type=Path, help="the spool folder of the run")
-    sync.add_argument("--uri", help="tracking URI, when the server has moved")
-    options = parser.parse_args(arguments)
-    try:
-        count = sync_spool(options.spool_dir, options.uri)
-    except (ValueError, TrackingError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{count} events sent from {options.spool_dir}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from posefleet.platform.mlflow_client import clean_name, connect, explained, first_line, store_uri
 from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.redaction import redacted
-from posefleet.platform.tracking import LONGEST_DIGEST, DataInput, flatten, start_run
+from posefleet.platform.tracking.client import clean_name, connect, explained, first_line, store_uri
+from posefleet.platform.tracking.runs import LONGEST_DIGEST, DataInput, flatten, start_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -149,7 +149,7 @@ def find_version(address: str, uri: str = "") -> Version:
 
     Args:
         address: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
-        uri: The store, see :func:`~posefleet.platform.mlflow_client.store_uri`.
+        uri: The store, see :func:`~posefleet.platform.tracking.client.store_uri`.
 
     Raises:
         ValueError: The address is malformed, or there is no such model, alias or version; names those there are.

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posefleet.platform.mlflow_client import clean_name, connect
-from posefleet.platform.spool import Event, Spool
+from posefleet.platform.tracking.client import clean_name, connect
+from posefleet.platform.tracking.spool import Event, Spool
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

@@ -1,7 +1,7 @@
 """Logging of a run from rank 0: a queue in memory, a spool on disk, a thread that sends.
 
 Training never waits for the tracking server and never fails because of it. One background thread writes what was
-logged to a :class:`~posefleet.platform.spool.Spool` every second and sends it from there every five. While the server
+logged to a :class:`~posefleet.platform.tracking.spool.Spool` every second and sends it from there every five. While the server
 is down events stay in the spool; this process, a restart with the same spool, or
 ``python -m posefleet.platform.tracking sync`` sends them later.
 """
@@ -15,12 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import psutil
-
-from posefleet.platform.mlflow_client import first_line, tracking_uri
 from posefleet.platform.runtime.redaction import redacted
-from posefleet.platform.sender import Sender
-from posefleet.platform.spool import Event, Spool
+from posefleet.platform.tracking.client import first_line, tracking_uri
+from posefleet.platform.tracking.sender import Sender
+from posefleet.platform.tracking.spool import Event, Spool
+from posefleet.platform.tracking.system_metrics import _Machine
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 """RUNNING: others go on with the run."""
@@ -45,8 +44,8 @@ class Tracker:
     ) -> None:
         """
         Args:
-            uri: See :func:`posefleet.platform.mlflow_client.tracking_uri`.
-            run_id: From :func:`posefleet.platform.tracking.start_run`.
+            uri: See :func:`posefleet.platform.tracking.client.tracking_uri`.
+            run_id: From :func:`posefleet.platform.tracking.runs.start_run`.
             spool_dir: Where events wait for the server; one folder per run, kept over restarts.
             send_every: Seconds between two requests.
             system_every: Seconds between two samples of the machine (``system/...``); 0: none.
@@ -181,54 +180,6 @@ class Tracker:
             if self._unstored:
                 self.spool.append(self._unstored)
                 self._unstored = []
-
-
-class _Machine:
-    """Load and memory of this machine and its GPUs, under the names that MLflow's pages know.
-
-    MLflow's own monitor is not used: its thread ends for good at the first request that fails.
-    """
-
-    def __init__(self, every: float) -> None:
-        self._every = every
-        self._next = time.monotonic() + every
-        self._gpus: list[Any] | None = None
-        self._process = psutil.Process()
-        psutil.cpu_percent()  # the first call has no interval to measure
-
-    def sample(self) -> dict[str, float]:
-        """``system/...`` values, or nothing when the last sample is younger than the interval."""
-        if not self._every or time.monotonic() < self._next:
-            return {}
-        self._next = time.monotonic() + self._every
-        memory = psutil.virtual_memory()
-        return {
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/system_memory_usage_megabytes": memory.used / 1e6,
-            "system/system_memory_usage_percentage": memory.percent,
-            "system/process_memory_megabytes": self._process.memory_info().rss / 1e6,
-        } | self._gpu_sample()
-
-    def _gpu_sample(self) -> dict[str, float]:
-        try:
-            import pynvml  # comes with the package nvidia-ml-py
-        except ImportError:
-            return {}
-        try:
-            if self._gpus is None:
-                self._gpus = []  # asked once; stays empty where there is no driver
-                pynvml.nvmlInit()
-                self._gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-            values: dict[str, float] = {}
-            for index, gpu in enumerate(self._gpus):
-                memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-                values[f"system/gpu_{index}_memory_usage_megabytes"] = memory.used / 1e6
-                values[f"system/gpu_{index}_memory_usage_percentage"] = 100 * memory.used / memory.total
-                values[f"system/gpu_{index}_utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
-                values[f"system/gpu_{index}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000
-        except pynvml.NVMLError:
-            return {}
-        return values
 
 
 def _drain(waiting: "queue.SimpleQueue[Any]") -> list[Any]:
