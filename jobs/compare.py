@@ -209,9 +209,10 @@ def _synthetic(data: str, out: Path) -> str:
 
 def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
     """Train every row once for each seed, then show the ladder and its orderings."""
-    from posefleet.platform import ablation, comparison, plots, report
+    from posefleet.platform import ablation, comparison
     from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.series import train_all
+    from posefleet.platform.visualization import plots, report
 
     rows = ablation.choose(_ladder(options.ablate), options.rows)
     common = _common([options.ablate], options, overrides, out)
@@ -286,9 +287,10 @@ def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str
 
 
 def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
-    from posefleet.platform import comparison, page, plots, report
+    from posefleet.platform import comparison, page
     from posefleet.platform.checkpoint import find_checkpoint, read_meta
     from posefleet.platform.runtime.worker import LocalWorker
+    from posefleet.platform.visualization import plots, report
 
     warning = comparison.same_data({n: read_meta(find_checkpoint(run)).experiment for n, run in runs.items()})
     entries = []

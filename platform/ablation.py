@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posefleet.platform.comparison import table
 from posefleet.platform.config.loading import read_yaml
+from posefleet.platform.visualization.tables import table
 
 SHOWN = ("AP", "AP50", "AP75", "APM", "APL", "AR")
 """Statistics that papers report, in the order of columns."""

@@ -27,11 +27,12 @@ from posefleet.platform.config.loading import to_dict
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, training_set
 from posefleet.platform.optim import build_optimizer
-from posefleet.platform.report import ap_differences, best_first, comparison_table
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.step import train_step
 from posefleet.platform.tracking.runs import flatten
+from posefleet.platform.visualization.report import ap_differences, best_first, comparison_table
+from posefleet.platform.visualization.tables import table
 
 CROWDS = (1, 5, 10, 30)
 """People in the images that prediction is timed on."""
@@ -286,7 +287,7 @@ def ranked(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def differences(entries: Sequence[Entry]) -> dict[tuple[str, str], Interval]:
-    """See :func:`posefleet.platform.report.ap_differences`."""
+    """See :func:`posefleet.platform.visualization.report.ap_differences`."""
     return ap_differences({entry.name: entry.evaluation for entry in entries})
 
 
@@ -324,12 +325,6 @@ def as_dict(entries: Sequence[Entry]) -> dict[str, Any]:
         }
         for entry in entries
     }
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
 
 
 def _scene(people: int) -> np.ndarray:

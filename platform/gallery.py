@@ -10,7 +10,7 @@ from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform, Resize, move_poses
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.loop import evaluation_set
-from posefleet.platform.report import OVERLAY_SIDE, prediction_picture, truth_picture
+from posefleet.platform.visualization.report import OVERLAY_SIDE, prediction_picture, truth_picture
 
 TELLING, AT_RANDOM = 6, 4
 """Images where the runs differ most, and others."""

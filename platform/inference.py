@@ -23,9 +23,9 @@ from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, m
 from posefleet.models.parts.ops.oks import score_by_truth
 from posefleet.platform.checkpoint import find_checkpoint, load_model
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.drawing import draw_poses
 from posefleet.platform.export import cached_onnx, load_onnx
 from posefleet.platform.runtime.paths import MODELS, resolve_path
+from posefleet.platform.visualization.drawing import draw_poses
 
 Picture = str | Path | bytes | np.ndarray
 """An image file's path, URI or bytes, or (H, W, 3) uint8 RGB pixels."""

@@ -125,7 +125,7 @@ def evaluate(
     Returns:
         The scores on rank 0, None on the others.
     """
-    from posefleet.platform.report import leave_evaluation  # matplotlib; not needed to train
+    from posefleet.platform.visualization.report import leave_evaluation  # matplotlib; not needed to train
 
     schema = load_schema(experiment.schema)
     worker.watch.enter(Phase.EVALUATION)
@@ -405,7 +405,7 @@ def _log_targets(experiment: Experiment, worker: LocalWorker, dataset: ShardData
     """Draw the first training images with their targets, so that wrong targets are seen before training ends."""
     if worker.sink is None or worker.rank or not hasattr(model, "target_points"):
         return
-    from posefleet.platform.report import leave_targets
+    from posefleet.platform.visualization.report import leave_targets
 
     batch = dataset.batch(range(min(len(dataset), 8)))
     leave_targets(worker.sink, batch, model.target_points(batch.images.shape[-2:], batch.people), dataset.schema)  # type: ignore[operator]

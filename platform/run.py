@@ -25,12 +25,12 @@ from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
-from posefleet.platform.report import leave_curves
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redacted, restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
 from posefleet.platform.tracking.tracker import Status, Tracker
+from posefleet.platform.visualization.report import leave_curves
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from posefleet.platform.plots import FAINT, GREY, INK, SERIES, legend, name_rows, new_figure, short, style
 from posefleet.platform.search import Trial
+from posefleet.platform.visualization.plots import FAINT, GREY, INK, SERIES, legend, name_rows, new_figure, short, style
 
 
 def history(trials: Sequence[Trial], default: float | None) -> Figure:

@@ -8,11 +8,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from posefleet.platform import search_plots
-from posefleet.platform.comparison import table
 from posefleet.platform.config.loading import to_yaml
-from posefleet.platform.plots import save_png
 from posefleet.platform.search import Search, Trial
 from posefleet.platform.space import Range
+from posefleet.platform.visualization.plots import save_png
+from posefleet.platform.visualization.tables import table
 
 SHOWN = 10
 """Best trials in the table."""

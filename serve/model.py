@@ -19,8 +19,8 @@ from posefleet.data.images import decode_untrusted, encode_jpeg
 from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.platform.agreement import compare_poses
-from posefleet.platform.drawing import draw_poses
 from posefleet.platform.inference import Predictor, describe_poses
+from posefleet.platform.visualization.drawing import draw_poses
 from posefleet.serve.batching import Batcher
 from posefleet.serve.metrics import ModelMetrics, ShadowMetrics
 from posefleet.serve.problems import Refusal

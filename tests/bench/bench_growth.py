@@ -52,7 +52,7 @@ def main() -> None:
     if args.json:
         Path(args.json).write_text(json.dumps([point._asdict() for point in points], indent=1) + "\n")
     if args.plot:
-        from posefleet.platform.plots import save_png
+        from posefleet.platform.visualization.plots import save_png
 
         save_png(figure(points), args.plot)
 

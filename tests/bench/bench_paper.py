@@ -27,13 +27,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from posefleet.models import available_methods
 from posefleet.platform.checkpoint import STATE, WEIGHTS, CheckpointStore, build_model
-from posefleet.platform.comparison import table
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, read_yaml
 from posefleet.platform.ema import AveragedWeights
 from posefleet.platform.loop import training_set
 from posefleet.platform.optim import build_optimizer
 from posefleet.platform.state import TrainingState
+from posefleet.platform.visualization.tables import table
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 PEOPLE = 3

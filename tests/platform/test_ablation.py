@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from posefleet.platform import ablation, report
+from posefleet.platform import ablation
+from posefleet.platform.visualization import report
 
 LADDER = """
 rows:

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 from small_settings import small_settings
 
-from posefleet.platform import comparison, plots, report
+from posefleet.platform import comparison
 from posefleet.platform.checkpoint import CheckpointStore, read_meta
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.visualization import plots, report
 
 
 @pytest.fixture(scope="module")

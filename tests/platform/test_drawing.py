@@ -6,7 +6,7 @@ import torch
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses, TargetPoints
-from posefleet.platform.drawing import (
+from posefleet.platform.visualization.drawing import (
     INK,
     LEFT,
     MARKERS,

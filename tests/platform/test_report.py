@@ -13,7 +13,7 @@ from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses, Sample, TargetPoints, collate
-from posefleet.platform import plots, report
+from posefleet.platform.visualization import figures, plots, report
 
 
 def people_at(*corners: tuple[float, float]) -> list[dict]:
@@ -75,14 +75,14 @@ def test_a_figure_becomes_a_picture(tmp_path: Path) -> None:
 
 def test_losses_of_very_different_size_get_a_logarithmic_scale() -> None:
     history = [(step, {"total": 2.0, "heatmap": 1.0}) for step in range(10)]
-    assert report.loss_curves(history).axes[0].get_yscale() == "linear"
+    assert figures.loss_curves(history).axes[0].get_yscale() == "linear"
     history = [(step, {"total": 2.0, "heatmap": 0.01}) for step in range(10)]
-    assert report.loss_curves(history).axes[0].get_yscale() == "log"
+    assert figures.loss_curves(history).axes[0].get_yscale() == "log"
 
 
 def test_a_loss_is_smoothed_and_its_last_value_named() -> None:
     history = [(step, {"total": 2.0 + (-1) ** step}) for step in range(100)]
-    axes = report.loss_curves(history).axes[0]
+    axes = figures.loss_curves(history).axes[0]
     raw, smooth = axes.get_lines()
     np.testing.assert_array_equal(raw.get_ydata(), [2.0 + (-1) ** step for step in range(100)])
     assert smooth.get_ydata()[-1] == pytest.approx(2 - 1 / 3)  # the last three are 1, 3, 1
@@ -91,26 +91,26 @@ def test_a_loss_is_smoothed_and_its_last_value_named() -> None:
 
 def test_a_loss_that_starts_late_is_drawn_from_there() -> None:
     history = [(0, {"total": 1.0}), (10, {"total": 0.9, "score": 0.5}), (20, {"score": 0.4})]
-    total, score = report.loss_curves(history).axes[0].get_lines()
+    total, score = figures.loss_curves(history).axes[0].get_lines()
     assert total.get_xdata().tolist() == [0, 10]
     assert score.get_xdata().tolist() == [10, 20]
 
 
 def test_no_history_says_so() -> None:
-    for figure in (report.loss_curves([]), report.ap_curve([])):
+    for figure in (figures.loss_curves([]), figures.ap_curve([])):
         assert figure.axes[0].texts[0].get_text() == "nothing recorded yet"
 
 
 def test_the_best_ap_is_marked() -> None:
     history = [(0, {"AP": float("nan")}), (2, {"AP": 0.3}), (4, {"AP": 0.41}), (6, {"AP": 0.38})]
-    axes = report.ap_curve(history).axes[0]
+    axes = figures.ap_curve(history).axes[0]
     assert axes.texts[0].get_text() == "0.410"
     assert axes.get_lines()[1].get_xdata()[0] == 4
     assert axes.get_ylim()[0] == 0
 
 
 def test_precision_is_drawn_at_every_threshold_with_its_ap(shifted: Evaluation) -> None:
-    lines = report.precision_recall(shifted).axes[0].get_lines()
+    lines = figures.precision_recall(shifted).axes[0].get_lines()
     assert len(lines) == 10
     for line, precision in zip(lines, shifted.precision, strict=True):
         np.testing.assert_array_equal(line.get_ydata(), precision)
@@ -118,14 +118,14 @@ def test_precision_is_drawn_at_every_threshold_with_its_ap(shifted: Evaluation) 
 
 
 def test_bars_are_as_long_as_the_ap(shifted: Evaluation) -> None:
-    axes = report.keypoint_ap_bars(shifted).axes[0]
+    axes = figures.keypoint_ap_bars(shifted).axes[0]
     np.testing.assert_allclose([bar.get_width() for bar in axes.patches], shifted.keypoint_ap)
     np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), shifted.keypoint_oks)
     assert axes.get_yticklabels()[9].get_text() == "left wrist"
 
 
 def test_error_bars_sum_to_one(shifted: Evaluation) -> None:
-    axes = report.error_split_bars(shifted).axes[0]
+    axes = figures.error_split_bars(shifted).axes[0]
     assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(18.0)
     assert "0 of 2 people missed" in axes.get_xlabel()
     # 6 px right and down of a nose: exp(-72 / (2 * 10,000 * 0.052^2)) = 0.26, and 60 px from anything else.
@@ -133,7 +133,7 @@ def test_error_bars_sum_to_one(shifted: Evaluation) -> None:
 
 
 def test_figures_of_nothing_are_drawn_too(nobody: Evaluation) -> None:
-    for figure in (report.precision_recall, report.keypoint_ap_bars, report.error_split_bars):
+    for figure in (figures.precision_recall, figures.keypoint_ap_bars, figures.error_split_bars):
         assert plots.png_bytes(figure(nobody))
 
 

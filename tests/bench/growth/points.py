@@ -55,7 +55,7 @@ def figure(points: Sequence[Point]) -> "Figure":
     """CPU seconds and peak memory over samples, and CPU seconds over the other counts, on logarithmic axes."""
     from matplotlib.figure import Figure  # not in the processes that are measured
 
-    from posefleet.platform.plots import GREY, SERIES, style
+    from posefleet.platform.visualization.plots import GREY, SERIES, style
 
     drawn = Figure(figsize=(10.0, 4.2), layout="constrained")
     panels = drawn.subplots(1, 3)

@@ -14,7 +14,7 @@ import numpy as np
 from server import Load, Server, misses, running_server, wait_for
 
 from posefleet.platform.inference import Predictor
-from posefleet.platform.plots import GREY, SERIES, legend, new_figure, save_png, style
+from posefleet.platform.visualization.plots import GREY, SERIES, legend, new_figure, save_png, style
 from serving.material import photographs, untrained
 from serving.sides import Clients, Part, Shot
 from serving.speed import served

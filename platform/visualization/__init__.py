@@ -1,0 +1,3 @@
+"""Images, figures, tables and reports that people look at.
+
+Doors: ``drawing``, ``plots``, ``figures``, ``tables``, ``report``."""
