@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform import sources
-    from posefleet.platform.checkpoint import CheckpointError
+    from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.comparison import folder_of
     from posefleet.platform.config.cli import fail
     from posefleet.platform.runtime.paths import resolve_path
@@ -288,7 +288,8 @@ def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str
 
 def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
     from posefleet.platform import comparison, page
-    from posefleet.platform.checkpoint import find_checkpoint, read_meta
+    from posefleet.platform.checkpoints.format import read_meta
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.visualization import plots, report
 

@@ -44,7 +44,7 @@ def main() -> int:
             )
             return 0
         fail("--checkpoint is missing; give a checkpoint or the folder of a run")
-    from posefleet.platform.checkpoint import CheckpointError  # after --help: torch takes seconds
+    from posefleet.platform.checkpoints.format import CheckpointError  # after --help: torch takes seconds
 
     try:
         return _evaluate(values, arguments)
@@ -60,7 +60,9 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.data.loading.coco_dataset import FolderDataset
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.data.structures import Poses
-    from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
+    from posefleet.platform.checkpoints.format import read_meta
+    from posefleet.platform.checkpoints.load import load_model
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.config.cli import override
     from posefleet.platform.loop import evaluate
     from posefleet.platform.runtime.paths import resolve_path

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when written, 1 when poses differ too much (nothing is written), 2 on bad input."""
     collect_garbage_rarely()
     options, overrides = _parse(arguments)
-    from posefleet.platform.checkpoint import CheckpointError  # after --help: torch takes seconds
+    from posefleet.platform.checkpoints.format import CheckpointError  # after --help: torch takes seconds
 
     try:
         return _export(options, overrides)
@@ -77,7 +77,9 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
     import tempfile
 
     from posefleet.data.io.files import write_file
-    from posefleet.platform.checkpoint import find_checkpoint, load_model, read_meta
+    from posefleet.platform.checkpoints.format import read_meta
+    from posefleet.platform.checkpoints.load import load_model
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.config.cli import override
     from posefleet.platform.export import Agreement, export_onnx
     from posefleet.platform.inference import Predictor

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     from posefleet.data.pictures import list_pictures  # imports torch, which --help does without
     from posefleet.platform.batch import Crew, Wanted, predict_pictures
-    from posefleet.platform.checkpoint import CheckpointError
+    from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.config.cli import fail
     from posefleet.platform.runtime.paths import resolve_path
 

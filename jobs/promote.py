@@ -35,7 +35,7 @@ from posefleet.platform.tracking.registry import (
 )
 
 if TYPE_CHECKING:
-    from posefleet.platform.checkpoint import Meta
+    from posefleet.platform.checkpoints.format import Meta
     from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.gate import Split, Verdict
     from posefleet.platform.shadowing import Shadowing
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parse(arguments)
     errors: tuple[type[Exception], ...] = (ValueError, TrackingError)
     if not options.rollback:  # going back must be quick, and torch takes seconds
-        from posefleet.platform.checkpoint import CheckpointError
+        from posefleet.platform.checkpoints.format import CheckpointError
         from posefleet.platform.shadowing import ShadowError
 
         errors = (*errors, CheckpointError, ShadowError)
@@ -164,7 +164,8 @@ def _rollback(options: argparse.Namespace) -> int:
 
 def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
     from posefleet.data.loading.memory import keep_freed_memory
-    from posefleet.platform.checkpoint import find_checkpoint, read_meta
+    from posefleet.platform.checkpoints.format import read_meta
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.gate import Bounds, judge
 
     named = resolve_path(_best_trial(options.search) if options.search else options.run)
@@ -202,7 +203,8 @@ def _bounds(options: argparse.Namespace, *, shadow: bool = False) -> dict[str, A
 def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
     """The challenger, as it is and as it was compared, becomes champion: aliases move, and nothing is registered."""
     from posefleet.data.loading.memory import keep_freed_memory
-    from posefleet.platform.checkpoint import find_checkpoint, read_meta
+    from posefleet.platform.checkpoints.format import read_meta
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.gate import Bounds, ShadowBounds, judge, live
     from posefleet.platform.shadowing import read_shadowing
 

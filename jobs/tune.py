@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collect_garbage_rarely()
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
-    from posefleet.platform.checkpoint import CheckpointError
+    from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.config.cli import fail
     from posefleet.platform.tracking.client import TrackingError
 
@@ -118,7 +118,8 @@ class _Plan:
 
 
 def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
-    from posefleet.platform.checkpoint import find_checkpoint, read_meta
+    from posefleet.platform.checkpoints.format import read_meta
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.config.cli import override, parse_experiment
     from posefleet.platform.config.loading import read_yaml
     from posefleet.platform.runtime.paths import resolve_path
@@ -230,7 +231,8 @@ def _train(plan: _Plan) -> int:
 
 def _gain_of_runs(search: Any) -> str:
     """The best trial against the default, scored once more on the same images."""
-    from posefleet.platform.checkpoint import find_checkpoint, load_model
+    from posefleet.platform.checkpoints.load import load_model
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.loop import evaluate
     from posefleet.platform.runtime.worker import LocalWorker
 

@@ -42,7 +42,8 @@ from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_mem
 from posefleet.data.pictures import Picture, Pictures, chunks, read_picture
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.data.video import Frame, Video, VideoFile
-from posefleet.platform.checkpoint import copy_for_use, find_checkpoint, read_content
+from posefleet.platform.checkpoints.format import copy_for_use, read_content
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.inference import Prediction, Predictor
 from posefleet.platform.pose_tables import Counts, Found, join_parts, read_part, write_part, write_tables
 from posefleet.platform.runtime import logs

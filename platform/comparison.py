@@ -21,7 +21,9 @@ from posefleet.data.loading.loader import training_batches
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.platform.checkpoint import CheckpointError, Meta, find_checkpoint, load_model, read_meta
+from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
 from posefleet.platform.inference import Predictor

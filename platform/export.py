@@ -26,7 +26,8 @@ from posefleet.data.io.files import write_file
 from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import STRIDE, Poses
 from posefleet.models import ExportableModel
-from posefleet.platform.checkpoint import WEIGHTS, CheckpointError, build_model, load_model, read_content
+from posefleet.platform.checkpoints.format import WEIGHTS, CheckpointError, read_content
+from posefleet.platform.checkpoints.load import build_model, load_model
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
 
@@ -103,7 +104,7 @@ def export_onnx(checkpoint: str, *, experiment: Experiment | None = None) -> byt
     """A checkpoint as an ONNX file, in float32.
 
     Args:
-        checkpoint: See :func:`posefleet.platform.checkpoint.find_checkpoint`.
+        checkpoint: See :func:`posefleet.platform.checkpoints.resolve.find_checkpoint`.
         experiment: Settings to write into the file instead of the checkpoint's own (another decoding, say).
 
     Raises:

@@ -27,7 +27,8 @@ from posefleet.data.loading.source import SampleSource, Transform
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
 from posefleet.data.structures import Poses
-from posefleet.platform.checkpoint import copy_for_use, load_model, read_meta, read_weights
+from posefleet.platform.checkpoints.format import copy_for_use, read_meta, read_weights
+from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.comparison import predict_ms
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference import Predictor

@@ -21,7 +21,8 @@ from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.structures import Batch, People, Poses, Sample, collate, round_up
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
 from posefleet.models.parts.ops.oks import score_by_truth
-from posefleet.platform.checkpoint import find_checkpoint, load_model
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.export import cached_onnx, load_onnx
 from posefleet.platform.runtime.paths import MODELS, resolve_path

@@ -27,7 +27,7 @@ from posefleet.data.loading.source import SampleSource
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform, TrainTransform
-from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.monitoring.monitor import Supervision, supervised

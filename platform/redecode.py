@@ -21,7 +21,7 @@ from posefleet.data.loading.loader import evaluation_batches
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.models import RedecodableModel
-from posefleet.platform.checkpoint import load_model
+from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluation_set, ground_truth
@@ -36,7 +36,7 @@ class Redecoder:
     def __init__(self, checkpoint: str, experiment: Experiment, device: torch.device, *, images: int = 0) -> None:
         """
         Args:
-            checkpoint: See :func:`posefleet.platform.checkpoint.find_checkpoint`.
+            checkpoint: See :func:`posefleet.platform.checkpoints.resolve.find_checkpoint`.
             experiment: Its own, but for decoding and ``data.eval``.
             images: Score the first so many images of the split; 0: all.
 

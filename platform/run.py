@@ -22,7 +22,9 @@ import fsspec
 
 from posefleet.data.io.files import read_json, write_file
 from posefleet.data.shards.layout import read_manifest
-from posefleet.platform.checkpoint import CheckpointStore, copy_for_use, find_checkpoint
+from posefleet.platform.checkpoints.format import copy_for_use
+from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
 from posefleet.platform.runtime.paths import resolve_path

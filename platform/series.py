@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 
 from posefleet.data.shards.layout import read_manifest
-from posefleet.platform.checkpoint import build_model
+from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.comparison import begun, finished, folder_of, train_speed
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.worker import LocalWorker

@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from posefleet.platform.checkpoint import (
-    CheckpointError,
-    CheckpointStore,
-    Meta,
-    build_model,
-    load_weights,
-    read_meta,
-    read_state,
-)
+from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta, read_state
+from posefleet.platform.checkpoints.load import build_model, load_weights
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.ema import AveragedWeights
 from posefleet.platform.optim import build_optimizer

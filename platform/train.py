@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
-from posefleet.platform.checkpoint import CheckpointError
+from posefleet.platform.checkpoints.format import CheckpointError
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
 from posefleet.platform.loop import Stopped, check_data, fit

@@ -27,7 +27,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search import Searcher
 
 from posefleet.data.loading.memory import collect_garbage_rarely
-from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_meta
+from posefleet.platform.checkpoints.format import CheckpointError, read_meta
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.comparison import costs
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment, to_dict

@@ -15,7 +15,8 @@ from typing import Any
 from ray import serve
 
 from posefleet.data.loading.memory import collect_garbage_rarely
-from posefleet.platform.checkpoint import Meta, find_checkpoint, read_meta
+from posefleet.platform.checkpoints.format import Meta, read_meta
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.placement import STEADY
 from posefleet.platform.runtime.redaction import redacted

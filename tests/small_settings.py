@@ -43,7 +43,9 @@ def untrained_checkpoint(
     """
     import torch
 
-    from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
+    from posefleet.platform.checkpoints.format import Meta
+    from posefleet.platform.checkpoints.load import build_model
+    from posefleet.platform.checkpoints.store import CheckpointStore
     from posefleet.platform.config.loading import build_experiment
 
     model = {**settings["model"], "decode": {"score_floor": 0.0, "max_poses": 5}}
@@ -59,7 +61,7 @@ def untrained_checkpoint(
 def small_release(settings: dict[str, Any], checkpoint: str, folder: Path) -> "Release":
     """What becomes a version of a registered model; its files lie in the new ``folder``."""
     from posefleet.data.keypoints import COCO17
-    from posefleet.platform.checkpoint import copy_for_use
+    from posefleet.platform.checkpoints.format import copy_for_use
     from posefleet.platform.config.loading import build_experiment, to_dict
     from posefleet.platform.tracking.registry import Release
     from posefleet.platform.tracking.runs import DataInput

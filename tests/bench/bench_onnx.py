@@ -23,7 +23,9 @@ from methods import paper_config
 from small_models import shipped
 
 from posefleet.models import available_methods
-from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
+from posefleet.platform.checkpoints.format import Meta
+from posefleet.platform.checkpoints.load import build_model
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.export import export_onnx, load_onnx
 

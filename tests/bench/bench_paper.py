@@ -26,7 +26,9 @@ from methods import paint_scene
 from torch.utils.flop_counter import FlopCounterMode
 
 from posefleet.models import available_methods
-from posefleet.platform.checkpoint import STATE, WEIGHTS, CheckpointStore, build_model
+from posefleet.platform.checkpoints.format import STATE, WEIGHTS
+from posefleet.platform.checkpoints.load import build_model
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, read_yaml
 from posefleet.platform.ema import AveragedWeights

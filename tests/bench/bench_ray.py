@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 from bench_step import make_experiment
 
-from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, read_yaml, to_yaml
 

@@ -33,7 +33,7 @@ from posefleet.data.structures import Batch
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SceneConfig
 from posefleet.platform import loop
-from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, read_yaml
 from posefleet.platform.run import RunSink, open_run

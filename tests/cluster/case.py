@@ -18,7 +18,8 @@ from processes import kill_family, wait_for
 from steps import Step, read_steps, samples_seen
 
 from posefleet.data.shards.layout import read_manifest
-from posefleet.platform.checkpoint import WEIGHTS, CheckpointStore, read_content
+from posefleet.platform.checkpoints.format import WEIGHTS, read_content
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.run import read_run as open_run_of
 from posefleet.platform.tracking.runs import find_runs, read_metrics, read_run
 from posefleet.platform.tracking.spool import Spool

@@ -16,7 +16,9 @@ from small_settings import small_settings
 from torch.nn.utils import parameters_to_vector
 
 from posefleet.data.shards.layout import read_manifest
-from posefleet.platform.checkpoint import CheckpointStore, build_model, load_model, read_meta
+from posefleet.platform.checkpoints.format import read_meta
+from posefleet.platform.checkpoints.load import build_model, load_model
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.tracking.runs import find_runs, read_metrics
 

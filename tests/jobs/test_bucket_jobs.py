@@ -19,7 +19,8 @@ from mlflow_server import Server
 from object_store import SECRET, ObjectStore
 
 from posefleet.jobs import evaluate, predict, shard_coco
-from posefleet.platform.checkpoint import find_checkpoint, read_meta
+from posefleet.platform.checkpoints.format import read_meta
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.train import train
 

@@ -5,7 +5,7 @@ import pytest
 from posefleet.jobs import compare
 from posefleet.models import available_methods
 from posefleet.platform import ablation
-from posefleet.platform.checkpoint import build_model
+from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.series import budgeted
 
 LADDERS = sorted(path.stem for path in (compare.CONFIGS / "ladders").glob("*.yaml"))

@@ -15,7 +15,7 @@ from small_settings import small_release, untrained_checkpoint
 
 from posefleet.jobs import evaluate
 from posefleet.jobs.promote import main
-from posefleet.platform.checkpoint import read_meta
+from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, find_model, promote
 
 ROOT = Path(__file__).resolve().parents[2]

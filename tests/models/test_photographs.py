@@ -12,7 +12,8 @@ import torch
 from posefleet.data.coco.source import find_source
 from posefleet.data.keypoints import COCO17
 from posefleet.data.shards.build import shard_coco
-from posefleet.platform.checkpoint import CheckpointStore, load_model
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
 from posefleet.platform.loop import evaluate, fit
 from posefleet.platform.runtime.worker import LocalWorker

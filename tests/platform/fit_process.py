@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from posefleet.platform import loop
-from posefleet.platform.checkpoint import CheckpointStore, load_model
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.worker import LocalWorker

@@ -21,7 +21,8 @@ from posefleet.data.shards.build import shard_coco
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
 from posefleet.data.transforms import EvalTransform, Resize
-from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, Meta, read_meta, read_state, read_weights
+from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta, read_state, read_weights
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.train import train

@@ -5,17 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from posefleet.platform.checkpoint import (
-    CheckpointError,
-    CheckpointStore,
-    Meta,
-    _untrained,
-    build_model,
-    load_model,
-    load_weights,
-    read_meta,
-    read_state,
-)
+from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta, read_state
+from posefleet.platform.checkpoints.load import _untrained, build_model, load_model, load_weights
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 

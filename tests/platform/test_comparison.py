@@ -6,7 +6,8 @@ import pytest
 from small_settings import small_settings
 
 from posefleet.platform import comparison
-from posefleet.platform.checkpoint import CheckpointStore, read_meta
+from posefleet.platform.checkpoints.format import read_meta
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker

@@ -19,7 +19,8 @@ from posefleet.data.structures import Poses
 from posefleet.jobs import export as job
 from posefleet.models import available_methods
 from posefleet.platform import export
-from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, Meta, read_content
+from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_content
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.export import Agreement, OnnxNetwork, cached_onnx, export_onnx, load_onnx, read_facts
 from posefleet.platform.inference import Predictor

@@ -17,7 +17,9 @@ from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform import gate
-from posefleet.platform.checkpoint import CheckpointError, CheckpointStore, load_model, read_meta
+from posefleet.platform.checkpoints.format import CheckpointError, read_meta
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.gate import Bounds, ShadowBounds, Split, Verdict, judge
 from posefleet.platform.inference import Predictor
 from posefleet.platform.shadowing import Shadowing

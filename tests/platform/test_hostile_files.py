@@ -27,7 +27,9 @@ from posefleet.models.detposenet.detector import DetectorConfig, TorchvisionDete
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.safe_load import read_tensors
 from posefleet.platform.batch import predict_pictures
-from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, read_state
+from posefleet.platform.checkpoints.format import CheckpointError, read_state
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.inference import Predictor
 from posefleet.platform.pose_tables import read_part

@@ -8,7 +8,10 @@ import torch
 from fit_process import StoppingWorker
 
 from posefleet.data.structures import Batch
-from posefleet.platform.checkpoint import CheckpointStore, find_checkpoint, load_model, read_meta, read_state
+from posefleet.platform.checkpoints.format import read_meta, read_state
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import Stopped, evaluate, fit

@@ -15,7 +15,7 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.platform import comparison, gallery, page
-from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import evaluation_set, fit, ground_truth
 from posefleet.platform.runtime.worker import LocalWorker

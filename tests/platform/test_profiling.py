@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.cli import parse_experiment
 from posefleet.platform.config.experiment import Profile
 from posefleet.platform.config.loading import build_experiment

@@ -12,7 +12,8 @@ from small_models import small
 
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.models import available_methods, load_method
-from posefleet.platform.checkpoint import CheckpointStore, load_model
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import evaluate, fit

@@ -15,7 +15,9 @@ from small_settings import small_release, untrained_checkpoint
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
-from posefleet.platform.checkpoint import CheckpointError, find_checkpoint, load_model, verify
+from posefleet.platform.checkpoints.format import CheckpointError, verify
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.inference import Predictor
 from posefleet.platform.tracking.client import TrackingError
 from posefleet.platform.tracking.registry import (

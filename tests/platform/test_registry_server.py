@@ -12,7 +12,9 @@ from mlflow_server import Server
 from postgres import Postgres, find_program
 
 from posefleet.jobs import promote
-from posefleet.platform.checkpoint import find_checkpoint, load_model, verify
+from posefleet.platform.checkpoints.format import verify
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.tracking.registry import find_model
 from posefleet.platform.train import train

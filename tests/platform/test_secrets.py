@@ -10,7 +10,7 @@ import pytest
 from mlflow_server import Server
 from small_settings import untrained_checkpoint
 
-from posefleet.platform.checkpoint import read_content
+from posefleet.platform.checkpoints.format import read_content
 from posefleet.platform.config.cli import override
 from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
 from posefleet.platform.run import read_run

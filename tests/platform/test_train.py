@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from posefleet.platform.checkpoint import CheckpointStore, read_meta
+from posefleet.platform.checkpoints.format import read_meta
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.tracking.runs import find_runs
 

@@ -10,7 +10,8 @@ import yaml
 from processes import kill_a_child, wait_for
 
 from posefleet.jobs.tune import main
-from posefleet.platform.checkpoint import find_checkpoint, read_meta
+from posefleet.platform.checkpoints.format import read_meta
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.run import Run, open_search

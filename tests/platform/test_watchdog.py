@@ -11,7 +11,7 @@ import pytest
 import torch.multiprocessing as mp
 from test_distributed import in_processes, with_settings
 
-from posefleet.platform.checkpoint import CheckpointStore
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.monitoring.watchdog import EXIT_STALLED, Standstill, Watchdog, verdict
 from posefleet.platform.runtime import logs

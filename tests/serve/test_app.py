@@ -23,7 +23,8 @@ from server import TOKEN, Answer, Server, running_server, wait_for
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
-from posefleet.platform.checkpoint import find_checkpoint, load_model
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate
 from posefleet.platform.runtime.worker import LocalWorker

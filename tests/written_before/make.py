@@ -30,7 +30,10 @@ from posefleet.data.shards.build import shard_coco
 from posefleet.data.structures import Sample
 from posefleet.data.synthetic import SceneConfig, write_dataset
 from posefleet.jobs import evaluate, promote, tune
-from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model, find_checkpoint, read_meta
+from posefleet.platform.checkpoints.format import Meta, read_meta
+from posefleet.platform.checkpoints.load import build_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import training_set

@@ -17,15 +17,10 @@ from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.structures import Poses, Sample
 from posefleet.jobs import evaluate as evaluate_job
 from posefleet.jobs import tune
-from posefleet.platform.checkpoint import (
-    CheckpointStore,
-    Meta,
-    build_model,
-    find_checkpoint,
-    read_meta,
-    read_state,
-    verify,
-)
+from posefleet.platform.checkpoints.format import Meta, read_meta, read_state, verify
+from posefleet.platform.checkpoints.load import build_model
+from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference import Predictor
 from posefleet.platform.loop import evaluate, fit, training_set

@@ -179,7 +179,7 @@ def _ranks(folder: Path, ranks: int) -> Work:
 
 def _checkpoints(folder: Path, count: int) -> Work:
     """One more checkpoint where so many are kept, then which is the latest and which the best."""
-    from posefleet.platform.checkpoint import CheckpointStore
+    from posefleet.platform.checkpoints.store import CheckpointStore
 
     store = CheckpointStore(str(folder), keep=count)
 
@@ -192,7 +192,7 @@ def _checkpoints(folder: Path, count: int) -> Work:
 
 
 def _write_checkpoints(folder: Path, count: int) -> None:
-    from posefleet.platform.checkpoint import CheckpointStore
+    from posefleet.platform.checkpoints.store import CheckpointStore
 
     store = CheckpointStore(str(folder), keep=2)
     first = Path(_save(store, 0))
@@ -207,7 +207,8 @@ def _write_checkpoints(folder: Path, count: int) -> None:
 
 def _save(store: object, step: int) -> str:
     """A checkpoint of small weights with the description of a whole one."""
-    from posefleet.platform.checkpoint import CheckpointStore, Meta
+    from posefleet.platform.checkpoints.format import Meta
+    from posefleet.platform.checkpoints.store import CheckpointStore
     from posefleet.platform.config.loading import build_experiment
 
     assert isinstance(store, CheckpointStore)
@@ -222,7 +223,7 @@ def _comparison(_: Path, runs: int) -> Work:
     from posefleet.data.evaluation.evaluate import evaluate
     from posefleet.data.evaluation.ground_truth import GroundTruth
     from posefleet.data.structures import Poses
-    from posefleet.platform.checkpoint import Meta
+    from posefleet.platform.checkpoints.format import Meta
     from posefleet.platform.comparison import CROWDS, Cost, Entry, as_markdown, differences
     from posefleet.platform.config.loading import build_experiment
 

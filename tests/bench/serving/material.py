@@ -9,7 +9,9 @@ import torch
 
 from posefleet.data.images import encode_image
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.platform.checkpoint import CheckpointStore, Meta, build_model
+from posefleet.platform.checkpoints.format import Meta
+from posefleet.platform.checkpoints.load import build_model
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[3] / "jobs" / "configs"

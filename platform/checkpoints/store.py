@@ -1,0 +1,173 @@
+"""The checkpoints of one run: which exist, which is best, and which are deleted."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import safetensors.torch
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from torch import Tensor
+
+from posefleet.data.io.files import write_file
+from posefleet.platform.checkpoints.format import (
+    META,
+    STATE,
+    WEIGHTS,
+    CheckpointError,
+    Meta,
+    read_content,
+    read_meta,
+    verify,
+)
+from posefleet.platform.config.loading import to_dict
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointStore:
+    """The checkpoints of one run, under a folder or URI."""
+
+    def __init__(self, root: str, *, keep: int = 2) -> None:
+        self.root = root.rstrip("/")
+        self.keep = keep
+        self._fs, self._path = fsspec.url_to_fs(self.root)
+
+    def save(self, meta: Meta, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+        """Write one checkpoint, drop those no longer kept, and return the new one's path.
+
+        Raises:
+            CheckpointError: It cannot be written; earlier checkpoints are as they were.
+        """
+        name = f"step-{meta.step:08d}"
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        files = {
+            WEIGHTS: safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in weights.items()}),
+            STATE: buffer.getvalue(),
+        }
+        sums = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
+        content = {
+            "format": 1,
+            "method": meta.experiment.method,
+            "schema": meta.experiment.schema,
+            "step": meta.step,
+            "position": meta.position,
+            "metrics": meta.metrics,
+            "provenance": meta.provenance,
+            "experiment": to_dict(meta.experiment),
+            "files": sums,
+        }
+        files[META] = json.dumps(content, indent=1).encode()
+        try:
+            self._write(name, files)
+            self._drop_others(name)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write checkpoint {self.root}/{name}: {error}; {self._intact(name)}. Make room (or repair the "
+                "storage) and start the same command again: the run goes on from there."
+            ) from error
+        return f"{self.root}/{name}"
+
+    def _intact(self, new: str) -> str:
+        """What is left when ``new`` could not be written."""
+        try:
+            earlier = [name for name in self.names() if name != new]
+        except OSError:
+            return "earlier ones are as they were"
+        return f"{self.root}/{earlier[-1]} is intact" if earlier else "there is no earlier one"
+
+    def start_from(self, path: str) -> None:
+        """Let a run go on from a copy of the checkpoint in the local folder ``path``, and drop its own.
+
+        Raises:
+            CheckpointError: It is damaged; the run's own are as they were.
+        """
+        verify(path)
+        meta = read_meta(path)
+        name, own = f"step-{meta.step:08d}", self.names()
+        self._write(name, {file: Path(path, file).read_bytes() for file in (WEIGHTS, STATE, META)})
+        for other in own:
+            if other != name:
+                self._fs.rm(f"{self._path}/{other}", recursive=True)
+
+    def names(self) -> list[str]:
+        """Names of the checkpoint folders that have a ``meta.json``, oldest first; they may still be damaged."""
+        self._fs.invalidate_cache()
+        found = self._fs.glob(f"{self._path}/step-*/{META}")
+        return sorted(str(path).split("/")[-2] for path in found)
+
+    def latest(self) -> str | None:
+        """Path of the newest checkpoint that is whole, or None."""
+        for name in reversed(self.names()):
+            path = f"{self.root}/{name}"
+            try:
+                verify(path)
+            except CheckpointError as error:
+                log.warning("%s; using the one before it", error)
+            else:
+                return path
+        return None
+
+    def best(self, metric: str = "AP") -> str | None:
+        """Path of the checkpoint with the highest ``metric`` (the newest of equals), or None where none has it."""
+        scored = [(value, name) for name, value in self._scores(metric).items()]
+        return f"{self.root}/{max(scored)[1]}" if scored else None
+
+    def _scores(self, metric: str) -> dict[str, float]:
+        scores = {}
+        for name in self.names():
+            with contextlib.suppress(CheckpointError):  # damaged: as if it were not there
+                scores[name] = read_content(f"{self.root}/{name}")["metrics"].get(metric, math.nan)
+        return {name: value for name, value in scores.items() if math.isfinite(value)}
+
+    def _write(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write the files in their order: ``meta.json``, by which a folder is a checkpoint, comes last."""
+        if isinstance(self._fs, LocalFileSystem):
+            self._write_folder(name, files)
+            return
+        if self._fs.exists(f"{self._path}/{name}"):
+            self._fs.rm(f"{self._path}/{name}", recursive=True)
+        for file, data in files.items():
+            write_file(f"{self.root}/{name}/{file}", data)
+
+    def _write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
+        """On a disk: under another name, flushed, and renamed when whole."""
+        final, unfinished = Path(self._path, name), Path(self._path, f".{name}.{os.getpid()}.tmp")
+        replaced = unfinished.with_suffix(".old")
+        try:
+            for left in Path(self._path).glob(".step-*"):  # by killed writers
+                shutil.rmtree(left)
+            unfinished.mkdir(parents=True, exist_ok=True)
+            for file, data in files.items():
+                with (unfinished / file).open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            if final.exists():
+                final.rename(replaced)
+            unfinished.rename(final)
+            if replaced.exists():
+                shutil.rmtree(replaced)
+        except OSError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def _drop_others(self, newest: str) -> None:
+        """Keep the latest ones up to ``newest`` and the best."""
+        for name in self.names():
+            if name > newest:  # damaged: otherwise the run had gone on from there
+                self._fs.rm(f"{self._path}/{name}", recursive=True)
+        best = self.best()
+        for name in self.names()[: -self.keep]:
+            if f"{self.root}/{name}" != best:
+                self._fs.rm(f"{self._path}/{name}", recursive=True)
