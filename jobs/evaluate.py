@@ -64,7 +64,7 @@ def _evaluate(values: dict[str, str], arguments: list[str]) -> int:
     from posefleet.platform.checkpoints.load import load_model
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.config.cli import override
-    from posefleet.platform.loop import evaluate
+    from posefleet.platform.inference.evaluate import evaluate
     from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.runtime.worker import LocalWorker
 

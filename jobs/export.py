@@ -81,8 +81,8 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
     from posefleet.platform.checkpoints.load import load_model
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.config.cli import override
-    from posefleet.platform.export import Agreement, export_onnx
-    from posefleet.platform.inference import Predictor
+    from posefleet.platform.inference.onnx import Agreement, export_onnx
+    from posefleet.platform.inference.predictor import Predictor
     from posefleet.platform.runtime.paths import resolve_path
 
     checkpoint = find_checkpoint(resolve_path(options.checkpoint))
@@ -115,7 +115,7 @@ def _pictures(options: argparse.Namespace, experiment: "Experiment", *, chosen: 
     from posefleet.data.coco.source import find_source
     from posefleet.data.keypoints import load_schema
     from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-    from posefleet.platform.gate import Split
+    from posefleet.platform.inference.split import Split
     from posefleet.platform.runtime.paths import resolve_path
 
     count = getattr(options, "check.images")

@@ -37,7 +37,8 @@ from posefleet.platform.tracking.registry import (
 if TYPE_CHECKING:
     from posefleet.platform.checkpoints.format import Meta
     from posefleet.platform.config.experiment import Experiment
-    from posefleet.platform.gate import Split, Verdict
+    from posefleet.platform.gate import Verdict
+    from posefleet.platform.inference.split import Split
     from posefleet.platform.shadowing import Shadowing
 
 
@@ -292,7 +293,7 @@ def _experiment(own: "Experiment", overrides: list[str]) -> "Experiment":
 def _split(options: argparse.Namespace, experiment: "Experiment") -> "Split":
     from posefleet.data.coco.source import find_source
     from posefleet.data.shards.layout import read_manifest
-    from posefleet.platform.gate import Split
+    from posefleet.platform.inference.split import Split
 
     if options.source:
         images = resolve_path(options.images) if options.images else None

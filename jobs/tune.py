@@ -233,7 +233,7 @@ def _gain_of_runs(search: Any) -> str:
     """The best trial against the default, scored once more on the same images."""
     from posefleet.platform.checkpoints.load import load_model
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.loop import evaluate
+    from posefleet.platform.inference.evaluate import evaluate
     from posefleet.platform.runtime.worker import LocalWorker
 
     best, default = search.best(), search.default()

@@ -44,7 +44,7 @@ from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.data.video import Frame, Video, VideoFile
 from posefleet.platform.checkpoints.format import copy_for_use, read_content
 from posefleet.platform.checkpoints.resolve import find_checkpoint
-from posefleet.platform.inference import Prediction, Predictor
+from posefleet.platform.inference.predictor import Prediction, Predictor
 from posefleet.platform.pose_tables import Counts, Found, join_parts, read_part, write_part, write_tables
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.paths import MODELS, resolve_path

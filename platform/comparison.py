@@ -10,24 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from posefleet.data.evaluation.bootstrap import Interval
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.loading.loader import training_batches
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.structures import Poses
-from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
-from posefleet.platform.inference import Predictor
-from posefleet.platform.loop import evaluate, training_set
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.inference.latency import CROWDS, _predictor, costs, predict_ms
+from posefleet.platform.loop import training_set
 from posefleet.platform.optim import build_optimizer
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
@@ -35,9 +33,6 @@ from posefleet.platform.step import train_step
 from posefleet.platform.tracking.runs import flatten
 from posefleet.platform.visualization.report import ap_differences, best_first, comparison_table
 from posefleet.platform.visualization.tables import table
-
-CROWDS = (1, 5, 10, 30)
-"""People in the images that prediction is timed on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,36 +195,6 @@ def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, re
     )
 
 
-def costs(
-    model: nn.Module, experiment: Experiment, worker: LocalWorker, *, people: int, repeats: int = 5
-) -> dict[str, float]:
-    """``parameters``, ``gflops`` and ``predict_ms`` of an image with so many people, as in ``Cost``."""
-    predictor = _predictor(model, experiment, worker)
-    with FlopCounterMode(display=False) as counter:
-        predictor.predict_images([_scene(people)])
-    return {
-        "parameters": float(sum(p.numel() for p in model.parameters())),
-        "gflops": counter.get_total_flops() / 1e9,
-        "predict_ms": predict_ms(predictor, people, repeats=repeats),
-    }
-
-
-def _predictor(model: nn.Module, experiment: Experiment, worker: LocalWorker) -> Predictor:
-    """For scenes, which have no annotations, so that oracles are left off."""
-    honest = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
-    return Predictor(model, dataclasses.replace(experiment, evaluate=honest), device=worker.device)
-
-
-def predict_ms(predictor: Predictor, people: int, *, repeats: int = 5) -> float:
-    """Milliseconds from a decoded image with so many people to its poses, median."""
-    image, seconds = _scene(people), []
-    for _ in range(repeats + 1):  # the first one warms up
-        start = time.perf_counter()
-        predictor.predict_images([image])  # poses come back on the CPU, so this waits for the device
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds[1:])
-
-
 def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 6) -> float:
     """Images per second of one worker that trains ``model`` (which this changes); the median of some steps."""
     optimizer, size, seconds = build_optimizer(model.train(), experiment.optim), experiment.data.batch_size, []
@@ -327,13 +292,6 @@ def as_dict(entries: Sequence[Entry]) -> dict[str, Any]:
         }
         for entry in entries
     }
-
-
-def _scene(people: int) -> np.ndarray:
-    """(256, 256, 3) uint8, always the same for the same number of people."""
-    scale = min(0.9, 2.0 / people**0.5)
-    config = SceneConfig(people=(people, people), scale=(0.6 * scale, scale), crowd_rate=0.0, unlabelled_rate=0.0)
-    return render_scene(config, people)[0]
 
 
 def _replaced(experiment: Experiment, **data: Any) -> Experiment:

@@ -9,7 +9,7 @@ from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform, Resize, move_poses
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.loop import evaluation_set
+from posefleet.platform.inference.evaluate import evaluation_set
 from posefleet.platform.visualization.report import OVERLAY_SIDE, prediction_picture, truth_picture
 
 TELLING, AT_RANDOM = 6, 4

@@ -5,38 +5,29 @@ Every check runs, also after one that failed, and tells its value and its bound.
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import fsspec
 import numpy as np
 import torch
 
-from posefleet.data.coco.source import Source
-from posefleet.data.doctor.examine import examine
 from posefleet.data.evaluation.bootstrap import CONFIDENCE, difference
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.keypoints import KeypointSchema, load_schema
-from posefleet.data.loading.coco_dataset import FolderDataset
-from posefleet.data.loading.shard_dataset import ShardDataset
-from posefleet.data.loading.source import SampleSource, Transform
-from posefleet.data.shards.layout import read_manifest
-from posefleet.data.shards.verify import check_shards
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import copy_for_use, read_meta, read_weights
 from posefleet.platform.checkpoints.load import load_model
-from posefleet.platform.comparison import predict_ms
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference import Predictor
-from posefleet.platform.loop import evaluate
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.inference.latency import predict_ms
+from posefleet.platform.inference.predictor import Predictor
+from posefleet.platform.inference.split import Split
 from posefleet.platform.runtime.worker import LocalWorker, Sink
 from posefleet.platform.shadowing import Shadowing
 from posefleet.platform.tracking.registry import CHECKPOINT
-from posefleet.platform.tracking.runs import DataInput
 
 MOST_PIXELS, MOST_SCORE = 0.01, 1e-4
 """Between a served pose and the evaluated one: keypoints in pixels of the image, scores."""
@@ -104,48 +95,6 @@ class Verdict:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.checks))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
-    """The images that are judged on: a folder of shards, or COCO's files where they lie."""
-
-    shards: str = ""
-    """Absolute path or URI."""
-    source: Source | None = None
-
-    def open(self, schema: KeypointSchema, transform: Transform) -> SampleSource:
-        """The images in their stored order.
-
-        Raises:
-            DataError: They cannot be used.
-        """
-        if self.source:
-            return FolderDataset(self.source, schema, transform)
-        return ShardDataset(self.shards, schema, transform, labelled_only=False, seed=None)
-
-    def faults(self, schema: KeypointSchema) -> list[str]:
-        """What makes numbers on these images wrong, in sentences."""
-        if self.source:
-            return [f"{found.code}: {found.count}" for found in examine(self.source, schema).errors]
-        return check_shards(self.shards)
-
-    def __str__(self) -> str:
-        if self.source:
-            return self.source.annotation_file
-        manifest = read_manifest(self.shards)
-        return f"{manifest.split}, {manifest.samples:,} images"
-
-    def as_input(self) -> DataInput:
-        """For MLflow's records."""
-        if not self.source:
-            manifest = read_manifest(self.shards)
-            return DataInput(name=manifest.split, use="gate", fingerprint=manifest.fingerprint, source=self.shards)
-        with fsspec.open(self.source.annotation_file, "rb") as file:
-            fingerprint = hashlib.sha256(file.read()).hexdigest()
-        return DataInput(
-            name=self.source.split, use="gate", fingerprint=fingerprint, source=self.source.annotation_file
-        )
 
 
 def judge(

@@ -16,7 +16,8 @@ from posefleet.data.evaluation.bootstrap import CONFIDENCE, Interval
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS
 from posefleet.data.evaluation.evaluate import STATISTICS
 from posefleet.platform import gallery
-from posefleet.platform.comparison import CROWDS, Entry, differing_settings, ranked
+from posefleet.platform.comparison import Entry, differing_settings, ranked
+from posefleet.platform.inference.latency import CROWDS
 from posefleet.platform.visualization import plots, report
 
 PAGES = Path(__file__).parent / "pages"

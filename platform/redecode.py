@@ -23,8 +23,8 @@ from posefleet.data.transforms import EvalTransform
 from posefleet.models import RedecodableModel
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference import Predictor
-from posefleet.platform.loop import evaluation_set, ground_truth
+from posefleet.platform.inference.evaluate import evaluation_set, ground_truth
+from posefleet.platform.inference.predictor import Predictor
 
 ANYWAY = ("evaluate.flip", "evaluate.scales", "evaluate.max_side", "evaluate.max_detections")
 """Settings outside of the model that only change predictions: another view of the images runs the network once more."""

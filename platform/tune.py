@@ -30,9 +30,9 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.checkpoints.format import CheckpointError, read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
-from posefleet.platform.comparison import costs
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment, to_dict
+from posefleet.platform.inference.latency import costs
 from posefleet.platform.run import Run, RunSink, open_run, read_run
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import STEADY, TRAINING

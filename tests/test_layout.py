@@ -47,10 +47,10 @@ DOORS = {
     "pycocotools": {"data/evaluation/matching.py", "data/doctor/examine.py", "data/coco/annotations.py"},
     "fastapi": {"serve/app.py", "serve/schema.py"},
     "jinja2": {"platform/page.py"},
-    "onnx": {"platform/export.py"},
+    "onnx": {"platform/inference/onnx.py"},
     "s3fs": {"data/io/s3.py"},
     "botocore": {"data/io/s3.py"},
-    "onnxruntime": {"platform/export.py"},
+    "onnxruntime": {"platform/inference/onnx.py"},
 }
 """The few files that may import each heavy library."""
 

@@ -27,7 +27,7 @@ from posefleet.platform.checkpoints.format import Meta
 from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.export import export_onnx, load_onnx
+from posefleet.platform.inference.onnx import export_onnx, load_onnx
 
 
 def pair(method: str, config: object, folder: str) -> tuple[Any, Any, float]:

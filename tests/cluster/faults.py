@@ -68,7 +68,7 @@ class _Process:
     def change(self, stack: contextlib.ExitStack) -> None:
         """Put this between the platform and what it calls, until ``stack`` is left."""
         from posefleet.platform import loop, run
-        from posefleet.platform.inference import Predictor
+        from posefleet.platform.inference.predictor import Predictor
 
         take, predict, remember, sync, rename = loop.train_step, Predictor.predict, run._remember, os.fsync, os.rename
 

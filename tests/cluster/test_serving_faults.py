@@ -19,7 +19,7 @@ from small_settings import small_settings, untrained_checkpoint
 
 from posefleet.data.images import encode_jpeg
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
 

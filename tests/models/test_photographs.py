@@ -15,7 +15,8 @@ from posefleet.data.shards.build import shard_coco
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
-from posefleet.platform.loop import evaluate, fit
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
 
 ANNOTATIONS = "annotations/person_keypoints_train2017.json"

@@ -16,6 +16,7 @@ from posefleet.platform import loop
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.inference import evaluate
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.worker import LocalWorker
 
@@ -103,7 +104,7 @@ def evaluate_rank(rank: int, world_size: int, port: int, settings: str, checkpoi
     """One of the processes that evaluate a checkpoint; the first leaves the numbers in ``file``."""
     with gloo(rank, world_size, port):
         model, _ = load_model(checkpoint)
-        result = loop.evaluate(model, build_experiment(json.loads(settings)), LocalWorker(device="cpu"))
+        result = evaluate.evaluate(model, build_experiment(json.loads(settings)), LocalWorker(device="cpu"))
         assert (result is None) == (rank > 0)
         if result:
             Path(file).write_text(json.dumps({"numbers": result.as_dict(), "notes": result.notes}))

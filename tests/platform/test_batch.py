@@ -25,7 +25,7 @@ from posefleet.data.pictures import Picture, chunks, list_pictures
 from posefleet.data.structures import Poses
 from posefleet.platform import batch
 from posefleet.platform.batch import BatchResult, Crew, Wanted, predict_pictures
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.pose_tables import Found, read_part, write_part, write_tables
 
 TABLES = ("results.json", "poses.parquet", "images.parquet", "bad_images.json")

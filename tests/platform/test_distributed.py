@@ -19,7 +19,8 @@ from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.checkpoints.load import build_model, load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.loop import evaluate, fit
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
 
 

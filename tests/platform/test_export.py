@@ -18,12 +18,12 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.jobs import export as job
 from posefleet.models import available_methods
-from posefleet.platform import export
 from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_content
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.export import Agreement, OnnxNetwork, cached_onnx, export_onnx, load_onnx, read_facts
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference import onnx as export
+from posefleet.platform.inference.onnx import Agreement, OnnxNetwork, cached_onnx, export_onnx, load_onnx, read_facts
+from posefleet.platform.inference.predictor import Predictor
 
 PIXELS, SCORES = 0.01, 1e-4
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,8 +20,9 @@ from posefleet.platform import gate
 from posefleet.platform.checkpoints.format import CheckpointError, read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
-from posefleet.platform.gate import Bounds, ShadowBounds, Split, Verdict, judge
-from posefleet.platform.inference import Predictor
+from posefleet.platform.gate import Bounds, ShadowBounds, Verdict, judge
+from posefleet.platform.inference.predictor import Predictor
+from posefleet.platform.inference.split import Split
 from posefleet.platform.shadowing import Shadowing
 
 BOUNDS = Bounds(tolerance=0.01, keypoint_floor=0.0, latency_ms=0.0, latency_people=2, served_images=4)

@@ -31,7 +31,7 @@ from posefleet.platform.checkpoints.format import CheckpointError, read_state
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.loading import read_yaml
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.pose_tables import read_part
 from posefleet.platform.run import read_run
 from posefleet.platform.search import Search

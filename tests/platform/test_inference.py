@@ -22,7 +22,7 @@ from posefleet.models.parts.ops.decode import DecodeConfig, suppress
 from posefleet.models.parts.ops.oks import score_by_truth
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 
 SIGMAS = torch.tensor(COCO17.sigmas)
 SIZE = 256

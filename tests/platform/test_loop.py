@@ -14,7 +14,8 @@ from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.loop import Stopped, evaluate, fit
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.loop import Stopped, fit
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
 
 

@@ -17,7 +17,8 @@ from posefleet.data.transforms import EvalTransform
 from posefleet.platform import comparison, gallery, page
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.loop import evaluation_set, fit, ground_truth
+from posefleet.platform.inference.evaluate import evaluation_set, ground_truth
+from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
 
 Pages = tuple[list[comparison.Entry], str]

@@ -16,7 +16,8 @@ from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.loop import evaluate, fit
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.loop import fit
 from posefleet.platform.redecode import Redecoder
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.space import apply

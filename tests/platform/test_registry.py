@@ -18,7 +18,7 @@ from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.platform.checkpoints.format import CheckpointError, verify
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.tracking.client import TrackingError
 from posefleet.platform.tracking.registry import (
     CHALLENGER,

@@ -25,8 +25,8 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
-from posefleet.platform.inference import Predictor
-from posefleet.platform.loop import evaluate
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.runtime.worker import LocalWorker
 
 pytestmark = pytest.mark.ray

@@ -22,7 +22,7 @@ from posefleet.data.errors import DataError
 from posefleet.data.images import decode_untrusted
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
-from posefleet.platform.inference import describe_poses
+from posefleet.platform.inference.predictor import describe_poses
 from posefleet.serve.app import Gateway, create_api
 from posefleet.serve.body import read_uploads
 from posefleet.serve.model import Ask, Seen

@@ -11,7 +11,7 @@ import pytest
 from small_settings import small_settings, untrained_checkpoint
 
 from posefleet.data.images import encode_image
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 from posefleet.serve import model as module
 from posefleet.serve.model import Ask, Replica, Seen
 from posefleet.serve.problems import Refusal

@@ -15,7 +15,7 @@ from server import Load, Server, misses, running_server, wait_for
 from small_settings import small_release, small_settings, untrained_checkpoint
 
 from posefleet.jobs import promote
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, find_model
 from posefleet.platform.tracking.registry import promote as register
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from server import Server, misses, running_server, wait_for
 
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -35,7 +35,7 @@ from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.loop import training_set
 from posefleet.platform.run import read_run
 from posefleet.platform.tracking.runs import read_metrics

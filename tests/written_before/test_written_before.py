@@ -22,8 +22,9 @@ from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.inference import Predictor
-from posefleet.platform.loop import evaluate, fit, training_set
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.inference.predictor import Predictor
+from posefleet.platform.loop import fit, training_set
 from posefleet.platform.run import read_run
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.tracking.registry import CHAMPION, find_alias

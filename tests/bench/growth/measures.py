@@ -224,8 +224,9 @@ def _comparison(_: Path, runs: int) -> Work:
     from posefleet.data.evaluation.ground_truth import GroundTruth
     from posefleet.data.structures import Poses
     from posefleet.platform.checkpoints.format import Meta
-    from posefleet.platform.comparison import CROWDS, Cost, Entry, as_markdown, differences
+    from posefleet.platform.comparison import Cost, Entry, as_markdown, differences
     from posefleet.platform.config.loading import build_experiment
+    from posefleet.platform.inference.latency import CROWDS
 
     images = 500
     experiment = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})

@@ -12,7 +12,7 @@ from fastapi import UploadFile
 
 from posefleet.data.images import decode_untrusted
 from posefleet.data.loading.memory import keep_freed_memory
-from posefleet.platform.inference import Predictor, describe_poses
+from posefleet.platform.inference.predictor import Predictor, describe_poses
 
 
 class PoseAPI(litserve.LitAPI):

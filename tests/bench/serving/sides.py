@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from posefleet.data.loading.memory import keep_freed_memory
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 
 _SPAWN = multiprocessing.get_context("spawn")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from server import Load, Server, misses, running_server, wait_for
 
-from posefleet.platform.inference import Predictor
+from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.visualization.plots import GREY, SERIES, legend, new_figure, save_png, style
 from serving.material import photographs, untrained
 from serving.sides import Clients, Part, Shot

@@ -24,7 +24,7 @@ from posefleet.models.parts.ops.oks import score_by_truth
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.export import cached_onnx, load_onnx
+from posefleet.platform.inference.onnx import cached_onnx, load_onnx
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.visualization.drawing import draw_poses
 

@@ -1,0 +1,3 @@
+"""From images to poses, for evaluation, batch prediction and serving alike.
+
+Doors: ``predictor``, ``evaluate``, ``onnx``, ``split``, ``latency``."""

@@ -1,0 +1,121 @@
+"""Predicts and scores a data set, shared among ranks."""
+
+import contextlib
+from collections.abc import Callable
+
+from torch import nn
+
+from posefleet.data.evaluation.accumulate import tally
+from posefleet.data.evaluation.evaluate import Evaluation, conclude
+from posefleet.data.evaluation.evaluate import evaluate as score
+from posefleet.data.evaluation.ground_truth import GroundTruth
+from posefleet.data.keypoints import load_schema
+from posefleet.data.loading.loader import evaluation_batches
+from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.loading.source import SampleSource
+from posefleet.data.structures import Batch, Poses
+from posefleet.data.transforms import EvalTransform
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.inference.predictor import Predictor
+from posefleet.platform.runtime.activity import Phase
+from posefleet.platform.runtime.paths import resolve_path
+from posefleet.platform.runtime.worker import LocalWorker
+
+
+def evaluate(
+    model: nn.Module,
+    experiment: Experiment,
+    worker: LocalWorker,
+    *,
+    open_split: Callable[[EvalTransform], SampleSource] | None = None,
+    step: int = 0,
+    keep: Callable[[dict[int, Poses]], None] | None = None,
+) -> Evaluation | None:
+    """Predict a split and score it; each rank predicts its part and matches it, rank 0 adds up.
+
+    Args:
+        model: On ``worker.device``; left in the mode it was in.
+        open_split: Opens the split with a transform; default: the shards of ``experiment.data.eval``.
+        step: Training step that pictures and plots are filed under.
+        keep: Called on rank 0 with all poses, in pixels of the original images.
+
+    Returns:
+        The scores on rank 0, None on the others.
+    """
+    from posefleet.platform.visualization.report import leave_evaluation  # matplotlib; not needed to train
+
+    schema = load_schema(experiment.schema)
+    worker.watch.enter(Phase.EVALUATION)
+    was_training = model.training
+    predictor = Predictor(model, experiment, device=worker.device)
+    datasets = [open_split(view) if open_split else evaluation_set(experiment, view) for view in predictor.transforms()]
+    found: dict[int, Poses] = {}
+    shown: list[tuple[Batch, list[Poses]]] = []
+    with contextlib.ExitStack() as stack:
+        views = [
+            stack.enter_context(
+                evaluation_batches(
+                    dataset,
+                    batch_size=experiment.data.eval_batch_size,
+                    rank=worker.rank,
+                    world_size=worker.world_size,
+                    workers=experiment.data.loaders,
+                )
+            )
+            for dataset in datasets
+        ]
+        for batches in zip(*views, strict=True):
+            poses = predictor.predict(batches)
+            found.update(zip(batches[0].image_ids.tolist(), poses, strict=True))
+            if worker.rank == 0 and sum(len(batch) for batch, _ in shown) < experiment.evaluate.overlays:
+                shown.append((batches[0], poses))
+            worker.watch.beat()
+    model.train(was_training)
+    result = _scored(found, datasets[0], experiment, worker, predictor.score_rule)
+    if keep and (everything := _gathered(found, worker)) is not None:
+        keep(everything)
+    if result and worker.sink:
+        leave_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
+    return result
+
+
+def _scored(
+    found: dict[int, Poses], split: SampleSource, experiment: Experiment, worker: LocalWorker, score_rule: str
+) -> Evaluation | None:
+    """The scores of what all ranks found, on rank 0: each rank matches its own poses, if the backend can do that."""
+    schema, settings = load_schema(experiment.schema), experiment.evaluate
+    most = settings.max_detections
+    if settings.backend == "pycocotools":
+        people = ground_truth(split, worker.rank, worker.world_size)
+        tallies = worker.gather(tally(people, found, schema, max_poses=most))
+        return conclude(tallies, schema, max_detections=most, score_rule=score_rule) if tallies else None
+    everything = _gathered(found, worker)
+    if everything is None:
+        return None
+    return score(
+        ground_truth(split),
+        everything,
+        schema,
+        max_detections=most,
+        backend=settings.backend,
+        score_rule=score_rule,
+    )
+
+
+def _gathered(found: dict[int, Poses], worker: LocalWorker) -> dict[int, Poses] | None:
+    """What all ranks found, by image id, on rank 0; None on the others."""
+    parts = worker.gather(found)
+    return None if parts is None else {image_id: poses for part in parts for image_id, poses in part.items()}
+
+
+def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
+    """All images of the shards that the experiment is scored on, in their order."""
+    return ShardDataset(resolve_path(experiment.data.eval), view.schema, view, labelled_only=False, seed=None)
+
+
+def ground_truth(source: SampleSource, rank: int = 0, world_size: int = 1) -> GroundTruth:
+    """The people of the images of a source; of those that a rank predicts, if it has a rank."""
+    return GroundTruth.from_records(
+        (record["image_id"], (record["width"], record["height"]), record["people"])
+        for record in source.records(rank, world_size)
+    )

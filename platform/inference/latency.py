@@ -1,0 +1,54 @@
+"""Measures how long a model takes from a decoded image to its poses."""
+
+import dataclasses
+import statistics
+import time
+
+import numpy as np
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from posefleet.data.synthetic.scenes import SceneConfig, render_scene
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.inference.predictor import Predictor
+from posefleet.platform.runtime.worker import LocalWorker
+
+CROWDS = (1, 5, 10, 30)
+"""People in the images that prediction is timed on."""
+
+
+def costs(
+    model: nn.Module, experiment: Experiment, worker: LocalWorker, *, people: int, repeats: int = 5
+) -> dict[str, float]:
+    """``parameters``, ``gflops`` and ``predict_ms`` of an image with so many people, as in ``Cost``."""
+    predictor = _predictor(model, experiment, worker)
+    with FlopCounterMode(display=False) as counter:
+        predictor.predict_images([_scene(people)])
+    return {
+        "parameters": float(sum(p.numel() for p in model.parameters())),
+        "gflops": counter.get_total_flops() / 1e9,
+        "predict_ms": predict_ms(predictor, people, repeats=repeats),
+    }
+
+
+def _predictor(model: nn.Module, experiment: Experiment, worker: LocalWorker) -> Predictor:
+    """For scenes, which have no annotations, so that oracles are left off."""
+    honest = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
+    return Predictor(model, dataclasses.replace(experiment, evaluate=honest), device=worker.device)
+
+
+def predict_ms(predictor: Predictor, people: int, *, repeats: int = 5) -> float:
+    """Milliseconds from a decoded image with so many people to its poses, median."""
+    image, seconds = _scene(people), []
+    for _ in range(repeats + 1):  # the first one warms up
+        start = time.perf_counter()
+        predictor.predict_images([image])  # poses come back on the CPU, so this waits for the device
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds[1:])
+
+
+def _scene(people: int) -> np.ndarray:
+    """(256, 256, 3) uint8, always the same for the same number of people."""
+    scale = min(0.9, 2.0 / people**0.5)
+    config = SceneConfig(people=(people, people), scale=(0.6 * scale, scale), crowd_rate=0.0, unlabelled_rate=0.0)
+    return render_scene(config, people)[0]

@@ -1,0 +1,58 @@
+"""The annotated images that a promotion or a comparison is scored on."""
+
+import hashlib
+from dataclasses import dataclass
+
+import fsspec
+
+from posefleet.data.coco.source import Source
+from posefleet.data.doctor.examine import examine
+from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.loading.coco_dataset import FolderDataset
+from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.loading.source import SampleSource, Transform
+from posefleet.data.shards.layout import read_manifest
+from posefleet.data.shards.verify import check_shards
+from posefleet.platform.tracking.runs import DataInput
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """The images that are judged on: a folder of shards, or COCO's files where they lie."""
+
+    shards: str = ""
+    """Absolute path or URI."""
+    source: Source | None = None
+
+    def open(self, schema: KeypointSchema, transform: Transform) -> SampleSource:
+        """The images in their stored order.
+
+        Raises:
+            DataError: They cannot be used.
+        """
+        if self.source:
+            return FolderDataset(self.source, schema, transform)
+        return ShardDataset(self.shards, schema, transform, labelled_only=False, seed=None)
+
+    def faults(self, schema: KeypointSchema) -> list[str]:
+        """What makes numbers on these images wrong, in sentences."""
+        if self.source:
+            return [f"{found.code}: {found.count}" for found in examine(self.source, schema).errors]
+        return check_shards(self.shards)
+
+    def __str__(self) -> str:
+        if self.source:
+            return self.source.annotation_file
+        manifest = read_manifest(self.shards)
+        return f"{manifest.split}, {manifest.samples:,} images"
+
+    def as_input(self) -> DataInput:
+        """For MLflow's records."""
+        if not self.source:
+            manifest = read_manifest(self.shards)
+            return DataInput(name=manifest.split, use="gate", fingerprint=manifest.fingerprint, source=self.shards)
+        with fsspec.open(self.source.annotation_file, "rb") as file:
+            fingerprint = hashlib.sha256(file.read()).hexdigest()
+        return DataInput(
+            name=self.source.split, use="gate", fingerprint=fingerprint, source=self.source.annotation_file
+        )
