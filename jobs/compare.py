@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from posefleet.data.loading.memory import collect_garbage_rarely
 
 if TYPE_CHECKING:
-    from posefleet.platform.ablation import Row
+    from posefleet.platform.comparison.ablation import Row
     from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.runtime.worker import LocalWorker
 
@@ -47,12 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collect_garbage_rarely()
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
-    from posefleet.platform import sources
     from posefleet.platform.checkpoints.format import CheckpointError
-    from posefleet.platform.comparison import folder_of
+    from posefleet.platform.comparison import sources
+    from posefleet.platform.comparison.budget import folder_of, train_all
     from posefleet.platform.config.cli import fail
     from posefleet.platform.runtime.paths import resolve_path
-    from posefleet.platform.series import train_all
     from posefleet.platform.tracking.client import TrackingError
 
     out = Path(resolve_path(options.out))
@@ -136,7 +135,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 
 def _methods(options: argparse.Namespace, overrides: list[str], out: Path) -> dict[str, "Experiment"]:
     from posefleet.models import available_methods
-    from posefleet.platform.series import budgeted
+    from posefleet.platform.comparison.budget import budgeted
 
     methods = available_methods() if options.methods == "all" else options.methods.split(",")
     common = _common(methods, options, overrides, out)
@@ -209,10 +208,12 @@ def _synthetic(data: str, out: Path) -> str:
 
 def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
     """Train every row once for each seed, then show the ladder and its orderings."""
-    from posefleet.platform import ablation, comparison
+    from posefleet.platform.comparison import ablation, budget
+    from posefleet.platform.comparison import compare as comparison
+    from posefleet.platform.comparison import figures as comparison_figures
+    from posefleet.platform.comparison.budget import train_all
     from posefleet.platform.runtime.worker import LocalWorker
-    from posefleet.platform.series import train_all
-    from posefleet.platform.visualization import plots, report
+    from posefleet.platform.visualization import plots
 
     rows = ablation.choose(_ladder(options.ablate), options.rows)
     common = _common([options.ablate], options, overrides, out)
@@ -222,14 +223,14 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
     worker = LocalWorker()
     scores: dict[str, dict[int, dict[str, float]]] = {row.name: {} for row in rows}
     for (row, seed), (trained, decoded) in trials.items():
-        scores[row][seed] = comparison.scores(comparison.folder_of(trained), decoded, worker)
+        scores[row][seed] = comparison.scores(budget.folder_of(trained), decoded, worker)
     found = ablation.orderings(rows, scores)
     text = f"{ablation.as_markdown(rows, scores)}\n\n{ablation.orderings_as_markdown(found)}"
     out.mkdir(parents=True, exist_ok=True)
     (out / "ablation.md").write_text(text + "\n")
     (out / "ablation.json").write_text(json.dumps(scores, indent=1) + "\n")
     here = {row.name: [values["AP"] for values in scores[row.name].values()] for row in rows}
-    figure = report.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
+    figure = comparison_figures.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
     plots.save_png(figure, out / "ablation.png")
     (out / "ablation.html").write_text(_ladder_page(trials, worker))
     sys.stdout.write(f"{text}\n\n{_written(out, 'ablation')}")
@@ -238,19 +239,21 @@ def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int
 
 def _ladder_page(trials: "Trials", worker: "LocalWorker") -> str:
     """The rows of the first seed side by side."""
-    from posefleet.platform import comparison, page
+    from posefleet.platform.comparison import budget
+    from posefleet.platform.comparison import compare as comparison
+    from posefleet.platform.comparison import html as page
 
     entries, (_, first) = [], next(iter(trials))
     for (row, seed), (trained, decoded) in trials.items():
         if seed == first:
             sys.stderr.write(f"scoring and timing {row}\n")
-            entries.append(comparison.examine(row, comparison.folder_of(trained), worker, experiment=decoded))
+            entries.append(comparison.examine(row, budget.folder_of(trained), worker, experiment=decoded))
     about = f"The rows of an ablation, all with seed {first}; ablation.md has every seed and the paper's numbers."
     return page.render(entries, comparison.differences(entries), about=about)
 
 
 def _ladder(method: str) -> "list[Row]":
-    from posefleet.platform.ablation import read_ladder
+    from posefleet.platform.comparison.ablation import read_ladder
 
     path = CONFIGS / "ladders" / f"{method}.yaml"
     if not path.exists():
@@ -261,7 +264,7 @@ def _ladder(method: str) -> "list[Row]":
 
 def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str]) -> "Trials":
     """What is trained and scored; all rows before the next seed, so that a whole ladder is there early."""
-    from posefleet.platform.series import budgeted
+    from posefleet.platform.comparison.budget import budgeted
 
     def experiment(settings: Mapping[str, Any]) -> "Experiment":
         return _experiment(options.ablate, settings, options, common)
@@ -287,11 +290,13 @@ def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str
 
 
 def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
-    from posefleet.platform import comparison, page
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
+    from posefleet.platform.comparison import compare as comparison
+    from posefleet.platform.comparison import figures as comparison_figures
+    from posefleet.platform.comparison import html as page
     from posefleet.platform.runtime.worker import LocalWorker
-    from posefleet.platform.visualization import plots, report
+    from posefleet.platform.visualization import plots
 
     warning = comparison.same_data({n: read_meta(find_checkpoint(run)).experiment for n, run in runs.items()})
     entries = []
@@ -306,7 +311,9 @@ def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
     (out / "comparison.md").write_text(text + "\n")
     (out / "comparison.json").write_text(json.dumps(comparison.as_dict(entries), indent=1) + "\n")
     times = {entry.name: entry.cost.predict_ms for entry in entries}
-    plots.save_png(report.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png")
+    plots.save_png(
+        comparison_figures.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png"
+    )
     warnings = [f"Not the same conditions: {warning}."] if warning else []
     (out / "comparison.html").write_text(page.render(entries, minus, about=about, warnings=warnings))
     sys.stdout.write(f"{text}\n\n{_written(out, 'comparison')}")

@@ -46,7 +46,7 @@ DOORS = {
     "webdataset": {"data/shards/layout.py", "data/loading/shard_dataset.py"},
     "pycocotools": {"data/evaluation/matching.py", "data/doctor/examine.py", "data/coco/annotations.py"},
     "fastapi": {"serve/app.py", "serve/schema.py"},
-    "jinja2": {"platform/page.py"},
+    "jinja2": {"platform/comparison/html.py"},
     "onnx": {"platform/inference/onnx.py"},
     "s3fs": {"data/io/s3.py"},
     "botocore": {"data/io/s3.py"},

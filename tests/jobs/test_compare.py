@@ -4,9 +4,9 @@ import pytest
 
 from posefleet.jobs import compare
 from posefleet.models import available_methods
-from posefleet.platform import ablation
 from posefleet.platform.checkpoints.load import build_model
-from posefleet.platform.series import budgeted
+from posefleet.platform.comparison import ablation
+from posefleet.platform.comparison.budget import budgeted
 
 LADDERS = sorted(path.stem for path in (compare.CONFIGS / "ladders").glob("*.yaml"))
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from posefleet.platform import ablation
-from posefleet.platform.visualization import report
+from posefleet.platform.comparison import ablation
+from posefleet.platform.comparison import figures as comparison_figures
 
 LADDER = """
 rows:
@@ -68,7 +68,9 @@ def test_orderings_count_the_seeds_that_agree_with_the_paper(rows: list[ablation
 
 
 def test_the_figure_shows_every_seed_of_every_row() -> None:
-    figure = report.ablation_figure({"plain": [0.1, 0.2, 0.3], "+ b": [0.2, 0.1, 0.6]}, {"plain": 0.5, "+ b": 0.525})
+    figure = comparison_figures.ablation_figure(
+        {"plain": [0.1, 0.2, 0.3], "+ b": [0.2, 0.1, 0.6]}, {"plain": 0.5, "+ b": 0.525}
+    )
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["plain", "+ b"]
     assert [line.get_xdata()[0] for line in left.get_lines()[1::2]] == pytest.approx([0.2, 0.3])

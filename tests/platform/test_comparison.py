@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 from small_settings import small_settings
 
-from posefleet.platform import comparison
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.checkpoints.store import CheckpointStore
+from posefleet.platform.comparison import budget
+from posefleet.platform.comparison import compare as comparison
+from posefleet.platform.comparison import figures as comparison_figures
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.visualization import plots, report
+from posefleet.platform.visualization import plots
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +51,16 @@ def test_a_finished_run_is_known_and_scored_again_only_for_other_predictions(
 ) -> None:
     small_run["run"] = {"name": "run", "storage": str(run.parent)}
     experiment, worker = build_experiment(small_run), LocalWorker(device="cpu")
-    assert comparison.finished(experiment)
+    assert budget.finished(experiment)
     metrics = comparison.scores(str(run), experiment, worker)
     assert metrics == read_meta(entry.checkpoint).metrics
     fewer = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, max_detections=1))
     assert comparison.scores(str(run), fewer, worker)["AR"] <= metrics["AR"]
     small_run["optim"] = {**small_run.get("optim", {}), "lr": 0.5}
     with pytest.raises(ValueError, match=r"run was trained with other settings: optim\.lr; choose another folder"):
-        comparison.finished(build_experiment(small_run))
+        budget.finished(build_experiment(small_run))
     small_run["run"]["name"] = "new"
-    assert not comparison.finished(build_experiment(small_run))
+    assert not budget.finished(build_experiment(small_run))
 
 
 def test_a_run_is_examined_as_it_would_predict_with_other_settings(entry: comparison.Entry, run: Path) -> None:
@@ -85,7 +87,9 @@ def test_different_training_data_is_told(small_run: dict[str, Any]) -> None:
 
 
 def test_the_figure_shows_every_method(entry: comparison.Entry) -> None:
-    figure = report.comparison_figure({"a": 0.5, "b": 0.25}, {"a": {1: 10.0, 5: 12.0}, "b": {1: 8.0, 5: 30.0}})
+    figure = comparison_figures.comparison_figure(
+        {"a": 0.5, "b": 0.25}, {"a": {1: 10.0, 5: 12.0}, "b": {1: 8.0, 5: 30.0}}
+    )
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
     assert [line.get_label() for line in right.get_lines()] == ["a", "b"]

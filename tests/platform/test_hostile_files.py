@@ -30,12 +30,12 @@ from posefleet.platform.batch import predict_pictures
 from posefleet.platform.checkpoints.format import CheckpointError, read_state
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.comparison.sources import trials
 from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.pose_tables import read_part
 from posefleet.platform.run import read_run
 from posefleet.platform.search import Search
-from posefleet.platform.sources import trials
 from posefleet.platform.space import build_space
 from posefleet.platform.tracking.__main__ import sync_spool
 from posefleet.platform.tracking.registry import CHAMPION, promote

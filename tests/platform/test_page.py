@@ -14,8 +14,10 @@ from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform
-from posefleet.platform import comparison, gallery, page
 from posefleet.platform.checkpoints.store import CheckpointStore
+from posefleet.platform.comparison import compare as comparison
+from posefleet.platform.comparison import gallery
+from posefleet.platform.comparison import html as page
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluation_set, ground_truth
 from posefleet.platform.loop import fit

@@ -13,6 +13,7 @@ from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses, Sample, TargetPoints, collate
+from posefleet.platform.comparison import figures as comparison_figures
 from posefleet.platform.visualization import figures, plots, report
 
 
@@ -138,7 +139,7 @@ def test_figures_of_nothing_are_drawn_too(nobody: Evaluation) -> None:
 
 
 def test_the_comparison_ranks_runs_and_marks_the_best(shifted: Evaluation) -> None:
-    table = report.comparison_table({"worse": shifted, "better": evaluation()})
+    table = comparison_figures.comparison_table({"worse": shifted, "better": evaluation()})
     lines = table.splitlines()
     assert lines[2].startswith("| better | **1.000** |")
     assert lines[3].startswith("| worse |")
@@ -147,13 +148,13 @@ def test_the_comparison_ranks_runs_and_marks_the_best(shifted: Evaluation) -> No
     assert lines[2].endswith("|  |")
     assert lines[3].endswith(f"| {shifted.ap - 1:+.3f} ({shifted.ap - 1:+.3f}..{shifted.ap - 1:+.3f}) |")  # one image
     assert lines[-1].startswith("All: pycocotools") and "95% of draws of images" in lines[-1]
-    alone = report.comparison_table({"alone": shifted})
+    alone = comparison_figures.comparison_table({"alone": shifted})
     assert "minus the best" not in alone and "draws" not in alone
 
 
 def test_the_comparison_warns_when_scores_were_made_differently(shifted: Evaluation) -> None:
     other = replace(shifted, protocol=replace(shifted.protocol, images=3))
-    table = report.comparison_table({"a": shifted, "b": other})
+    table = comparison_figures.comparison_table({"a": shifted, "b": other})
     assert "Not made the same way, compare with care:" in table
     assert "- b: pycocotools" in table and "3 images" in table
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from posefleet.platform import sources
+from posefleet.platform.comparison import sources
 from posefleet.platform.tracking import runs as tracking
 
 

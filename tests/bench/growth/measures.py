@@ -224,7 +224,8 @@ def _comparison(_: Path, runs: int) -> Work:
     from posefleet.data.evaluation.ground_truth import GroundTruth
     from posefleet.data.structures import Poses
     from posefleet.platform.checkpoints.format import Meta
-    from posefleet.platform.comparison import Cost, Entry, as_markdown, differences
+    from posefleet.platform.comparison.compare import Entry, as_markdown, differences
+    from posefleet.platform.comparison.cost import Cost
     from posefleet.platform.config.loading import build_experiment
     from posefleet.platform.inference.latency import CROWDS
 

@@ -1,52 +1,27 @@
 """Methods side by side: the AP of finished runs on one split, and what each method costs."""
 
-import copy
 import dataclasses
-import itertools
-import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
 from posefleet.data.evaluation.bootstrap import Interval
 from posefleet.data.evaluation.evaluate import Evaluation
-from posefleet.data.loading.loader import training_batches
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.structures import Poses
-from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta
+from posefleet.platform.checkpoints.format import Meta, read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.comparison.cost import Cost, measure
+from posefleet.platform.comparison.figures import ap_differences, best_first, comparison_table
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
 from posefleet.platform.inference.evaluate import evaluate
-from posefleet.platform.inference.latency import CROWDS, _predictor, costs, predict_ms
-from posefleet.platform.loop import training_set
-from posefleet.platform.optim import build_optimizer
+from posefleet.platform.inference.latency import CROWDS
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.step import train_step
 from posefleet.platform.tracking.runs import flatten
-from posefleet.platform.visualization.report import ap_differences, best_first, comparison_table
 from posefleet.platform.visualization.tables import table
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """What a model takes, on the device and in the precision of its run."""
-
-    parameters: int
-    gflops: float
-    """Of predicting one image of the evaluation size, 10^9 multiplications and additions, convolutions and matrix
-    products only."""
-    train_images_per_second: float
-    """Of one worker."""
-    predict_ms: dict[int, float]
-    """People in the image -> milliseconds from decoded image to poses, median."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,52 +40,6 @@ class Entry:
     poses: Mapping[int, Poses]
     """Image id -> poses, in pixels of the original images."""
     cost: Cost
-
-
-def folder_of(experiment: Experiment) -> str:
-    """Where the experiment's run is kept, if it has a name."""
-    return f"{experiment.run.storage}/{experiment.run.name}"
-
-
-def begun(run: str) -> Meta | None:
-    """What the best or latest checkpoint of a run says, or None where there is none yet."""
-    try:
-        return read_meta(find_checkpoint(run))
-    except CheckpointError:
-        return None
-
-
-def finished(experiment: Experiment) -> bool:
-    """Whether the experiment's run was trained to its end, so that it was evaluated.
-
-    Raises:
-        ValueError: There is a run of that name with other settings.
-    """
-    folder = folder_of(experiment)
-    if not (meta := begun(folder)):
-        return False
-    before, now = _training_settings(meta.experiment), _training_settings(experiment)
-    if different := [name for name in now if before[name] != now[name]]:
-        raise ValueError(
-            f"{folder} was trained with other settings: {', '.join(different)}; choose another folder for this"
-        )
-    return "AP" in meta.metrics
-
-
-def _training_settings(experiment: Experiment) -> dict[str, Any]:
-    """All that decides about the weights, by dotted name."""
-    data = dataclasses.replace(experiment.data, train=resolve_path(experiment.data.train))
-    sections = {"model": experiment.model, "data": data, "optim": experiment.optim, "train": experiment.train}
-    settings = {
-        f"{name}.{f.name}": getattr(section, f.name)
-        for name, section in sections.items()
-        for f in dataclasses.fields(section)
-    }
-    settings |= {"seed": experiment.seed, "images a step": experiment.images_per_step}
-    return {name: value for name, value in settings.items() if name not in _NOT_OF_TRAINING}
-
-
-_NOT_OF_TRAINING = {"data.eval", "data.eval_batch_size", "data.loaders", "train.log_every", "train.keep_checkpoints"}
 
 
 def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, float]:
@@ -182,49 +111,6 @@ def examine(
     )
 
 
-def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, repeats: int = 5) -> Cost:
-    """Parameters, operations and times of a model."""
-    first = costs(model, experiment, worker, people=CROWDS[0], repeats=repeats)
-    predictor = _predictor(model, experiment, worker)
-    later = {people: predict_ms(predictor, people, repeats=repeats) for people in CROWDS[1:]}
-    return Cost(
-        parameters=int(first["parameters"]),
-        gflops=first["gflops"],
-        train_images_per_second=train_speed(copy.deepcopy(model), experiment, worker),
-        predict_ms={CROWDS[0]: first["predict_ms"], **later},
-    )
-
-
-def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 6) -> float:
-    """Images per second of one worker that trains ``model`` (which this changes); the median of some steps."""
-    optimizer, size, seconds = build_optimizer(model.train(), experiment.optim), experiment.data.batch_size, []
-    with worker_threads(experiment), training_batches(training_set(experiment), batch_size=size) as batches:
-        for batch in itertools.islice(batches, steps + 2):  # two warm up
-            start = time.perf_counter()
-            losses, _ = train_step(
-                model,
-                [batch.to(worker.device)],
-                optimizer,
-                clip_norm=experiment.optim.clip_norm,
-                bfloat16=experiment.train.precision == "bfloat16",
-            )
-            sum(losses.values()).item()  # type: ignore[union-attr]  # waits for the device
-            seconds.append(time.perf_counter() - start)
-    return size / statistics.median(seconds[2:])
-
-
-@contextmanager
-def worker_threads(experiment: Experiment) -> Iterator[None]:
-    """As many threads as a worker of the experiment has, while the context lasts."""
-    before = torch.get_num_threads()
-    if experiment.scaling.num_workers:
-        torch.set_num_threads(experiment.scaling.threads_per_worker)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def same_data(experiments: Mapping[str, Experiment]) -> str:
     """Why the experiments must not be compared as they are: they were trained on different data. Empty if not."""
     seen = {name: read_manifest(resolve_path(e.data.train)).fingerprint[:12] for name, e in experiments.items()}
@@ -254,7 +140,7 @@ def ranked(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def differences(entries: Sequence[Entry]) -> dict[tuple[str, str], Interval]:
-    """See :func:`posefleet.platform.visualization.report.ap_differences`."""
+    """See :func:`posefleet.platform.comparison.figures.ap_differences`."""
     return ap_differences({entry.name: entry.evaluation for entry in entries})
 
 

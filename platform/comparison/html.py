@@ -15,8 +15,9 @@ import jinja2
 from posefleet.data.evaluation.bootstrap import CONFIDENCE, Interval
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS
 from posefleet.data.evaluation.evaluate import STATISTICS
-from posefleet.platform import gallery
-from posefleet.platform.comparison import Entry, differing_settings, ranked
+from posefleet.platform.comparison import figures as comparison_figures
+from posefleet.platform.comparison import gallery
+from posefleet.platform.comparison.compare import Entry, differing_settings, ranked
 from posefleet.platform.inference.latency import CROWDS
 from posefleet.platform.visualization import plots, report
 
@@ -56,7 +57,7 @@ def render(
 
     Args:
         entries: At least one; names are distinct.
-        minus: What :func:`posefleet.platform.comparison.differences` found.
+        minus: What :func:`posefleet.platform.comparison.compare.differences` found.
         about: A sentence on what is compared.
         warnings: Sentences on why the runs do not compare.
 
@@ -67,8 +68,8 @@ def render(
     ap = {entry.name: entry.evaluation.ap for entry in entries}
     times = {entry.name: entry.cost.predict_ms for entry in entries}
     figures = {
-        "AP of every run": report.ap_bars(ap),
-        "Milliseconds of predicting one image, by people in it": report.time_curves(ap, times),
+        "AP of every run": comparison_figures.ap_bars(ap),
+        "Milliseconds of predicting one image, by people in it": comparison_figures.time_curves(ap, times),
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGES),
@@ -86,7 +87,7 @@ def render(
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
         entries=entries,
         names=[entry.name for entry in entries],
-        colours=report.series_colours(ap),
+        colours=comparison_figures.series_colours(ap),
         statistics=[Measure(key, [entry.evaluation.statistics[key] for entry in entries]) for key in STATISTICS],
         verdict=_verdict(entries, minus),
         minus=minus,

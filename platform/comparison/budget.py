@@ -3,11 +3,15 @@
 import dataclasses
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from posefleet.data.shards.layout import read_manifest
+from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta
 from posefleet.platform.checkpoints.load import build_model
-from posefleet.platform.comparison import begun, finished, folder_of, train_speed
+from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.comparison.cost import train_speed
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.train import train
 
@@ -58,3 +62,49 @@ def train_all(experiments: Mapping[str, Experiment]) -> bool:
     if failed:
         sys.stderr.write(f"error: these trainings did not finish: {', '.join(failed)}; the same command goes on\n")
     return not failed
+
+
+def folder_of(experiment: Experiment) -> str:
+    """Where the experiment's run is kept, if it has a name."""
+    return f"{experiment.run.storage}/{experiment.run.name}"
+
+
+def begun(run: str) -> Meta | None:
+    """What the best or latest checkpoint of a run says, or None where there is none yet."""
+    try:
+        return read_meta(find_checkpoint(run))
+    except CheckpointError:
+        return None
+
+
+def finished(experiment: Experiment) -> bool:
+    """Whether the experiment's run was trained to its end, so that it was evaluated.
+
+    Raises:
+        ValueError: There is a run of that name with other settings.
+    """
+    folder = folder_of(experiment)
+    if not (meta := begun(folder)):
+        return False
+    before, now = _training_settings(meta.experiment), _training_settings(experiment)
+    if different := [name for name in now if before[name] != now[name]]:
+        raise ValueError(
+            f"{folder} was trained with other settings: {', '.join(different)}; choose another folder for this"
+        )
+    return "AP" in meta.metrics
+
+
+def _training_settings(experiment: Experiment) -> dict[str, Any]:
+    """All that decides about the weights, by dotted name."""
+    data = dataclasses.replace(experiment.data, train=resolve_path(experiment.data.train))
+    sections = {"model": experiment.model, "data": data, "optim": experiment.optim, "train": experiment.train}
+    settings = {
+        f"{name}.{f.name}": getattr(section, f.name)
+        for name, section in sections.items()
+        for f in dataclasses.fields(section)
+    }
+    settings |= {"seed": experiment.seed, "images a step": experiment.images_per_step}
+    return {name: value for name, value in settings.items() if name not in _NOT_OF_TRAINING}
+
+
+_NOT_OF_TRAINING = {"data.eval", "data.eval_batch_size", "data.loaders", "train.log_every", "train.keep_checkpoints"}
