@@ -12,7 +12,7 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,9 @@ from posefleet.platform.tracking.registry import (
 if TYPE_CHECKING:
     from posefleet.platform.checkpoints.format import Meta
     from posefleet.platform.config.experiment import Experiment
-    from posefleet.platform.gate import Verdict
     from posefleet.platform.inference.split import Split
-    from posefleet.platform.shadowing import Shadowing
+    from posefleet.platform.promotion.gate import Verdict
+from posefleet.platform.promotion.release import _crown_text, _description, _shadow_tags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors: tuple[type[Exception], ...] = (ValueError, TrackingError)
     if not options.rollback:  # going back must be quick, and torch takes seconds
         from posefleet.platform.checkpoints.format import CheckpointError
-        from posefleet.platform.shadowing import ShadowError
+        from posefleet.platform.promotion.shadow import ShadowError
 
         errors = (*errors, CheckpointError, ShadowError)
     try:
@@ -167,7 +167,8 @@ def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.gate import Bounds, judge
+    from posefleet.platform.promotion.checks import Bounds
+    from posefleet.platform.promotion.gate import judge
 
     named = resolve_path(_best_trial(options.search) if options.search else options.run)
     checkpoint = find_checkpoint(named, tracking=options.tracking)
@@ -206,8 +207,9 @@ def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.gate import Bounds, ShadowBounds, judge, live
-    from posefleet.platform.shadowing import read_shadowing
+    from posefleet.platform.promotion.checks import Bounds, ShadowBounds, live
+    from posefleet.platform.promotion.gate import judge
+    from posefleet.platform.promotion.shadow import read_shadowing
 
     uri = store_uri(options.tracking)
     challenger = find_version(f"{MODELS}{check_name(options.model)}@{CHALLENGER}", uri)
@@ -239,24 +241,6 @@ def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
     replaced = crown(uri, challenger, tags, _crown_text(tags, verdict))
     _tell(challenger, CHAMPION, uri, replaced)
     return 0
-
-
-def _shadow_tags(seen: "Shadowing", verdict: "Verdict") -> dict[str, str]:
-    numbers = {f"shadow.{key}": value for key, value in seen.model_dump().items() if value is not None}
-    tags = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in numbers.items()}
-    tags |= {"shadow.gate": "failed" if verdict.failed else "passed", "crowned_by": signed()}
-    if verdict.failed:
-        tags["forced"] = f"{', '.join(verdict.failed)} failed; forced by {tags['crowned_by']}"
-    return tags
-
-
-def _crown_text(tags: Mapping[str, str], verdict: "Verdict") -> str:
-    forced = f"\n\n**Forced**: {tags['forced']}." if "forced" in tags else ""
-    table = f"\n\n```\n{verdict.evaluation}\n```" if verdict.evaluation else ""
-    return (
-        f"Champion by {tags['crowned_by']}, after {tags['shadow.images']} live images beside "
-        f"{tags.get('shadow.champion', 'nothing')}.{forced}\n\n```\n{verdict}\n```{table}"
-    )
 
 
 def _best_trial(search: str) -> str:
@@ -353,14 +337,6 @@ def _release(
         tags=tags,
         description=_description(tags, verdict),
     )
-
-
-def _description(tags: Mapping[str, str], verdict: "Verdict") -> str:
-    """Markdown for the version's page."""
-    head = f"AP {tags['AP']} on {tags['split']}: {tags['method']}, {tags['schema']}, step {tags['step']}."
-    forced = f"\n\n**Forced**: {tags['forced']}." if "forced" in tags else ""
-    table = f"\n\n```\n{verdict.evaluation}\n```" if verdict.evaluation else ""
-    return f"{head}{forced}\n\n```\n{verdict}\n```{table}"
 
 
 def _tell(version: Version, alias: str, uri: str, rival: Version | None) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
-from posefleet.platform.agreement import SAME_PERSON, compare_poses
+from posefleet.platform.promotion.agreement import SAME_PERSON, compare_poses
 
 HEIGHT, WIDTH = 120.0, 60.0
 

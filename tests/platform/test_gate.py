@@ -16,14 +16,15 @@ from posefleet.data.evaluation.evaluate import Evaluation, evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
-from posefleet.platform import gate
 from posefleet.platform.checkpoints.format import CheckpointError, read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
-from posefleet.platform.gate import Bounds, ShadowBounds, Verdict, judge
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
-from posefleet.platform.shadowing import Shadowing
+from posefleet.platform.promotion import checks as gate_checks
+from posefleet.platform.promotion.checks import Bounds, ShadowBounds
+from posefleet.platform.promotion.gate import Verdict, judge
+from posefleet.platform.promotion.shadow import Shadowing
 
 BOUNDS = Bounds(tolerance=0.01, keypoint_floor=0.0, latency_ms=0.0, latency_people=2, served_images=4)
 
@@ -94,9 +95,9 @@ def test_a_damaged_shard_fails(people_shards: Path, tmp_path: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[-1] ^= 1  # in the padding
     tar.write_bytes(data)
-    found = gate.clean(Split(shards=str(shards)), COCO17)
+    found = gate_checks.clean(Split(shards=str(shards)), COCO17)
     assert not found.passed and f"{tar.name}: holds more than its index names" in found.value
-    assert gate.clean(Split(shards=str(people_shards / "val2017")), COCO17).passed
+    assert gate_checks.clean(Split(shards=str(people_shards / "val2017")), COCO17).passed
 
 
 def test_files_of_coco_are_judged_by_the_doctor(candidate: str, people_coco: Path, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_files_of_coco_are_judged_by_the_doctor(candidate: str, people_coco: Pat
     content = json.loads(annotations.read_text())
     content["images"][0]["width"] += 1
     annotations.write_text(json.dumps(content))
-    found = gate.clean(Split(source=find_source(str(tmp_path / "coco"), "val2017")), COCO17)
+    found = gate_checks.clean(Split(source=find_source(str(tmp_path / "coco"), "val2017")), COCO17)
     assert not found.passed and found.value == "size_mismatch: 1"
 
 
@@ -163,32 +164,32 @@ def evaluation(right: int, images: int = 40) -> Evaluation:
 
 def test_ap_passes_when_the_whole_interval_lies_above_the_tolerance() -> None:
     better, worse = evaluation(40), evaluation(20)
-    assert gate.ap(better, worse, 0.01).passed
-    assert not gate.ap(worse, better, 0.01).passed
-    assert gate.ap(worse, better, 0.99).passed
+    assert gate_checks.ap(better, worse, 0.01).passed
+    assert not gate_checks.ap(worse, better, 0.01).passed
+    assert gate_checks.ap(worse, better, 0.99).passed
 
 
 def test_ap_that_may_be_lower_by_the_luck_of_the_images_does_not_pass() -> None:
     """One image of 40 is wrong, so AP is lower by about 0.03; but some draws of images have it three times."""
-    found = gate.ap(evaluation(39), evaluation(40), 0.06)
+    found = gate_checks.ap(evaluation(39), evaluation(40), 0.06)
     assert not found.passed and "0." in found.value
-    assert gate.ap(evaluation(39), evaluation(40), 0.2).passed
+    assert gate_checks.ap(evaluation(39), evaluation(40), 0.2).passed
 
 
 def test_the_first_model_needs_an_ap_at_all() -> None:
-    assert gate.ap(evaluation(1), None, 0.01).passed
+    assert gate_checks.ap(evaluation(1), None, 0.01).passed
     nobody = dataclasses.replace(evaluation(1), statistics={"AP": float("nan")})
-    assert not gate.ap(nobody, None, 0.01).passed
+    assert not gate_checks.ap(nobody, None, 0.01).passed
 
 
 def test_the_lowest_keypoint_is_named() -> None:
     scores = np.full(17, 0.8)
     scores[9], scores[3] = 0.25, np.nan
     lopsided = dataclasses.replace(evaluation(1), keypoint_ap=scores)
-    found = gate.keypoints(lopsided, 0.3)
+    found = gate_checks.keypoints(lopsided, 0.3)
     assert not found.passed and found.value == "lowest AP 0.2500, left_wrist"
-    assert gate.keypoints(lopsided, 0.25).passed
-    assert not gate.keypoints(dataclasses.replace(lopsided, keypoint_ap=np.full(17, np.nan)), 0.0).passed
+    assert gate_checks.keypoints(lopsided, 0.25).passed
+    assert not gate_checks.keypoints(dataclasses.replace(lopsided, keypoint_ap=np.full(17, np.nan)), 0.0).passed
 
 
 def predicted(checkpoint: str, split: Split) -> tuple[Predictor, dict[int, Poses]]:
@@ -202,22 +203,22 @@ def predicted(checkpoint: str, split: Split) -> tuple[Predictor, dict[int, Poses
 
 def test_a_served_pose_that_is_off_is_seen(candidate: str, split: Split) -> None:
     predictor, poses = predicted(candidate, split)
-    assert gate.served_as_evaluated(predictor, split, poses, 7).passed
+    assert gate_checks.served_as_evaluated(predictor, split, poses, 7).passed
     image = next(image for image, found in poses.items() if len(found))
     moved = {**poses, image: dataclasses.replace(poses[image], keypoints=poses[image].keypoints + 0.5)}
-    found = gate.served_as_evaluated(predictor, split, moved, 7)
+    found = gate_checks.served_as_evaluated(predictor, split, moved, 7)
     assert not found.passed and "keypoints differ by 0.5 px" in found.value
     scored = {**poses, image: dataclasses.replace(poses[image], scores=poses[image].scores + 0.25)}
-    assert "scores by 0.25 at most" in gate.served_as_evaluated(predictor, split, scored, 7).value
+    assert "scores by 0.25 at most" in gate_checks.served_as_evaluated(predictor, split, scored, 7).value
     fewer = {**poses, image: poses[image][:0]}
-    assert f"image {image} has" in gate.served_as_evaluated(predictor, split, fewer, 7).value
+    assert f"image {image} has" in gate_checks.served_as_evaluated(predictor, split, fewer, 7).value
 
 
 def test_other_weights_are_not_served_as_evaluated(
     candidate: str, split: Split, small_run: dict[str, Any], tmp_path: Path
 ) -> None:
     other, _ = predicted(untrained_checkpoint(small_run, tmp_path / "other", seed=1), split)
-    assert not gate.served_as_evaluated(other, split, predicted(candidate, split)[1], 7).passed
+    assert not gate_checks.served_as_evaluated(other, split, predicted(candidate, split)[1], 7).passed
 
 
 # ---------------------------------------------------------------------------------------------------- live images
@@ -231,7 +232,7 @@ SEEN = Shadowing(
 
 
 def failed(seen: Shadowing, champion: str = ONE, challenger: str = TWO, **bounds: float) -> list[str]:
-    checks = gate.live(seen, champion, challenger, dataclasses.replace(LIVE, **bounds))
+    checks = gate_checks.live(seen, champion, challenger, dataclasses.replace(LIVE, **bounds))
     assert [check.name for check in checks] == ["pair", "live", "agreement", "missed", "slower"]
     return [check.name for check in checks if not check.passed]
 
@@ -247,7 +248,7 @@ def test_a_challenger_that_agrees_passes_and_every_bound_can_fail() -> None:
 def test_what_was_compared_must_be_the_versions_at_hand() -> None:
     assert failed(SEEN, champion="models:/smpr/3") == failed(SEEN, challenger="models:/smpr/3") == ["pair"]
     assert failed(SEEN, champion="") == ["pair"], "no champion at all"
-    pair, *_ = gate.live(SEEN, "models:/smpr/3", TWO, LIVE)
+    pair, *_ = gate_checks.live(SEEN, "models:/smpr/3", TWO, LIVE)
     assert str(pair) == (
         "FAIL  pair        compared models:/smpr/2 with models:/smpr/1  [models:/smpr/2 with models:/smpr/3]"
     )

@@ -1,38 +1,24 @@
-"""The gate before the registry: what a candidate must show, measured here and now, in the form that will be served.
+"""The checks that a candidate must pass before it is promoted."""
 
-Every check runs, also after one that failed, and tells its value and its bound.
-"""
-
-import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from posefleet.data.evaluation.bootstrap import CONFIDENCE, difference
 from posefleet.data.evaluation.evaluate import Evaluation
-from posefleet.data.keypoints import KeypointSchema, load_schema
+from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses
-from posefleet.platform.checkpoints.format import copy_for_use, read_meta, read_weights
-from posefleet.platform.checkpoints.load import load_model
-from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.checkpoints.format import read_weights
 from posefleet.platform.inference.latency import predict_ms
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
-from posefleet.platform.runtime.worker import LocalWorker, Sink
-from posefleet.platform.shadowing import Shadowing
-from posefleet.platform.tracking.registry import CHECKPOINT
+from posefleet.platform.promotion.shadow import Shadowing
 
 MOST_PIXELS, MOST_SCORE = 0.01, 1e-4
 """Between a served pose and the evaluated one: keypoints in pixels of the image, scores."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,84 +64,6 @@ class Check:
 
     def __str__(self) -> str:
         return f"{'pass' if self.passed else 'FAIL'}  {self.name:10}  {self.value}  [{self.bound}]"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """What came of all checks."""
-
-    checks: tuple[Check, ...]
-    evaluation: Evaluation | None
-    """Of the candidate; None where it could not be evaluated."""
-
-    @property
-    def failed(self) -> tuple[str, ...]:
-        """Names of the checks that failed."""
-        return tuple(check.name for check in self.checks if not check.passed)
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.checks))
-
-
-def judge(
-    checkpoint: str, experiment: Experiment, champion: str, split: Split | None, bounds: Bounds, folder: Path
-) -> Verdict:
-    """Look at a candidate from every side.
-
-    Args:
-        checkpoint: The candidate.
-        experiment: Its settings, maybe with another decoding; they become those of the copy.
-        champion: The checkpoint to compare with; empty where there is no champion yet.
-        split: What both are scored on; None: only what needs no annotations is looked at.
-        bounds: What is demanded.
-        folder: Gets the files of the version to be: a copy of the checkpoint, and the report of its evaluation.
-
-    Raises:
-        CheckpointError: The candidate cannot be read.
-    """
-    step, schema, served = read_meta(checkpoint).step, load_schema(experiment.schema), folder / CHECKPOINT
-    reloaded = _once(lambda: _predictor(str(served)))
-    if split is None:
-        copy_for_use(checkpoint, served, experiment=experiment)
-        whole = _guarded("weights", lambda: finite(str(served)))
-        return Verdict(checks=(whole, _guarded("latency", lambda: latency(reloaded(), bounds))), evaluation=None)
-    scored = _once(lambda: _score(checkpoint, experiment, split, FolderSink(folder), step))
-    try:
-        evaluation = scored()[0]
-    except Exception:  # the checks below tell it
-        evaluation = None
-    copy_for_use(checkpoint, served, experiment=experiment, metrics=evaluation.as_dict() if evaluation else {})
-    checks = (
-        _guarded("weights", lambda: finite(str(served))),
-        _guarded("split", lambda: clean(split, schema)),
-        _guarded("AP", lambda: ap(scored()[0], _rival(champion, experiment, split), bounds.tolerance)),
-        _guarded("keypoints", lambda: keypoints(scored()[0], bounds.keypoint_floor)),
-        _guarded("latency", lambda: latency(reloaded(), bounds)),
-        _guarded("served", lambda: served_as_evaluated(reloaded(), split, scored()[1], bounds.served_images)),
-    )
-    return Verdict(checks=checks, evaluation=evaluation)
-
-
-class FolderSink:
-    """Keeps the files that an evaluation leaves in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics are part of the evaluation itself."""
-
-    def log_bytes(self, name: str, data: bytes) -> None:
-        """One file."""
-        path = self._folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-    def store(self) -> None:
-        """It is."""
-
-
-# ---------------------------------------------------------------------------------------------------- checks
 
 
 def finite(checkpoint: str) -> Check:
@@ -287,69 +195,3 @@ def live(seen: Shadowing, champion: str, challenger: str, bounds: ShadowBounds) 
         passed=not bounds.slower or seen.slower <= bounds.slower,
     )
     return pair, enough, alike, missed, slower
-
-
-# ---------------------------------------------------------------------------------------------------- steps
-
-
-def _score(
-    checkpoint: str, experiment: Experiment, split: Split, sink: Sink | None, step: int
-) -> tuple[Evaluation, dict[int, Poses]]:
-    """Evaluation of a checkpoint, and the poses by image id."""
-    worker, poses = LocalWorker(sink=sink), dict[int, Poses]()
-    model, _ = load_model(checkpoint, experiment=experiment)
-    evaluation = evaluate(
-        model.to(worker.device),
-        experiment,
-        worker,
-        open_split=lambda view: split.open(view.schema, view),
-        step=step,
-        keep=poses.update,
-    )
-    assert evaluation is not None, "the gate runs in one process"
-    return evaluation, poses
-
-
-def _rival(champion: str, candidate: Experiment, split: Split) -> Evaluation | None:
-    """The champion with its own settings, scored as the candidate is."""
-    if not champion:
-        return None
-    own = read_meta(champion).experiment
-    scoring = dataclasses.replace(
-        own.evaluate, max_detections=candidate.evaluate.max_detections, backend=candidate.evaluate.backend
-    )
-    reading = dataclasses.replace(
-        own.data, eval_batch_size=candidate.data.eval_batch_size, loaders=candidate.data.loaders
-    )
-    return _score(champion, dataclasses.replace(own, evaluate=scoring, data=reading), split, None, 0)[0]
-
-
-def _predictor(checkpoint: str) -> Predictor:
-    model, experiment = load_model(checkpoint)
-    return Predictor(model, experiment, device=LocalWorker().device)
-
-
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
-    """A check that cannot be made has failed, whatever was in its way; the others are still made."""
-    try:
-        return check()
-    except Exception as error:
-        return Check(name=name, value=f"{type(error).__name__}: {error}", bound="can be measured", passed=False)
-
-
-def _once(make: Callable[[], _T]) -> Callable[[], _T]:
-    """``make``, called at most once; what it raised is raised again."""
-
-    @functools.cache
-    def made() -> _T | Exception:
-        try:
-            return make()
-        except Exception as error:
-            return error
-
-    def result() -> _T:
-        if isinstance(found := made(), Exception):
-            raise found
-        return found
-
-    return result

@@ -1,0 +1,3 @@
+"""From a trained run to a served alias: the gate, its checks, the release, and shadow traffic.
+
+Doors: ``gate``, ``checks``, ``release``, ``shadow``, ``agreement``."""
