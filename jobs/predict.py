@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING
 from posefleet.data.loading.memory import collect_garbage_rarely
 
 if TYPE_CHECKING:
-    from posefleet.platform.batch import BatchResult
+    from posefleet.platform.prediction.batch import BatchResult
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 finished, bad images or not; 1 nothing could be predicted or written; 2 bad arguments."""
     collect_garbage_rarely()
     options = _parse(arguments)
-    from posefleet.data.pictures import list_pictures  # imports torch, which --help does without
-    from posefleet.platform.batch import Crew, Wanted, predict_pictures
     from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.config.cli import fail
+    from posefleet.platform.prediction.batch import Crew, predict_pictures
+    from posefleet.platform.prediction.inputs import list_pictures  # imports torch, which --help does without
+    from posefleet.platform.prediction.worker import Wanted
     from posefleet.platform.runtime.paths import resolve_path
 
     output = resolve_path(options.output).rstrip("/")

@@ -27,7 +27,7 @@ DOORS = {
     "ray": {
         "data/io/cluster.py",
         "data/shards/build.py",
-        "platform/batch.py",
+        "platform/prediction/batch.py",
         "platform/elastic.py",
         "platform/train.py",
         "platform/tune.py",

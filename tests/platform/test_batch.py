@@ -21,12 +21,13 @@ from posefleet.data.coco.results import write_results
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
-from posefleet.data.pictures import Picture, chunks, list_pictures
 from posefleet.data.structures import Poses
-from posefleet.platform import batch
-from posefleet.platform.batch import BatchResult, Crew, Wanted, predict_pictures
 from posefleet.platform.inference.predictor import Predictor
-from posefleet.platform.pose_tables import Found, read_part, write_part, write_tables
+from posefleet.platform.prediction import batch, worker
+from posefleet.platform.prediction.batch import BatchResult, Crew, predict_pictures
+from posefleet.platform.prediction.inputs import Picture, chunks, list_pictures
+from posefleet.platform.prediction.tables import Found, read_part, write_part, write_tables
+from posefleet.platform.prediction.worker import Wanted
 
 TABLES = ("results.json", "poses.parquet", "images.parquet", "bad_images.json")
 
@@ -456,7 +457,7 @@ def test_a_picture_that_kills_its_reader_is_listed(
 
     class Mortal:  # here, so that it travels with its code
         def __init__(self, work: Any) -> None:
-            class Dying(batch._RowWorker):
+            class Dying(worker._RowWorker):
                 def _decode(self, data, picture):  # type: ignore[no-untyped-def]  # names of a class body do not travel
                     if data.startswith(b"deadly"):
                         os._exit(9)

@@ -16,7 +16,6 @@ from posefleet.data.errors import DataError
 from posefleet.data.io.files import create, read_json
 from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
-from posefleet.data.pictures import list_pictures
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
@@ -25,6 +24,7 @@ from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_me
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.prediction.inputs import list_pictures
 from posefleet.platform.train import train
 
 PART = 50 * 2**20
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_named_with_the_cause(
     proxy: FaultyProxy, people_shards: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("posefleet.data.loading.shard_dataset.RETRY_PAUSES", (0.01,))
-    monkeypatch.setattr("posefleet.data.pictures.RETRY_PAUSES", (0.01,))
+    monkeypatch.setattr("posefleet.platform.prediction.inputs.RETRY_PAUSES", (0.01,))
     fsspec.filesystem("s3").put(str(people_shards / "val2017"), "s3://bucket/unread/val", recursive=True)
     path = save("s3://bucket/unread/checkpoints", experiment, 1)
     dataset = images("s3://bucket/unread/val")

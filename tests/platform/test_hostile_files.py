@@ -20,20 +20,20 @@ from posefleet.data.errors import DataError
 from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.loader import training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
-from posefleet.data.pictures import list_pictures
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.models.detposenet.detector import DetectorConfig, TorchvisionDetector
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.safe_load import read_tensors
-from posefleet.platform.batch import predict_pictures
 from posefleet.platform.checkpoints.format import CheckpointError, read_state
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.comparison.sources import trials
 from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.inference.predictor import Predictor
-from posefleet.platform.pose_tables import read_part
+from posefleet.platform.prediction.batch import predict_pictures
+from posefleet.platform.prediction.inputs import list_pictures
+from posefleet.platform.prediction.tables import read_part
 from posefleet.platform.run import read_run
 from posefleet.platform.search import Search
 from posefleet.platform.space import build_space

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from posefleet.platform.suspects import Suspects
+from posefleet.platform.prediction.quarantine import Suspects
 
 
 def die_at(path: Path, name: str) -> None:

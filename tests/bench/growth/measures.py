@@ -61,7 +61,7 @@ def _doctor(folder: Path, _: int) -> Work:
 
 
 def _pictures(folder: Path, _: int) -> Work:
-    from posefleet.data.pictures import list_pictures
+    from posefleet.platform.prediction.inputs import list_pictures
 
     return lambda: list_pictures(str(folder), split=SPLIT)
 

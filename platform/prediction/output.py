@@ -1,0 +1,92 @@
+"""The output folder of batch prediction: who owns it, its parts, and the final files."""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import fsspec
+
+from posefleet.data.io.files import UNFINISHED, read_json, write_file
+from posefleet.platform.checkpoints.format import copy_for_use, read_content
+from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.prediction.tables import Counts
+from posefleet.platform.runtime.paths import MODELS, resolve_path
+from posefleet.platform.tracking.client import store_uri
+from posefleet.platform.tracking.registry import find_alias
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A checkpoint as it travels."""
+
+    about: dict[str, Any]
+    """For the summary."""
+    identity: str
+    schema: str
+    files: dict[str, bytes]
+
+    @classmethod
+    def find(cls, address: str, tracking: str) -> Self:
+        about: dict[str, Any] = {"model": address}
+        if address.startswith(MODELS) and "@" in address:  # an alias may move while we are at it
+            name, _, alias = address.removeprefix(MODELS).partition("@")
+            path = find_checkpoint(address, tracking=tracking)  # explains what is wrong with an address
+            if version := find_alias(store_uri(tracking), name, alias):
+                about["version"] = version.number
+                path = find_checkpoint(version.address, tracking=tracking)
+        else:
+            path = find_checkpoint(resolve_path(address), tracking=tracking)
+        with tempfile.TemporaryDirectory() as folder:
+            copy_for_use(path, Path(folder))
+            files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        content = read_content(path)
+        weights = next(iter(json.loads(files["meta.json"])["files"].values()))["sha256"]
+        settings = hashlib.sha256(json.dumps(content["experiment"], sort_keys=True).encode()).hexdigest()
+        about |= {"checkpoint": path, "method": content["method"], "step": content["step"], "weights": weights}
+        identity = f"{content['method']} at step {content['step']}, weights {weights[:12]}, settings {settings[:12]}"
+        return cls(about, identity, content["schema"], files)
+
+
+def _claim(output: str, plan: dict[str, Any]) -> Counts | None:
+    """Make sure that ``output`` is of this plan; what it holds if it is whole."""
+    summary = read_json(f"{output}/summary.json")
+    known = summary["plan"] if summary else read_json(f"{output}/parts/plan.json")
+    for name, value in plan.items() if known else ():
+        if known.get(name) != value:
+            raise ValueError(
+                f"{output} holds predictions with {name} {known.get(name)!r}, and now it is {value!r}; "
+                "give the first command again, or choose another output folder"
+            )
+    if not known:
+        _write_json(f"{output}/parts/plan.json", plan)
+    return Counts(**summary["counts"]) if summary else None
+
+
+def _finish(output: str, plan: dict[str, Any], model: _Model, counts: Counts, predicted: int, seconds: float) -> None:
+    fs, path = fsspec.core.url_to_fs(output)
+    for file in fs.find(path):
+        if file.endswith(UNFINISHED):
+            fs.rm_file(file)
+    last = {"predicted": predicted, "seconds": round(seconds, 1), "per_second": round(predicted / seconds, 2)}
+    _write_json(
+        f"{output}/summary.json",
+        {"model": model.about, "keypoints": model.schema, "plan": plan, "counts": asdict(counts), "last_run": last},
+    )
+    fs.rm(f"{path}/parts", recursive=True)
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def _names(folder: str) -> set[str]:
+    fs, path = fsspec.core.url_to_fs(folder)
+    fs.invalidate_cache()
+    return {file.rpartition("/")[2] for file in fs.ls(path, detail=False)}
+
+
+def _write_json(path: str, content: Any) -> None:
+    write_file(path, json.dumps(content, indent=1).encode() + b"\n")
