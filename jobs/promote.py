@@ -290,7 +290,7 @@ def _split(options: argparse.Namespace, experiment: "Experiment") -> "Split":
 
 def _store(given: str, checkpoint: str) -> str:
     """The registry's address: what is given, or the environment's, or that of the run that the checkpoint is of."""
-    from posefleet.platform.run import read_run
+    from posefleet.platform.training.run import read_run
 
     if given or os.environ.get("MLFLOW_TRACKING_URI"):
         return store_uri(given)

@@ -14,7 +14,7 @@ def main() -> int:
     from posefleet.platform.config.cli import parse_experiment  # imports torch
 
     experiment = parse_experiment("logocap", description="Train LOGO-CAP, local-global contextual adaptation of poses.")
-    from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither
+    from posefleet.platform.training.launch import train  # Ray and MLflow take seconds, and --help needs neither
 
     return train(experiment)
 

@@ -13,7 +13,7 @@ def main() -> int:
     from posefleet.platform.config.cli import parse_experiment  # imports torch
 
     experiment = parse_experiment("smpr", description="Train SMPR, single-stage multi-person pose regression.")
-    from posefleet.platform.train import train  # Ray and MLflow take seconds, and --help needs neither
+    from posefleet.platform.training.launch import train  # Ray and MLflow take seconds, and --help needs neither
 
     return train(experiment)
 

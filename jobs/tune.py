@@ -180,10 +180,10 @@ def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[
 
 def _train(plan: _Plan) -> int:
     from posefleet.data.shards.layout import read_manifest
-    from posefleet.platform.loop import check_data
-    from posefleet.platform.run import RunSink, open_search
     from posefleet.platform.search import Search
     from posefleet.platform.search_report import leave_search, written
+    from posefleet.platform.training.loop import check_data
+    from posefleet.platform.training.run import RunSink, open_search
     from posefleet.platform.tune import Engine, run_search
 
     options, base = plan.options, plan.base

@@ -33,7 +33,6 @@ from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.inference.latency import costs
-from posefleet.platform.run import Run, RunSink, open_run, read_run
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import STEADY, TRAINING
 from posefleet.platform.runtime.progress import ProgressLine
@@ -43,7 +42,8 @@ from posefleet.platform.space import Choice, Range, apply, settings_of
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError
 from posefleet.platform.tracking.tracker import Status
-from posefleet.platform.train import carry_out
+from posefleet.platform.training.launch import carry_out
+from posefleet.platform.training.run import Run, RunSink, open_run, read_run
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from posefleet.platform import loop
+from posefleet.platform.training import loop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

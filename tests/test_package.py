@@ -31,7 +31,9 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_posefleet_leaves_the_garbage_collector_as_it_is() -> None:
-    modules = "posefleet, posefleet.data.loading.shard_dataset, posefleet.platform.train, posefleet.serve.app"
+    modules = (
+        "posefleet, posefleet.data.loading.shard_dataset, posefleet.platform.training.ray_trainer, posefleet.serve.app"
+    )
     told = python(
         "-c", f"import gc; before = gc.get_threshold(); import {modules}; print(before == gc.get_threshold())"
     )

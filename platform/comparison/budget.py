@@ -13,7 +13,7 @@ from posefleet.platform.comparison.cost import train_speed
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.train import train
+from posefleet.platform.training.launch import train
 
 STOPPED = 130
 """Status of a training that a signal stopped: the others are not wanted either."""

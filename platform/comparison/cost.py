@@ -14,10 +14,10 @@ from torch import nn
 from posefleet.data.loading.loader import training_batches
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.latency import CROWDS, _predictor, costs, predict_ms
-from posefleet.platform.loop import training_set
-from posefleet.platform.optim import build_optimizer
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.step import train_step
+from posefleet.platform.training.loop import training_set
+from posefleet.platform.training.optim import build_optimizer
+from posefleet.platform.training.step import train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

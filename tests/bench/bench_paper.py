@@ -31,10 +31,10 @@ from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, read_yaml
-from posefleet.platform.ema import AveragedWeights
-from posefleet.platform.loop import training_set
-from posefleet.platform.optim import build_optimizer
-from posefleet.platform.state import TrainingState
+from posefleet.platform.training.ema import AveragedWeights
+from posefleet.platform.training.loop import training_set
+from posefleet.platform.training.optim import build_optimizer
+from posefleet.platform.training.state import TrainingState
 from posefleet.platform.visualization.tables import table
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"

@@ -39,9 +39,9 @@ def torchrun_worker(config: str) -> None:
     import torch.distributed as dist
 
     from posefleet.data.loading.memory import keep_freed_memory
-    from posefleet.platform.loop import fit
-    from posefleet.platform.run import RunSink, open_run
     from posefleet.platform.runtime.worker import LocalWorker
+    from posefleet.platform.training.loop import fit
+    from posefleet.platform.training.run import RunSink, open_run
 
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -32,14 +32,14 @@ from posefleet.data.shards.build import shard_coco
 from posefleet.data.structures import Batch
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SceneConfig
-from posefleet.platform import loop
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, read_yaml
-from posefleet.platform.run import RunSink, open_run
 from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.state import TrainingState, initial_state
+from posefleet.platform.training import loop
+from posefleet.platform.training.run import RunSink, open_run
+from posefleet.platform.training.state import TrainingState, initial_state
 
 ROOT = Path(__file__).resolve().parents[2]
 

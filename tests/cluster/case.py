@@ -20,9 +20,9 @@ from steps import Step, read_steps, samples_seen
 from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoints.format import WEIGHTS, read_content
 from posefleet.platform.checkpoints.store import CheckpointStore
-from posefleet.platform.run import read_run as open_run_of
 from posefleet.platform.tracking.runs import find_runs, read_metrics, read_run
 from posefleet.platform.tracking.spool import Spool
+from posefleet.platform.training.run import read_run as open_run_of
 
 COMMAND = Path(__file__).with_name("command.py")
 OF_THE_MACHINE = re.compile(r"system/|ranks/|images_per_second$|data_wait$")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from faults import Plan, carried_out, train_worker
 
-from posefleet.platform import train
 from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.training import launch
+from posefleet.platform.training import ray_trainer as train
 
 
 def main() -> int:
@@ -16,9 +17,9 @@ def main() -> int:
     experiment, plan = build_experiment(content["settings"]), Plan(**content["plan"])
     if experiment.scaling.num_workers:
         train._ray_worker = train_worker(plan)
-        return train.train(experiment)
+        return launch.train(experiment)
     with carried_out(plan):
-        return train.train(experiment)
+        return launch.train(experiment)
 
 
 if __name__ == "__main__":

@@ -165,8 +165,9 @@ class ElasticRun:
         Raises:
             AssertionError: What ``meanwhile`` waited for did not happen.
         """
-        from posefleet.platform import train
         from posefleet.platform.config.loading import build_experiment
+        from posefleet.platform.training import launch
+        from posefleet.platform.training import ray_trainer as train
 
         problems: list[BaseException] = []
 
@@ -184,7 +185,7 @@ class ElasticRun:
         original, train._ray_worker = train._ray_worker, recording_worker(self.log, self.pace)
         try:
             actor.start()
-            status = train.train(build_experiment(self.settings))
+            status = launch.train(build_experiment(self.settings))
         finally:
             train._ray_worker = original
             actor.join()

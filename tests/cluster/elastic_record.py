@@ -36,7 +36,8 @@ def recording_worker(folder: Path, pace: float) -> Callable[..., Any]:
     """
 
     def worker(*settings: Any) -> Any:
-        from posefleet.platform import loop, train
+        from posefleet.platform.training import loop
+        from posefleet.platform.training import ray_trainer as train
 
         take = loop.train_step
         file = (folder / f"worker-{os.getpid()}.jsonl").open("a", buffering=1)

@@ -41,7 +41,7 @@ def train_worker(plan: Plan) -> Callable[..., Any]:
     def planned(*settings: Any) -> Any:
         import ray.train
 
-        from posefleet.platform import train
+        from posefleet.platform.training import ray_trainer as train
 
         with carried_out(plan, ray.train.get_context().get_world_rank()):
             return train._ray_worker(*settings)
@@ -67,8 +67,8 @@ class _Process:
 
     def change(self, stack: contextlib.ExitStack) -> None:
         """Put this between the platform and what it calls, until ``stack`` is left."""
-        from posefleet.platform import loop, run
         from posefleet.platform.inference.predictor import Predictor
+        from posefleet.platform.training import loop, run
 
         take, predict, remember, sync, rename = loop.train_step, Predictor.predict, run._remember, os.fsync, os.rename
 

@@ -22,7 +22,7 @@ from posefleet.jobs import evaluate, predict, shard_coco
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.train import train
+from posefleet.platform.training.launch import train
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,8 +16,8 @@ from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
 from posefleet.platform.inference.evaluate import evaluate
-from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training.loop import fit
 
 ANNOTATIONS = "annotations/person_keypoints_train2017.json"
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from posefleet.platform import loop
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference import evaluate
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training import loop
 
 
 class StoppingWorker(LocalWorker):

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from posefleet.data.keypoints import COCO17
 from posefleet.models import load_method
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.step import Share, train_step
+from posefleet.platform.training.step import Share, train_step
 
 PEOPLE = (3, 0, 1, 2)
 """In the one image of each micro-batch."""

@@ -25,7 +25,7 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.prediction.inputs import list_pictures
-from posefleet.platform.train import train
+from posefleet.platform.training.launch import train
 
 PART = 50 * 2**20
 """Bytes of a part of a multipart upload, s3fs's default."""

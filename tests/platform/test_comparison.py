@@ -11,8 +11,8 @@ from posefleet.platform.comparison import budget
 from posefleet.platform.comparison import compare as comparison
 from posefleet.platform.comparison import figures as comparison_figures
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training.loop import fit
 from posefleet.platform.visualization import plots
 
 

@@ -20,8 +20,8 @@ from posefleet.platform.checkpoints.load import build_model, load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluate
-from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training.loop import fit
 
 
 def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0, trouble: str = "") -> None:

@@ -15,8 +15,8 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluate
-from posefleet.platform.loop import Stopped, fit
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
+from posefleet.platform.training.loop import Stopped, fit
 
 
 class Sink:

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from posefleet.platform.config.experiment import OptimConfig
-from posefleet.platform.ema import AveragedWeights
-from posefleet.platform.optim import build_optimizer, learning_rate, set_learning_rate
+from posefleet.platform.training.ema import AveragedWeights
+from posefleet.platform.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 
 class Small(nn.Module):

@@ -20,8 +20,8 @@ from posefleet.platform.comparison import gallery
 from posefleet.platform.comparison import html as page
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluation_set, ground_truth
-from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training.loop import fit
 
 Pages = tuple[list[comparison.Entry], str]
 

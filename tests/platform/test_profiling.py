@@ -14,8 +14,8 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.cli import parse_experiment
 from posefleet.platform.config.experiment import Profile
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.loop import fit
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training.loop import fit
 
 
 def test_what_is_asked_for() -> None:

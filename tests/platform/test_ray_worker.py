@@ -10,9 +10,10 @@ import pytest
 import ray
 from small_settings import small_settings
 
-from posefleet.platform import elastic, train
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.run import Run
+from posefleet.platform.training import elastic
+from posefleet.platform.training import ray_trainer as train
+from posefleet.platform.training.run import Run
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_a_ray_without_the_private_modules_ends_an_elastic_run_with_advice(
 ) -> None:
     settings = small_settings(tmp_path, tmp_path)
     settings["scaling"] |= {"num_workers": 2, "min_workers": 1}
-    monkeypatch.delitem(sys.modules, "posefleet.platform.elastic")
+    monkeypatch.delitem(sys.modules, "posefleet.platform.training.elastic")
     monkeypatch.setitem(sys.modules, "ray.train.v2._internal.execution.callback", None)
     outcome = train._on_ray(build_experiment(settings), run, None)
     assert "scaling.min_workers 1" in outcome.error

@@ -17,10 +17,10 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluate
-from posefleet.platform.loop import fit
 from posefleet.platform.redecode import Redecoder
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.space import apply
+from posefleet.platform.training.loop import fit
 
 CPU = torch.device("cpu")
 OTHER: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.tracking.registry import find_model
-from posefleet.platform.train import train
+from posefleet.platform.training.launch import train
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

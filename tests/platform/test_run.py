@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from posefleet.platform.run import Run, RunSink
 from posefleet.platform.tracking.runs import read_run, start_run
+from posefleet.platform.training.run import Run, RunSink
 
 
 @pytest.fixture

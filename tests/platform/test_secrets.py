@@ -13,7 +13,6 @@ from small_settings import untrained_checkpoint
 from posefleet.platform.checkpoints.format import read_content
 from posefleet.platform.config.cli import override
 from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
-from posefleet.platform.run import read_run
 from posefleet.platform.runtime.redaction import redacted, restored
 from posefleet.platform.tracking.__main__ import sync_spool
 from posefleet.platform.tracking.client import TrackingError, pages, store_uri, tracking_uri
@@ -21,7 +20,8 @@ from posefleet.platform.tracking.registry import find_version
 from posefleet.platform.tracking.runs import find_runs, flatten, start_run
 from posefleet.platform.tracking.spool import Spool
 from posefleet.platform.tracking.tracker import Tracker
-from posefleet.platform.train import train
+from posefleet.platform.training.launch import train
+from posefleet.platform.training.run import read_run
 
 PASSWORD = "s3cr3t-pass%40word"
 DATABASE = f"postgresql://mlflow:{PASSWORD}@db.example:5432/mlflow"

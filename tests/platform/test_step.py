@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from posefleet.models.parts.ops.losses import mean_counts
-from posefleet.platform.step import Share, train_step
+from posefleet.platform.training.step import Share, train_step
 
 
 class Scale(nn.Module):

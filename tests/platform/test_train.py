@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
 def test_an_interrupted_run_is_marked_killed_and_goes_on(small_run: dict[str, Any], local_ray: None) -> None:
-    from posefleet.platform.train import train
+    from posefleet.platform.training.launch import train
 
     settings = copy.deepcopy(small_run)
     settings["train"] |= {"epochs": 200, "log_every": 1, "eval_every": 200}
@@ -47,7 +47,7 @@ def test_an_interrupted_run_is_marked_killed_and_goes_on(small_run: dict[str, An
 def test_a_loss_that_is_not_finite_fails_the_run_without_retries(
     small_run: dict[str, Any], local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from posefleet.platform.train import train
+    from posefleet.platform.training.launch import train
 
     settings = copy.deepcopy(small_run)
     settings["optim"] |= {"lr": 1e30, "warmup_steps": 0, "schedule": "constant", "clip_norm": 0.0}
@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_without_retries(
 def test_missing_shards_are_told_before_anything_starts(
     small_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from posefleet.platform.train import train
+    from posefleet.platform.training.launch import train
 
     settings = copy.deepcopy(small_run)
     settings["data"]["train"] = "/nowhere/train2017"
@@ -73,8 +73,8 @@ def test_missing_shards_are_told_before_anything_starts(
 def test_fine_tuning_takes_a_runs_folder_and_tells_what_is_none(
     small_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from posefleet.platform.run import open_run
-    from posefleet.platform.train import train
+    from posefleet.platform.training.launch import train
+    from posefleet.platform.training.run import open_run
 
     storage = small_run["run"]["storage"]
     assert train(build_experiment(small_run)) == 0

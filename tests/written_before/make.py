@@ -36,10 +36,10 @@ from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict
 from posefleet.platform.inference.predictor import Predictor
-from posefleet.platform.loop import training_set
-from posefleet.platform.run import read_run
 from posefleet.platform.tracking.runs import read_metrics
-from posefleet.platform.train import train
+from posefleet.platform.training.launch import train
+from posefleet.platform.training.loop import training_set
+from posefleet.platform.training.run import read_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 BACKBONE = {"name": "tf_efficientnet_lite0", "pretrained": False, "frozen_stages": 4}

@@ -24,13 +24,13 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.predictor import Predictor
-from posefleet.platform.loop import fit, training_set
-from posefleet.platform.run import read_run
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.tracking.registry import CHAMPION, find_alias
 from posefleet.platform.tracking.runs import read_metrics
 from posefleet.platform.tracking.runs import read_run as read_tracked
-from posefleet.platform.train import train
+from posefleet.platform.training.launch import train
+from posefleet.platform.training.loop import fit, training_set
+from posefleet.platform.training.run import read_run
 
 CLOSE = 1e-3
 """Pixels. More threads and other convolution kernels moved a keypoint by 1e-4 px at most."""

@@ -10,12 +10,10 @@ import dataclasses
 import logging
 import math
 import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,17 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
-from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
-from posefleet.platform.checkpoints.format import CheckpointError
+from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
-from posefleet.platform.loop import Stopped, check_data, fit
-from posefleet.platform.run import Run, RunSink, open_run
+from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import TRAINING
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
-from posefleet.platform.tracking.client import TrackingError, pages
+from posefleet.platform.training.outcome import Outcome, Report, _guarded
+from posefleet.platform.training.run import Run, RunSink
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[dict[str, float]], None]
 
 ASK_SECONDS = 2.0
 """A worker looks for requests to stop or to save at most this often."""
@@ -98,88 +93,6 @@ class RayWorker(LocalWorker):
         self._save = self._save or self._run.checkpoint_requested()
 
 
-class InterruptibleWorker(LocalWorker):
-    """The worker of a run in this process; a signal asks it to stop."""
-
-    def __init__(self, stop: threading.Event, sink: RunSink, report: Report, *, folder: str) -> None:
-        super().__init__(sink=sink, folder=folder)
-        self._stop = stop
-        self._report = report
-
-    def stop_requested(self) -> bool:
-        """Whether the signal came."""
-        return self._stop.is_set()
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """To whoever started the run."""
-        self._report(dict(metrics))
-
-
-def train(experiment: Experiment) -> int:
-    """Train to the end, tell where everything is, and return the exit status of the job.
-
-    Returns:
-        0 when finished, 1 on failure, 130 when stopped by a signal (the same command goes on from there).
-    """
-    try:
-        check_data(experiment)
-        experiment, run = open_run(experiment)
-    except (ValueError, OSError, CheckpointError, TrackingError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
-    outcome = carry_out(experiment, run)
-    _tell(experiment, run, outcome)
-    return 130 if outcome.stopped else 1 if outcome.error else 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of its last evaluation."""
-    error: str = ""
-    """Why it did not reach its end."""
-    stopped: bool = False
-    """It was asked to stop."""
-
-
-def carry_out(
-    experiment: Experiment,
-    run: Run,
-    *,
-    report: Report | None = None,
-) -> Outcome:
-    """Train an open run to its end and close it.
-
-    Args:
-        experiment: With absolute paths, as ``open_run`` returns it.
-        run: Where it is kept.
-        report: Called in this thread with the metrics of every evaluation; a SystemExit from it ends the training and
-            leaves the run open.
-    """
-    process = "driver" if experiment.scaling.num_workers else "rank0"
-    try:
-        with logs.written(run.folder, process, run=experiment.run.name), _signals(run) as stop:
-            log.debug("begins in process %d: %s", os.getpid(), run.folder)
-            if experiment.scaling.num_workers:
-                outcome = _on_ray(experiment, run, report)
-            else:
-                with RunSink(run) as sink:
-                    worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
-                    outcome = _guarded(experiment, worker, run, sink)
-            log.debug("ends: %s", outcome.error or "finished")
-    except SystemExit:
-        run.request_stop()  # workers may outlive this process for a moment
-        raise
-    except BaseException:
-        run.finish("FAILED")
-        raise
-    run.finish("KILLED" if outcome.stopped else "FAILED" if outcome.error else "FINISHED")
-    return outcome
-
-
 class _Forward(ray.train.UserCallback):
     """Puts what rank 0 reports into a queue."""
 
@@ -198,7 +111,9 @@ def _save_before_resize(run: Run, min_workers: int) -> Any:
         FatalError: This version of Ray does not have the private modules that it needs.
     """
     try:
-        from posefleet.platform.elastic import SaveBeforeResize  # private modules of Ray: only where they are needed
+        from posefleet.platform.training.elastic import (
+            SaveBeforeResize,  # private modules of Ray: only where they are needed
+        )
     except ImportError as error:
         raise FatalError(
             f"scaling.min_workers {min_workers} needs private modules of Ray Train that Ray {ray.__version__} does not "
@@ -280,61 +195,3 @@ def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
         outcome = _guarded(experiment, worker, run, sink)
         log.debug("rank %d ends: %s", rank, outcome.error or "finished")
     return dataclasses.asdict(outcome)
-
-
-def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSink | None) -> Outcome:
-    """``fit`` with the errors that every rank sees alike turned into an outcome: Ray would only try again."""
-    keep_freed_memory()
-    store = run.store(experiment)
-    outcome = Outcome()
-    if sink:
-        sink.log_bytes("experiment.yaml", to_yaml(experiment).encode())
-    try:
-        outcome = Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
-    except (FatalError, ValueError, CheckpointError, OSError) as error:
-        again = isinstance(error, OSError) and worker.replaced_on_failure  # a storage may answer later
-        if again or (worker.world_size > 1 and not isinstance(error, FatalError)):
-            raise  # one rank alone may have met it: the others wait for this one, so the group must end
-        outcome = Outcome(error=str(error))
-    except Stopped as stopped:
-        outcome = Outcome(error=str(stopped), stopped=True)
-    if sink and not outcome.error and (best := store.best() or store.latest()):
-        sink.log_checkpoint(best)
-    return outcome
-
-
-@contextmanager
-def _signals(run: Run) -> Iterator[threading.Event]:
-    """Within, the first SIGINT or SIGTERM asks the workers to save and end; the second ends at once."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        run.request_stop()
-        os.write(2, b"stopping: the workers write a checkpoint first; again to end at once\n")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before: dict[int, Callable[..., Any] | int | None] = {
-        n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _tell(experiment: Experiment, run: Run, outcome: Outcome) -> None:
-    if outcome.error:
-        sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}\n")
-    store, best = run.store(experiment), None
-    with suppress(OSError):  # the storage may be what failed
-        best = store.best() or store.latest()
-    lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
-    lines += [f"checkpoint  {best}"] if best else []
-    lines += [f"pictures    {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]
-    sys.stderr.write("\n".join(lines) + "\n")

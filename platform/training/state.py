@@ -11,10 +11,10 @@ from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_me
 from posefleet.platform.checkpoints.load import build_model, load_weights
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.ema import AveragedWeights
-from posefleet.platform.optim import build_optimizer
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training.ema import AveragedWeights
+from posefleet.platform.training.optim import build_optimizer
 
 
 @dataclass

@@ -9,7 +9,7 @@ import time
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState
 
-from posefleet.platform.run import Run
+from posefleet.platform.training.run import Run
 
 GROWTH_SECONDS = 60.0
 """Ray waits at most this long for the checkpoint before it starts more workers."""

@@ -25,13 +25,13 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set
 from posefleet.platform.monitoring.monitor import Supervision, supervised
-from posefleet.platform.optim import learning_rate, set_learning_rate
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.progress import ProgressLine, losses_text
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.state import Saver, TrainingState, initial_state
-from posefleet.platform.step import Share, train_step
+from posefleet.platform.training.optim import learning_rate, set_learning_rate
+from posefleet.platform.training.state import Saver, TrainingState, initial_state
+from posefleet.platform.training.step import Share, train_step
 
 log = logging.getLogger(__name__)
 

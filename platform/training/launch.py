@@ -1,0 +1,129 @@
+"""Starts a training from the driver: in this process or on Ray, with its signals, run and outcome."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from posefleet.platform.checkpoints.format import CheckpointError
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.tracking.client import TrackingError, pages
+from posefleet.platform.training.loop import check_data
+from posefleet.platform.training.outcome import Outcome, Report, _guarded
+from posefleet.platform.training.ray_trainer import _on_ray
+from posefleet.platform.training.run import Run, RunSink, open_run
+
+log = logging.getLogger(__name__)
+
+
+class InterruptibleWorker(LocalWorker):
+    """The worker of a run in this process; a signal asks it to stop."""
+
+    def __init__(self, stop: threading.Event, sink: RunSink, report: Report, *, folder: str) -> None:
+        super().__init__(sink=sink, folder=folder)
+        self._stop = stop
+        self._report = report
+
+    def stop_requested(self) -> bool:
+        """Whether the signal came."""
+        return self._stop.is_set()
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """To whoever started the run."""
+        self._report(dict(metrics))
+
+
+def train(experiment: Experiment) -> int:
+    """Train to the end, tell where everything is, and return the exit status of the job.
+
+    Returns:
+        0 when finished, 1 on failure, 130 when stopped by a signal (the same command goes on from there).
+    """
+    try:
+        check_data(experiment)
+        experiment, run = open_run(experiment)
+    except (ValueError, OSError, CheckpointError, TrackingError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
+    outcome = carry_out(experiment, run)
+    _tell(experiment, run, outcome)
+    return 130 if outcome.stopped else 1 if outcome.error else 0
+
+
+def carry_out(
+    experiment: Experiment,
+    run: Run,
+    *,
+    report: Report | None = None,
+) -> Outcome:
+    """Train an open run to its end and close it.
+
+    Args:
+        experiment: With absolute paths, as ``open_run`` returns it.
+        run: Where it is kept.
+        report: Called in this thread with the metrics of every evaluation; a SystemExit from it ends the training and
+            leaves the run open.
+    """
+    process = "driver" if experiment.scaling.num_workers else "rank0"
+    try:
+        with logs.written(run.folder, process, run=experiment.run.name), _signals(run) as stop:
+            log.debug("begins in process %d: %s", os.getpid(), run.folder)
+            if experiment.scaling.num_workers:
+                outcome = _on_ray(experiment, run, report)
+            else:
+                with RunSink(run) as sink:
+                    worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
+                    outcome = _guarded(experiment, worker, run, sink)
+            log.debug("ends: %s", outcome.error or "finished")
+    except SystemExit:
+        run.request_stop()  # workers may outlive this process for a moment
+        raise
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    run.finish("KILLED" if outcome.stopped else "FAILED" if outcome.error else "FINISHED")
+    return outcome
+
+
+@contextmanager
+def _signals(run: Run) -> Iterator[threading.Event]:
+    """Within, the first SIGINT or SIGTERM asks the workers to save and end; the second ends at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        run.request_stop()
+        os.write(2, b"stopping: the workers write a checkpoint first; again to end at once\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Callable[..., Any] | int | None] = {
+        n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(experiment: Experiment, run: Run, outcome: Outcome) -> None:
+    if outcome.error:
+        sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}\n")
+    store, best = run.store(experiment), None
+    with suppress(OSError):  # the storage may be what failed
+        best = store.best() or store.latest()
+    lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
+    lines += [f"checkpoint  {best}"] if best else []
+    lines += [f"pictures    {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]
+    sys.stderr.write("\n".join(lines) + "\n")
