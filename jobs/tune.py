@@ -19,7 +19,7 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 if TYPE_CHECKING:
     from posefleet.data.evaluation.evaluate import Evaluation
     from posefleet.platform.config.experiment import Experiment
-    from posefleet.platform.space import Space
+    from posefleet.platform.tuning.space import Space
 
 PLAN = "plan.yaml"
 """What a search was started with, in its folder."""
@@ -161,7 +161,7 @@ def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
 def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[str, Any], where: str) -> _Plan:
     from posefleet.platform.config.loading import to_dict
     from posefleet.platform.runtime.paths import resolve_path
-    from posefleet.platform.space import build_space
+    from posefleet.platform.tuning.space import build_space
 
     folder = resolve_path(folder)
     if "://" in folder:
@@ -180,11 +180,11 @@ def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[
 
 def _train(plan: _Plan) -> int:
     from posefleet.data.shards.layout import read_manifest
-    from posefleet.platform.search import Search
-    from posefleet.platform.search_report import leave_search, written
     from posefleet.platform.training.loop import check_data
     from posefleet.platform.training.run import RunSink, open_search
-    from posefleet.platform.tune import Engine, run_search
+    from posefleet.platform.tuning.ray_tuner import Engine, run_search
+    from posefleet.platform.tuning.report import leave_search, written
+    from posefleet.platform.tuning.study import Search
 
     options, base = plan.options, plan.base
     names = {field.name for field in dataclasses.fields(Engine)}
@@ -260,10 +260,10 @@ def _gain_of_runs(search: Any) -> str:
 def _decode_only(plan: _Plan) -> int:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.data.shards.layout import read_manifest
-    from posefleet.platform.redecode import Redecoder
     from posefleet.platform.runtime.worker import LocalWorker
-    from posefleet.platform.search import Search
-    from posefleet.platform.search_report import leave_search
+    from posefleet.platform.tuning.decoding import Redecoder
+    from posefleet.platform.tuning.report import leave_search
+    from posefleet.platform.tuning.study import Search
 
     options, base = plan.options, plan.base
     keep_freed_memory()

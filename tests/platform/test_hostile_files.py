@@ -34,11 +34,11 @@ from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.prediction.batch import predict_pictures
 from posefleet.platform.prediction.inputs import list_pictures
 from posefleet.platform.prediction.tables import read_part
-from posefleet.platform.search import Search
-from posefleet.platform.space import build_space
 from posefleet.platform.tracking.__main__ import sync_spool
 from posefleet.platform.tracking.registry import CHAMPION, promote
 from posefleet.platform.training.run import read_run
+from posefleet.platform.tuning.space import build_space
+from posefleet.platform.tuning.study import Search
 
 
 class _Touch:

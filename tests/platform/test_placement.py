@@ -9,7 +9,7 @@ import pytest
 
 from posefleet.platform.config.experiment import ScalingConfig
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, STEADY, TRAINING
-from posefleet.platform.tune import _resources
+from posefleet.platform.tuning.ray_tuner import _resources
 from posefleet.serve.app import build
 from posefleet.serve.settings import ServedModel
 

@@ -17,10 +17,10 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluate
-from posefleet.platform.redecode import Redecoder
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.space import apply
 from posefleet.platform.training.loop import fit
+from posefleet.platform.tuning.decoding import Redecoder
+from posefleet.platform.tuning.space import apply
 
 CPU = torch.device("cpu")
 OTHER: dict[str, dict[str, Any]] = {
@@ -90,7 +90,7 @@ def test_the_network_runs_once_and_only_for_the_images_asked_for(checkpoint: tup
 @pytest.mark.parametrize("checkpoint", ["smpr"], indirect=True)
 def test_outputs_that_would_fill_the_memory_end_the_search_with_advice(checkpoint: tuple[str, Experiment]) -> None:
     path, experiment = checkpoint
-    with patch("posefleet.platform.redecode._free_bytes", return_value=100_000):
+    with patch("posefleet.platform.tuning.decoding._free_bytes", return_value=100_000):
         redecoder = Redecoder(path, experiment, CPU)
     with pytest.raises(MemoryError, match="GiB for 1 batches already, half of what was free; give a smaller --images"):
         redecoder.evaluate(experiment)

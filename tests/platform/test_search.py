@@ -8,9 +8,9 @@ import yaml
 
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.search import Search
-from posefleet.platform.search_report import leave_search
-from posefleet.platform.space import Choice, Range, apply
+from posefleet.platform.tuning.report import leave_search
+from posefleet.platform.tuning.space import Choice, Range, apply
+from posefleet.platform.tuning.study import Search
 
 BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
 SPACE = {"model.score.exponent": Range(low=0.0, high=1.0)}

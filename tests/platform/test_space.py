@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from posefleet.platform.config.loading import build_experiment, with_settings
-from posefleet.platform.space import Range, apply, contains, read_space, settings_of, suggest
+from posefleet.platform.tuning.space import Range, apply, contains, read_space, settings_of, suggest
 
 BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
 SPACES = sorted(Path(__file__).resolve().parents[2].joinpath("jobs/configs/spaces").glob("*.yaml"))

@@ -14,12 +14,12 @@ from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.search import Search
-from posefleet.platform.search_report import leave_search
-from posefleet.platform.space import Choice, Range, Space, apply
 from posefleet.platform.tracking.runs import RunSummary, find_runs, read_metrics
 from posefleet.platform.training.run import Run, open_search
-from posefleet.platform.tune import Engine, room, run_search
+from posefleet.platform.tuning.ray_tuner import Engine, room, run_search
+from posefleet.platform.tuning.report import leave_search
+from posefleet.platform.tuning.space import Choice, Range, Space, apply
+from posefleet.platform.tuning.study import Search
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 

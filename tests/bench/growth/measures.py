@@ -262,8 +262,8 @@ EVALUATIONS = 5
 
 def _search(folder: Path, _: int) -> object:
     from posefleet.platform.config.loading import build_experiment
-    from posefleet.platform.search import Search
-    from posefleet.platform.space import Range
+    from posefleet.platform.tuning.space import Range
+    from posefleet.platform.tuning.study import Search
 
     space = {
         "optim.lr": Range(low=1e-4, high=1e-1, log=True),
@@ -303,7 +303,7 @@ def _read_back(folder: Path, trials: int) -> Work:
     """Open a search again and leave its table and pictures."""
 
     def work() -> None:
-        from posefleet.platform.search_report import leave_search
+        from posefleet.platform.tuning.report import leave_search
 
         leave_search(_search(folder, trials))
 

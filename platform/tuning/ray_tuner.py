@@ -37,13 +37,13 @@ from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import STEADY, TRAINING
 from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.search import Search, Trial
-from posefleet.platform.space import Choice, Range, apply, settings_of
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError
 from posefleet.platform.tracking.tracker import Status
 from posefleet.platform.training.launch import carry_out
 from posefleet.platform.training.run import Run, RunSink, open_run, read_run
+from posefleet.platform.tuning.space import Choice, Range, apply, settings_of
+from posefleet.platform.tuning.study import Search, Trial
 
 log = logging.getLogger(__name__)
 

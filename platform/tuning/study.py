@@ -20,8 +20,8 @@ import numpy as np
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
 from posefleet.platform.runtime.progress import ProgressLine
-from posefleet.platform.space import Space, apply, contains, grid, settings_of, suggest
 from posefleet.platform.tracking.runs import flatten
+from posefleet.platform.tuning.space import Space, apply, contains, grid, settings_of, suggest
 
 if TYPE_CHECKING:
     import optuna

@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from posefleet.platform import search_plots
 from posefleet.platform.config.loading import to_yaml
-from posefleet.platform.search import Search, Trial
-from posefleet.platform.space import Range
+from posefleet.platform.tuning import plots as search_plots
+from posefleet.platform.tuning.space import Range
+from posefleet.platform.tuning.study import Search, Trial
 from posefleet.platform.visualization.plots import save_png
 from posefleet.platform.visualization.tables import table
 

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from posefleet.platform.search import Trial
+from posefleet.platform.tuning.study import Trial
 from posefleet.platform.visualization.plots import FAINT, GREY, INK, SERIES, legend, name_rows, new_figure, short, style
 
 
