@@ -36,13 +36,22 @@ from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.platform.runtime.placement import SERVING, STEADY
 from posefleet.platform.runtime.redaction import redacted
 from posefleet.serve.body import Upload, read_uploads
-from posefleet.serve.metrics import IngressMetrics
-from posefleet.serve.model import HEALTH, Ask, ModelReplica, Replica, Seen
-from posefleet.serve.problems import Refusal, Refused, answer, problem
+from posefleet.serve.deployments.errors import Refusal, Refused
+from posefleet.serve.deployments.metrics import IngressMetrics
+from posefleet.serve.deployments.replica import HEALTH, Ask, ModelReplica, Replica, Seen
+from posefleet.serve.deployments.settings import (
+    CHALLENGER,
+    TOKEN,
+    TOKEN_FILE,
+    ServedModel,
+    ServerSettings,
+    may_be_zero,
+    read_token,
+)
+from posefleet.serve.deployments.versions import Shadowed, Versions, Wanted
+from posefleet.serve.problems import answer, problem
 from posefleet.serve.schema import ModelList, Options, PoseQuery, PosesAnswer, Problem, Reloaded, ShadowSummary
 from posefleet.serve.security import SecurityHeaders, check_token
-from posefleet.serve.settings import CHALLENGER, TOKEN, TOKEN_FILE, ServedModel, ServerSettings, may_be_zero, read_token
-from posefleet.serve.versions import Shadowed, Versions, Wanted
 
 PAGE = Path(__file__).with_name("page")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from posefleet.serve.problems import Refused
-from posefleet.serve.settings import Limits
+from posefleet.serve.deployments.errors import Refused
+from posefleet.serve.deployments.settings import Limits
 
 ANY = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 """Content types that say nothing; the last one is what curl says of --data-binary."""

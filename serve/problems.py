@@ -1,10 +1,11 @@
 """Why requests fail: one table of reasons, their statuses, and how an answer says it (RFC 9457)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse
+
+from posefleet.serve.deployments.errors import Refusal
 
 REASONS: dict[str, int] = {
     "no_token": 401,
@@ -24,24 +25,6 @@ REASONS: dict[str, int] = {
     "deadline": 504,
 }
 """The words that metrics count refused requests under, and their HTTP status."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why something is not done; plain, so that it travels between replicas."""
-
-    reason: str
-    """A key of ``REASONS``."""
-    detail: str
-    """For the person who asked: the value, what was expected, what to do."""
-
-
-class Refused(Exception):
-    """Raised where a request ends."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.refusal = Refusal(reason, detail)
 
 
 def problem(status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -6,8 +6,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from posefleet.serve.problems import Refused
-from posefleet.serve.settings import TOKEN, TOKEN_FILE, read_token
+from posefleet.serve.deployments.errors import Refused
+from posefleet.serve.deployments.settings import TOKEN, TOKEN_FILE, read_token
 
 _NOTHING = "default-src 'none'; frame-ancestors 'none'"
 _PAGE = (

@@ -17,7 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from posefleet.platform.config.cli import parse_experiment
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, TRAINING
-from posefleet.serve.settings import TOKEN, ServerSettings
+from posefleet.serve.deployments.settings import TOKEN, ServerSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "cluster"

@@ -32,9 +32,9 @@ DOORS = {
         "platform/training/ray_trainer.py",
         "platform/tuning/ray_tuner.py",
         "serve/app.py",
-        "serve/metrics.py",
-        "serve/model.py",
-        "serve/versions.py",
+        "serve/deployments/metrics.py",
+        "serve/deployments/replica.py",
+        "serve/deployments/versions.py",
     },
     "mlflow": {
         "platform/tracking/client.py",

@@ -11,7 +11,7 @@ from posefleet.platform.config.experiment import ScalingConfig
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, STEADY, TRAINING
 from posefleet.platform.tuning.ray_tuner import _resources
 from posefleet.serve.app import build
-from posefleet.serve.settings import ServedModel
+from posefleet.serve.deployments.settings import ServedModel
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from posefleet.serve.batching import Batcher
+from posefleet.serve.deployments.batching import Batcher
 
 
 class Work:

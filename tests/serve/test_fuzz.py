@@ -25,11 +25,12 @@ from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import describe_poses
 from posefleet.serve.app import Gateway, create_api
 from posefleet.serve.body import read_uploads
-from posefleet.serve.model import Ask, Seen
-from posefleet.serve.problems import REASONS, Refusal, Refused
+from posefleet.serve.deployments.errors import Refusal, Refused
+from posefleet.serve.deployments.replica import Ask, Seen
+from posefleet.serve.deployments.settings import Limits, ServerSettings
+from posefleet.serve.deployments.versions import Shadowed, Wanted
+from posefleet.serve.problems import REASONS
 from posefleet.serve.schema import Problem
-from posefleet.serve.settings import Limits, ServerSettings
-from posefleet.serve.versions import Shadowed, Wanted
 
 NOT_WANTED = [not_a_server_error, positive_data_acceptance]
 """Of the usual checks: busy servers say 503, which is looked at below; no description says which bytes are images."""

@@ -12,8 +12,8 @@ from ray.serve.exceptions import BackPressureError
 
 from posefleet.data.structures import Poses
 from posefleet.serve.app import Gateway, create_api
-from posefleet.serve.model import Ask, Seen
-from posefleet.serve.settings import ServerSettings
+from posefleet.serve.deployments.replica import Ask, Seen
+from posefleet.serve.deployments.settings import ServerSettings
 
 
 class Response:

@@ -12,11 +12,11 @@ from small_settings import small_settings, untrained_checkpoint
 
 from posefleet.data.images import encode_image
 from posefleet.platform.inference.predictor import Predictor
-from posefleet.serve import model as module
-from posefleet.serve.model import Ask, Replica, Seen
-from posefleet.serve.problems import Refusal
-from posefleet.serve.settings import ServedModel
-from posefleet.serve.versions import Report, Wanted
+from posefleet.serve.deployments import replica as module
+from posefleet.serve.deployments.errors import Refusal
+from posefleet.serve.deployments.replica import Ask, Replica, Seen
+from posefleet.serve.deployments.settings import ServedModel
+from posefleet.serve.deployments.versions import Report, Wanted
 
 
 class Versions:

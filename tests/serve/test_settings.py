@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from posefleet.serve.settings import ServerSettings, read_token
+from posefleet.serve.deployments.settings import ServerSettings, read_token
 
 CONFIG = Path(__file__).resolve().parents[2] / "serve" / "config.yaml"
 MODEL = {"name": "smpr", "source": "models:/smpr@champion"}

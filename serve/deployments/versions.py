@@ -21,8 +21,8 @@ from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.placement import STEADY
 from posefleet.platform.runtime.redaction import redacted
 from posefleet.platform.tracking.registry import find_version
-from posefleet.serve.problems import Refusal
-from posefleet.serve.settings import CHALLENGER
+from posefleet.serve.deployments.errors import Refusal
+from posefleet.serve.deployments.settings import CHALLENGER
 
 REPORT_S = 0.5
 """How often a replica says what it serves."""

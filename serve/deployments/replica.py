@@ -21,11 +21,11 @@ from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.platform.inference.predictor import Predictor, describe_poses
 from posefleet.platform.promotion.agreement import compare_poses
 from posefleet.platform.visualization.drawing import draw_poses
-from posefleet.serve.batching import Batcher
-from posefleet.serve.metrics import ModelMetrics, ShadowMetrics
-from posefleet.serve.problems import Refusal
-from posefleet.serve.settings import ServedModel
-from posefleet.serve.versions import REPORT_S, Report, Shadowed, Wanted
+from posefleet.serve.deployments.batching import Batcher
+from posefleet.serve.deployments.errors import Refusal
+from posefleet.serve.deployments.metrics import ModelMetrics, ShadowMetrics
+from posefleet.serve.deployments.settings import ServedModel
+from posefleet.serve.deployments.versions import REPORT_S, Report, Shadowed, Wanted
 
 STUCK_S = 300.0
 """A batch that takes longer means a replica that hangs: Serve replaces it."""
