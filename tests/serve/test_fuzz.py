@@ -23,14 +23,15 @@ from posefleet.data.images import decode_untrusted
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import describe_poses
-from posefleet.serve.app import Gateway, create_api
-from posefleet.serve.body import read_uploads
 from posefleet.serve.deployments.errors import Refusal, Refused
 from posefleet.serve.deployments.replica import Ask, Seen
 from posefleet.serve.deployments.settings import Limits, ServerSettings
 from posefleet.serve.deployments.versions import Shadowed, Wanted
-from posefleet.serve.problems import REASONS
-from posefleet.serve.schema import Problem
+from posefleet.serve.http.gateway import Gateway
+from posefleet.serve.http.problems import REASONS
+from posefleet.serve.http.routes import create_api
+from posefleet.serve.http.schema import Problem
+from posefleet.serve.http.uploads import read_uploads
 
 NOT_WANTED = [not_a_server_error, positive_data_acceptance]
 """Of the usual checks: busy servers say 503, which is looked at below; no description says which bytes are images."""

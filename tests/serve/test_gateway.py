@@ -11,9 +11,10 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from posefleet.data.structures import Poses
-from posefleet.serve.app import Gateway, create_api
 from posefleet.serve.deployments.replica import Ask, Seen
 from posefleet.serve.deployments.settings import ServerSettings
+from posefleet.serve.http.gateway import Gateway
+from posefleet.serve.http.routes import create_api
 
 
 class Response:

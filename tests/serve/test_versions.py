@@ -11,11 +11,11 @@ import pytest
 
 from posefleet.platform.tracking.registry import CHALLENGER as ALIAS
 from posefleet.platform.tracking.registry import CHAMPION
-from posefleet.serve.app import _model_info
 from posefleet.serve.deployments import versions
 from posefleet.serve.deployments.errors import Refusal
 from posefleet.serve.deployments.settings import ServedModel, ServerSettings
 from posefleet.serve.deployments.versions import CHALLENGER, Report, Shadowed, Versions, Wanted
+from posefleet.serve.http.routes import _model_info
 
 DECIDER: Any = Versions.func_or_class
 """The class itself, without a Ray Serve round it."""
