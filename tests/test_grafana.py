@@ -19,9 +19,9 @@ RAYS_LABELS = {"ray_train_run_name", "ray_train_controller_state", "ray_train_wo
 
 
 def our_metrics() -> set[str]:
-    """Of serve/deployments/metrics.py, as Ray exports them: with a prefix, counters and histograms with Prometheus' suffixes."""
+    """Of serve/deployments/metrics.py, as Ray exports them: with a prefix and, by kind, with Prometheus' suffixes."""
     suffixes = {"Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"], "Gauge": [""]}
-    calls = [n for n in ast.walk(ast.parse((ROOT / "serve" / "metrics.py").read_text())) if isinstance(n, ast.Call)]
+    calls = [n for n in ast.walk(ast.parse((ROOT / "serve/deployments/metrics.py").read_text())) if isinstance(n, ast.Call)]
     return {
         f"ray_{call.args[0].value}{suffix}"
         for call in calls

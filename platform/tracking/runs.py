@@ -1,8 +1,8 @@
 """Experiment tracking: the one door to MLflow.
 
 The driver opens a run (:func:`start_run`) and hands its id to the workers; rank 0 logs through a
-:class:`~posefleet.platform.tracking.tracker.Tracker`, which puts events into a spool on disk. A :class:`Sender` empties spools,
-while training runs or later::
+:class:`~posefleet.platform.tracking.tracker.Tracker`, which puts events into a spool on disk. A :class:`Sender` empties
+spools, while training runs or later::
 
     python -m posefleet.platform.tracking sync SPOOL_DIR
 """

@@ -1,8 +1,8 @@
 """Logging of a run from rank 0: a queue in memory, a spool on disk, a thread that sends.
 
 Training never waits for the tracking server and never fails because of it. One background thread writes what was
-logged to a :class:`~posefleet.platform.tracking.spool.Spool` every second and sends it from there every five. While the server
-is down events stay in the spool; this process, a restart with the same spool, or
+logged to a :class:`~posefleet.platform.tracking.spool.Spool` every second and sends it from there every five. While
+the server is down events stay in the spool; this process, a restart with the same spool, or
 ``python -m posefleet.platform.tracking sync`` sends them later.
 """
 

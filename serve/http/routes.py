@@ -28,7 +28,7 @@ from posefleet.serve.http.schema import ModelList, Options, PoseQuery, PosesAnsw
 from posefleet.serve.http.security import SecurityHeaders, check_token
 from posefleet.serve.http.uploads import read_uploads
 
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(__file__).parents[1] / "page"
 
 
 def create_api(gateway: Gateway) -> FastAPI:
