@@ -63,7 +63,7 @@ class LossConfig:
     """Structure-aware loss: a keypoint answers also for its neighbours in the skeleton."""
     neighbours: float = 0.5
     """Weight of a neighbour's error in it (alpha_2), 0..1."""
-    norm: refinement.Norm = "squared"
+    norm: refinement.LossNorm = "squared"
     """Error of a map of the refinement: mean square, or root of the sum of squares."""
     scale_weights: tuple[float, ...] = ()
     """Weights of the scales of the refinement, finest first; empty: equal."""

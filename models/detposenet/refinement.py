@@ -167,7 +167,7 @@ def final_maps(stacks: list[Scales], regressed: Scales) -> Tensor:
     return regressed[0] if regressed else stacks[-1][0]
 
 
-Norm = Literal["squared", "plain"]
+LossNorm = Literal["squared", "plain"]
 
 
 def structure_weights(edges: Sequence[tuple[int, int]], keypoints: int, neighbours: float) -> Tensor:
@@ -177,7 +177,7 @@ def structure_weights(edges: Sequence[tuple[int, int]], keypoints: int, neighbou
 
 
 def structure_aware_loss(
-    maps: Tensor, targets: Tensor, labelled: Tensor, weights: Tensor, *, norm: Norm = "squared"
+    maps: Tensor, targets: Tensor, labelled: Tensor, weights: Tensor, *, norm: LossNorm = "squared"
 ) -> Tensor:
     """Sum over samples.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(TESTS), str(TESTS / "cluster")]
+sys.path += [str(TESTS / "support"), str(TESTS / "cluster")]
 
 from elastic_nodes import ElasticRun, nodes, power_cut_and_new_node  # noqa: E402
 from elastic_record import Step, last_taken  # noqa: E402

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 from methods import paper_config
 from small_models import shipped
 

@@ -22,7 +22,7 @@ from processes import free_port
 TESTS = Path(__file__).resolve().parents[1]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 VARIABLES = {
-    "PYTHONPATH": f"{TESTS.parent}:{TESTS / 'cluster'}",
+    "PYTHONPATH": f"{TESTS.parent}:{TESTS / 'support'}:{TESTS / 'cluster'}",
     "OMP_NUM_THREADS": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_DEDUP_LOGS": "0",

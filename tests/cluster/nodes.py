@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
     """Variables of nodes and of the commands that use them."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     return variables | {
-        "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
+        "PYTHONPATH": f"{TESTS.parent}:{TESTS / 'support'}",
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_DEDUP_LOGS": "0",

@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TESTS), str(TESTS / "serve")]  # server.py, which starts servers for tests, starts them here, too
+sys.path[:0] = [str(TESTS / "support")]  # server.py, which starts servers for tests, starts them here, too

@@ -27,7 +27,7 @@ from posefleet.data.shards.build import ShardingResult, shard_coco
 from posefleet.data.shards.layout import read_manifest, read_members
 from posefleet.data.shards.plan import ShardPlan, plan_shards
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 SMALL = 8 / 1024  # MiB; two or three of the small images
 
 Jpeg = Callable[..., bytes]

@@ -8,7 +8,7 @@ from posefleet.platform.config.experiment import ScalingConfig
 from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict, to_yaml
 from posefleet.platform.runtime.paths import resolve_path
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[3] / "jobs" / "configs").glob("*.yaml"))
 MINIMAL = {"method": "smpr", "data": {"train": "shards"}}
 
 

@@ -11,7 +11,7 @@ from posefleet.platform.config.loading import build_experiment, with_settings
 from posefleet.platform.tuning.space import Range, apply, contains, read_space, settings_of, suggest
 
 BASE = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
-SPACES = sorted(Path(__file__).resolve().parents[2].joinpath("jobs/configs/spaces").glob("*.yaml"))
+SPACES = sorted(Path(__file__).resolve().parents[3].joinpath("jobs/configs/spaces").glob("*.yaml"))
 
 
 def space_file(folder: Path, text: str) -> Path:

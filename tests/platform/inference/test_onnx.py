@@ -26,7 +26,7 @@ from posefleet.platform.inference.onnx import Agreement, OnnxNetwork, cached_onn
 from posefleet.platform.inference.predictor import Predictor
 
 PIXELS, SCORES = 0.01, 1e-4
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 METHODS = available_methods()
 Make = Callable[[str], str]
 

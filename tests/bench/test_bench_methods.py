@@ -12,7 +12,7 @@ from posefleet.models import available_methods
 from posefleet.platform.config.loading import build_experiment, read_yaml
 from tests.bench import methods as bench
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ABSENT = ("ray", "mlflow", "pydantic", "yaml", "webdataset", "pycocotools", "tyro", "rich", "matplotlib", "psutil")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = sorted((ROOT / "docs" / "grafana").glob("*.json"))
 METRIC = re.compile(r"\b(?:ray|autoscaler)_[a-z0-9_]+")
 LABELS = re.compile(r"\bby \([^)]*\)|\{[^}]*\}|\$\w+")
@@ -19,9 +19,10 @@ RAYS_LABELS = {"ray_train_run_name", "ray_train_controller_state", "ray_train_wo
 
 
 def our_metrics() -> set[str]:
-    """Of serve/deployments/metrics.py, as Ray exports them: with a prefix and, by kind, with Prometheus' suffixes."""
+    """Metrics of serve/deployments/metrics.py as Ray exports them: with a prefix, and by kind with a suffix."""
     suffixes = {"Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"], "Gauge": [""]}
-    calls = [n for n in ast.walk(ast.parse((ROOT / "serve/deployments/metrics.py").read_text())) if isinstance(n, ast.Call)]
+    source = (ROOT / "serve/deployments/metrics.py").read_text()
+    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
     return {
         f"ray_{call.args[0].value}{suffix}"
         for call in calls

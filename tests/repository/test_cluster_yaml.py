@@ -16,7 +16,7 @@ from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEven
 
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, STEADY, TRAINING
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = ["cluster.yaml", "docs/cluster/on-premises.yaml"]
 
 TRAINING_WORKER: Demand = ({"CPU": 8, "GPU": 1}, TRAINING)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("data", "models", "platform", "serve", "jobs")
 
 
@@ -44,7 +44,7 @@ def run(project: Path, *command: str) -> str:
 
 
 def test_the_method_of_the_documentation_fulfils_the_contract(extended: Path) -> None:
-    files = ("tests/models/test_contract.py", "tests/test_layout.py")
+    files = ("tests/models/test_contract.py", "tests/repository/test_layout.py")
     told = run(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "toy", *files)
     assert re.search(r"[1-9]\d passed", told) and "failed" not in told
 

@@ -12,7 +12,7 @@ from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.decode import DecodeConfig
 from posefleet.platform.config.loading import build_experiment, read_yaml
 
-CONFIGS = Path(__file__).resolve().parents[1] / "jobs" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 K = len(COCO17)
 BACKBONE = BackboneConfig(name="resnet18", pretrained=False)
 

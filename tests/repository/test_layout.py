@@ -10,7 +10,7 @@ import pytest
 
 from posefleet.models import available_methods
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("data", "models", "platform", "serve", "jobs")
 
 MAY_IMPORT = {
@@ -24,7 +24,9 @@ MAY_IMPORT = {
 MODELS_MAY_IMPORT = {"posefleet.data.keypoints", "posefleet.data.structures"}
 
 DOORS = {
-    "ray": {"serve/http/gateway.py", "platform/prediction/worker.py", 
+    "ray": {
+        "serve/http/gateway.py",
+        "platform/prediction/worker.py",
         "data/io/cluster.py",
         "data/shards/build.py",
         "platform/prediction/batch.py",

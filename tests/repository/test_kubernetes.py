@@ -19,7 +19,7 @@ from posefleet.platform.config.cli import parse_experiment
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, TRAINING
 from posefleet.serve.deployments.settings import TOKEN, ServerSettings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "cluster"
 IN_IMAGE = "/home/ray/posefleet/"
 """Where the image has the project."""

@@ -10,7 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from posefleet.serve.deployments.settings import ServerSettings, read_token
 
-CONFIG = Path(__file__).resolve().parents[2] / "serve" / "config.yaml"
+CONFIG = Path(__file__).resolve().parents[3] / "serve" / "config.yaml"
 MODEL = {"name": "smpr", "source": "models:/smpr@champion"}
 
 
