@@ -1,7 +1,8 @@
 """The whole way on this machine, with no data and no GPU: what ``make demo`` runs.
 
 Starts a Ray head of its own, renders people, examines and shards them, trains SMPR with two DDP workers through
-``ray job submit``, evaluates, says where to look, and stops what it started.
+``ray job submit``, evaluates, says where to look, and stops what it started. An installed posefleet runs it as
+``python -m posefleet.jobs.demo``, from any folder.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+CONFIG = Path(__file__).with_name("configs") / "smpr_demo.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"  tracking          {Path(sys.executable).parent / 'mlflow'} ui "
         f"--backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}\n"
         "Your own data: put COCO's layout (annotations/ and image folders) anywhere and follow the README from "
-        "`jobs/shard_coco.py` on.\n"
+        "`Shard` on.\n"
     )
     return 0
 
@@ -70,17 +71,17 @@ def _steps(out: Path, size: Size, cluster: "_Cluster") -> tuple[float, float]:
     for split, count, seed in (("train2017", size.train, 1), ("val2017", size.val, 2)):
         _say(f"rendering {count} images of people: {coco / split}")
         _run(
-            *("-m", "posefleet.data.synthetic", "--out", coco, "--split", split, "--count", count),
+            *("posefleet.data.synthetic", "--out", coco, "--split", split, "--count", count),
             *("--easy", "--seed", seed, "--workers", os.cpu_count() or 1),
         )
     _say("asking the doctor")
-    _run("-m", "posefleet.data.doctor", coco, "--split", "train2017")
+    _run("posefleet.data.doctor", coco, "--split", "train2017")
     _say("sharding: the training images over the cluster, the few others without it")
-    cluster.submit("jobs/shard_coco.py", "--source", coco, "--split", "train2017", "--out", shards)
-    _run("jobs/shard_coco.py", "--source", coco, "--split", "val2017", "--out", shards, "--in-process")
+    cluster.submit("posefleet.jobs.shard_coco", "--source", coco, "--split", "train2017", "--out", shards)
+    _run("posefleet.jobs.shard_coco", "--source", coco, "--split", "val2017", "--out", shards, "--in-process")
     _say("training SMPR with two workers")
     cluster.submit(
-        *("jobs/train_smpr.py", "--config", "jobs/configs/smpr_demo.yaml"),
+        *("posefleet.jobs.train_smpr", "--config", CONFIG),
         *("--data.train", shards / "train2017", "--data.eval", shards / "val2017"),
         *("--run.storage", out / "runs", "--run.name", "demo", "--scaling.num_workers", 2),
         *("--train.epochs", size.epochs, "--train.eval_every", size.epochs),
@@ -90,7 +91,7 @@ def _steps(out: Path, size: Size, cluster: "_Cluster") -> tuple[float, float]:
     for pose in ("initial", "refined"):
         results = out / f"results_{pose}.json"
         _run(
-            *("jobs/evaluate.py", "--checkpoint", out / "runs" / "demo", "--data.eval", shards / "val2017"),
+            *("posefleet.jobs.evaluate", "--checkpoint", out / "runs" / "demo", "--data.eval", shards / "val2017"),
             *("--model.score.pose", pose, "--out", results),
         )
         scores.append(json.loads(results.with_suffix(".metrics.json").read_text())["AP"])
@@ -102,10 +103,12 @@ class _Cluster:
     address: str
     environment: dict[str, str]
 
-    def submit(self, *entrypoint: object) -> None:
-        """Run a job on the cluster and follow it to its end."""
-        ray = Path(sys.executable).with_name("ray")
-        command = [ray, "job", "submit", "--address", self.address, "--working-dir", ROOT, "--", "python", *entrypoint]
+    def submit(self, module: str, *arguments: object) -> None:
+        """Run a module of posefleet as a job on the cluster and follow it to its end."""
+        command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", self.address]
+        if root := _checkout():
+            command += ["--working-dir", root]
+        command += ["--", "python", "-m", module, *arguments]
         subprocess.run([str(part) for part in command], check=True, env=self.environment)
 
 
@@ -164,8 +167,14 @@ def _wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
     raise subprocess.CalledProcessError(head.poll() or 1, "ray start --head")
 
 
-def _run(*arguments: object) -> None:
-    subprocess.run([sys.executable, *(str(a) for a in arguments)], check=True, cwd=ROOT)
+def _checkout() -> Path | None:
+    """The folder whose code jobs bring along; None where posefleet is installed, and so there for every job."""
+    root = Path(__file__).resolve().parents[1]  # of the package itself where it is installed, without links
+    return root if (root / "posefleet" / "jobs").is_symlink() else None
+
+
+def _run(module: str, *arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", module, *(str(a) for a in arguments)], check=True)
 
 
 def _free_port() -> int:

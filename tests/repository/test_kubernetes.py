@@ -18,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 from posefleet.platform.config.cli import parse_experiment
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, TRAINING
 from posefleet.serve.deployments.settings import TOKEN, ServerSettings
+import posefleet
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "cluster"
@@ -95,7 +96,7 @@ def test_no_two_have_one_name_for_kuberay_names_services_after_them() -> None:
 
 
 def test_every_pod_has_the_image_of_this_version_and_the_ray_of_the_constraints(cluster: dict[str, Any]) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = posefleet.__version__
     assert {container(group)["image"] for group in groups(cluster).values()} == {f"REGISTRY/posefleet:{version}"}
     assert cluster["rayVersion"] == constrained("ray")
 

@@ -1,13 +1,25 @@
 """What importing posefleet does and does not do, and what its distributions hold."""
 
+import email
+import json
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import posefleet
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem not in ("__init__", "demo"))
+PACKAGES = ("data", "models", "platform", "serve", "jobs")
 RARELY = (50_000, 20, 20)
 
 MAINS = """
@@ -58,7 +70,7 @@ def test_a_copy_that_lost_its_links_says_what_to_do(tmp_path: Path) -> None:
     package = tmp_path / "posefleet"
     package.mkdir()
     (package / "__init__.py").write_text((ROOT / "posefleet" / "__init__.py").read_text())
-    for name in ("data", "models", "platform", "serve", "jobs"):
+    for name in PACKAGES:
         (package / name).write_text(f"../{name}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
@@ -67,3 +79,105 @@ def test_a_copy_that_lost_its_links_says_what_to_do(tmp_path: Path) -> None:
     assert told.returncode == 1
     assert f"ImportError: {package / 'data'} is not a folder" in told.stderr
     assert "Clone the repository with git on Linux or macOS" in told.stderr
+
+
+def tracked(*folders: str) -> set[str]:
+    """Files of ``folders`` that git knows or would take, as paths from the root."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z", "--", *folders]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+
+
+def packaged() -> set[str]:
+    """What a wheel has to hold."""
+    own = {name for name in tracked("posefleet") if not (ROOT / name).is_symlink()}
+    return own | {f"posefleet/{name}" for name in tracked(*PACKAGES)}
+
+
+LISTED = """
+import json, sys
+from setuptools import Distribution
+distribution = Distribution({"script_name": "setup.py"})
+distribution.parse_config_files()
+command = distribution.get_command_obj("build_py")
+command.ensure_finalized()
+files = [path for _, _, path in command.find_all_modules()]
+files += [f"{source}/{name}" for _, source, _, names in command._get_data_files() for name in names]
+json.dump(files, sys.stdout)
+"""
+
+
+def test_the_wheel_takes_every_file_of_the_five_folders() -> None:
+    """As setuptools lists them, without a build."""
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", LISTED], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert {name for name in json.loads(told.stdout) if "__pycache__" not in name} == packaged()
+
+
+BUILD = """
+import sys
+from setuptools import build_meta
+getattr(build_meta, sys.argv[1])(sys.argv[2])
+"""
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """The ``wheel`` or ``sdist`` of a source folder."""
+    out.mkdir()
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BUILD, f"build_{kind}", str(out)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    (built,) = out.iterdir()
+    return built
+
+
+def contents(wheel: Path) -> set[str]:
+    return {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+
+
+@pytest.mark.slow
+def test_wheels_from_the_checkout_and_from_the_sdist_hold_the_same(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for name in tracked():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
+    sdist = build("sdist", copy, tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    for name in ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "constraints.txt", "docs/security.md"):
+        assert (unpacked / name).is_file()
+    wheel = build("wheel", copy, tmp_path / "wheel")
+    again = build("wheel", unpacked, tmp_path / "again")
+    assert contents(wheel) == contents(again)
+    about = f"posefleet-{posefleet.__version__}.dist-info"
+    extra = {f"{about}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "top_level.txt", "licenses/LICENSE")}
+    assert contents(wheel) - packaged() <= extra | {f"{about}/entry_points.txt"}
+    assert packaged() <= contents(wheel)
+    metadata = email.message_from_bytes(zipfile.ZipFile(wheel).read(f"{about}/METADATA"))
+    assert (metadata["Version"], metadata["License-Expression"]) == (posefleet.__version__, "Apache-2.0")
+
+
+def test_ray_is_capped_at_the_release_that_was_tried() -> None:
+    from posefleet.platform.train import RAY_TRIED
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (required,) = [Requirement(line) for line in project["dependencies"] if Requirement(line).name == "ray"]
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned and pinned[1].startswith(f"{RAY_TRIED}.")
+    release, minor = RAY_TRIED.split(".")
+    assert required.specifier.contains(pinned[1])
+    assert not required.specifier.contains(f"{release}.{int(minor) + 1}.0")
+
+
+def test_the_citation_and_the_changelog_are_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == posefleet.__version__
+    assert len(citation["references"]) == 5
+    assert f"## [{posefleet.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
