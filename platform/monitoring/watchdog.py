@@ -2,8 +2,9 @@
 
 Each rank has a thread that looks at its :class:`~posefleet.platform.runtime.activity.Watch`. It needs no word from
 other ranks, whose collective operations hang just then: they meet in the run's folder, in
-``logs/stall-rank3.json`` (the phase) and ``.txt`` (the stacks). Where a thread holds Python's lock for good, no other thread of that process can say anything;
-then Python's own ``faulthandler``, which needs no lock, leaves ``logs/frozen-rank3.txt``.
+``logs/stall-rank3.json`` (the phase) and ``.txt`` (the stacks). Where a thread holds Python's lock for good, no other
+thread of that process can say anything; then Python's own ``faulthandler``, which needs no lock, leaves
+``logs/frozen-rank3.txt``.
 """
 
 import contextlib

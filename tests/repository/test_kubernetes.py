@@ -15,10 +15,10 @@ from kuberay_schema import MANIFESTS
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.serve.schema import ServeDeploySchema
 
+import posefleet
 from posefleet.platform.config.cli import parse_experiment
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, TRAINING
 from posefleet.serve.deployments.settings import TOKEN, ServerSettings
-import posefleet
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "cluster"

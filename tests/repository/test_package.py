@@ -2,6 +2,7 @@
 
 import email
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ from packaging.requirements import Requirement
 import posefleet
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem not in ("__init__", "demo"))
+NOT_JOBS = ("__init__", "__main__", "demo")
+"""The demo imports nothing heavy itself: it starts other processes."""
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem not in NOT_JOBS)
 PACKAGES = ("data", "models", "platform", "serve", "jobs")
 RARELY = (50_000, 20, 20)
 
@@ -137,16 +140,21 @@ def build(kind: str, source: Path, out: Path) -> Path:
     return built
 
 
+def copy_of_the_checkout(copy: Path) -> Path:
+    """``copy`` with every file of this checkout, links as links; a build leaves its files there."""
+    for name in tracked():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
+    return copy
+
+
 def contents(wheel: Path) -> set[str]:
     return {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
 
 
 @pytest.mark.slow
 def test_wheels_from_the_checkout_and_from_the_sdist_hold_the_same(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    for name in tracked():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
+    copy = copy_of_the_checkout(tmp_path / "copy")
     sdist = build("sdist", copy, tmp_path / "sdist")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
@@ -162,6 +170,28 @@ def test_wheels_from_the_checkout_and_from_the_sdist_hold_the_same(tmp_path: Pat
     assert packaged() <= contents(wheel)
     metadata = email.message_from_bytes(zipfile.ZipFile(wheel).read(f"{about}/METADATA"))
     assert (metadata["Version"], metadata["License-Expression"]) == (posefleet.__version__, "Apache-2.0")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
+def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path) -> None:
+    wheel = build("wheel", copy_of_the_checkout(tmp_path / "copy"), tmp_path / "wheel")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    told = subprocess.run(
+        [sys.executable, "-m", "posefleet.jobs.demo", "--size", "mini"],
+        cwd=empty,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-3000:]
+    assert "held-out images" in told.stdout
+    assert str(tmp_path / "installed" / "posefleet" / "jobs" / "configs" / "smpr_demo.yaml") in told.stdout
+    assert [path.name for path in empty.iterdir()] == ["runs"]
 
 
 def test_ray_is_capped_at_the_release_that_was_tried() -> None:
