@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from posefleet.models.parts.ops.heatmaps import local_peaks
 
 _SHORTEST = 1e-6
 """Pixels below which a limb has no direction."""
@@ -264,21 +265,3 @@ def best_points(maps: Tensor) -> tuple[Tensor, Tensor]:
     x_shift = torch.sign(at(row, column + 1) - at(row, column - 1)).where((column > 0) & (column < width - 1), 0.0)
     y_shift = torch.sign(at(row + 1, column) - at(row - 1, column)).where((row > 0) & (row < height - 1), 0.0)
     return torch.stack([column + 0.25 * x_shift, row + 0.25 * y_shift], dim=-1), values
-
-
-def local_peaks(maps: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor]:
-    """The highest cells that no cell of their 3x3 surroundings exceeds.
-
-    Args:
-        maps: (B, K, h, w).
-        threshold: Peaks must be higher.
-        most: Peaks of each map.
-
-    Returns:
-        (B, K, n, 2) xy in cells and values (B, K, n), highest first, -inf where there are fewer; n is ``most``, or
-        h * w if that is less.
-    """
-    peak = (maps == F.max_pool2d(maps, 3, stride=1, padding=1)) & (maps > threshold)
-    values, flat = maps.where(peak, -torch.inf).flatten(2).topk(min(most, maps.shape[-2] * maps.shape[-1]))
-    width = maps.shape[-1]
-    return torch.stack([flat % width, flat // width], dim=-1).float(), values

@@ -50,22 +50,10 @@ def top_centres(centre_map: Tensor, count: int, stride: int, *, pool: int, half_
     return Centres(scores, cells, (cells * stride if half_pixel_fix else pixels).float())
 
 
-def read_cells(maps: Tensor, cells: Tensor) -> Tensor:
-    """Values (B, T, C) of maps (B, C, h, w) at cells (B, T, 2), int64 xy."""
-    index = cells[..., 1] * maps.shape[-1] + cells[..., 0]  # (B, T)
-    return maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
-
-
 def rough_poses(offsets: Tensor, centres: Centres, stride: int) -> Tensor:
     """Poses (B, T, K, 2), pixels, that the offsets (B, T, 2K) of the centres' cells give."""
     poses: Tensor = centres.points[:, :, None] - stride * offsets.unflatten(-1, (-1, 2))
     return poses
-
-
-def person_centres(keypoints: Tensor, labelled: Tensor) -> Tensor:
-    """Mean (..., 2) of the labelled ones of keypoints (..., K, 2); 0 where none is."""
-    mask = labelled[..., None]
-    return keypoints.where(mask, 0.0).sum(-2) / mask.sum(-2).clamp(min=1)
 
 
 def offset_targets(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.logocap.adaptation import AdaptConfig, Instances, message_passing, training_instances
-from posefleet.models.logocap.centres import Centres, OffsetTargets, read_cells, rough_poses, top_centres
+from posefleet.models.logocap.centres import Centres, OffsetTargets, rough_poses, top_centres
 from posefleet.models.logocap.expansion_maps import (
     candidate_axes,
     candidate_mesh,
@@ -38,12 +38,13 @@ from posefleet.models.logocap.expansion_maps import (
     window_axes,
 )
 from posefleet.models.logocap.flip import mirror_images, unmirror_map, unmirror_offsets
-from posefleet.models.logocap.fusion import ConcatConv, mixing
 from posefleet.models.logocap.suppression import suppress_near
 from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_targets
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.blocks import Norm, norm_layer
+from posefleet.models.parts.layers.fusion import ConcatConv, mixing
 from posefleet.models.parts.ops.assign import PaddedPeople, pad_people
+from posefleet.models.parts.ops.cells import read_cells
 from posefleet.models.parts.ops.losses import l2_loss, mean_counts, smooth_l1_loss
 
 STRIDE = 4

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posefleet.models.logocap.centres import OffsetTargets, offset_targets, person_centres
+from posefleet.models.logocap.centres import OffsetTargets, offset_targets
 from posefleet.models.parts.ops.assign import PaddedPeople, unlabelled_cells
-from posefleet.models.parts.ops.cells import pyramid_cells
+from posefleet.models.parts.ops.cells import person_centres, pyramid_cells
 from posefleet.models.parts.ops.heatmaps import draw_gaussians, drawn_cells
 
 

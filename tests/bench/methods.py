@@ -47,12 +47,11 @@ from posefleet.data.synthetic.figures import paint_figure
 from posefleet.data.synthetic.scenery import Canvas, develop, paint_background
 from posefleet.models import available_methods, load_method
 from posefleet.models.detposenet.detector import Boxes
-from posefleet.models.logocap.centres import read_cells
 from posefleet.models.logocap.targets import heat_targets, owner_targets
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.assign import pad_people
-from posefleet.models.parts.ops.cells import encode_offsets, level_sizes, pyramid_cells
+from posefleet.models.parts.ops.cells import encode_offsets, level_sizes, pyramid_cells, read_cells
 
 FASTER = 1.5
 """Times that PFS, SMPR and InsPose should be faster than Keypoint R-CNN in predictions on a CPU."""

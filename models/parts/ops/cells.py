@@ -93,3 +93,15 @@ def _build(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device:
 def _cached(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device) -> Cells:
     with torch.inference_mode(False):  # a grid first made while predicting must be usable in training
         return _build(sizes, strides, device)
+
+
+def read_cells(maps: Tensor, cells: Tensor) -> Tensor:
+    """Values (B, T, C) of maps (B, C, h, w) at cells (B, T, 2), int64 xy."""
+    index = cells[..., 1] * maps.shape[-1] + cells[..., 0]  # (B, T)
+    return maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
+
+
+def person_centres(keypoints: Tensor, labelled: Tensor) -> Tensor:
+    """Mean (..., 2) of the labelled ones of keypoints (..., K, 2); 0 where none is."""
+    mask = labelled[..., None]
+    return keypoints.where(mask, 0.0).sum(-2) / mask.sum(-2).clamp(min=1)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CellTarget = Literal["multihot", "index", "one_class"]
@@ -150,3 +151,21 @@ def gaussian_radius(height: Tensor, width: Tensor, overlap: float = 0.9) -> Tens
     """
     half = overlap * (height + width)
     return (half.square() + 4 * overlap * (1 - overlap) * height * width).sqrt() - half
+
+
+def local_peaks(maps: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor]:
+    """The highest cells that no cell of their 3x3 surroundings exceeds.
+
+    Args:
+        maps: (B, K, h, w).
+        threshold: Peaks must be higher.
+        most: Peaks of each map.
+
+    Returns:
+        (B, K, n, 2) xy in cells and values (B, K, n), highest first, -inf where there are fewer; n is ``most``, or
+        h * w if that is less.
+    """
+    peak = (maps == F.max_pool2d(maps, 3, stride=1, padding=1)) & (maps > threshold)
+    values, flat = maps.where(peak, -torch.inf).flatten(2).topk(min(most, maps.shape[-2] * maps.shape[-1]))
+    width = maps.shape[-1]
+    return torch.stack([flat % width, flat // width], dim=-1).float(), values

@@ -2,8 +2,8 @@
 
 import torch
 
-from posefleet.models.detposenet.paf import best_points, local_peaks
-from posefleet.models.parts.ops.heatmaps import draw_gaussians
+from posefleet.models.detposenet.paf import best_points
+from posefleet.models.parts.ops.heatmaps import draw_gaussians, local_peaks
 
 
 def draw(*points: tuple[float, float], size: tuple[int, int] = (64, 64)) -> torch.Tensor:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from posefleet.models.logocap.centres import offset_targets, person_centres, read_cells, rough_poses, top_centres
+from posefleet.models.logocap.centres import offset_targets, rough_poses, top_centres
+from posefleet.models.parts.ops.cells import person_centres, read_cells
 from posefleet.models.parts.ops.heatmaps import draw_gaussians
 
 SIZE = (60, 80)

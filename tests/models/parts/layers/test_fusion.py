@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from posefleet.models.logocap.fusion import ConcatConv, mixing
+from posefleet.models.parts.layers.fusion import ConcatConv, mixing
 
 
 def test_convolving_first_equals_upsampling_first() -> None:
