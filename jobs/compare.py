@@ -247,7 +247,7 @@ def _ladder_page(trials: "Trials", worker: "LocalWorker") -> str:
     for (row, seed), (trained, decoded) in trials.items():
         if seed == first:
             sys.stderr.write(f"scoring and timing {row}\n")
-            entries.append(comparison.examine(row, budget.folder_of(trained), worker, experiment=decoded))
+            entries.append(comparison.score_run(row, budget.folder_of(trained), worker, experiment=decoded))
     about = f"The rows of an ablation, all with seed {first}; ablation.md has every seed and the paper's numbers."
     return page.render(entries, comparison.differences(entries), about=about)
 
@@ -302,7 +302,7 @@ def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
     entries = []
     for name, run in runs.items():
         sys.stderr.write(f"scoring and timing {name}\n")
-        entries.append(comparison.examine(name, run, LocalWorker(), data=data))
+        entries.append(comparison.score_run(name, run, LocalWorker(), data=data))
     minus = comparison.differences(entries)
     text = comparison.as_markdown(entries, minus)
     if warning:

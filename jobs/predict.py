@@ -27,21 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.config.cli import fail
-    from posefleet.platform.prediction.batch import Crew, predict_pictures
+    from posefleet.platform.prediction.batch import WorkerPool, predict_images
     from posefleet.platform.prediction.inputs import list_pictures  # imports torch, which --help does without
-    from posefleet.platform.prediction.worker import Wanted
+    from posefleet.platform.prediction.worker import PredictionOptions
     from posefleet.platform.runtime.paths import resolve_path
 
     output = resolve_path(options.output).rstrip("/")
     try:
-        wanted = Wanted(
+        wanted = PredictionOptions(
             score_threshold=options.score_threshold,
             keypoint_threshold=options.keypoint_threshold,
             max_people=options.max_people,
             most_pixels=options.most_pixels,
             overlays=options.overlays,
         )
-        result = predict_pictures(
+        result = predict_images(
             list_pictures(
                 resolve_path(options.input), split=options.split, images=resolve_path(options.images), ignore=output
             ),
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             wanted=wanted,
             batch_size=options.batch_size,
             tracking=options.tracking,
-            crew=Crew(workers=options.workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker),
+            crew=WorkerPool(workers=options.workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker),
             parallel=not options.in_process,
         )
     except (ValueError, CheckpointError) as error:

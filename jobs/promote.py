@@ -26,10 +26,10 @@ from posefleet.platform.tracking.registry import (
     Release,
     Version,
     check_name,
-    crown,
     find_alias,
     find_version,
     promote,
+    promote_challenger,
     rollback,
     signed,
 )
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from posefleet.platform.checkpoints.format import Meta
     from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.inference.split import Split
-    from posefleet.platform.promotion.gate import Verdict
-from posefleet.platform.promotion.release import _crown_text, _description, _shadow_tags
+    from posefleet.platform.promotion.gate import GateReport
+from posefleet.platform.promotion.release import promotion_summary, release_description, shadow_tags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,8 +167,8 @@ def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.promotion.checks import Bounds
-    from posefleet.platform.promotion.gate import judge
+    from posefleet.platform.promotion.checks import GateThresholds
+    from posefleet.platform.promotion.gate import run_gate
 
     named = resolve_path(_best_trial(options.search) if options.search else options.run)
     checkpoint = find_checkpoint(named, tracking=options.tracking)
@@ -180,9 +180,9 @@ def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
     rival = find_alias(uri, name, CHAMPION)
     champion = find_checkpoint(rival.address, tracking=uri) if rival else ""
     keep_freed_memory()
-    bounds = Bounds(**_bounds(options))
+    bounds = GateThresholds(**_bounds(options))
     with tempfile.TemporaryDirectory() as folder:
-        verdict = judge(checkpoint, experiment, champion, split, bounds, Path(folder))
+        verdict = run_gate(checkpoint, experiment, champion, split, bounds, Path(folder))
         against = f" against {rival.address}, the champion" if rival else ""
         sys.stdout.write(f"{checkpoint}{against}\n{verdict}\n")
         if verdict.failed and not options.force:
@@ -207,8 +207,8 @@ def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.promotion.checks import Bounds, ShadowBounds, live
-    from posefleet.platform.promotion.gate import judge
+    from posefleet.platform.promotion.checks import GateThresholds, ShadowThresholds, shadow_checks
+    from posefleet.platform.promotion.gate import run_gate
     from posefleet.platform.promotion.shadow import read_shadowing
 
     uri = store_uri(options.tracking)
@@ -227,9 +227,9 @@ def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
     split = _split(options, experiment) if given else None
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        verdict = judge(checkpoint, experiment, champion, split, Bounds(**_bounds(options)), Path(folder))
-    compared = live(
-        seen, rival.address if rival else "", challenger.address, ShadowBounds(**_bounds(options, shadow=True))
+        verdict = run_gate(checkpoint, experiment, champion, split, GateThresholds(**_bounds(options)), Path(folder))
+    compared = shadow_checks(
+        seen, rival.address if rival else "", challenger.address, ShadowThresholds(**_bounds(options, shadow=True))
     )
     verdict = dataclasses.replace(verdict, checks=verdict.checks + compared)
     against = f" against {rival.address}, the champion" if rival else ""
@@ -237,8 +237,8 @@ def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
     if verdict.failed and not options.force:
         sys.stderr.write(f"not promoted: {', '.join(verdict.failed)} failed; no alias moved (--force does it anyway)\n")
         return 1
-    tags = _shadow_tags(seen, verdict)
-    replaced = crown(uri, challenger, tags, _crown_text(tags, verdict))
+    tags = shadow_tags(seen, verdict)
+    replaced = promote_challenger(uri, challenger, tags, promotion_summary(tags, verdict))
     _tell(challenger, CHAMPION, uri, replaced)
     return 0
 
@@ -300,7 +300,7 @@ def _store(given: str, checkpoint: str) -> str:
 
 
 def _release(
-    named: str, meta: "Meta", experiment: "Experiment", split: "Split", verdict: "Verdict", folder: Path
+    named: str, meta: "Meta", experiment: "Experiment", split: "Split", verdict: "GateReport", folder: Path
 ) -> Release:
     from posefleet.data.keypoints import load_schema
     from posefleet.platform.config.loading import to_dict, to_yaml
@@ -335,7 +335,7 @@ def _release(
         metrics=scores,
         split=judged,
         tags=tags,
-        description=_description(tags, verdict),
+        description=release_description(tags, verdict),
     )
 
 

@@ -181,14 +181,14 @@ def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[
 def _train(plan: _Plan) -> int:
     from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.training.loop import check_data
-    from posefleet.platform.training.run import RunSink, open_search
-    from posefleet.platform.tuning.ray_tuner import Engine, run_search
-    from posefleet.platform.tuning.report import leave_search, written
+    from posefleet.platform.training.run import RunLogger, open_search
+    from posefleet.platform.tuning.ray_tuner import SearchConfig, run_search
+    from posefleet.platform.tuning.report import log_search, report_files
     from posefleet.platform.tuning.study import Search
 
     options, base = plan.options, plan.base
-    names = {field.name for field in dataclasses.fields(Engine)}
-    engine = Engine(**{name: value for name, value in options.items() if name in names})
+    names = {field.name for field in dataclasses.fields(SearchConfig)}
+    engine = SearchConfig(**{name: value for name, value in options.items() if name in names})
     check_data(base)
     search = Search(
         plan.folder,
@@ -214,15 +214,15 @@ def _train(plan: _Plan) -> int:
     if not whole:
         sys.stderr.write(f"stopped; python jobs/tune.py --resume {plan.folder} goes on\n")
     try:
-        text = leave_search(search, _gain_of_runs(search) if whole else "")
+        text = log_search(search, _gain_of_runs(search) if whole else "")
     except ValueError as error:  # there is nothing to tell of yet, or in the end
         parent.finish("FAILED" if whole else "KILLED", curves=False)
         if not whole:
             return STOPPED
         sys.stderr.write(f"error: {error}\n")
         return 1
-    with RunSink(parent, system_every=0) as sink:
-        for file in written(plan.folder):
+    with RunLogger(parent, system_every=0) as sink:
+        for file in report_files(plan.folder):
             sink.log_bytes(file.name, file.read_bytes())
     parent.finish("FINISHED" if whole else "KILLED", curves=False)
     sys.stdout.write(f"{text}\n\n{_where(plan.folder)}")
@@ -262,7 +262,7 @@ def _decode_only(plan: _Plan) -> int:
     from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.tuning.decoding import Redecoder
-    from posefleet.platform.tuning.report import leave_search
+    from posefleet.platform.tuning.report import log_search
     from posefleet.platform.tuning.study import Search
 
     options, base = plan.options, plan.base
@@ -286,7 +286,7 @@ def _decode_only(plan: _Plan) -> int:
     best = search.best()
     own = "the checkpoint's own settings"
     remark = _gain(redecoder.evaluate(search.experiment(best)), redecoder.evaluate(base), own) if best else ""
-    sys.stdout.write(f"{leave_search(search, remark)}\n\n{_where(plan.folder)}")
+    sys.stdout.write(f"{log_search(search, remark)}\n\n{_where(plan.folder)}")
     return 0
 
 

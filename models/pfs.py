@@ -31,12 +31,12 @@ from posefleet.models.parts.ops.cells import Cells, decode_offsets, flatten_leve
 from posefleet.models.parts.ops.heatmaps import cell_class_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, mean_counts
 from posefleet.models.parts.regression import pose_head
-from posefleet.models.parts.regression.oks_gate import Judgement, Match, best_oks, diagnose, judge
+from posefleet.models.parts.regression.oks_gate import Match, OksMatch, assignment_stats, best_oks, oks_gate
 from posefleet.models.parts.regression.pose_head import Maps
 from posefleet.models.parts.regression.pose_loss import pose_loss
 from posefleet.models.parts.regression.positives import (
+    CellTargets,
     PositivesConfig,
-    Truth,
     assign,
     every_cell,
     gather_rows,
@@ -252,7 +252,7 @@ class Model(PyramidModel[Config]):
         logits = flatten_levels(maps["cls"])[..., 0]
         return focal_loss(logits, positive, known, alpha=loss.alpha, gamma=loss.gamma)
 
-    def _pose_loss(self, offsets: Tensor, truth: Truth, weights: Tensor) -> Tensor:
+    def _pose_loss(self, offsets: Tensor, truth: CellTargets, weights: Tensor) -> Tensor:
         return pose_loss(offsets, truth, weights, self.sigmas, form="smooth_l1", beta=self.config.loss.beta)
 
     def _second_stage(
@@ -278,13 +278,13 @@ class Model(PyramidModel[Config]):
                 count = count + rest.used.sum()
             terms["psm"] = score, count
         if self.training:
-            self.diagnostics = diagnose(rows, judged)
+            self.diagnostics = assignment_stats(rows, judged)
             self.diagnostics["refined_oks"] = reached.sum() / rows.used.sum().clamp(min=1)
             if self.head.alive is not None:
                 self.diagnostics["alive"] = self.head.alive
         return terms
 
-    def _filter(self, poses: Tensor, rows: Positives, people: PaddedPeople) -> Judgement:
+    def _filter(self, poses: Tensor, rows: Positives, people: PaddedPeople) -> OksMatch:
         """OKSFilter (section 3.2) of first poses (N, K, 2)."""
         config = self.config.filter
         threshold: Tensor | float = config.threshold
@@ -293,10 +293,10 @@ class Model(PyramidModel[Config]):
             threshold = config.warmup_start + (config.threshold - config.warmup_start) * share
             if self.training:
                 self.steps += 1
-        judged = judge(poses, rows, people, self.sigmas, threshold=threshold, match=config.match)
-        return judged if config.enabled else Judgement(judged.oks, rows.used, rows.person)
+        judged = oks_gate(poses, rows, people, self.sigmas, threshold=threshold, match=config.match)
+        return judged if config.enabled else OksMatch(judged.oks, rows.used, rows.person)
 
-    def _refine_weights(self, reached: Tensor, assigned: Truth) -> Tensor:
+    def _refine_weights(self, reached: Tensor, assigned: CellTargets) -> Tensor:
         """(N,) weight of each row: from the OKS of the second pose (N,), or from where the cell lies."""
         loss = self.config.loss
         if loss.refine_weight == "none":

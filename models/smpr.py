@@ -29,12 +29,12 @@ from posefleet.models.parts.ops.cells import decode_offsets, flatten_levels, map
 from posefleet.models.parts.ops.decode import DecodeConfig, best_poses
 from posefleet.models.parts.ops.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
-from posefleet.models.parts.regression.oks_gate import diagnose, judge
+from posefleet.models.parts.regression.oks_gate import assignment_stats, oks_gate
 from posefleet.models.parts.regression.pose_head import HeadConfig, Maps
 from posefleet.models.parts.regression.pose_loss import PoseLoss, pose_loss
 from posefleet.models.parts.regression.positives import (
+    CellTargets,
     PositivesConfig,
-    Truth,
     assign,
     gather_rows,
     known_cells,
@@ -218,7 +218,7 @@ class Model(PyramidModel[Config]):
 
         chosen = {name: gather_rows(maps[name], rows) for name in ("init", "refine", "psm") if name in maps}
         first = chosen["refine" if config.assign.oks_of == "refined" else "init"].detach()
-        judged = judge(  # section 3.2
+        judged = oks_gate(  # section 3.2
             decode_offsets(truth.points, truth.strides, first),
             rows,
             padded,
@@ -255,7 +255,7 @@ class Model(PyramidModel[Config]):
             focal = gaussian_focal_loss if config.loss.heatmap_target == "gaussian" else focal_loss
             losses["heatmap"] = config.loss.heatmap * focal(maps["heatmap"][0], marks) / for_heatmap
         if self.training:
-            self.diagnostics = diagnose(rows, judged)
+            self.diagnostics = assignment_stats(rows, judged)
             if self.head.alive is not None:
                 self.diagnostics["alive"] = self.head.alive
         return losses
@@ -278,7 +278,7 @@ class Model(PyramidModel[Config]):
             )
         return cell_class_targets(people.keypoints, people.labelled, size, stride, loss.heatmap_target)
 
-    def _pose_loss(self, offsets: Tensor, truth: Truth, weights: Tensor) -> Tensor:
+    def _pose_loss(self, offsets: Tensor, truth: CellTargets, weights: Tensor) -> Tensor:
         loss = self.config.loss
         return pose_loss(offsets, truth, weights, self.sigmas, form=loss.regression, beta=loss.beta)
 

@@ -24,7 +24,7 @@ from posefleet.serve.deployments.settings import (
     ServedModel,
     ServerSettings,
 )
-from posefleet.serve.deployments.versions import Versions
+from posefleet.serve.deployments.versions import VersionController
 from posefleet.serve.http.gateway import Gateway
 from posefleet.serve.http.routes import create_api
 
@@ -38,7 +38,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     settings = ServerSettings.model_validate(dict(args))
     sources = {model.name: model.source for model in settings.models}
     sources |= {f"{model.name}{CHALLENGER}": model.shadow.source for model in settings.models if model.shadow}
-    versions = Versions.bind(sources, settings.tracking)  # type: ignore[attr-defined]
+    versions = VersionController.bind(sources, settings.tracking)  # type: ignore[attr-defined]
 
     def replicas(
         key: str, model: ServedModel, options: Mapping[str, Any], deployment: Any = ModelReplica, *first: Any

@@ -12,7 +12,7 @@ _BAR = 30  # characters of the longest bar of a histogram
 
 
 @dataclass(frozen=True, slots=True)
-class Symptom:
+class Check:
     """One kind of fault."""
 
     severity: Severity
@@ -20,103 +20,103 @@ class Symptom:
     advice: str
 
 
-SYMPTOMS: dict[str, Symptom] = {
+CHECKS: dict[str, Check] = {
     # The files.
-    "unreadable_annotations": Symptom(
+    "unreadable_annotations": Check(
         "error", "The annotation file cannot be used.", "Download or export it again."
     ),
-    "no_images": Symptom("error", "The annotation file lists no images.", "Export it again."),
-    "no_keypoint_people": Symptom(
+    "no_images": Check("error", "The annotation file lists no images.", "Export it again."),
+    "no_keypoint_people": Check(
         "error", "Not one person has a labelled keypoint.", "Check that this is the keypoint file of the data set."
     ),
-    "missing_image": Symptom(
+    "missing_image": Check(
         "error", "The image file is not there.", "Add the files; sharding skips and names them."
     ),
-    "corrupt_image": Symptom(
+    "corrupt_image": Check(
         "error", "The image is damaged or truncated.", "Download it again; sharding skips and names it."
     ),
-    "size_mismatch": Symptom(
+    "size_mismatch": Check(
         "error",
         "The image is not as large as the json says, so its annotations are of another picture.",
         "Put the original file back, or correct width and height; sharding skips and names it.",
     ),
-    "exif_mismatch": Symptom(
+    "exif_mismatch": Check(
         "error",
         "EXIF turns the image, but the json gives the size before turning: the annotations lie in the other frame.",
         "Apply or remove the EXIF orientation so that picture and annotations agree; sharding skips and names it.",
     ),
-    "exif_orientation": Symptom(
+    "exif_orientation": Check(
         "info",
         "EXIF turns or mirrors the image; the json agrees with the turned size.",
         "Nothing, if the annotations were drawn on the turned picture, as viewers show it.",
     ),
     # Images in the json.
-    "bad_image_record": Symptom(
+    "bad_image_record": Check(
         "error", "An image lacks an integer id, a file name or a positive size.", "Correct the record."
     ),
-    "duplicate_image_id": Symptom("error", "Two images have the same id.", "Give every image its own id."),
-    "duplicate_file_name": Symptom(
+    "duplicate_image_id": Check("error", "Two images have the same id.", "Give every image its own id."),
+    "duplicate_file_name": Check(
         "warning", "Two images are the same file.", "Merge them, or one image counts twice."
     ),
-    "images_without_annotations": Symptom("info", "Images without a person.", "Nothing; they serve as background."),
+    "images_without_annotations": Check("info", "Images without a person.", "Nothing; they serve as background."),
     # Annotations.
-    "bad_annotation_record": Symptom(
+    "bad_annotation_record": Check(
         "error", "An annotation lacks an integer id, an image_id or a list of numbers.", "Correct the record."
     ),
-    "duplicate_annotation_id": Symptom(
+    "duplicate_annotation_id": Check(
         "error", "Two annotations have the same id; COCO's evaluation then drops one.", "Number them anew."
     ),
-    "unknown_image": Symptom(
+    "unknown_image": Check(
         "error", "An annotation belongs to no image of the file.", "Add the image or remove the annotation."
     ),
-    "unknown_category": Symptom(
+    "unknown_category": Check(
         "error", "An annotation has a category that the file does not list.", "Add the category or correct the id."
     ),
-    "other_category": Symptom("info", "Annotations of things that are not people.", "Nothing; they are not read."),
-    "not_finite": Symptom("error", "A box, area or keypoint is NaN or infinite.", "Correct or remove the annotation."),
-    "bad_box": Symptom(
+    "other_category": Check("info", "Annotations of things that are not people.", "Nothing; they are not read."),
+    "not_finite": Check("error", "A box, area or keypoint is NaN or infinite.", "Correct or remove the annotation."),
+    "bad_box": Check(
         "error", "The box of a keypoint person is not larger than 0.", "Correct it; boxes are x, y, width, height."
     ),
-    "bad_area": Symptom(
+    "bad_area": Check(
         "error", "The area of a keypoint person is not larger than 0; OKS divides by it.", "Correct or remove the area."
     ),
-    "bad_box_unlabelled": Symptom(
+    "bad_box_unlabelled": Check(
         "warning", "A person without keypoints has a box or area that is not larger than 0.", "Remove the annotation."
     ),
-    "box_outside": Symptom("warning", "The box reaches out of the image.", "Check width, height and the box format."),
-    "no_area": Symptom(
+    "box_outside": Check("warning", "The box reaches out of the image.", "Check width, height and the box format."),
+    "no_area": Check(
         "info", "Annotations without area (CrowdPose has none).", "Nothing; 0.53 of the box is taken."
     ),
-    "crowd": Symptom("info", "Regions that cover a group.", "Nothing; losses and evaluation ignore them."),
-    "unlabelled": Symptom(
+    "crowd": Check("info", "Regions that cover a group.", "Nothing; losses and evaluation ignore them."),
+    "unlabelled": Check(
         "info", "People without a labelled keypoint, crowds aside.", "Nothing; losses and evaluation ignore them."
     ),
     # Keypoints.
-    "wrong_keypoint_count": Symptom(
+    "wrong_keypoint_count": Check(
         "error", "A person has another number of keypoints than the schema.", "Choose the schema that fits."
     ),
-    "bad_visibility": Symptom("error", "A visibility is not 0, 1 or 2.", "Correct it: not labelled, hidden, visible."),
-    "many_keypoints_outside": Symptom(
+    "bad_visibility": Check("error", "A visibility is not 0, 1 or 2.", "Correct it: not labelled, hidden, visible."),
+    "many_keypoints_outside": Check(
         "error",
         "Many labelled keypoints lie outside their image.",
         "Check that the coordinates are pixels (not 0 to 1) of these images (not resized ones).",
     ),
-    "keypoint_outside": Symptom(
+    "keypoint_outside": Check(
         "warning", "A labelled keypoint lies outside the image.", "Correct it or set its visibility to 0."
     ),
-    "wrong_num_keypoints": Symptom(
+    "wrong_num_keypoints": Check(
         "warning", "num_keypoints is not the number of labelled keypoints.", "Correct it; here they are counted anew."
     ),
-    "duplicate_person": Symptom(
+    "duplicate_person": Check(
         "warning", "Two people of one image have the same keypoints.", "Remove one; it counts twice."
     ),
-    "left_right_swapped": Symptom(
+    "left_right_swapped": Check(
         "warning", "Left and right look swapped, judged by face, shoulders and hips.", "Look at the examples."
     ),
-    "constant_keypoint": Symptom(
+    "constant_keypoint": Check(
         "warning", "A keypoint has the same coordinates in many people.", "Look for a placeholder in the export."
     ),
-    "never_labelled": Symptom(
+    "never_labelled": Check(
         "warning", "A keypoint is never labelled, so it cannot be learnt.", "Check the order of the keypoints."
     ),
 }  # fmt: skip
@@ -127,14 +127,14 @@ class Finding:
     """A symptom that a data set shows."""
 
     code: str
-    """A key of ``SYMPTOMS``."""
+    """A key of ``CHECKS``."""
     count: int
     examples: tuple[str, ...]
 
     @property
-    def symptom(self) -> Symptom:
+    def symptom(self) -> Check:
         """What the code means."""
-        return SYMPTOMS[self.code]
+        return CHECKS[self.code]
 
 
 class Findings:
@@ -146,7 +146,7 @@ class Findings:
 
     def add(self, code: str, example: str = "", count: int = 1) -> None:
         """Note one more case of ``code``, or ``count`` more."""
-        assert code in SYMPTOMS, code
+        assert code in CHECKS, code
         if count:
             self._counts[code] = self._counts.get(code, 0) + count
             examples = self._examples.setdefault(code, [])
@@ -154,9 +154,9 @@ class Findings:
                 examples.append(example)
 
     def __iter__(self) -> Iterator[Finding]:
-        """Errors first, in the order of ``SYMPTOMS``."""
+        """Errors first, in the order of ``CHECKS``."""
         order: list[Severity] = ["error", "warning", "info"]
-        codes = [code for severity in order for code in SYMPTOMS if SYMPTOMS[code].severity == severity]
+        codes = [code for severity in order for code in CHECKS if CHECKS[code].severity == severity]
         return (Finding(c, self._counts[c], tuple(self._examples[c])) for c in codes if c in self._counts)
 
 

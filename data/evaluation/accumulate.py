@@ -1,8 +1,8 @@
 """What some images add to the numbers of a data set.
 
 Matching is the work of an evaluation, and needs one image at a time. So each process matches its own images
-(:func:`tally`); what comes of it, some sixty bytes a pose, is put together (:meth:`Tally.join`), and only then looked
-at in order of score (``evaluation.conclude``).
+(:func:`match_images`); what comes of it, some sixty bytes a pose, is put together (:meth:`ImageStats.join`), and only
+then looked at in order of score (``evaluate.summarize``).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,16 +12,16 @@ from typing import Self
 import numpy as np
 
 from posefleet.data.errors import DataError
-from posefleet.data.evaluation.error_analysis import diagnose
+from posefleet.data.evaluation.error_analysis import analyse_errors
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable, refuse_twice
 from posefleet.data.evaluation.matching import match
-from posefleet.data.evaluation.precision_recall import Verdicts
+from posefleet.data.evaluation.precision_recall import MatchFlags
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class ImageStats:
     """Of I images with D poses that were matched, and K keypoints."""
 
     image_ids: np.ndarray
@@ -38,9 +38,9 @@ class Tally:
     """(D,) float64."""
     pose_kinds: np.ndarray
     """(D,) int8, see ``Diagnosis``."""
-    areas: Verdicts | None
+    areas: MatchFlags | None
     """By COCO's matching, of the areas all, medium and large; None where something else does that."""
-    keypoints: Verdicts
+    keypoints: MatchFlags
     """On every keypoint alone."""
     errors: np.ndarray
     """(K, 5) int64, see ``Diagnosis``."""
@@ -84,8 +84,8 @@ class Tally:
             image=image[best_first],
             scores=scores[best_first],
             pose_kinds=np.concatenate([part.pose_kinds for part in parts])[best_first],
-            areas=Verdicts.join(areas, best_first) if len(areas) == len(parts) else None,
-            keypoints=Verdicts.join([part.keypoints for part in parts], best_first),
+            areas=MatchFlags.join(areas, best_first) if len(areas) == len(parts) else None,
+            keypoints=MatchFlags.join([part.keypoints for part in parts], best_first),
             errors=np.sum([part.errors for part in parts], axis=0),
             similarity=np.sum([part.similarity for part in parts], axis=0),
             empty_images=sum(part.empty_images for part in parts),
@@ -97,7 +97,9 @@ class Tally:
         )
 
 
-def tally(truth: GroundTruth, predictions: Mapping[int, Poses], schema: KeypointSchema, *, max_poses: int) -> Tally:
+def match_images(
+    truth: GroundTruth, predictions: Mapping[int, Poses], schema: KeypointSchema, *, max_poses: int
+) -> ImageStats:
     """Match the poses of some images to their people.
 
     Args:
@@ -111,19 +113,19 @@ def tally(truth: GroundTruth, predictions: Mapping[int, Poses], schema: Keypoint
     """
     truth = with_keypoints_of(schema, truth)
     poses = PoseTable.pack(predictions, truth, schema, max_poses)
-    return count(truth, poses, predictions.keys(), schema, match(truth, poses, schema))
+    return collect_stats(truth, poses, predictions.keys(), schema, match(truth, poses, schema))
 
 
-def count(
-    truth: GroundTruth, poses: PoseTable, predicted: Collection[int], schema: KeypointSchema, areas: Verdicts | None
-) -> Tally:
-    """What :func:`tally` finds, of poses and people in tables.
+def collect_stats(
+    truth: GroundTruth, poses: PoseTable, predicted: Collection[int], schema: KeypointSchema, areas: MatchFlags | None
+) -> ImageStats:
+    """What :func:`match_images` finds, of poses and people in tables.
 
     Args:
         predicted: Ids of images with predictions, be they of nobody.
         areas: What COCO's matching found.
     """
-    found = diagnose(truth, poses, schema)
+    found = analyse_errors(truth, poses, schema)
     images = len(truth.image_ids)
     counts = ~truth.ignored
     people = np.bincount(truth.image[counts], minlength=images)
@@ -131,7 +133,7 @@ def count(
     evaluated = set(truth.image_ids.tolist())
     sizes = truth.sizes[poses.image]
     outside = ((poses.keypoints < 0) | (poses.keypoints > sizes[:, None])).any(2)[(sizes > 0).all(1)]
-    return Tally(
+    return ImageStats(
         image_ids=truth.image_ids,
         people=people,
         oks=np.divide(oks, people, out=np.full(images, np.nan), where=people > 0),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from posefleet.data.evaluation.precision_recall import RECALL_POINTS, THRESHOLDS, Verdicts
+from posefleet.data.evaluation.precision_recall import RECALL_POINTS, THRESHOLDS, MatchFlags
 
 CONFIDENCE = 0.95
 _CELLS = 4_000_000
@@ -27,7 +27,7 @@ class Matches:
     """(I,) people of an image that count."""
     image: np.ndarray
     """(D,) row of the image of each pose."""
-    verdicts: Verdicts
+    verdicts: MatchFlags
     """On the poses; the first question counts."""
 
     def comparable(self, other: "Matches") -> bool:

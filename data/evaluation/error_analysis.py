@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
-from posefleet.data.evaluation.precision_recall import THRESHOLDS, Verdicts
+from posefleet.data.evaluation.precision_recall import THRESHOLDS, MatchFlags
 from posefleet.data.keypoints import KeypointSchema
 
 ERROR_KINDS = ("good", "jitter", "inversion", "swap", "miss")
@@ -64,9 +64,9 @@ class ErrorSplit:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What :func:`diagnose` finds, image by image: that of several parts of a data set adds up."""
+    """What :func:`analyse_errors` finds, image by image: that of several parts of a data set adds up."""
 
-    keypoints: Verdicts
+    keypoints: MatchFlags
     """On every keypoint alone: K questions."""
     person_oks: np.ndarray
     """(P,) OKS of each person with the pose matched to him; 0 for a missed one, NaN for one who does not count."""
@@ -78,7 +78,7 @@ class Diagnosis:
     """(K,) sum over the same keypoints."""
 
 
-def diagnose(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Diagnosis:
+def analyse_errors(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Diagnosis:
     """Match every keypoint alone and split the errors by kind.
 
     Args:
@@ -117,7 +117,7 @@ def diagnose(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Di
             kinds[:, index] += (kind == index).sum(0)
         similarity_sum += own.sum(0)
 
-    found = Verdicts.pack(verdicts == TRUE, verdicts == FALSE, counted.sum(0))
+    found = MatchFlags.pack(verdicts == TRUE, verdicts == FALSE, counted.sum(0))
     return Diagnosis(found, person_oks, pose_kinds, kinds, similarity_sum)
 
 

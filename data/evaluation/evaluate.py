@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from posefleet.data.evaluation.accumulate import Tally, count, tally, with_keypoints_of
+from posefleet.data.evaluation.accumulate import ImageStats, collect_stats, match_images, with_keypoints_of
 from posefleet.data.evaluation.bootstrap import Matches
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS, ErrorSplit, split_errors
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
@@ -145,8 +145,8 @@ def evaluate(
     name = named(backend)
     truth = truth if image_ids is None else truth.select(image_ids)
     if backend == "pycocotools":
-        parts = [tally(truth, predictions, schema, max_poses=max_detections)]
-        return conclude(parts, schema, max_detections=max_detections, score_rule=score_rule)
+        parts = [match_images(truth, predictions, schema, max_poses=max_detections)]
+        return summarize(parts, schema, max_detections=max_detections, score_rule=score_rule)
     truth = with_keypoints_of(schema, truth)
     poses = PoseTable.pack(predictions, truth, schema, max_detections)
     curves = faster_curves(truth, poses, schema)
@@ -155,7 +155,7 @@ def evaluate(
         there = truth.select(truth.image_ids[inside])
         statistics[band] = faster_curves(there, poses.among(inside), schema).average_precision()
     return _evaluation(
-        Tally.join([count(truth, poses, predictions.keys(), schema, None)]),
+        ImageStats.join([collect_stats(truth, poses, predictions.keys(), schema, None)]),
         schema,
         name,
         curves,
@@ -165,15 +165,15 @@ def evaluate(
     )
 
 
-def conclude(
-    tallies: Sequence[Tally], schema: KeypointSchema, *, max_detections: int = 20, score_rule: str = "not stated"
+def summarize(
+    tallies: Sequence[ImageStats], schema: KeypointSchema, *, max_detections: int = 20, score_rule: str = "not stated"
 ) -> Evaluation:
     """Score a data set whose parts were matched apart; arguments as for :func:`evaluate`.
 
     Raises:
         DataError: Two parts share an image.
     """
-    found = Tally.join(tallies)
+    found = ImageStats.join(tallies)
     assert found.areas is not None
     curves = Curves.of(found.areas)
     statistics = _statistics(curves)
@@ -193,7 +193,7 @@ def conclude(
 
 
 def _evaluation(
-    found: Tally,
+    found: ImageStats,
     schema: KeypointSchema,
     backend: str,
     curves: Curves,
@@ -258,7 +258,7 @@ def _crowd_bands(crowd_index: np.ndarray) -> dict[str, np.ndarray]:
 # --------------------------------------------------------------------------------------------------------- words
 
 
-def _notes(found: Tally, max_detections: int) -> Iterator[str]:
+def _notes(found: ImageStats, max_detections: int) -> Iterator[str]:
     if not found.people.any():
         yield "nobody has a labelled keypoint in these images: there is nothing to score"
     crowded = int((found.people > max_detections).sum())

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
-from posefleet.data.evaluation.precision_recall import AREAS, THRESHOLDS, Curves, Verdicts
+from posefleet.data.evaluation.precision_recall import AREAS, THRESHOLDS, Curves, MatchFlags
 from posefleet.data.keypoints import KeypointSchema
 
 PACKAGES = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
@@ -34,7 +34,7 @@ def named(backend: str) -> str:
     return f"{PACKAGES[backend]} {version(PACKAGES[backend])}"
 
 
-def match(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Verdicts:
+def match(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> MatchFlags:
     """What pycocotools says of every pose in each of ``AREAS``.
 
     Some images after the other: it keeps tens of kilobytes of Python objects for each.
@@ -56,7 +56,7 @@ def match(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Verdi
                 )
                 true[area, :, columns], false[area, :, columns] = matched & ~ignored, ~matched & ~ignored
                 positives[area] += sum(np.count_nonzero(np.asarray(image["gtIgnore"]) == 0) for image in images)
-    return Verdicts.pack(true, false, positives)
+    return MatchFlags.pack(true, false, positives)
 
 
 def faster_curves(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Curves:

@@ -1,7 +1,7 @@
 """Which poses are right: what matching says of every pose, and the precision and recall that come of it.
 
 Matching works image by image, precision and recall on all poses in order of their score. Between the two stand
-:class:`Verdicts`, two bits for each pose and question, so that the poses of many images, matched in many processes,
+:class:`MatchFlags`, two bits for each pose and question, so that the poses of many images, matched in many processes,
 fit into one.
 """
 
@@ -20,7 +20,7 @@ AREAS = ("all", "medium", "large")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class MatchFlags:
     """What D poses are worth at T thresholds under Q questions (areas, keypoints).
 
     A pose is true (matched to somebody who counts), false (matched to nobody), or neither: it does not count.
@@ -67,7 +67,7 @@ class Curves:
     """(T, Q) of all poses."""
 
     @classmethod
-    def of(cls, verdicts: Verdicts, *, among: np.ndarray | None = None) -> Self:
+    def of(cls, verdicts: MatchFlags, *, among: np.ndarray | None = None) -> Self:
         """From verdicts on poses that are sorted, the best first, as COCOeval accumulates: with its very numbers.
 
         Args:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from posefleet.data.errors import DataError
 from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
-from posefleet.data.loading.shared_memory import Buffers, Parcel
+from posefleet.data.loading.shared_memory import BufferPool, SharedBatch
 from posefleet.data.loading.source import SampleSource
 from posefleet.data.structures import Batch, collate
 
@@ -33,14 +33,14 @@ class Batches(Iterator[Batch]):
             # Its own generator: otherwise torch's global one, and so the training, would depend on how often we start.
             generator=torch.Generator(),
         )
-        self._batches: Iterator[Batch | Parcel | DataError] = iter(loader)
+        self._batches: Iterator[Batch | SharedBatch | DataError] = iter(loader)
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
         if isinstance(batch, DataError):
             self.close()
             raise batch
-        return batch.open() if isinstance(batch, Parcel) else batch
+        return batch.open() if isinstance(batch, SharedBatch) else batch
 
     def close(self) -> None:
         """End the workers; no batch follows."""
@@ -112,14 +112,14 @@ class _Loading(Dataset):
 
     def __init__(self, source: SampleSource, buffers: int) -> None:
         self.source = source
-        self.buffers = Buffers(buffers)
+        self.buffers = BufferPool(buffers)
 
-    def __getitems__(self, positions: list[int]) -> Batch | Parcel | DataError:
+    def __getitems__(self, positions: list[int]) -> Batch | SharedBatch | DataError:
         try:
             samples = self.source.samples(positions)
         except DataError as error:
             return error
-        return collate(samples) if get_worker_info() is None else Parcel.of(collate(samples, self.buffers.images))
+        return collate(samples) if get_worker_info() is None else SharedBatch.of(collate(samples, self.buffers.images))
 
 
 def _begin_worker(_: int) -> None:

@@ -20,7 +20,7 @@ _HEADER = 64  # bytes before the pixels, a cache line
 _FREE, _IN_USE = 0, 1
 
 
-class Buffers:
+class BufferPool:
     """The shared memory of one loader process.
 
     Args:
@@ -32,7 +32,7 @@ class Buffers:
         self._kept: list[Tensor] = []
 
     def images(self, count: int, height: int, width: int) -> Tensor:
-        """(count, height, width, 3) uint8 of any content, nobody else's until a :class:`Parcel` of it is opened."""
+        """(count, height, width, 3) uint8 of any content; nobody else's until its :class:`SharedBatch` is opened."""
         size = _HEADER + count * height * width * 3
         buffer = self._free_buffer(size)
         buffer[0] = _IN_USE
@@ -52,7 +52,7 @@ class Buffers:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class SharedBatch:
     """A batch on its way: its pixels stay where they are, the rest is small and goes through the pipe."""
 
     buffer: Tensor

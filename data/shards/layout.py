@@ -92,19 +92,19 @@ def read_manifest(root: str) -> Manifest:
     Raises:
         DataError: The folder has no manifest (not shards, or sharding did not finish), or not a readable one.
     """
-    content = _read_json(root, MANIFEST)
+    content = read_index_json(root, MANIFEST)
     if content is None:
         raise DataError(f"{root}: no {MANIFEST}; not a shard folder, or sharding did not finish: run shard_coco again")
     if content.get("version") != VERSION:
         raise DataError(f"{root}/{MANIFEST}: version {content.get('version')!r}, this code reads {VERSION}")
     try:
-        shards = tuple(_shard_info(root, shard) for shard in content.pop("shards"))
+        shards = tuple(parse_shard_info(root, shard) for shard in content.pop("shards"))
         return Manifest(shards=shards, skipped=tuple(content.pop("skipped")), **content)
     except (KeyError, TypeError) as error:
         raise DataError(f"{root}/{MANIFEST}: damaged: {error}; run shard_coco again") from error
 
 
-def _shard_info(root: str, content: Mapping[str, Any]) -> ShardInfo:
+def parse_shard_info(root: str, content: Mapping[str, Any]) -> ShardInfo:
     info = ShardInfo(**content)
     if not _SHARD_NAME.fullmatch(info.name):
         raise DataError(f"{root}: {info.name!r} is not the name of a shard")
@@ -165,10 +165,10 @@ def read_members(root: str, name: str) -> np.ndarray:
     Raises:
         DataError: There is no index, or it names bytes outside the tar.
     """
-    index = _read_json(root, f"{name}.json")
+    index = read_index_json(root, f"{name}.json")
     if index is None:
         raise DataError(f"{root}/{name}.json: no such index; run shard_coco again to repair the folder")
-    return _members(root, index)
+    return index_members(root, index)
 
 
 def read_records(fs: Any, tar: str, members: np.ndarray) -> Iterator[Record]:
@@ -195,14 +195,14 @@ def read_records(fs: Any, tar: str, members: np.ndarray) -> Iterator[Record]:
 
 def read_notes(root: str, name: str) -> dict[str, Any]:
     """What the writer of the shard noted in its index; empty where there is no index."""
-    index = _read_json(root, f"{name}.json") or {}
+    index = read_index_json(root, f"{name}.json") or {}
     notes = index.get("notes")
     return notes if isinstance(notes, dict) else {}
 
 
 def remove_leftovers(root: str, keep: Iterable[str]) -> None:
     """Delete unfinished files of killed writers, and shards that are not in ``keep``."""
-    fs, path = _open_root(root)
+    fs, path = open_root(root)
     kept = set(keep)
     fs.invalidate_cache(path)
     for file in fs.ls(path, detail=False) if fs.isdir(path) else ():
@@ -215,12 +215,12 @@ def remove_leftovers(root: str, keep: Iterable[str]) -> None:
 
 def remove_manifest(root: str) -> None:
     """Mark the folder as unfinished, before shards of it change."""
-    fs, path = _open_root(root)
+    fs, path = open_root(root)
     with suppress(FileNotFoundError):  # several writers may do this at once
         fs.rm_file(f"{path}/{MANIFEST}")
 
 
-def _members(root: str, index: Mapping[str, Any]) -> np.ndarray:
+def index_members(root: str, index: Mapping[str, Any]) -> np.ndarray:
     try:
         members = np.array(index["members"], np.int64).reshape(-1, len(MEMBER_COLUMNS))
         total = int(index["bytes"])
@@ -257,7 +257,7 @@ class _HashingFile:
         return len(data)
 
 
-def _open_root(root: str) -> tuple[Any, str]:
+def open_root(root: str) -> tuple[Any, str]:
     fs, path = fsspec.core.url_to_fs(root)
     return fs, path.rstrip("/")
 
@@ -267,7 +267,7 @@ def _write_json(root: str, name: str, content: Mapping[str, Any]) -> None:
         file.write(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n")
 
 
-def _read_json(root: str, name: str) -> dict[str, Any] | None:
+def read_index_json(root: str, name: str) -> dict[str, Any] | None:
     try:
         content = read_json(f"{root}/{name}")
     except DataError as error:

@@ -5,7 +5,14 @@ from typing import IO
 
 from posefleet.data.errors import DataError
 from posefleet.data.io.tars import BLOCK, member_name, whole_blocks
-from posefleet.data.shards.layout import ShardInfo, _members, _open_root, _read_json, _shard_info, read_manifest
+from posefleet.data.shards.layout import (
+    ShardInfo,
+    index_members,
+    open_root,
+    parse_shard_info,
+    read_index_json,
+    read_manifest,
+)
 
 _CHUNK = 1 << 22
 
@@ -27,15 +34,15 @@ def verify_shard(root: str, name: str) -> ShardInfo:
     Raises:
         DataError: It is missing or broken; says what is wrong with it.
     """
-    index = _read_json(root, f"{name}.json")
+    index = read_index_json(root, f"{name}.json")
     if index is None:
         raise DataError(f"{root}/{name}.json: no such index")
-    members = _members(root, index)
+    members = index_members(root, index)
     try:
-        info = _shard_info(root, {key: index[key] for key in ShardInfo.__slots__})
+        info = parse_shard_info(root, {key: index[key] for key in ShardInfo.__slots__})
     except (KeyError, TypeError) as error:
         raise DataError(f"{root}/{name}.json: damaged index: {error}") from None
-    fs, path = _open_root(root)
+    fs, path = open_root(root)
     tar = f"{path}/{name}.tar"
     if info.name != name or info.samples != len(members) or not fs.exists(tar) or fs.size(tar) != info.bytes:
         raise DataError(f"{root}/{name}.tar: missing, or not what its index says")

@@ -33,7 +33,7 @@ def budgeted(
 
 def epochs_of(name: str, experiment: Experiment, minutes: float) -> float:
     """That fit in some minutes, by the time of some steps; a run that was begun keeps those that it began with."""
-    if meta := begun(folder_of(experiment)):
+    if meta := latest_meta(folder_of(experiment)):
         return meta.experiment.train.epochs
     worker = LocalWorker()
     speed = train_speed(build_model(experiment).to(worker.device), experiment, worker)
@@ -69,7 +69,7 @@ def folder_of(experiment: Experiment) -> str:
     return f"{experiment.run.storage}/{experiment.run.name}"
 
 
-def begun(run: str) -> Meta | None:
+def latest_meta(run: str) -> Meta | None:
     """What the best or latest checkpoint of a run says, or None where there is none yet."""
     try:
         return read_meta(find_checkpoint(run))
@@ -84,7 +84,7 @@ def finished(experiment: Experiment) -> bool:
         ValueError: There is a run of that name with other settings.
     """
     folder = folder_of(experiment)
-    if not (meta := begun(folder)):
+    if not (meta := latest_meta(folder)):
         return False
     before, now = _training_settings(meta.experiment), _training_settings(experiment)
     if different := [name for name in now if before[name] != now[name]]:

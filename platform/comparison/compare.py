@@ -64,7 +64,7 @@ def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, f
     return result.as_dict()
 
 
-def examine(
+def score_run(
     name: str,
     run: str,
     worker: LocalWorker,

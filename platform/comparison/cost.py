@@ -13,7 +13,7 @@ from torch import nn
 
 from posefleet.data.loading.loader import training_batches
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference.latency import CROWDS, _predictor, costs, predict_ms
+from posefleet.platform.inference.latency import CROWDS, predict_costs, predict_ms, predictor_of
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import training_set
 from posefleet.platform.training.optim import build_optimizer
@@ -36,8 +36,8 @@ class Cost:
 
 def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, repeats: int = 5) -> Cost:
     """Parameters, operations and times of a model."""
-    first = costs(model, experiment, worker, people=CROWDS[0], repeats=repeats)
-    predictor = _predictor(model, experiment, worker)
+    first = predict_costs(model, experiment, worker, people=CROWDS[0], repeats=repeats)
+    predictor = predictor_of(model, experiment, worker)
     later = {people: predict_ms(predictor, people, repeats=repeats) for people in CROWDS[1:]}
     return Cost(
         parameters=int(first["parameters"]),

@@ -23,7 +23,7 @@ ImageOks = Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class GalleryImage:
     """One image as every run sees it."""
 
     image_id: int
@@ -53,7 +53,7 @@ def choose(runs: Sequence[ImageOks], *, telling: int = TELLING, at_random: int =
 
 def draw(
     chosen: Mapping[int, float | None], poses: Mapping[str, Mapping[int, Poses]], experiment: Experiment
-) -> list[Picture]:
+) -> list[GalleryImage]:
     """Pictures of images.
 
     Args:
@@ -75,7 +75,7 @@ def draw(
             for run, found in poses.items()
         }
         pictures.append(
-            Picture(
+            GalleryImage(
                 image_id,
                 spread,
                 encode_jpeg(truth_picture(sample.image, sample.people, schema), QUALITY),

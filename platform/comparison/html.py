@@ -131,7 +131,7 @@ def _same_images(entries: Sequence[Entry]) -> bool:
     return len({(entry.data, entry.experiment.schema) for entry in entries}) == 1
 
 
-def _pictures(entries: Sequence[Entry]) -> list[gallery.Picture]:
+def _pictures(entries: Sequence[Entry]) -> list[gallery.GalleryImage]:
     if not _same_images(entries):
         return []
     chosen = gallery.choose([entry.evaluation.image_oks for entry in entries])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.config.loading import _experiment_type, build_experiment, read_yaml, to_dict
+from posefleet.platform.config.loading import build_experiment, experiment_type, read_yaml, to_dict
 
 
 def parse_experiment(method: str, argv: Sequence[str] | None = None, *, description: str = "") -> Experiment:
@@ -46,7 +46,7 @@ def override(defaults: Experiment, arguments: Sequence[str], *, description: str
     import tyro
 
     experiment: Experiment = tyro.cli(
-        _experiment_type(defaults.method),
+        experiment_type(defaults.method),
         default=defaults,
         args=[{"true": "True", "false": "False"}.get(a, a) for a in arguments],
         description=description,

@@ -29,7 +29,7 @@ def build_experiment(values: Mapping[str, Any], *, where: str = "configuration")
     method = values.get("method")
     if not isinstance(method, str):
         raise ValueError(f"{where}: method is missing; name a file of models/, such as method: smpr")
-    kind = _experiment_type(method)
+    kind = experiment_type(method)
     _refuse_unknown(values, kind, where, ())
     try:
         experiment: Experiment = pydantic.TypeAdapter(kind).validate_python(dict(values))
@@ -93,7 +93,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _experiment_type(method: str) -> type[Experiment]:
+def experiment_type(method: str) -> type[Experiment]:
     """``Experiment`` whose ``model`` has the type of the method's own config."""
     config: type = load_method(method).Config
     return dataclasses.make_dataclass(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from posefleet.data.evaluation.accumulate import tally
-from posefleet.data.evaluation.evaluate import Evaluation, conclude
+from posefleet.data.evaluation.accumulate import match_images
+from posefleet.data.evaluation.evaluate import Evaluation, summarize
 from posefleet.data.evaluation.evaluate import evaluate as score
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import load_schema
@@ -42,7 +42,7 @@ def evaluate(
     Returns:
         The scores on rank 0, None on the others.
     """
-    from posefleet.platform.visualization.report import leave_evaluation  # matplotlib; not needed to train
+    from posefleet.platform.visualization.report import log_evaluation  # matplotlib; not needed to train
 
     schema = load_schema(experiment.schema)
     worker.watch.enter(Phase.EVALUATION)
@@ -75,7 +75,7 @@ def evaluate(
     if keep and (everything := _gathered(found, worker)) is not None:
         keep(everything)
     if result and worker.sink:
-        leave_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
+        log_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
     return result
 
 
@@ -87,8 +87,8 @@ def _scored(
     most = settings.max_detections
     if settings.backend == "pycocotools":
         people = ground_truth(split, worker.rank, worker.world_size)
-        tallies = worker.gather(tally(people, found, schema, max_poses=most))
-        return conclude(tallies, schema, max_detections=most, score_rule=score_rule) if tallies else None
+        tallies = worker.gather(match_images(people, found, schema, max_poses=most))
+        return summarize(tallies, schema, max_detections=most, score_rule=score_rule) if tallies else None
     everything = _gathered(found, worker)
     if everything is None:
         return None

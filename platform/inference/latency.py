@@ -17,11 +17,11 @@ CROWDS = (1, 5, 10, 30)
 """People in the images that prediction is timed on."""
 
 
-def costs(
+def predict_costs(
     model: nn.Module, experiment: Experiment, worker: LocalWorker, *, people: int, repeats: int = 5
 ) -> dict[str, float]:
     """``parameters``, ``gflops`` and ``predict_ms`` of an image with so many people, as in ``Cost``."""
-    predictor = _predictor(model, experiment, worker)
+    predictor = predictor_of(model, experiment, worker)
     with FlopCounterMode(display=False) as counter:
         predictor.predict_images([_scene(people)])
     return {
@@ -31,7 +31,7 @@ def costs(
     }
 
 
-def _predictor(model: nn.Module, experiment: Experiment, worker: LocalWorker) -> Predictor:
+def predictor_of(model: nn.Module, experiment: Experiment, worker: LocalWorker) -> Predictor:
     """For scenes, which have no annotations, so that oracles are left off."""
     honest = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
     return Predictor(model, dataclasses.replace(experiment, evaluate=honest), device=worker.device)

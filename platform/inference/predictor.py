@@ -28,7 +28,7 @@ from posefleet.platform.inference.onnx import cached_onnx, load_onnx
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.visualization.drawing import draw_poses
 
-Picture = str | Path | bytes | np.ndarray
+ImageInput = str | Path | bytes | np.ndarray
 """An image file's path, URI or bytes, or (H, W, 3) uint8 RGB pixels."""
 
 Backend = Literal["torch", "onnxruntime"]
@@ -222,10 +222,10 @@ class Predictor:
         return [EvalTransform(resize, self.schema) for resize in self.resizes]
 
     @overload
-    def __call__(self, pictures: Picture) -> Prediction: ...
+    def __call__(self, pictures: ImageInput) -> Prediction: ...
     @overload
-    def __call__(self, pictures: list[Picture]) -> list[Prediction]: ...
-    def __call__(self, pictures: Picture | list[Picture]) -> Prediction | list[Prediction]:
+    def __call__(self, pictures: list[ImageInput]) -> list[Prediction]: ...
+    def __call__(self, pictures: ImageInput | list[ImageInput]) -> Prediction | list[Prediction]:
         """Poses of a picture, or of several.
 
         Raises:
@@ -351,7 +351,7 @@ def _clip(poses: Poses, size: Sequence[int]) -> Poses:
     return Poses(torch.minimum(poses.keypoints.clamp(min=0), limit), poses.keypoint_scores, poses.scores)
 
 
-def _load(picture: Picture) -> np.ndarray:
+def _load(picture: ImageInput) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         return picture
     if isinstance(picture, bytes):

@@ -10,20 +10,20 @@ from torch import nn
 from posefleet.models.parts.ops import losses
 from posefleet.platform.config.experiment import Experiment, Profile
 from posefleet.platform.monitoring.profiler import profiled
-from posefleet.platform.monitoring.stragglers import Ranks
+from posefleet.platform.monitoring.stragglers import StragglerDetector
 from posefleet.platform.monitoring.watchdog import Watchdog
-from posefleet.platform.runtime.activity import Stopwatch
+from posefleet.platform.runtime.activity import StepTimer
 from posefleet.platform.runtime.worker import LocalWorker
 
 log = logging.getLogger(__name__)
 
 
-class Supervision:
+class TrainingMonitor:
     """Of one rank; its ranks' paces travel with the losses, in the one reduction of a look."""
 
     def __init__(self, worker: LocalWorker, nodes: Sequence[str]) -> None:
         self._worker = worker
-        self._ranks = Ranks(nodes)
+        self._ranks = StragglerDetector(nodes)
 
     def pace(self) -> list[float]:
         """(2 * ranks) own and data seconds of every rank; this rank's are filled in, so a sum over ranks has all."""
@@ -46,7 +46,7 @@ class Supervision:
 @contextlib.contextmanager
 def supervised(
     experiment: Experiment, worker: LocalWorker, network: nn.Module, optimizer: torch.optim.Optimizer, *, step: int
-) -> Iterator[Supervision]:
+) -> Iterator[TrainingMonitor]:
     """Within, ``worker`` trains; all ranks enter.
 
     Args:
@@ -60,7 +60,7 @@ def supervised(
     nodes = worker.broadcast(worker.gather(worker.node)) if worker.world_size > 1 else [worker.node]
     with contextlib.ExitStack() as stack:
         if worker.world_size > 1:
-            watch.stopwatch = Stopwatch(worker.device)
+            watch.stopwatch = StepTimer(worker.device)
             stack.enter_context(watch.attached(network, optimizer))
             if not train.compile:  # a compiled network would break in two here
                 stack.enter_context(losses.around_reductions(watch.waiting))
@@ -78,6 +78,6 @@ def supervised(
         profile = Profile.parse(experiment.run.profile) if experiment.run.profile else None
         stack.enter_context(profiled(profile, worker))
         try:
-            yield Supervision(worker, nodes)
+            yield TrainingMonitor(worker, nodes)
         finally:
             watch.stopwatch = None

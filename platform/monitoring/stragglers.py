@@ -11,7 +11,7 @@ LOOKS = 3
 
 
 @dataclass
-class Ranks:
+class StragglerDetector:
     """Compares the ranks' own work from look to look."""
 
     nodes: Sequence[str]

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import fsspec
 
 from posefleet.platform.runtime import logs
-from posefleet.platform.runtime.activity import Phase, Watch
+from posefleet.platform.runtime.activity import Activity, Phase
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ EXIT_STALLED = 75
 
 
 @dataclass(frozen=True, slots=True)
-class Standstill:
+class RankStatus:
     """What a rank says of itself."""
 
     rank: int
@@ -48,7 +48,7 @@ class Standstill:
     """In this phase."""
 
 
-def verdict(told: Sequence[Standstill], world_size: int) -> str:
+def verdict(told: Sequence[RankStatus], world_size: int) -> str:
     """Who keeps the others waiting, as far as the ranks have said anything."""
     silent = sorted(set(range(world_size)) - {one.rank for one in told})
     behind = [one for one in told if one.phase != Phase.OTHERS]
@@ -88,7 +88,7 @@ class Watchdog:
     """Of one rank."""
 
     def __init__(
-        self, watch: Watch, *, stall_s: float, end_s: float, rank: int, world_size: int, node: str, folder: str
+        self, watch: Activity, *, stall_s: float, end_s: float, rank: int, world_size: int, node: str, folder: str
     ) -> None:
         """
         Args:
@@ -135,7 +135,7 @@ class Watchdog:
     def _tell(self, idle: float) -> None:
         """Leave this rank's own state and stacks, wait for those of the others, and say who is behind."""
         watch = self._watch
-        here = Standstill(self._rank, self._node, watch.step, watch.phase.value, time.monotonic() - watch.since)
+        here = RankStatus(self._rank, self._node, watch.step, watch.phase.value, time.monotonic() - watch.since)
         text = stacks()
         self._leave("txt", f"rank {self._rank} on {self._node}: {watch.phase.value}\n\n{text}")
         self._leave("json", json.dumps(dataclasses.asdict(here)))
@@ -169,7 +169,7 @@ class Watchdog:
         except OSError as error:
             log.warning("rank %d cannot leave its state in the run's folder: %s", self._rank, error)
 
-    def _others(self) -> list[Standstill]:
+    def _others(self) -> list[RankStatus]:
         if not self._folder:
             return []
         fs, path = fsspec.url_to_fs(f"{self._folder}/logs")
@@ -177,7 +177,7 @@ class Watchdog:
         told = []
         for rank in range(self._world_size):
             with contextlib.suppress(OSError, ValueError):  # not there, or not whole yet
-                told.append(Standstill(**json.loads(fs.cat_file(f"{path}/stall-rank{rank}.json"))))
+                told.append(RankStatus(**json.loads(fs.cat_file(f"{path}/stall-rank{rank}.json"))))
         return told
 
     def _forget(self) -> None:

@@ -20,10 +20,10 @@ from typing import Self
 
 from posefleet.data.io.cluster import open_ray_data
 from posefleet.data.keypoints import load_schema
-from posefleet.platform.prediction.inputs import Picture, Pictures, chunks
-from posefleet.platform.prediction.output import _claim, _finish, _Model, _names, _part
+from posefleet.platform.prediction.inputs import InputImage, InputImages, chunks
+from posefleet.platform.prediction.output import ModelInfo, claim_output, file_names, finish_output, part_name
 from posefleet.platform.prediction.tables import Counts, write_tables
-from posefleet.platform.prediction.worker import Wanted, _RowWorker, _Work, _Worker
+from posefleet.platform.prediction.worker import Job, PredictionOptions, PredictionWorker, RowWorker
 from posefleet.platform.runtime.progress import ProgressLine
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ CHUNKS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Crew:
+class WorkerPool:
     """Who predicts: actors of Ray. The result does not depend on it."""
 
     workers: int | None = None
@@ -70,15 +70,15 @@ class BatchResult:
     """That this call took to predict them."""
 
 
-def predict_pictures(
-    pictures: Pictures,
+def predict_images(
+    pictures: InputImages,
     output: str,
     model: str,
     *,
-    wanted: Wanted | None = None,
+    wanted: PredictionOptions | None = None,
     batch_size: int | None = None,
     tracking: str = "",
-    crew: Crew | None = None,
+    crew: WorkerPool | None = None,
     parallel: bool = True,
 ) -> BatchResult:
     """Make ``output`` hold the predictions of all pictures, by as little work as it takes.
@@ -99,45 +99,47 @@ def predict_pictures(
         DataError: A part of ``output`` is damaged.
         OSError: The storage does not answer, or a file cannot be written. The same call goes on from there.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or PredictionOptions()
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
-    chosen = _Model.find(model, tracking)
+    chosen = ModelInfo.find(model, tracking)
     plan = {
         "model": chosen.identity,
         "input": f"{pictures.folder}, {len(pictures.listed):,} files, fingerprint {pictures.fingerprint[:12]}",
         **asdict(wanted),
     }
     output = output.rstrip("/")
-    if (counts := _claim(output, plan)) is not None:
+    if (counts := claim_output(output, plan)) is not None:
         return BatchResult(counts, 0, 0.0)
-    work = _Work(chosen.files, chosen.schema, pictures.folder, output, wanted, batch_size)
+    work = Job(chosen.files, chosen.schema, pictures.folder, output, wanted, batch_size)
     size = min(max(len(pictures.listed) // CHUNKS, FEWEST_IN_A_CHUNK), MOST_IN_A_CHUNK)
     planned = chunks(pictures.listed, size)
-    there = _names(f"{output}/parts")
-    waiting = {number: chunk for number, chunk in enumerate(planned) if _part(number) not in there}
+    there = file_names(f"{output}/parts")
+    waiting = {number: chunk for number, chunk in enumerate(planned) if part_name(number) not in there}
     start = time.perf_counter()
-    done = _over_the_cluster(work, waiting, crew or Crew()) if parallel else _one_by_one(work, waiting)
+    done = _over_the_cluster(work, waiting, crew or WorkerPool()) if parallel else _one_by_one(work, waiting)
     predicted = _follow(done, planned, waiting)
     seconds = time.perf_counter() - start
     counts = write_tables(
-        output, [f"{output}/parts/{_part(number)}" for number in range(len(planned))], load_schema(chosen.schema)
+        output, [f"{output}/parts/{part_name(number)}" for number in range(len(planned))], load_schema(chosen.schema)
     )
-    _finish(output, plan, chosen, counts, predicted, seconds)
+    finish_output(output, plan, chosen, counts, predicted, seconds)
     return BatchResult(counts, predicted, seconds)
 
 
 # ---------------------------------------------------------------------------------------------------- the workers
 
 
-def _one_by_one(work: _Work, chunks: Mapping[int, list[Picture]]) -> Iterator[tuple[int, Counts]]:
-    worker = _Worker(work) if chunks else None
+def _one_by_one(work: Job, chunks: Mapping[int, list[InputImage]]) -> Iterator[tuple[int, Counts]]:
+    worker = PredictionWorker(work) if chunks else None
     for number, chunk in chunks.items():
         assert worker is not None
         yield number, worker(number, chunk)
 
 
-def _over_the_cluster(work: _Work, chunks: Mapping[int, list[Picture]], crew: Crew) -> Iterator[tuple[int, Counts]]:
+def _over_the_cluster(
+    work: Job, chunks: Mapping[int, list[InputImage]], crew: WorkerPool
+) -> Iterator[tuple[int, Counts]]:
     """A Ray Data pipeline of one block, and so one task, for each chunk; starts Ray where there is none."""
     if not chunks:
         return
@@ -145,7 +147,7 @@ def _over_the_cluster(work: _Work, chunks: Mapping[int, list[Picture]], crew: Cr
     crew = crew.fitted(ray.cluster_resources(), len(chunks))
     rows = [{"number": n, "chunk": json.dumps([asdict(picture) for picture in chunk])} for n, chunk in chunks.items()]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _RowWorker,
+        RowWorker,
         fn_constructor_args=(ray.put(work),),
         # One is enough to go on where the others find no room.
         compute=ray.data.ActorPoolStrategy(
@@ -159,7 +161,7 @@ def _over_the_cluster(work: _Work, chunks: Mapping[int, list[Picture]], crew: Cr
 
 
 def _follow(
-    done: Iterator[tuple[int, Counts]], planned: Sequence[list[Picture]], waiting: Mapping[int, list[Picture]]
+    done: Iterator[tuple[int, Counts]], planned: Sequence[list[InputImage]], waiting: Mapping[int, list[InputImage]]
 ) -> int:
     """Show how it goes; how many images and frames were predicted."""
     total = sum(map(len, planned))

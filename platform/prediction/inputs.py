@@ -25,7 +25,7 @@ TAR_ENDING = ".tar"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class InputImage:
     """An image or a video."""
 
     name: str
@@ -45,12 +45,12 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class InputImages:
     """A listed input; equal inputs are listed equally."""
 
     folder: str
     """fsspec path that names are relative to."""
-    listed: tuple[Picture, ...]
+    listed: tuple[InputImage, ...]
 
     @property
     def fingerprint(self) -> str:
@@ -61,7 +61,7 @@ class Pictures:
         return sha256.hexdigest()
 
 
-def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str = "") -> Pictures:
+def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str = "") -> InputImages:
     """List an input.
 
     Args:
@@ -108,10 +108,10 @@ def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str
             f"{', '.join(IMAGE_ENDINGS + VIDEO_ENDINGS)}; tars are looked into if they are named, as in 'FOLDER/*.tar'"
         )
     listed = (replace(picture, image_id=number) for number, picture in enumerate(found, 1))
-    return Pictures(str(fs.unstrip_protocol(folder)), tuple(listed))
+    return InputImages(str(fs.unstrip_protocol(folder)), tuple(listed))
 
 
-def read_picture(fs: Any, folder: str, picture: Picture) -> bytes:
+def read_input(fs: Any, folder: str, picture: InputImage) -> bytes:
     """The bytes of an image.
 
     Args:
@@ -137,7 +137,7 @@ def read_picture(fs: Any, folder: str, picture: Picture) -> bytes:
     raise AssertionError
 
 
-def _content(data: bytes, picture: Picture) -> bytes:
+def _content(data: bytes, picture: InputImage) -> bytes:
     """Of a member of a tar, without its header."""
     try:
         member_name(data[:BLOCK], picture.size)
@@ -146,9 +146,9 @@ def _content(data: bytes, picture: Picture) -> bytes:
     return data[BLOCK:]
 
 
-def chunks(pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
+def chunks(pictures: Sequence[InputImage], size: int) -> list[list[InputImage]]:
     """The pictures in order, in runs of at most ``size`` images; a video is a run of its own."""
-    found: list[list[Picture]] = []
+    found: list[list[InputImage]] = []
     for picture in pictures:
         alone = picture.is_video or not found or found[-1][0].is_video or len(found[-1]) == size
         if alone:
@@ -157,38 +157,38 @@ def chunks(pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
     return found
 
 
-def _of_annotations(source: str, split: str, images: str) -> Pictures:
+def _of_annotations(source: str, split: str, images: str) -> InputImages:
     found = find_source(source, split, images or None)
     names = read_file_names(found.annotation_file)
     if not names:
         raise DataError(f"{found.annotation_file}: lists no image")
-    return Pictures(found.image_folder, tuple(Picture(names[i], i) for i in sorted(names)))
+    return InputImages(found.image_folder, tuple(InputImage(names[i], i) for i in sorted(names)))
 
 
-def _of_file(fs: Any, folder: str, name: str, size: int) -> list[Picture]:
+def _of_file(fs: Any, folder: str, name: str, size: int) -> list[InputImage]:
     """The file itself, or the images in it if it is a tar; their ids come later."""
     if _ending(name) != TAR_ENDING:
-        return [Picture(name, 0, size)]
+        return [InputImage(name, 0, size)]
     with fs.open(f"{folder}/{name}", "rb") as file:
         members = list_members(file, f"{folder}/{name}")
     return [
-        Picture(f"{name}/{member.name}", 0, member.size, name, member.start)
+        InputImage(f"{name}/{member.name}", 0, member.size, name, member.start)
         for member in members
         if _is_wanted(member.name, IMAGE_ENDINGS)
     ]
 
 
-def _of_shards(root: str) -> Pictures:
+def _of_shards(root: str) -> InputImages:
     fs, path = fsspec.core.url_to_fs(root)
     listed = []
     for shard in read_manifest(root).shards:
         tar, members = f"{shard.name}.tar", read_members(root, shard.name)
         records = read_records(fs, f"{path}/{tar}", members)
         for record, (start, size) in zip(records, members[:, :2].tolist(), strict=True):
-            listed.append(Picture(record["file_name"], record["image_id"], size, tar, start))
+            listed.append(InputImage(record["file_name"], record["image_id"], size, tar, start))
     if not listed:
         raise DataError(f"{root}: the shards hold no image")
-    return Pictures(str(fs.unstrip_protocol(path)), tuple(listed))
+    return InputImages(str(fs.unstrip_protocol(path)), tuple(listed))
 
 
 def _plain_part(pattern: str) -> str:

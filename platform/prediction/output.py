@@ -19,7 +19,7 @@ from posefleet.platform.tracking.registry import find_alias
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
+class ModelInfo:
     """A checkpoint as it travels."""
 
     about: dict[str, Any]
@@ -50,7 +50,7 @@ class _Model:
         return cls(about, identity, content["schema"], files)
 
 
-def _claim(output: str, plan: dict[str, Any]) -> Counts | None:
+def claim_output(output: str, plan: dict[str, Any]) -> Counts | None:
     """Make sure that ``output`` is of this plan; what it holds if it is whole."""
     summary = read_json(f"{output}/summary.json")
     known = summary["plan"] if summary else read_json(f"{output}/parts/plan.json")
@@ -65,7 +65,9 @@ def _claim(output: str, plan: dict[str, Any]) -> Counts | None:
     return Counts(**summary["counts"]) if summary else None
 
 
-def _finish(output: str, plan: dict[str, Any], model: _Model, counts: Counts, predicted: int, seconds: float) -> None:
+def finish_output(
+    output: str, plan: dict[str, Any], model: ModelInfo, counts: Counts, predicted: int, seconds: float
+) -> None:
     fs, path = fsspec.core.url_to_fs(output)
     for file in fs.find(path):
         if file.endswith(UNFINISHED):
@@ -78,11 +80,11 @@ def _finish(output: str, plan: dict[str, Any], model: _Model, counts: Counts, pr
     fs.rm(f"{path}/parts", recursive=True)
 
 
-def _part(number: int) -> str:
+def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def _names(folder: str) -> set[str]:
+def file_names(folder: str) -> set[str]:
     fs, path = fsspec.core.url_to_fs(folder)
     fs.invalidate_cache()
     return {file.rpartition("/")[2] for file in fs.ls(path, detail=False)}

@@ -19,7 +19,7 @@ DEATHS = 2
 REASON = f"whoever reads it dies: {DEATHS} processes did"
 
 
-class Suspects:
+class Quarantine:
     """The note of one chunk, in the file ``path``."""
 
     def __init__(self, path: str) -> None:

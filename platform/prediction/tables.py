@@ -40,7 +40,7 @@ IMAGE_COLUMNS = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ImageResult:
     """What was found in an image or a frame of a video; or that it could not be predicted."""
 
     image_id: int
@@ -73,7 +73,7 @@ class Counts:
 # ---------------------------------------------------------------------------------------------------- parts
 
 
-def write_part(path: str, rows: Sequence[Found], schema: KeypointSchema) -> None:
+def write_part(path: str, rows: Sequence[ImageResult], schema: KeypointSchema) -> None:
     """Write a part; it appears whole or not at all."""
     none = np.zeros((0, 1 + 3 * len(schema)), np.float32)
     vectors = [none if row.poses is None else _vectors(row.poses) for row in rows]
@@ -108,7 +108,7 @@ def join_parts(path: str, parts: Sequence[str]) -> None:
             writer.write_batch(batch)
 
 
-def read_part(path: str, schema: KeypointSchema) -> list[Found]:
+def read_part(path: str, schema: KeypointSchema) -> list[ImageResult]:
     """The rows that were written."""
     return [row for batch in _batches([path]) for row in _rows(batch, schema)]
 
@@ -124,13 +124,15 @@ def _batches(parts: Iterable[str]) -> Iterator[pa.RecordBatch]:
             raise DataError(f"{part}: damaged: {error}; delete it and run the same command again") from None
 
 
-def _rows(batch: pa.RecordBatch, schema: KeypointSchema) -> Iterator[Found]:
+def _rows(batch: pa.RecordBatch, schema: KeypointSchema) -> Iterator[ImageResult]:
     ends = np.cumsum(pc.list_value_length(batch["poses"]).to_numpy()).tolist()
     vectors, start = _flat(batch, schema), 0
     for image, end in zip(batch.drop_columns(["poses"]).to_pylist(), ends, strict=True):
         size = image.pop("width"), image.pop("height")
         predicted = image["reason"] is None
-        yield Found(**image, size=size if predicted else None, poses=_poses(vectors[start:end]) if predicted else None)
+        yield ImageResult(
+            **image, size=size if predicted else None, poses=_poses(vectors[start:end]) if predicted else None
+        )
         start = end
 
 

@@ -27,10 +27,10 @@ from posefleet.data.io.files import create, path_inside
 from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.platform.inference.predictor import Prediction, Predictor
-from posefleet.platform.prediction.inputs import Picture, read_picture
-from posefleet.platform.prediction.output import _names, _part
-from posefleet.platform.prediction.quarantine import REASON, Suspects
-from posefleet.platform.prediction.tables import Counts, Found, join_parts, read_part, write_part
+from posefleet.platform.prediction.inputs import InputImage, read_input
+from posefleet.platform.prediction.output import file_names, part_name
+from posefleet.platform.prediction.quarantine import REASON, Quarantine
+from posefleet.platform.prediction.tables import Counts, ImageResult, join_parts, read_part, write_part
 from posefleet.platform.prediction.video import Frame, Video, VideoFile
 from posefleet.platform.runtime import logs
 
@@ -57,7 +57,7 @@ OVERLAY_SCORE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class PredictionOptions:
     """What of the predictions is wanted; part of what an output folder is."""
 
     score_threshold: float | None = None
@@ -81,14 +81,14 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class Job:
     """All that a worker needs to know."""
 
     checkpoint: dict[str, bytes]
     schema: str
     folder: str
     output: str
-    wanted: Wanted
+    wanted: PredictionOptions
     batch_size: int | None
 
 
@@ -96,7 +96,7 @@ class _Work:
 class _Loaded:
     """An image on its way into a batch."""
 
-    picture: Picture
+    picture: InputImage
     data: bytes
     """Of its file; kept for the overlay, being smaller than its pixels."""
     size: tuple[int, int]
@@ -108,10 +108,10 @@ class _Loaded:
         return tuple(padded_shape([view]) for view in self.views)
 
 
-class _Worker:
+class PredictionWorker:
     """Has the model, predicts chunks."""
 
-    def __init__(self, work: _Work) -> None:
+    def __init__(self, work: Job) -> None:
         keep_freed_memory()
         with tempfile.TemporaryDirectory() as folder:
             for name, data in work.checkpoint.items():
@@ -122,10 +122,10 @@ class _Worker:
         self._fs, _ = fsspec.core.url_to_fs(work.folder)
         self._threads = ThreadPoolExecutor(READERS)
 
-    def __call__(self, number: int, chunk: Sequence[Picture]) -> Counts:
+    def __call__(self, number: int, chunk: Sequence[InputImage]) -> Counts:
         """Leave the part of a chunk."""
-        part = f"{self._work.output}/parts/{_part(number)}"
-        suspects = Suspects(f"{part}.begun")
+        part = f"{self._work.output}/parts/{part_name(number)}"
+        suspects = Quarantine(f"{part}.begun")
         if chunk[0].is_video:
             counts = self._suspected_video(chunk[0], part, suspects)
         else:
@@ -137,18 +137,20 @@ class _Worker:
         suspects.done()
         return counts
 
-    def _one_at_a_time(self, chunk: Sequence[Picture], suspects: Suspects) -> Iterator[Found]:
+    def _one_at_a_time(self, chunk: Sequence[InputImage], suspects: Quarantine) -> Iterator[ImageResult]:
         for picture in chunk:
             if suspects.avoid(picture.name):
-                yield Found(picture.image_id, picture.name, reason=f"{picture.name}: {REASON}")
+                yield ImageResult(picture.image_id, picture.name, reason=f"{picture.name}: {REASON}")
             else:
                 with suspects.reading(picture.name):
                     yield from self._images([picture])
 
-    def _suspected_video(self, video: Picture, part: str, suspects: Suspects) -> Counts:
+    def _suspected_video(self, video: InputImage, part: str, suspects: Quarantine) -> Counts:
         if suspects.avoid(video.name):
             write_part(
-                part, [Found(video.image_id, video.name, reason=f"{video.name}: {REASON}")], self._predictor.schema
+                part,
+                [ImageResult(video.image_id, video.name, reason=f"{video.name}: {REASON}")],
+                self._predictor.schema,
             )
             return Counts(bad=1)
         with suspects.reading(video.name):
@@ -156,13 +158,13 @@ class _Worker:
 
     # Images
 
-    def _images(self, chunk: Sequence[Picture]) -> Iterator[Found]:
+    def _images(self, chunk: Sequence[InputImage]) -> Iterator[ImageResult]:
         groups: dict[Any, list[_Loaded]] = {}
         for picture, loading in self._ahead(self._load, chunk):
             try:
                 loaded = loading.result()
             except DataError as error:
-                yield Found(picture.image_id, picture.name, reason=str(error))
+                yield ImageResult(picture.image_id, picture.name, reason=str(error))
                 continue
             groups.setdefault(loaded.shape, []).append(loaded)
             fullest = max(groups, key=lambda shape: len(groups[shape]))
@@ -172,34 +174,34 @@ class _Worker:
             yield from self._predict(group)
 
     def _ahead(
-        self, load: Callable[[Picture], _Loaded], chunk: Sequence[Picture]
-    ) -> Iterator[tuple[Picture, "Future[_Loaded]"]]:
+        self, load: Callable[[InputImage], _Loaded], chunk: Sequence[InputImage]
+    ) -> Iterator[tuple[InputImage, "Future[_Loaded]"]]:
         """Each picture, while the threads are at those after it."""
-        coming: deque[tuple[Picture, Future[_Loaded]]] = deque()
+        coming: deque[tuple[InputImage, Future[_Loaded]]] = deque()
         for picture in chunk:
             coming.append((picture, self._threads.submit(load, picture)))
             if len(coming) > 2 * READERS:
                 yield coming.popleft()
         yield from coming
 
-    def _load(self, picture: Picture) -> _Loaded:
-        data = read_picture(self._fs, self._work.folder, picture)
+    def _load(self, picture: InputImage) -> _Loaded:
+        data = read_input(self._fs, self._work.folder, picture)
         image = self._decode(data, picture)
         return _Loaded(picture, data, (image.shape[1], image.shape[0]), self._predictor.prepare(image))
 
-    def _decode(self, data: bytes, picture: Picture) -> np.ndarray:
+    def _decode(self, data: bytes, picture: InputImage) -> np.ndarray:
         return decode_untrusted(data, most_pixels=self._wanted.most_pixels, what=picture.name)
 
-    def _predict(self, group: Sequence[_Loaded]) -> Iterator[Found]:
+    def _predict(self, group: Sequence[_Loaded]) -> Iterator[ImageResult]:
         for loaded, poses in zip(group, self._poses([loaded.views for loaded in group]), strict=True):
             picture = loaded.picture
             if poses is None:
-                yield Found(picture.image_id, picture.name, reason=f"{picture.name}: {NOT_FINITE}")
+                yield ImageResult(picture.image_id, picture.name, reason=f"{picture.name}: {NOT_FINITE}")
                 continue
             if self._wanted.overlays:
                 with create(self._overlay(picture, ".jpg")) as file:
                     file.write(encode_jpeg(self._draw(self._decode(loaded.data, picture), poses)))
-            yield Found(picture.image_id, picture.name, size=loaded.size, poses=poses)
+            yield ImageResult(picture.image_id, picture.name, size=loaded.size, poses=poses)
 
     def _poses(self, prepared: Sequence[list[Sample]]) -> list[Poses | None]:
         """What is wanted of the poses of a batch; None where the model gave numbers that are none."""
@@ -212,10 +214,10 @@ class _Worker:
 
     # Videos
 
-    def _video(self, picture: Picture, part: str) -> Counts:
+    def _video(self, picture: InputImage, part: str) -> Counts:
         """One run of frames after the other; those that are there already are drawn, but not predicted again."""
         stem = part.removesuffix(".parquet")
-        there = _names(part.rpartition("/")[0])
+        there = file_names(part.rpartition("/")[0])
         runs: list[str] = []
         predicted = 0
         with ExitStack() as stack:
@@ -223,7 +225,9 @@ class _Worker:
                 path = stack.enter_context(self._on_this_machine(picture))
                 video = stack.enter_context(Video(path, most_pixels=self._wanted.most_pixels, what=picture.name))
             except DataError as error:
-                write_part(part, [Found(picture.image_id, picture.name, reason=str(error))], self._predictor.schema)
+                write_part(
+                    part, [ImageResult(picture.image_id, picture.name, reason=str(error))], self._predictor.schema
+                )
                 return Counts(bad=1)
             drawn = stack.enter_context(self._drawn_video(picture, video.rate))
             frames = video.frames()
@@ -236,15 +240,15 @@ class _Worker:
                 if known is None:
                     predicted += len(rows)
                     if not whole and video.fault:
-                        rows.append(Found(picture.image_id, picture.name, reason=video.fault))
+                        rows.append(ImageResult(picture.image_id, picture.name, reason=video.fault))
                     write_part(runs[-1], rows, self._predictor.schema)
         join_parts(part, runs)
         return Counts(frames=predicted, bad=bool(video.fault))
 
     def _run(
-        self, picture: Picture, frames: Iterator[Frame], known: list[Found] | None, drawn: VideoFile | None
-    ) -> list[Found]:
-        rows: list[Found] = []
+        self, picture: InputImage, frames: Iterator[Frame], known: list[ImageResult] | None, drawn: VideoFile | None
+    ) -> list[ImageResult]:
+        rows: list[ImageResult] = []
         while batch := list(itertools.islice(frames, min(self._batch_size, FRAMES_KEPT - len(rows)))):
             if known is None:
                 found = self._poses(list(self._threads.map(self._predictor.prepare, (frame.image for frame in batch))))
@@ -253,13 +257,15 @@ class _Worker:
             for frame, poses in zip(batch, found, strict=True):
                 size = frame.image.shape[1], frame.image.shape[0]
                 reason = f"{picture.name}: frame {frame.index}: {NOT_FINITE}" if poses is None else None
-                rows.append(Found(picture.image_id, picture.name, frame.index, frame.seconds, size, poses, reason))
+                rows.append(
+                    ImageResult(picture.image_id, picture.name, frame.index, frame.seconds, size, poses, reason)
+                )
                 if drawn:
                     drawn.write(frame.image if poses is None else self._draw(frame.image, poses))
         return rows
 
     @contextmanager
-    def _on_this_machine(self, picture: Picture) -> Iterator[Path]:
+    def _on_this_machine(self, picture: InputImage) -> Iterator[Path]:
         """The path of a video, or of a copy of it."""
         path = fsspec.core.url_to_fs(path_inside(self._work.folder, picture.name))[1]
         if isinstance(self._fs, LocalFileSystem):
@@ -274,7 +280,7 @@ class _Worker:
             yield copy
 
     @contextmanager
-    def _drawn_video(self, picture: Picture, rate: float) -> Iterator[VideoFile | None]:
+    def _drawn_video(self, picture: InputImage, rate: float) -> Iterator[VideoFile | None]:
         if not self._wanted.overlays:
             yield None
             return
@@ -295,12 +301,12 @@ class _Worker:
             keypoint_threshold=self._wanted.keypoint_threshold,
         )
 
-    def _overlay(self, picture: Picture, ending: str) -> str:
+    def _overlay(self, picture: InputImage, ending: str) -> str:
         name = picture.name if picture.name.endswith(ending) else picture.name + ending
         return path_inside(f"{self._work.output}/overlays", name)
 
 
-class _RowWorker(_Worker):
+class RowWorker(PredictionWorker):
     """A worker as Ray Data calls it."""
 
     def __init__(self, work: Any) -> None:
@@ -308,12 +314,12 @@ class _RowWorker(_Worker):
 
         collect_garbage_rarely()
         work = ray.get(work)
-        self._written = logs.written(work.output, f"worker-{platform.node()}-{os.getpid()}")
+        self._written = logs.log_to_folder(work.output, f"worker-{platform.node()}-{os.getpid()}")
         self._written.__enter__()  # until Ray ends the process
         super().__init__(work)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        chunk = [Picture(**picture) for picture in json.loads(row["chunk"])]
+        chunk = [InputImage(**picture) for picture in json.loads(row["chunk"])]
         start = time.perf_counter()
         counts = super().__call__(row["number"], chunk)
         log.debug("chunk %d in %.1f s: %s", row["number"], time.perf_counter() - start, counts)

@@ -18,7 +18,7 @@ _MASK_SHARE = 0.53
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class PoseAgreement:
     """Of two models on one image."""
 
     similarities: tuple[float, ...]
@@ -28,7 +28,7 @@ class Agreement:
     only_second: int
 
 
-def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> Agreement:
+def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> PoseAgreement:
     """Pair the poses of two models so that their OKS is largest in all, each at most once.
 
     Args:
@@ -36,7 +36,7 @@ def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> Agreem
         second: Of the other one.
     """
     if not len(first) or not len(second):
-        return Agreement((), len(first), len(second))
+        return PoseAgreement((), len(first), len(second))
     areas = (first.boxes[:, 2:] - first.boxes[:, :2]).prod(1) * _MASK_SHARE
     labelled = torch.ones(len(first), len(schema), dtype=torch.bool)
     similarity = oks(
@@ -45,4 +45,4 @@ def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> Agreem
     similarity = np.where(similarity >= SAME_PERSON, similarity, 0.0)  # others must not draw poses from their person
     found = similarity[linear_sum_assignment(-similarity)]
     pairs = tuple(np.sort(found[found > 0]).tolist())
-    return Agreement(pairs, len(first) - len(pairs), len(second) - len(pairs))
+    return PoseAgreement(pairs, len(first) - len(pairs), len(second) - len(pairs))

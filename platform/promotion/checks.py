@@ -22,7 +22,7 @@ MOST_PIXELS, MOST_SCORE = 0.01, 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bounds:
+class GateThresholds:
     """What the checks demand."""
 
     tolerance: float
@@ -38,7 +38,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShadowBounds:
+class ShadowThresholds:
     """What a challenger must have shown on live images beside the champion."""
 
     images: int
@@ -111,7 +111,7 @@ def keypoints(candidate: Evaluation, floor: float) -> Check:
     return Check(name="keypoints", value=told, bound=bound, passed=value >= floor)
 
 
-def latency(predictor: Predictor, bounds: Bounds) -> Check:
+def latency(predictor: Predictor, bounds: GateThresholds) -> Check:
     """An image with people in it is predicted in time on this machine."""
     measured = predict_ms(predictor, bounds.latency_people)
     return Check(
@@ -153,7 +153,7 @@ def served_as_evaluated(predictor: Predictor, split: Split, evaluated: Mapping[i
     )
 
 
-def live(seen: Shadowing, champion: str, challenger: str, bounds: ShadowBounds) -> tuple[Check, ...]:
+def shadow_checks(seen: Shadowing, champion: str, challenger: str, bounds: ShadowThresholds) -> tuple[Check, ...]:
     """What a server saw of a challenger beside the champion on live images.
 
     Args:

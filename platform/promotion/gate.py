@@ -20,8 +20,8 @@ from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion.checks import (
-    Bounds,
     Check,
+    GateThresholds,
     ap,
     clean,
     finite,
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class GateReport:
     """What came of all checks."""
 
     checks: tuple[Check, ...]
@@ -52,9 +52,9 @@ class Verdict:
         return "\n".join(map(str, self.checks))
 
 
-def judge(
-    checkpoint: str, experiment: Experiment, champion: str, split: Split | None, bounds: Bounds, folder: Path
-) -> Verdict:
+def run_gate(
+    checkpoint: str, experiment: Experiment, champion: str, split: Split | None, bounds: GateThresholds, folder: Path
+) -> GateReport:
     """Look at a candidate from every side.
 
     Args:
@@ -72,8 +72,8 @@ def judge(
     reloaded = _once(lambda: _predictor(str(served)))
     if split is None:
         copy_for_use(checkpoint, served, experiment=experiment)
-        whole = _guarded("weights", lambda: finite(str(served)))
-        return Verdict(checks=(whole, _guarded("latency", lambda: latency(reloaded(), bounds))), evaluation=None)
+        whole = _run_check("weights", lambda: finite(str(served)))
+        return GateReport(checks=(whole, _run_check("latency", lambda: latency(reloaded(), bounds))), evaluation=None)
     scored = _once(lambda: _score(checkpoint, experiment, split, FolderSink(folder), step))
     try:
         evaluation = scored()[0]
@@ -81,14 +81,14 @@ def judge(
         evaluation = None
     copy_for_use(checkpoint, served, experiment=experiment, metrics=evaluation.as_dict() if evaluation else {})
     checks = (
-        _guarded("weights", lambda: finite(str(served))),
-        _guarded("split", lambda: clean(split, schema)),
-        _guarded("AP", lambda: ap(scored()[0], _rival(champion, experiment, split), bounds.tolerance)),
-        _guarded("keypoints", lambda: keypoints(scored()[0], bounds.keypoint_floor)),
-        _guarded("latency", lambda: latency(reloaded(), bounds)),
-        _guarded("served", lambda: served_as_evaluated(reloaded(), split, scored()[1], bounds.served_images)),
+        _run_check("weights", lambda: finite(str(served))),
+        _run_check("split", lambda: clean(split, schema)),
+        _run_check("AP", lambda: ap(scored()[0], _rival(champion, experiment, split), bounds.tolerance)),
+        _run_check("keypoints", lambda: keypoints(scored()[0], bounds.keypoint_floor)),
+        _run_check("latency", lambda: latency(reloaded(), bounds)),
+        _run_check("served", lambda: served_as_evaluated(reloaded(), split, scored()[1], bounds.served_images)),
     )
-    return Verdict(checks=checks, evaluation=evaluation)
+    return GateReport(checks=checks, evaluation=evaluation)
 
 
 class FolderSink:
@@ -150,7 +150,7 @@ def _predictor(checkpoint: str) -> Predictor:
     return Predictor(model, experiment, device=LocalWorker().device)
 
 
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
+def _run_check(name: str, check: Callable[[], Check]) -> Check:
     """A check that cannot be made has failed, whatever was in its way; the others are still made."""
     try:
         return check()

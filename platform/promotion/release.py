@@ -8,11 +8,11 @@ from posefleet.platform.tracking.registry import (
 )
 
 if TYPE_CHECKING:
-    from posefleet.platform.promotion.gate import Verdict
+    from posefleet.platform.promotion.gate import GateReport
     from posefleet.platform.promotion.shadow import Shadowing
 
 
-def _shadow_tags(seen: "Shadowing", verdict: "Verdict") -> dict[str, str]:
+def shadow_tags(seen: "Shadowing", verdict: "GateReport") -> dict[str, str]:
     numbers = {f"shadow.{key}": value for key, value in seen.model_dump().items() if value is not None}
     tags = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in numbers.items()}
     tags |= {"shadow.gate": "failed" if verdict.failed else "passed", "crowned_by": signed()}
@@ -21,7 +21,7 @@ def _shadow_tags(seen: "Shadowing", verdict: "Verdict") -> dict[str, str]:
     return tags
 
 
-def _crown_text(tags: Mapping[str, str], verdict: "Verdict") -> str:
+def promotion_summary(tags: Mapping[str, str], verdict: "GateReport") -> str:
     forced = f"\n\n**Forced**: {tags['forced']}." if "forced" in tags else ""
     table = f"\n\n```\n{verdict.evaluation}\n```" if verdict.evaluation else ""
     return (
@@ -30,7 +30,7 @@ def _crown_text(tags: Mapping[str, str], verdict: "Verdict") -> str:
     )
 
 
-def _description(tags: Mapping[str, str], verdict: "Verdict") -> str:
+def release_description(tags: Mapping[str, str], verdict: "GateReport") -> str:
     """Markdown for the version's page."""
     head = f"AP {tags['AP']} on {tags['split']}: {tags['method']}, {tags['schema']}, step {tags['step']}."
     forced = f"\n\n**Forced**: {tags['forced']}." if "forced" in tags else ""

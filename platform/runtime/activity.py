@@ -1,7 +1,7 @@
 """What one training process is doing and for how long: a few clock readings a step, and nothing that waits.
 
 The loop says what it enters; collective operations say so themselves. From this come the phases that ``watchdog``
-tells, the time that a rank spends on its own work (:class:`Stopwatch`, compared in ``ranks``), and the ranges of a
+tells, the time that a rank spends on its own work (:class:`StepTimer`, compared in ``ranks``), and the ranges of a
 profile (``profiling``).
 """
 
@@ -27,7 +27,7 @@ class Phase(StrEnum):
     CHECKPOINT = "checkpoint"
 
 
-class Stopwatch:
+class StepTimer:
     """Seconds of a rank's own work in each step: without the time in which it waits for other ranks.
 
     On a GPU the marks are events in its stream, read when they have passed: nobody waits for them.
@@ -90,7 +90,7 @@ class Stopwatch:
         return float(first.elapsed_time(second) / 1e3 if self._on_device else second - first)
 
 
-class Watch:
+class Activity:
     """Of one process; the watchdog reads it from another thread."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Watch:
         self.beats = 0
         """Steps, evaluated batches and checkpoints that were completed."""
         self.step = 0
-        self.stopwatch: Stopwatch | None = None
+        self.stopwatch: StepTimer | None = None
         self.after_step: Callable[[], None] | None = None
         self.mark_range: Callable[[str], None] | None = None
         """Called with the phase that begins, while a profile is taken."""

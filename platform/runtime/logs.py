@@ -34,7 +34,7 @@ OURS = "posefleet"
 
 
 @contextlib.contextmanager
-def written(folder: str, name: str, *, run: str = "", terminal: int = logging.WARNING) -> Iterator[None]:
+def log_to_folder(folder: str, name: str, *, run: str = "", terminal: int = logging.WARNING) -> Iterator[None]:
     """Within, this process's log goes to ``FOLDER/logs/NAME.jsonl``: all of ours, and warnings of others.
 
     Args:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from posefleet.platform.runtime.activity import Watch
+from posefleet.platform.runtime.activity import Activity
 
 
 class Sink(Protocol):
@@ -54,7 +54,7 @@ class LocalWorker:
             torch.cuda.set_device(self.device)
         self.sink = sink
         self.folder = folder
-        self.watch = Watch()
+        self.watch = Activity()
         self.reports: list[dict[str, float]] = []
 
     @property

@@ -302,7 +302,7 @@ def rollback(uri: str, name: str) -> tuple[Version, Version | None]:
         return back, replaced
 
 
-def crown(uri: str, challenger: Version, tags: Mapping[str, str], description: str) -> Version | None:
+def promote_challenger(uri: str, challenger: Version, tags: Mapping[str, str], description: str) -> Version | None:
     """Make a challenger champion, the version itself and as it is; the model then has no challenger any more.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 import psutil
 
 
-class _Machine:
+class SystemMetrics:
     """Load and memory of this machine and its GPUs, under the names that MLflow's pages know.
 
     MLflow's own monitor is not used: its thread ends for good at the first request that fails.

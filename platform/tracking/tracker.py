@@ -19,7 +19,7 @@ from posefleet.platform.runtime.redaction import redacted
 from posefleet.platform.tracking.client import first_line, tracking_uri
 from posefleet.platform.tracking.sender import Sender
 from posefleet.platform.tracking.spool import Event, Spool
-from posefleet.platform.tracking.system_metrics import _Machine
+from posefleet.platform.tracking.system_metrics import SystemMetrics
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 """RUNNING: others go on with the run."""
@@ -141,7 +141,7 @@ class Tracker:
 
     def _work(self) -> None:
         """The background thread: samples of the machine, events to disk, events to the server."""
-        machine = _Machine(self._system_every)
+        machine = SystemMetrics(self._system_every)
         sender: Sender | None = None
         waiting: list[threading.Event] = []
         next_send, failures = 0.0, 0

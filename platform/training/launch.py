@@ -15,9 +15,9 @@ from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.tracking.client import TrackingError, pages
 from posefleet.platform.training.loop import check_data
-from posefleet.platform.training.outcome import Outcome, Report, _guarded
-from posefleet.platform.training.ray_trainer import _on_ray
-from posefleet.platform.training.run import Run, RunSink, open_run
+from posefleet.platform.training.outcome import Outcome, ReportMetrics, fit_or_report
+from posefleet.platform.training.ray_trainer import train_on_ray
+from posefleet.platform.training.run import Run, RunLogger, open_run
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class InterruptibleWorker(LocalWorker):
     """The worker of a run in this process; a signal asks it to stop."""
 
-    def __init__(self, stop: threading.Event, sink: RunSink, report: Report, *, folder: str) -> None:
+    def __init__(self, stop: threading.Event, sink: RunLogger, report: ReportMetrics, *, folder: str) -> None:
         super().__init__(sink=sink, folder=folder)
         self._stop = stop
         self._report = report
@@ -52,16 +52,16 @@ def train(experiment: Experiment) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
-    outcome = carry_out(experiment, run)
+    outcome = run_training(experiment, run)
     _tell(experiment, run, outcome)
     return 130 if outcome.stopped else 1 if outcome.error else 0
 
 
-def carry_out(
+def run_training(
     experiment: Experiment,
     run: Run,
     *,
-    report: Report | None = None,
+    report: ReportMetrics | None = None,
 ) -> Outcome:
     """Train an open run to its end and close it.
 
@@ -73,14 +73,14 @@ def carry_out(
     """
     process = "driver" if experiment.scaling.num_workers else "rank0"
     try:
-        with logs.written(run.folder, process, run=experiment.run.name), _signals(run) as stop:
+        with logs.log_to_folder(run.folder, process, run=experiment.run.name), _signals(run) as stop:
             log.debug("begins in process %d: %s", os.getpid(), run.folder)
             if experiment.scaling.num_workers:
-                outcome = _on_ray(experiment, run, report)
+                outcome = train_on_ray(experiment, run, report)
             else:
-                with RunSink(run) as sink:
+                with RunLogger(run) as sink:
                     worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
-                    outcome = _guarded(experiment, worker, run, sink)
+                    outcome = fit_or_report(experiment, worker, run, sink)
             log.debug("ends: %s", outcome.error or "finished")
     except SystemExit:
         run.request_stop()  # workers may outlive this process for a moment

@@ -24,14 +24,14 @@ from posefleet.data.transforms import EvalTransform, TrainTransform
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set
-from posefleet.platform.monitoring.monitor import Supervision, supervised
+from posefleet.platform.monitoring.monitor import TrainingMonitor, supervised
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.progress import ProgressLine, losses_text
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.optim import learning_rate, set_learning_rate
 from posefleet.platform.training.state import Saver, TrainingState, initial_state
-from posefleet.platform.training.step import Share, train_step
+from posefleet.platform.training.step import StepShare, train_step
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Training:
 
     experiment: Experiment
     worker: LocalWorker
-    share: Share
+    share: StepShare
     state: TrainingState
     network: nn.Module
     """The model, as the worker wrapped it."""
@@ -172,7 +172,7 @@ class Training:
     def _whole_steps(self, samples: float) -> int:
         return -(-math.ceil(samples) // self.images_per_step) * self.images_per_step
 
-    def advance(self, boundary: int, batches: Batches, line: ProgressLine, supervision: Supervision) -> None:
+    def advance(self, boundary: int, batches: Batches, line: ProgressLine, supervision: TrainingMonitor) -> None:
         """Optimiser steps until ``boundary`` samples are seen."""
         train, state, worker = self.experiment.train, self.state, self.worker
         self.network.train()
@@ -221,7 +221,7 @@ class Training:
         worker.watch.step_ended(state.step, len(taken))
         recent.add(losses, [i for batch in taken for i in batch.image_ids.tolist()])
 
-    def _look(self, recent: _Recent, line: ProgressLine, supervision: Supervision) -> tuple[bool, bool]:
+    def _look(self, recent: _Recent, line: ProgressLine, supervision: TrainingMonitor) -> tuple[bool, bool]:
         """Bring the recent losses to the host, check and log them.
 
         Returns:
@@ -285,7 +285,7 @@ def training_set(experiment: Experiment) -> ShardDataset:
     )
 
 
-def share_of(experiment: Experiment, worker: LocalWorker) -> Share:
+def share_of(experiment: Experiment, worker: LocalWorker) -> StepShare:
     """What the worker computes of every step.
 
     Raises:
@@ -293,14 +293,14 @@ def share_of(experiment: Experiment, worker: LocalWorker) -> Share:
     """
     scaling = experiment.scaling
     crew = scaling.num_workers if scaling.elastic else worker.world_size
-    return Share(worker.rank, worker.world_size, crew, experiment.train.accumulate)
+    return StepShare(worker.rank, worker.world_size, crew, experiment.train.accumulate)
 
 
 def _log_targets(experiment: Experiment, worker: LocalWorker, dataset: ShardDataset, model: nn.Module) -> None:
     """Draw the first training images with their targets, so that wrong targets are seen before training ends."""
     if worker.sink is None or worker.rank or not hasattr(model, "target_points"):
         return
-    from posefleet.platform.visualization.report import leave_targets
+    from posefleet.platform.visualization.report import log_targets
 
     batch = dataset.batch(range(min(len(dataset), 8)))
-    leave_targets(worker.sink, batch, model.target_points(batch.images.shape[-2:], batch.people), dataset.schema)  # type: ignore[operator]
+    log_targets(worker.sink, batch, model.target_points(batch.images.shape[-2:], batch.people), dataset.schema)  # type: ignore[operator]

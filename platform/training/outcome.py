@@ -9,9 +9,9 @@ from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_yaml
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
 from posefleet.platform.training.loop import Stopped, fit
-from posefleet.platform.training.run import Run, RunSink
+from posefleet.platform.training.run import Run, RunLogger
 
-Report = Callable[[dict[str, float]], None]
+ReportMetrics = Callable[[dict[str, float]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Outcome:
     """It was asked to stop."""
 
 
-def _guarded(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunSink | None) -> Outcome:
+def fit_or_report(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunLogger | None) -> Outcome:
     """``fit`` with the errors that every rank sees alike turned into an outcome: Ray would only try again."""
     keep_freed_memory()
     store = run.store(experiment)

@@ -29,8 +29,8 @@ from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import TRAINING
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
-from posefleet.platform.training.outcome import Outcome, Report, _guarded
-from posefleet.platform.training.run import Run, RunSink
+from posefleet.platform.training.outcome import Outcome, ReportMetrics, fit_or_report
+from posefleet.platform.training.run import Run, RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class RayWorker(LocalWorker):
 
     replaced_on_failure = True
 
-    def __init__(self, run: Run, sink: RunSink | None) -> None:
+    def __init__(self, run: Run, sink: RunLogger | None) -> None:
         super().__init__(device=get_device(), sink=sink, folder=run.folder)
         self._run = run
         self._looked = time.monotonic()
@@ -123,7 +123,7 @@ def _save_before_resize(run: Run, min_workers: int) -> Any:
     return SaveBeforeResize(run)
 
 
-def _on_ray(experiment: Experiment, run: Run, report: Report | None) -> Outcome:
+def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None) -> Outcome:
     scaling = experiment.scaling
     try:
         callbacks: list[Any] = [_save_before_resize(run, scaling.min_workers)] if scaling.elastic else []
@@ -187,11 +187,11 @@ def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     torch.set_num_threads(experiment.scaling.threads_per_worker)
     rank = ray.train.get_context().get_world_rank()
     with (
-        logs.written(run.folder, f"rank{rank}", run=experiment.run.name, terminal=logging.INFO),
-        RunSink(run) if rank == 0 else nullcontext() as sink,
+        logs.log_to_folder(run.folder, f"rank{rank}", run=experiment.run.name, terminal=logging.INFO),
+        RunLogger(run) if rank == 0 else nullcontext() as sink,
     ):
         worker = RayWorker(run, sink)
         log.debug("rank %d of %d begins on %s", rank, worker.world_size, worker.node)
-        outcome = _guarded(experiment, worker, run, sink)
+        outcome = fit_or_report(experiment, worker, run, sink)
         log.debug("rank %d ends: %s", rank, outcome.error or "finished")
     return dataclasses.asdict(outcome)

@@ -32,7 +32,7 @@ from posefleet.platform.runtime.redaction import redacted, restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
 from posefleet.platform.tracking.tracker import Status, Tracker
-from posefleet.platform.visualization.report import leave_curves
+from posefleet.platform.visualization.report import log_curves
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Run:
     def finish(self, status: Status, *, curves: bool = True) -> None:
         """Send what earlier workers could not, draw the curves of a training, and set the run's status."""
         try:
-            sink = RunSink(self, system_every=0)
+            sink = RunLogger(self, system_every=0)
         except OSError as error:
             log.warning("MLflow does not learn that run %s is %s: no spool can be kept: %s", self.run_id, status, error)
             return
@@ -113,7 +113,7 @@ class Run:
             return
         try:
             if curves:
-                leave_curves(sink, tracking.read_run(self.tracking_uri, self.run_id).metrics, self._history)
+                log_curves(sink, tracking.read_run(self.tracking_uri, self.run_id).metrics, self._history)
         except TrackingError as error:
             log.warning("no curves of the whole run: %s", error)
         sink.close(status)
@@ -122,7 +122,7 @@ class Run:
         return tracking.read_metrics(self.tracking_uri, self.run_id, names)
 
 
-class RunSink:
+class RunLogger:
     """What rank 0 leaves of a run: metrics in MLflow, files in MLflow and in the run's ``report`` folder.
 
     Use it as a context manager: the run is not over when it is left, :meth:`Run.finish` ends it.

@@ -1,8 +1,8 @@
 """One optimiser step, whoever computes which part of it.
 
 A step of a run is always the same micro-batches: one for each worker that the run was made for, times
-``train.accumulate``. Where fewer workers are there, each computes more of them (:class:`Share`), and the step comes out
-the same up to the order of its sums:
+``train.accumulate``. Where fewer workers are there, each computes more of them (:class:`StepShare`), and the step
+comes out the same up to the order of its sums:
 
 * Losses are weighted so that the average over workers, which DDP takes, is the mean over all micro-batches.
 * A loss is divided by counts (positives, say) over the micro-batches that the whole crew would compute at the same
@@ -31,7 +31,7 @@ MOST_MICRO_BATCHES = 4_099
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class StepShare:
     """The part of every step that one worker computes."""
 
     rank: int = 0
@@ -71,7 +71,7 @@ def train_step(
     batches: list[Batch],
     optimizer: torch.optim.Optimizer,
     *,
-    share: Share | None = None,
+    share: StepShare | None = None,
     seed: int | None = None,
     clip_norm: float = 0.0,
     bfloat16: bool = False,
@@ -87,7 +87,7 @@ def train_step(
         The named losses, whose average over workers is the step's, and the norm of all gradients before clipping (0
         where nothing is clipped).
     """
-    share = share or Share(accumulate=len(batches))
+    share = share or StepShare(accumulate=len(batches))
     part = list(zip(share.mine, batches, strict=True))
     statistics = _Statistics(network) if share.micro_batches > 1 else None
 
@@ -130,7 +130,7 @@ def train_step(
 def _count(
     forward: Callable[[int, Batch], Losses],
     part: list[tuple[int, Batch]],
-    share: Share,
+    share: StepShare,
     statistics: "_Statistics | None",
 ) -> Tensor:
     """(accumulate, n) counters of the losses, each row over the micro-batches of the whole crew at one time."""
@@ -197,7 +197,7 @@ class _Statistics:
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(before)
 
-    def advance(self, share: Share) -> None:
+    def advance(self, share: StepShare) -> None:
         """Put the means over all micro-batches of the step into the model; all workers call it."""
         if self._sums:
             flat = torch.cat([total.flatten() for total in self._sums])

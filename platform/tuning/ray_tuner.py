@@ -32,7 +32,7 @@ from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment, to_dict
-from posefleet.platform.inference.latency import costs
+from posefleet.platform.inference.latency import predict_costs
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import STEADY, TRAINING
 from posefleet.platform.runtime.progress import ProgressLine
@@ -40,8 +40,8 @@ from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError
 from posefleet.platform.tracking.tracker import Status
-from posefleet.platform.training.launch import carry_out
-from posefleet.platform.training.run import Run, RunSink, open_run, read_run
+from posefleet.platform.training.launch import run_training
+from posefleet.platform.training.run import Run, RunLogger, open_run, read_run
 from posefleet.platform.tuning.space import Choice, Range, apply, settings_of
 from posefleet.platform.tuning.study import Search, Trial
 
@@ -55,7 +55,7 @@ QUANTILE = 0.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Engine:
+class SearchConfig:
     """How the trials of a search are run."""
 
     samples: int = 16
@@ -82,7 +82,7 @@ class Engine:
             raise ValueError(f"reduction {self.reduction} must be above 1 and grace {self.grace} not negative")
 
 
-def run_search(search: Search, engine: Engine, parent: Run) -> bool:
+def run_search(search: Search, engine: SearchConfig, parent: Run) -> bool:
     """Train trials until there are ``engine.samples``.
 
     Args:
@@ -103,16 +103,16 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # no tables beside the progress line
     logging.getLogger("ray").setLevel(logging.ERROR)  # it says where it keeps what nobody needs
     scaling = search.base.scaling
-    at_once = engine.concurrent or room(scaling, ray.cluster_resources())
+    at_once = engine.concurrent or max_concurrent_trials(scaling, ray.cluster_resources())
     done = search.ended
     if done >= engine.samples:
         return True
     scratch = Path(search.folder, "ray")
     shutil.rmtree(scratch, ignore_errors=True)  # of an earlier start; nothing in it is needed
     with (
-        logs.written(str(search.folder), "search"),
+        logs.log_to_folder(str(search.folder), "search"),
         ProgressLine(engine.samples, done=done) as line,
-        RunSink(parent, system_every=0) as sink,
+        RunLogger(parent, system_every=0) as sink,
         ThreadPoolExecutor(1) as clerk,
         _sigterm(),
     ):
@@ -133,7 +133,7 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
             tune.with_resources(trial, _resources(scaling)),
             param_space={**common, "member": members} if population else {},
             tune_config=tune.TuneConfig(
-                search_alg=None if population else _Draws(search, engine.samples, common),
+                search_alg=None if population else _StudySearcher(search, engine.samples, common),
                 scheduler=_scheduler(search, engine),
                 num_samples=1 if population else engine.samples - done,
                 max_concurrent_trials=at_once,
@@ -146,7 +146,7 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
                 storage_path=str(scratch),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=engine.retries),
-                callbacks=[_Ledger(search, sink, line, clerk)],
+                callbacks=[_TrialRecorder(search, sink, line, clerk)],
             ),
         )
         tuner.fit()
@@ -156,7 +156,7 @@ def run_search(search: Search, engine: Engine, parent: Run) -> bool:
     return search.ended >= min(engine.samples, search.combinations)
 
 
-def room(scaling: ScalingConfig, resources: Mapping[str, float]) -> int:
+def max_concurrent_trials(scaling: ScalingConfig, resources: Mapping[str, float]) -> int:
     """Trials that the cluster's resources suffice for at the same time.
 
     Raises:
@@ -195,7 +195,7 @@ def _number(name: str) -> int:
 # ---------------------------------------------------------------------------------------------------- schedulers
 
 
-def _scheduler(search: Search, engine: Engine) -> TrialScheduler:
+def _scheduler(search: Search, engine: SearchConfig) -> TrialScheduler:
     train = search.base.train
     grace = engine.grace or min(train.eval_every, train.epochs)
     if engine.scheduler == "pbt":
@@ -279,7 +279,7 @@ def _kept_settings(search: Search, trial: Trial) -> dict[str, Any]:
     return settings_of(read_meta(checkpoint).experiment, list(search.space))
 
 
-class _Draws(Searcher):
+class _StudySearcher(Searcher):
     """Hands out the trials of a search."""
 
     def __init__(self, search: Search, samples: int, common: Mapping[str, Any]) -> None:
@@ -306,10 +306,10 @@ class _Draws(Searcher):
         """Nothing: the search keeps itself."""
 
 
-class _Ledger(tune.Callback):
+class _TrialRecorder(tune.Callback):
     """Tells the search, its run and the person who watches what comes of the trials."""
 
-    def __init__(self, search: Search, sink: RunSink, line: ProgressLine, clerk: ThreadPoolExecutor) -> None:
+    def __init__(self, search: Search, sink: RunLogger, line: ProgressLine, clerk: ThreadPoolExecutor) -> None:
         self._search, self._sink, self._line, self._clerk = search, sink, line, clerk
 
     def __getstate__(self) -> dict[str, Any]:
@@ -400,14 +400,14 @@ def _trial(config: dict[str, Any], store: str) -> None:
             checkpoint = tune.Checkpoint.from_directory(newest) if newest else None
             tune.report(_report(metrics, config, run, metrics["epoch"]), checkpoint=checkpoint)
 
-    outcome = carry_out(experiment, run, report=report)
+    outcome = run_training(experiment, run, report=report)
     if outcome.error:
         tune.report({"failed": outcome.error})
         return
     metrics = dict(outcome.metrics)
     if config["costs"]:
         model, _ = load_model(find_checkpoint(run.folder))
-        metrics |= costs(model, experiment, LocalWorker(), people=PEOPLE)
+        metrics |= predict_costs(model, experiment, LocalWorker(), people=PEOPLE)
     tune.report({"ended": _report(metrics, config, run, experiment.train.epochs)})
 
 

@@ -18,7 +18,7 @@ SHOWN = 10
 """Best trials in the table."""
 
 
-def leave_search(search: Search, remark: str = "") -> str:
+def log_search(search: Search, remark: str = "") -> str:
     """Leave ``best.yaml``, ``trials.json``, ``search.md`` and plots in the folder; returns the table's text.
 
     Args:
@@ -41,8 +41,8 @@ def leave_search(search: Search, remark: str = "") -> str:
     return text
 
 
-def written(folder: Path) -> list[Path]:
-    """The files that ``leave_search`` left in a folder."""
+def report_files(folder: Path) -> list[Path]:
+    """The files that ``log_search`` left in a folder."""
     return sorted(
         p for p in folder.iterdir() if p.name in ("best.yaml", "trials.json", "search.md") or p.suffix == ".png"
     )

@@ -33,7 +33,7 @@ DRAWN_FROM = 0.5
 # ----------------------------------------------------------------------------------------------- leaving them
 
 
-def leave_evaluation(
+def log_evaluation(
     sink: Sink,
     evaluation: Evaluation,
     shown: Sequence[tuple[Batch, list[Poses]]],
@@ -65,7 +65,7 @@ def leave_evaluation(
         sink.log_bytes(f"{folder}/overlays.jpg", encode_jpeg(grid(pairs, OVERLAY_COLUMNS)))
 
 
-def leave_curves(
+def log_curves(
     sink: Sink, names: Iterable[str], read: Callable[[Iterable[str]], dict[str, list[tuple[int, float]]]]
 ) -> None:
     """Leave the curves of a whole run, restarts included: losses over steps, AP over epochs.
@@ -94,7 +94,7 @@ def _by_step(series: Mapping[str, list[tuple[int, float]]]) -> list[tuple[float,
     return sorted(steps.items(), key=lambda item: item[0])
 
 
-def leave_targets(sink: Sink, batch: Batch, targets: Sequence[Sequence[TargetPoints]], schema: KeypointSchema) -> None:
+def log_targets(sink: Sink, batch: Batch, targets: Sequence[Sequence[TargetPoints]], schema: KeypointSchema) -> None:
     """Leave a contact sheet of training images with the places that the method trains.
 
     Args:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ErrorDetail:
     """Why something is not done; plain, so that it travels between replicas."""
 
     reason: str
@@ -13,9 +13,9 @@ class Refusal:
     """For the person who asked: the value, what was expected, what to do."""
 
 
-class Refused(Exception):
+class ApiError(Exception):
     """Raised where a request ends."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
-        self.refusal = Refusal(reason, detail)
+        self.refusal = ErrorDetail(reason, detail)

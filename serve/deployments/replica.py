@@ -22,10 +22,10 @@ from posefleet.platform.inference.predictor import Predictor, describe_poses
 from posefleet.platform.promotion.agreement import compare_poses
 from posefleet.platform.visualization.drawing import draw_poses
 from posefleet.serve.deployments.batching import Batcher
-from posefleet.serve.deployments.errors import Refusal
+from posefleet.serve.deployments.errors import ErrorDetail
 from posefleet.serve.deployments.metrics import ModelMetrics, ShadowMetrics
 from posefleet.serve.deployments.settings import ServedModel
-from posefleet.serve.deployments.versions import REPORT_S, Report, Shadowed, Wanted
+from posefleet.serve.deployments.versions import REPORT_S, ReplicaStatus, ServedVersion, ShadowStats
 
 STUCK_S = 300.0
 """A batch that takes longer means a replica that hangs: Serve replaces it."""
@@ -34,7 +34,7 @@ _log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PredictOptions:
     """What a request wants of its image."""
 
     seconds: float
@@ -47,7 +47,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PredictResult:
     """An image with its poses, as it goes back to the ingress."""
 
     image: dict[str, Any]
@@ -67,7 +67,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:
-    wanted: Wanted
+    wanted: ServedVersion
     predictor: Predictor
 
 
@@ -124,8 +124,8 @@ class Replica:
         self._batches = Batcher(self._predict_batch, size=batching.size, wait_s=batching.wait_ms / 1e3)
         self._busy_since: float | None = None
         self._metrics, self._shadow_metrics = ModelMetrics(key), ShadowMetrics(key)
-        self._shadowed: dict[tuple[str, str], Shadowed] = {}
-        self._failed: tuple[Wanted, str] | None = None
+        self._shadowed: dict[tuple[str, str], ShadowStats] = {}
+        self._failed: tuple[ServedVersion, str] | None = None
         self._loaded: _Loaded | None = None
         wanted = await versions.report.remote(self._report())
         if wanted is not None:
@@ -141,7 +141,7 @@ class Replica:
         if self._busy_since is not None and time.monotonic() - self._busy_since > STUCK_S:
             raise RuntimeError(f"a batch has been in the network for more than {STUCK_S:g} s")
 
-    async def predict(self, data: bytes, ask: Ask) -> Seen | Refusal:
+    async def predict(self, data: bytes, ask: PredictOptions) -> PredictResult | ErrorDetail:
         """Poses of an image.
 
         Args:
@@ -156,10 +156,10 @@ class Replica:
         start = time.monotonic()
         loaded = self._loaded
         if loaded is None:
-            return Refusal("no_model", f"{self._key} has no version to serve")
+            return ErrorDetail("no_model", f"{self._key} has no version to serve")
         loop = asyncio.get_running_loop()
         decoded = await loop.run_in_executor(self._decoding, self._decode, loaded, data)
-        if isinstance(decoded, Refusal):
+        if isinstance(decoded, ErrorDetail):
             return decoded
         image, views = decoded
         ready = time.monotonic()
@@ -167,18 +167,18 @@ class Replica:
         # Images that are padded to the same shape wait together, so that none is padded for the sake of others.
         poses = await self._batches(tuple(padded_shape([view]) for view in views), job)
         if poses is None:
-            return Refusal("deadline", f"no answer within {ask.seconds:.1f} s; the server has too much to do")
+            return ErrorDetail("deadline", f"no answer within {ask.seconds:.1f} s; the server has too much to do")
         times = {"decode": ready - start, "queue": job.taken - ready, "predict": job.done - job.taken}
         for stage, seconds in times.items():
             self._metrics.stage.observe(1e3 * seconds, {"stage": stage})
         share = 1e3 * times["predict"] / job.batch
         return await loop.run_in_executor(self._decoding, self._describe, loaded, image, poses, ask, times, share)
 
-    async def shadow(self, data: bytes, champion: Seen) -> None:
+    async def shadow(self, data: bytes, champion: PredictResult) -> None:
         """Predict a live image, too, and note how far the poses agree with the champion's. Nobody waits for it."""
-        seen = await self.predict(data, Ask(seconds=30.0, score_threshold=0.0))
+        seen = await self.predict(data, PredictOptions(seconds=30.0, score_threshold=0.0))
         loaded = self._loaded
-        if isinstance(seen, Refusal) or loaded is None:
+        if isinstance(seen, ErrorDetail) or loaded is None:
             return
         assert champion.poses is not None and seen.poses is not None
         least, most = self._settings.score_threshold, self._settings.max_people
@@ -196,7 +196,7 @@ class Replica:
             if count:
                 told.alone.inc(count, {"side": side})
         self._note(
-            Shadowed(
+            ShadowStats(
                 champion=champion.checkpoint,
                 challenger=seen.checkpoint,
                 images=1,
@@ -209,21 +209,21 @@ class Replica:
             )
         )
 
-    def _note(self, seen: Shadowed) -> None:
+    def _note(self, seen: ShadowStats) -> None:
         pair = (seen.champion, seen.challenger)
         self._shadowed[pair] = self._shadowed[pair] + seen if pair in self._shadowed else seen
 
     # ------------------------------------------------------------------------------------------------ stages
 
-    def _decode(self, loaded: _Loaded, data: bytes) -> tuple[np.ndarray, list[Sample]] | Refusal:
+    def _decode(self, loaded: _Loaded, data: bytes) -> tuple[np.ndarray, list[Sample]] | ErrorDetail:
         try:
             image = decode_untrusted(data, most_pixels=self._most_pixels)
         except NotAnImage as error:
-            return Refusal("not_an_image", str(error))
+            return ErrorDetail("not_an_image", str(error))
         except TooManyPixels as error:
-            return Refusal("too_many_pixels", str(error))
+            return ErrorDetail("too_many_pixels", str(error))
         except DataError as error:
-            return Refusal("damaged_image", str(error))
+            return ErrorDetail("damaged_image", str(error))
         return image, loaded.predictor.prepare(image)
 
     async def _predict_batch(self, jobs: list[_Job]) -> list[Poses | Exception | None]:
@@ -257,8 +257,14 @@ class Replica:
         return {id(job): found for job, found in zip(group, poses, strict=True)}
 
     def _describe(
-        self, loaded: _Loaded, image: np.ndarray, poses: Poses, ask: Ask, times: Mapping[str, float], share_ms: float
-    ) -> Seen:
+        self,
+        loaded: _Loaded,
+        image: np.ndarray,
+        poses: Poses,
+        ask: PredictOptions,
+        times: Mapping[str, float],
+        share_ms: float,
+    ) -> PredictResult:
         least = self._settings.score_threshold if ask.score_threshold is None else ask.score_threshold
         most = self._settings.max_people
         shown = poses[poses.scores >= least][: min(ask.max_people or most, most)]
@@ -266,7 +272,7 @@ class Replica:
         schema, overlay = loaded.predictor.schema, None
         if ask.overlay:
             overlay = encode_jpeg(draw_poses(image, shown, schema, keypoint_threshold=ask.keypoint_threshold))
-        return Seen(
+        return PredictResult(
             image={
                 "width": image.shape[1],
                 "height": image.shape[0],
@@ -282,8 +288,8 @@ class Replica:
 
     # ------------------------------------------------------------------------------------------------ versions
 
-    def _report(self) -> Report:
-        return Report(
+    def _report(self) -> ReplicaStatus:
+        return ReplicaStatus(
             model=self._key,
             replica=self._replica,
             serves=self._loaded.wanted if self._loaded else None,
@@ -312,7 +318,7 @@ class Replica:
             elif self._loaded is None or self._loaded.wanted != wanted:
                 await self._swap(wanted)
 
-    async def _swap(self, wanted: Wanted) -> None:
+    async def _swap(self, wanted: ServedVersion) -> None:
         try:
             self._loaded = await self._load(wanted)
         except Exception as error:
@@ -321,13 +327,13 @@ class Replica:
         else:
             _log.info("%s: serves %s now", self._key, wanted.checkpoint)
 
-    async def _load(self, wanted: Wanted) -> _Loaded:
+    async def _load(self, wanted: ServedVersion) -> _Loaded:
         loaded = await asyncio.to_thread(self._build, wanted)
         async with self._turn:  # its first images must not compete with live ones
             await asyncio.get_running_loop().run_in_executor(self._network, self._warm_up, loaded)
         return loaded
 
-    def _build(self, wanted: Wanted) -> _Loaded:
+    def _build(self, wanted: ServedVersion) -> _Loaded:
         settings = self._settings
         predictor = Predictor.from_checkpoint(
             wanted.checkpoint,

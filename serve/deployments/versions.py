@@ -21,7 +21,7 @@ from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.placement import STEADY
 from posefleet.platform.runtime.redaction import redacted
 from posefleet.platform.tracking.registry import find_version
-from posefleet.serve.deployments.errors import Refusal
+from posefleet.serve.deployments.errors import ErrorDetail
 from posefleet.serve.deployments.settings import CHALLENGER
 
 REPORT_S = 0.5
@@ -37,7 +37,7 @@ _log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class ServedVersion:
     """A version that replicas should serve; its files never change."""
 
     checkpoint: str
@@ -56,7 +56,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shadowed:
+class ShadowStats:
     """What was seen of a champion and a challenger on the same images, in sums."""
 
     champion: str
@@ -71,52 +71,52 @@ class Shadowed:
     """Of each image, its share of the batch that it was in."""
     challenger_ms: float = 0.0
 
-    def __add__(self, other: "Shadowed") -> "Shadowed":
+    def __add__(self, other: "ShadowStats") -> "ShadowStats":
         sums = ("images", "pairs", "oks", "only_champion", "only_challenger", "champion_ms", "challenger_ms")
         return replace(self, **{key: getattr(self, key) + getattr(other, key) for key in sums})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class ReplicaStatus:
     """What a replica says of itself."""
 
     model: str
     """Its key among the sources."""
     replica: str
-    serves: Wanted | None
+    serves: ServedVersion | None
     """None: nothing yet."""
-    failed: tuple[Wanted, str] | None = None
+    failed: tuple[ServedVersion, str] | None = None
     """A version that it could not load, and why."""
-    shadowed: tuple[Shadowed, ...] = ()
+    shadowed: tuple[ShadowStats, ...] = ()
     """Since its last report."""
 
 
 @dataclass(slots=True)
-class _Model:
+class _ModelState:
     source: str
-    wanted: Wanted | None = None
+    wanted: ServedVersion | None = None
     known: bool = False
     """Whether somebody has decided what is wanted, if only that there is no challenger."""
-    reports: dict[str, tuple[float, Report]] = field(default_factory=dict)
+    reports: dict[str, tuple[float, ReplicaStatus]] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def decide(self, wanted: Wanted | None) -> None:
+    def decide(self, wanted: ServedVersion | None) -> None:
         self.wanted, self.known = wanted, True
 
-    def live(self) -> list[Report]:
+    def live(self) -> list[ReplicaStatus]:
         now = time.monotonic()
         self.reports = {name: (at, report) for name, (at, report) in self.reports.items() if now - at < _GONE_S}
         return [report for _, report in self.reports.values()]
 
 
 @serve.deployment(
-    name="Versions",
+    name="VersionController",
     num_replicas=1,
     max_ongoing_requests=1000,
     ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)},
     logging_config={"enable_access_log": False},
 )
-class Versions:
+class VersionController:
     """The replica that decides."""
 
     def __init__(self, sources: Mapping[str, str], tracking: str) -> None:
@@ -126,9 +126,9 @@ class Versions:
             tracking: Where models are registered.
         """
         collect_garbage_rarely()
-        self._models = {key: _Model(source) for key, source in sources.items()}
+        self._models = {key: _ModelState(source) for key, source in sources.items()}
         self._tracking = tracking
-        self._shadowed: dict[tuple[str, str, str], Shadowed] = {}
+        self._shadowed: dict[tuple[str, str, str], ShadowStats] = {}
         self._seen: Any = None
 
     async def reconfigure(self, user_config: Any) -> None:
@@ -138,7 +138,7 @@ class Versions:
                 await self._renew(key)
         self._seen = user_config
 
-    async def report(self, report: Report) -> Wanted | None:
+    async def report(self, report: ReplicaStatus) -> ServedVersion | None:
         """Take a replica's report.
 
         Returns:
@@ -159,7 +159,7 @@ class Versions:
                     await self._begin(report.model, report.serves)
         return model.wanted
 
-    async def reload(self, name: str, patience: float) -> dict[str, Any] | Refusal:
+    async def reload(self, name: str, patience: float) -> dict[str, Any] | ErrorDetail:
         """Look a model's source up again, and wait until every replica of it serves what was found.
 
         Args:
@@ -174,13 +174,13 @@ class Versions:
             try:
                 model.decide(await self._find(name))
             except ValueError as error:
-                return Refusal("reload_failed", redacted(f"{error}; {_told(before)} is served as before"))
+                return ErrorDetail("reload_failed", redacted(f"{error}; {_told(before)} is served as before"))
             problem = await self._settled(model, patience)
             if problem:
                 refused, model.wanted, model.known = model.wanted, before, known
                 await self._forgotten(model)
                 why = f"{_told(refused)}: {problem}; {_told(before)} is served as before"
-                return Refusal("reload_failed", redacted(why))
+                return ErrorDetail("reload_failed", redacted(why))
             return {
                 "model": name,
                 "before": before.version if before else None,
@@ -188,7 +188,7 @@ class Versions:
                 "replicas": len(model.live()),
             }
 
-    async def models(self) -> dict[str, tuple[str, Wanted | None, int]]:
+    async def models(self) -> dict[str, tuple[str, ServedVersion | None, int]]:
         """By key: the source, what is wanted of it, and how many replicas serve that."""
         told = {}
         for key, model in self._models.items():
@@ -196,14 +196,14 @@ class Versions:
             told[key] = (model.source, model.wanted, ready)
         return told
 
-    async def shadowed(self, name: str) -> Shadowed | None:
+    async def shadowed(self, name: str) -> ShadowStats | None:
         """What shadowing showed of the present champion and challenger of a model; None: nothing yet."""
         pair = (self._models[name].wanted, self._models[f"{name}{CHALLENGER}"].wanted)
         if pair[0] is None or pair[1] is None:
             return None
         return self._shadowed.get((name, pair[0].checkpoint, pair[1].checkpoint))
 
-    def _count(self, name: str, seen: Shadowed) -> None:
+    def _count(self, name: str, seen: ShadowStats) -> None:
         """Add to the sums of that pair, also where it is another than the present one: a late report harms none."""
         pair = (name, seen.champion, seen.challenger)
         before = self._shadowed.pop(pair, None)
@@ -211,7 +211,7 @@ class Versions:
         if len(self._shadowed) > _PAIRS:
             del self._shadowed[next(iter(self._shadowed))]
 
-    async def _begin(self, key: str, serves: Wanted | None) -> None:
+    async def _begin(self, key: str, serves: ServedVersion | None) -> None:
         model = self._models[key]
         try:
             model.decide(serves or await self._find(key))
@@ -229,7 +229,7 @@ class Versions:
             except ValueError as error:
                 _log.error("%s: %s; %s is served as before", key, error, _told(model.wanted))
 
-    async def _find(self, key: str) -> Wanted | None:
+    async def _find(self, key: str) -> ServedVersion | None:
         source = self._models[key].source
         try:
             return await asyncio.to_thread(_look_up, source, self._tracking)
@@ -239,7 +239,7 @@ class Versions:
                 return None
             raise ValueError(redacted(str(error))) from None
 
-    async def _settled(self, model: _Model, patience: float) -> str:
+    async def _settled(self, model: _ModelState, patience: float) -> str:
         """Wait for the replicas; what went wrong, if anything."""
         start = time.monotonic()
         end, late_too = start + patience, start + min(patience, _GONE_S)
@@ -255,7 +255,7 @@ class Versions:
                 return f"after {patience:g} s {late} of {len(live)} replicas do not serve it"
             await asyncio.sleep(REPORT_S / 5)
 
-    async def _forgotten(self, model: _Model) -> None:
+    async def _forgotten(self, model: _ModelState) -> None:
         """Wait until the replicas have heard that a version is refused, so that it may be tried again."""
         for _ in range(20):
             if not any(report.failed for report in model.live()):
@@ -263,7 +263,7 @@ class Versions:
             await asyncio.sleep(REPORT_S / 5)
 
 
-def _look_up(source: str, tracking: str) -> Wanted:
+def _look_up(source: str, tracking: str) -> ServedVersion:
     if source.startswith(MODELS):
         version = find_version(source, tracking)
         meta = read_meta(find_checkpoint(version.address, tracking=tracking))
@@ -272,9 +272,9 @@ def _look_up(source: str, tracking: str) -> Wanted:
     return _wanted(path, read_meta(path), name="", version=None)
 
 
-def _wanted(checkpoint: str, meta: Meta, *, name: str, version: str | None) -> Wanted:
+def _wanted(checkpoint: str, meta: Meta, *, name: str, version: str | None) -> ServedVersion:
     known = meta.provenance
-    return Wanted(
+    return ServedVersion(
         checkpoint=checkpoint,
         name=name,
         version=version,
@@ -287,5 +287,5 @@ def _wanted(checkpoint: str, meta: Meta, *, name: str, version: str | None) -> W
     )
 
 
-def _told(wanted: Wanted | None) -> str:
+def _told(wanted: ServedVersion | None) -> str:
     return wanted.checkpoint if wanted else "nothing"

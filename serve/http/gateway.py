@@ -11,9 +11,9 @@ from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from posefleet.serve.deployments.errors import Refusal, Refused
+from posefleet.serve.deployments.errors import ApiError, ErrorDetail
 from posefleet.serve.deployments.metrics import IngressMetrics
-from posefleet.serve.deployments.replica import Ask, Replica, Seen
+from posefleet.serve.deployments.replica import PredictOptions, PredictResult, Replica
 from posefleet.serve.deployments.settings import (
     CHALLENGER,
     TOKEN,
@@ -23,7 +23,7 @@ from posefleet.serve.deployments.settings import (
     may_be_zero,
     read_token,
 )
-from posefleet.serve.deployments.versions import Wanted
+from posefleet.serve.deployments.versions import ServedVersion
 from posefleet.serve.http.schema import PoseQuery
 from posefleet.serve.http.uploads import Upload
 
@@ -72,10 +72,12 @@ class Gateway:
         if name is None:
             return self.settings.models[0]
         if name not in self.models:
-            raise Refused("unknown_model", f"no model {name!r}; there is {', '.join(self.models)}")
+            raise ApiError("unknown_model", f"no model {name!r}; there is {', '.join(self.models)}")
         return self.models[name]
 
-    async def poses(self, model: ServedModel, uploads: list[Upload], query: PoseQuery, deadline: float) -> list[Seen]:
+    async def poses(
+        self, model: ServedModel, uploads: list[Upload], query: PoseQuery, deadline: float
+    ) -> list[PredictResult]:
         """The poses of every image, all by the same version.
 
         Raises:
@@ -87,11 +89,11 @@ class Gateway:
                 break
         return seen
 
-    async def _one(self, model: ServedModel, upload: Upload, query: PoseQuery, deadline: float) -> Seen:
+    async def _one(self, model: ServedModel, upload: Upload, query: PoseQuery, deadline: float) -> PredictResult:
         data = upload.data if self._near(model) else _carried(upload.data)
         found = await self._ask(model, data, query, deadline)
-        if isinstance(found, Refusal):
-            raise Refused(found.reason, f"{upload.name}: {found.detail}" if upload.name else found.detail)
+        if isinstance(found, ErrorDetail):
+            raise ApiError(found.reason, f"{upload.name}: {found.detail}" if upload.name else found.detail)
         if model.shadow and random.random() < model.shadow.share:
             self._compare(model.name, _carried(data), found)
         return found
@@ -99,18 +101,20 @@ class Gateway:
     def _near(self, model: ServedModel) -> Replica | None:
         return self._here if model is self.settings.models[0] else None
 
-    def _send(self, model: ServedModel, data: Any, ask: Ask) -> Any:
+    def _send(self, model: ServedModel, data: Any, ask: PredictOptions) -> Any:
         """Ask a replica, this one if it can be: an awaitable of ``Seen | Refusal`` that can be cancelled."""
         if near := self._near(model):
             return asyncio.create_task(near.predict(data, ask))
         return self._handles[model.name].predict.remote(data, ask)
 
-    async def _ask(self, model: ServedModel, data: Any, query: PoseQuery, deadline: float) -> Seen | Refusal:
-        late = Refusal(
+    async def _ask(
+        self, model: ServedModel, data: Any, query: PoseQuery, deadline: float
+    ) -> PredictResult | ErrorDetail:
+        late = ErrorDetail(
             "deadline", f"no answer within {self.settings.limits.deadline_s:g} s; try again, or fewer at once"
         )
         for tries_left in reversed(range(_TRIES)):
-            ask = Ask(
+            ask = PredictOptions(
                 seconds=deadline - time.monotonic(),
                 score_threshold=query.score_threshold,
                 keypoint_threshold=query.keypoint_threshold,
@@ -120,7 +124,7 @@ class Gateway:
             response = self._send(model, data, ask)
             try:
                 async with asyncio.timeout(max(0.0, ask.seconds)):
-                    found: Seen | Refusal = await response
+                    found: PredictResult | ErrorDetail = await response
                     return found
             except (TimeoutError, TaskCancelledError):
                 response.cancel()
@@ -129,15 +133,15 @@ class Gateway:
                 response.cancel()
                 raise
             except BackPressureError:
-                return Refusal("busy", f"{model.name} has too much to do; try again in a second")
+                return ErrorDetail("busy", f"{model.name} has too much to do; try again in a second")
             except DeploymentUnavailableError as error:
-                return Refusal("no_model", f"{model.name}: {error}")
+                return ErrorDetail("no_model", f"{model.name}: {error}")
             except RayActorError:
                 if not tries_left:
                     raise
         raise AssertionError("unreachable")
 
-    def _compare(self, name: str, data: Any, champion: Seen) -> None:
+    def _compare(self, name: str, data: Any, champion: PredictResult) -> None:
         """Hand an image to the challenger, too, unless it has enough to do."""
         if len(self._background) >= _SHADOWS:
             self.metrics.refused.inc(1, {"model": f"{name}{CHALLENGER}", "reason": "busy"})
@@ -146,15 +150,15 @@ class Gateway:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _shadow(self, name: str, data: Any, champion: Seen) -> None:
+    async def _shadow(self, name: str, data: Any, champion: PredictResult) -> None:
         try:
             await self._challengers[name].shadow.remote(data, champion)
         except Exception:  # the challenger is busy, starting or broken: its metrics show that, clients must not
             self.metrics.refused.inc(1, {"model": f"{name}{CHALLENGER}", "reason": "shadow"})
 
-    async def wanted(self) -> dict[str, tuple[str, Wanted | None, int]]:
+    async def wanted(self) -> dict[str, tuple[str, ServedVersion | None, int]]:
         """What is served, see ``Versions.models``."""
-        told: dict[str, tuple[str, Wanted | None, int]] = await self.versions.models.remote()
+        told: dict[str, tuple[str, ServedVersion | None, int]] = await self.versions.models.remote()
         return told
 
     async def unready(self) -> list[str]:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 
-from posefleet.serve.deployments.errors import Refusal
+from posefleet.serve.deployments.errors import ErrorDetail
 
 REASONS: dict[str, int] = {
     "no_token": 401,
@@ -39,7 +39,7 @@ def problem(status: int, reason: str, detail: str, headers: Mapping[str, str] | 
     return JSONResponse(content, status, headers, media_type="application/problem+json")
 
 
-def answer(refusal: Refusal) -> JSONResponse:
+def answer(refusal: ErrorDetail) -> JSONResponse:
     """The answer of a request that was refused."""
     extra = {"busy": {"Retry-After": "1"}, "no_model": {"Retry-After": "5"}, "no_token": {"WWW-Authenticate": "Bearer"}}
     return problem(REASONS[refusal.reason], refusal.reason, refusal.detail, extra.get(refusal.reason))

@@ -16,12 +16,12 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
 from posefleet.platform.runtime.redaction import redacted
-from posefleet.serve.deployments.errors import Refusal, Refused
+from posefleet.serve.deployments.errors import ApiError, ErrorDetail
 from posefleet.serve.deployments.settings import (
     ServedModel,
     ServerSettings,
 )
-from posefleet.serve.deployments.versions import Shadowed, Wanted
+from posefleet.serve.deployments.versions import ServedVersion, ShadowStats
 from posefleet.serve.http.gateway import Gateway
 from posefleet.serve.http.problems import answer, problem
 from posefleet.serve.http.schema import ModelList, Options, PoseQuery, PosesAnswer, Problem, Reloaded, ShadowSummary
@@ -58,7 +58,7 @@ def create_api(gateway: Gateway) -> FastAPI:
         request.state.model = model.name
         uploads = await read_uploads(request, limits)
         if query.overlay and len(uploads) > 1:
-            raise Refused("bad_request", f"overlay=1 answers with one picture; {len(uploads)} were sent")
+            raise ApiError("bad_request", f"overlay=1 answers with one picture; {len(uploads)} were sent")
         seen = await gateway.poses(model, uploads, query, start + limits.deadline_s)
         total = 1e3 * (time.monotonic() - start)
         gateway.metrics.answered.observe(total, {"model": model.name})
@@ -91,8 +91,8 @@ def create_api(gateway: Gateway) -> FastAPI:
         check_token(request)
         model = gateway.model(name)
         done = await gateway.versions.reload.remote(model.name, limits.reload_s)
-        if isinstance(done, Refusal):
-            raise Refused(done.reason, done.detail)
+        if isinstance(done, ErrorDetail):
+            raise ApiError(done.reason, done.detail)
         return done
 
     @api.get("/v1/models/{name}/shadow", response_model=ShadowSummary, summary="Champion and challenger on live images")
@@ -100,8 +100,8 @@ def create_api(gateway: Gateway) -> FastAPI:
         everybody(request)
         model = gateway.model(name)
         if model.shadow is None:
-            raise Refused("unknown_model", f"{name} has no challenger; give it a `shadow` in the configuration")
-        found: Shadowed | None = await gateway.versions.shadowed.remote(model.name)
+            raise ApiError("unknown_model", f"{name} has no challenger; give it a `shadow` in the configuration")
+        found: ShadowStats | None = await gateway.versions.shadowed.remote(model.name)
         return _summary(found)
 
     @api.get("/healthz", summary="This replica lives")
@@ -111,7 +111,7 @@ def create_api(gateway: Gateway) -> FastAPI:
     @api.get("/readyz", summary="Every model has a replica that serves")
     async def readyz() -> dict[str, str]:
         if unready := await gateway.unready():
-            raise Refused("no_model", f"not ready: {', '.join(unready)}")
+            raise ApiError("no_model", f"not ready: {', '.join(unready)}")
         return {"status": "ready"}
 
     if settings.page:
@@ -140,9 +140,9 @@ def _add_problems(api: FastAPI, gateway: Gateway) -> None:
     def count(request: Request, reason: str) -> None:
         gateway.metrics.refused.inc(1, {"model": getattr(request.state, "model", ""), "reason": reason})
 
-    @api.exception_handler(Refused)
+    @api.exception_handler(ApiError)
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, Refused)
+        assert isinstance(error, ApiError)
         count(request, error.refusal.reason)
         return answer(error.refusal)
 
@@ -184,7 +184,9 @@ def _bodies() -> dict[str, Any]:
     }
 
 
-def _model_info(model: ServedModel, source: str, wanted: Wanted | None, settings: ServerSettings) -> dict[str, Any]:
+def _model_info(
+    model: ServedModel, source: str, wanted: ServedVersion | None, settings: ServerSettings
+) -> dict[str, Any]:
     info: dict[str, Any] = {
         "name": model.name,
         "default": model is settings.models[0],
@@ -199,7 +201,7 @@ def _model_info(model: ServedModel, source: str, wanted: Wanted | None, settings
     return info | asdict(wanted) | {"name": model.name, "checkpoint": checkpoint, "keypoint_set": keypoint_set}
 
 
-def _summary(seen: Shadowed | None) -> dict[str, Any]:
+def _summary(seen: ShadowStats | None) -> dict[str, Any]:
     if seen is None:
         return {"images": 0}
     return {

@@ -6,7 +6,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from posefleet.serve.deployments.errors import Refused
+from posefleet.serve.deployments.errors import ApiError
 from posefleet.serve.deployments.settings import TOKEN, TOKEN_FILE, read_token
 
 _NOTHING = "default-src 'none'; frame-ancestors 'none'"
@@ -54,7 +54,7 @@ def check_token(request: Request) -> None:
         Refused: It has not, or this server has no token, so that nobody may.
     """
     if not (expected := read_token()):
-        raise Refused("changes_disabled", f"this server has no token; start it with ${TOKEN} or ${TOKEN_FILE} set")
+        raise ApiError("changes_disabled", f"this server has no token; start it with ${TOKEN} or ${TOKEN_FILE} set")
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected.encode()):
-        raise Refused("no_token", "send the server's token: Authorization: Bearer TOKEN")
+        raise ApiError("no_token", "send the server's token: Authorization: Bearer TOKEN")

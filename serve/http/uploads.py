@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from posefleet.serve.deployments.errors import Refused
+from posefleet.serve.deployments.errors import ApiError
 from posefleet.serve.deployments.settings import Limits
 
 ANY = ("", "application/octet-stream", "application/x-www-form-urlencoded")
@@ -31,7 +31,7 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ANY and kind != "multipart/form-data" and not kind.startswith("image/"):
-        raise Refused(
+        raise ApiError(
             "wrong_content_type", f"content type {kind!r}; send an image as the body, or multipart/form-data with files"
         )
     try:
@@ -40,9 +40,9 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
                 return await _read_form(request, limits)
             return [Upload(b"".join([chunk async for chunk in _bounded(request, limits)]))]
     except TimeoutError:
-        raise Refused("slow_upload", f"the body was not here after {limits.upload_s:g} s") from None
+        raise ApiError("slow_upload", f"the body was not here after {limits.upload_s:g} s") from None
     except ClientDisconnect:
-        raise Refused("slow_upload", "the client left before its body was here") from None
+        raise ApiError("slow_upload", "the client left before its body was here") from None
 
 
 async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
@@ -57,7 +57,7 @@ async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
                 break
             yield chunk
     if size > limits.body_bytes:
-        raise Refused("body_too_large", f"more than {limits.body_bytes:,} bytes; send smaller or fewer images")
+        raise ApiError("body_too_large", f"more than {limits.body_bytes:,} bytes; send smaller or fewer images")
 
 
 async def _read_form(request: Request, limits: Limits) -> list[Upload]:
@@ -68,10 +68,12 @@ async def _read_form(request: Request, limits: Limits) -> list[Upload]:
     except MultiPartException as error:
         many = error.message.startswith("Too many")
         advice = f"; at most {limits.images} files and 16 other fields in a request" if many else ""
-        raise Refused("too_many_images" if many else "bad_request", f"{error.message}{advice}") from None
+        raise ApiError("too_many_images" if many else "bad_request", f"{error.message}{advice}") from None
     except KeyError:
-        raise Refused("bad_request", "multipart/form-data without a boundary; let the client make the header") from None
+        raise ApiError(
+            "bad_request", "multipart/form-data without a boundary; let the client make the header"
+        ) from None
     files = [value for _, value in form.multi_items() if not isinstance(value, str)]
     if not files:
-        raise Refused("bad_request", "the form has no file; send images as files, such as curl -F image=@people.jpg")
+        raise ApiError("bad_request", "the form has no file; send images as files, such as curl -F image=@people.jpg")
     return [Upload(await file.read(), file.filename) for file in files]

@@ -15,7 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from posefleet.data.evaluation.error_analysis import diagnose
+from posefleet.data.evaluation.error_analysis import analyse_errors
 from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
 from posefleet.data.keypoints import COCO17
@@ -118,7 +118,7 @@ def main() -> None:
     fast, fast_stats = timed(lambda: plain_faster(dataset, results_of(predictions)))
     truth = GroundTruth.from_coco(dataset)
     poses = PoseTable.pack(predictions, truth, COCO17, 20)
-    extra, _ = timed(lambda: diagnose(truth, poses, COCO17))
+    extra, _ = timed(lambda: analyse_errors(truth, poses, COCO17))
     whole, result = timed(lambda: evaluate(truth, predictions, COCO17))
     whole_fast, result_fast = timed(lambda: evaluate(truth, predictions, COCO17, backend="faster"))
 

@@ -41,7 +41,7 @@ def torchrun_worker(config: str) -> None:
     from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.training.loop import fit
-    from posefleet.platform.training.run import RunSink, open_run
+    from posefleet.platform.training.run import RunLogger, open_run
 
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -49,7 +49,7 @@ def torchrun_worker(config: str) -> None:
     experiment = build_experiment(read_yaml(config))
     if worker.rank == 0:
         experiment, run = open_run(experiment)
-        worker.sink = RunSink(run)
+        worker.sink = RunLogger(run)
     dist.barrier()
     fit(experiment, worker, CheckpointStore(f"{experiment.run.storage}/checkpoints"))
 

@@ -38,7 +38,7 @@ from posefleet.platform.config.loading import build_experiment, read_yaml
 from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training import loop
-from posefleet.platform.training.run import RunSink, open_run
+from posefleet.platform.training.run import RunLogger, open_run
 from posefleet.platform.training.state import TrainingState, initial_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
     """Print seconds per step of both loops, in turn, and their ratio."""
     keep_freed_memory()
     experiment, run = open_run(make_experiment(folder, batch_size))
-    sink = RunSink(run)
+    sink = RunLogger(run)
     worker = LocalWorker(device="cpu", sink=sink)
     state = initial_state(experiment, worker, CheckpointStore(f"{run.folder}/checkpoints"))
     dataset = loop.training_set(experiment)

@@ -119,7 +119,7 @@ def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, 
         contextlib.suppress(loop.Stopped),
         gloo(rank, world_size, port),
         recorded_ids(Path(folder, f"ids-{world_size}-{rank}")),
-        logs.written(folder, f"rank{rank}"),
+        logs.log_to_folder(folder, f"rank{rank}"),
         in_trouble(trouble if rank == world_size - 1 else ""),
     ):
         experiment, store = build_experiment(json.loads(settings)), CheckpointStore(f"{folder}/checkpoints")

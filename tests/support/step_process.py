@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from posefleet.data.keypoints import COCO17
 from posefleet.models import load_method
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.training.step import Share, train_step
+from posefleet.platform.training.step import StepShare, train_step
 
 PEOPLE = (3, 0, 1, 2)
 """In the one image of each micro-batch."""
@@ -42,7 +42,7 @@ def micro_batches() -> list[Any]:
     return [SimpleNamespace(images=images[i : i + 1], people=people[i : i + 1]) for i in range(len(PEOPLE))]
 
 
-def one_step(network: nn.Module, share: Share) -> dict[str, Tensor]:
+def one_step(network: nn.Module, share: StepShare) -> dict[str, Tensor]:
     """Losses, gradients and buffers after it."""
     model = network.module if isinstance(network, DistributedDataParallel) else network
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -63,7 +63,7 @@ def run(rank: int, folder: str) -> None:
     for crew, (workers, accumulate) in CREWS.items():
         for method in METHODS:
             network = LocalWorker(device="cpu").prepare(build(method))
-            found[crew, method] = one_step(network, Share(rank, 2, workers, accumulate))
+            found[crew, method] = one_step(network, StepShare(rank, 2, workers, accumulate))
     if rank == 0:
         torch.save(found, Path(folder) / "found.pt")
     dist.destroy_process_group()
@@ -71,4 +71,4 @@ def run(rank: int, folder: str) -> None:
 
 def alone(crew: str, method: str) -> dict[str, Tensor]:
     """What one process finds."""
-    return one_step(build(method), Share(0, 1, *CREWS[crew]))
+    return one_step(build(method), StepShare(0, 1, *CREWS[crew]))

@@ -16,7 +16,7 @@ Match = Literal["max", "assigned"]
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class OksMatch:
     """What the OKS says about the poses of N rows."""
 
     oks: Tensor
@@ -28,7 +28,7 @@ class Judgement:
 
 
 @torch.no_grad()
-def judge(
+def oks_gate(
     poses: Tensor,
     rows: Positives,
     people: PaddedPeople,
@@ -37,7 +37,7 @@ def judge(
     threshold: Tensor | float,
     match: Match = "max",
     keep_best: bool = False,
-) -> Judgement:
+) -> OksMatch:
     """Compare poses (N, K, 2) with the people of their image.
 
     Args:
@@ -60,7 +60,7 @@ def judge(
         slot = rows.image * people.valid.shape[1] + rows.person
         record = torch.full_like(people.areas, -torch.inf).flatten().scatter_reduce(0, slot, rank, "amax")
         kept |= rank == record[slot]
-    return Judgement(best.where(rows.used, 0.0), kept & rows.used, person)
+    return OksMatch(best.where(rows.used, 0.0), kept & rows.used, person)
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def best_oks(poses: Tensor, rows: Positives, people: PaddedPeople, sigmas: Tenso
 
 
 @torch.no_grad()
-def diagnose(rows: Positives, judged: Judgement) -> dict[str, Tensor]:
+def assignment_stats(rows: Positives, judged: OksMatch) -> dict[str, Tensor]:
     """0-dim tensors: ``initial_oks`` (mean over the cells), ``kept`` (share of them that train the second stage),
     ``swapped`` (share whose pose resembles another person more than the assigned one)."""
     total = rows.used.sum().clamp(min=1)

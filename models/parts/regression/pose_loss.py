@@ -7,13 +7,13 @@ from torch import Tensor
 from posefleet.models.parts.ops.cells import decode_offsets, encode_offsets
 from posefleet.models.parts.ops.losses import l1_loss, smooth_l1_loss
 from posefleet.models.parts.ops.oks import oks
-from posefleet.models.parts.regression.positives import Truth
+from posefleet.models.parts.regression.positives import CellTargets
 
 PoseLoss = Literal["l1", "smooth_l1", "oks"]
 
 
 def pose_loss(
-    offsets: Tensor, truth: Truth, weights: Tensor, sigmas: Tensor, *, form: PoseLoss = "l1", beta: float = 1 / 9
+    offsets: Tensor, truth: CellTargets, weights: Tensor, sigmas: Tensor, *, form: PoseLoss = "l1", beta: float = 1 / 9
 ) -> Tensor:
     """Sum over N rows of weight times error, labelled keypoints only.
 

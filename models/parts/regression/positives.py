@@ -45,7 +45,7 @@ class PositivesConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class CellTargets:
     """The person of each of N rows, and where the cell is."""
 
     keypoints: Tensor
@@ -112,14 +112,14 @@ def gather_rows(levels: Sequence[Tensor], rows: Positives) -> Tensor:
     return flatten_levels(levels).flatten(0, 1).index_select(0, rows.index)
 
 
-def truth_at(rows: Positives, cells: Cells, people: PaddedPeople, person: Tensor | None = None) -> Truth:
+def truth_at(rows: Positives, cells: Cells, people: PaddedPeople, person: Tensor | None = None) -> CellTargets:
     """What is true at every row.
 
     Args:
         person: (N,) int64 in [0, M), instead of the persons to whom the cells are assigned.
     """
     who = rows.image, rows.person if person is None else person
-    return Truth(
+    return CellTargets(
         people.keypoints[who],
         people.labelled[who],
         people.areas[who],

@@ -128,7 +128,7 @@ SCORERS = 64
 
 def _score_part(_: Path, images: int) -> Work:
     """One of the ranks that score a split: packs the people of its images and matches its poses."""
-    from posefleet.data.evaluation.accumulate import tally
+    from posefleet.data.evaluation.accumulate import match_images
     from posefleet.data.evaluation.ground_truth import GroundTruth
 
     part = max(1, images // SCORERS)
@@ -136,7 +136,7 @@ def _score_part(_: Path, images: int) -> Work:
 
     def work() -> None:
         records = ((r["image_id"], (r["width"], r["height"]), r["people"]) for r in records_of(part))
-        tally(GroundTruth.from_records(records), predictions, COCO17, max_poses=20)
+        match_images(GroundTruth.from_records(records), predictions, COCO17, max_poses=20)
 
     return work
 
@@ -145,14 +145,14 @@ def _score_sum(_: Path, images: int) -> Work:
     """What rank 0 does with the parts of all: all numbers of the split. The parts are copies of one."""
     import numpy as np
 
-    from posefleet.data.evaluation.accumulate import tally
-    from posefleet.data.evaluation.evaluate import conclude
+    from posefleet.data.evaluation.accumulate import match_images
+    from posefleet.data.evaluation.evaluate import summarize
     from posefleet.data.evaluation.ground_truth import GroundTruth
 
     part = max(1, images // SCORERS)
     truth = GroundTruth.from_records((r["image_id"], (r["width"], r["height"]), r["people"]) for r in records_of(part))
-    one = tally(truth, poses_of(part, per_image=6), COCO17, max_poses=20)
-    return lambda: conclude(
+    one = match_images(truth, poses_of(part, per_image=6), COCO17, max_poses=20)
+    return lambda: summarize(
         [dataclasses.replace(one, image_ids=np.arange(rank, SCORERS * part, SCORERS)) for rank in range(SCORERS)],
         COCO17,
     )
@@ -303,9 +303,9 @@ def _read_back(folder: Path, trials: int) -> Work:
     """Open a search again and leave its table and pictures."""
 
     def work() -> None:
-        from posefleet.platform.tuning.report import leave_search
+        from posefleet.platform.tuning.report import log_search
 
-        leave_search(_search(folder, trials))
+        log_search(_search(folder, trials))
 
     return work
 

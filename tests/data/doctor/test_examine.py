@@ -14,7 +14,7 @@ from posefleet.data.coco.source import Source
 from posefleet.data.doctor import examine as doctor
 from posefleet.data.doctor.__main__ import main
 from posefleet.data.doctor.examine import examine
-from posefleet.data.doctor.findings import SYMPTOMS
+from posefleet.data.doctor.findings import CHECKS
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 
 LEFT_SHOULDER = 3 * COCO17.keypoints.index("left_shoulder")
@@ -137,7 +137,7 @@ def test_people_are_looked_at_in_groups_of_any_size(tiny_coco: Any, monkeypatch:
 
 
 def test_every_fault_in_the_catalogue_is_seeded() -> None:
-    assert {code for code, _, _ in FAULTS} | {"unreadable_annotations"} == set(SYMPTOMS)
+    assert {code for code, _, _ in FAULTS} | {"unreadable_annotations"} == set(CHECKS)
 
 
 def test_a_healthy_data_set_has_no_findings(tiny_coco: Any) -> None:

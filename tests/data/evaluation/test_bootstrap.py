@@ -8,7 +8,7 @@ from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation.bootstrap import Interval, Matches, average_precision, difference, differences
 from posefleet.data.evaluation.evaluate import Evaluation, evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.evaluation.precision_recall import Verdicts
+from posefleet.data.evaluation.precision_recall import MatchFlags
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
@@ -98,7 +98,7 @@ def test_several_at_once_are_each_two_by_themselves() -> None:
 
 def test_nobody_to_find_is_no_number_and_nobody_found_is_nothing() -> None:
     none = np.zeros((1, 10, 0), bool)
-    verdicts = Verdicts.pack(none, none, np.array([1]))
+    verdicts = MatchFlags.pack(none, none, np.array([1]))
     nobody = Matches(np.arange(3), np.array([0, 1, 0]), np.zeros(0, int), verdicts)
     weights = np.array([[1, 1, 1], [1, 0, 2]])
     np.testing.assert_array_equal(average_precision(nobody, weights), [0.0, np.nan])

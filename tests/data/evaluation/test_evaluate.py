@@ -19,9 +19,9 @@ from pycocotools.cocoeval import COCOeval
 from posefleet.data.errors import DataError
 from posefleet.data.evaluation import ground_truth as truth
 from posefleet.data.evaluation import matching
-from posefleet.data.evaluation.accumulate import tally
+from posefleet.data.evaluation.accumulate import match_images
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS
-from posefleet.data.evaluation.evaluate import STATISTICS, Evaluation, conclude, evaluate
+from posefleet.data.evaluation.evaluate import STATISTICS, Evaluation, evaluate, summarize
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
 from posefleet.data.structures import Poses
@@ -188,8 +188,8 @@ def test_parts_matched_apart_add_up_to_the_whole(parts: int) -> None:
     for rank in range(parts):
         mine = truth.image_ids[rank::parts].tolist()
         poses = {image_id: predictions[image_id] for image_id in mine if image_id in predictions}
-        tallies.append(pickle.loads(pickle.dumps(tally(truth.select(mine), poses, CROWDPOSE14, max_poses=20))))
-    found = conclude(tallies[::-1], CROWDPOSE14, score_rule="one")
+        tallies.append(pickle.loads(pickle.dumps(match_images(truth.select(mine), poses, CROWDPOSE14, max_poses=20))))
+    found = summarize(tallies[::-1], CROWDPOSE14, score_rule="one")
     assert "AP_hard" in found.statistics
     assert found.statistics == whole.statistics
     assert (found.protocol, found.notes, found.image_oks) == (whole.protocol, whole.notes, whole.image_oks)
@@ -200,9 +200,9 @@ def test_parts_matched_apart_add_up_to_the_whole(parts: int) -> None:
 
 
 def test_an_image_in_two_parts_is_refused() -> None:
-    part = tally(truth_of([person(standing())]), {1: poses_of(standing())}, COCO17, max_poses=20)
+    part = match_images(truth_of([person(standing())]), {1: poses_of(standing())}, COCO17, max_poses=20)
     with pytest.raises(DataError, match="image 1 is in the ground truth twice"):
-        conclude([part, part], COCO17)
+        summarize([part, part], COCO17)
 
 
 def test_people_before_the_first_with_keypoints_have_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shard, check_shards
 from posefleet.data.transforms import EvalTransform, Resize
-from posefleet.platform.prediction.inputs import Picture, list_pictures, read_picture
+from posefleet.platform.prediction.inputs import InputImage, list_pictures, read_input
 
 TERABYTES = 3 << 40
 
@@ -114,7 +114,7 @@ def test_the_images_of_a_plain_tar_are_pictures(format: int, tmp_path: Path) -> 
         (f"train-0000.tar/{long}.png", 2, 5),
     ]
     fs = fsspec.filesystem("file")
-    assert [read_picture(fs, listed.folder.removeprefix("file://"), p) for p in listed.listed] == [b"one", b"three"]
+    assert [read_input(fs, listed.folder.removeprefix("file://"), p) for p in listed.listed] == [b"one", b"three"]
 
 
 def _stream(pair: tuple[tarfile.TarInfo, bytes]) -> tuple[tarfile.TarInfo, io.BytesIO]:
@@ -124,7 +124,7 @@ def _stream(pair: tuple[tarfile.TarInfo, bytes]) -> tuple[tarfile.TarInfo, io.By
 def test_a_tar_that_changes_after_it_was_listed_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of(member("a.jpg", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")))
     with pytest.raises(DataError, match=r"a\.tar/a\.jpg: member 'a\.jpg': is a symbolic link"):
-        read_picture(fsspec.filesystem("file"), str(tmp_path), Picture("a.tar/a.jpg", 1, 1, "a.tar", 512))
+        read_input(fsspec.filesystem("file"), str(tmp_path), InputImage("a.tar/a.jpg", 1, 1, "a.tar", 512))
 
 
 def test_only_headers_of_a_tar_are_read() -> None:
@@ -207,7 +207,7 @@ def test_a_hostile_member_of_a_shard_is_refused_where_it_is_read(
     assert "shard-000000.tar: member" in fault and fault.endswith("run shard_coco again")
     pictures = list_pictures(str(shards))  # only records are looked at
     with pytest.raises(DataError, match=rf"member {message}"):
-        read_picture(fsspec.filesystem("file"), str(shards), pictures.listed[0])
+        read_input(fsspec.filesystem("file"), str(shards), pictures.listed[0])
 
 
 def test_twins_in_a_shard_are_found_when_it_is_verified(shards: Path) -> None:

@@ -6,12 +6,12 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import torch
 
-from posefleet.data.loading.shared_memory import Buffers, Parcel
+from posefleet.data.loading.shared_memory import BufferPool, SharedBatch
 from posefleet.data.structures import Batch, People, Sample, collate
 from posefleet.data.transforms import IDENTITY
 
 
-def batch_of(value: int, buffers: Buffers, side: int = 32, count: int = 2) -> Batch:
+def batch_of(value: int, buffers: BufferPool, side: int = 32, count: int = 2) -> Batch:
     image = np.full((side, side, 3), value, np.uint8)
     people = People(torch.ones(1, 17, 2), torch.ones(1, 17, dtype=torch.uint8), *map(torch.ones, [(1, 4), (1,), (1,)]))
     return collate([Sample(image, people, value, IDENTITY, (side, side)) for _ in range(count)], buffers.images)
@@ -19,7 +19,7 @@ def batch_of(value: int, buffers: Buffers, side: int = 32, count: int = 2) -> Ba
 
 def arrived(batch: Batch) -> Batch:
     """The batch as another process would find it."""
-    return pickle.loads(ForkingPickler.dumps(Parcel.of(batch))).open()
+    return pickle.loads(ForkingPickler.dumps(SharedBatch.of(batch))).open()
 
 
 def address(batch: Batch) -> int:
@@ -27,7 +27,7 @@ def address(batch: Batch) -> int:
 
 
 def test_a_batch_arrives_as_it_was_sent() -> None:
-    sent = batch_of(7, Buffers(2))
+    sent = batch_of(7, BufferPool(2))
     found = arrived(sent)
     assert found.images.is_contiguous(memory_format=torch.channels_last)
     assert found.images.shape == (2, 3, 32, 32) and (found.images == 7).all()
@@ -38,7 +38,7 @@ def test_a_batch_arrives_as_it_was_sent() -> None:
 
 
 def test_the_memory_of_a_dropped_batch_is_used_again() -> None:
-    buffers = Buffers(2)
+    buffers = BufferPool(2)
     first = arrived(batch_of(1, buffers))
     del first
     places = set()
@@ -52,14 +52,14 @@ def test_the_memory_of_a_dropped_batch_is_used_again() -> None:
 
 
 def test_memory_that_somebody_looks_at_is_left_alone() -> None:
-    buffers = Buffers(2)
+    buffers = BufferPool(2)
     kept = [arrived(batch_of(value, buffers)) for value in range(6)]
     for value, batch in enumerate(kept):
         assert (batch.images == value).all()
 
 
 def test_one_row_of_a_batch_keeps_its_memory() -> None:
-    buffers = Buffers(4)
+    buffers = BufferPool(4)
     row = arrived(batch_of(1, buffers)).images[0, 0, :1]
     for value in range(2, 8):
         arrived(batch_of(value, buffers))
@@ -67,7 +67,7 @@ def test_one_row_of_a_batch_keeps_its_memory() -> None:
 
 
 def test_a_larger_batch_takes_the_place_of_a_buffer_that_is_too_small() -> None:
-    buffers = Buffers(1)
+    buffers = BufferPool(1)
     arrived(batch_of(1, buffers))
     large = batch_of(2, buffers, side=64)
     place = address(large)
@@ -76,7 +76,7 @@ def test_a_larger_batch_takes_the_place_of_a_buffer_that_is_too_small() -> None:
 
 
 def test_no_more_buffers_are_kept_than_asked_for() -> None:
-    buffers = Buffers(2)
+    buffers = BufferPool(2)
     kept = [batch_of(value, buffers) for value in range(5)]
     released = {address(batch) for batch in kept}
     for batch in kept:

@@ -27,7 +27,7 @@ def run(people_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def entry(run: Path) -> comparison.Entry:
-    return comparison.examine("small", str(run), LocalWorker(device="cpu"), repeats=1)
+    return comparison.score_run("small", str(run), LocalWorker(device="cpu"), repeats=1)
 
 
 def test_a_run_is_scored_and_timed(entry: comparison.Entry) -> None:
@@ -66,7 +66,7 @@ def test_a_finished_run_is_known_and_scored_again_only_for_other_predictions(
 def test_a_run_is_examined_as_it_would_predict_with_other_settings(entry: comparison.Entry, run: Path) -> None:
     own = entry.experiment
     oracle = dataclasses.replace(own, evaluate=dataclasses.replace(own.evaluate, oracle_scores=True))
-    found = comparison.examine("oracle", str(run), LocalWorker(device="cpu"), experiment=oracle, repeats=1)
+    found = comparison.score_run("oracle", str(run), LocalWorker(device="cpu"), experiment=oracle, repeats=1)
     assert found.evaluation.protocol.score_rule.startswith("ORACLE") and found.experiment.evaluate.oracle_scores
     assert found.poses.keys() == entry.poses.keys() and found.data == entry.data
     assert found.cost.gflops == entry.cost.gflops
@@ -75,7 +75,7 @@ def test_a_run_is_examined_as_it_would_predict_with_other_settings(entry: compar
 def test_a_run_that_was_evaluated_on_nothing_is_told(run: Path, small_run: dict[str, Any]) -> None:
     small_run["data"]["eval"] = ""
     with pytest.raises(ValueError, match="was evaluated on nothing; say on what to score it with --eval SHARDS"):
-        comparison.examine("a", str(run), LocalWorker(device="cpu"), experiment=build_experiment(small_run))
+        comparison.score_run("a", str(run), LocalWorker(device="cpu"), experiment=build_experiment(small_run))
 
 
 def test_different_training_data_is_told(small_run: dict[str, Any]) -> None:

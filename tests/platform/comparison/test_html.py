@@ -49,7 +49,7 @@ def trained(people_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> co
     folder = tmp_path_factory.mktemp("page") / "run"
     experiment = build_experiment(small_settings(people_shards, folder.parent))
     fit(experiment, LocalWorker(device="cpu"), CheckpointStore(str(folder / "checkpoints")))
-    return comparison.examine("run", str(folder), LocalWorker(device="cpu"), repeats=1)
+    return comparison.score_run("run", str(folder), LocalWorker(device="cpu"), repeats=1)
 
 
 def predicting(trained: comparison.Entry, name: str, noise: float, lr: float) -> comparison.Entry:

@@ -82,9 +82,9 @@ def test_a_run_that_ends_too_early_says_so(
 
 
 def test_watching_costs_next_to_nothing() -> None:
-    from posefleet.platform.runtime.activity import Phase, Watch
+    from posefleet.platform.runtime.activity import Activity, Phase
 
-    watch = Watch()
+    watch = Activity()
     start = time.perf_counter()
     for step in range(1000):
         watch.enter(Phase.DATA)

@@ -4,28 +4,28 @@ import pytest
 import torch
 from torch import nn
 
-from posefleet.platform.monitoring.stragglers import LOOKS, Ranks
-from posefleet.platform.runtime.activity import Phase, Stopwatch, Watch
+from posefleet.platform.monitoring.stragglers import LOOKS, StragglerDetector
+from posefleet.platform.runtime.activity import Activity, Phase, StepTimer
 
 EVEN = [0.2, 0.2, 0.2, 0.2]
 SLOW = [0.2, 0.2, 0.5, 0.2]
 
 
 @pytest.fixture
-def ranks() -> Ranks:
-    return Ranks(["a", "b", "c (10.0.0.3)", "d"])
+def ranks() -> StragglerDetector:
+    return StragglerDetector(["a", "b", "c (10.0.0.3)", "d"])
 
 
-def test_the_spread_is_the_slowest_over_the_median_of_the_others(ranks: Ranks) -> None:
+def test_the_spread_is_the_slowest_over_the_median_of_the_others(ranks: StragglerDetector) -> None:
     metrics, line = ranks.compare([0.1, 0.2, 0.6, 0.3], [0.0] * 4)
     assert metrics == {"ranks/slowest": 2, "ranks/spread": pytest.approx(0.6 / 0.2)} and line == ""
 
 
 def test_of_two_ranks_one_can_be_slow() -> None:
-    assert Ranks(["a", "b"]).compare([0.2, 0.4], [0.0, 0.0])[0]["ranks/spread"] == pytest.approx(2.0)
+    assert StragglerDetector(["a", "b"]).compare([0.2, 0.4], [0.0, 0.0])[0]["ranks/spread"] == pytest.approx(2.0)
 
 
-def test_a_slow_rank_is_told_once_by_name_and_again_when_it_keeps_pace(ranks: Ranks) -> None:
+def test_a_slow_rank_is_told_once_by_name_and_again_when_it_keeps_pace(ranks: StragglerDetector) -> None:
     told = [ranks.compare(own, [0.0] * 4)[1] for own in [SLOW] * (LOOKS + 3) + [EVEN] * 2]
     assert [bool(line) for line in told] == [False] * (LOOKS - 1) + [True] + [False] * 3 + [True, False]
     assert told[LOOKS - 1] == (
@@ -35,16 +35,16 @@ def test_a_slow_rank_is_told_once_by_name_and_again_when_it_keeps_pace(ranks: Ra
     assert told[-2] == "rank 2 on c (10.0.0.3) keeps pace again"
 
 
-def test_a_rank_that_waits_for_data_is_told_so(ranks: Ranks) -> None:
+def test_a_rank_that_waits_for_data_is_told_so(ranks: StragglerDetector) -> None:
     told = [ranks.compare(SLOW, [0.01, 0.01, 0.29, 0.01])[1] for _ in range(LOOKS)]
     assert told[-1].endswith("it waits for data")
 
 
-def test_a_hiccup_is_not_told(ranks: Ranks) -> None:
+def test_a_hiccup_is_not_told(ranks: StragglerDetector) -> None:
     assert not any(ranks.compare(own, [0.0] * 4)[1] for own in [SLOW, SLOW, EVEN] * 4)
 
 
-def test_nothing_is_said_before_every_rank_is_known(ranks: Ranks) -> None:
+def test_nothing_is_said_before_every_rank_is_known(ranks: StragglerDetector) -> None:
     assert ranks.compare([0.0, 0.2, 0.2, 0.2], [0.0] * 4) == ({}, "")
 
 
@@ -52,8 +52,8 @@ def test_own_work_is_without_the_wait_for_others(monkeypatch: pytest.MonkeyPatch
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
     monkeypatch.setattr("time.monotonic", lambda: now)
-    watch = Watch()
-    watch.stopwatch = Stopwatch(torch.device("cpu"))
+    watch = Activity()
+    watch.stopwatch = StepTimer(torch.device("cpu"))
     for phase, seconds in ((Phase.DATA, 1.0), (Phase.COMPUTE, 2.0)):
         watch.enter(phase)
         now += seconds
@@ -69,7 +69,7 @@ def test_own_work_is_without_the_wait_for_others(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_end_of_the_own_backward_pass_is_seen() -> None:
-    watch = Watch()
+    watch = Activity()
     seen: list[Phase] = []
 
     class Network(nn.Linear):

@@ -13,13 +13,13 @@ from test_distributed import in_processes, with_settings
 
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.monitoring.watchdog import EXIT_STALLED, Standstill, Watchdog, verdict
+from posefleet.platform.monitoring.watchdog import EXIT_STALLED, RankStatus, Watchdog, verdict
 from posefleet.platform.runtime import logs
-from posefleet.platform.runtime.activity import Phase, Watch
+from posefleet.platform.runtime.activity import Activity, Phase
 
 
-def standstill(rank: int, step: int, phase: Phase, seconds: float = 60.0) -> Standstill:
-    return Standstill(rank, f"node{rank}", step, phase.value, seconds)
+def standstill(rank: int, step: int, phase: Phase, seconds: float = 60.0) -> RankStatus:
+    return RankStatus(rank, f"node{rank}", step, phase.value, seconds)
 
 
 def test_the_rank_that_does_not_wait_is_behind() -> None:
@@ -43,7 +43,7 @@ def logged(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def dog(watch: Watch, folder: Path, *, rank: int = 0, world_size: int = 1, stall_s: float = 0.4) -> Watchdog:
+def dog(watch: Activity, folder: Path, *, rank: int = 0, world_size: int = 1, stall_s: float = 0.4) -> Watchdog:
     watch.beat()
     watch.step = 7
     return Watchdog(
@@ -63,9 +63,9 @@ def messages(folder: Path, level: str) -> list[str]:
 
 
 def test_a_standstill_is_told_with_its_stacks_and_so_is_its_end(tmp_path: Path) -> None:
-    watch = Watch()
+    watch = Activity()
     watch.enter(Phase.DATA)
-    with logs.written(str(tmp_path), "rank0"), dog(watch, tmp_path).watching():
+    with logs.log_to_folder(str(tmp_path), "rank0"), dog(watch, tmp_path).watching():
         wait_for(lambda: bool(messages(tmp_path, "ERROR")))
         watch.beat()
         wait_for(lambda: bool(messages(tmp_path, "WARNING")))
@@ -78,11 +78,11 @@ def test_a_standstill_is_told_with_its_stacks_and_so_is_its_end(tmp_path: Path) 
 
 
 def test_ranks_meet_in_the_folder_and_one_of_them_tells(tmp_path: Path) -> None:
-    first, second = Watch(), Watch()
+    first, second = Activity(), Activity()
     first.enter(Phase.OTHERS)
     second.enter(Phase.COMPUTE)
     with (
-        logs.written(str(tmp_path), "rank0"),
+        logs.log_to_folder(str(tmp_path), "rank0"),
         dog(first, tmp_path, rank=0, world_size=2, stall_s=2.0).watching(),
         dog(second, tmp_path, rank=1, world_size=2, stall_s=2.0).watching(),
     ):
@@ -128,7 +128,7 @@ def test_a_slow_rank_is_named(small_run: dict[str, Any], tmp_path: Path, trouble
 
 
 def test_a_process_that_holds_the_lock_is_told_by_other_means(tmp_path: Path) -> None:
-    with dog(Watch(), tmp_path, rank=1, world_size=2).watching():
+    with dog(Activity(), tmp_path, rank=1, world_size=2).watching():
         time.sleep(0.2)
         ctypes.PyDLL(None).usleep(1_200_000)  # unlike CDLL, keeps the lock
     told = (tmp_path / "logs" / "frozen-rank1.txt").read_text()
@@ -136,7 +136,7 @@ def test_a_process_that_holds_the_lock_is_told_by_other_means(tmp_path: Path) ->
 
 
 def test_nothing_is_left_where_nothing_stood_still(tmp_path: Path) -> None:
-    with dog(Watch(), tmp_path, stall_s=60.0).watching():
+    with dog(Activity(), tmp_path, stall_s=60.0).watching():
         pass
     assert list((tmp_path / "logs").iterdir()) == []
 

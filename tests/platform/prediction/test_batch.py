@@ -24,10 +24,10 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.prediction import batch, worker
-from posefleet.platform.prediction.batch import BatchResult, Crew, predict_pictures
-from posefleet.platform.prediction.inputs import Picture, chunks, list_pictures
-from posefleet.platform.prediction.tables import Found, read_part, write_part, write_tables
-from posefleet.platform.prediction.worker import Wanted
+from posefleet.platform.prediction.batch import BatchResult, WorkerPool, predict_images
+from posefleet.platform.prediction.inputs import InputImage, chunks, list_pictures
+from posefleet.platform.prediction.tables import ImageResult, read_part, write_part, write_tables
+from posefleet.platform.prediction.worker import PredictionOptions
 
 TABLES = ("results.json", "poses.parquet", "images.parquet", "bad_images.json")
 
@@ -61,7 +61,7 @@ def picture(seed: int, size: tuple[int, int] = (80, 64)) -> np.ndarray:
 
 def predict(source: Path | str, output: Path | str, model: str, *, split: str = "", **options: Any) -> BatchResult:
     pictures = list_pictures(str(source), split=split, ignore=str(output))
-    return predict_pictures(pictures, str(output), model, **{"parallel": False, **options})
+    return predict_images(pictures, str(output), model, **{"parallel": False, **options})
 
 
 def rows(output: Path, name: str) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def test_a_folder_is_listed_to_the_bottom_and_numbered_by_name(tmp_path: Path) -
         (tmp_path / name).write_bytes(b"12345")
     listed = list_pictures(str(tmp_path), ignore=str(tmp_path / "out"))
     assert listed.folder == f"file://{tmp_path}"
-    assert listed.listed == (Picture("a/z.png", 1, 5), Picture("b.JPG", 2, 5), Picture("clip.mov", 3, 5))
+    assert listed.listed == (InputImage("a/z.png", 1, 5), InputImage("b.JPG", 2, 5), InputImage("clip.mov", 3, 5))
 
 
 def test_the_fingerprint_knows_names_and_sizes(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_coco_file_needs_no_annotations(tmp_path: Path) -> None:
     records = [{"id": number, "file_name": f"{number}.jpg", "width": 8, "height": 8} for number in (7, 3)]
     (tmp_path / "image_info.json").write_text(json.dumps({"images": records}))
     listed = list_pictures(str(tmp_path / "image_info.json"))
-    assert listed.listed == (Picture("3.jpg", 3), Picture("7.jpg", 7))
+    assert listed.listed == (InputImage("3.jpg", 3), InputImage("7.jpg", 7))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_nothing_to_predict_is_an_error(source: str, message: str, tmp_path: Pat
 
 def test_a_chunk_is_some_images_or_one_video() -> None:
     names = ["1.jpg", "2.jpg", "3.jpg", "4.mp4", "5.mp4", "6.jpg"]
-    cut = chunks([Picture(name, number) for number, name in enumerate(names)], 2)
+    cut = chunks([InputImage(name, number) for number, name in enumerate(names)], 2)
     assert [[picture.name for picture in chunk] for chunk in cut] == [
         ["1.jpg", "2.jpg"],
         ["3.jpg"],
@@ -162,10 +162,10 @@ def some_poses(count: int, seed: int = 0) -> Poses:
 
 def test_a_part_reads_as_it_was_written(tmp_path: Path) -> None:
     wrote = [
-        Found(1, "a.jpg", None, None, (8, 9), some_poses(2)),
-        Found(2, "b.jpg", reason="b.jpg: damaged"),
-        Found(3, "c.mp4", 0, 0.0, (8, 9), some_poses(0)),
-        Found(3, "c.mp4", 1, 0.5, (8, 9), some_poses(3)),
+        ImageResult(1, "a.jpg", None, None, (8, 9), some_poses(2)),
+        ImageResult(2, "b.jpg", reason="b.jpg: damaged"),
+        ImageResult(3, "c.mp4", 0, 0.0, (8, 9), some_poses(0)),
+        ImageResult(3, "c.mp4", 1, 0.5, (8, 9), some_poses(3)),
     ]
     write_part(str(tmp_path / "part"), wrote, COCO17)
     read = read_part(str(tmp_path / "part"), COCO17)
@@ -183,9 +183,11 @@ def test_a_part_reads_as_it_was_written(tmp_path: Path) -> None:
 def test_tables_have_a_row_a_pose_and_a_row_an_image(tmp_path: Path) -> None:
     poses = some_poses(2)
     parts = [str(tmp_path / "part-0"), str(tmp_path / "part-1")]
-    write_part(parts[0], [Found(1, "a.jpg", None, None, (8, 9), some_poses(0))], COCO17)
+    write_part(parts[0], [ImageResult(1, "a.jpg", None, None, (8, 9), some_poses(0))], COCO17)
     write_part(
-        parts[1], [Found(2, "b.jpg", None, None, (80, 90), poses), Found(3, "c.jpg", reason="c.jpg: odd")], COCO17
+        parts[1],
+        [ImageResult(2, "b.jpg", None, None, (80, 90), poses), ImageResult(3, "c.jpg", reason="c.jpg: odd")],
+        COCO17,
     )
     counts = write_tables(str(tmp_path), parts, COCO17)
     assert (counts.images, counts.frames, counts.poses, counts.with_nobody, counts.bad) == (2, 0, 2, 1, 1)
@@ -246,7 +248,7 @@ def test_files_of_a_coco_json_are_found_by_id_and_never_outside(people_coco: Pat
     images[0]["file_name"], images[1]["file_name"] = "../secret.jpg", "gone.jpg"
     (tmp_path / "few.json").write_text(json.dumps({"images": images}))
     pictures = list_pictures(str(tmp_path / "few.json"), images=str(people_coco / "val2017"))
-    predict_pictures(pictures, str(tmp_path / "out"), model, parallel=False)
+    predict_images(pictures, str(tmp_path / "out"), model, parallel=False)
     assert {row["image_id"] for row in rows(tmp_path / "out", "images")} == {image["id"] for image in images[2:]}
     reasons = [entry["reason"] for entry in json.loads((tmp_path / "out" / "bad_images.json").read_text())]
     assert "'../secret.jpg' is no file of the folder" in reasons[0] and reasons[1] == "gone.jpg: no such file"
@@ -269,7 +271,7 @@ def test_only_what_is_wanted_is_kept(photos: Path, model: str, tmp_path: Path) -
     predict(photos, tmp_path / "all", model)
     scores = sorted(row["score"] for row in rows(tmp_path / "all", "poses"))
     threshold = scores[len(scores) // 2]
-    predict(photos, tmp_path / "some", model, wanted=Wanted(score_threshold=threshold, max_people=1))
+    predict(photos, tmp_path / "some", model, wanted=PredictionOptions(score_threshold=threshold, max_people=1))
     some = rows(tmp_path / "some", "poses")
     assert 0 < len(some) < len(scores)
     assert all(row["score"] >= threshold and row["person"] == 0 for row in some)
@@ -280,7 +282,7 @@ def test_only_what_is_wanted_is_kept(photos: Path, model: str, tmp_path: Path) -
 def test_overlays_are_pictures_of_the_same_size_under_the_same_name(model: str, tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "one.png").write_bytes(encode_image(np.zeros((64, 80, 3), np.uint8), ".png"))
-    predict(tmp_path / "in", tmp_path / "out", model, wanted=Wanted(overlays=True, score_threshold=0.0))
+    predict(tmp_path / "in", tmp_path / "out", model, wanted=PredictionOptions(overlays=True, score_threshold=0.0))
     drawn = decode_image((tmp_path / "out" / "overlays" / "a" / "one.png.jpg").read_bytes())
     assert drawn.shape == (64, 80, 3) and drawn.max() > 100
 
@@ -303,7 +305,9 @@ def test_an_input_and_an_output_may_be_remote(photos: Path, model: str, tmp_path
 
 def test_a_video_has_a_row_a_frame_and_its_times(model: str, tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", 10)
-    result = predict(tmp_path / "clip.mp4", tmp_path / "out", model, wanted=Wanted(overlays=True), batch_size=4)
+    result = predict(
+        tmp_path / "clip.mp4", tmp_path / "out", model, wanted=PredictionOptions(overlays=True), batch_size=4
+    )
     assert (result.counts.images, result.counts.frames, result.counts.bad) == (0, 10, 0)
     frames = rows(tmp_path / "out", "images")
     assert [row["frame"] for row in frames] == list(range(10))
@@ -396,7 +400,7 @@ def test_another_model_input_or_wish_is_refused(
         with pytest.raises(ValueError, match=r"with model 'smpr at step 6, weights \w+.*and now it is 'smpr at step 6"):
             predict(photos, out, other_model)
         with pytest.raises(ValueError, match=r"with score_threshold None, and now it is 0\.5"):
-            predict(photos, out, model, wanted=Wanted(score_threshold=0.5))
+            predict(photos, out, model, wanted=PredictionOptions(score_threshold=0.5))
         (photos / "new.jpg").write_bytes(encode_jpeg(picture(1)))
         with pytest.raises(ValueError, match=r"with input '.*7 files.*and now it is '.*8 files"):
             predict(photos, out, model)
@@ -424,17 +428,19 @@ def test_a_damaged_part_is_named(many: Path, model: str, tmp_path: Path, monkeyp
 )
 def test_wishes_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Wanted(**settings)
+        PredictionOptions(**settings)
 
 
 def test_a_crew_fits_the_cluster() -> None:
-    assert Crew().fitted({"CPU": 8}, chunks=100) == Crew(workers=8, cpus=1, gpus=0)
-    assert Crew().fitted({"CPU": 8, "GPU": 2}, chunks=100) == Crew(workers=2, cpus=1, gpus=1)
-    assert Crew(gpus=0.5, cpus=4).fitted({"CPU": 8, "GPU": 2}, chunks=100) == Crew(workers=2, cpus=4, gpus=0.5)
-    assert Crew(workers=50, gpus=1).fitted({}, chunks=3) == Crew(workers=3, cpus=1, gpus=1)
-    assert Crew().fitted({}, chunks=3) == Crew(workers=1, cpus=1, gpus=0)
+    assert WorkerPool().fitted({"CPU": 8}, chunks=100) == WorkerPool(workers=8, cpus=1, gpus=0)
+    assert WorkerPool().fitted({"CPU": 8, "GPU": 2}, chunks=100) == WorkerPool(workers=2, cpus=1, gpus=1)
+    assert WorkerPool(gpus=0.5, cpus=4).fitted({"CPU": 8, "GPU": 2}, chunks=100) == WorkerPool(
+        workers=2, cpus=4, gpus=0.5
+    )
+    assert WorkerPool(workers=50, gpus=1).fitted({}, chunks=3) == WorkerPool(workers=3, cpus=1, gpus=1)
+    assert WorkerPool().fitted({}, chunks=3) == WorkerPool(workers=1, cpus=1, gpus=0)
     with pytest.raises(ValueError, match="workers 0"):
-        Crew(workers=0)
+        WorkerPool(workers=0)
 
 
 @pytest.mark.ray
@@ -457,7 +463,7 @@ def test_a_picture_that_kills_its_reader_is_listed(
 
     class Mortal:  # here, so that it travels with its code
         def __init__(self, work: Any) -> None:
-            class Dying(worker._RowWorker):
+            class Dying(worker.RowWorker):
                 def _decode(self, data, picture):  # type: ignore[no-untyped-def]  # names of a class body do not travel
                     if data.startswith(b"deadly"):
                         os._exit(9)
@@ -468,9 +474,9 @@ def test_a_picture_that_kills_its_reader_is_listed(
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             return self._worker(row)
 
-    monkeypatch.setattr(batch, "_RowWorker", Mortal)
+    monkeypatch.setattr(batch, "RowWorker", Mortal)
     (many / "07.jpg").write_bytes(b"deadly")
-    result = predict(many, tmp_path / "out", model, parallel=True, crew=Crew(workers=1))
+    result = predict(many, tmp_path / "out", model, parallel=True, crew=WorkerPool(workers=1))
     assert (result.counts.images, result.counts.bad) == (39, 1)
     (bad,) = json.loads((tmp_path / "out" / "bad_images.json").read_text())
     assert bad["path"] == "07.jpg" and "whoever reads it dies" in bad["reason"]

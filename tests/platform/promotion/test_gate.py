@@ -22,11 +22,11 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion import checks as gate_checks
-from posefleet.platform.promotion.checks import Bounds, ShadowBounds
-from posefleet.platform.promotion.gate import Verdict, judge
+from posefleet.platform.promotion.checks import GateThresholds, ShadowThresholds
+from posefleet.platform.promotion.gate import GateReport, run_gate
 from posefleet.platform.promotion.shadow import Shadowing
 
-BOUNDS = Bounds(tolerance=0.01, keypoint_floor=0.0, latency_ms=0.0, latency_people=2, served_images=4)
+BOUNDS = GateThresholds(tolerance=0.01, keypoint_floor=0.0, latency_ms=0.0, latency_people=2, served_images=4)
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def split(people_shards: Path) -> Split:
     return Split(shards=str(people_shards / "val2017"))
 
 
-def judged(candidate: str, split: Split, folder: Path, champion: str = "", **bounds: float) -> Verdict:
+def judged(candidate: str, split: Split, folder: Path, champion: str = "", **bounds: float) -> GateReport:
     experiment = read_meta(candidate).experiment
-    return judge(candidate, experiment, champion, split, dataclasses.replace(BOUNDS, **bounds), folder)
+    return run_gate(candidate, experiment, champion, split, dataclasses.replace(BOUNDS, **bounds), folder)
 
 
 # ---------------------------------------------------------------------------------------------------- as a whole
@@ -117,7 +117,7 @@ def test_another_decoding_is_scored_and_becomes_that_of_the_copy(candidate: str,
     fewer = dataclasses.replace(
         own, model=dataclasses.replace(own.model, decode=dataclasses.replace(own.model.decode, max_poses=1))
     )
-    verdict = judge(candidate, fewer, "", split, BOUNDS, tmp_path)
+    verdict = run_gate(candidate, fewer, "", split, BOUNDS, tmp_path)
     assert verdict.failed == () and verdict.evaluation is not None
     assert verdict.evaluation.protocol.poses <= 7  # images
     assert read_meta(str(tmp_path / "checkpoint")).experiment.model.decode.max_poses == 1
@@ -125,7 +125,7 @@ def test_another_decoding_is_scored_and_becomes_that_of_the_copy(candidate: str,
 
 def test_without_images_that_are_annotated_the_rest_is_looked_at(candidate: str, tmp_path: Path) -> None:
     experiment = read_meta(candidate).experiment
-    verdict = judge(candidate, experiment, "", None, dataclasses.replace(BOUNDS, latency_ms=1e-3), tmp_path)
+    verdict = run_gate(candidate, experiment, "", None, dataclasses.replace(BOUNDS, latency_ms=1e-3), tmp_path)
     assert [check.name for check in verdict.checks] == ["weights", "latency"]
     assert verdict.failed == ("latency",) and verdict.evaluation is None
 
@@ -133,7 +133,7 @@ def test_without_images_that_are_annotated_the_rest_is_looked_at(candidate: str,
 def test_what_is_no_checkpoint_is_no_candidate(candidate: str, split: Split, tmp_path: Path) -> None:
     experiment = read_meta(candidate).experiment
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        judge(str(tmp_path), experiment, "", split, BOUNDS, tmp_path / "release")
+        run_gate(str(tmp_path), experiment, "", split, BOUNDS, tmp_path / "release")
 
 
 # ---------------------------------------------------------------------------------------------------- one by one
@@ -224,7 +224,7 @@ def test_other_weights_are_not_served_as_evaluated(
 # ---------------------------------------------------------------------------------------------------- live images
 
 ONE, TWO = "models:/smpr/1", "models:/smpr/2"
-LIVE = ShadowBounds(images=100, people=1000, oks=0.8, missed=0.1, slower=2.0)
+LIVE = ShadowThresholds(images=100, people=1000, oks=0.8, missed=0.1, slower=2.0)
 SEEN = Shadowing(
     images=500, champion=ONE, challenger=TWO, people=2000, mean_oks=0.9, only_champion=100, only_challenger=50,
     champion_ms=10.0, challenger_ms=15.0,
@@ -232,7 +232,7 @@ SEEN = Shadowing(
 
 
 def failed(seen: Shadowing, champion: str = ONE, challenger: str = TWO, **bounds: float) -> list[str]:
-    checks = gate_checks.live(seen, champion, challenger, dataclasses.replace(LIVE, **bounds))
+    checks = gate_checks.shadow_checks(seen, champion, challenger, dataclasses.replace(LIVE, **bounds))
     assert [check.name for check in checks] == ["pair", "live", "agreement", "missed", "slower"]
     return [check.name for check in checks if not check.passed]
 
@@ -248,7 +248,7 @@ def test_a_challenger_that_agrees_passes_and_every_bound_can_fail() -> None:
 def test_what_was_compared_must_be_the_versions_at_hand() -> None:
     assert failed(SEEN, champion="models:/smpr/3") == failed(SEEN, challenger="models:/smpr/3") == ["pair"]
     assert failed(SEEN, champion="") == ["pair"], "no champion at all"
-    pair, *_ = gate_checks.live(SEEN, "models:/smpr/3", TWO, LIVE)
+    pair, *_ = gate_checks.shadow_checks(SEEN, "models:/smpr/3", TWO, LIVE)
     assert str(pair) == (
         "FAIL  pair        compared models:/smpr/2 with models:/smpr/1  [models:/smpr/2 with models:/smpr/3]"
     )

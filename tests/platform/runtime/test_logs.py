@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from posefleet.platform.runtime.logs import written
+from posefleet.platform.runtime.logs import log_to_folder
 from posefleet.platform.runtime.redaction import redact
 
 
@@ -20,7 +20,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_a_line_says_when_which_run_which_rank_and_what(tmp_path: Path) -> None:
     log = logging.getLogger("posefleet.platform.anything")
-    with written(str(tmp_path / "smpr-a"), "rank3"):
+    with log_to_folder(str(tmp_path / "smpr-a"), "rank3"):
         log.debug("step %d", 7)
         logging.getLogger("elsewhere").info("not for us")
         logging.getLogger("elsewhere").warning("disk is\nnearly full")
@@ -38,7 +38,7 @@ def test_a_line_says_when_which_run_which_rank_and_what(tmp_path: Path) -> None:
 
 def test_starts_of_a_run_append(tmp_path: Path) -> None:
     for start in ("first", "second"):
-        with written(str(tmp_path), "driver", run="a"):
+        with log_to_folder(str(tmp_path), "driver", run="a"):
             logging.getLogger("posefleet").info(start)
     found = lines(tmp_path / "logs" / "driver.jsonl")
     assert [(line["rank"], line["message"]) for line in found] == [("driver", "first"), ("driver", "second")]
@@ -49,7 +49,7 @@ def test_the_terminal_stays_as_it_was(tmp_path: Path) -> None:
     handler = logging.StreamHandler(terminal)
     logging.getLogger().addHandler(handler)
     try:
-        with written(str(tmp_path), "rank0"):
+        with log_to_folder(str(tmp_path), "rank0"):
             logging.getLogger("posefleet.platform").debug("for the file")
             logging.getLogger("posefleet.platform").info("for people")
     finally:
@@ -61,14 +61,14 @@ def test_the_terminal_stays_as_it_was(tmp_path: Path) -> None:
 def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "rank0.jsonl").symlink_to("/dev/full")
-    with written(str(tmp_path), "rank0"):
+    with log_to_folder(str(tmp_path), "rank0"):
         logging.getLogger("posefleet.platform.anything").debug("step 7")
         logging.getLogger("posefleet.platform.anything").debug("step 8")
     assert capsys.readouterr().err == ""
 
 
 def test_a_run_in_a_bucket_gets_its_logs_at_the_end() -> None:
-    with written("memory://bucket/run", "rank1"):
+    with log_to_folder("memory://bucket/run", "rank1"):
         logging.getLogger("posefleet").warning("hello")
     with fsspec.open("memory://bucket/run/logs/rank1.jsonl") as stream:
         assert json.loads(stream.read().splitlines()[-1])["message"] == "hello"
@@ -90,7 +90,7 @@ def test_secrets_stay_out(text: str, shown: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_secrets_stay_out_of_tracebacks(tmp_path: Path) -> None:
-    with written(str(tmp_path), "rank0"):
+    with log_to_folder(str(tmp_path), "rank0"):
         try:
             raise OSError("cannot reach postgresql://me:hunter2@db/x")
         except OSError:

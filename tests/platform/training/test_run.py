@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posefleet.platform.tracking.runs import read_run, start_run
-from posefleet.platform.training.run import Run, RunSink
+from posefleet.platform.training.run import Run, RunLogger
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def run(store: str, tmp_path: Path) -> Run:
 
 def test_a_picture_that_cannot_be_written_ends_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     Path(run.folder, "report").touch()  # a file, where a folder is wanted
-    sink = RunSink(run, system_every=0)
+    sink = RunLogger(run, system_every=0)
     with caplog.at_level(logging.WARNING):
         sink.log_bytes("curves/loss.png", b"a picture")
     sink.close("FINISHED")
@@ -37,7 +37,7 @@ def test_a_run_ends_where_its_folder_cannot_be_written(run: Run, caplog: pytest.
 
 def test_a_sink_that_is_left_has_sent_everything_and_ends_no_run(run: Run) -> None:
     before = set(threading.enumerate())
-    with RunSink(run, system_every=0) as sink:
+    with RunLogger(run, system_every=0) as sink:
         sink.log_metrics({"AP": 0.5}, 3)
     found = read_run(run.tracking_uri, run.run_id)
     assert (found.status, found.metrics["AP"]) == ("RUNNING", 0.5)
@@ -45,7 +45,7 @@ def test_a_sink_that_is_left_has_sent_everything_and_ends_no_run(run: Run) -> No
 
 
 def test_a_sink_that_is_left_by_an_error_keeps_everything(run: Run) -> None:
-    with pytest.raises(RuntimeError), RunSink(run, system_every=0) as sink:
+    with pytest.raises(RuntimeError), RunLogger(run, system_every=0) as sink:
         sink.log_metrics({"AP": 0.5}, 3)
         raise RuntimeError
     run.finish("FAILED", curves=False)

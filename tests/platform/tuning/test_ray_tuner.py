@@ -16,8 +16,8 @@ from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.tracking.runs import RunSummary, find_runs, read_metrics
 from posefleet.platform.training.run import Run, open_search
-from posefleet.platform.tuning.ray_tuner import Engine, room, run_search
-from posefleet.platform.tuning.report import leave_search
+from posefleet.platform.tuning.ray_tuner import SearchConfig, max_concurrent_trials, run_search
+from posefleet.platform.tuning.report import log_search
 from posefleet.platform.tuning.space import Choice, Range, Space, apply
 from posefleet.platform.tuning.study import Search
 
@@ -51,7 +51,7 @@ def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
         0, 1.0, {"AP": 0.5}, run="", settings=first.settings
     )  # better than a training of six steps will ever be
     search.tell(0, {"AP": 0.5})
-    assert run_search(search, Engine(samples=4, reduction=2), parent)
+    assert run_search(search, SearchConfig(samples=4, reduction=2), parent)
     assert read_metrics(parent.tracking_uri, parent.run_id, ["trials"])["trials"][-1] == (4, 4.0)
 
     trials = search.trials()[1:]
@@ -71,10 +71,10 @@ def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
         assert float(run.params["model.loss.cls"]) == trial.settings["model.loss.cls"]
         assert {"git", "data.train"} <= set(run.tags)
         assert run.tags.get("stopped_after_epochs") == (None if trial in poisoned else "1")
-    assert run_search(search, Engine(samples=4), parent)  # nothing left to do
+    assert run_search(search, SearchConfig(samples=4), parent)  # nothing left to do
     assert len(children(parent)) == 3
 
-    leave_search(search)
+    log_search(search)
     written = build_experiment(yaml.safe_load((tmp_path / "search" / "best.yaml").read_text()))
     assert written.run.parent == "" and written.run.storage == base.run.storage
     assert {"search.md", "trials.json", "history.png"} <= {p.name for p in search.folder.iterdir()}
@@ -89,7 +89,7 @@ def test_trials_of_two_workers_take_turns_on_two_cores_and_a_dead_one_is_started
 
     scaling = {"scaling.num_workers": 2, "scaling.cpus_per_worker": 1, "data.batch_size": 2}
     base = settings_of_trials(small_run, **scaling)
-    assert room(base.scaling, ray.cluster_resources()) == 1
+    assert max_concurrent_trials(base.scaling, ray.cluster_resources()) == 1
     base = apply(base, {"train.epochs": 3, "train.eval_every": 1})
     search, parent = opened(base, tmp_path / "search", {"model.loss.cls": Range(low=0.5, high=2.0)})
     killed: list[bool] = []
@@ -100,7 +100,7 @@ def test_trials_of_two_workers_take_turns_on_two_cores_and_a_dead_one_is_started
 
     killer = threading.Thread(target=kill_the_first_trial)
     killer.start()
-    assert run_search(search, Engine(samples=2), parent)
+    assert run_search(search, SearchConfig(samples=2), parent)
     killer.join()
     assert killed == [True]
     assert [trial.reason for trial in search.trials()] == ["", ""] and len(search.complete()) == 2
@@ -115,7 +115,7 @@ def test_members_of_a_population_go_on_as_copies_of_better_ones(
 ) -> None:
     base = settings_of_trials(small_run, **{"train.epochs": 3, "train.eval_every": 1})
     search, parent = opened(base, tmp_path / "search", {"model.loss.cls": Range(low=0.5, high=2.0)})
-    assert run_search(search, Engine(samples=2, scheduler="pbt"), parent)
+    assert run_search(search, SearchConfig(samples=2, scheduler="pbt"), parent)
     trials = search.complete()
     assert [trial.number for trial in trials] == [0, 1]
     moved = []
@@ -130,11 +130,11 @@ def test_members_of_a_population_go_on_as_copies_of_better_ones(
 
 def test_room_is_what_the_cluster_has_for_whole_trials() -> None:
     two = ScalingConfig(num_workers=2, cpus_per_worker=3)
-    assert room(two, {"CPU": 18.0}) == 3
-    assert room(dataclasses.replace(two, use_gpu=True), {"CPU": 64.0, "GPU": 5.0}) == 2
-    assert room(ScalingConfig(num_workers=0), {"CPU": 2.0}) == 2
+    assert max_concurrent_trials(two, {"CPU": 18.0}) == 3
+    assert max_concurrent_trials(dataclasses.replace(two, use_gpu=True), {"CPU": 64.0, "GPU": 5.0}) == 2
+    assert max_concurrent_trials(ScalingConfig(num_workers=0), {"CPU": 2.0}) == 2
     with pytest.raises(ValueError, match="one trial needs 6 CPUs for its 2 workers and the cluster has 2 CPUs"):
-        room(two, {"CPU": 2.0})
+        max_concurrent_trials(two, {"CPU": 2.0})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import yaml
 
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.tuning.report import leave_search
+from posefleet.platform.tuning.report import log_search
 from posefleet.platform.tuning.space import Choice, Range, apply
 from posefleet.platform.tuning.study import Search
 
@@ -35,7 +35,7 @@ def test_the_own_settings_come_first_and_the_search_finds_better_ones(tmp_path: 
     best = found.best()
     assert best is not None and abs(best.settings["model.score.exponent"] - BEST) < 0.05
     assert found.experiment(best).model.score.exponent == best.settings["model.score.exponent"]
-    text = leave_search(found)
+    text = log_search(found)
     assert f"| {best.number} | {best.scores['AP']:.4f} |" in text and "25 trials, 0 failed." in text
     written = build_experiment(yaml.safe_load((tmp_path / "best.yaml").read_text()))
     assert written == found.experiment(best)
@@ -77,7 +77,7 @@ def test_failed_trials_are_kept_with_their_reason_and_stop_nothing(tmp_path: Pat
     found.run(fragile, 30)
     reasons = {trial.reason for trial in found.trials()}
     assert reasons == {"", "these settings contradict", "AP is no number"}
-    assert "failed: these settings contradict" in leave_search(found)
+    assert "failed: these settings contradict" in log_search(found)
 
 
 def test_without_a_single_score_the_reasons_are_told(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_without_a_single_score_the_reasons_are_told(tmp_path: Path) -> None:
     found = search(tmp_path)
     found.run(never, 2)
     with pytest.raises(ValueError, match="no trial ended with scores:\n  trial 0: no"):
-        leave_search(found)
+        log_search(found)
 
 
 def test_settings_matter_by_what_trials_reached_at_the_same_age(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_settings_matter_by_what_trials_reached_at_the_same_age(tmp_path: Path) 
     assert found.common_age() == 1.0 and len(found.alike()) == 12
     assert list(found.importance()) == ["model.loss.cls", "model.loss.psm"]
     assert found.importance()["model.loss.cls"] > 0.7
-    text = leave_search(found)
+    text = log_search(found)
     assert "12 trials, 8 stopped early, 0 failed." in text and "AP after 1 epochs varies: model.loss.cls" in text
     pictures = {"history.png", "curves.png", "importance.png", "parallel.png"}
     assert pictures <= {path.name for path in tmp_path.iterdir()}
@@ -118,7 +118,7 @@ def test_of_several_objectives_those_that_no_other_beats_are_the_best(tmp_path: 
         assert trial
         found.tell(trial.number, dict(zip(("AP", "parameters"), scores, strict=True)))
     assert [trial.number for trial in found.pareto()] == [3, 1, 2]
-    assert "| 2 | 0.4000 | 5.0000 |" in leave_search(found)
+    assert "| 2 | 0.4000 | 5.0000 |" in log_search(found)
     assert (tmp_path / "pareto_parameters.png").exists()
     with pytest.raises(ValueError, match="no objective 'speed'; there are AP, parameters"):
         Search(tmp_path / "other", BASE, SPACE, about={}, seed=0, objectives=("AP", "speed"))

@@ -174,7 +174,7 @@ def test_an_evaluation_leaves_table_figures_and_overlays(shifted: Evaluation) ->
     batch = collate([Sample(image, person, 1, half, (480, 300)), Sample(image, person, 2, half, (480, 300))])
     poses = [poses_like(people_at((10, 10))), Poses.empty(17)]
     sink = Recorder()
-    report.leave_evaluation(sink, shifted, [(batch, poses)], COCO17, step=1200, most=2)
+    report.log_evaluation(sink, shifted, [(batch, poses)], COCO17, step=1200, most=2)
     folder = "evaluation/step-0001200"
     assert set(sink.files) == {
         f"{folder}/{name}"
@@ -198,7 +198,7 @@ def test_targets_are_left_as_one_contact_sheet() -> None:
     sample = Sample(np.zeros((64, 96, 3), np.uint8), People.empty(17), 1, np.eye(3)[:2], (96, 64))
     target = TargetPoints("cells", torch.tensor([[48.0, 32.0]]), torch.tensor([0]), torch.tensor([8.0]))
     sink = Recorder()
-    report.leave_targets(sink, collate([sample] * 3), [[target]] * 3, COCO17)
+    report.log_targets(sink, collate([sample] * 3), [[target]] * 3, COCO17)
     sheet = decode_image(sink.files["targets/first_images.jpg"])
     assert sheet.shape == (320 + 26 + 12, 3 * 480 + 4 * 6, 3)
     assert sheet[6 + 160, 6 + 240].max() > 150

@@ -13,32 +13,32 @@ from small_settings import small_settings, untrained_checkpoint
 from posefleet.data.images import encode_image
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.serve.deployments import replica as module
-from posefleet.serve.deployments.errors import Refusal
-from posefleet.serve.deployments.replica import Ask, Replica, Seen
+from posefleet.serve.deployments.errors import ErrorDetail
+from posefleet.serve.deployments.replica import PredictOptions, PredictResult, Replica
 from posefleet.serve.deployments.settings import ServedModel
-from posefleet.serve.deployments.versions import Report, Wanted
+from posefleet.serve.deployments.versions import ReplicaStatus, ServedVersion
 
 
 class Versions:
     """Says what to serve."""
 
-    def __init__(self, wanted: Wanted | None) -> None:
+    def __init__(self, wanted: ServedVersion | None) -> None:
         self.wanted = wanted
-        self.reports: list[Report] = []
+        self.reports: list[ReplicaStatus] = []
 
     @property
     def report(self) -> "Versions":
         return self
 
-    async def remote(self, report: Report) -> Wanted | None:
+    async def remote(self, report: ReplicaStatus) -> ServedVersion | None:
         self.reports.append(report)
         return self.wanted
 
 
 @pytest.fixture
-def wanted(people_shards: Path, tmp_path: Path) -> Wanted:
+def wanted(people_shards: Path, tmp_path: Path) -> ServedVersion:
     checkpoint = untrained_checkpoint(small_settings(people_shards, tmp_path), tmp_path)
-    return Wanted(
+    return ServedVersion(
         checkpoint=checkpoint, name="", version=None, data=None, ap=None, run_id=None, step=6, method="smpr",
         schema="coco17",
     )  # fmt: skip
@@ -62,53 +62,56 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
     return seen
 
 
-async def started(wanted: Wanted | None, **settings: Any) -> Any:
+async def started(wanted: ServedVersion | None, **settings: Any) -> Any:
     served = ServedModel(name="pose", source="runs/a", score_threshold=0.0, warm_up=(), **settings)
     replica = object.__new__(Replica)
     await replica.__init__("pose", served, 1_000_000, "", Versions(wanted))
     return replica
 
 
-async def ask_all(replica: Any, photographs: list[bytes], ask: Ask) -> list[Any]:
+async def ask_all(replica: Any, photographs: list[bytes], ask: PredictOptions) -> list[Any]:
     return await asyncio.gather(*(replica.predict(data, ask) for data in photographs), return_exceptions=True)
 
 
 def test_images_of_one_padded_shape_share_batches(
-    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes]
+    wanted: ServedVersion, batches: list[list[tuple[int, int]]], photographs: list[bytes]
 ) -> None:
     strip = encode_image(np.zeros((30, 120, 3), np.uint8), ".png")
 
     async def run() -> list[Any]:
         replica = await started(wanted, batching={"size": 4, "wait_ms": 300})
-        return await ask_all(replica, 6 * [photographs[0], strip], Ask(60.0))
+        return await ask_all(replica, 6 * [photographs[0], strip], PredictOptions(60.0))
 
     found = asyncio.run(run())
-    assert all(isinstance(seen, Seen) for seen in found)
+    assert all(isinstance(seen, PredictResult) for seen in found)
     assert sorted(len(batch) for batch in batches) == [2, 2, 4, 4] and all(len(set(batch)) == 1 for batch in batches)
 
 
 def test_nobody_is_predicted_for_who_left(
-    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes]
+    wanted: ServedVersion, batches: list[list[tuple[int, int]]], photographs: list[bytes]
 ) -> None:
     async def run() -> list[Any]:
         replica = await started(wanted, batching={"size": 8, "wait_ms": 100})
         async with replica._turn:  # the network is busy
-            late = asyncio.create_task(replica.predict(photographs[0], Ask(0.2)))
-            gone = asyncio.create_task(replica.predict(photographs[0], Ask(60.0)))
-            stays = asyncio.create_task(replica.predict(photographs[0], Ask(60.0)))
+            late = asyncio.create_task(replica.predict(photographs[0], PredictOptions(0.2)))
+            gone = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
+            stays = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
             await asyncio.sleep(0.05)
             gone.cancel()
             await asyncio.sleep(0.3)
         return await asyncio.gather(late, gone, stays, return_exceptions=True)
 
     late, gone, stays = asyncio.run(run())
-    assert isinstance(late, Refusal) and late.reason == "deadline"
-    assert isinstance(gone, asyncio.CancelledError) and isinstance(stays, Seen)
+    assert isinstance(late, ErrorDetail) and late.reason == "deadline"
+    assert isinstance(gone, asyncio.CancelledError) and isinstance(stays, PredictResult)
     assert [len(batch) for batch in batches] == [1]
 
 
 def test_an_image_that_breaks_the_network_fails_alone(
-    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes], monkeypatch: pytest.MonkeyPatch
+    wanted: ServedVersion,
+    batches: list[list[tuple[int, int]]],
+    photographs: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     predict = Predictor.predict_prepared
 
@@ -122,34 +125,40 @@ def test_an_image_that_breaks_the_network_fails_alone(
 
     async def run() -> list[Any]:
         replica = await started(wanted, batching={"size": 8, "wait_ms": 300})
-        return await ask_all(replica, [photographs[0], black, photographs[2]], Ask(60.0))
+        return await ask_all(replica, [photographs[0], black, photographs[2]], PredictOptions(60.0))
 
     first, broken, third = asyncio.run(run())
-    assert isinstance(first, Seen) and isinstance(third, Seen) and isinstance(broken, RuntimeError)
+    assert isinstance(first, PredictResult) and isinstance(third, PredictResult) and isinstance(broken, RuntimeError)
 
 
 def test_a_challengers_replica_without_a_version_waits_for_one(
-    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes], monkeypatch: pytest.MonkeyPatch
+    wanted: ServedVersion,
+    batches: list[list[tuple[int, int]]],
+    photographs: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "REPORT_S", 0.02)
 
     async def run() -> tuple[Any, Any]:
         replica = await started(None)
-        before = await replica.predict(photographs[0], Ask(60.0))
+        before = await replica.predict(photographs[0], PredictOptions(60.0))
         replica._versions.wanted = wanted
         for _ in range(500):
             await asyncio.sleep(0.02)
             if replica._versions.reports[-1].serves == wanted:
                 break
-        return before, await replica.predict(photographs[0], Ask(60.0))
+        return before, await replica.predict(photographs[0], PredictOptions(60.0))
 
     before, after = asyncio.run(run())
-    assert isinstance(before, Refusal) and before.reason == "no_model"
-    assert isinstance(after, Seen)
+    assert isinstance(before, ErrorDetail) and before.reason == "no_model"
+    assert isinstance(after, PredictResult)
 
 
 def test_a_network_that_hangs_is_unhealthy(
-    wanted: Wanted, batches: list[list[tuple[int, int]]], photographs: list[bytes], monkeypatch: pytest.MonkeyPatch
+    wanted: ServedVersion,
+    batches: list[list[tuple[int, int]]],
+    photographs: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     release = threading.Event()
     monkeypatch.setattr(module, "STUCK_S", 0.1)
@@ -162,7 +171,7 @@ def test_a_network_that_hangs_is_unhealthy(
         replica = await started(wanted)
         await replica.check_health()
         monkeypatch.setattr(Predictor, "predict_prepared", stuck)
-        asking = asyncio.create_task(replica.predict(photographs[0], Ask(60.0)))
+        asking = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
         await asyncio.sleep(0.5)
         with pytest.raises(RuntimeError, match="in the network"):
             await replica.check_health()

@@ -12,20 +12,26 @@ import pytest
 from posefleet.platform.tracking.registry import CHALLENGER as ALIAS
 from posefleet.platform.tracking.registry import CHAMPION
 from posefleet.serve.deployments import versions
-from posefleet.serve.deployments.errors import Refusal
+from posefleet.serve.deployments.errors import ErrorDetail
 from posefleet.serve.deployments.settings import ServedModel, ServerSettings
-from posefleet.serve.deployments.versions import CHALLENGER, Report, Shadowed, Versions, Wanted
+from posefleet.serve.deployments.versions import (
+    CHALLENGER,
+    ReplicaStatus,
+    ServedVersion,
+    ShadowStats,
+    VersionController,
+)
 from posefleet.serve.http.routes import _model_info
 
-DECIDER: Any = Versions.func_or_class
+DECIDER: Any = VersionController.func_or_class
 """The class itself, without a Ray Serve round it."""
 
 KEY, RIVAL = "pose", f"pose{CHALLENGER}"
 SOURCES = {KEY: f"models:/pose@{CHAMPION}", RIVAL: f"models:/pose@{ALIAS}"}
 
 
-def version(number: int) -> Wanted:
-    return Wanted(
+def version(number: int) -> ServedVersion:
+    return ServedVersion(
         checkpoint=f"models:/pose/{number}", name="pose", version=str(number), data=None, ap=0.5, run_id=None, step=6,
         method="smpr", schema="coco17",
     )  # fmt: skip
@@ -38,17 +44,17 @@ V1, V2, V3 = map(version, (1, 2, 3))
 class Registry:
     """Stands in for the look-up."""
 
-    found: dict[str, Wanted | Exception]
+    found: dict[str, ServedVersion | Exception]
     asked: list[str] = dataclasses.field(default_factory=list)
 
-    def __call__(self, source: str, tracking: str) -> Wanted:
+    def __call__(self, source: str, tracking: str) -> ServedVersion:
         self.asked.append(source)
         found = self.found.get(source, ValueError(f"{source}: no such alias"))
         if isinstance(found, Exception):
             raise found
         return found
 
-    def move(self, key: str, to: Wanted | Exception) -> None:
+    def move(self, key: str, to: ServedVersion | Exception) -> None:
         self.found[SOURCES[key]] = to
 
 
@@ -66,16 +72,16 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 20))
 
 
-def report(replica: str, serves: Wanted | None = None, key: str = KEY, **more: Any) -> Report:
-    return Report(model=key, replica=replica, serves=serves, **more)
+def report(replica: str, serves: ServedVersion | None = None, key: str = KEY, **more: Any) -> ReplicaStatus:
+    return ReplicaStatus(model=key, replica=replica, serves=serves, **more)
 
 
 class Follower:
     """A replica that does what it is told."""
 
-    def __init__(self, decider: Any, name: str, *, refuses: Wanted | None = None) -> None:
+    def __init__(self, decider: Any, name: str, *, refuses: ServedVersion | None = None) -> None:
         self.decider, self.name, self.refuses = decider, name, refuses
-        self.serves: Wanted | None = None
+        self.serves: ServedVersion | None = None
 
     async def __aenter__(self) -> "Follower":
         self.serves = await self.decider.report(report(self.name))
@@ -86,7 +92,7 @@ class Follower:
         self._task.cancel()
 
     async def _follow(self) -> None:
-        failed: tuple[Wanted, str] | None = None
+        failed: tuple[ServedVersion, str] | None = None
         while True:
             wanted = await self.decider.report(report(self.name, self.serves, failed=failed))
             failed = (wanted, "its weights are damaged") if wanted == self.refuses else None
@@ -146,7 +152,7 @@ def test_a_reload_waits_for_replicas_whose_reports_are_late(registry: Registry) 
         assert await decider.report(report("a", V1)) == V2
         await decider.report(report("a", V1, failed=(V2, "its weights are damaged")))
         found = await reload
-        assert isinstance(found, Refusal) and "damaged" in found.detail
+        assert isinstance(found, ErrorDetail) and "damaged" in found.detail
 
     run(test())
 
@@ -234,8 +240,8 @@ def test_a_registry_that_does_not_answer_takes_no_challenger_away(
         run(test())
 
 
-def sums(champion: Wanted, challenger: Wanted, images: int) -> Shadowed:
-    return Shadowed(
+def sums(champion: ServedVersion, challenger: ServedVersion, images: int) -> ShadowStats:
+    return ShadowStats(
         champion=champion.checkpoint,
         challenger=challenger.checkpoint,
         images=images,
@@ -252,7 +258,7 @@ def test_comparisons_of_several_replicas_add_up_and_those_of_other_pairs_stay_ap
         registry.move(RIVAL, V2)
         decider = DECIDER(SOURCES, "")
 
-        async def seen(replica: str, *shadowed: Shadowed) -> None:
+        async def seen(replica: str, *shadowed: ShadowStats) -> None:
             await decider.report(report(replica, V2, key=RIVAL, shadowed=shadowed))
 
         await decider.report(report("a", V1))
@@ -305,7 +311,7 @@ def test_a_version_that_one_replica_cannot_load_is_taken_back_from_all(registry:
             registry.move(KEY, V2)
             for _ in range(2):  # also when it is tried again
                 refused = await decider.reload(KEY, 5.0)
-                assert isinstance(refused, Refusal) and refused.reason == "reload_failed"
+                assert isinstance(refused, ErrorDetail) and refused.reason == "reload_failed"
                 assert refused.detail == ("models:/pose/2: its weights are damaged; models:/pose/1 is served as before")
             await asyncio.sleep(3 * versions.REPORT_S)
             assert a.serves == b.serves == V1
@@ -330,7 +336,7 @@ def test_a_replica_that_does_not_swap_in_time_ends_the_reload(registry: Registry
             start = time.monotonic()
             refused = await decider.reload(KEY, 0.3)
             assert time.monotonic() - start < 2
-            assert isinstance(refused, Refusal)
+            assert isinstance(refused, ErrorDetail)
             assert "after 0.3 s 1 of 2 replicas do not serve it" in refused.detail
             await asyncio.sleep(3 * versions.REPORT_S)
             assert a.serves == V1
@@ -356,7 +362,7 @@ def test_a_source_that_is_not_there_changes_nothing(registry: Registry) -> None:
         async with Follower(decider, "a") as a:
             registry.move(KEY, ValueError("no such alias"))
             refused = await decider.reload(KEY, 5.0)
-            assert refused == Refusal("reload_failed", "no such alias; models:/pose/1 is served as before")
+            assert refused == ErrorDetail("reload_failed", "no such alias; models:/pose/1 is served as before")
             assert a.serves == V1
 
     run(test())
@@ -381,7 +387,7 @@ def test_a_refused_reload_right_after_a_fault_leaves_the_choice_to_the_replicas(
         registry.move(KEY, ValueError("no such alias"))
         decider = DECIDER(SOURCES, "")
         refused = await decider.reload(KEY, 1.0)
-        assert isinstance(refused, Refusal) and "nothing is served as before" in refused.detail
+        assert isinstance(refused, ErrorDetail) and "nothing is served as before" in refused.detail
         assert await decider.report(report("a", V1)) == V1
 
     run(test())
@@ -393,7 +399,7 @@ def test_no_password_of_a_store_is_told(registry: Registry) -> None:
         decider = DECIDER({KEY: address}, "")
         registry.found[address] = ValueError("no answer from postgresql://mlflow:s3cr3t@host/mlflow")
         refused = await decider.reload(KEY, 1.0)
-        assert isinstance(refused, Refusal) and "from postgresql://mlflow:***@host/mlflow" in refused.detail
+        assert isinstance(refused, ErrorDetail) and "from postgresql://mlflow:***@host/mlflow" in refused.detail
         settings = ServerSettings(models=(ServedModel(name="pose", source=address),))
         source, wanted, _ = (await decider.models())[KEY]
         secret = dataclasses.replace(V1, checkpoint=address)

@@ -23,10 +23,10 @@ from posefleet.data.images import decode_untrusted
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import describe_poses
-from posefleet.serve.deployments.errors import Refusal, Refused
-from posefleet.serve.deployments.replica import Ask, Seen
+from posefleet.serve.deployments.errors import ApiError, ErrorDetail
+from posefleet.serve.deployments.replica import PredictOptions, PredictResult
 from posefleet.serve.deployments.settings import Limits, ServerSettings
-from posefleet.serve.deployments.versions import Shadowed, Wanted
+from posefleet.serve.deployments.versions import ServedVersion, ShadowStats
 from posefleet.serve.http.gateway import Gateway
 from posefleet.serve.http.problems import REASONS
 from posefleet.serve.http.routes import create_api
@@ -67,7 +67,7 @@ class Response:
         """Nobody is at work."""
 
 
-WANTED = Wanted(
+WANTED = ServedVersion(
     checkpoint="models:/pose/1", name="pose", version="1", data="d" * 64, ap=0.5, run_id=None, step=6, method="smpr",
     schema="coco17",
 )  # fmt: skip
@@ -79,16 +79,16 @@ class Models:
     def __init__(self, name: str) -> None:
         self.name, self.predict, self.shadow = name, Answering(self._predict), Answering(self._shadow)
 
-    async def _predict(self, data: bytes, ask: Ask) -> Seen | Refusal:
+    async def _predict(self, data: bytes, ask: PredictOptions) -> PredictResult | ErrorDetail:
         try:
             image = decode_untrusted(data, most_pixels=LIMITS["image_pixels"])
         except DataError as error:
-            return Refusal("not_an_image", str(error))
+            return ErrorDetail("not_an_image", str(error))
         if reason := {0: "busy", 1: "no_model", 2: "deadline"}.get(len(data) % 16):
-            return Refusal(reason, "as a test wants it")
+            return ErrorDetail(reason, "as a test wants it")
         poses = Poses(torch.full((1, 17, 2), 3.0), torch.ones(1, 17), torch.tensor([0.5]))
         shown = describe_poses(poses, COCO17, keypoint_threshold=ask.keypoint_threshold)
-        return Seen(
+        return PredictResult(
             image={"width": image.shape[1], "height": image.shape[0], "poses": shown},
             model={"name": self.name, "method": "smpr", "version": "1"},
             timings={"decode": 1.0, "queue": 1.0, "predict": 1.0},
@@ -109,17 +109,17 @@ class Decider:
         self._names, self._reloads = tuple(names), 0
         self.models, self.reload, self.shadowed = map(Answering, (self._models, self._reload, self._shadowed))
 
-    async def _models(self) -> dict[str, tuple[str, Wanted | None, int]]:
+    async def _models(self) -> dict[str, tuple[str, ServedVersion | None, int]]:
         return {name: ("models:/pose@champion", WANTED if index else None, 1) for index, name in enumerate(self._names)}
 
-    async def _reload(self, name: str, _: float) -> dict[str, Any] | Refusal:
+    async def _reload(self, name: str, _: float) -> dict[str, Any] | ErrorDetail:
         self._reloads += 1
         if self._reloads % 2:
-            return Refusal("reload_failed", "its weights are damaged")
+            return ErrorDetail("reload_failed", "its weights are damaged")
         return {"model": name, "before": None, "version": "1", "replicas": 2}
 
-    async def _shadowed(self, _: str) -> Shadowed:
-        return Shadowed(
+    async def _shadowed(self, _: str) -> ShadowStats:
+        return ShadowStats(
             champion="models:/pose/1", challenger="models:/pose/2", images=1, champion_ms=1, challenger_ms=2
         )
 
@@ -197,7 +197,7 @@ def test_whatever_is_asked_is_answered_as_described(description: Any, label: str
 # ---------------------------------------------------------------------------------------------------- bodies
 
 
-def read(body: list[bytes], *headers: tuple[str, str], limits: Limits) -> list[bytes] | Refusal:
+def read(body: list[bytes], *headers: tuple[str, str], limits: Limits) -> list[bytes] | ErrorDetail:
     """What comes of a body that arrives in these chunks."""
     chunks = iter([*body, None])
 
@@ -209,7 +209,7 @@ def read(body: list[bytes], *headers: tuple[str, str], limits: Limits) -> list[b
     request = Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw}, receive)
     try:
         uploads = asyncio.run(read_uploads(request, limits))
-    except Refused as refused:
+    except ApiError as refused:
         return refused.refusal
     assert uploads
     return [upload.data for upload in uploads]
@@ -269,6 +269,6 @@ def test_a_form_is_the_same_however_it_is_cut(files: list[bytes], data: st.DataO
     chunks = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     found = read(chunks, ("content-type", f"multipart/form-data; boundary={boundary.decode()}"), limits=SMALL)
     if len(whole) > SMALL.body_bytes or len(files) > SMALL.images:
-        assert isinstance(found, Refusal) and found.reason in ("body_too_large", "too_many_images")
+        assert isinstance(found, ErrorDetail) and found.reason in ("body_too_large", "too_many_images")
     else:
         assert found == files

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from posefleet.data.structures import Poses
-from posefleet.serve.deployments.replica import Ask, Seen
+from posefleet.serve.deployments.replica import PredictOptions, PredictResult
 from posefleet.serve.deployments.settings import ServerSettings
 from posefleet.serve.http.gateway import Gateway
 from posefleet.serve.http.routes import create_api
@@ -35,7 +35,7 @@ class Response:
 class Handle:
     """Answers one call after another with what ``steps`` do, the last one again and again."""
 
-    def __init__(self, *steps: Callable[[Ask], Awaitable[Any]]) -> None:
+    def __init__(self, *steps: Callable[[PredictOptions], Awaitable[Any]]) -> None:
         self._steps = list(steps)
         self.responses: list[Response] = []
 
@@ -43,14 +43,14 @@ class Handle:
     def predict(self) -> "Handle":
         return self
 
-    def remote(self, _: object, ask: Ask) -> Response:
+    def remote(self, _: object, ask: PredictOptions) -> Response:
         step = self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
         self.responses.append(Response(step(ask)))
         return self.responses[-1]
 
 
-async def found(_: Ask, version: str = "1") -> Seen:
-    return Seen(
+async def found(_: PredictOptions, version: str = "1") -> PredictResult:
+    return PredictResult(
         image={"width": 4, "height": 3, "poses": []},
         model={"name": "pose", "method": "smpr", "version": version},
         timings={"decode": 1.0, "queue": 0.0, "predict": 2.0},
@@ -61,16 +61,16 @@ async def found(_: Ask, version: str = "1") -> Seen:
     )
 
 
-async def slow(_: Ask) -> Seen:
+async def slow(_: PredictOptions) -> PredictResult:
     await asyncio.sleep(60)
     raise AssertionError("nobody waits so long")
 
 
-async def busy(_: Ask) -> Seen:
+async def busy(_: PredictOptions) -> PredictResult:
     raise BackPressureError(num_queued_requests=9, max_queued_requests=9)
 
 
-async def dies(_: Ask) -> Seen:
+async def dies(_: PredictOptions) -> PredictResult:
     raise ActorDiedError
 
 
@@ -108,7 +108,7 @@ def test_replicas_that_all_die_are_a_problem_without_a_trace() -> None:
 
 
 def test_images_of_a_request_are_answered_by_one_version() -> None:
-    async def newer(ask: Ask) -> Seen:
+    async def newer(ask: PredictOptions) -> PredictResult:
         return await found(ask, "2")
 
     handle = Handle(found, newer, newer)
@@ -121,7 +121,7 @@ def test_images_of_a_request_are_answered_by_one_version() -> None:
 def test_the_rest_of_the_deadline_travels_along() -> None:
     left: list[float] = []
 
-    async def note(ask: Ask) -> Seen:
+    async def note(ask: PredictOptions) -> PredictResult:
         left.append(ask.seconds)
         return await found(ask)
 
@@ -154,7 +154,7 @@ def test_only_named_origins_may_call_from_their_pages() -> None:
 
 def test_a_direct_replica_answers_for_its_model_and_asks_others_for_theirs() -> None:
     class Near:
-        async def predict(self, data: object, ask: Ask) -> Seen:
+        async def predict(self, data: object, ask: PredictOptions) -> PredictResult:
             return await found(ask, "near") if data == b"x" else await slow(ask)
 
     far = Handle(found)

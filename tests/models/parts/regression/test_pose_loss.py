@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from posefleet.models.parts.regression.pose_loss import pose_loss
-from posefleet.models.parts.regression.positives import Truth
+from posefleet.models.parts.regression.positives import CellTargets
 
 SIGMAS = torch.tensor([0.05, 0.05])
-TRUTH = Truth(
+TRUTH = CellTargets(
     keypoints=torch.tensor([[[20.0, 12.0], [0.0, 0.0]], [[32.0, 32.0], [48.0, 32.0]]]),
     labelled=torch.tensor([[True, False], [True, True]]),
     areas=torch.tensor([10_000.0, 10_000.0]),
