@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.models import load_method
 from posefleet.platform.checkpoints.format import CheckpointError, read_content, read_meta, read_weights
 from posefleet.platform.config.experiment import Experiment
@@ -58,8 +57,7 @@ def build_model(experiment: Experiment, *, pretrained: bool = True) -> nn.Module
         pretrained: False leaves out published weights, which a checkpoint is about to replace.
     """
     config = experiment.model if pretrained else _untrained(experiment.model)
-    schema: KeypointSchema = load_schema(experiment.schema)
-    model: nn.Module = load_method(experiment.method).Model(config, schema)
+    model: nn.Module = load_method(experiment.method).Model(config, experiment.keypoints)
     return model
 
 

@@ -11,7 +11,6 @@ from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.comparison.cost import train_speed
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.launch import train
 
@@ -96,8 +95,7 @@ def finished(experiment: Experiment) -> bool:
 
 def _training_settings(experiment: Experiment) -> dict[str, Any]:
     """All that decides about the weights, by dotted name."""
-    data = dataclasses.replace(experiment.data, train=resolve_path(experiment.data.train))
-    sections = {"model": experiment.model, "data": data, "optim": experiment.optim, "train": experiment.train}
+    sections = {name: getattr(experiment, name) for name in ("model", "data", "optim", "train")}
     settings = {
         f"{name}.{f.name}": getattr(section, f.name)
         for name, section in sections.items()

@@ -54,7 +54,7 @@ def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, f
         experiment.model,
         experiment.evaluate,
         experiment.data.resize,
-        resolve_path(experiment.data.eval),
+        experiment.data.eval,
     )
     if alike and "AP" in meta.metrics:
         return meta.metrics
@@ -91,7 +91,7 @@ def score_run(
     checkpoint = find_checkpoint(run)
     meta = read_meta(checkpoint)
     experiment = experiment or meta.experiment
-    scored_on = resolve_path(data or experiment.data.eval)
+    scored_on = resolve_path(data) if data else experiment.data.eval
     if not scored_on:
         raise ValueError(f"{name} ({run}) was evaluated on nothing; say on what to score it with --eval SHARDS")
     experiment = _replaced(experiment, eval=scored_on)
@@ -113,7 +113,7 @@ def score_run(
 
 def same_data(experiments: Mapping[str, Experiment]) -> str:
     """Why the experiments must not be compared as they are: they were trained on different data. Empty if not."""
-    seen = {name: read_manifest(resolve_path(e.data.train)).fingerprint[:12] for name, e in experiments.items()}
+    seen = {name: read_manifest(e.data.train).fingerprint[:12] for name, e in experiments.items()}
     if len(set(seen.values())) == 1:
         return ""
     return "trained on different data: " + ", ".join(f"{name} {mark}" for name, mark in seen.items())

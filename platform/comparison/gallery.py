@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from posefleet.data.images import encode_jpeg
-from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform, Resize, move_poses
 from posefleet.platform.config.experiment import Experiment
@@ -64,7 +63,7 @@ def draw(
     Raises:
         DataError: An image cannot be read.
     """
-    schema = load_schema(experiment.schema)
+    schema = experiment.keypoints
     images = evaluation_set(experiment, EvalTransform(Resize(short_side=OVERLAY_SIDE, long_side=OVERLAY_SIDE), schema))
     positions = {record["image_id"]: position for position, record in enumerate(images.records())}
     pictures = []

@@ -4,10 +4,11 @@ A YAML file gives sections and fields by name; ``--section.field value`` on the 
 keys and wrong types are errors that name the key and the valid ones.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from posefleet.data.keypoints import load_schema
+from posefleet.data.keypoints import KeypointSchema, load_schema
 from posefleet.data.transforms import Augment, Resize
 from posefleet.platform.runtime.paths import STORAGE
 
@@ -268,7 +269,7 @@ class Experiment:
     method: str
     """File name of the method in models/."""
     schema: str = "coco17"
-    """Keypoint schema."""
+    """Name of the keypoint schema."""
     seed: int = 0
     """Seeds weights, sample order and augmentation."""
     model: Any
@@ -281,7 +282,12 @@ class Experiment:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        load_schema(self.schema)
+        _ = self.keypoints  # an unknown schema is an error at once
+
+    @functools.cached_property
+    def keypoints(self) -> KeypointSchema:
+        """The keypoint schema that ``schema`` names."""
+        return load_schema(self.schema)
 
     @property
     def images_per_step(self) -> int:

@@ -15,11 +15,12 @@ import yaml
 
 from posefleet.models import load_method
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redacted
 
 
 def build_experiment(values: Mapping[str, Any], *, where: str = "configuration") -> Experiment:
-    """A validated experiment from nested dictionaries.
+    """A validated experiment from nested dictionaries; its relative paths become absolute here and nowhere else.
 
     Raises:
         ValueError: A key is unknown or missing, or a value has the wrong type; the message names it and the choices.
@@ -40,7 +41,17 @@ def build_experiment(values: Mapping[str, Any], *, where: str = "configuration")
             for p in error.errors()
         ]
         raise ValueError("\n".join([f"{where}:", *problems])) from None
-    return experiment
+    return with_absolute_paths(experiment)
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The experiment with absolute folders, so that every process of the run means the same ones."""
+    data, run = experiment.data, experiment.run
+    return dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(data, train=resolve_path(data.train), eval=resolve_path(data.eval)),
+        run=dataclasses.replace(run, storage=resolve_path(run.storage), init_from=resolve_path(run.init_from)),
+    )
 
 
 def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

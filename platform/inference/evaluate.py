@@ -9,7 +9,6 @@ from posefleet.data.evaluation.accumulate import match_images
 from posefleet.data.evaluation.evaluate import Evaluation, summarize
 from posefleet.data.evaluation.evaluate import evaluate as score
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.keypoints import load_schema
 from posefleet.data.loading.loader import evaluation_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.loading.source import SampleSource
@@ -18,7 +17,6 @@ from posefleet.data.transforms import EvalTransform
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.runtime.activity import Phase
-from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
 
 
@@ -44,7 +42,7 @@ def evaluate(
     """
     from posefleet.platform.visualization.report import log_evaluation  # matplotlib; not needed to train
 
-    schema = load_schema(experiment.schema)
+    schema = experiment.keypoints
     worker.watch.enter(Phase.EVALUATION)
     was_training = model.training
     predictor = Predictor(model, experiment, device=worker.device)
@@ -83,7 +81,7 @@ def _scored(
     found: dict[int, Poses], split: SampleSource, experiment: Experiment, worker: LocalWorker, score_rule: str
 ) -> Evaluation | None:
     """The scores of what all ranks found, on rank 0: each rank matches its own poses, if the backend can do that."""
-    schema, settings = load_schema(experiment.schema), experiment.evaluate
+    schema, settings = experiment.keypoints, experiment.evaluate
     most = settings.max_detections
     if settings.backend == "pycocotools":
         people = ground_truth(split, worker.rank, worker.world_size)
@@ -110,7 +108,7 @@ def _gathered(found: dict[int, Poses], worker: LocalWorker) -> dict[int, Poses] 
 
 def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
     """All images of the shards that the experiment is scored on, in their order."""
-    return ShardDataset(resolve_path(experiment.data.eval), view.schema, view, labelled_only=False, seed=None)
+    return ShardDataset(experiment.data.eval, view.schema, view, labelled_only=False, seed=None)
 
 
 def ground_truth(source: SampleSource, rank: int = 0, world_size: int = 1) -> GroundTruth:

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from posefleet.data.io.files import write_file
-from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import STRIDE, Poses
 from posefleet.models import ExportableModel
 from posefleet.platform.checkpoints.format import WEIGHTS, CheckpointError, read_content
@@ -236,7 +235,7 @@ def _decoder_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _facts(checkpoint: str, experiment: Experiment, shapes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    content, schema = read_content(checkpoint), load_schema(experiment.schema)
+    content, schema = read_content(checkpoint), experiment.keypoints
     provenance = content["provenance"]
     images = {
         "name": INPUT,

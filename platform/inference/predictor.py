@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from posefleet.data.images import decode_image, encode_image
-from posefleet.data.keypoints import KeypointSchema, load_schema
+from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Batch, People, Poses, Sample, collate, round_up
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
 from posefleet.models.parts.ops.oks import score_by_truth
@@ -125,7 +125,7 @@ class Predictor:
             ValueError: Test-time augmentation or an oracle is asked of a method that does not offer it.
         """
         self.method = experiment.method
-        self.schema: KeypointSchema = load_schema(experiment.schema)
+        self.schema: KeypointSchema = experiment.keypoints
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         settings = experiment.evaluate
         self.resizes = [

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from posefleet.data.evaluation.evaluate import Evaluation
-from posefleet.data.keypoints import load_schema
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import copy_for_use, read_meta
 from posefleet.platform.checkpoints.load import load_model
@@ -68,7 +67,7 @@ def run_gate(
     Raises:
         CheckpointError: The candidate cannot be read.
     """
-    step, schema, served = read_meta(checkpoint).step, load_schema(experiment.schema), folder / CHECKPOINT
+    step, schema, served = read_meta(checkpoint).step, experiment.keypoints, folder / CHECKPOINT
     reloaded = _once(lambda: _predictor(str(served)))
     if split is None:
         copy_for_use(checkpoint, served, experiment=experiment)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.keypoints import load_schema
 from posefleet.data.loading.loader import Batches, training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.layout import read_manifest
@@ -26,7 +25,6 @@ from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set
 from posefleet.platform.monitoring.monitor import TrainingMonitor, supervised
 from posefleet.platform.runtime.activity import Phase
-from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.progress import ProgressLine, losses_text
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.optim import learning_rate, set_learning_rate
@@ -53,7 +51,7 @@ def fit(
     """
     dataset = training_set(experiment)
     state = initial_state(experiment, worker, store)
-    provenance = {**(provenance or {}), "data": read_manifest(resolve_path(experiment.data.train)).fingerprint}
+    provenance = {**(provenance or {}), "data": read_manifest(experiment.data.train).fingerprint}
     save = Saver(state, experiment, worker, store, provenance)
     share = share_of(experiment, worker)
     training = Training(experiment, worker, share, state, worker.prepare(state.model), len(dataset), save)
@@ -96,7 +94,7 @@ def check_data(experiment: Experiment) -> None:
     """
     training_set(experiment)
     if experiment.data.eval:
-        evaluation_set(experiment, EvalTransform(experiment.data.resize, load_schema(experiment.schema)))
+        evaluation_set(experiment, EvalTransform(experiment.data.resize, experiment.keypoints))
 
 
 # ---------------------------------------------------------------------------------------------------- steps
@@ -274,9 +272,9 @@ def _describe_bad(losses: Tensor, recent: _Recent, step: int, precision: str) ->
 
 def training_set(experiment: Experiment) -> ShardDataset:
     """The shards that the experiment trains on, augmented as it says."""
-    data, schema = experiment.data, load_schema(experiment.schema)
+    data, schema = experiment.data, experiment.keypoints
     return ShardDataset(
-        resolve_path(data.train),
+        data.train,
         schema,
         TrainTransform(data.resize, data.augment, schema),
         seed=experiment.seed,

@@ -27,7 +27,6 @@ from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
-from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redacted, restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
@@ -197,7 +196,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     """Open the experiment's run, or find it again by its name.
 
     Returns:
-        The experiment with every path absolute and its name filled in, and the run.
+        The experiment with its name filled in, and the run.
 
     Raises:
         ValueError: The name exists and ``run.resume`` is off, or another method has it.
@@ -205,17 +204,8 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         TrackingError: MLflow cannot open a new run.
     """
     name = experiment.run.name or f"{experiment.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    storage = resolve_path(experiment.run.storage)
-    experiment = dataclasses.replace(
-        experiment,
-        data=dataclasses.replace(
-            experiment.data, train=resolve_path(experiment.data.train), eval=resolve_path(experiment.data.eval)
-        ),
-        run=dataclasses.replace(
-            experiment.run, name=name, storage=storage, init_from=resolve_path(experiment.run.init_from)
-        ),
-    )
-    folder = f"{storage.rstrip('/')}/{name}"
+    experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, name=name))
+    folder = f"{experiment.run.storage.rstrip('/')}/{name}"
     known = _known(folder)
     if known and not experiment.run.resume:
         raise ValueError(f"{folder} exists and run.resume is off; choose another run.name or leave run.resume on")

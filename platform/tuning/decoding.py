@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.evaluation.evaluate import evaluate as score
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.keypoints import load_schema
 from posefleet.data.loading.loader import evaluation_batches
 from posefleet.data.structures import Batch, Poses
 from posefleet.data.transforms import EvalTransform
@@ -52,7 +51,7 @@ class Redecoder:
         self.variable = (*ANYWAY, *(f"model.{part}" for part in method.decoding))
         """Dotted names of settings, and of sections of them, that only change how poses are made of network outputs."""
         self.experiment, self.device = experiment, device
-        self._schema = load_schema(experiment.schema)
+        self._schema = experiment.keypoints
         self._images, self._views = images, dict[EvalTransform, list[Batch]]()
         self._truth: GroundTruth | None = None
         self.remembered, self._most = 0, _free_bytes(device) // 2
