@@ -1,27 +1,28 @@
 """Compare methods under equal conditions: train them on one budget, or take finished runs; tables, a plot, a page.
 
-python jobs/compare.py --methods all --data synthetic --minutes 5
-python jobs/compare.py --methods smpr,pfs --data /data/shards --recipe paper --epochs 30 --backbone resnet50 \\
+posefleet compare --methods all --data synthetic --minutes 5
+posefleet compare --methods smpr,pfs --data /data/shards --recipe paper --epochs 30 --backbone resnet50 \\
     --scaling.num_workers 8 --scaling.use_gpu true
-python jobs/compare.py --methods all --data synthetic-large --recipe paper --scratch --minutes 20 \\
+posefleet compare --methods all --data synthetic-large --recipe paper --scratch --minutes 20 \\
     --scaling.num_workers 1 --scaling.use_gpu true
-python jobs/compare.py --runs runs/smpr-a runs/smpr-b --eval /data/shards/val2017
-python jobs/compare.py --search runs/tune-smpr --top 3
-python jobs/compare.py --registry smpr --eval /data/shards/val2017
-python jobs/compare.py --ablate smpr --data synthetic --epochs 0.7 --seeds 3
-python jobs/compare.py --ablate smpr --data synthetic --epochs 0.7 --seeds 3 --rows baseline "+ PSM"
+posefleet compare --runs runs/smpr-a runs/smpr-b --eval /data/shards/val2017
+posefleet compare --search runs/tune-smpr --top 3
+posefleet compare --registry smpr --eval /data/shards/val2017
+posefleet compare --ablate smpr --data synthetic --epochs 0.7 --seeds 3 --rows baseline "+ PSM"
 """
 
-import argparse
 import dataclasses
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import Given, fail, one_of
+from posefleet.memory import collect_garbage_rarely
+from posefleet.platform.config.cli import WORKERS, override, parse_with_settings
 
 if TYPE_CHECKING:
     from posefleet.platform.comparison.ablation import Row
@@ -42,6 +43,56 @@ SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded", "synthetic-lar
 """Values of ``--data`` that render people, and the kind of scenes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is compared, and how it is trained first."""
+
+    methods: Annotated[str, "NAMES"] = ""
+    """Train these methods and compare them: all, or names with commas, such as smpr,pfs."""
+    runs: Annotated[tuple[str, ...], "RUN"] = ()
+    """Compare finished runs: folders, checkpoints, MLflow run ids, models:/NAME@ALIAS."""
+    search: Annotated[str, "FOLDER"] = ""
+    """Compare the best trials of a search with the trial that it began from."""
+    registry: Annotated[tuple[str, ...], "MODEL"] | None = None
+    """Compare champion, challenger and previous version of these registered models; without names, of all."""
+    ablate: Annotated[str, "METHOD"] = ""
+    """Train the rows of the method's published ablation."""
+    top: Annotated[int, "N"] | None = None
+    """With --search: number of its best trials. Default: 5."""
+    data: Annotated[str, "FOLDER"] = "synthetic"
+    """Folder of shards with train2017/ and val2017/. Or people rendered for this: synthetic, synthetic-crowded (people
+    before people), synthetic-large (512 px)."""
+    eval: Annotated[str, "SHARDS"] = ""
+    """Shards to score on. Default: those of --data, or each run's own."""
+    minutes: float | None = None
+    """Training time of each run, minutes, from the measured time of its steps. More minutes, higher AP."""
+    epochs: float | None = None
+    """Passes over the training images of each run, instead of --minutes. Default: those of the recipe."""
+    rows: Annotated[tuple[str, ...], "ROW"] = ()
+    """With --ablate: rows to train, by name or number. Default: all."""
+    seeds: int = 1
+    """With --ablate: trainings of each row, from --seed on. More seeds show the spread and take as much longer."""
+    recipe: Literal["demo", "paper"] = "demo"
+    """Settings to start from: jobs/configs/METHOD_demo.yaml (CPU, minutes) or METHOD.yaml (GPUs, as published)."""
+    backbone: Annotated[str, "NAME"] = ""
+    """The same backbone for every method that has one, such as resnet50."""
+    scratch: bool = False
+    """Start backbones at random, so that no weights are downloaded."""
+    out: Annotated[str, "FOLDER"] = "runs/compare"
+    """Folder on a disk for data, runs, tables, plot and page. The same folder goes on where the last command ended."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "methods", "runs", "search", "registry", "ablate")
+        if self.minutes is not None and self.epochs is not None:
+            raise ValueError("give --minutes or --epochs, not both")
+        if self.seeds < 1:
+            raise ValueError(f"--seeds {self.seeds} must be at least 1")
+        if (self.rows or self.seeds > 1) and not self.ablate:
+            raise ValueError("--rows and --seeds belong to --ablate")
+        if self.top is not None and (not self.search or self.top < 1):
+            raise ValueError(f"--top {self.top} belongs to --search and must be at least 1")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when a training failed, 2 on bad arguments."""
     collect_garbage_rarely()
@@ -50,7 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.comparison import sources
     from posefleet.platform.comparison.budget import folder_of, train_all
-    from posefleet.platform.config.cli import fail
     from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.tracking.client import TrackingError
 
@@ -58,15 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "://" in options.out:
         fail(f"--out {options.out} must be a folder on a disk")
     try:
-        if options.ablate is not None:
+        if options.ablate:
             return _ablate(options, overrides, out)
-        if options.methods is not None:
+        if options.methods:
             experiments = _methods(options, overrides, out)
             if not train_all(experiments):
                 return 1
             runs, about = {name: folder_of(experiment) for name, experiment in experiments.items()}, _budget(options)
-        elif options.search is not None:
-            runs = sources.trials(options.search, BEST if options.top is None else options.top)
+        elif options.search:
+            runs = sources.trials(options.search, options.top or BEST)
             about = f"The best trials of the search in {options.search}; it began from trial 0."
         elif options.registry is not None:
             runs, about = sources.registered(options.registry), "Registered models by version and alias."
@@ -77,80 +127,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(str(error))
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        allow_abbrev=False,  # --seed is an option of the experiments and no short form of --seeds
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Other options, such as --scaling.num_workers 2 or --seed 1, go to the experiment of every method.",
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--methods", help="all, or names with commas: smpr,pfs")
-    what.add_argument(
-        "--runs", nargs="+", help="finished runs: folders, checkpoints, MLflow run ids, models:/NAME@ALIAS"
-    )
-    what.add_argument("--search", metavar="FOLDER", help="the best trials of a search, and the one it began from")
-    what.add_argument(
-        "--registry", nargs="*", metavar="MODEL", help="champion, challenger and previous of registered models; all"
-    )
-    what.add_argument("--ablate", metavar="METHOD", help="train the rows of the method's published ablation")
-    parser.add_argument("--top", type=int, help=f"of a search: how many of its best trials ({BEST})")
-    parser.add_argument(
-        "--data",
-        default="synthetic",
-        help=f"folder of shards with train2017/ and val2017/; or rendered: {', '.join(SYNTHETIC)}",
-    )
-    parser.add_argument("--eval", default="", help="shards to score on, where they are not the runs' own")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="of training for each run, from the measured time of its steps")
-    budget.add_argument("--epochs", type=float, help="of training for each run")
-    parser.add_argument("--rows", nargs="+", default=[], help="of the ablation, by name or number; default: all")
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="trainings of each row of an ablation, from --seed on (%(default)s)"
-    )
-    parser.add_argument(
-        "--recipe", choices=["demo", "paper"], default="demo", help="configs/METHOD_demo.yaml or METHOD.yaml"
-    )
-    parser.add_argument("--backbone", help="the same backbone for every method that has one")
-    parser.add_argument("--scratch", action="store_true", help="backbones start at random: nothing is downloaded")
-    parser.add_argument(
-        "--out",
-        default="runs/compare",
-        help="folder for data, runs, tables, plot and page; the same one goes on (%(default)s)",
-    )
-    options, overrides = parser.parse_known_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds {options.seeds} must be at least 1")
-    if (options.rows or options.seeds > 1) and not options.ablate:
-        parser.error("--rows and --seeds belong to --ablate")
-    if options.top is not None and (options.search is None or options.top < 1):
-        parser.error(f"--top {options.top} belongs to --search and must be at least 1")
-    if overrides and options.methods is None and options.ablate is None:
-        parser.error(f"{' '.join(overrides)}: nothing is trained, so settings of experiments have no effect")
+def _parse(arguments: Sequence[str] | None) -> tuple[Options, Given]:
+    shown = ("seed", "data.batch_size", *WORKERS)
+    options, overrides = parse_with_settings(Options, arguments, command="compare", about=__doc__ or "", shown=shown)
+    if overrides and not (options.methods or options.ablate):
+        settings = " ".join(" ".join([f"--{path}", *values]) for path, values in overrides.items())
+        fail(f"{settings}: nothing is trained, so settings of experiments have no effect")
     return options, overrides
 
 
 # ---------------------------------------------------------------------------------------------------- what to train
 
 
-def _methods(options: argparse.Namespace, overrides: list[str], out: Path) -> dict[str, "Experiment"]:
+def _methods(options: Options, overrides: Given, out: Path) -> dict[str, "Experiment"]:
     from posefleet.models import available_methods
     from posefleet.platform.comparison.budget import budgeted
 
     methods = available_methods() if options.methods == "all" else options.methods.split(",")
     common = _common(methods, options, overrides, out)
-    experiments = {method: _experiment(method, {}, options, [*common, "--run.name", method]) for method in methods}
+    experiments = {method: _experiment(method, {}, options, {**common, "run.name": [method]}) for method in methods}
     return budgeted(experiments, epochs=options.epochs, minutes=options.minutes)
 
 
-def _budget(options: argparse.Namespace) -> str:
+def _budget(options: Options) -> str:
     """What every method was given, as a sentence."""
     if options.minutes is not None:
         return f"{options.minutes:g} minutes of training each, on {options.data}."
     return f"{options.epochs:g} epochs each, on {options.data}." if options.epochs is not None else ""
 
 
-def _common(methods: Sequence[str], options: argparse.Namespace, overrides: list[str], out: Path) -> list[str]:
+def _common(methods: Sequence[str], options: Options, overrides: Given, out: Path) -> Given:
     """Options that every experiment gets; synthetic data is made here."""
     from posefleet.models import load_method
     from posefleet.platform.runtime.paths import resolve_path
@@ -159,15 +165,12 @@ def _common(methods: Sequence[str], options: argparse.Namespace, overrides: list
         load_method(method)  # an unknown name is told, with the known ones, before anything is rendered
     rendered = options.data in SYNTHETIC
     shards = _synthetic(options.data, out) if rendered else resolve_path(options.data).rstrip("/")
-    common = ["--data.train", f"{shards}/train2017", "--data.eval", options.eval or f"{shards}/val2017"]
-    return [*common, "--run.storage", str(out / "runs"), *overrides]
+    places = {"data.train": f"{shards}/train2017", "data.eval": options.eval or f"{shards}/val2017"}
+    return {**{name: [place] for name, place in places.items()}, "run.storage": [str(out / "runs")], **overrides}
 
 
-def _experiment(
-    method: str, settings: Mapping[str, Any], options: argparse.Namespace, arguments: list[str]
-) -> "Experiment":
+def _experiment(method: str, settings: Mapping[str, Any], options: Options, arguments: Given) -> "Experiment":
     """The method's recipe, with ``settings`` (dotted names) and then the command line over it."""
-    from posefleet.platform.config.cli import override
     from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
 
     values = read_yaml(CONFIGS / f"{method}{'_demo' if options.recipe == 'demo' else ''}.yaml")
@@ -206,7 +209,7 @@ def _synthetic(data: str, out: Path) -> str:
 # ---------------------------------------------------------------------------------------------------- ablations
 
 
-def _ablate(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
+def _ablate(options: Options, overrides: Given, out: Path) -> int:
     """Train every row once for each seed, then show the ladder and its orderings."""
     from posefleet.platform.comparison import ablation, budget
     from posefleet.platform.comparison import compare as comparison
@@ -262,7 +265,7 @@ def _ladder(method: str) -> "list[Row]":
     return read_ladder(path)
 
 
-def _trials(rows: "Sequence[Row]", options: argparse.Namespace, common: list[str]) -> "Trials":
+def _trials(rows: "Sequence[Row]", options: Options, common: Given) -> "Trials":
     """What is trained and scored; all rows before the next seed, so that a whole ladder is there early."""
     from posefleet.platform.comparison.budget import budgeted
 

@@ -5,7 +5,6 @@ Starts a Ray head of its own, renders people, examines and shards them, trains S
 ``python -m posefleet.jobs.demo``, from any folder.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from posefleet.command_line import parse
 
 CONFIG = Path(__file__).with_name("configs") / "smpr_demo.yaml"
 
@@ -35,13 +37,20 @@ class Size:
 SIZES = {"full": Size(train=4000, val=150, epochs=3.0), "mini": Size(train=32, val=8, epochs=1.0)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where the demo works, and how much it does."""
+
+    out: Annotated[Path, "FOLDER"] = Path("runs/demo")
+    """Folder for data, run and pictures. What it held is deleted."""
+    size: Literal["full", "mini"] = "full"
+    """full takes 7 to 15 minutes on two cores; mini only shows that every step works."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when every step went well."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for data, run and pictures")
-    parser.add_argument("--size", choices=list(SIZES), default="full", help="mini only shows that every step works")
-    options = parser.parse_args(arguments)
-    out: Path = options.out.absolute()
+    options, _ = parse(Options, arguments, command="demo", about=__doc__ or "")
+    out = options.out.absolute()
     size = SIZES[options.size]
     began = time.monotonic()
     shutil.rmtree(out, ignore_errors=True)

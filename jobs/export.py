@@ -1,17 +1,21 @@
 """Write a checkpoint as an ONNX file, and check that ONNX Runtime finds the poses that PyTorch finds.
 
-python jobs/export.py --checkpoint models:/smpr@champion --out smpr.onnx
-python jobs/export.py --checkpoint runs/smpr-a --out smpr.onnx --source /data/coco --split val2017
+posefleet export --checkpoint models:/smpr@champion --out smpr.onnx
+posefleet export --checkpoint runs/smpr-a --out smpr.onnx --source /data/coco --split val2017
+
+Settings are those of the checkpoint's experiment; what is exported has the options below. docs/export.md says what lies
+in the file.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import Given
+from posefleet.platform.config.cli import override, parse_with_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,10 +23,48 @@ if TYPE_CHECKING:
     from posefleet.platform.config.experiment import Experiment
 
 
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How ONNX Runtime is compared with PyTorch."""
+
+    images: int = 16
+    """Images to check on."""
+    pixels: float = 0.1
+    """Largest difference of a coordinate, pixels of the original image. Lower is stricter."""
+    scores: float = 1e-3
+    """Largest difference of a score, 0..1. Lower is stricter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is exported, and on what it is checked."""
+
+    checkpoint: Annotated[str, "PATH"]
+    """A checkpoint, a run's folder, or models:/NAME@ALIAS."""
+    out: Annotated[str, "FILE.onnx"]
+    """The file, which appears once it was checked."""
+    source: Annotated[str, "PATH"] = ""
+    """Check on images of COCO's layout or of an annotation file. Default: those of --data.eval SHARDS if that is given,
+    else rendered people."""
+    split: Annotated[str, "NAME"] = "val2017"
+    """Split of --source."""
+    images: Annotated[str, "PATH"] = ""
+    """Image folder, where --source is an annotation file."""
+    check: Check = field(default_factory=Check)
+    """How ONNX Runtime is compared with PyTorch."""
+
+    def __post_init__(self) -> None:
+        if not self.out.endswith(".onnx"):
+            raise ValueError(f"--out must end in .onnx, not {self.out}")
+        if self.check.images < 1:
+            raise ValueError(f"--check.images {self.check.images} must be at least 1")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when written, 1 when poses differ too much (nothing is written), 2 on bad input."""
-    collect_garbage_rarely()
-    options, overrides = _parse(arguments)
+    options, overrides = parse_with_settings(
+        Options, arguments, command="export", about=__doc__ or "", shown=("data.eval", "evaluate.flip")
+    )
     from posefleet.platform.checkpoints.format import CheckpointError  # after --help: torch takes seconds
 
     try:
@@ -32,62 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="jobs/export.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Other options, such as --data.eval SHARDS or --model.decode.nms hard, change the checkpoint's "
-        "experiment; what is exported has them. docs/export.md says what lies in the file.",
-    )
-    parser.add_argument(
-        "--checkpoint", metavar="PATH", required=True, help="a checkpoint, a run's folder, or models:/NAME@ALIAS"
-    )
-    parser.add_argument("--out", metavar="FILE.onnx", required=True, help="the file, which appears when it was checked")
-    parser.add_argument(
-        "--source",
-        metavar="PATH",
-        help="check on images of COCO's layout or of an annotation file; default: those of --data.eval SHARDS, "
-        "if that is given, else rendered people",
-    )
-    parser.add_argument("--split", metavar="NAME", default="val2017", help="split of --source (%(default)s)")
-    parser.add_argument("--images", metavar="PATH", help="image folder, where --source is an annotation file")
-    check = parser.add_argument_group("check")
-    check.add_argument("--check.images", type=int, default=16, metavar="N", help="images to check on (%(default)s)")
-    check.add_argument(
-        "--check.pixels",
-        type=float,
-        default=0.1,
-        metavar="PX",
-        help="a coordinate may differ by that many pixels of the original image (%(default)s)",
-    )
-    check.add_argument(
-        "--check.scores", type=float, default=1e-3, metavar="X", help="a score may differ by that much (%(default)s)"
-    )
-    options, overrides = parser.parse_known_args(arguments)
-    if not options.out.endswith(".onnx"):
-        parser.error(f"--out must end in .onnx, not {options.out}")
-    if getattr(options, "check.images") < 1:
-        parser.error("--check.images must be at least 1")
-    return options, overrides
-
-
-def _export(options: argparse.Namespace, overrides: list[str]) -> int:
+def _export(options: Options, overrides: Given) -> int:
     import tempfile
 
     from posefleet.data.io.files import write_file
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.load import load_model
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.config.cli import override
     from posefleet.platform.inference.onnx import Agreement, export_onnx
     from posefleet.platform.inference.predictor import Predictor
     from posefleet.platform.runtime.paths import resolve_path
 
     checkpoint = find_checkpoint(resolve_path(options.checkpoint))
     experiment = override(read_meta(checkpoint).experiment, overrides)
-    what, pictures = _pictures(options, experiment, chosen=any("data.eval" in option for option in overrides))
+    what, pictures = _pictures(options, experiment, chosen="data.eval" in overrides)
     graph = export_onnx(checkpoint, experiment=experiment)
     exact = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, precision="float32"))
     expected = Predictor(load_model(checkpoint, experiment=exact)[0], exact, device="cpu").predict_images(pictures)
@@ -96,7 +96,7 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
         candidate.write_bytes(graph)
         found = Predictor.from_checkpoint(str(candidate), bfloat16=False).predict_images(pictures)
     agreement = Agreement.of(expected, found)
-    pixels, scores = getattr(options, "check.pixels"), getattr(options, "check.scores")
+    pixels, scores = options.check.pixels, options.check.scores
     sys.stdout.write(
         f"{checkpoint}\nONNX Runtime against PyTorch on {what}: {agreement}; allowed: {pixels:g} px and {scores:g}\n"
     )
@@ -110,7 +110,7 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _pictures(options: argparse.Namespace, experiment: "Experiment", *, chosen: bool) -> tuple[str, "list[np.ndarray]"]:
+def _pictures(options: Options, experiment: "Experiment", *, chosen: bool) -> tuple[str, "list[np.ndarray]"]:
     """Decoded images to check on, and what they are."""
     from posefleet.data.coco.source import find_source
     from posefleet.data.keypoints import load_schema
@@ -118,7 +118,7 @@ def _pictures(options: argparse.Namespace, experiment: "Experiment", *, chosen: 
     from posefleet.platform.inference.split import Split
     from posefleet.platform.runtime.paths import resolve_path
 
-    count = getattr(options, "check.images")
+    count = options.check.images
     if options.source:
         images = resolve_path(options.images) if options.images else None
         split = Split(source=find_source(resolve_path(options.source), options.split, images))

@@ -1,8 +1,8 @@
 """Find the people in a folder of photographs, in videos, in a COCO data set: here, or on a Ray cluster.
 
-python jobs/predict.py --model models:/smpr@champion --input photos/ --output poses/
-python jobs/predict.py --model runs/smpr-r50 --input 'clips/*.mp4' --output poses/ --overlays
-python jobs/predict.py --model runs/smpr-r50 --input /data/coco --split val2017 --output poses/
+posefleet predict --model models:/smpr@champion --input photos/ --output poses/
+posefleet predict --model runs/smpr-r50 --input 'clips/*.mp4' --output poses/ --overlays
+posefleet predict --model runs/smpr-r50 --input /data/coco --split val2017 --output poses/
 ray job submit --working-dir . -- python jobs/predict.py --model models:/smpr@champion \\
     --input s3://bucket/photos --output s3://bucket/poses
 
@@ -11,22 +11,61 @@ bad_images.json (what could not be read, and why) and summary.json. A run that i
 same command again; nothing is predicted twice but what was under way. docs/prediction.md says more.
 """
 
-import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import fail, parse
 
 if TYPE_CHECKING:
     from posefleet.platform.prediction.batch import BatchResult
 
 
-def main(arguments: list[str] | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is predicted with which model, what is kept, and who predicts."""
+
+    model: Annotated[str, "MODEL"]
+    """models:/NAME@ALIAS, the folder of a run, or a checkpoint."""
+    input: Annotated[str, "PATH"]
+    """A folder, a pattern in quotes, an image, a video, a COCO annotation file, COCO's layout (with --split), or a
+    folder of shards; on a disk that every node sees, s3://, gs://."""
+    output: Annotated[str, "FOLDER"]
+    """Folder for everything that comes out."""
+    split: Annotated[str, "NAME"] = ""
+    """Split of a data set in COCO's layout: val2017, ..."""
+    images: Annotated[str, "PATH"] = ""
+    """Image folder of a COCO data set, where it is not at its usual place."""
+    score_threshold: float | None = None
+    """Leave out poses with a lower score, 0..1. Raise it for fewer false poses, lower it to miss fewer people. Default:
+    keep all."""
+    max_people: int | None = None
+    """Keep at most this many poses of an image, best first. Default: all."""
+    overlays: bool = False
+    """Also draw the poses: a JPEG for each image, an MP4 for each video."""
+    keypoint_threshold: float = 0.0
+    """Do not draw keypoints with a lower score, 0..1."""
+    most_pixels: int = 100_000_000
+    """Larger images, in pixels, are bad ones; this bounds memory."""
+    batch_size: int | None = None
+    """Images of a forward pass. More use more memory; the result does not depend on it. Default: the model's own."""
+    workers: int | None = None
+    """Largest number of worker processes. Default: what the cluster has room for now."""
+    cpus_per_worker: float = 1.0
+    """CPU cores reserved for each worker."""
+    gpus_per_worker: float | None = None
+    """GPUs reserved for each worker; with 0.5 two workers share one. Default: 1 where the cluster has GPUs, else 0."""
+    in_process: bool = False
+    """Predict in this process without Ray, for a few images."""
+    tracking: Annotated[str, "URI"] = ""
+    """MLflow store of registered models. Default: as for training."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 finished, bad images or not; 1 nothing could be predicted or written; 2 bad arguments."""
-    collect_garbage_rarely()
-    options = _parse(arguments)
+    options, _ = parse(Options, arguments, command="predict", about=__doc__ or "")
     from posefleet.platform.checkpoints.format import CheckpointError
-    from posefleet.platform.config.cli import fail
     from posefleet.platform.prediction.batch import WorkerPool, predict_images
     from posefleet.platform.prediction.inputs import list_pictures  # imports torch, which --help does without
     from posefleet.platform.prediction.worker import PredictionOptions
@@ -64,41 +103,6 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"error: none of the {counts.bad:,} files could be read; see {output}/bad_images.json\n")
         return 1
     return 0
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="models:/NAME@ALIAS, the folder of a run, or a checkpoint")
-    parser.add_argument(
-        "--input",
-        required=True,
-        help="a folder, a pattern in quotes, an image, a video, a COCO annotation file, COCO's layout (with --split), "
-        "or a folder of shards; on a disk that every node sees, s3://, gs://",
-    )
-    parser.add_argument("--output", required=True, help="folder for everything that comes out")
-    source = parser.add_argument_group("COCO data sets")
-    source.add_argument("--split", default="", help="split of a data set in COCO's layout: val2017, ...")
-    source.add_argument("--images", default="", help="image folder, where it is not at its usual place")
-    wanted = parser.add_argument_group("what is kept")
-    wanted.add_argument("--score-threshold", type=float, help="leave out poses below (default: none)")
-    wanted.add_argument("--max-people", type=int, help="at most so many poses of an image, the best (default: all)")
-    wanted.add_argument("--overlays", action="store_true", help="also draw them: JPEGs, and an MP4 for each video")
-    wanted.add_argument(
-        "--keypoint-threshold", type=float, default=0.0, help="do not draw keypoints below (default: %(default)s)"
-    )
-    wanted.add_argument(
-        "--most-pixels", type=int, default=100_000_000, help="larger images are bad ones (default: %(default)s)"
-    )
-    crew = parser.add_argument_group("who predicts; the result does not depend on it")
-    crew.add_argument("--batch-size", type=int, help="images of a forward pass (default: the model's own)")
-    crew.add_argument("--workers", type=int, help="at most so many (default: what the cluster has room for now)")
-    crew.add_argument("--cpus-per-worker", type=float, default=1.0, help="cores of each (default: %(default)s)")
-    crew.add_argument(
-        "--gpus-per-worker", type=float, help="0.5: two share one (default: 1 where the cluster has GPUs now, else 0)"
-    )
-    crew.add_argument("--in-process", action="store_true", help="without Ray, for a few images")
-    crew.add_argument("--tracking", default="", help="MLflow store of registered models (default: as for training)")
-    return parser.parse_args(arguments)
 
 
 def _summary(result: "BatchResult", output: str) -> str:

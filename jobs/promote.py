@@ -1,22 +1,25 @@
 """Put a trained model into the MLflow registry, through a gate of measured checks, or go back to the one before.
 
-python jobs/promote.py --run runs/smpr-a --to champion --data.eval /data/shards/val2017
-python jobs/promote.py --search runs/tune-smpr --to challenger --data.eval /data/shards/val2017 --gate.latency_ms 80
-python jobs/promote.py --run models:/smpr@challenger --to champion --source /data/coco --split val2017
-python jobs/promote.py --from-shadow http://HOST:8000/v1/models/smpr --model smpr
-python jobs/promote.py --rollback --model smpr
+posefleet promote --run runs/smpr-a --to champion --data.eval /data/shards/val2017
+posefleet promote --search runs/tune-smpr --to challenger --data.eval /data/shards/val2017 --gate.latency_ms 80
+posefleet promote --run models:/smpr@challenger --to champion --source /data/coco --split val2017
+posefleet promote --from-shadow http://HOST:8000/v1/models/smpr --model smpr
+posefleet promote --rollback --model smpr
+
+Settings are those of the checkpoint's experiment; what is registered has the options below.
 """
 
-import argparse
 import dataclasses
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import Given, fail, one_of
+from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.redaction import redacted
 from posefleet.platform.tracking.client import TrackingError, pages, store_uri
@@ -42,10 +45,83 @@ if TYPE_CHECKING:
 from posefleet.platform.promotion.release import promotion_summary, release_description, shadow_tags
 
 
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """What the gate asks of a candidate; ``shadow_*`` with ``--from-shadow``."""
+
+    tolerance: Annotated[float, "AP"] = 0.01
+    """How far the candidate's AP may lie below the champion's: the whole 95% interval of the difference over draws of
+    images must lie above minus this. Lower is stricter; a negative value asks for a gain."""
+    keypoint_floor: Annotated[float, "AP"] = 0.0
+    """AP that every keypoint alone must reach, 0..1. Higher is stricter."""
+    latency_ms: Annotated[float, "MS"] = 0.0
+    """Longest time from a decoded image to its poses on this machine, milliseconds. 0: measured, but no bound."""
+    latency_people: int = 10
+    """People in the image whose time is measured."""
+    served_images: int = 64
+    """Images whose served poses are compared with the evaluated ones. More are surer and slower."""
+    shadow_images: int = 100
+    """Fewest live images that both versions must have seen."""
+    shadow_people: int = 1000
+    """Fewest people that the champion must have found on these images."""
+    shadow_oks: Annotated[float, "OKS"] = 0.8
+    """Mean OKS, 0..1, that the poses of people whom both found must reach. Higher is stricter."""
+    shadow_missed: Annotated[float, "SHARE"] = 0.1
+    """Largest share of the champion's people, 0..1, that the challenger may miss. Lower is stricter."""
+    shadow_slower: Annotated[float, "TIMES"] = 2.0
+    """The challenger may take this many times the champion's time. Lower is stricter. 0: no bound."""
+
+    def __post_init__(self) -> None:
+        if min(self.latency_people, self.served_images) < 1:
+            raise ValueError("--gate.latency_people and --gate.served_images must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which version is promoted, and what it is judged on."""
+
+    run: Annotated[str, "PATH"] = ""
+    """Promote a run's folder (its best checkpoint), a checkpoint, or models:/NAME@ALIAS."""
+    search: Annotated[str, "FOLDER"] = ""
+    """Promote the best trained trial of a search."""
+    from_shadow: Annotated[str, "URL"] = ""
+    """Make the challenger of --model champion if a server that shows both of them live images says that they agree:
+    http://HOST:8000/v1/models/NAME. $POSEFLEET_TOKEN holds the server's token if it wants one. With --data.eval or
+    --source the challenger is scored on annotations too."""
+    rollback: bool = False
+    """Make the previous champion of --model champion again."""
+    to: Literal["champion", "challenger"] | None = None
+    """Alias that the new version gets; with --run and --search."""
+    model: Annotated[str, "NAME"] = ""
+    """Registered model. Default: the name of the method."""
+    tracking: Annotated[str, "URI"] = ""
+    """MLflow store. Default: $MLFLOW_TRACKING_URI, else the one of the run, else mlflow.db under runs/."""
+    source: Annotated[str, "PATH"] = ""
+    """COCO's layout or an annotation file, instead of --data.eval."""
+    split: Annotated[str, "NAME"] = "val2017"
+    """Split of --source."""
+    images: Annotated[str, "PATH"] = ""
+    """Image folder, where --source is an annotation file."""
+    force: bool = False
+    """Promote in spite of failed checks; the version says so."""
+    gate: GateOptions = field(default_factory=GateOptions)
+    """What the gate asks of the candidate; shadow_* with --from-shadow."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "run", "search", "from_shadow", "rollback")
+        if (self.rollback or self.from_shadow) and not self.model:
+            raise ValueError(f"{'--rollback' if self.rollback else '--from-shadow'} needs --model NAME")
+        if self.from_shadow and self.to == CHALLENGER:
+            raise ValueError("--from-shadow makes the challenger champion; leave --to out")
+        if not (self.rollback or self.from_shadow or self.to):
+            raise ValueError(f"--to is missing; give --to {CHAMPION} or --to {CHALLENGER}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when promoted, 1 when the gate refused (nothing is registered), 2 on bad input."""
-    collect_garbage_rarely()
-    options, overrides = _parse(arguments)
+    options, overrides = parse_with_settings(Options, arguments, command="promote", about=__doc__ or "", shown=EVALUATE)
+    if options.rollback and overrides:
+        fail(f"--rollback takes no settings such as --{next(iter(overrides))}")
     errors: tuple[type[Exception], ...] = (ValueError, TrackingError)
     if not options.rollback:  # going back must be quick, and torch takes seconds
         from posefleet.platform.checkpoints.format import CheckpointError
@@ -61,110 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="jobs/promote.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Other options, such as --data.eval SHARDS or --model.decode.nms hard, change the checkpoint's "
-        "experiment; what is registered has them.",
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--run", metavar="PATH", help="a run's folder (its best checkpoint), a checkpoint, or models:/..."
-    )
-    what.add_argument("--search", metavar="FOLDER", help="the best trained trial of a search")
-    what.add_argument(
-        "--from-shadow",
-        metavar="URL",
-        help="make the challenger of --model champion, the version itself, if a server that shows it live images "
-        "beside the champion finds that they agree: http://HOST:8000/v1/models/NAME, with its token in "
-        "$POSEFLEET_TOKEN if it wants one. Scored on annotations, too, if --data.eval or --source is given",
-    )
-    what.add_argument("--rollback", action="store_true", help="make the previous champion of --model champion again")
-    parser.add_argument("--to", choices=[CHAMPION, CHALLENGER], help="alias that the new version gets")
-    parser.add_argument("--model", metavar="NAME", help="registered model; default: the name of the method")
-    parser.add_argument(
-        "--tracking",
-        metavar="URI",
-        default="",
-        help="MLflow store; default: $MLFLOW_TRACKING_URI, else the one of the run, else mlflow.db under runs/",
-    )
-    parser.add_argument("--source", metavar="PATH", help="COCO's layout or an annotation file, instead of --data.eval")
-    parser.add_argument("--split", metavar="NAME", default="val2017", help="split of --source (%(default)s)")
-    parser.add_argument("--images", metavar="PATH", help="image folder, where --source is an annotation file")
-    parser.add_argument("--force", action="store_true", help="promote in spite of failed checks; the version says so")
-    gate = parser.add_argument_group("gate")
-    gate.add_argument(
-        "--gate.tolerance",
-        type=float,
-        default=0.01,
-        metavar="AP",
-        help="the candidate's AP may be this much below the champion's: the whole 95%% interval of the difference over "
-        "draws of images must lie above minus this; a negative one asks for a gain (%(default)s)",
-    )
-    gate.add_argument(
-        "--gate.keypoint_floor",
-        type=float,
-        default=0.0,
-        metavar="AP",
-        help="AP that every keypoint alone must reach (%(default)s)",
-    )
-    gate.add_argument(
-        "--gate.latency_ms",
-        type=float,
-        default=0.0,
-        metavar="MS",
-        help="milliseconds from a decoded image to its poses, on this machine; 0: measured, not judged (%(default)s)",
-    )
-    gate.add_argument(
-        "--gate.latency_people", type=int, default=10, metavar="N", help="people in that image (%(default)s)"
-    )
-    gate.add_argument(
-        "--gate.served_images",
-        type=int,
-        default=64,
-        metavar="N",
-        help="images whose served poses are compared with the evaluated ones (%(default)s)",
-    )
-    _add_shadow_bounds(parser.add_argument_group("gate of --from-shadow"))
-    options, overrides = parser.parse_known_args(arguments)
-    if (options.rollback or options.from_shadow) and not options.model:
-        parser.error(f"{'--rollback' if options.rollback else '--from-shadow'} needs --model NAME")
-    if options.from_shadow and options.to == CHALLENGER:
-        parser.error("--from-shadow makes the challenger champion; leave --to out")
-    if options.rollback and overrides:
-        parser.error(f"--rollback does not know {' '.join(overrides)}")
-    if not (options.rollback or options.from_shadow or options.to):
-        parser.error(f"--to is missing; say --to {CHAMPION} or --to {CHALLENGER}")
-    if min(getattr(options, "gate.latency_people"), getattr(options, "gate.served_images")) < 1:
-        parser.error("--gate.latency_people and --gate.served_images must be at least 1")
-    return options, overrides
-
-
-def _add_shadow_bounds(group: "argparse._ArgumentGroup") -> None:
-    for name, kind, default, metavar, told in (
-        ("images", int, 100, "N", "live images that both must have seen"),
-        ("people", int, 1000, "N", "people whom the champion must have found on them"),
-        ("oks", float, 0.8, "OKS", "mean OKS that the poses of people whom both found must reach"),
-        ("missed", float, 0.1, "SHARE", "of the champion's people, the challenger may miss this share"),
-        ("slower", float, 2.0, "TIMES", "the challenger may take this many times the champion's time; 0: not judged"),
-    ):
-        group.add_argument(
-            f"--gate.shadow_{name}", type=kind, default=default, metavar=metavar, help=f"{told} (%(default)s)"
-        )
-
-
-def _rollback(options: argparse.Namespace) -> int:
+def _rollback(options: Options) -> int:
     champion, replaced = rollback(options.tracking, check_name(options.model))
     was = f", in place of version {replaced.number}, which is the previous one now" if replaced else ""
     sys.stdout.write(f"{MODELS}{champion.name}@{CHAMPION} is version {champion.number} again{was}\n")
     return 0
 
 
-def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
-    from posefleet.data.loading.memory import keep_freed_memory
+def _promote(options: Options, overrides: Given) -> int:
+    from posefleet.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.promotion.checks import GateThresholds
@@ -191,20 +172,21 @@ def _promote(options: argparse.Namespace, overrides: list[str]) -> int:
             )
             return 1
         release = _release(named, meta, experiment, split, verdict, Path(folder))
+        assert options.to
         version = promote(uri, name, release, options.to)
     _tell(version, options.to, uri, rival)
     return 0
 
 
-def _bounds(options: argparse.Namespace, *, shadow: bool = False) -> dict[str, Any]:
+def _bounds(options: Options, *, shadow: bool = False) -> dict[str, Any]:
     """Values of the gate's options: of --from-shadow's, or of the others."""
-    given = {key.removeprefix("gate."): value for key, value in vars(options).items() if key.startswith("gate.")}
+    given = dataclasses.asdict(options.gate)
     return {key.removeprefix("shadow_"): value for key, value in given.items() if key.startswith("shadow_") == shadow}
 
 
-def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
+def _crown(options: Options, overrides: Given) -> int:
     """The challenger, as it is and as it was compared, becomes champion: aliases move, and nothing is registered."""
-    from posefleet.data.loading.memory import keep_freed_memory
+    from posefleet.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.promotion.checks import GateThresholds, ShadowThresholds, shadow_checks
@@ -219,11 +201,11 @@ def _crown(options: argparse.Namespace, overrides: list[str]) -> int:
     champion = find_checkpoint(rival.address, tracking=uri) if rival else ""
     own = read_meta(checkpoint).experiment
     experiment = _experiment(own, overrides)
-    if (experiment.model, experiment.evaluate) != (own.model, _experiment(own, []).evaluate):
+    if (experiment.model, experiment.evaluate) != (own.model, _experiment(own, {}).evaluate):
         raise ValueError(
             "--from-shadow promotes the version that was compared: its settings cannot be changed; use --run for that"
         )
-    given = options.source or any(override.partition("=")[0] == "--data.eval" for override in overrides)
+    given = options.source or "data.eval" in overrides
     split = _split(options, experiment) if given else None
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -260,10 +242,8 @@ def _best_trial(search: str) -> str:
     return str(max(trained, key=lambda trial: trial["scores"]["AP"])["run"])
 
 
-def _experiment(own: "Experiment", overrides: list[str]) -> "Experiment":
+def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
     """The candidate's settings as they will be served, scored so that an interval can be told."""
-    from posefleet.platform.config.cli import override
-
     experiment = override(own, overrides)
     if experiment.evaluate.oracle_scores or experiment.evaluate.oracle_boxes != "none":
         raise ValueError("evaluate.oracle_scores and evaluate.oracle_boxes know the truth: they cannot be served")
@@ -274,7 +254,7 @@ def _experiment(own: "Experiment", overrides: list[str]) -> "Experiment":
     )
 
 
-def _split(options: argparse.Namespace, experiment: "Experiment") -> "Split":
+def _split(options: Options, experiment: "Experiment") -> "Split":
     from posefleet.data.coco.source import find_source
     from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.inference.split import Split

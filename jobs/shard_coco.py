@@ -1,17 +1,18 @@
 """Write a COCO keypoint data set as shards: here, or on a Ray cluster.
 
-python jobs/shard_coco.py --source /data/coco --split train2017 --out /data/shards
+posefleet shard --source /data/coco --split train2017 --out /data/shards
 ray job submit --working-dir . -- python jobs/shard_coco.py --source /nfs/coco --split train2017 --out s3://bucket/coco
 
 The shards of a split go to OUT/SPLIT. A run that is cut off is finished by running the same command again; a run that
 finds everything done changes nothing. Damaged, missing or mismatched images are left out and named.
 """
 
-import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import parse
 
 if TYPE_CHECKING:
     from posefleet.data.coco.source import Source
@@ -21,10 +22,41 @@ if TYPE_CHECKING:
 MAX_SKIPPED_SHOWN = 20
 
 
-def main(arguments: list[str] | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is sharded, and where to."""
+
+    source: Annotated[str, "PATH"]
+    """Data set folder in COCO's layout, or an annotation file."""
+    split: Annotated[str, "NAME"]
+    """Split of the data set: train2017, val2017, ..."""
+    out: Annotated[str, "FOLDER"]
+    """Where to: a folder that every node sees, s3://bucket/prefix, ... The shards go to its subfolder SPLIT."""
+    images: Annotated[str, "PATH"] = ""
+    """Image folder, where it is not at its usual place."""
+    schema: Annotated[str, "NAME"] = "coco17"
+    """Keypoint schema: names and order of the keypoints."""
+    shard_mib: float = 128.0
+    """Size of a shard, MiB. Larger shards make fewer files and a coarser shuffle."""
+    shuffle_seed: int = 0
+    """Seed of the order of images in the shards."""
+    limit: int | None = None
+    """Take only the first N images. Default: all."""
+    in_process: bool = False
+    """Write in this process without Ray, for small data sets."""
+    skip_doctor: bool = False
+    """Do not examine the annotations first."""
+    allow_errors: bool = False
+    """Go on although the doctor finds errors in the annotations."""
+
+    def __post_init__(self) -> None:
+        if self.skip_doctor and self.allow_errors:
+            raise ValueError("give --skip-doctor or --allow-errors, not both")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 finished, 1 the data set cannot be used, 2 bad arguments."""
-    collect_garbage_rarely()
-    options = _parse(arguments)
+    options, _ = parse(Options, arguments, command="shard", about=__doc__ or "")
     from posefleet.data.coco.source import find_source  # imports torch, which --help does without
     from posefleet.data.errors import DataError
     from posefleet.data.keypoints import load_schema
@@ -55,23 +87,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     sys.stdout.write(_summary(result, root))
     return 0
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="data set folder in COCO layout, or an annotation file")
-    parser.add_argument("--split", required=True, help="train2017, val2017, ...")
-    parser.add_argument("--out", required=True, help="where to: a folder that every node sees, s3://bucket/prefix, ...")
-    parser.add_argument("--images", help="image folder, where it is not at its usual place")
-    parser.add_argument("--schema", default="coco17", help="keypoint schema (default: %(default)s)")
-    parser.add_argument("--shard-mib", type=float, default=128.0, help="size of a shard (default: %(default)s)")
-    parser.add_argument("--shuffle-seed", type=int, default=0, help="of the order of images (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="take only so many images")
-    parser.add_argument("--in-process", action="store_true", help="without Ray, for small data sets")
-    doctor = parser.add_mutually_exclusive_group()
-    doctor.add_argument("--skip-doctor", action="store_true", help="do not examine the annotations")
-    doctor.add_argument("--allow-errors", action="store_true", help="go on although the doctor finds errors")
-    return parser.parse_args(arguments)
 
 
 def _healthy(source: "Source", schema: "KeypointSchema", allow_errors: bool) -> bool:

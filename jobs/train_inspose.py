@@ -1,23 +1,11 @@
 """Train InsPose on shards: alone, or on a Ray cluster.
 
-python jobs/train_inspose.py --config jobs/configs/inspose_demo.yaml --data.train /data/train --scaling.num_workers 0
+python jobs/train_inspose.py --config jobs/configs/inspose_demo.yaml --data.train SHARDS --scaling.num_workers 0
 ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_inspose.py \\
     --config jobs/configs/inspose.yaml
 """
 
-from posefleet.data.loading.memory import collect_garbage_rarely
-
-
-def main() -> int:
-    """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
-    collect_garbage_rarely()
-    from posefleet.platform.config.cli import parse_experiment  # imports torch
-
-    experiment = parse_experiment("inspose", description="Train InsPose, instance-aware networks for poses.")
-    from posefleet.platform.training.launch import train  # Ray and MLflow take seconds, and --help needs neither
-
-    return train(experiment)
-
+from posefleet.jobs.train import train_method
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(train_method("inspose"))

@@ -1,20 +1,21 @@
 """Search settings: by training them, or, of decoding alone, on what one checkpoint's network said.
 
-python jobs/tune.py --method smpr --config jobs/configs/smpr.yaml --space jobs/configs/spaces/smpr.yaml \\
+posefleet tune --method smpr --config jobs/configs/smpr.yaml --space jobs/configs/spaces/smpr.yaml \\
     --samples 64 --concurrent 8 --data.train /data/shards/train2017 --data.eval /data/shards/val2017
-python jobs/tune.py --resume runs/tune-smpr
-python jobs/tune.py --decode-only --checkpoint runs/smpr-r50 --space jobs/configs/spaces/smpr_decoding.yaml \\
+posefleet tune --resume runs/tune-smpr
+posefleet tune --decode-only --checkpoint runs/smpr-r50 --space jobs/configs/spaces/smpr_decoding.yaml \\
     --samples 300 --data.eval /data/shards/val2017
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import Given, fail, one_of
+from posefleet.platform.config.cli import DATA, WORKERS, configured, override, parse_with_settings
 
 if TYPE_CHECKING:
     from posefleet.data.evaluation.evaluate import Evaluation
@@ -28,13 +29,66 @@ STOPPED = 130
 """Exit status of a search that someone stopped."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is searched, and how."""
+
+    method: Annotated[str, "METHOD"] = ""
+    """Train trials of this method."""
+    decode_only: bool = False
+    """Search decoding on one checkpoint, without training."""
+    resume: Annotated[str, "FOLDER"] = ""
+    """Go on with the search in this folder; --samples may ask for more trials."""
+    config: Annotated[str, "FILE"] = ""
+    """With --method: YAML file of the experiment that the search starts from."""
+    checkpoint: Annotated[str, "PATH"] = ""
+    """With --decode-only: a checkpoint, or a run's folder (its best checkpoint)."""
+    space: Annotated[str, "FILE"] = ""
+    """YAML file of settings and their ranges, such as those in jobs/configs/spaces/."""
+    samples: int | None = None
+    """Number of trials in all. More trials find better settings and take as much longer. Default: 16; with
+    --decode-only 200."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """How settings are drawn: tpe by what was good so far, random blindly, grid each combination once."""
+    seed: int = 0
+    """Seed of the draws."""
+    out: Annotated[str, "FOLDER"] = ""
+    """Folder on a disk; the same one goes on. Default: runs/tune-METHOD; with --decode-only runs/tune."""
+    objectives: Annotated[str, "NAMES"] = "AP"
+    """With --method: AP, or AP and costs with commas: parameters, gflops, predict_ms."""
+    concurrent: int = 0
+    """With --method: trials at a time. 0: as many as there is room for."""
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
+    """With --method: asha stops trials that are worse than others were at their age. pbt trains a population whose
+    worst members go on as copies of the best with settings a little off."""
+    reduction: float = 3.0
+    """With --scheduler asha: it keeps the best 1/X of the trials at each rung. Raise it to stop more trials early."""
+    grace: float = 0.0
+    """With --method: epochs before asha may stop a trial, and between looks of pbt. Raise it where learning starts
+    slowly. 0: one evaluation."""
+    retries: int = 2
+    """With --method: times that a trial whose process died is started again."""
+    images: int = 0
+    """With --decode-only: score on the first N images. Fewer are faster and less exact. 0: all."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "method", "decode_only", "resume")
+        needed = () if self.resume else ("space", "checkpoint") if self.decode_only else ("space",)
+        if missing := [f"--{name}" for name in needed if not getattr(self, name)]:
+            raise ValueError(f"{' and '.join(missing)} missing")
+        if (self.samples is not None and self.samples < 1) or self.images < 0:
+            raise ValueError(
+                f"--samples {self.samples} must be at least 1 and --images {self.images} must not be negative"
+            )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when no trial came to anything, 2 on bad arguments and bad data, 130 when stopped."""
-    collect_garbage_rarely()
-    options, overrides = _parse(arguments)
+    options, overrides = parse_with_settings(
+        Options, arguments, command="tune", about=__doc__ or "", shown=(*DATA, "train.epochs", *WORKERS)
+    )
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoints.format import CheckpointError
-    from posefleet.platform.config.cli import fail
     from posefleet.platform.tracking.client import TrackingError
 
     try:
@@ -44,62 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(str(error))
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="jobs/tune.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Other options, such as --data.eval SHARDS or --scaling.num_workers 2, change the experiment that is "
-        "searched from.",
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--method", help="train trials of this method")
-    what.add_argument("--decode-only", action="store_true", help="search decoding on one checkpoint, without training")
-    what.add_argument("--resume", metavar="FOLDER", help="go on with a search; --samples may ask for more trials")
-    parser.add_argument("--config", help="YAML of the experiment that is searched from")
-    parser.add_argument("--checkpoint", help="with --decode-only: a checkpoint, or a run's folder (its best one)")
-    parser.add_argument("--space", help="YAML of settings and their ranges, see jobs/configs/spaces/")
-    parser.add_argument("--samples", type=int, help="trials in all (16; with --decode-only 200)")
-    parser.add_argument(
-        "--sampler",
-        choices=["tpe", "random", "grid"],
-        default="tpe",
-        help="how settings are drawn: by what was good so far, blindly, each combination once (%(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
-    parser.add_argument("--out", help="folder on a disk; the same one goes on (runs/tune-METHOD, runs/tune)")
-    training = parser.add_argument_group("with --method")
-    training.add_argument(
-        "--objectives",
-        default="AP",
-        help="AP, or AP and costs with commas: parameters, gflops, predict_ms (%(default)s)",
-    )
-    training.add_argument("--concurrent", type=int, default=0, help="trials at a time; 0: as there is room")
-    training.add_argument(
-        "--scheduler",
-        choices=["asha", "pbt", "none"],
-        default="asha",
-        help="asha stops trials that are worse than others were at their age; pbt trains a population whose worst "
-        "members go on as copies of the best with settings a little off (%(default)s)",
-    )
-    training.add_argument("--reduction", type=float, default=3.0, help="asha keeps one in so many (%(default)s)")
-    training.add_argument(
-        "--grace", type=float, default=0.0, help="epochs before asha stops, and between looks of pbt; 0: one evaluation"
-    )
-    training.add_argument("--retries", type=int, default=2, help="of a trial whose process died (%(default)s)")
-    decoding = parser.add_argument_group("with --decode-only")
-    decoding.add_argument("--images", type=int, default=0, help="score on the first so many images; 0: all")
-    options, overrides = parser.parse_known_args(arguments)
-    needed = [] if options.resume else ["space", "checkpoint"] if options.decode_only else ["space"]
-    if missing := [f"--{name}" for name in needed if getattr(options, name) is None]:
-        parser.error(f"{' and '.join(missing)} missing")
-    if (options.samples or 1) < 1 or options.images < 0:
-        parser.error(f"--samples {options.samples} must be at least 1 and --images {options.images} not negative")
-    return options, overrides
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Plan:
     """A search that can begin or go on."""
 
@@ -117,35 +116,37 @@ class _Plan:
         (self.folder / PLAN).write_text(yaml.safe_dump(self.written, sort_keys=False))
 
 
-def _planned(options: argparse.Namespace, overrides: list[str]) -> _Plan:
+def _planned(options: Options, overrides: Given) -> _Plan:
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.config.cli import override, parse_experiment
     from posefleet.platform.config.loading import read_yaml
     from posefleet.platform.runtime.paths import resolve_path
 
     if options.decode_only:
-        options.checkpoint = find_checkpoint(resolve_path(options.checkpoint))
-        base = override(read_meta(options.checkpoint).experiment, overrides)
+        checkpoint = find_checkpoint(resolve_path(options.checkpoint))
+        base = override(read_meta(checkpoint).experiment, overrides)
         folder = options.out or "runs/tune"
     else:
-        base = parse_experiment(options.method, [*(["--config", options.config] if options.config else []), *overrides])
+        checkpoint = options.checkpoint
+        base = configured(options.method, options.config, overrides)
         folder = options.out or f"{base.run.storage}/tune-{options.method}"
-    options.samples = options.samples or (200 if options.decode_only else 16)
     data = dataclasses.replace(base.data, train=resolve_path(base.data.train), eval=resolve_path(base.data.eval))
     base = dataclasses.replace(base, data=data)
     if not base.data.eval:
         raise ValueError("nothing to score on; give --data.eval SHARDS")
-    kept = {name: value for name, value in vars(options).items() if name not in ("resume", "config", "space", "out")}
+    settled = {"checkpoint": checkpoint, "samples": options.samples or (200 if options.decode_only else 16)}
+    kept = {**dataclasses.asdict(options), **settled}
+    for name in ("resume", "config", "space", "out"):
+        del kept[name]
     return _plan(folder, kept, base, read_yaml(options.space), options.space)
 
 
-def _resumed(options: argparse.Namespace, overrides: list[str]) -> _Plan:
+def _resumed(options: Options, overrides: Given) -> _Plan:
     from posefleet.platform.config.loading import build_experiment, read_yaml
     from posefleet.platform.runtime.paths import resolve_path
 
     if overrides:
-        raise ValueError(f"a search goes on with the settings it has; {overrides[0]} cannot change them")
+        raise ValueError(f"a search goes on with the settings it has; --{next(iter(overrides))} cannot change them")
     path = Path(resolve_path(options.resume)) / PLAN
     if not path.exists():
         raise ValueError(f"{options.resume} holds no search: there is no {PLAN} in it")
@@ -258,8 +259,8 @@ def _gain_of_runs(search: Any) -> str:
 
 
 def _decode_only(plan: _Plan) -> int:
-    from posefleet.data.loading.memory import keep_freed_memory
     from posefleet.data.shards.layout import read_manifest
+    from posefleet.memory import keep_freed_memory
     from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.tuning.decoding import Redecoder
     from posefleet.platform.tuning.report import log_search

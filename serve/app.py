@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.runtime.placement import SERVING, STEADY
 from posefleet.serve.deployments.replica import HEALTH, ModelReplica, Replica
 from posefleet.serve.deployments.settings import (

@@ -1,32 +1,53 @@
 """Command line of the doctor: ``python -m posefleet.data.doctor /data/coco --split val2017``."""
 
-import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from posefleet.data.coco.source import find_source, find_splits
-from posefleet.data.doctor.examine import examine
-from posefleet.data.doctor.findings import write_reports
-from posefleet.data.keypoints import load_schema
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import Argument, parse
+
+ABOUT = """Find what is wrong with a data set of keypoints in COCO's format before it costs GPU hours.
+
+posefleet doctor /data/coco
+posefleet doctor /data/coco --split val2017 --json report.json
+
+Exit status: 0 no errors, 1 errors, 2 there is nothing to examine."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is examined, and where the report goes."""
+
+    path: Annotated[str, Argument("PATH")]
+    """Data set folder in COCO's layout, or an annotation file."""
+    split: Annotated[str, "NAME"] = ""
+    """Split: train2017, val2017, ... Default: all that are there."""
+    images: Annotated[str, "PATH"] | None = None
+    """Image folder, where it is not at its usual place."""
+    schema: Annotated[str, "NAME"] = "coco17"
+    """Keypoint schema: names and order of the keypoints."""
+    json: Annotated[str, "FILE"] = ""
+    """Also write the report to this file."""
+    workers: int | None = None
+    """Threads that read images. Default: one for each core."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: 0 when there are no errors, 1 when there are, 2 when there is nothing to examine."""
-    collect_garbage_rarely()
-    parser = argparse.ArgumentParser(prog="python -m posefleet.data.doctor", description=__doc__.split("\n")[0])
-    parser.add_argument("path", help="data set folder in COCO layout, or an annotation file")
-    parser.add_argument("--split", help="train2017, val2017, ...; all that are there when not given")
-    parser.add_argument("--images", help="image folder, where it is not at its usual place")
-    parser.add_argument("--schema", default="coco17", help="keypoint schema (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="also write the report here")
-    parser.add_argument("--workers", type=int, help="threads that read images (default: one a core)")
-    options = parser.parse_args(arguments)
+    options, _ = parse(Options, arguments, command="doctor", about=ABOUT)
+    # These import torch, which --help does without.
+    from posefleet.data.coco.source import find_source, find_splits
+    from posefleet.data.doctor.examine import examine
+    from posefleet.data.doctor.findings import write_reports
+    from posefleet.data.keypoints import load_schema
+
     try:
         schema = load_schema(options.schema)
         splits = [options.split] if options.split else find_splits(options.path) or ["train2017"]
         sources = [find_source(options.path, split, options.images) for split in splits]
     except ValueError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 2
     reports = [examine(source, schema, workers=options.workers, progress=True) for source in sources]
     sys.stdout.write("\n".join(report.as_text() for report in reports))

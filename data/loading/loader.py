@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from posefleet.data.errors import DataError
-from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.loading.shared_memory import BufferPool, SharedBatch
 from posefleet.data.loading.source import SampleSource
 from posefleet.data.structures import Batch, collate
+from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 
 
 class Batches(Iterator[Batch]):

@@ -27,7 +27,6 @@ from posefleet.data.errors import DataError
 from posefleet.data.io.cluster import open_ray_data
 from posefleet.data.io.files import absolute
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.loading.memory import collect_garbage_rarely
 from posefleet.data.shards.layout import (
     VERSION,
     Manifest,
@@ -42,6 +41,7 @@ from posefleet.data.shards.layout import (
 )
 from posefleet.data.shards.plan import Plan, ShardPlan, plan_shards
 from posefleet.data.shards.verify import check_shard
+from posefleet.memory import collect_garbage_rarely
 
 CPUS_PER_TASK = 1
 """A task decodes every image, so it keeps a core busy; one free core in the whole cluster is enough to go on."""

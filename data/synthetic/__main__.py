@@ -1,62 +1,85 @@
-"""The command that writes a data set of rendered people.
+"""Command line of the renderer: ``python -m posefleet.data.synthetic --out FOLDER --split NAME --count N``."""
 
-python -m posefleet.data.synthetic --out datasets/synthetic --split train2017 --count 1000
-"""
-
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import fail, parse
 from posefleet.data.synthetic.dataset import write_dataset
-from posefleet.data.synthetic.scenes import SCENES, SceneConfig
+from posefleet.data.synthetic.scenes import SCENES, Pair, SceneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is rendered, and where to."""
+
+    out: Annotated[Path, "FOLDER"]
+    """Root folder of the data set."""
+    split: Annotated[str, "NAME"] = "train2017"
+    """Split: name of the image folder and of the annotation file."""
+    count: int = 1000
+    """Number of images."""
+    seed: int = 0
+    """Seed of everything that is drawn; the same seed renders the same images."""
+    workers: int | None = None
+    """Processes that render. Default: one for each core."""
+    easy: bool = False
+    """Few large people who stand upright: learned in minutes on a CPU."""
+    crowded: bool = False
+    """People before people."""
+    size: Annotated[tuple[int, ...], "PX"] = (256,)
+    """Side of the images, or width and height, pixels."""
+    people: Annotated[Pair, "LOW HIGH"] | None = None
+    """Fewest and most people in an image. Default: 1 8."""
+    scale: Annotated[tuple[float, float], "LOW HIGH"] | None = None
+    """Standing height of a person, in image heights. Default: 0.25 1.5."""
+    variety: float | None = None
+    """Share of people who are not upright and do not face the camera, 0..1. Raise it for harder images. Default: 1."""
+    crowd_rate: float | None = None
+    """Share of images with a crowd, 0..1."""
+    unlabelled_rate: float | None = None
+    """Share of people without keypoints, 0..1."""
+    jpeg_quality: int | None = None
+    """Quality of the JPEG files, 0..100."""
+
+    def __post_init__(self) -> None:
+        if self.easy and self.crowded:
+            raise ValueError("give --easy or --crowded, not both")
+        if not 1 <= len(self.size) <= 2:
+            raise ValueError(f"--size takes the side, or width and height, not {len(self.size)} numbers")
+
+    def scenes(self) -> SceneConfig:
+        """What the images show.
+
+        Raises:
+            ValueError: A value is out of its range.
+        """
+        width, height = self.size[0], self.size[-1]
+        given: dict[str, Any] = {"width": (width, width), "height": (height, height)}
+        for name in ("people", "scale", "variety", "crowd_rate", "unlabelled_rate", "jpeg_quality"):
+            if (value := getattr(self, name)) is not None:
+                given[name] = value
+        return replace(SCENES["easy" if self.easy else "crowded" if self.crowded else "default"], **given)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see ``--help``."""
-    collect_garbage_rarely()
-    parser = argparse.ArgumentParser(
-        prog="python -m posefleet.data.synthetic", description="Render people with exact COCO keypoint annotations."
+    options, _ = parse(
+        Options,
+        arguments,
+        program="python -m posefleet.data.synthetic",
+        about="Render people with exact COCO keypoint annotations.",
     )
-    default = SceneConfig()
-    parser.add_argument("--out", type=Path, required=True, help="root folder of the data set")
-    parser.add_argument("--split", default="train2017", help="image folder and json name (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=1000, help="pictures (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    kind = parser.add_mutually_exclusive_group()
-    for name, told in (("easy", "learned in minutes on a CPU"), ("crowded", "people before people")):
-        scene = SCENES[name]
-        told = f"people {scene.people}, scale {scene.scale}, variety {scene.variety:g}: {told}"
-        kind.add_argument(f"--{name}", dest="scenes", action="store_const", const=name, help=told)
-    parser.add_argument("--size", type=int, nargs="+", default=[256], metavar="PX", help="side, or width and height")
-    for name, of, told in (("people", int, "in a picture"), ("scale", float, "standing height in pictures")):
-        told = f"{told} (default: {getattr(default, name)})"
-        parser.add_argument(f"--{name}", type=of, nargs=2, metavar=("LOW", "HIGH"), help=told)
-    for name, told in (
-        ("variety", "share of people not upright and facing us"),
-        ("crowd_rate", "share of pictures with a crowd"),
-        ("unlabelled_rate", "share of people left unlabelled"),
-    ):
-        told = f"{told} (default: {getattr(default, name)})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help=told)
-    parser.add_argument("--jpeg-quality", type=int, help=f"0 to 100 (default: {default.jpeg_quality})")
-    chosen = parser.parse_args(arguments)
-    width, height = chosen.size[0], chosen.size[-1]
-    given: dict[str, Any] = {"width": (width, width), "height": (height, height)}
-    for name in ("people", "scale", "variety", "crowd_rate", "unlabelled_rate", "jpeg_quality"):
-        if (value := getattr(chosen, name)) is not None:
-            given[name] = tuple(value) if isinstance(value, list) else value
+    workers, progress = options.workers or os.cpu_count() or 1, sys.stderr.isatty()
     try:
-        config = replace(SCENES[chosen.scenes or "default"], **given)
-        progress = sys.stderr.isatty()
-        path = write_dataset(chosen.out, chosen.split, chosen.count, config, chosen.seed, chosen.workers, progress)
+        path = write_dataset(
+            options.out, options.split, options.count, options.scenes(), options.seed, workers, progress
+        )
     except ValueError as error:
-        parser.error(str(error))
+        fail(str(error))
     sys.stdout.write(f"{path}\n")
 
 

@@ -259,3 +259,9 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
 def _as_numbers(keypoints: np.ndarray) -> list[float]:
     """Flat [x, y, v]*17 with integral visibility, as COCO writes it."""
     return [number for x, y, v in keypoints.tolist() for number in (x, y, int(v))]
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+Pair = tuple[int, int]

@@ -1,84 +1,168 @@
-"""Reads an experiment from the command line of a job."""
+"""The experiment's options on a command line: ``--config FILE``, and ``--section.field VALUE`` over it.
 
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
+The options are listed and their values are checked without torch, so ``--help`` and a mistyped option take a few
+tenths of a second.
+"""
 
-from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.config.loading import build_experiment, experiment_type, read_yaml, to_dict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from posefleet.command_line import Given, Option, convert, fail, options, parse, summary
+from posefleet.light_import import light_import
+
+if TYPE_CHECKING:
+    from posefleet.platform.config.experiment import Experiment
+
+T = TypeVar("T")
+
+DATA = ("data.train", "data.eval", "data.batch_size", "data.loaders", "data.resize.short_side", "data.resize.long_side")
+EVALUATE = ("data.eval", "data.eval_batch_size", "evaluate.flip", "evaluate.scales", "evaluate.max_detections")
+WORKERS = ("scaling.num_workers", "scaling.min_workers", "scaling.use_gpu", "scaling.cpus_per_worker")
+TRAIN = (
+    "seed",
+    *DATA,
+    *("optim.name", "optim.lr", "optim.lr_batch", "optim.weight_decay"),
+    *("train.epochs", "train.accumulate", "train.precision", "train.eval_every"),
+    *WORKERS,
+    *("run.name", "run.storage", "run.tracking", "run.init_from"),
+)
+"""Options that people change, which ``--help`` shows; the others are in ``--help-all``."""
 
 
-def parse_experiment(method: str, argv: Sequence[str] | None = None, *, description: str = "") -> Experiment:
-    """The experiment of a training job's command line: ``--config FILE``, and ``--section.field value`` over it.
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What a training job takes beside the settings of its experiment."""
 
-    Exits with status 2 and a message on bad input, with 0 after ``--help``.
+    config: Annotated[str, "FILE"] = ""
+    """YAML file with settings, such as one of jobs/configs/. The options below win over it."""
+    profile: Annotated[str, "steps=N"] = ""
+    """Profile N training steps and keep the trace in the run: steps=5, or steps=5,wait=10,ranks=all."""
+
+
+def experiment_options(method: str = "") -> list[Option]:
+    """The options of an experiment; ``model.*`` are those of the method's own Config.
+
+    Args:
+        method: Empty: without ``model.*``.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    found = options(light_import("posefleet.platform.config.experiment", "Experiment"))
+    if not method:
+        return [option for option in found if option.path != "model"]
+    methods = light_import("posefleet.models", "available_methods")()
+    if method not in methods:
+        raise ValueError(f"unknown method {method!r}; models/ has {', '.join(methods)}")
+    config = light_import(f"posefleet.models.{method}", "Config")
+    model = options(config, "model.", "The method's settings.")
+    return [each for option in found for each in (model if option.path == "model" else [option])]
+
+
+def parse_experiment(method: str, arguments: Sequence[str] | None = None, *, shown: Sequence[str] = ()) -> "Experiment":
+    """The experiment of a training job's command line.
+
+    Exits with status 2 and a message on bad input, with 0 after ``--help`` and ``--help-all``.
+
+    Args:
+        arguments: None: those of this process.
+        shown: Options of the method that ``--help`` shows.
     """
     try:
-        config, arguments = take_option(sys.argv[1:] if argv is None else argv, "--config")
-        profile, arguments = take_option(arguments, "--profile")
-        values = read_yaml(config) if config else {}
-        if values.setdefault("method", method) != method:
-            raise ValueError(f"{config} is for method {values['method']!r}; this job trains {method!r}")
-        if profile:
-            arguments = [*arguments, "--run.profile", profile]
-        # A config file may leave out what the command line gives; data.train is the only required field.
-        if isinstance(values.setdefault("data", {}), dict):
-            values["data"].setdefault("train", "")
-        defaults = build_experiment(values, where=config or "configuration")
-        help_text = (
-            f"{description}\n\nGive a YAML file with --config FILE; the options below win over it. "
-            "--profile steps=5 leaves a profile of five steps in the run."
+        more = experiment_options(method)
+        own, given = parse(
+            TrainOptions,
+            arguments,
+            command=f"train {method}",
+            about=f"Train {summary(f'posefleet.models.{method}')}\n\n"
+            f"On a cluster: ray job submit --working-dir . -- python jobs/train_{method}.py, with the same options.\n"
+            "The same command with the same --run.name goes on with the run.",
+            more=more,
+            shown=(*TRAIN, *(option.path for option in more if option.path in shown)),
+            values=_values_of_file,
         )
-        experiment = override(defaults, arguments, description=help_text)
-        if not experiment.data.train:
-            raise ValueError("data.train is missing; give the shard folder in the config or as --data.train FOLDER")
-        return experiment
+        return configured(method, own.config, {**given, **({"run.profile": [own.profile]} if own.profile else {})})
     except ValueError as error:
         fail(str(error))
 
 
-def override(defaults: Experiment, arguments: Sequence[str], *, description: str = "") -> Experiment:
-    """``defaults`` with the options of a command line over it; exits on bad input and after ``--help``.
+def parse_with_settings(
+    kind: type[T], arguments: Sequence[str] | None, *, command: str, about: str, shown: Sequence[str]
+) -> tuple[T, Given]:
+    """The options of a job, and settings of the experiments that it works on, for :func:`override`.
 
-    Raises:
-        ValueError: The options contradict each other.
+    Settings of the model (``--model.*``) are checked later, when the method is known.
+
+    Args:
+        kind: Dataclass of the job's own options.
+        arguments: None: those of this process.
+        shown: Dotted names of the settings that ``--help`` shows.
     """
-    import tyro
-
-    experiment: Experiment = tyro.cli(
-        experiment_type(defaults.method),
-        default=defaults,
-        args=[{"true": "True", "false": "False"}.get(a, a) for a in arguments],
-        description=description,
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
+    return parse(
+        kind,
+        arguments,
+        command=command,
+        about=f"{about.strip()}\n\nSettings of the model are options too: posefleet train METHOD --help shows them.",
+        more=experiment_options(),
+        shown=shown,
+        open_section="model.",
     )
-    return build_experiment(to_dict(experiment, passwords=True), where="command line")
 
 
-def take_option(arguments: Sequence[str], option: str) -> tuple[str, list[str]]:
-    """The value of ``option`` (empty where it is absent) and the other arguments.
+def configured(method: str, config: str, given: Mapping[str, Sequence[str]]) -> "Experiment":
+    """The experiment of a config file (empty: none) with options of a command line over it.
 
     Raises:
-        ValueError: The option is the last argument.
+        ValueError: A setting is unknown, wrong or missing.
     """
-    value, waiting = "", False
-    rest: list[str] = []
-    for argument in arguments:
-        if waiting:
-            value, waiting = argument, False
-        elif argument == option:
-            waiting = True
-        elif argument.startswith(option + "="):
-            value = argument.removeprefix(option + "=")
-        else:
-            rest.append(argument)
-    if waiting:
-        raise ValueError(f"{option} needs a value")
-    return value, rest
+    settings = convert(given, experiment_options(method))
+    from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings  # torch takes seconds
+
+    values = read_yaml(config) if config else {}
+    if values.setdefault("method", method) != method:
+        raise ValueError(f"{config} is for method {values['method']!r}; this job trains {method!r}")
+    values = with_settings(values, settings)
+    where = " and ".join(filter(None, (config, "command line" if settings or not config else "")))
+    if isinstance(values.setdefault("data", {}), dict):
+        values["data"].setdefault("train", "")
+    experiment = build_experiment(values, where=where)
+    if not experiment.data.train:
+        raise ValueError("data.train is missing; give the shard folder in the config or as --data.train FOLDER")
+    return experiment
 
 
-def fail(message: str) -> NoReturn:
-    """End a job over bad input: a message, no traceback, exit status 2."""
-    sys.stderr.write(f"error: {message}\n")
-    raise SystemExit(2)
+def override(defaults: "Experiment", given: Mapping[str, Sequence[str]]) -> "Experiment":
+    """``defaults`` with options of a command line over it.
+
+    Args:
+        given: Dotted names of options and their values as text, as :func:`posefleet.command_line.parse` returns them.
+
+    Raises:
+        ValueError: An option is unknown or wrong, or the options contradict each other.
+    """
+    from posefleet.platform.config.loading import build_experiment, to_dict, with_settings
+
+    settings = convert(given, experiment_options(defaults.method))
+    return build_experiment(with_settings(to_dict(defaults, passwords=True), settings), where="command line")
+
+
+def _values_of_file(given: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
+    """Values of ``--config FILE`` by dotted name, which help shows as the defaults."""
+    import yaml
+
+    found: dict[str, Any] = {}
+
+    def enter(values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            found[f"{prefix}{key}"] = value
+            if isinstance(value, dict):
+                enter(value, f"{prefix}{key}.")
+
+    for path in given.get("config", []):
+        try:
+            enter(yaml.safe_load(Path(path).read_text()), "")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} is no config file: {error}") from None
+    return found

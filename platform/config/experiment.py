@@ -60,11 +60,13 @@ class OptimConfig:
     """Optimiser and learning-rate schedule."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
+    """sgd is SGD with momentum, adamw is AdamW, whose rates are about 10 to 100 times lower."""
     lr: float = 0.02
-    """Learning rate after warm-up, for ``lr_batch`` images a step."""
+    """Learning rate after warm-up, for ``optim.lr_batch`` images a step. Higher learns faster until the loss
+    diverges."""
     lr_batch: int = 0
-    """Images a step that ``lr`` was chosen for; the rate scales linearly with the real number. 0: do not scale."""
+    """Images a step that ``optim.lr`` was chosen for; the rate scales linearly with the real number, so that more
+    workers or larger batches need no other ``optim.lr``. 0: do not scale."""
     backbone_lr: float = 1.0
     """Factor on the rate of parameters under ``backbone``."""
     bias_lr: float = 1.0
@@ -72,7 +74,8 @@ class OptimConfig:
     momentum: float = 0.9
     """Momentum of SGD, beta1 of AdamW."""
     weight_decay: float = 1e-4
-    """L2 (SGD) or decoupled (AdamW) decay of weights; biases and norms never decay."""
+    """L2 (SGD) or decoupled (AdamW) decay of weights; biases and norms never decay. Higher fits the training images
+    less closely."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """How the rate falls over the run."""
     milestones: tuple[float, ...] = ()
@@ -110,13 +113,15 @@ class DataConfig:
     augment: Augment = field(default_factory=Augment)
     """Random geometry in training."""
     batch_size: int = 8
-    """Images per worker and forward pass."""
+    """Images per worker and forward pass. More use more memory and make steps fewer; scale ``optim.lr`` with them
+    (``optim.lr_batch``)."""
     eval_batch_size: int = 8
-    """Images per worker and forward pass in evaluation."""
+    """Images per worker and forward pass in evaluation. More are faster and use more memory."""
     loaders: int = 2
-    """Decoding processes per worker. 0: decode in the worker itself."""
+    """Processes per worker that decode images. Raise it while the device waits for data. 0: decode in the worker
+    itself."""
     window: int = 4096
-    """Samples that are shuffled together, on top of the shuffled shards."""
+    """Samples that are shuffled together, on top of the shuffled shards. More mix better and use more memory."""
     labelled_only: bool = True
     """Train only on images with at least one labelled keypoint."""
 
@@ -133,23 +138,26 @@ class TrainConfig:
     """How long and with which arithmetic."""
 
     epochs: float = 100
-    """Passes over the training images; a fraction is allowed."""
+    """Passes over the training images; a fraction is allowed. More passes take longer and usually reach a higher AP."""
     accumulate: int = 1
-    """Forward and backward passes per optimiser step."""
+    """Forward and backward passes per optimiser step. Raise it for a larger batch in the same memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the network under autocast; geometry and losses stay in float32."""
+    """bfloat16 is faster and needs less memory on GPUs: the network runs under autocast, geometry and losses stay in
+    float32."""
     channels_last: bool = True
     """NHWC memory: faster convolutions on CPU and on tensor cores."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile: minutes at the start, then faster steps."""
     ema_decay: float = 0.0
-    """Decay of the averaged weights that are evaluated and served. 0: none."""
+    """Decay of the averaged weights that are evaluated and served, below 1. Closer to 1 averages over more steps. 0:
+    none."""
     log_every: int = 20
     """Steps between looks at the losses; only then does the host wait for the device."""
     eval_every: float = 1.0
-    """Epochs between evaluations (and checkpoints)."""
+    """Epochs between evaluations (and checkpoints). Lower sees a problem earlier and spends more time on evaluation."""
     checkpoint_every: int = 0
-    """Steps between additional checkpoints inside an epoch. 0: none."""
+    """Steps between additional checkpoints inside an epoch. Lower loses fewer steps when all workers die and writes
+    more. 0: none."""
     keep_checkpoints: int = 2
     """Latest checkpoints that are kept; the best one is always kept too."""
     stall_s: float = 600.0
@@ -177,9 +185,10 @@ class EvaluateConfig:
     """How poses are predicted and scored."""
 
     flip: bool = False
-    """Also predict the mirrored image."""
+    """Also predict the mirrored image and average: usually a higher AP for twice the time."""
     scales: tuple[int, ...] = ()
-    """Short sides in pixels of multi-scale prediction; empty: ``data.resize`` alone."""
+    """Short sides in pixels of multi-scale prediction: each adds the time of a prediction. Empty: ``data.resize``
+    alone."""
     max_side: int = 2000
     """Pixels that the long side may not pass in multi-scale prediction."""
     max_detections: int = 20
@@ -200,14 +209,15 @@ class ScalingConfig:
     """The workers of the run."""
 
     num_workers: int = 1
-    """Training processes. 0: train in this process, without Ray."""
+    """Training processes. More finish sooner, and a step has ``data.batch_size`` images of each. 0: train in this
+    process, without Ray."""
     min_workers: int = 0
     """Fewest training processes that the run goes on with when nodes go; each then computes more of every step, which
     stays the same. 0: all of ``num_workers``, else the run waits for new nodes."""
     grow_every: float = 60.0
     """Seconds between looks for room for more workers, where there are fewer than ``num_workers``."""
     use_gpu: bool = False
-    """One GPU for each worker."""
+    """Reserve one GPU for each worker. Without it workers compute on CPUs."""
     cpus_per_worker: float = 1.0
     """CPUs that each worker reserves; also its number of threads. Leave one free on small machines."""
     max_failures: int = 3
@@ -239,14 +249,14 @@ class RunConfig:
     """Where the run is kept and found again."""
 
     name: str = ""
-    """Name of the run. Empty: method, date and time. A name that exists is resumed (see ``resume``)."""
+    """Name of the run. A name that exists is resumed (see ``run.resume``). Empty: method, date and time."""
     storage: str = STORAGE
     """Folder or URI under which runs are kept; shared by all nodes. Relative paths start at $POSEFLEET_HOME, else
     at the current folder, or in a Ray job, whose folder is temporary, at the home folder."""
     tracking: str = ""
     """MLflow store: sqlite:/// or http(s)://. Empty: $MLFLOW_TRACKING_URI, else mlflow.db under ``storage``."""
     experiment: str = "posefleet"
-    """MLflow experiment."""
+    """MLflow experiment that the run is listed in."""
     resume: bool = True
     """Go on with a run of the same name; false makes an existing name an error."""
     parent: str = ""
@@ -269,9 +279,9 @@ class Experiment:
     method: str
     """File name of the method in models/."""
     schema: str = "coco17"
-    """Name of the keypoint schema."""
+    """Name of the keypoint schema: names and order of the keypoints."""
     seed: int = 0
-    """Seeds weights, sample order and augmentation."""
+    """Seed of weights, sample order and augmentation; the same seed repeats a run."""
     model: Any
     """The method's settings."""
     data: DataConfig

@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import difflib
 import functools
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field
@@ -13,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from posefleet.command_line import dataclass_in, options
 from posefleet.models import load_method
+from posefleet.option_names import nearest
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redacted
@@ -31,7 +31,7 @@ def build_experiment(values: Mapping[str, Any], *, where: str = "configuration")
     if not isinstance(method, str):
         raise ValueError(f"{where}: method is missing; name a file of models/, such as method: smpr")
     kind = experiment_type(method)
-    _refuse_unknown(values, kind, where, ())
+    _refuse_unknown(values, kind, where)
     try:
         experiment: Experiment = pydantic.TypeAdapter(kind).validate_python(dict(values))
     except pydantic.ValidationError as error:
@@ -117,24 +117,23 @@ def experiment_type(method: str) -> type[Experiment]:
     )
 
 
-def _refuse_unknown(values: Mapping[str, Any], kind: Any, where: str, path: tuple[str, ...]) -> None:
+def _refuse_unknown(
+    values: Mapping[str, Any], kind: Any, where: str, path: tuple[str, ...] = (), whole: Any = None
+) -> None:
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     for key, value in values.items():
         dotted = ".".join((*path, str(key)))
         if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            guess = f"; did you mean {close[0]!r}?" if close else ""
+            known = [option.path for option in options(whole or kind)]
+            sections = {name.rpartition(".")[0] for name in known} - {""}
+            near = nearest(dotted, [*known, *sorted(sections)])
+            guess = f"; did you mean {near!r}?" if near else ""
             section = ".".join(path) or "an experiment"
             raise ValueError(f"{where}: unknown key {dotted!r}{guess} {section} has: {', '.join(names)}")
-        nested = _dataclass_of(hints[key])
+        nested = dataclass_in(hints[key])
         if nested and isinstance(value, Mapping):
-            _refuse_unknown(value, nested, where, (*path, key))
-
-
-def _dataclass_of(hint: Any) -> Any:
-    candidates = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return next((c for c in candidates if dataclasses.is_dataclass(c)), None)
+            _refuse_unknown(value, nested, where, (*path, key), whole or kind)
 
 
 def _plain(value: Any, passwords: bool) -> Any:

@@ -24,8 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_untrusted, encode_jpeg
 from posefleet.data.io.files import create, path_inside
-from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.structures import Poses, Sample, padded_shape
+from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform.inference.predictor import Prediction, Predictor
 from posefleet.platform.prediction.inputs import InputImage, read_input
 from posefleet.platform.prediction.output import file_names, part_name

@@ -1,13 +1,13 @@
 """Command line of tracking: ``python -m posefleet.platform.tracking sync SPOOL_DIR``."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.command_line import HELP, fail, parse
 from posefleet.platform.runtime.redaction import restored
 from posefleet.platform.tracking.client import TrackingError, explained, tracking_uri
+from posefleet.platform.tracking.runs import SyncOptions
 from posefleet.platform.tracking.sender import Sender
 from posefleet.platform.tracking.spool import Spool
 
@@ -34,17 +34,20 @@ def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``sync SPOOL_DIR``: returns the exit status."""
-    collect_garbage_rarely()
-    parser = argparse.ArgumentParser(prog="python -m posefleet.platform.tracking", description="Tools for tracking.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sync = commands.add_parser("sync", help="send the events that a training kept while its server was down")
-    sync.add_argument("spool_dir", type=Path, help="the spool folder of the run")
-    sync.add_argument("--uri", help="tracking URI, when the server has moved")
-    options = parser.parse_args(arguments)
+    program = "python -m posefleet.platform.tracking"
+    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if verb != "sync" and verb not in HELP:
+        fail(f"{verb!r} is no command; write {program} sync SPOOL_DIR")
+    options, _ = parse(
+        SyncOptions,
+        rest if verb == "sync" else [verb],
+        program=f"{program} sync",
+        about="Send MLflow the events that a training kept while its server was down.",
+    )
     try:
         count = sync_spool(options.spool_dir, options.uri)
     except (ValueError, TrackingError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(f"{count} events sent from {options.spool_dir}\n")
     return 0

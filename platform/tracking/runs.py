@@ -15,8 +15,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from posefleet.command_line import Argument
 from posefleet.platform.runtime.redaction import redacted
 from posefleet.platform.tracking.client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
 
@@ -297,3 +298,16 @@ def _summary(run: Any) -> RunSummary:
         tags=run.data.tags,
         artifact_uri=run.info.artifact_uri,
     )
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncOptions:
+    """What is sent, and where to."""
+
+    spool_dir: Annotated[Path, Argument("SPOOL_DIR")]
+    """The spool folder of the run."""
+    uri: Annotated[str, "URI"] | None = None
+    """MLflow's address, when the server has moved. Default: where the training meant to send it."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from posefleet.data.loading.memory import keep_freed_memory
+from posefleet.memory import keep_freed_memory
 from posefleet.platform.checkpoints.format import CheckpointError
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_yaml

@@ -23,7 +23,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.runtime import logs

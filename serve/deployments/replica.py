@@ -16,8 +16,8 @@ from ray.serve.handle import DeploymentHandle
 
 from posefleet.data.errors import DataError, NotAnImage, TooManyPixels
 from posefleet.data.images import decode_untrusted, encode_jpeg
-from posefleet.data.loading.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.data.structures import Poses, Sample, padded_shape
+from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform.inference.predictor import Predictor, describe_poses
 from posefleet.platform.promotion.agreement import compare_poses
 from posefleet.platform.visualization.drawing import draw_poses

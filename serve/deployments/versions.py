@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import serve
 
-from posefleet.data.loading.memory import collect_garbage_rarely
+from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.checkpoints.format import Meta, read_meta
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.runtime.paths import MODELS, resolve_path

@@ -38,11 +38,11 @@ from posefleet.data.coco.records import decode_record, encode_record, make_recor
 from posefleet.data.images import decode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.loader import training_batches
-from posefleet.data.loading.memory import keep_freed_memory
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.structures import Batch, Sample, collate
 from posefleet.data.transforms import Augment, Resize, TrainTransform
+from posefleet.memory import keep_freed_memory
 
 TRANSFORM = TrainTransform(Resize(short_side=512, long_side=4096), Augment(crop=512, flip=0.5), COCO17)
 BATCH, PREFETCH = 32, 2

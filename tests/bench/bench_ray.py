@@ -38,7 +38,7 @@ def torchrun_worker(config: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from posefleet.data.loading.memory import keep_freed_memory
+    from posefleet.memory import keep_freed_memory
     from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.training.loop import fit
     from posefleet.platform.training.run import RunLogger, open_run

@@ -27,11 +27,11 @@ from torch.nn.utils import clip_grad_norm_
 from posefleet.data.coco.source import find_source
 from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.loader import training_batches
-from posefleet.data.loading.memory import keep_freed_memory
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.structures import Batch
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SceneConfig
+from posefleet.memory import keep_freed_memory
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, read_yaml

@@ -8,6 +8,7 @@ from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.comparison import ablation
 from posefleet.platform.comparison.budget import budgeted
 
+DATA = {"data.train": ["/data/shards/train2017"]}
 LADDERS = sorted(path.stem for path in (compare.CONFIGS / "ladders").glob("*.yaml"))
 
 
@@ -15,7 +16,7 @@ LADDERS = sorted(path.stem for path in (compare.CONFIGS / "ladders").glob("*.yam
 def test_every_row_of_a_ladder_differs_from_the_others_and_can_be_built(method: str) -> None:
     options, _ = compare._parse(["--ablate", method])
     rows = compare._ladder(method)
-    trials = compare._trials(rows, options, ["--data.train", "/data/shards/train2017"])
+    trials = compare._trials(rows, options, DATA)
     assert [name for name, _ in trials] == [row.name for row in rows]
     assert len({str((scored.model, scored.evaluate)) for _, scored in trials.values()}) == len(rows)
     assert len({row.training for row in rows}) == len({str(row.trained) for row in rows})
@@ -27,7 +28,7 @@ def test_every_row_of_a_ladder_differs_from_the_others_and_can_be_built(method: 
 def test_a_row_is_trained_once_for_each_seed_and_the_run_is_named_after_it() -> None:
     options, rest = compare._parse(["--ablate", "smpr", "--seeds", "2", "--seed", "5", "--epochs", "1"])
     rows = ablation.choose(compare._ladder("smpr"), ["1", "+ PSM"])
-    trials = compare._trials(rows, options, ["--data.train", "/data/shards/train2017", *rest])
+    trials = compare._trials(rows, options, {**DATA, **rest})
     trained = [experiment for experiment, _ in trials.values()]
     names = ["smpr-1-baseline-seed5", "smpr-5-psm-seed5", "smpr-1-baseline-seed6", "smpr-5-psm-seed6"]
     assert [e.run.name for e in trained] == names
@@ -37,7 +38,7 @@ def test_a_row_is_trained_once_for_each_seed_and_the_run_is_named_after_it() -> 
 
 def test_rows_that_only_decode_differently_share_a_training() -> None:
     options, rest = compare._parse(["--ablate", "detposenet"])
-    trials = compare._trials(compare._ladder("detposenet"), options, ["--data.train", "/data/shards/train2017", *rest])
+    trials = compare._trials(compare._ladder("detposenet"), options, {**DATA, **rest})
     assert {trained.run.name for trained, _ in trials.values()} == {"detposenet-1-box-nms-seed0"}
     assert {trained.model.filter.mode for trained, _ in trials.values()} == {"nms"}
     scored = {name: (e.model.filter.mode, e.evaluate.oracle_boxes) for (name, _), (_, e) in trials.items()}
@@ -67,7 +68,7 @@ def test_every_method_has_a_recipe_of_each_kind() -> None:
 @pytest.mark.parametrize("method", available_methods())
 def test_published_recipes_start_from_scratch_where_nothing_can_be_downloaded(method: str) -> None:
     options, _ = compare._parse(["--methods", method, "--recipe", "paper", "--scratch"])
-    experiment = compare._experiment(method, {}, options, ["--data.train", "/data/shards/train2017"])
+    experiment = compare._experiment(method, {}, options, DATA)
     parameters = dict(build_model(experiment).named_parameters())  # would fail without a network if it asked for one
     frozen = [
         name for name, parameter in parameters.items() if not parameter.requires_grad and "fuse_layers" not in name
@@ -77,7 +78,7 @@ def test_published_recipes_start_from_scratch_where_nothing_can_be_downloaded(me
 
 def test_a_budget_of_epochs_keeps_the_shape_of_the_schedule() -> None:
     options, _ = compare._parse(["--methods", "smpr", "--recipe", "paper", "--epochs", "10"])
-    experiment = compare._experiment("smpr", {}, options, ["--data.train", "/data/shards/train2017"])
+    experiment = compare._experiment("smpr", {}, options, DATA)
     short = budgeted({"smpr": experiment}, epochs=options.epochs)["smpr"]
     assert experiment.train.epochs == 100 and experiment.optim.milestones == (80, 90)
     assert short.train.epochs == 10 and short.optim.milestones == pytest.approx((8, 9))

@@ -64,7 +64,7 @@ def test_a_checkpoint_is_scored_on_shards_and_on_files_alike(trained: Path, peop
     [
         ((), "--checkpoint is missing"),
         (("--checkpoint", "/nowhere"), "no checkpoint in /nowhere"),
-        (("--checkpoint",), "--checkpoint needs a value"),
+        (("--checkpoint",), "--checkpoint: expected one argument"),
     ],
 )
 def test_evaluation_says_what_is_wrong_with_its_arguments(arguments: tuple[str, ...], message: str) -> None:
@@ -103,7 +103,7 @@ def test_decoding_is_searched_and_the_best_settings_score_the_same_in_an_evaluat
     ("space", "message"),
     [
         ("optim.lr: {low: 0.1, high: 0.2}", "optim.lr needs training; --decode-only varies"),
-        ("model.decode.nmss: [hard]", "unknown key 'model.decode.nmss'; did you mean 'nms'?"),
+        ("model.decode.nmss: [hard]", "unknown key 'model.decode.nmss'; did you mean 'model.decode.nms'?"),
         ("", "must hold named sections"),
     ],
 )

@@ -149,15 +149,15 @@ def test_bad_input_is_told_before_anything_is_registered(
     ("arguments", "message"),
     [
         (("--rollback",), "--rollback needs --model NAME"),
-        (("--rollback", "--model", "a", "--run.name", "b"), "--rollback does not know --run.name b"),
+        (("--rollback", "--model", "a", "--run.name", "b"), "--rollback takes no settings such as --run.name"),
         (("--run", "a"), "--to is missing"),
-        (("--run", "a", "--to", "best"), "invalid choice: 'best'"),
-        (("--run", "a", "--rollback"), "not allowed with"),
-        ((), "one of the arguments --run --search --from-shadow --rollback is required"),
+        (("--run", "a", "--to", "best"), "--to best: Input should be 'champion' or 'challenger'"),
+        (("--run", "a", "--rollback"), "not --run and --rollback"),
+        ((), "give one of --run, --search, --from-shadow, --rollback"),
         (("--run", "a", "--to", "champion", "--gate.served_images", "0"), "must be at least 1"),
         (("--from-shadow", "http://a"), "--from-shadow needs --model NAME"),
         (("--from-shadow", "http://a", "--model", "a", "--to", "challenger"), "leave --to out"),
-        (("--from-shadow", "http://a", "--run", "a"), "not allowed with"),
+        (("--from-shadow", "http://a", "--run", "a"), "not --run and --from-shadow"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

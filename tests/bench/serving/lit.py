@@ -11,7 +11,7 @@ import torch
 from fastapi import UploadFile
 
 from posefleet.data.images import decode_untrusted
-from posefleet.data.loading.memory import keep_freed_memory
+from posefleet.memory import keep_freed_memory
 from posefleet.platform.inference.predictor import Predictor, describe_poses
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from posefleet.data.loading.memory import keep_freed_memory
+from posefleet.memory import keep_freed_memory
 from posefleet.platform.inference.predictor import Predictor
 
 _SPAWN = multiprocessing.get_context("spawn")

@@ -30,7 +30,13 @@ def test_an_experiment_survives_the_way_through_yaml() -> None:
     ("values", "message"),
     [
         ({**MINIMAL, "trian": {}}, "unknown key 'trian'; did you mean 'train'"),
-        ({"method": "smpr", "data": {"train": "x", "bach_size": 3}}, r"data\.bach_size.*did you mean 'batch_size'"),
+        (
+            {"method": "smpr", "data": {"train": "x", "bach_size": 3}},
+            r"data\.bach_size.*did you mean 'data.batch_size'",
+        ),
+        ({**MINIMAL, "optim": {"learning_rate": 1}}, r"unknown key 'optim\.learning_rate'; did you mean 'optim\.lr'"),
+        ({**MINIMAL, "epochs": 3}, r"unknown key 'epochs'; did you mean 'train\.epochs'"),
+        ({**MINIMAL, "scaling": {"workers": 3}}, r"did you mean 'scaling\.num_workers'"),
         ({**MINIMAL, "model": {"head": {"chanels": 3}}}, r"model\.head\.chanels.*model\.head has: channels"),
         ({**MINIMAL, "optim": {"lr": "fast"}}, r"optim\.lr: .*'fast'"),
         ({**MINIMAL, "optim": {"name": "adam"}}, r"optim\.name: .*'sgd' or 'adamw'"),
@@ -68,7 +74,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         (["--data.train", "x", "--train.epochs", "-1"], "train.epochs -1.0 must be positive"),
         (["--data.train", "x", "--scalling.num_workers", "1"], "scaling.num_workers"),
         (["--data.train", "x", "--optim.lr", "fast"], "--optim.lr"),
-        (["--config"], "--config needs a value"),
+        (["--config"], "--config: expected one argument"),
     ],
 )
 def test_bad_arguments_end_the_job_with_a_message(
@@ -90,7 +96,7 @@ def test_a_config_of_another_method_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_options_change_an_existing_experiment() -> None:
-    experiment = override(build_experiment(MINIMAL), ["--model.score.pose", "initial"])
+    experiment = override(build_experiment(MINIMAL), {"model.score.pose": ["initial"]})
     assert experiment.model.score.pose == "initial"
 
 

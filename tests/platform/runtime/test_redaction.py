@@ -72,7 +72,7 @@ def test_what_is_kept_of_an_experiment_has_no_password(people_shards: Path, smal
     experiment = build_experiment(small_run)
     assert to_dict(experiment)["run"]["tracking"] == HIDDEN
     assert to_dict(experiment, passwords=True)["run"]["tracking"] == DATABASE
-    assert override(experiment, ["--seed", "3"]).run.tracking == DATABASE, "the run itself needs it"
+    assert override(experiment, {"seed": ["3"]}).run.tracking == DATABASE, "the run itself needs it"
     content = read_content(untrained_checkpoint(small_run, Path(small_run["run"]["storage"])))
     for kept in (to_yaml(experiment), str(flatten({"a": {"b": DATABASE}, "c": [DATABASE]})), str(content)):
         assert PASSWORD not in kept and "t0ken" not in kept and "mlflow:***@" in kept

@@ -1,0 +1,88 @@
+"""The command ``posefleet``: one verb for each job. A verb's options are those of the job's own file."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from posefleet import __version__
+from posefleet.command_line import HELP, LIST_OPTIONS, completions, fail
+from posefleet.light_import import light_import
+from posefleet.option_names import nearest
+
+VERBS = {
+    "doctor": ("data.doctor.__main__", "Find what is wrong with a data set in COCO's format."),
+    "shard": ("jobs.shard_coco", "Write a data set as shards, which training reads."),
+    "train": ("jobs.train", "Train a method: posefleet train smpr --config jobs/configs/smpr.yaml"),
+    "evaluate": ("jobs.evaluate", "Score a checkpoint on a data set: AP, and what goes wrong."),
+    "compare": ("jobs.compare", "Compare methods, runs or registered models under equal conditions."),
+    "tune": ("jobs.tune", "Search better settings, by training trials or for decoding alone."),
+    "promote": ("jobs.promote", "Put a trained model into the registry through a gate of checks."),
+    "export": ("jobs.export", "Write a checkpoint as an ONNX file."),
+    "predict": ("jobs.predict", "Find the people in folders of images, in videos or in a data set."),
+    "serve": ("jobs.serve", "Serve models over HTTP."),
+    "demo": ("jobs.demo", "Run the whole pipeline on this machine with rendered people."),
+}
+"""Verb -> module below posefleet whose ``main`` runs it, and what it does."""
+
+COMPLETION = (
+    '[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit\n'
+    "complete -o default -C 'posefleet --complete' posefleet\n"
+)
+"""For bash and zsh."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: that of the verb: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in HELP:
+        sys.stdout.write(_overview())
+    elif verb == "--version":
+        sys.stdout.write(f"posefleet {__version__}\n")
+    elif verb == "--completion":
+        sys.stdout.write(COMPLETION)
+    elif verb == "--complete":
+        sys.stdout.write("".join(f"{word}\n" for word in _completions()))
+    elif verb in VERBS:
+        return _run(verb, rest)
+    else:
+        guess = nearest(verb, VERBS)
+        fail(f"{verb!r} is no command" + (f"; did you mean {guess}?" if guess else f"; there are {', '.join(VERBS)}"))
+    return 0
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    module = f"posefleet.{VERBS[verb][0]}"
+    status: int = importlib.import_module(module).main(arguments)
+    return status
+
+
+def _overview() -> str:
+    verbs = "".join(f"  {verb:10}{told}\n" for verb, (_, told) in VERBS.items())
+    return (
+        "usage: posefleet COMMAND [--OPTION VALUE ...]\n\n"
+        f"COCO keypoints to a served multi-person pose estimator, on a Ray cluster.\n\n{verbs}\n"
+        "  posefleet COMMAND --help shows the options people change, --help-all all of them.\n"
+        "  posefleet --version shows the version.\n"
+        '  eval "$(posefleet --completion)" completes commands and options in bash and zsh.\n\n'
+        "On a cluster the same commands are jobs: ray job submit --working-dir . -- python jobs/train_smpr.py --help\n"
+    )
+
+
+def _completions() -> list[str]:
+    """Words that may stand where the cursor is, as bash asks for them with ``complete -C``."""
+    line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "10000"))]
+    _, *words = line.split() or [""]
+    current = "" if line.endswith(" ") or not words else words.pop()
+    if not words:
+        return [verb for verb in (*VERBS, "--help", "--version", "--completion") if verb.startswith(current)]
+    if words == ["train"]:
+        return [name for name in light_import("posefleet.models", "available_methods")() if name.startswith(current)]
+    if words[0] not in VERBS:
+        return []
+    place = words[:2] if words[0] == "train" else words[:1]
+    return completions(lambda: _run(place[0], [*place[1:], LIST_OPTIONS]), words[-1], current)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

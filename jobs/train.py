@@ -1,0 +1,62 @@
+"""Train a method on shards: alone, or on a Ray cluster.
+
+posefleet train smpr --config jobs/configs/smpr.yaml --data.train /data/shards/train2017 --scaling.num_workers 4
+python jobs/train.py smpr --config jobs/configs/smpr_demo.yaml --data.train /data/shards/train --scaling.num_workers 0
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from posefleet.command_line import fail
+from posefleet.platform.config.cli import parse_experiment
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+MOST_SHOWN = 12
+"""Settings of a method in ``--help``, which fits on two screens."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    method, *rest = sys.argv[1:] if arguments is None else arguments or [""]
+    if not method or method.startswith("-"):
+        from posefleet.light_import import light_import
+
+        names = ", ".join(light_import("posefleet.models", "available_methods")())
+        if method not in ("-h", "--help", "--help-all"):
+            fail(f"the method is missing; give one of {names}: posefleet train METHOD")
+        sys.stdout.write(f"usage: posefleet train METHOD [--OPTION VALUE ...]\n\n{__doc__}\n")
+        sys.stdout.write(f"METHOD is one of {names}.\nposefleet train METHOD --help shows its options.\n")
+        return 0
+    return train_method(method, rest)
+
+
+def train_method(method: str, arguments: Sequence[str] | None = None) -> int:
+    """What every jobs/train_METHOD.py runs; the exit status of :func:`main`."""
+    experiment = parse_experiment(method, arguments, shown=_changed(method))
+    from posefleet.platform.training.launch import train  # Ray and MLflow take seconds, and --help needs neither
+
+    return train(experiment)
+
+
+def _changed(method: str) -> list[str]:
+    """Settings of the method that people change: those in its shipped configs, those of the published one first."""
+    import yaml
+
+    def names(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}"
+
+    found: dict[str, None] = {}
+    for file in (CONFIGS / f"{method}.yaml", CONFIGS / f"{method}_demo.yaml"):
+        if file.exists():
+            found |= dict.fromkeys(names(yaml.safe_load(file.read_text()).get("model", {}), "model."))
+    return list(found)[:MOST_SHOWN]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,436 @@
+"""Command lines: options from documented dataclasses, short help, and errors of one line.
+
+Every command describes its options as a dataclass: a field is an option, its default is the option's default, and the
+string below it is its help. The parser is argparse, and pydantic checks the values as it does those of config files.
+Neither is imported before it is needed: ``--help`` takes a few tenths of a second.
+
+Names: ``--name VALUE`` or ``--name=VALUE``; the field ``decode_only`` is ``--decode-only``, and a field in a section
+is ``--section.field``. True or false is ``--name true``, ``--name false``, or ``--name`` alone for true. A list takes
+all values up to the next option.
+"""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import functools
+import io
+import shutil
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from posefleet.light_import import parsed, source_file
+from posefleet.memory import collect_garbage_rarely
+from posefleet.option_names import nearest
+
+T = TypeVar("T")
+Given = dict[str, list[str]]
+"""Options as they stand on a command line: dotted name -> its values, still text."""
+
+HELP = frozenset({"-h", "--help", "--help-all"})
+
+LIST_OPTIONS = "--list-options"
+"""Asks a command for its options, one a line, each with its choices: for completion in a shell."""
+
+COLUMN = 34
+"""Where the help of an option starts."""
+
+
+class Argument(str):
+    """Name of a value that is given by its place, without ``--``: ``path: Annotated[str, Argument("PATH")]``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a command."""
+
+    path: str
+    """Dotted name of the field, such as ``optim.lr``."""
+    type: Any
+    default: Any
+    """``dataclasses.MISSING``: it must be given."""
+    help: str
+    section: str = ""
+    """What its section is about (``data.resize``); empty: the command itself."""
+    group: str = ""
+    """What the outermost section around it is about (``data``)."""
+
+    @property
+    def flag(self) -> str:
+        """How it is spelled on a command line."""
+        return "--" + (self.path if "." in self.path else self.path.replace("_", "-"))
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is MISSING
+
+    @property
+    def positional(self) -> bool:
+        """Whether its value is given by its place, without its name."""
+        return isinstance(_split(self.type)[1], Argument)
+
+    @property
+    def arity(self) -> int | Literal["*", "?"] | None:
+        """Number of its values, as argparse writes it."""
+        kind = _split(self.type)[0]
+        if typing.get_origin(kind) is tuple:
+            parts = typing.get_args(kind)
+            return "*" if parts[-1] is ... else len(parts)
+        return "?" if kind is bool else None
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """Values that it takes, where they are few."""
+        kind = _split(self.type)[0]
+        return (True, False) if kind is bool else typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+    @property
+    def metavar(self) -> str:
+        """What stands for its value in help."""
+        kind, named = _split(self.type)
+        if named:
+            return f"{named} ..." if self.arity == "*" else named
+        if typing.get_origin(kind) is tuple:
+            first, *_ = parts = typing.get_args(kind)
+            return f"{_TYPES.get(first, 'VALUE')} ..." if parts[-1] is ... else " ".join(_TYPES[p] for p in parts)
+        if self.choices:
+            return "{" + ",".join(map(_shown, self.choices)) + "}"
+        return _TYPES.get(kind, "VALUE")
+
+    def convert(self, values: Sequence[str]) -> Any:
+        """The typed value.
+
+        Raises:
+            ValueError: It is of another type; the message names the option.
+        """
+        import pydantic
+
+        nothing = types.NoneType in typing.get_args(_bare(self.type))
+        literal = {_shown(choice): choice for choice in self.choices}
+        plain = [None if nothing and v.lower() in ("none", "null") else literal.get(v, v) for v in values]
+        try:
+            value = plain if isinstance(self.arity, int) or self.arity == "*" else plain[0]
+            return pydantic.TypeAdapter(self.type).validate_python(value)
+        except pydantic.ValidationError as error:
+            given = " ".join(values)
+            raise ValueError(f"{self.flag} {given}: {error.errors()[0]['msg']}") from None
+
+
+_TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+def options(kind: type, prefix: str = "", section: str = "", group: str = "", values: Any = None) -> list[Option]:
+    """The options of a dataclass and of those in it, in the order of its fields.
+
+    Args:
+        prefix: Stands before every name: ``"model."``.
+        section: What the fields are about, for titles in help.
+        group: What the section around them is about; empty: ``section``.
+        values: An object of ``kind`` whose values are the defaults.
+    """
+    result, hints, told = [], typing.get_type_hints(kind, include_extras=True), documentation(kind)
+    for field in dataclasses.fields(kind):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if values is not None:
+            default = getattr(values, field.name)
+        path, text = prefix + field.name, told.get(field.name, "")
+        if inner := dataclass_in(hints[field.name]):
+            text = text or (inner.__doc__ or "").partition("\n")[0]
+            inside = None if default is MISSING else default
+            result += options(inner, f"{path}.", text, group or section or text, inside)
+        elif not field.name.startswith("_"):
+            kinds = {"type": hints[field.name], "default": default, "help": text}
+            result.append(Option(path=path, **kinds, section=section, group=group or section))
+    return result
+
+
+def dataclass_in(hint: Any) -> Any:
+    """The dataclass that a type is, or may be (``Section | None``); None where there is none."""
+    return next((c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)), None)
+
+
+def documentation(kind: type) -> dict[str, str]:
+    """The string below each field of a dataclass, of its bases too."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _below_fields(_file_of(base)).get(base.__qualname__, {})
+    return found
+
+
+def summary(module: str) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(parsed(source_file(module))) or ""
+    return text.partition("\n\n")[0].replace("\n", " ")
+
+
+def parse(
+    kind: type[T],
+    arguments: Sequence[str] | None,
+    *,
+    about: str,
+    command: str = "",
+    program: str = "posefleet",
+    more: Sequence[Option] = (),
+    shown: Sequence[str] = (),
+    open_section: str = "",
+    values: Callable[[Mapping[str, list[str]]], Mapping[str, Any]] | None = None,
+) -> tuple[T, Given]:
+    """The options of a command line; exits with 0 after ``--help`` and ``--help-all``, with 2 on bad arguments.
+
+    Args:
+        kind: Dataclass of the command's own options.
+        arguments: None: those of this process.
+        about: What the command does, for help.
+        command: Verb and its arguments: ``train smpr``.
+        program: How the program is called that has this verb.
+        more: Options of something else, such as the experiment, which are handed on.
+        shown: Dotted names of those that ``--help`` shows, in this order; the others are in ``--help-all``.
+        open_section: Any name is taken under this section (``"model."``), as only later is known what it has.
+        values: From what was given, the values that stand for defaults in help: those of a config file.
+
+    Returns:
+        The command's own options, and what was given of the others.
+    """
+    collect_garbage_rarely()  # torch is imported next
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    own = options(kind)
+    taken = [option.path for option in own]
+    more = [option for option in more if option.path not in taken]
+    every = {option.path: option for option in (*own, *more)}
+    if LIST_OPTIONS in tokens:
+        sys.stdout.write("".join(f"{' '.join([o.flag, *map(_shown, o.choices)])}\n" for o in every.values()))
+        raise SystemExit(0)
+    whole = "--help-all" in tokens
+    try:
+        if not HELP.isdisjoint(tokens):
+            rest = [token for token in tokens if token not in HELP]
+            defaults = values(_split_off(rest, every, open_section)) if values else {}
+            order = [*taken, *(path for path in shown if path not in taken)]
+            visible = list(every.values()) if whole else [every[path] for path in order if path in every]
+            sys.stdout.write(_help(f"{program} {command}".strip(), about, visible, len(every) - len(visible), defaults))
+            raise SystemExit(0)
+        given = _split_off(tokens, every, open_section)
+        chosen = {option.path: option.convert(given.pop(option.path)) for option in own if option.path in given}
+        for option in own:
+            if option.required and option.path not in chosen:
+                raise ValueError(f"{_spelling(option)} is missing: {_plain_text(option.help.partition('.')[0])}")
+        return _build(kind, chosen), given
+    except ValueError as error:
+        fail(f"{error}")
+
+
+def convert(given: Mapping[str, Sequence[str]], known: Iterable[Option]) -> dict[str, Any]:
+    """Typed values of options, by dotted name.
+
+    Raises:
+        ValueError: An option does not exist, or its value has another type.
+    """
+    by_path = {option.path: option for option in known}
+    for path in given:
+        if path not in by_path:
+            raise ValueError(unknown(f"--{path}", by_path.values()))
+    return {path: by_path[path].convert(texts) for path, texts in given.items()}
+
+
+def one_of(chosen: Any, *names: str) -> None:
+    """Check that exactly one of a command's options was given, as ``__post_init__`` of its dataclass does.
+
+    Raises:
+        ValueError: None of them is given, or several.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(chosen)}
+    flags = {name: "--" + name.replace("_", "-") for name in names}
+    given = [flag for name, flag in flags.items() if getattr(chosen, name) != defaults[name]]
+    if len(given) != 1:
+        raise ValueError(f"give one of {', '.join(flags.values())}" + (f", not {' and '.join(given)}" if given else ""))
+
+
+def unknown(flag: str, known: Iterable[Option]) -> str:
+    """The message about an option that does not exist."""
+    flags = {option.path.replace("_", "-") if "." not in option.path else option.path: option for option in known}
+    guess = nearest(flag, flags)
+    return f"unknown option {flag}" + (f"; did you mean {flags[guess].flag}?" if guess else "; --help-all lists all")
+
+
+def completions(listing: Callable[[], object], previous: str, current: str) -> list[str]:
+    """What may stand on a command line after ``previous``: options, or the choices of an option.
+
+    Args:
+        listing: Runs the command with ``LIST_OPTIONS``.
+        current: What is typed of the word.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+        listing()
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    choices = next((rest for flag, *rest in lines if flag == previous), [])
+    return [word for word in choices or [flag for flag, *_ in lines] if word.startswith(current)]
+
+
+def fail(message: str) -> NoReturn:
+    """End a command over bad input: a message, no traceback, exit status 2."""
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2)
+
+
+# ------------------------------------------------------------------------------------------------------- parsing
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+
+def _split_off(tokens: Sequence[str], every: Mapping[str, Option], open_section: str) -> Given:
+    """What a command line says of each option, as text."""
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    spelled = {_key(option.flag): option.flag for option in every.values()}
+    for option in every.values():
+        if option.positional:
+            parser.add_argument(option.path, nargs="?")  # parse() says what is missing, in the words of its help
+        else:
+            _add(parser, option.flag, option.path, option.arity)
+    tokens = [_respelled(token, spelled) for token in tokens]
+    if open_section:
+        for flag in {token.partition("=")[0] for token in tokens if token.startswith(f"--{open_section}")}:
+            if flag not in spelled.values():
+                _add(parser, flag, flag.removeprefix("--"), "*")
+    found, extra = parser.parse_known_args(tokens)
+    if flags := [token for token in extra if token.startswith("-") and not _is_number(token)]:
+        raise ValueError(unknown(flags[0].partition("=")[0], every.values()))
+    if extra:
+        raise ValueError(f"{extra[0]!r} belongs to no option; --help shows them")
+    return {path: value if isinstance(value, list) else [value] for path, value in vars(found).items()}
+
+
+def _add(parser: argparse.ArgumentParser, flag: str, path: str, arity: int | str | None) -> None:
+    if arity == "?":
+        parser.add_argument(flag, dest=path, nargs="?", const="true")
+    else:
+        parser.add_argument(flag, dest=path, nargs=arity)
+
+
+def _respelled(token: str, spelled: Mapping[str, str]) -> str:
+    """``--data.batch-size 4`` is ``--data.batch_size 4``, and ``--decode_only`` is ``--decode-only``."""
+    flag, equals, value = token.partition("=")
+    return f"{spelled.get(_key(flag), flag)}{equals}{value}" if token.startswith("--") else token
+
+
+def _key(flag: str) -> str:
+    return flag.replace("_", "-")
+
+
+def _is_number(token: str) -> bool:
+    try:
+        float(token)
+    except ValueError:
+        return False
+    return True
+
+
+def _build(kind: type[T], chosen: Mapping[str, Any]) -> T:
+    """An object of the command's dataclass; ``a.b`` goes into its section ``a``."""
+    sections: dict[str, dict[str, Any]] = {}
+    plain: dict[str, Any] = {}
+    for path, value in chosen.items():
+        section, dot, name = path.partition(".")
+        (sections.setdefault(section, {}) if dot else plain)[name or path] = value
+    hints = typing.get_type_hints(kind)
+    return kind(**plain, **{section: hints[section](**values) for section, values in sections.items()})
+
+
+# ------------------------------------------------------------------------------------------------------- help
+
+
+def _help(command: str, about: str, visible: list[Option], hidden: int, values: Mapping[str, Any]) -> str:
+    width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
+    places = "".join(f" {option.metavar}" for option in visible if option.positional)
+    lines = [f"usage: {command}{places} [--OPTION VALUE ...]", "", about.strip()]
+    last = None
+    for option in visible:
+        sections = option.path.split(".")[:-1]
+        # The short help has one group for model.*, the long one also has model.backbone.*, model.head.*, ...
+        prefix, title = ".".join(sections[:1] if hidden else sections), option.group if hidden else option.section
+        if prefix != last:
+            shown = f"{_plain_text(title).rstrip('.')} (--{prefix}.*):" if prefix else "Settings of the experiment:"
+            lines += [""] if last is None else ["", shown]
+            last = prefix
+        lines += _entry(option, values, width)
+    more = f"--help-all shows {hidden} more options." if hidden else "These are all options."
+    return "\n".join([*lines, "", f"  {more}"]) + "\n"
+
+
+def _entry(option: Option, values: Mapping[str, Any], width: int) -> list[str]:
+    head = f"  {_spelling(option)}" + ("" if option.positional else f" {option.metavar}")
+    default = values.get(option.path, option.default)
+    if option.required and default is MISSING:
+        note = " (required)"
+    elif default is None or default in ("", ()):
+        note = ""
+    else:
+        note = f" (default: {_shown(default)})"
+    text = textwrap.wrap(_plain_text(option.help) + note, width - COLUMN, break_on_hyphens=False) or [""]
+    if len(head) < COLUMN - 1:
+        return [f"{head:{COLUMN}}{text[0]}", *(f"{'':{COLUMN}}{line}" for line in text[1:])]
+    return [head, *(f"{'':{COLUMN}}{line}" for line in text)]
+
+
+def _plain_text(text: str) -> str:
+    return " ".join(text.replace("``", "").split())
+
+
+def _spelling(option: Option) -> str:
+    return option.metavar if option.positional else option.flag
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list):
+        return " ".join(map(_shown, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------- types
+
+
+def _bare(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def _split(hint: Any) -> tuple[Any, str]:
+    """A type without ``Annotated`` and ``None``, and the name of its values in help (empty: none)."""
+    name = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, str)), "")
+    kind = _bare(hint)
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        parts = [part for part in typing.get_args(kind) if part is not types.NoneType]
+        return (*_split(parts[0])[:1], name or _split(parts[0])[1])
+    return kind, name
+
+
+def _file_of(kind: type) -> Path:
+    module = sys.modules.get(kind.__module__)
+    return Path(module.__file__) if module and module.__file__ else source_file(kind.__module__)
+
+
+@functools.cache
+def _below_fields(file: Path) -> dict[str, dict[str, str]]:
+    """Class -> field -> the string below it."""
+    found: dict[str, dict[str, str]] = {}
+    for node in parsed(file).body:
+        if isinstance(node, ast.ClassDef):
+            fields = found.setdefault(node.name, {})
+            for one, following in zip(node.body, node.body[1:], strict=False):
+                if isinstance(one, ast.AnnAssign) and isinstance(following, ast.Expr):
+                    assert isinstance(following.value, ast.Constant)
+                    fields[ast.unparse(one.target)] = str(following.value.value)
+    return found
