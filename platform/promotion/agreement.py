@@ -16,6 +16,10 @@ SAME_PERSON = 0.5
 _MASK_SHARE = 0.53
 """Area of a person's mask in that of its box, which OKS is scaled by, for want of a mask."""
 
+_LEAST_AREA = 1.0
+"""Square pixels. All keypoints of a pose may lie on an edge of the image; its box has no area then, and OKS would be
+decided by rounding, which is another in each size of batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoseAgreement:
@@ -38,6 +42,7 @@ def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> PoseAg
     if not len(first) or not len(second):
         return PoseAgreement((), len(first), len(second))
     areas = (first.boxes[:, 2:] - first.boxes[:, :2]).prod(1) * _MASK_SHARE
+    areas = areas.clamp(min=_LEAST_AREA)
     labelled = torch.ones(len(first), len(schema), dtype=torch.bool)
     similarity = oks(
         second.keypoints[:, None], first.keypoints, labelled, areas, torch.tensor(schema.sigmas)

@@ -101,3 +101,13 @@ def test_all_keypoints_at_one_point_are_a_person_too() -> None:
     point = Poses(torch.full((1, len(COCO17), 2), 5.0), torch.ones(1, len(COCO17)), torch.ones(1))
     assert compare_poses(point, point, COCO17).similarities == (1.0,)
     assert compare_poses(point, shifted(point, 1.0), COCO17).similarities == ()
+
+
+def test_rounding_does_not_part_poses_whose_keypoints_lie_on_an_edge() -> None:
+    """Clipped to the image: a box without area. In another batch, convolutions round otherwise."""
+    down = torch.linspace(10, 90, len(COCO17))
+    edge = Poses(torch.stack([torch.full_like(down, 96.0), down], 1)[None], torch.ones(1, 17), torch.ones(1))
+    rounded = Poses(edge.keypoints * torch.tensor([1.0, 1 + 1e-6]), edge.keypoint_scores, edge.scores)
+    for pair in ((edge, rounded), (rounded, edge)):
+        assert compare_poses(*pair, COCO17).similarities == (pytest.approx(1, abs=1e-4),)
+    assert compare_poses(edge, shifted(edge, -2.0), COCO17).similarities == ()
