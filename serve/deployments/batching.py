@@ -5,10 +5,9 @@ computed; under load its batches then hold one image each, and wait in line. Her
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
@@ -19,7 +18,8 @@ Result = TypeVar("Result")
 class _Waiting(Generic[Job, Result]):
     job: Job
     result: "asyncio.Future[Result]"
-    since: float = field(default_factory=time.monotonic)
+    since: float
+    """Like all times here by the clock of the event loop, seconds."""
 
 
 class Batcher(Generic[Job, Result]):
@@ -44,7 +44,8 @@ class Batcher(Generic[Job, Result]):
         Raises:
             Exception: That of the job.
         """
-        waiting: _Waiting[Job, Result] = _Waiting(job, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting: _Waiting[Job, Result] = _Waiting(job, loop.create_future(), loop.time())
         self._waiting.setdefault(kind, deque()).append(waiting)
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._until_nothing_waits())
@@ -54,7 +55,7 @@ class Batcher(Generic[Job, Result]):
         while self._waiting:
             kind = min(self._waiting, key=lambda kind: self._waiting[kind][0].since)
             queue = self._waiting[kind]
-            left = queue[0].since + self._wait_s - time.monotonic()
+            left = queue[0].since + self._wait_s - asyncio.get_running_loop().time()
             if len(queue) < self._size and left > 0:
                 await asyncio.sleep(left)
             batch = [queue.popleft() for _ in range(min(self._size, len(queue)))]

@@ -79,7 +79,7 @@ def test_images_of_one_padded_shape_share_batches(
     strip = encode_image(np.zeros((30, 120, 3), np.uint8), ".png")
 
     async def run() -> list[Any]:
-        replica = await started(wanted, batching={"size": 4, "wait_ms": 300})
+        replica = await started(wanted, batching={"size": 4, "wait_ms": 1000})  # all are decoded by then
         return await ask_all(replica, 6 * [photographs[0], strip], PredictOptions(60.0))
 
     found = asyncio.run(run())
@@ -124,7 +124,7 @@ def test_an_image_that_breaks_the_network_fails_alone(
     black = encode_image(np.zeros((96, 128, 3), np.uint8), ".png")
 
     async def run() -> list[Any]:
-        replica = await started(wanted, batching={"size": 8, "wait_ms": 300})
+        replica = await started(wanted, batching={"size": 8, "wait_ms": 1000})
         return await ask_all(replica, [photographs[0], black, photographs[2]], PredictOptions(60.0))
 
     first, broken, third = asyncio.run(run())
@@ -143,7 +143,7 @@ def test_a_challengers_replica_without_a_version_waits_for_one(
         replica = await started(None)
         before = await replica.predict(photographs[0], PredictOptions(60.0))
         replica._versions.wanted = wanted
-        for _ in range(500):
+        for _ in range(5000):
             await asyncio.sleep(0.02)
             if replica._versions.reports[-1].serves == wanted:
                 break
@@ -160,11 +160,12 @@ def test_a_network_that_hangs_is_unhealthy(
     photographs: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    release = threading.Event()
+    hangs, release = threading.Event(), threading.Event()
     monkeypatch.setattr(module, "STUCK_S", 0.1)
 
     def stuck(self: Predictor, prepared: Any) -> Any:
-        release.wait(30)
+        hangs.set()
+        release.wait(120)
         return []
 
     async def run() -> None:
@@ -172,7 +173,8 @@ def test_a_network_that_hangs_is_unhealthy(
         await replica.check_health()
         monkeypatch.setattr(Predictor, "predict_prepared", stuck)
         asking = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(hangs.wait, 120)
+        await asyncio.sleep(0.2)
         with pytest.raises(RuntimeError, match="in the network"):
             await replica.check_health()
         release.set()

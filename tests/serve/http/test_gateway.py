@@ -125,8 +125,8 @@ def test_the_rest_of_the_deadline_travels_along() -> None:
         left.append(ask.seconds)
         return await found(ask)
 
-    client_of(Handle(note), deadline_s=5).post("/v1/poses", content=b"x")
-    assert 4 < left[0] <= 5
+    client_of(Handle(note), deadline_s=100).post("/v1/poses", content=b"x")
+    assert 80 < left[0] <= 100
 
 
 def test_the_token_may_be_asked_for_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +159,15 @@ def test_a_direct_replica_answers_for_its_model_and_asks_others_for_theirs() -> 
 
     far = Handle(found)
     models = [{"name": "pose", "source": "a"}, {"name": "other", "source": "b"}]
-    settings = ServerSettings.model_validate({"models": models, "direct": True, "limits": {"deadline_s": 0.2}})
-    gateway = Gateway(settings, {"other": far}, {}, None, here=Near())  # type: ignore[dict-item, arg-type]
-    client = TestClient(create_api(gateway))
+
+    def client_within(seconds: float) -> TestClient:
+        told = {"models": models, "direct": True, "limits": {"deadline_s": seconds}}
+        settings = ServerSettings.model_validate(told)
+        return TestClient(create_api(Gateway(settings, {"other": far}, {}, None, here=Near())))  # type: ignore
+
+    client = client_within(60)
     assert client.post("/v1/poses", content=b"x").json()["model"]["version"] == "near"
     assert client.post("/v1/models/pose/poses", content=b"x").json()["model"]["version"] == "near"
-    assert client.post("/v1/poses", content=b"y").status_code == 504
+    assert client_within(0.2).post("/v1/poses", content=b"y").status_code == 504
     assert not far.responses
     assert client.post("/v1/models/other/poses", content=b"x").json()["model"]["version"] == "1"
