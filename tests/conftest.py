@@ -110,6 +110,15 @@ def small_run(people_shards: Path, tmp_path: Path) -> dict[str, Any]:
     return small_settings(people_shards, tmp_path / "runs")
 
 
+@pytest.fixture
+def tracked_run(small_run: dict[str, Any], new_database: Path) -> dict[str, Any]:
+    """The same, whose storage has a database of MLflow already."""
+    storage = Path(small_run["run"]["storage"])
+    storage.mkdir()
+    shutil.copy(new_database, storage)
+    return small_run
+
+
 @pytest.fixture(scope="module")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[ObjectStore]":
     """An S3 server of this module's own, which ``s3://bucket`` means."""

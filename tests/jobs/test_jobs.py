@@ -1,7 +1,16 @@
+"""The jobs as their users start them: what they print, and the status they end with."""
+
+import contextlib
+import functools
+import io
 import json
 import resource
+import runpy
+import shutil
 import subprocess
 import sys
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,32 +21,74 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Told:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    cpu_seconds: float = 0.0
+    """What it took of the processor: unlike time on the clock, the same beside other work."""
+
+
+def in_a_process(*arguments: object) -> Told:
     command = [sys.executable, *(str(argument) for argument in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
-def cpu_seconds(*arguments: object) -> float:
-    """What a command takes of the processor: unlike time on the clock, the same beside other work."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run(*arguments)
+    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Told(told.returncode, told.stdout, told.stderr, seconds)
+
+
+def run(script: str, *arguments: object) -> Told:
+    """The script with its arguments, here: a process of its own would import everything again, which takes seconds.
+
+    Raises:
+        Exception: What would be a traceback there.
+    """
+    out, err, argv, status = io.StringIO(), io.StringIO(), sys.argv, 0
+    sys.argv = [script, *map(str, arguments)]
+    try:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            contextlib.chdir(ROOT),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert isinstance(end.code, int), end.code
+        status = end.code
+    finally:
+        sys.argv = argv
+    return Told(status, out.getvalue(), err.getvalue())
+
+
+@functools.cache
+def _seconds_of_torch() -> float:
+    return in_a_process("-c", "import torch").cpu_seconds
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_help_comes_soon_and_says_something(job: str) -> None:
     """In 1.5 times what importing torch takes (2 s where nothing else runs), for machines are not equally fast."""
-    told = run(f"jobs/{job}", "--help")
+    told = in_a_process(f"jobs/{job}", "--help")
     assert told.returncode == 0
     assert len(told.stdout.splitlines()) > 5
-    assert any(cpu_seconds(f"jobs/{job}", "--help") < 1.5 * cpu_seconds("-c", "import torch") for _ in range(3))
+    if told.cpu_seconds >= 1.5 * _seconds_of_torch():  # beside other work both take longer: side by side, then
+        assert any(
+            in_a_process(f"jobs/{job}", "--help").cpu_seconds < 1.5 * in_a_process("-c", "import torch").cpu_seconds
+            for _ in range(2)
+        )
 
 
 @pytest.fixture(scope="module")
-def trained(people_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(people_shards: Path, new_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run."""
     folder = tmp_path_factory.mktemp("trained")
+    (folder / "runs").mkdir()
+    shutil.copy(new_database, folder / "runs")
     config = folder / "small.yaml"
     config.write_text(yaml.safe_dump(small_settings(people_shards, folder / "runs")))
     told = run("jobs/train_smpr.py", "--config", config)
@@ -119,7 +170,7 @@ def test_finished_runs_are_compared(trained: Path, tmp_path: Path) -> None:
     told = run("jobs/compare.py", "--runs", trained, "--out", tmp_path / "out")
     assert told.returncode == 0, told.stderr
     assert "| small |" in told.stdout and "ms, 30 people" in told.stdout
-    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["small"]["parameters"] > 11e6
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["small"]["parameters"] == 2_967_681
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
     assert str(tmp_path / "out" / "comparison.html") in told.stdout
     assert "Poses of small in image" in (tmp_path / "out" / "comparison.html").read_text()
@@ -143,7 +194,7 @@ def test_comparison_says_what_is_wrong_with_its_arguments(arguments: tuple[str, 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_demo_in_miniature(tmp_path: Path) -> None:
-    told = run("jobs/demo.py", "--size", "mini", "--out", tmp_path / "demo")
+    told = in_a_process("jobs/demo.py", "--size", "mini", "--out", tmp_path / "demo")
     assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-3000:]
     assert "held-out images" in told.stdout
     report = tmp_path / "demo" / "runs" / "demo" / "report"

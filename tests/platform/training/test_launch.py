@@ -18,10 +18,10 @@ from posefleet.platform.tracking.runs import find_runs
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
-def test_an_interrupted_run_is_marked_killed_and_goes_on(small_run: dict[str, Any], local_ray: None) -> None:
-    from posefleet.platform.training.launch import train
+def test_an_interrupted_run_is_marked_killed_and_goes_on(tracked_run: dict[str, Any], local_ray: None) -> None:
+    from posefleet.platform.train import train
 
-    settings = copy.deepcopy(small_run)
+    settings = copy.deepcopy(tracked_run)
     settings["train"] |= {"epochs": 200, "log_every": 1, "eval_every": 200}
     settings["run"]["name"] = "interrupted"
     folder = Path(settings["run"]["storage"], "interrupted")
@@ -45,11 +45,11 @@ def test_an_interrupted_run_is_marked_killed_and_goes_on(small_run: dict[str, An
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_without_retries(
-    small_run: dict[str, Any], local_ray: None, capsys: pytest.CaptureFixture[str]
+    tracked_run: dict[str, Any], local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from posefleet.platform.training.launch import train
 
-    settings = copy.deepcopy(small_run)
+    settings = copy.deepcopy(tracked_run)
     settings["optim"] |= {"lr": 1e30, "warmup_steps": 0, "schedule": "constant", "clip_norm": 0.0}
     settings["run"]["name"] = "infinite"
     assert train(build_experiment(settings)) == 1
@@ -71,15 +71,15 @@ def test_missing_shards_are_told_before_anything_starts(
 
 
 def test_fine_tuning_takes_a_runs_folder_and_tells_what_is_none(
-    small_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    tracked_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from posefleet.platform.training.launch import train
     from posefleet.platform.training.run import open_run
 
-    storage = small_run["run"]["storage"]
-    assert train(build_experiment(small_run)) == 0
-    tuned = copy.deepcopy(small_run)
-    tuned["run"] |= {"name": "tuned", "init_from": f"{storage}/{small_run['run']['name']}"}
+    storage = tracked_run["run"]["storage"]
+    assert train(build_experiment(tracked_run)) == 0
+    tuned = copy.deepcopy(tracked_run)
+    tuned["run"] |= {"name": "tuned", "init_from": f"{storage}/{tracked_run['run']['name']}"}
     experiment, _ = open_run(build_experiment(tuned))
     assert experiment.run.init_from == CheckpointStore(f"{tuned['run']['init_from']}/checkpoints").best()
 

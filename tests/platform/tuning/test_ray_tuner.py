@@ -24,8 +24,8 @@ from posefleet.platform.tuning.study import Search
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
-def settings_of_trials(small_run: dict[str, Any], **changes: Any) -> Experiment:
-    base = build_experiment({**small_run, "run": {"storage": small_run["run"]["storage"]}})
+def settings_of_trials(tracked_run: dict[str, Any], **changes: Any) -> Experiment:
+    base = build_experiment({**tracked_run, "run": {"storage": tracked_run["run"]["storage"]}})
     return apply(base, changes)
 
 
@@ -40,9 +40,9 @@ def children(parent: Run) -> list[RunSummary]:
 
 @pytest.mark.timeout(300)
 def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
-    small_run: dict[str, Any], local_ray: None, tmp_path: Path
+    tracked_run: dict[str, Any], local_ray: None, tmp_path: Path
 ) -> None:
-    base = settings_of_trials(small_run, **{"train.epochs": 2, "train.eval_every": 1})
+    base = settings_of_trials(tracked_run, **{"train.epochs": 2, "train.eval_every": 1})
     space = {"optim.lr": Choice(values=(1e-3, 1e30)), "model.loss.cls": Range(low=0.5, high=2.0)}
     search, parent = opened(base, tmp_path / "search", space, sampler="random")
     first = search.ask(1)
@@ -83,13 +83,13 @@ def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_trials_of_two_workers_take_turns_on_two_cores_and_a_dead_one_is_started_again(
-    small_run: dict[str, Any], local_ray: None, tmp_path: Path
+    tracked_run: dict[str, Any], local_ray: None, tmp_path: Path
 ) -> None:
     import ray
 
     scaling = {"scaling.num_workers": 2, "scaling.cpus_per_worker": 1, "data.batch_size": 2}
-    base = settings_of_trials(small_run, **scaling)
-    assert max_concurrent_trials(base.scaling, ray.cluster_resources()) == 1
+    base = settings_of_trials(tracked_run, **scaling)
+    assert room(base.scaling, ray.cluster_resources()) == 1
     base = apply(base, {"train.epochs": 3, "train.eval_every": 1})
     search, parent = opened(base, tmp_path / "search", {"model.loss.cls": Range(low=0.5, high=2.0)})
     killed: list[bool] = []
@@ -111,9 +111,9 @@ def test_trials_of_two_workers_take_turns_on_two_cores_and_a_dead_one_is_started
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_members_of_a_population_go_on_as_copies_of_better_ones(
-    small_run: dict[str, Any], local_ray: None, tmp_path: Path
+    tracked_run: dict[str, Any], local_ray: None, tmp_path: Path
 ) -> None:
-    base = settings_of_trials(small_run, **{"train.epochs": 3, "train.eval_every": 1})
+    base = settings_of_trials(tracked_run, **{"train.epochs": 3, "train.eval_every": 1})
     search, parent = opened(base, tmp_path / "search", {"model.loss.cls": Range(low=0.5, high=2.0)})
     assert run_search(search, SearchConfig(samples=2, scheduler="pbt"), parent)
     trials = search.complete()
