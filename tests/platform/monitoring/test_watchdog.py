@@ -65,7 +65,10 @@ def messages(folder: Path, level: str) -> list[str]:
 def test_a_standstill_is_told_with_its_stacks_and_so_is_its_end(tmp_path: Path) -> None:
     watch = Activity()
     watch.enter(Phase.DATA)
-    with logs.log_to_folder(str(tmp_path), "rank0"), dog(watch, tmp_path, stall_s=2.0).watching():  # not twice meanwhile
+    with (
+        logs.log_to_folder(str(tmp_path), "rank0"),
+        dog(watch, tmp_path, stall_s=2.0).watching(),
+    ):  # not twice meanwhile
         wait_for(lambda: bool(messages(tmp_path, "ERROR")))
         watch.beat()
         wait_for(lambda: bool(messages(tmp_path, "WARNING")))

@@ -89,7 +89,7 @@ def test_trials_of_two_workers_take_turns_on_two_cores_and_a_dead_one_is_started
 
     scaling = {"scaling.num_workers": 2, "scaling.cpus_per_worker": 1, "data.batch_size": 2}
     base = settings_of_trials(tracked_run, **scaling)
-    assert room(base.scaling, ray.cluster_resources()) == 1
+    assert max_concurrent_trials(base.scaling, ray.cluster_resources()) == 1
     base = apply(base, {"train.epochs": 3, "train.eval_every": 1})
     search, parent = opened(base, tmp_path / "search", {"model.loss.cls": Range(low=0.5, high=2.0)})
     killed: list[bool] = []

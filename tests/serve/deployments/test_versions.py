@@ -71,7 +71,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     return registry
 
 
-async def at_once(look_up: Callable[..., Wanted], *arguments: str) -> Wanted:
+async def at_once(look_up: Callable[..., ServedVersion], *arguments: str) -> ServedVersion:
     return look_up(*arguments)
 
 
