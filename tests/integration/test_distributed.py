@@ -1,6 +1,5 @@
 """Training in several processes, without Ray."""
 
-import copy
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from fit_process import evaluate_rank, fit_rank, recorded_ids
+from fit_process import evaluate_rank, in_processes, recorded_ids
 from processes import free_port
-from small_settings import untrained_checkpoint
+from small_settings import untrained_checkpoint, with_settings
 from torch.nn.utils import parameters_to_vector
 
 from posefleet.data.shards.layout import read_manifest
@@ -22,18 +21,6 @@ from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import fit
-
-
-def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0, trouble: str = "") -> None:
-    folder.mkdir(exist_ok=True)
-    mp.spawn(fit_rank, (world_size, free_port(), json.dumps(settings), str(folder), looks, trouble), nprocs=world_size)
-
-
-def with_settings(small_run: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
-    settings = copy.deepcopy(small_run)
-    for section, values in sections.items():
-        settings[section] |= values
-    return settings
 
 
 @pytest.mark.parametrize(("backend", "ranks"), [("pycocotools", 3), ("faster", 2)])

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+from processes import free_port
 
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
@@ -124,3 +126,9 @@ def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, 
     ):
         experiment, store = build_experiment(json.loads(settings)), CheckpointStore(f"{folder}/checkpoints")
         loop.fit(experiment, StoppingWorker(looks, folder), store)
+
+
+def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0, trouble: str = "") -> None:
+    """Run ``fit_rank`` in ``world_size`` gloo processes."""
+    folder.mkdir(exist_ok=True)
+    mp.spawn(fit_rank, (world_size, free_port(), json.dumps(settings), str(folder), looks, trouble), nprocs=world_size)

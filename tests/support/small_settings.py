@@ -83,3 +83,11 @@ def small_release(settings: dict[str, Any], checkpoint: str, folder: Path) -> "R
         tags={"method": "smpr", "gate": "passed"},
         description="**AP 0.5**",
     )
+
+
+def with_settings(small_run: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
+    """Settings with some sections changed."""
+    settings = copy.deepcopy(small_run)
+    for section, values in sections.items():
+        settings[section] |= values
+    return settings

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch.multiprocessing as mp
-from test_distributed import in_processes, with_settings
+from fit_process import in_processes
+from small_settings import with_settings
 
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
@@ -65,10 +66,8 @@ def messages(folder: Path, level: str) -> list[str]:
 def test_a_standstill_is_told_with_its_stacks_and_so_is_its_end(tmp_path: Path) -> None:
     watch = Activity()
     watch.enter(Phase.DATA)
-    with (
-        logs.log_to_folder(str(tmp_path), "rank0"),
-        dog(watch, tmp_path, stall_s=2.0).watching(),
-    ):  # not twice meanwhile
+    # The next report of the same stall would come two seconds later.
+    with logs.log_to_folder(str(tmp_path), "rank0"), dog(watch, tmp_path, stall_s=2.0).watching():
         wait_for(lambda: bool(messages(tmp_path, "ERROR")))
         watch.beat()
         wait_for(lambda: bool(messages(tmp_path, "WARNING")))
