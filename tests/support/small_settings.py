@@ -1,5 +1,6 @@
 """Settings of a run that takes seconds; shared by fixtures of several scopes."""
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
