@@ -1,3 +1,3 @@
 """Batch prediction of many images over the cluster; safe to kill and start again.
 
-Doors: ``batch``, ``inputs``, ``tables``, ``video``."""
+Doors: ``batch``, ``worker``, ``inputs``, ``tables``, ``video``."""

@@ -1,3 +1,3 @@
 """The Ray Serve deployments: replicas that predict, and the controller of versions.
 
-Doors: ``replica``, ``versions``, ``settings``, ``errors``."""
+Doors: ``replica``, ``versions``, ``metrics``, ``settings``, ``errors``."""

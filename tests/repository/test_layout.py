@@ -1,4 +1,4 @@
-"""The architecture, as tests: who may import whom, and what no file may contain."""
+"""The architecture as tests: who may import whom, what every folder opens to others, and what no file may contain."""
 
 import ast
 import os
@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import structure
 
 from posefleet.models import available_methods
 
@@ -55,6 +56,62 @@ DOORS = {
     "onnxruntime": {"platform/inference/onnx.py"},
 }
 """The few files that may import each heavy library."""
+
+ORDER = (
+    "data",  # errors, keypoints, structures: what flows
+    "data/io",
+    "data/coco data/synthetic",
+    "data/doctor data/evaluation",
+    "data/shards",
+    "data/loading",
+    "models/parts models/parts/layers",
+    "models/parts/ops",
+    "models/parts/regression",
+    "models models/detposenet models/inspose models/logocap",
+    "platform/runtime",
+    "platform/config platform/tracking platform/visualization",
+    "platform/checkpoints platform/monitoring",
+    "platform/inference",
+    "platform/prediction platform/promotion platform/training",
+    "platform/comparison platform/tuning",
+    "serve/deployments",
+    "serve/http",
+    "serve",
+    "jobs",
+)
+"""Packages, lower ones first: a package imports only those of lines above its own (and jobs/ none of serve/)."""
+
+OPEN = {
+    "data": "errors images keypoints structures transforms",
+    "data/coco": "annotations records results source split",
+    "data/doctor": "examine",
+    "data/evaluation": "accumulate bootstrap error_analysis evaluate ground_truth",
+    "data/io": "cluster files json_stream tars",
+    "data/loading": "coco_dataset loader shard_dataset source",
+    "data/shards": "build layout verify",
+    "data/synthetic": "dataset scenes",
+    "models/parts/layers": "backbones blocks deform_conv fpn fusion safe_load",
+    "models/parts/ops": "assign cells decode heatmaps losses nms oks",
+    "models/parts/regression": "dense_model oks_gate pose_head pose_loss positives pyramid_model",
+    "platform/checkpoints": "format load resolve store",
+    "platform/comparison": "ablation budget compare figures html sources",
+    "platform/config": "cli experiment loading",
+    "platform/inference": "evaluate latency onnx predictor split",
+    "platform/monitoring": "monitor",
+    "platform/prediction": "batch inputs worker",
+    "platform/promotion": "agreement checks gate release shadow",
+    "platform/runtime": "activity logs paths placement progress redaction worker",
+    "platform/tracking": "client registry runs tracker",
+    "platform/training": "launch loop optim run step",
+    "platform/tuning": "decoding ray_tuner report space study",
+    "platform/visualization": "drawing plots report tables",
+    "serve/deployments": "errors metrics replica settings versions",
+    "serve/http": "gateway routes",
+}
+"""The doors of each package: the modules that other packages import. A package that is not here has none."""
+
+MOST_FILES = 12
+"""Modules in a folder; in jobs/ the one-line train_METHOD.py files are not counted."""
 
 FILES = sorted(path.relative_to(ROOT) for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
 METHODS = {f"posefleet.models.{method}" for method in available_methods()}
@@ -150,6 +207,52 @@ def test_a_missing_docstring_is_found() -> None:
 )
 def test_what_is_allowed_is_not_reported(path: str, line: str) -> None:
     assert problems(path, f'"""Fine."""\n\n{line}\n', {"posefleet.models.smpr"}) == []
+
+
+def floor_of(package: str) -> int:
+    return next(i for i, line in enumerate(ORDER) if package in line.split())
+
+
+@pytest.mark.parametrize("package", sorted(structure.between_packages()))
+def test_a_package_imports_only_lower_ones(package: str) -> None:
+    found = structure.between_packages()[package]
+    assert [other for other in sorted(found) if floor_of(other) >= floor_of(package)] == []
+
+
+def test_the_order_names_every_package() -> None:
+    assert sorted(" ".join(ORDER).split()) == sorted(structure.between_packages())
+
+
+@pytest.mark.parametrize("package", sorted(structure.doors()))
+def test_the_doors_of_a_package(package: str) -> None:
+    """One that nobody uses any more is no door, and a new one is decided on here."""
+    assert sorted(structure.doors()[package]) == OPEN.get(package, "").split()
+
+
+@pytest.mark.parametrize("package", sorted(OPEN))
+def test_the_docstring_of_a_package_names_its_doors(package: str) -> None:
+    if package in ("data", "models/parts/layers", "models/parts/ops", "models/parts/regression"):
+        return  # all their modules are doors
+    text = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or ""
+    assert [door for door in OPEN[package].split() if f"``{door}``" not in text] == []
+
+
+@pytest.mark.parametrize("package", sorted(structure.between_packages()))
+def test_a_folder_has_few_files(package: str) -> None:
+    names = [path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
+    counted = [name for name in names if package != "jobs" or not name.startswith("train_")]
+    assert len(counted) <= MOST_FILES, counted
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    *_, highest = structure.floors(structure.imports())
+    circles = {name: targets & highest for name, targets in structure.imports().items() if name in highest}
+    assert {name: targets for name, targets in circles.items() if targets} == {}
+
+
+def test_the_structure_is_printed() -> None:
+    lines = structure.report().splitlines()
+    assert lines[0].split()[:3] == ["package", "files", "lines"] and len(lines) > len(OPEN)
 
 
 def test_platform_does_not_shadow_the_standard_library() -> None:
