@@ -12,6 +12,7 @@ from math import atan2, degrees
 import numpy as np
 
 from posefleet.data.keypoints import COCO17
+from posefleet.data.synthetic.canvas import Colour, fixed_point, random_colour, tinted
 from posefleet.data.synthetic.postures import (
     POINTS,
     SIDES,
@@ -25,7 +26,6 @@ from posefleet.data.synthetic.postures import (
     upright_posture,
     view_axes,
 )
-from posefleet.data.synthetic.scenery import Colour, fixed_point, random_colour, tinted
 
 
 @dataclass(frozen=True, slots=True)

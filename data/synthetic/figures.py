@@ -15,8 +15,8 @@ import numpy as np
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.synthetic.bodies import HEAD_BLOBS, Body, Figure
+from posefleet.data.synthetic.canvas import DIM, FLAT, Canvas, Colour, fixed_point, rgb, tinted
 from posefleet.data.synthetic.postures import POINTS, SIDES
-from posefleet.data.synthetic.scenery import DIM, FLAT, Canvas, Colour, fixed_point, rgb, tinted
 
 PARTS_PER_PERSON = 32
 """Owner numbers that one person takes: owner // PARTS_PER_PERSON is the person (from 1), the rest the ``Part``."""

@@ -1,97 +1,24 @@
-"""What a synthetic picture is painted on, and everything in it that is not a person: rooms, ground, things in the way.
-
-Positions are continuous image coordinates (see ``transforms``). OpenCV draws at pixel centres with ``SHIFT`` bits of
-sub-pixel precision, so :func:`fixed_point` is the one place where the half pixel is taken off.
-"""
+"""Everything in a synthetic image that is not a person: sky, rooms, ground, things, and what the camera adds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from math import cos, tau
+from typing import Any
 
 import cv2
 import numpy as np
 
-SHIFT = 4
-"""Fractional bits of the coordinates handed to OpenCV."""
-
-FLAT = 128
-"""Value of the shade buffer where a surface is neither lit nor in shadow."""
-
-DIM, LIT = 102, 144
-"""Values of the shade buffer away from the light and towards it."""
+from posefleet.data.synthetic.canvas import DIM, FLAT, SHIFT, Canvas, Colour, fixed_point, random_colour, rgb, tinted
 
 TEXTURE_SIDE = 512
-
-Colour = tuple[int, int, int]
-"""RGB, 0 to 255."""
-
-
-def fixed_point(points: np.ndarray) -> np.ndarray:
-    """Continuous (..., 2) image coordinates as the int32 that OpenCV draws with ``shift=SHIFT``."""
-    fixed: np.ndarray = np.rint((points - 0.5) * (1 << SHIFT)).astype(np.int32)
-    return fixed
-
-
-@dataclass(frozen=True, slots=True)
-class Canvas:
-    """A picture in the making. Later fills cover earlier ones, in all three buffers."""
-
-    colour: np.ndarray
-    """(H, W, 3) uint8 RGB, anti-aliased."""
-    owner: np.ndarray
-    """(H, W) uint16: whose pixel it is, 0 for nobody's; not anti-aliased."""
-    shade: np.ndarray
-    """(H, W) uint8: brightness of the surface, ``FLAT`` is neutral."""
-
-    @classmethod
-    def over(cls, background: np.ndarray) -> "Canvas":
-        """A canvas that starts as ``background`` (H, W, 3), which it paints over."""
-        return cls(background, np.zeros(background.shape[:2], np.uint16), np.full(background.shape[:2], FLAT, np.uint8))
-
-    def fill(self, outline: np.ndarray, colour: Colour, owner: int = 0, shade: int = FLAT) -> None:
-        """Fill a convex outline, (N, 2) int32 from :func:`fixed_point`; ``owner`` gets its pixels."""
-        self.paint(outline, colour)
-        cv2.fillConvexPoly(self.owner, outline, owner, cv2.LINE_8, SHIFT)
-        cv2.fillConvexPoly(self.shade, outline, shade, cv2.LINE_8, SHIFT)
-
-    def paint(self, outline: np.ndarray, colour: Colour) -> None:
-        """Colour a convex outline, (N, 2) int32 from :func:`fixed_point`, of what is there already."""
-        cv2.fillConvexPoly(self.colour, outline, colour, cv2.LINE_AA, SHIFT)
-
-    def brighten(self, lit: np.ndarray) -> None:
-        """Let light fall on a convex outline, (N, 2) int32 from :func:`fixed_point`."""
-        cv2.fillConvexPoly(self.shade, lit, LIT, cv2.LINE_8, SHIFT)
-
-    def strokes(self, lines: np.ndarray, colour: Colour, width: float) -> None:
-        """Draw (N, P, 2) continuous polylines of a width in pixels; only the colour changes, the owner stays."""
-        cv2.polylines(self.colour, list(fixed_point(lines)), False, colour, max(1, round(width)), cv2.LINE_AA, SHIFT)
-
-
-def random_colour(rng: np.random.Generator) -> Colour:
-    """A colour as of clothes and paint: often saturated, sometimes grey, black or white."""
-    hue, saturation, value, purity = rng.random(4).tolist()
-    saturation *= 0.25 if purity < 0.3 else 0.95
-    bright = 25 + 225 * value
-    return rgb(*[bright * (1 - saturation * (0.5 - 0.5 * cos(tau * (hue - third)))) for third in (0, 1 / 3, 2 / 3)])
-
-
-def tinted(colour: Colour, factor: float) -> Colour:
-    """The colour made darker (factor below 1) or lighter."""
-    red, green, blue = colour
-    return rgb(red * factor, green * factor, blue * factor)
-
-
-def rgb(red: float, green: float, blue: float) -> Colour:
-    """The nearest colour that a pixel can hold."""
-    return min(255, max(0, int(red))), min(255, max(0, int(green))), min(255, max(0, int(blue)))
+"""Pixels."""
 
 
 # ---------------------------------------------------------------------------------------------------- backgrounds
 
 
 def paint_background(width: int, height: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A place: outdoors, a room, or just a texture.
+    """An outdoor scene, a room, or a texture without a scene.
 
     Returns:
         (H, W, 3) uint8 RGB, and the y of the horizon, where the ground begins.
@@ -105,7 +32,7 @@ def paint_background(width: int, height: int, rng: np.random.Generator) -> tuple
     if kind < 0.55:
         image[:edge] = _sky(width, edge, rng)
         if rng.random() < 0.7:
-            _skyline(image[:edge], rng)
+            _draw_skyline(image[:edge], rng)
     else:
         image[:edge] = _textured(width, edge, rng, zoom=rng.uniform(0.6, 2.0), calm=rng.random() < 0.5)
     image[edge:] = _ground(width, height - edge, rng)
@@ -113,8 +40,8 @@ def paint_background(width: int, height: int, rng: np.random.Generator) -> tuple
 
 
 def _textured(width: int, height: int, rng: np.random.Generator, zoom: float, calm: bool = False) -> np.ndarray:
-    """A random window of a random texture, coloured by a random ramp."""
-    return cv2.applyColorMap(_window(_texture(rng), width, height, rng, zoom), _ramp(rng, 0.25 if calm else 0.8))
+    """A random part of a random texture in random colours, (height, width, 3); ``calm`` has less contrast."""
+    return cv2.applyColorMap(_window(_texture(rng), width, height, rng, zoom), _ramp(rng, calm))
 
 
 def _texture(rng: np.random.Generator) -> np.ndarray:
@@ -130,25 +57,27 @@ def _window(texture: np.ndarray, width: int, height: int, rng: np.random.Generat
     return cv2.resize(texture[y : y + h, x : x + w], (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _ramp(rng: np.random.Generator, contrast: float) -> np.ndarray:
-    """(256, 1, 3) colours from one random colour towards another, ``contrast`` in [0, 1] of the way."""
-    start, end = np.array(_paint(rng), float), np.array(_paint(rng), float)
-    ramp: np.ndarray = (start + contrast * (end - start) * _STEPS).astype(np.uint8)
-    return ramp[:, None]
+def _ramp(rng: np.random.Generator, calm: bool) -> np.ndarray:
+    """(256, 1, 3) uint8 colours, from a random colour part of the way to another one."""
+    start, end = np.array(_wall_colour(rng), float), np.array(_wall_colour(rng), float)
+    steps = np.linspace(0, 1, 256)[:, None, None]
+    ramp: np.ndarray = (start + (0.25 if calm else 0.8) * (end - start) * steps).astype(np.uint8)
+    return ramp
 
 
-_STEPS = np.linspace(0, 1, 256)[:, None]
+_NATURAL: tuple[Colour, ...] = ((95, 130, 60), (130, 100, 70), (190, 170, 135), (125, 125, 128), (205, 200, 190))
+"""Grass, earth, sand, stone, plaster."""
 
 
-def _paint(rng: np.random.Generator) -> Colour:
-    """A colour of walls and ground: mostly grass, earth, sand, stone or plaster, sometimes anything."""
-    natural = ((95, 130, 60), (130, 100, 70), (190, 170, 135), (125, 125, 128), (205, 200, 190))
+def _wall_colour(rng: np.random.Generator) -> Colour:
+    """A colour of walls and ground: mostly natural, sometimes any."""
     if rng.random() < 0.35:
         return random_colour(rng)
-    return tinted(natural[int(rng.integers(len(natural)))], rng.uniform(0.5, 1.25))
+    return tinted(_NATURAL[int(rng.integers(len(_NATURAL)))], rng.uniform(0.5, 1.25))
 
 
 def _sky(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+    """(height, width, 3) uint8: a gradient, with or without clouds."""
     top = np.array([95, 145, 210]) + rng.uniform(-45, 45) + rng.uniform(-15, 15, 3)
     bottom = np.array([205, 215, 228]) + rng.uniform(-40, 25) + rng.uniform(-12, 12, 3)
     column = np.linspace(top, bottom, height).clip(0, 255).astype(np.uint8)
@@ -159,26 +88,26 @@ def _sky(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     return cv2.addWeighted(sky, 1.0, cv2.cvtColor(clouds, cv2.COLOR_GRAY2RGB), rng.uniform(0, 0.4), -20)
 
 
-def _skyline(image: np.ndarray, rng: np.random.Generator) -> None:
-    """Hills, buildings or a hedge along the lower edge of ``image``."""
+def _draw_skyline(image: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw buildings, or hills and hedges, along the lower edge of ``image``."""
     height, width = image.shape[:2]
     colour = random_colour(rng) if rng.random() < 0.5 else rgb(*rng.uniform((20, 60, 10), (90, 140, 70)))
     steps = int(rng.integers(4, 14))
-    tops = height * (1 - rng.uniform(0.1, 0.6) * rng.random(steps))
-    if rng.random() < 0.5:  # buildings with windows
-        for left, top in zip(np.linspace(0, width, steps), tops, strict=True):
+    lefts, tops = np.linspace(0, width, steps), height * (1 - rng.uniform(0.1, 0.6) * rng.random(steps))
+    if rng.random() < 0.5:
+        for left, top in zip(lefts, tops, strict=True):
             right = left + width / steps * rng.uniform(0.7, 1.5)
-            shade = tinted(colour, rng.uniform(0.6, 1.3))
-            cv2.rectangle(image, (int(left), int(top)), (int(right), height), shade, -1)
-            for y in range(int(top) + 3, height - 3, 8):
-                cv2.line(image, (int(left) + 2, y), (int(right) - 2, y), tinted(shade, 1.4), 2)
+            wall = tinted(colour, rng.uniform(0.6, 1.3))
+            cv2.rectangle(image, (int(left), int(top)), (int(right), height), wall, -1)
+            for y in range(int(top) + 3, height - 3, 8):  # rows of windows
+                cv2.line(image, (int(left) + 2, y), (int(right) - 2, y), tinted(wall, 1.4), 2)
     else:
-        points = np.stack([np.linspace(0, width, steps), tops], 1)
-        cv2.fillPoly(image, [fixed_point(np.vstack([points, [width, height], [0, height]]))], colour, 8, SHIFT)
+        outline = np.vstack([np.stack([lefts, tops], 1), [width, height], [0, height]])
+        cv2.fillPoly(image, [fixed_point(outline)], colour, 8, SHIFT)
 
 
 def _ground(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A texture seen in perspective, as a floor is."""
+    """(height, width, 3) uint8: a texture in the perspective of a floor."""
     rows = max(height, width // 2)
     flat = _window(_texture(rng), width, rows, rng, zoom=rng.uniform(0.5, 1.2))
     spread = width * rng.uniform(0.5, 2.0)
@@ -186,7 +115,7 @@ def _ground(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     target = np.array([[0, 0], [width, 0], [width + spread, height], [-spread, height]], np.float32)
     matrix = cv2.getPerspectiveTransform(corners, target)
     floor = cv2.warpPerspective(flat, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
-    return cv2.applyColorMap(floor, _ramp(rng, 0.25 if rng.random() < 0.4 else 0.8))
+    return cv2.applyColorMap(floor, _ramp(rng, calm=rng.random() < 0.4))
 
 
 @cache
@@ -197,9 +126,9 @@ def _textures() -> tuple[np.ndarray, ...]:
     y, x = np.mgrid[:side, :side]
     soft = [_fractal(rng, roughness) for roughness in (0.45, 0.6, 0.75)]
     tiles = (((x % 64) > 2) & ((y % 64) > 2)) * 150 + rng.integers(0, 60, (8, 8)).repeat(64, 0).repeat(64, 1)
-    brick_row = y // 24
-    joint = ((y % 24) > 2) & (((x + (brick_row % 2) * 30) % 60) > 2)
-    bricks = joint * (110 + rng.integers(0, 90, (22, 10))[brick_row, (x + (brick_row % 2) * 30) // 60 % 10])
+    row, shifted = y // 24, x + (y // 24 % 2) * 30
+    joints = ((y % 24) > 2) & ((shifted % 60) > 2)
+    bricks = joints * (110 + rng.integers(0, 90, (22, 10))[row, shifted // 60 % 10])
     checks = ((x // 32 + y // 32) % 2) * 190 + 30
     planks = ((y % 40) > 1) * (70 + rng.integers(0, 100, 13)[y // 40]) + 30 * np.sin(x / 9 + 3 * soft[0] / 40)
     stripes = 128 + 100 * np.sign(np.sin(x / 14))
@@ -221,10 +150,14 @@ def _fractal(rng: np.random.Generator, roughness: float) -> np.ndarray:
     return stretched
 
 
+# ---------------------------------------------------------------------------------------------------- camera
+
+
 def develop(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """The photograph of a canvas: shaded, softly lit, slightly blurred and noisy; (H, W, 3) uint8 RGB."""
+    """The photograph of a canvas: shaded, sometimes blurred, noisy; (H, W, 3) uint8 RGB."""
     height, width = canvas.owner.shape
-    radius = max(1, round(max(width, height) / 100))
+    longer = max(width, height)
+    radius = max(1, round(longer / 100))
     shade = cv2.blur(canvas.shade, (2 * radius + 1, 2 * radius + 1))
     folds = _window(_textures()[2], width, height, rng, zoom=rng.uniform(0.5, 1.5))
     strength = rng.uniform(0.05, 0.2)
@@ -232,11 +165,11 @@ def develop(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     contrast = rng.uniform(0.75, 1.15)
     image = cv2.multiply(canvas.colour, cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB), scale=contrast / FLAT)
     if rng.random() < 0.35:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9) * max(1.0, max(width, height) / 512))
-    lift = rng.uniform(0, 255) * max(0.0, 1 - contrast)  # of the darkest
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9) * max(1.0, longer / 512))
+    lift = rng.uniform(0, 255) * max(0.0, 1 - contrast)  # less contrast: black becomes grey
     noise = _noise()
-    if max(width, height) > noise.shape[0]:
-        noise = cv2.resize(noise, (max(width, height),) * 2)
+    if longer > noise.shape[0]:
+        noise = cv2.resize(noise, (longer, longer))
     x, y = rng.integers(0, noise.shape[1] - width + 1), rng.integers(0, noise.shape[0] - height + 1)
     amount = 0.3 * rng.random() ** 2
     return cv2.addWeighted(image, 1.0, noise[y : y + height, x : x + width], amount, lift - FLAT * amount)
@@ -252,83 +185,111 @@ def _noise() -> np.ndarray:
 
 
 def paint_thing(canvas: Canvas, x: float, ground: float, size: float, rng: np.random.Generator) -> None:
-    """Paint a random thing that stands at (x, ground) and is about ``size`` pixels high."""
-    things: tuple[Callable[..., None], ...] = (_pole, _tree, _table, _crate, _ball, _sign, _blob)
-    things[int(rng.integers(len(things)))](canvas, x, ground, size, rng)
+    """Paint a random thing that stands at (x, ground) and is about ``size`` pixels high; it has no owner."""
+    _THINGS[int(rng.integers(len(_THINGS)))](_Spot(canvas, x, ground, size), rng)
 
 
-def _box(canvas: Canvas, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
-    canvas.fill(fixed_point(np.array([[left, top], [right, top], [right, bottom], [left, bottom]])), colour)
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where a thing stands. Its coordinates: x to the right, y up from the ground, in units of ``size`` pixels."""
+
+    canvas: Canvas
+    x: float
+    ground: float
+    size: float
+
+    def pixels(self, points: Any) -> np.ndarray:
+        """(..., 2) coordinates of the thing as continuous image coordinates."""
+        placed: np.ndarray = np.asarray(points, float) * (self.size, -self.size) + (self.x, self.ground)
+        return placed
+
+    def polygon(self, corners: Any, colour: Colour) -> None:
+        """A convex polygon from (N, 2) corners."""
+        self.canvas.fill(fixed_point(self.pixels(corners)), colour)
+
+    def box(self, left: float, bottom: float, right: float, top: float, colour: Colour) -> None:
+        """An upright rectangle."""
+        self.polygon([[left, top], [right, top], [right, bottom], [left, bottom]], colour)
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour, turn: float = 0.0) -> None:
+        """An ellipse, shaded as a ball; ``turn`` is in radians clockwise."""
+        cos, sin = np.cos(turn), np.sin(turn)
+        outline = _CIRCLE @ (self.size * np.array([[rx * cos, rx * sin], [-ry * sin, ry * cos]]))
+        centre = self.pixels((x, y))
+        self.canvas.fill(fixed_point(outline + centre), colour, shade=DIM)
+        self.canvas.brighten(fixed_point(outline * 0.6 + centre - 0.2 * self.size * np.array([rx, ry])))
+
+    def lines(self, lines: Any, colour: Colour, width: float) -> None:
+        """(N, P, 2) polylines on a thing that is there already."""
+        self.canvas.strokes(self.pixels(lines), colour, width * self.size)
 
 
-def _round(canvas: Canvas, x: float, y: float, rx: float, ry: float, colour: Colour, turn: float = 0.0) -> None:
-    axes = np.array([[rx * np.cos(turn), rx * np.sin(turn)], [-ry * np.sin(turn), ry * np.cos(turn)]])
-    outline, centre = _CIRCLE @ axes, np.array([x, y])
-    lit = outline * 0.6 + centre - 0.2 * np.array([rx, ry])
-    canvas.fill(fixed_point(outline + centre), colour, shade=DIM)
-    canvas.brighten(fixed_point(lit))
+_ANGLES = np.linspace(0, 2 * np.pi, 20)[:-1]
+_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
 
 
-_CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 20)[:-1]), np.sin(np.linspace(0, 2 * np.pi, 20)[:-1])], 1)
-
-
-def _pole(canvas: Canvas, x: float, ground: float, size: float, rng: np.random.Generator) -> None:
-    half, colour = size * rng.uniform(0.015, 0.05), random_colour(rng)
-    top = ground - size * rng.uniform(1.0, 2.5)
-    _box(canvas, x - half, top, x + half, ground, colour)
-    _box(canvas, x - half, top, x - half * 0.3, ground, tinted(colour, 1.25))
+def _pole(spot: _Spot, rng: np.random.Generator) -> None:
+    half, colour, top = rng.uniform(0.015, 0.05), random_colour(rng), rng.uniform(1.0, 2.5)
+    spot.box(-half, 0, half, top, colour)
+    spot.box(-half, 0, -0.3 * half, top, tinted(colour, 1.25))
     if rng.random() < 0.5:
-        _round(canvas, x, top, 4 * half, 4 * half, random_colour(rng))
+        spot.ellipse(0, top, 4 * half, 4 * half, random_colour(rng))
 
 
-def _tree(canvas: Canvas, x: float, ground: float, size: float, rng: np.random.Generator) -> None:
-    half = size * rng.uniform(0.04, 0.09)
-    top = ground - size * rng.uniform(0.6, 1.2)
-    _box(canvas, x - half, top, x + half, ground, rgb(*rng.uniform((60, 40, 20), (130, 95, 70))))
+def _tree(spot: _Spot, rng: np.random.Generator) -> None:
+    half, top = rng.uniform(0.04, 0.09), rng.uniform(0.6, 1.2)
+    spot.box(-half, 0, half, top, rgb(*rng.uniform((60, 40, 20), (130, 95, 70))))
     leaf = rgb(*rng.uniform((20, 70, 10), (120, 160, 70)))
-    for dx, dy, radius in rng.uniform((-0.25, -0.4, 0.08), (0.25, 0.05, 0.2), (9, 3)) * size:
-        _round(canvas, x + dx, top + dy, radius, radius * 0.8, tinted(leaf, rng.uniform(0.7, 1.25)))
+    for x, drop, radius in rng.uniform((-0.25, -0.4, 0.08), (0.25, 0.05, 0.2), (9, 3)):
+        spot.ellipse(x, top - drop, radius, 0.8 * radius, tinted(leaf, rng.uniform(0.7, 1.25)))
 
 
-def _table(canvas: Canvas, x: float, ground: float, size: float, rng: np.random.Generator) -> None:
-    half, top, colour = size * rng.uniform(0.2, 0.6), ground - size * rng.uniform(0.25, 0.5), random_colour(rng)
-    thick = size * 0.03
+def _table(spot: _Spot, rng: np.random.Generator) -> None:
+    half, top, colour = rng.uniform(0.2, 0.6), rng.uniform(0.25, 0.5), random_colour(rng)
     for leg in (-0.9, -0.7, 0.7, 0.9)[:: int(rng.integers(1, 3))]:
-        _box(canvas, x + leg * half - thick * 0.6, top, x + leg * half + thick * 0.6, ground, tinted(colour, 0.7))
-    _box(canvas, x - half, top, x + half, top + thick * 1.6, colour)
+        spot.box(leg * half - 0.018, 0, leg * half + 0.018, top, tinted(colour, 0.7))
+    spot.box(-half, top - 0.048, half, top, colour)
     if rng.random() < 0.5:  # the back of a chair
-        _box(canvas, x - half, top - size * 0.3, x - half + 2 * thick, top, tinted(colour, 0.85))
+        spot.box(-half, top, 0.06 - half, top + 0.3, tinted(colour, 0.85))
 
 
-def _crate(canvas: Canvas, x: float, ground: float, size: float, rng: np.random.Generator) -> None:
-    width, height = size * rng.uniform(0.1, 0.35), size * rng.uniform(0.15, 0.6)
-    colour, depth = random_colour(rng), size * rng.uniform(0.05, 0.15)
-    _box(canvas, x - width, ground - height, x + width, ground, colour)
-    roof = [[x - width, ground - height], [x + width, ground - height]]
-    lifted = [[x + width + depth, ground - height - depth], [x - width + depth, ground - height - depth]]
-    canvas.fill(fixed_point(np.array(roof + lifted)), tinted(colour, 1.3))
-    for shelf in np.linspace(ground - height, ground, int(rng.integers(2, 6)))[1:-1]:
-        canvas.strokes(np.array([[[x - width, shelf], [x + width, shelf]]]), tinted(colour, 0.6), size * 0.012)
+def _crate(spot: _Spot, rng: np.random.Generator) -> None:
+    half, top, colour, depth = (
+        rng.uniform(0.1, 0.35),
+        rng.uniform(0.15, 0.6),
+        random_colour(rng),
+        rng.uniform(0.05, 0.15),
+    )
+    spot.box(-half, 0, half, top, colour)
+    lid = [[-half, top], [half, top], [half + depth, top + depth], [depth - half, top + depth]]
+    spot.polygon(lid, tinted(colour, 1.3))
+    for shelf in np.linspace(top, 0, int(rng.integers(2, 6)))[1:-1]:
+        spot.lines([[[-half, shelf], [half, shelf]]], tinted(colour, 0.6), 0.012)
 
 
-def _ball(canvas: Canvas, x: float, ground: float, size: float, rng: np.random.Generator) -> None:
-    radius = size * rng.uniform(0.04, 0.13)
-    _round(canvas, x, ground - radius - size * rng.uniform(0, 0.9), radius, radius, random_colour(rng))
+def _ball(spot: _Spot, rng: np.random.Generator) -> None:
+    radius = rng.uniform(0.04, 0.13)
+    spot.ellipse(0, radius + rng.uniform(0, 0.9), radius, radius, random_colour(rng))
 
 
-def _sign(canvas: Canvas, x: float, ground: float, size: float, rng: np.random.Generator) -> None:
-    half, top = size * rng.uniform(0.08, 0.25), ground - size * rng.uniform(0.7, 1.3)
-    _box(canvas, x - size * 0.015, top, x + size * 0.015, ground, (90, 90, 95))
-    _box(canvas, x - half, top - half, x + half, top + half * 0.6, random_colour(rng))
-    lines = [[[x - half * 0.8, top + half * row], [x + half * 0.7, top + half * row]] for row in (-0.7, -0.3, 0.1)]
-    canvas.strokes(np.array(lines), random_colour(rng), half * 0.14)
+def _sign(spot: _Spot, rng: np.random.Generator) -> None:
+    half, top = rng.uniform(0.08, 0.25), rng.uniform(0.7, 1.3)
+    spot.box(-0.015, 0, 0.015, top, (90, 90, 95))
+    spot.box(-half, top - 0.6 * half, half, top + half, random_colour(rng))
+    writing = [[[-0.8 * half, top - row * half], [0.7 * half, top - row * half]] for row in (-0.7, -0.3, 0.1)]
+    spot.lines(writing, random_colour(rng), 0.14 * half)
 
 
-def _blob(canvas: Canvas, x: float, ground: float, size: float, rng: np.random.Generator) -> None:
-    """Coloured like a person, shaped like nobody: limbs, heads and coats that belong to no one."""
+def _decoy(spot: _Spot, rng: np.random.Generator) -> None:
+    """Limbs, heads and coats that belong to nobody: the colours of people, not their shape."""
     for _ in range(int(rng.integers(2, 6))):
-        skin = rgb(*(np.array([225, 170, 135]) * rng.uniform(0.35, 1.08)))
+        skin = tinted((225, 170, 135), rng.uniform(0.35, 1.08))
         colour = skin if rng.random() < 0.5 else random_colour(rng)
-        rx, ry = size * rng.uniform(0.02, 0.12), size * rng.uniform(0.04, 0.2)
-        dx, dy = size * rng.uniform(-0.25, 0.25), size * rng.uniform(0.0, 0.9)
-        _round(canvas, x + dx, ground - dy, rx, ry, colour, turn=rng.uniform(0, np.pi))
+        rx, ry = rng.uniform(0.02, 0.12), rng.uniform(0.04, 0.2)
+        x, y = rng.uniform(-0.25, 0.25), rng.uniform(0.0, 0.9)
+        spot.ellipse(x, y, rx, ry, colour, turn=rng.uniform(0, np.pi))
+
+
+_THINGS: tuple[Callable[[_Spot, np.random.Generator], None], ...] = (
+    _pole, _tree, _table, _crate, _ball, _sign, _decoy
+)  # fmt: skip

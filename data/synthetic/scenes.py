@@ -10,8 +10,9 @@ import numpy as np
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.synthetic.bodies import Figure, extent, random_figure
+from posefleet.data.synthetic.canvas import Canvas
 from posefleet.data.synthetic.figures import KEYPOINT_PARTS, PARTS_PER_PERSON, Painted, paint_figure
-from posefleet.data.synthetic.scenery import Canvas, develop, paint_background, paint_thing
+from posefleet.data.synthetic.scenery import develop, paint_background, paint_thing
 
 Annotation = dict[str, Any]
 """One COCO annotation; here without ``id`` and ``image_id`` until it is written."""

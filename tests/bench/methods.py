@@ -43,8 +43,9 @@ from torch import Tensor, nn
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.data.synthetic.bodies import extent, random_figure
+from posefleet.data.synthetic.canvas import Canvas
 from posefleet.data.synthetic.figures import paint_figure
-from posefleet.data.synthetic.scenery import Canvas, develop, paint_background
+from posefleet.data.synthetic.scenery import develop, paint_background
 from posefleet.models import available_methods, load_method
 from posefleet.models.detposenet.detector import Boxes
 from posefleet.models.logocap.targets import heat_targets, owner_targets

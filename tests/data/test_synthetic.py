@@ -13,10 +13,10 @@ from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.synthetic.__main__ import main
 from posefleet.data.synthetic.bodies import Figure, make_figure, random_look
+from posefleet.data.synthetic.canvas import Canvas, fixed_point
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.figures import PARTS_PER_PERSON, Painted, Part, paint_figure
 from posefleet.data.synthetic.postures import Build, stand_at_ease
-from posefleet.data.synthetic.scenery import Canvas, fixed_point
 from posefleet.data.synthetic.scenes import CROWDED_SCENES, SceneConfig, annotate_person, render_scene
 
 SMALL = SceneConfig(width=(96, 128), height=(96, 128), crowd_rate=0.3, unlabelled_rate=0.2)
