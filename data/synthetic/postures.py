@@ -1,25 +1,26 @@
-"""How a synthetic person stands, walks, sits or lies: random angles, and the skeleton that they give.
+"""How a synthetic person stands, walks, sits or lies: random joint angles, and the skeleton that they give.
 
 Body frame: x to the person's own left, y up, z forward, the origin between the hips; lengths are in body heights.
-Seen from the front, the person's left is therefore at the right of the picture.
+Seen from the front, the person's left is therefore at the right of the image.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import cos, radians, sin
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+Vector = tuple[float, float, float]
+Angles = tuple[float, float, float, float]
+"""Of a limb: flex, abduct, turn, bend; degrees."""
 
 SIDES = {"left": 1.0, "right": -1.0}
 """Sign of x for each side of the body."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limb:
-    """Angles of an arm or a leg, degrees. All zero: it hangs straight down."""
+class Limb(NamedTuple):
+    """Angles of an arm or a leg, degrees. With all at zero it hangs straight down."""
 
     flex: float = 0.0
     """Swing forward."""
@@ -28,29 +29,31 @@ class Limb:
     turn: float = 0.0
     """Turn about its own length, inwards."""
     bend: float = 0.0
-    """Of the elbow (to the front) or the knee (to the back)."""
+    """Bend of the elbow (to the front) or the knee (to the back)."""
+
+
+Limbs = tuple[Limb, Limb]
+"""A left and a right limb."""
 
 
 @dataclass(frozen=True, slots=True)
 class Posture:
     """One position of the body; angles in degrees."""
 
-    arms: tuple[Limb, Limb]
-    """Left, right."""
-    legs: tuple[Limb, Limb]
-    """Left, right."""
+    arms: Limbs
+    legs: Limbs
     lean: float = 0.0
     """Of the trunk, forward."""
     tilt: float = 0.0
     """Of the trunk, towards its right."""
     twist: float = 0.0
     """Of the trunk against the hips."""
-    head: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    head: Vector = (0.0, 0.0, 0.0)
     """Turn to the left, nod, tilt."""
     roll: float = 0.0
-    """Of the whole body in the picture, counterclockwise: 90 lies down."""
+    """Of the whole body in the image, counterclockwise: 90 lies down."""
     seated: bool = False
-    """Needs something to sit on."""
+    """Whether the body needs a seat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,108 @@ class Skeleton:
     """(3, 3) axes of the head."""
 
 
+# ---------------------------------------------------------------------------------------------------- skeleton
+
+_FRAMES = (
+    "hips", "trunk", "face",
+    *(f"{side}_{segment}" for segment in ("upper_arm", "thigh", "forearm", "shin") for side in SIDES),
+)  # fmt: skip
+"""Parts of the body with axes of their own."""
+
+_BEND_SIGNS = np.array([-1, -1, 1, 1])
+"""How the four limbs bend: elbows to the front, knees to the back."""
+
+_CENTRAL_POINTS: dict[str, dict[str, Vector]] = {
+    "pelvis": {},
+    "waist": {"trunk": (0, 0.09, 0)},
+    "chest": {"trunk": (0, 0.185, 0)},
+    "collar": {"trunk": (0, 0.25, 0)},
+    "neck": {"trunk": (0, 0.29, 0)},
+    "head": {"trunk": (0, 0.32, 0), "face": (0, 0.062, 0.01)},
+}
+"""Steps from the origin to each point: left, up and forward along the axes of a frame, for an average body."""
+
+_LEFT_POINTS: dict[str, tuple[str | None, str, Vector]] = {
+    "shoulder": (None, "trunk", (0.103, 0.254, 0)),
+    "elbow": ("shoulder", "upper_arm", (0, -0.165, 0)),
+    "wrist": ("elbow", "forearm", (0, -0.145, 0)),
+    "hand": ("wrist", "forearm", (0, -0.055, 0)),
+    "hip": (None, "hips", (0.056, -0.005, 0)),
+    "knee": ("hip", "thigh", (0, -0.245, 0)),
+    "ankle": ("knee", "shin", (0, -0.24, 0)),
+    "heel": ("ankle", "shin", (0, -0.022, -0.018)),
+    "toe": ("ankle", "shin", (0, -0.03, 0.085)),
+}
+"""The left side; the right side mirrors it: the point from which each point is reached, and the step there."""
+
+
+def _point_weights() -> dict[str, np.ndarray]:
+    """For each point its (33,) steps along the left, up and forward axes of every frame."""
+
+    def steps(frames: dict[str, Vector]) -> np.ndarray:
+        return np.array([frames.get(name, (0, 0, 0)) for name in _FRAMES], float).ravel()
+
+    weights = {name: steps(frames) for name, frames in _CENTRAL_POINTS.items()}
+    for side, sign in SIDES.items():
+        for name, (start, frame, (left, up, forward)) in _LEFT_POINTS.items():
+            frame = frame if frame in _FRAMES else f"{side}_{frame}"
+            origin = weights[f"{side}_{start}" if start else "pelvis"]
+            weights[f"{side}_{name}"] = origin + steps({frame: (sign * left, up, forward)})
+    return weights
+
+
+_POINT_WEIGHTS = _point_weights()
+_WEIGHTS = np.stack(list(_POINT_WEIGHTS.values()))
+POINTS = {name: i for i, name in enumerate(_POINT_WEIGHTS)}
+"""Row of each point of a skeleton: the trunk's from pelvis to neck, the head, and both sides' limbs."""
+
+
+def skeleton(posture: Posture, build: Build) -> Skeleton:
+    """Forward kinematics: the places and directions that joint angles give."""
+    turn, nod, tilt = posture.head
+    about_y = rotations(1, (posture.twist, turn))
+    about_z = rotations(2, (posture.tilt, tilt))
+    about_x = rotations(0, (posture.lean, nod - 0.5 * posture.lean))
+    trunk = about_y[0] @ about_z[0] @ about_x[0]
+    face = trunk @ about_y[1] @ about_x[1] @ about_z[1]
+    flex, abduct, inwards, bend = np.array([*posture.arms, *posture.legs]).T
+    signs = np.array([*SIDES.values()] * 2)
+    upper = rotations(0, -flex) @ rotations(2, signs * abduct) @ rotations(1, -signs * inwards)
+    upper[:2] = trunk @ upper[:2]
+    lower = upper @ rotations(0, _BEND_SIGNS * bend)
+    lengths = np.array([build.arms, build.arms, build.legs, build.legs])[:, None, None]
+    middle = np.stack([np.eye(3), trunk * (build.shoulders, 1, 1), face * (1, build.head, 1)])
+    axes = np.concatenate([middle, upper * lengths, lower * lengths])
+    return Skeleton(_WEIGHTS @ axes.transpose(0, 2, 1).reshape(-1, 3), trunk, face)
+
+
+def rotations(axis: int, degrees: np.ndarray | tuple[float, ...]) -> np.ndarray:
+    """(N, 3, 3) rotations by N angles about an axis: 0 is x, 1 is y, 2 is z."""
+    angles = np.deg2rad(degrees)
+    after, last = (axis + 1) % 3, (axis + 2) % 3
+    matrices = np.zeros((len(angles), 3, 3))
+    matrices[:, axis, axis] = 1
+    matrices[:, after, after] = matrices[:, last, last] = np.cos(angles)
+    matrices[:, last, after] = np.sin(angles)
+    matrices[:, after, last] = -matrices[:, last, after]
+    return matrices
+
+
+def view_axes(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """(3, 3) rotation from the body frame to the viewer's: x right, y up, z towards the viewer.
+
+    Args:
+        yaw: Degrees; 0 faces the viewer, 90 looks to the image's right, 180 shows the back.
+        pitch: Degrees the viewer looks down from above.
+        roll: Degrees counterclockwise in the image.
+    """
+    axes: np.ndarray = rotations(2, (roll,))[0] @ rotations(0, (pitch,))[0] @ rotations(1, (yaw,))[0]
+    return axes
+
+
+# ---------------------------------------------------------------------------------------------------- random bodies
+
+
 def pick(rng: np.random.Generator, chances: dict[T, float]) -> T:
     """One of the keys, each with its probability; they sum to 1."""
     left = rng.random()
@@ -83,7 +188,7 @@ def pick(rng: np.random.Generator, chances: dict[T, float]) -> T:
         left -= chance
         if left < 0:
             return key
-    return key  # the sum may be 1 but for rounding
+    return key  # rounding may leave a sum just below 1
 
 
 def random_build(rng: np.random.Generator) -> Build:
@@ -98,188 +203,77 @@ def random_build(rng: np.random.Generator) -> Build:
     )
 
 
-def random_posture(rng: np.random.Generator) -> Posture:
-    """A posture as photographs show it: mostly upright, sometimes seated, bent or lying."""
-    recipe = pick(rng, _RECIPES)
-    roll = rng.normal(0, 4) if rng.random() > 0.06 else _sign(rng) * rng.uniform(70, 110)
-    turn, nod, tilt = _spread(rng, 22, 10, 7)
-    return recipe(rng, (max(-65.0, min(65.0, turn)), nod + 5, tilt), roll)
-
-
-def upright_posture(rng: np.random.Generator) -> Posture:
-    """Standing, walking or with arms raised, the head up."""
-    turn, nod, tilt = _spread(rng, 15, 6, 5)
-    return pick(rng, _UPRIGHT_RECIPES)(rng, (turn, nod + 5, tilt), rng.normal(0, 3))
-
-
 def stand_at_ease() -> Posture:
     """Upright, arms and legs slightly apart."""
     return Posture((Limb(0, 14, 0, 8), Limb(0, 14, 0, 8)), (Limb(0, 6), Limb(0, 6)))
 
 
-def skeleton(posture: Posture, build: Build) -> Skeleton:
-    """Forward kinematics: where everything is."""
-    trunk = _about_y(posture.twist) @ _about_z(posture.tilt) @ _about_x(posture.lean)
-    turn, nod, tilt = posture.head
-    face = trunk @ _about_y(turn) @ _about_x(nod - 0.5 * posture.lean) @ _about_z(tilt)
-    limbs = (*posture.arms, *posture.legs)
-    first = np.array([_swing(limb, sign) for limb, sign in zip(limbs, (*SIDES.values(),) * 2, strict=True)])
-    first[:2] = trunk @ first[:2]
-    second = first @ np.array(
-        [_about_x(bend) for bend in (-limbs[0].bend, -limbs[1].bend, limbs[2].bend, limbs[3].bend)]
-    )
-    factors = np.ones((len(_FRAMES), 3))
-    factors[1, 0], factors[2, 1] = build.shoulders, build.head
-    factors[_ARM_FRAMES], factors[_LEG_FRAMES] = build.arms, build.legs
-    axes = np.concatenate([[_HIPS, trunk, face], first, second]).transpose(0, 2, 1) * factors[..., None]
-    return Skeleton(_WEIGHTS @ axes.reshape(-1, 3), trunk, face)
+def random_posture(rng: np.random.Generator) -> Posture:
+    """A posture as photographs show it: mostly upright, sometimes seated, bent or lying."""
+    draw = pick(rng, _ALL_POSTURES)
+    roll = rng.normal(0, 4) if rng.random() > 0.06 else _sign(rng) * rng.uniform(70, 110)
+    turn, nod, tilt = rng.normal(0, (22, 10, 7)).tolist()
+    posture = draw(rng)
+    head = (max(-65.0, min(65.0, turn)), nod + 5, tilt)
+    return replace(posture, head=head, roll=roll, seated=posture.seated and abs(roll) < 45)
 
 
-_HIPS = np.eye(3)
-_SEGMENTS = ("upper", "thigh", "lower", "shin")
-_FRAMES = ("hips", "trunk", "face", *(f"{side}_{segment}" for segment in _SEGMENTS for side in SIDES))
-"""What has axes of its own."""
-_ARM_FRAMES = [i for i, name in enumerate(_FRAMES) if name.endswith(("upper", "lower"))]
-_LEG_FRAMES = [i for i, name in enumerate(_FRAMES) if name.endswith(("thigh", "shin"))]
-
-
-def _chains() -> dict[str, np.ndarray]:
-    """For each point its steps along the axes of an average body's ``_FRAMES``, (33,): left, up and forward of each."""
-
-    def step(frame: str, left: float = 0.0, up: float = 0.0, forward: float = 0.0) -> np.ndarray:
-        steps = np.zeros((len(_FRAMES), 3))
-        steps[_FRAMES.index(frame)] = left, up, forward
-        return steps.ravel()
-
-    heights = {"pelvis": 0.0, "waist": 0.09, "chest": 0.185, "collar": 0.25, "neck": 0.29}
-    chains = {name: step("trunk", up=height) for name, height in heights.items()}
-    chains["head"] = step("trunk", up=0.32) + step("face", up=0.062, forward=0.01)
-    for side, sign in SIDES.items():
-        shoulder = step("trunk", left=sign * 0.103, up=0.254)
-        elbow = shoulder + step(f"{side}_upper", up=-0.165)
-        wrist = elbow + step(f"{side}_lower", up=-0.145)
-        hip = step("hips", left=sign * 0.056, up=-0.005)
-        knee = hip + step(f"{side}_thigh", up=-0.245)
-        ankle = knee + step(f"{side}_shin", up=-0.24)
-        chains |= {
-            f"{side}_shoulder": shoulder,
-            f"{side}_elbow": elbow,
-            f"{side}_wrist": wrist,
-            f"{side}_hand": wrist + step(f"{side}_lower", up=-0.055),
-            f"{side}_hip": hip,
-            f"{side}_knee": knee,
-            f"{side}_ankle": ankle,
-            f"{side}_heel": ankle + step(f"{side}_shin", up=-0.022, forward=-0.018),
-            f"{side}_toe": ankle + step(f"{side}_shin", up=-0.03, forward=0.085),
-        }
-    return chains
-
-
-_CHAINS = _chains()
-_WEIGHTS = np.stack(list(_CHAINS.values()))
-POINTS = {name: i for i, name in enumerate(_CHAINS)}
-"""Row of each point of a skeleton: the trunk's from pelvis to neck, the head, and both sides' limbs."""
-
-
-def _swing(limb: Limb, sign: float) -> list[list[float]]:
-    """(3, 3) axes of a limb's first segment."""
-    angles = radians(-limb.flex), radians(sign * limb.abduct), radians(-sign * limb.turn)
-    (cx, cz, cy), (sx, sz, sy) = map(cos, angles), map(sin, angles)
-    # About y, then z, then x; written out, because small matrix products cost more than their sums.
-    return [
-        [cz * cy, -sz, cz * sy],
-        [cx * sz * cy + sx * sy, cx * cz, cx * sz * sy - sx * cy],
-        [sx * sz * cy - cx * sy, sx * cz, sx * sz * sy + cx * cy],
-    ]
-
-
-def _about_x(degrees: float) -> np.ndarray:
-    c, s = cos(radians(degrees)), sin(radians(degrees))
-    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-
-
-def _about_y(degrees: float) -> np.ndarray:
-    c, s = cos(radians(degrees)), sin(radians(degrees))
-    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-
-
-def _about_z(degrees: float) -> np.ndarray:
-    c, s = cos(radians(degrees)), sin(radians(degrees))
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-
-def view_axes(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """(3, 3) rotation from the body frame to the viewer's: x right, y up, z towards the viewer.
-
-    Args:
-        yaw: Degrees; 0 faces the viewer, 90 looks to the picture's right, 180 shows the back.
-        pitch: Degrees the viewer looks down from above.
-        roll: Degrees counterclockwise in the picture.
-    """
-    axes: np.ndarray = _about_z(roll) @ _about_x(pitch) @ _about_y(yaw)
-    return axes
-
-
-# ---------------------------------------------------------------------------------------------------- recipes
-
-_Head = tuple[float, float, float]
-
-
-def _limbs(rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]) -> tuple[Limb, Limb]:
-    """A left and a right limb with flex, abduct, turn and bend drawn independently."""
-    return Limb(*_between(rng, low, high)), Limb(*_between(rng, low, high))
-
-
-def _between(rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]) -> list[float]:
-    """Numbers drawn uniformly, each from its own range."""
-    return [a + (b - a) * share for a, b, share in zip(low, high, rng.random(len(low)).tolist(), strict=True)]
-
-
-def _spread(rng: np.random.Generator, *deviations: float) -> list[float]:
-    """Normal numbers around 0."""
-    return [
-        deviation * z for deviation, z in zip(deviations, rng.standard_normal(len(deviations)).tolist(), strict=True)
-    ]
+def upright_posture(rng: np.random.Generator) -> Posture:
+    """Standing, walking or with arms raised, the head up."""
+    turn, nod, tilt = rng.normal(0, (15, 6, 5)).tolist()
+    draw, roll = pick(rng, _UPRIGHT_POSTURES), rng.normal(0, 3)
+    return replace(draw(rng), head=(turn, nod + 5, tilt), roll=roll)
 
 
 def _sign(rng: np.random.Generator) -> int:
     return 1 if rng.random() < 0.5 else -1
 
 
-def _resting_arm(rng: np.random.Generator) -> Limb:
-    """Hanging, hand on the hip, before the belly, behind the back, holding something up."""
-    low, high = pick(rng, _RESTING_ARMS)
-    return Limb(*_between(rng, low, high))
+def _limb(rng: np.random.Generator, low: Angles, high: Angles) -> Limb:
+    """A limb whose angles are drawn uniformly, each from its own range."""
+    return Limb(*rng.uniform(low, high).tolist())
 
 
-_RESTING_ARMS: dict[tuple[tuple[float, ...], tuple[float, ...]], float] = {
-    ((-12, 4, -10, 0), (15, 22, 25, 25)): 0.5,
-    ((-30, 35, 50, 75), (-10, 50, 80, 105)): 0.15,
-    ((0, 4, 30, 60), (20, 15, 75, 105)): 0.13,
-    ((-35, 10, 70, 20), (-20, 20, 100, 60)): 0.07,
-    ((20, 5, 0, 80), (60, 25, 40, 130)): 0.15,
+def _limbs(rng: np.random.Generator, low: Angles, high: Angles) -> Limbs:
+    """A left and a right limb, drawn independently of each other."""
+    left, right = rng.uniform(low, high, (2, 4)).tolist()
+    return Limb(*left), Limb(*right)
+
+
+_RESTING_ARMS: dict[tuple[Angles, Angles], float] = {
+    ((-12, 4, -10, 0), (15, 22, 25, 25)): 0.5,  # hanging
+    ((-30, 35, 50, 75), (-10, 50, 80, 105)): 0.15,  # hand on the hip
+    ((0, 4, 30, 60), (20, 15, 75, 105)): 0.13,  # before the belly
+    ((-35, 10, 70, 20), (-20, 20, 100, 60)): 0.07,  # behind the back
+    ((20, 5, 0, 80), (60, 25, 40, 130)): 0.15,  # holding something up
 }
-"""Ranges of the angles in the order of ``_resting_arm``."""
+"""Lowest and highest angles of an arm that does nothing, and how often they are used."""
 
 
-def _standing(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
+def _resting_arm(rng: np.random.Generator) -> Limb:
+    return _limb(rng, *pick(rng, _RESTING_ARMS))
+
+
+# The functions below draw postures without the head and the roll.
+
+
+def _standing(rng: np.random.Generator) -> Posture:
     first, second = _resting_arm(rng), _resting_arm(rng)
     arms = (first, first) if rng.random() < 0.35 else (first, second)
     legs = _limbs(rng, (-6, 2, -25, 0), (10, 13, 5, 10))
-    lean, tilt, twist = _spread(rng, 4, 3, 7)
-    return Posture(arms, legs, lean, tilt, twist, head, roll)
+    return Posture(arms, legs, *rng.normal(0, (4, 3, 7)).tolist())
 
 
-def _walking(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
-    stride, arm_bend, abduct = _between(rng, (12, 5, 3), (48, 95, 14))
-    stride *= _sign(rng)
-    leg = [Limb(s * stride, 3, 0, rng.uniform(5, 20) + (abs(stride) * rng.uniform(0.3, 1.6) if s * stride < 0 else 0))
-           for s in (1, -1)]  # fmt: skip
-    arm = [Limb(-s * stride * 0.9, abduct, 10, arm_bend) for s in (1, -1)]
-    return Posture((arm[0], arm[1]), (leg[0], leg[1]), abs(stride) * 0.2, 0, stride * 0.2, head, roll)
+def _walking(rng: np.random.Generator) -> Posture:
+    stride, arm_bend, abduct = rng.uniform((12, 5, 3), (48, 95, 14)).tolist()
+    swings = (stride, -stride) if _sign(rng) > 0 else (-stride, stride)
+    knees = [rng.uniform(5, 20) + (stride * rng.uniform(0.3, 1.6) if swing < 0 else 0) for swing in swings]
+    arms = Limb(-0.9 * swings[0], abduct, 10, arm_bend), Limb(-0.9 * swings[1], abduct, 10, arm_bend)
+    legs = Limb(swings[0], 3, 0, knees[0]), Limb(swings[1], 3, 0, knees[1])
+    return Posture(arms, legs, lean=0.2 * stride, twist=0.2 * swings[0])
 
 
-def _arms_up(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
+def _arms_up(rng: np.random.Generator) -> Posture:
     raised = _limbs(rng, (-10, 75, -60, 0), (20, 172, 20, 60))
     waving = Limb(0, rng.uniform(80, 110), 0, 0), Limb(rng.uniform(60, 110), 5, 20, rng.uniform(0, 40))
     forward = _limbs(rng, (60, -5, 0, 0), (150, 20, 60, 60))
@@ -289,38 +283,36 @@ def _arms_up(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
     if rng.random() < 0.5:
         arms = arms[1], arms[0]
     legs = _limbs(rng, (-10, 3, -20, 0), (20, 25, 5, 25))
-    lean, tilt, twist = _spread(rng, 6, 6, 8)
-    return Posture(arms, legs, lean, tilt, twist, head, roll)
+    return Posture(arms, legs, *rng.normal(0, (6, 6, 8)).tolist())
 
 
-def _seated(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
+def _sitting(rng: np.random.Generator) -> Posture:
     legs = _limbs(rng, (72, 3, -15, 65), (95, 24, 15, 105))
-    arms = (_resting_arm(rng), Limb(*_between(rng, (15, 3, 10, 30), (50, 15, 50, 80))))
+    arms = (_resting_arm(rng), _limb(rng, (15, 3, 10, 30), (50, 15, 50, 80)))
     if rng.random() < 0.5:
         arms = _limbs(rng, (15, 3, 0, 20), (45, 15, 50, 70))
-    return Posture(arms, legs, rng.uniform(-12, 25), rng.normal(0, 4), rng.normal(0, 8), head, roll, abs(roll) < 45)
+    return Posture(arms, legs, rng.uniform(-12, 25), *rng.normal(0, (4, 8)).tolist(), seated=True)
 
 
-def _crouching(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
+def _crouching(rng: np.random.Generator) -> Posture:
     if rng.random() < 0.5:  # bent over on straight legs
         legs, lean = _limbs(rng, (-5, 3, -10, 0), (20, 15, 10, 25)), rng.uniform(30, 80)
     else:
         legs, lean = _limbs(rng, (60, 5, -20, 80), (120, 30, 10, 140)), rng.uniform(10, 45)
-    return Posture(_limbs(rng, (30, 0, -10, 0), (100, 20, 40, 60)), legs, lean, 0, rng.normal(0, 10), head, roll)
+    arms = _limbs(rng, (30, 0, -10, 0), (100, 20, 40, 60))
+    return Posture(arms, legs, lean, twist=rng.normal(0, 10))
 
 
-def _free(rng: np.random.Generator, head: _Head, roll: float) -> Posture:
+def _moving_freely(rng: np.random.Generator) -> Posture:
     """Dance, sport, play: anything that joints allow."""
     arms = _limbs(rng, (-40, 0, -70, 0), (120, 160, 70, 130))
     legs = _limbs(rng, (-35, 0, -30, 0), (85, 50, 20, 100))
-    lean, tilt, twist = _spread(rng, 14, 10, 14)
-    return Posture(arms, legs, 8 + lean, tilt, twist, head, roll)
+    return Posture(arms, legs, *rng.normal((8, 0, 0), (14, 10, 14)).tolist())
 
 
-_RECIPES: dict[Callable[[np.random.Generator, _Head, float], Posture], float] = {
-    _standing: 0.28, _walking: 0.2, _arms_up: 0.16, _seated: 0.14, _crouching: 0.08, _free: 0.14
+_ALL_POSTURES: dict[Callable[[np.random.Generator], Posture], float] = {
+    _standing: 0.28, _walking: 0.2, _arms_up: 0.16, _sitting: 0.14, _crouching: 0.08, _moving_freely: 0.14
 }  # fmt: skip
-
-_UPRIGHT_RECIPES: dict[Callable[[np.random.Generator, _Head, float], Posture], float] = {
+_UPRIGHT_POSTURES: dict[Callable[[np.random.Generator], Posture], float] = {
     _standing: 0.5, _walking: 0.25, _arms_up: 0.25
 }  # fmt: skip
