@@ -87,8 +87,8 @@ _FRAMES = (
 )  # fmt: skip
 """Parts of the body with axes of their own."""
 
-_BEND_SIGNS = np.array([-1, -1, 1, 1])
-"""How the four limbs bend: elbows to the front, knees to the back."""
+_LIMB_SIDES, _LIMB_BENDS = np.array([1, -1, 1, -1]), np.array([-1, -1, 1, 1])
+"""Signs of left and right arm, left and right leg: which side they are on; elbows bend forwards, knees backwards."""
 
 _CENTRAL_POINTS: dict[str, dict[str, Vector]] = {
     "pelvis": {},
@@ -138,32 +138,31 @@ POINTS = {name: i for i, name in enumerate(_POINT_WEIGHTS)}
 def skeleton(posture: Posture, build: Build) -> Skeleton:
     """Forward kinematics: the places and directions that joint angles give."""
     turn, nod, tilt = posture.head
-    about_y = rotations(1, (posture.twist, turn))
-    about_z = rotations(2, (posture.tilt, tilt))
-    about_x = rotations(0, (posture.lean, nod - 0.5 * posture.lean))
+    about_y = rotation(1, np.array([posture.twist, turn]))
+    about_z = rotation(2, np.array([posture.tilt, tilt]))
+    about_x = rotation(0, np.array([posture.lean, nod - 0.5 * posture.lean]))
     trunk = about_y[0] @ about_z[0] @ about_x[0]
     face = trunk @ about_y[1] @ about_x[1] @ about_z[1]
     flex, abduct, inwards, bend = np.array([*posture.arms, *posture.legs]).T
-    signs = np.array([*SIDES.values()] * 2)
-    upper = rotations(0, -flex) @ rotations(2, signs * abduct) @ rotations(1, -signs * inwards)
+    upper = rotation(0, -flex) @ rotation(2, _LIMB_SIDES * abduct) @ rotation(1, -_LIMB_SIDES * inwards)
     upper[:2] = trunk @ upper[:2]
-    lower = upper @ rotations(0, _BEND_SIGNS * bend)
+    lower = upper @ rotation(0, _LIMB_BENDS * bend)
     lengths = np.array([build.arms, build.arms, build.legs, build.legs])[:, None, None]
     middle = np.stack([np.eye(3), trunk * (build.shoulders, 1, 1), face * (1, build.head, 1)])
-    axes = np.concatenate([middle, upper * lengths, lower * lengths])
+    axes = np.concatenate([middle, upper * lengths, lower * lengths])  # in the order of _FRAMES
     return Skeleton(_WEIGHTS @ axes.transpose(0, 2, 1).reshape(-1, 3), trunk, face)
 
 
-def rotations(axis: int, degrees: np.ndarray | tuple[float, ...]) -> np.ndarray:
-    """(N, 3, 3) rotations by N angles about an axis: 0 is x, 1 is y, 2 is z."""
+def rotation(axis: int, degrees: float | np.ndarray) -> np.ndarray:
+    """Rotation about an axis (0 is x, 1 is y, 2 is z): (3, 3) for one angle, (N, 3, 3) for N angles."""
     angles = np.deg2rad(degrees)
     after, last = (axis + 1) % 3, (axis + 2) % 3
-    matrices = np.zeros((len(angles), 3, 3))
-    matrices[:, axis, axis] = 1
-    matrices[:, after, after] = matrices[:, last, last] = np.cos(angles)
-    matrices[:, last, after] = np.sin(angles)
-    matrices[:, after, last] = -matrices[:, last, after]
-    return matrices
+    matrix = np.zeros((*angles.shape, 3, 3))
+    matrix[..., axis, axis] = 1
+    matrix[..., after, after] = matrix[..., last, last] = np.cos(angles)
+    matrix[..., last, after] = np.sin(angles)
+    matrix[..., after, last] = -matrix[..., last, after]
+    return matrix
 
 
 def view_axes(yaw: float, pitch: float, roll: float) -> np.ndarray:
@@ -174,7 +173,7 @@ def view_axes(yaw: float, pitch: float, roll: float) -> np.ndarray:
         pitch: Degrees the viewer looks down from above.
         roll: Degrees counterclockwise in the image.
     """
-    axes: np.ndarray = rotations(2, (roll,))[0] @ rotations(0, (pitch,))[0] @ rotations(1, (yaw,))[0]
+    axes: np.ndarray = rotation(2, roll) @ rotation(0, pitch) @ rotation(1, yaw)
     return axes
 
 
@@ -211,8 +210,8 @@ def stand_at_ease() -> Posture:
 def random_posture(rng: np.random.Generator) -> Posture:
     """A posture as photographs show it: mostly upright, sometimes seated, bent or lying."""
     draw = pick(rng, _ALL_POSTURES)
-    roll = rng.normal(0, 4) if rng.random() > 0.06 else _sign(rng) * rng.uniform(70, 110)
-    turn, nod, tilt = rng.normal(0, (22, 10, 7)).tolist()
+    roll = rng.normal(0, 4) if rng.random() > 0.06 else (1 if rng.random() < 0.5 else -1) * rng.uniform(70, 110)
+    turn, nod, tilt = _normals(rng, 22, 10, 7)
     posture = draw(rng)
     head = (max(-65.0, min(65.0, turn)), nod + 5, tilt)
     return replace(posture, head=head, roll=roll, seated=posture.seated and abs(roll) < 45)
@@ -220,24 +219,24 @@ def random_posture(rng: np.random.Generator) -> Posture:
 
 def upright_posture(rng: np.random.Generator) -> Posture:
     """Standing, walking or with arms raised, the head up."""
-    turn, nod, tilt = rng.normal(0, (15, 6, 5)).tolist()
+    turn, nod, tilt = _normals(rng, 15, 6, 5)
     draw, roll = pick(rng, _UPRIGHT_POSTURES), rng.normal(0, 3)
     return replace(draw(rng), head=(turn, nod + 5, tilt), roll=roll)
 
 
-def _sign(rng: np.random.Generator) -> int:
-    return 1 if rng.random() < 0.5 else -1
+def _normals(rng: np.random.Generator, first: float, second: float, third: float) -> Vector:
+    """Three normal numbers around 0, from their deviations."""
+    return rng.normal(0, first), rng.normal(0, second), rng.normal(0, third)
 
 
 def _limb(rng: np.random.Generator, low: Angles, high: Angles) -> Limb:
     """A limb whose angles are drawn uniformly, each from its own range."""
-    return Limb(*rng.uniform(low, high).tolist())
+    return Limb(*[a + (b - a) * share for a, b, share in zip(low, high, rng.random(4).tolist(), strict=True)])
 
 
 def _limbs(rng: np.random.Generator, low: Angles, high: Angles) -> Limbs:
     """A left and a right limb, drawn independently of each other."""
-    left, right = rng.uniform(low, high, (2, 4)).tolist()
-    return Limb(*left), Limb(*right)
+    return _limb(rng, low, high), _limb(rng, low, high)
 
 
 _RESTING_ARMS: dict[tuple[Angles, Angles], float] = {
@@ -258,19 +257,21 @@ def _resting_arm(rng: np.random.Generator) -> Limb:
 
 
 def _standing(rng: np.random.Generator) -> Posture:
-    first, second = _resting_arm(rng), _resting_arm(rng)
-    arms = (first, first) if rng.random() < 0.35 else (first, second)
+    left, right = _resting_arm(rng), _resting_arm(rng)
+    right = left if rng.random() < 0.35 else right
     legs = _limbs(rng, (-6, 2, -25, 0), (10, 13, 5, 10))
-    return Posture(arms, legs, *rng.normal(0, (4, 3, 7)).tolist())
+    return Posture((left, right), legs, *_normals(rng, 4, 3, 7))
 
 
 def _walking(rng: np.random.Generator) -> Posture:
-    stride, arm_bend, abduct = rng.uniform((12, 5, 3), (48, 95, 14)).tolist()
-    swings = (stride, -stride) if _sign(rng) > 0 else (-stride, stride)
-    knees = [rng.uniform(5, 20) + (stride * rng.uniform(0.3, 1.6) if swing < 0 else 0) for swing in swings]
-    arms = Limb(-0.9 * swings[0], abduct, 10, arm_bend), Limb(-0.9 * swings[1], abduct, 10, arm_bend)
-    legs = Limb(swings[0], 3, 0, knees[0]), Limb(swings[1], 3, 0, knees[1])
-    return Posture(arms, legs, lean=0.2 * stride, twist=0.2 * swings[0])
+    stride, arm_bend, abduct = rng.uniform(12, 48), rng.uniform(5, 95), rng.uniform(3, 14)
+    left = stride if rng.random() < 0.5 else -stride
+    arms, legs = [], []
+    for swing in (left, -left):
+        knee = rng.uniform(5, 20) + (stride * rng.uniform(0.3, 1.6) if swing < 0 else 0)
+        arms.append(Limb(-0.9 * swing, abduct, 10, arm_bend))
+        legs.append(Limb(swing, 3, 0, knee))
+    return Posture((arms[0], arms[1]), (legs[0], legs[1]), lean=0.2 * stride, twist=0.2 * left)
 
 
 def _arms_up(rng: np.random.Generator) -> Posture:
@@ -283,15 +284,16 @@ def _arms_up(rng: np.random.Generator) -> Posture:
     if rng.random() < 0.5:
         arms = arms[1], arms[0]
     legs = _limbs(rng, (-10, 3, -20, 0), (20, 25, 5, 25))
-    return Posture(arms, legs, *rng.normal(0, (6, 6, 8)).tolist())
+    return Posture(arms, legs, *_normals(rng, 6, 6, 8))
 
 
 def _sitting(rng: np.random.Generator) -> Posture:
     legs = _limbs(rng, (72, 3, -15, 65), (95, 24, 15, 105))
-    arms = (_resting_arm(rng), _limb(rng, (15, 3, 10, 30), (50, 15, 50, 80)))
+    arms = _resting_arm(rng), _limb(rng, (15, 3, 10, 30), (50, 15, 50, 80))
     if rng.random() < 0.5:
         arms = _limbs(rng, (15, 3, 0, 20), (45, 15, 50, 70))
-    return Posture(arms, legs, rng.uniform(-12, 25), *rng.normal(0, (4, 8)).tolist(), seated=True)
+    lean, tilt, twist = rng.uniform(-12, 25), rng.normal(0, 4), rng.normal(0, 8)
+    return Posture(arms, legs, lean, tilt, twist, seated=True)
 
 
 def _crouching(rng: np.random.Generator) -> Posture:
@@ -307,7 +309,8 @@ def _moving_freely(rng: np.random.Generator) -> Posture:
     """Dance, sport, play: anything that joints allow."""
     arms = _limbs(rng, (-40, 0, -70, 0), (120, 160, 70, 130))
     legs = _limbs(rng, (-35, 0, -30, 0), (85, 50, 20, 100))
-    return Posture(arms, legs, *rng.normal((8, 0, 0), (14, 10, 14)).tolist())
+    lean, tilt, twist = _normals(rng, 14, 10, 14)
+    return Posture(arms, legs, lean + 8, tilt, twist)
 
 
 _ALL_POSTURES: dict[Callable[[np.random.Generator], Posture], float] = {
