@@ -5,11 +5,9 @@
 
 import json
 import multiprocessing
-import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,9 +16,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from posefleet.data.files import write_file
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17
 from posefleet.data.synthetic.scenes import Annotation, SceneConfig, render_scene
+
+ImageInfo = dict[str, Any]
+"""COCO's entry of one image: ``id``, ``file_name``, ``width``, ``height``."""
 
 
 def write_dataset(
@@ -32,10 +34,10 @@ def write_dataset(
     workers: int = 1,
     progress: bool = False,
 ) -> Path:
-    """Render ``count`` pictures and their annotations in COCO's layout.
+    """Render ``count`` images and their annotations in COCO's layout.
 
-    Picture i of a split and seed is always the same file, whatever ``workers`` and ``count``. The json appears last
-    and whole; running again reproduces every byte. Pictures of an earlier, larger run are removed after that.
+    Image i of a split and seed is always the same file, whatever ``workers`` and ``count``. The json is written last
+    and whole; running again reproduces every byte. Images of an earlier, larger run are then removed.
 
     Args:
         out: Root of the data set, made when missing.
@@ -53,26 +55,22 @@ def write_dataset(
         raise ValueError(f"count {count} and workers {workers} must be at least 1")
     config = config or SceneConfig()
     folder, path = out / split, out / "annotations" / f"person_keypoints_{split}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    render = partial(_write_picture, folder, config, (seed, zlib.crc32(split.encode())))
-    images: list[dict[str, Any]] = []
+    write_image = partial(_write_image, folder, config, (seed, zlib.crc32(split.encode())))
+    written = _map(write_image, range(1, count + 1), workers)
+    images: list[ImageInfo] = []
     annotations: list[Annotation] = []
-    with _mapped(render, range(1, count + 1), workers) as pictures:
-        shown = track(pictures, "rendering", count, console=Console(stderr=True)) if progress else pictures
-        for image, people in shown:
-            images.append(image)
-            for annotation in people:
-                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
-    info = {"description": "posefleet synthetic people", "split": split, "seed": seed, "scene": asdict(config)}
+    for image, people in track(written, "rendering", count, console=Console(stderr=True)) if progress else written:
+        images.append(image)
+        for annotation in people:
+            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
     document = {
-        "info": info,
+        "info": {"description": "posefleet synthetic people", "split": split, "seed": seed, "scene": asdict(config)},
         "licenses": [],
         "images": images,
         "annotations": annotations,
         "categories": [person_category()],
     }
-    _write_whole(path, json.dumps(document, separators=(",", ":")).encode())
+    write_file(str(path), json.dumps(document, separators=(",", ":")).encode())
     _remove_others(folder, {image["file_name"] for image in images})
     return path
 
@@ -88,35 +86,28 @@ def person_category() -> dict[str, Any]:
     }
 
 
-def _write_picture(
+def _write_image(
     folder: Path, config: SceneConfig, seed: tuple[int, ...], number: int
-) -> tuple[dict[str, Any], list[Annotation]]:
+) -> tuple[ImageInfo, list[Annotation]]:
+    """Render and write image ``number``."""
     image, annotations = render_scene(config, (*seed, number))
     name = f"{number:012d}.jpg"
-    _write_whole(folder / name, encode_jpeg(image, config.jpeg_quality))
+    write_file(str(folder / name), encode_jpeg(image, config.jpeg_quality))
     return {"id": number, "file_name": name, "width": image.shape[1], "height": image.shape[0]}, annotations
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """A file that is either absent, old or complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
 def _remove_others(folder: Path, listed: set[str]) -> None:
-    """Delete the pictures of a larger data set that was here before, and nothing that is not named like ours."""
+    """Delete images of a larger data set that was here before; files with other names stay."""
     for path in folder.glob("[0-9]" * 12 + ".jpg"):
         if path.name not in listed:
             path.unlink()
 
 
-@contextmanager
-def _mapped(function: Any, numbers: Iterable[int], workers: int) -> Iterator[Iterable[Any]]:
+def _map(function: Callable[[int], Any], numbers: range, workers: int) -> Iterator[Any]:
     """Results in order, from this process or from ``workers`` others."""
     if workers == 1:
-        yield map(function, numbers)
+        yield from map(function, numbers)
         return
     # Spawned, not forked: forking a process with threads (Ray, torch) can deadlock.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool.map(function, numbers, chunksize=16)
+        yield from pool.map(function, numbers, chunksize=16)

@@ -297,22 +297,25 @@ _SEEN = {
     "knee": _Seen(("THIGH", "SHIN", "SKIRT")),
     "ankle": _Seen(("SHIN", "FOOT", "SKIRT")),
 }
-_SIDES_AND_RULES = [(name.rpartition("_")[0], _SEEN[name.rpartition("_")[2]]) for name in COCO17.keypoints]
-_FRAMES = [("hips", "trunk", "face").index(seen.frame) for _, seen in _SIDES_AND_RULES]
-_OUTWARD = np.array([np.multiply(seen.outward, (SIDES.get(side, 1.0), 1, 1)) for side, seen in _SIDES_AND_RULES])
-_HIDDEN = np.array([seen.hidden for _, seen in _SIDES_AND_RULES])
-_ABSENT = np.array([seen.absent for _, seen in _SIDES_AND_RULES])
+_RULES = [(name.rpartition("_")[0], _SEEN[name.rpartition("_")[2]]) for name in COCO17.keypoints]
+"""Side and rule of each keypoint."""
+_FRAMES = [("hips", "trunk", "face").index(seen.frame) for _, seen in _RULES]
+_OUTWARD = np.array([np.multiply(seen.outward, (SIDES.get(side, 1.0), 1, 1)) for side, seen in _RULES])
+_HIDDEN = np.array([seen.hidden for _, seen in _RULES])
+_ABSENT = np.array([seen.absent for _, seen in _RULES])
 
-KEYPOINT_PARTS = np.zeros((len(COCO17), PARTS_PER_PERSON), bool)
+
+def _keypoint_parts() -> np.ndarray:
+    table = np.zeros((len(COCO17), PARTS_PER_PERSON), bool)
+    for row, (side, seen) in zip(table, _RULES, strict=True):
+        for name in seen.parts:
+            sided = f"{side}_{name}".upper()
+            row[Part[sided if sided in Part.__members__ else name]] = True
+    return table
+
+
+KEYPOINT_PARTS = _keypoint_parts()
 """(17, PARTS_PER_PERSON) bool: the parts on which a keypoint counts as visible."""
-for _row, (_side, _seen) in zip(KEYPOINT_PARTS, _SIDES_AND_RULES, strict=True):
-    _row[
-        [
-            part
-            for part in Part
-            if part.name in _seen.parts or part.name.removeprefix(f"{_side.upper()}_") in _seen.parts
-        ]
-    ] = True
 
 
 def _best_visibility(body: Body) -> np.ndarray:

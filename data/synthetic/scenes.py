@@ -21,25 +21,25 @@ MIN_AREA = 12
 """Fewest visible pixels that make an annotation."""
 
 MIN_VISIBLE = 3
-"""Fewest visible keypoints of a labelled person: nobody can label one of whom only a sleeve shows."""
+"""Fewest visible keypoints of a labelled person: one of whom only a sleeve shows cannot be labelled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneConfig:
-    """What the pictures show. Ranges are (low, high), both included."""
+    """What the images show. Ranges are (low, high), both included."""
 
     width: tuple[int, int] = (256, 256)
     """Pixels."""
     height: tuple[int, int] = (256, 256)
     """Pixels."""
     people: tuple[int, int] = (1, 8)
-    """People in a picture, crowds not counted; few are more frequent than many."""
+    """People in an image, crowds not counted; few are more frequent than many."""
     scale: tuple[float, float] = (0.25, 1.5)
-    """Standing height of a person in short sides of the picture, drawn log-uniformly; above 1 the legs are cut off."""
+    """Standing height of a person in short sides of the image, drawn log-uniformly; above 1 the legs are cut off."""
     together_rate: float = 0.25
     """Probability that a person is placed next to, and often behind, the one before."""
     spacing: float = 0.35
-    """How far from that one at most, to either side, in heights; a person is about 0.35 wide."""
+    """Largest distance from that one to either side, in heights; a person is about 0.35 wide."""
     variety: float = 1.0
     """Share of people in any posture and seen from anywhere; the others are upright and face the viewer."""
     things: tuple[int, int] = (0, 4)
@@ -47,7 +47,7 @@ class SceneConfig:
     occluder_rate: float = 0.12
     """Probability that a thing stands before a person."""
     crowd_rate: float = 0.1
-    """Probability that a picture has a group in the background that is annotated as one crowd region."""
+    """Probability that an image has a group in the background that is annotated as one crowd region."""
     unlabelled_rate: float = 0.05
     """Probability that a person is annotated without keypoints."""
     jpeg_quality: int = 90
@@ -68,7 +68,7 @@ class SceneConfig:
 
 
 EASY_SCENES = SceneConfig(people=(1, 2), scale=(0.65, 1.0), variety=0.0)
-"""One or two people, upright and facing us: what a CPU can learn in minutes. The default scenes are harder."""
+"""One or two people, upright and facing the viewer: a CPU can learn them in minutes."""
 
 CROWDED_SCENES = SceneConfig(
     people=(4, 8),
@@ -79,8 +79,7 @@ CROWDED_SCENES = SceneConfig(
     crowd_rate=0.0,
     unlabelled_rate=0.0,
 )
-"""Several upright people of one size in rows and clumps, whose boxes overlap: where methods differ in how they tell
-people apart."""
+"""Several upright people of one size whose boxes overlap: they show how well a method tells people apart."""
 
 LARGE_SCENES = SceneConfig(width=(512, 512), height=(512, 512))
 """The default scenes at a size for networks of published size."""
@@ -90,12 +89,12 @@ SCENES = {"default": SceneConfig(), "easy": EASY_SCENES, "crowded": CROWDED_SCEN
 
 
 def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.ndarray, list[Annotation]]:
-    """One picture and its annotations; the same for the same seed.
+    """One image and its annotations; the same for the same seed.
 
     Returns:
         (H, W, 3) uint8 RGB, and COCO annotations without ``id`` and ``image_id``. A keypoint is visible (2) when its
         pixel shows the part of the body that it belongs to, hidden (1) when something else covers it or it is on the
-        far side, unlabelled (0) outside the picture and for a face seen from behind.
+        far side, unlabelled (0) outside the image and for a face seen from behind.
     """
     rng = np.random.default_rng(seed)
     width, height = (int(rng.integers(*side, endpoint=True)) for side in (config.width, config.height))
@@ -151,7 +150,7 @@ def _place_people(
         _, top, _, bottom = extent(figure)
         foot = min(1.05 * height, horizon + (height - horizon) * (0.1 + 0.9 * scale) * rng.uniform(0.9, 1.08))
         tall = bottom - top
-        # Heads are mostly in the picture: cameras look at faces.
+        # Most heads are in the image: cameras look at faces.
         foot = max(foot, tall + (rng.uniform(-0.06, 0.3) * height if tall > 0.7 * height else 0.0))
         placed.append((foot, replace(figure, origin=(x, foot - bottom))))
     return [figure for _, figure in sorted(placed, key=lambda item: item[0])]
@@ -171,50 +170,57 @@ def _paint_crowd(canvas: Canvas, person: int, horizon: float, rng: np.random.Gen
 
 
 def annotate_person(owner: np.ndarray, person: int, painted: Painted, *, labelled: bool) -> Annotation | None:
-    """The annotation of one person, or none when hardly anything of it shows."""
-    mask, (left, top) = _visible(owner, person)
+    """The annotation of one person; None when fewer than ``MIN_AREA`` pixels show.
+
+    Args:
+        owner: The canvas' (H, W) owners.
+        person: Number of the person on the canvas.
+        labelled: Whether keypoints are written, if at least ``MIN_VISIBLE`` are visible.
+    """
+    mask, left, top = _visible_mask(owner, person)
     polygons = _polygons(mask, left, top)
     if not polygons:
         return None
     visibility = _visibility(owner, person, painted)
-    labelled = labelled and int((visibility == 2).sum()) >= MIN_VISIBLE
-    keypoints = np.zeros((len(COCO17), 3))
-    if labelled:
-        shown = visibility > 0
-        keypoints[shown, :2] = painted.keypoints[shown].round(2)
-        keypoints[:, 2] = visibility
-    return {
-        "category_id": 1,
-        "iscrowd": 0,
-        "num_keypoints": int((keypoints[:, 2] > 0).sum()),
-        "keypoints": _as_numbers(keypoints),
-        **_box_and_area(mask, left, top),
-        "segmentation": polygons,
-    }
+    if not labelled or int((visibility == 2).sum()) < MIN_VISIBLE:
+        visibility[:] = 0
+    points = np.where(visibility[:, None] > 0, painted.keypoints.round(2), 0.0)
+    keypoints = [number for (x, y), v in zip(points.tolist(), visibility.tolist(), strict=True) for number in (x, y, v)]
+    return _annotation(mask, left, top, polygons, keypoints)
 
 
 def annotate_crowd(owner: np.ndarray, person: int) -> Annotation | None:
-    mask, (left, top) = _visible(owner, person)
+    """The crowd region of everybody who was painted as ``person``; None when nothing shows."""
+    mask, left, top = _visible_mask(owner, person)
     if not mask.size:
         return None
     whole = np.zeros(owner.shape, np.uint8)
     whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    return _annotation(
+        mask, left, top, {"size": list(owner.shape), "counts": _run_lengths(whole)}, [0] * 3 * len(COCO17)
+    )
+
+
+def _annotation(mask: np.ndarray, left: int, top: int, segmentation: Any, keypoints: Sequence[float]) -> Annotation:
+    """COCO's fields; run lengths mean a crowd. ``keypoints`` is flat, [x, y, v] * 17."""
+    height, width = mask.shape
     return {
         "category_id": 1,
-        "iscrowd": 1,
-        "num_keypoints": 0,
-        "keypoints": [0] * 3 * len(COCO17),
-        **_box_and_area(mask, left, top),
-        "segmentation": {"size": list(owner.shape), "counts": _run_lengths(whole)},
+        "iscrowd": int(isinstance(segmentation, dict)),
+        "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
+        "keypoints": keypoints,
+        "bbox": [float(left), float(top), float(width), float(height)],
+        "area": float(cv2.countNonZero(mask)),
+        "segmentation": segmentation,
     }
 
 
-def _visible(owner: np.ndarray, person: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """(h, w) uint8 mask (0, 255) of what shows of a person, cut out, and the (left, top) of the cut."""
+def _visible_mask(owner: np.ndarray, person: int) -> tuple[np.ndarray, int, int]:
+    """(h, w) uint8 mask (0, 255) of what shows of a person, cut out, and the left and top of the cut."""
     first = person * PARTS_PER_PERSON
     mask = cv2.inRange(owner, first, first + PARTS_PER_PERSON - 1)
     left, top, width, height = cv2.boundingRect(mask)
-    return mask[top : top + height, left : left + width], (left, top)
+    return mask[top : top + height, left : left + width], left, top
 
 
 def _visibility(owner: np.ndarray, person: int, painted: Painted) -> np.ndarray:
@@ -229,24 +235,16 @@ def _visibility(owner: np.ndarray, person: int, painted: Painted) -> np.ndarray:
     return np.where(inside, np.minimum(painted.turned, np.where(shown, 2, 1)), 0).astype(np.uint8)
 
 
-def _box_and_area(mask: np.ndarray, left: int, top: int) -> Annotation:
-    height, width = mask.shape
-    return {"bbox": [float(left), float(top), float(width), float(height)], "area": float(cv2.countNonZero(mask))}
-
-
 def _polygons(mask: np.ndarray, left: int, top: int) -> list[list[float]]:
-    """Outer outlines of a mask as COCO polygons, in continuous coordinates."""
+    """Outer outlines of a mask as COCO polygons, in continuous coordinates; none below ``MIN_AREA`` pixels."""
     if not mask.size or cv2.countNonZero(mask) < MIN_AREA:
         return []
     # Contours run through pixel centres. Grown by one pixel to the right and below, they run along pixel edges.
     wider = cv2.copyMakeBorder(mask, 0, 1, 0, 1, cv2.BORDER_CONSTANT, value=0)
-    grown = cv2.dilate(wider, _BLOCK, anchor=(1, 1))
+    grown = cv2.dilate(wider, np.ones((2, 2), np.uint8), anchor=(1, 1))
     contours, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
     slim = [cv2.approxPolyDP(contour, 0.5, True) for contour in contours]
     return [contour.ravel().tolist() for contour in slim if len(contour) >= 3]
-
-
-_BLOCK = np.ones((2, 2), np.uint8)
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
@@ -255,14 +253,3 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
     changes = np.flatnonzero(np.diff(flat))
     runs: list[int] = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
     return runs
-
-
-def _as_numbers(keypoints: np.ndarray) -> list[float]:
-    """Flat [x, y, v]*17 with integral visibility, as COCO writes it."""
-    return [number for x, y, v in keypoints.tolist() for number in (x, y, int(v))]
-
-
-# ---------------------------------------------------------------------------------------------------- command line
-
-
-Pair = tuple[int, int]

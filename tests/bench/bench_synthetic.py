@@ -1,4 +1,4 @@
-"""Pictures per second of the synthetic renderer, JPEG and files included, on one core.
+"""Images per second of the synthetic renderer, JPEG and files included, on one core.
 
     python tests/bench/bench_synthetic.py [--count 100] [--windows 5]
 
@@ -18,7 +18,7 @@ from posefleet.data.synthetic.scenes import SceneConfig
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=100, help="pictures in a window")
+    parser.add_argument("--count", type=int, default=100, help="images in a window")
     parser.add_argument("--windows", type=int, default=5)
     chosen = parser.parse_args()
     for side in (256, 512):
