@@ -38,7 +38,7 @@ class Look:
     hair: Colour
     shirt: Colour
     accent: Colour
-    """Of the shirt's pattern and front."""
+    """Colour of the shirt's pattern and front."""
     bottom: Colour
     shoes: Colour
     sleeves: str
@@ -183,7 +183,7 @@ _CENTRAL = {
     "mouth": _on_head((0, -0.55, 0.9), (0.33, 0.07, 0.12)),
     "nose": _on_head((0, -0.16, 1.0), (0.17, 0.24, 0.2)),
 }
-_LEFT = {  # the right side mirrors it
+_LEFT = {  # mirrored for the right side
     "shoulder": _ball("shoulder", 0.036, "sleeve"),
     "elbow": _ball("elbow", 0.026, "sleeve"),
     "bare_elbow": _ball("elbow", 0.026, "flesh"),
@@ -203,7 +203,7 @@ _LEFT = {  # the right side mirrors it
     "brow": _on_head((0.42, 0.36, 0.84), (0.28, 0.06, 0.12)),
     "lens": _on_head((0.42, 0.1, 0.92), (0.34, 0.26, 0.12)),
 }
-_SEAT = {  # its corners, moved below the knees by ``_ellipsoids``
+_SEAT = {  # corners of a seat, moved below the knees by ``_ellipsoids``
     f"seat_{i}": _ball("pelvis", 0.01, offset=corner)
     for i, corner in enumerate(product((-0.13, 0.13), (-0.06, -0.26), (-0.12, 0.14)))
 }

@@ -13,7 +13,7 @@ import numpy as np
 T = TypeVar("T")
 Vector = tuple[float, float, float]
 Angles = tuple[float, float, float, float]
-"""Of a limb: flex, abduct, turn, bend; degrees."""
+"""Flex, abduct, turn and bend of a limb, degrees."""
 
 SIDES = {"left": 1.0, "right": -1.0}
 """Sign of x for each side of the body."""
@@ -43,15 +43,15 @@ class Posture:
     arms: Limbs
     legs: Limbs
     lean: float = 0.0
-    """Of the trunk, forward."""
+    """Lean of the trunk, forward."""
     tilt: float = 0.0
-    """Of the trunk, towards its right."""
+    """Tilt of the trunk, towards its right."""
     twist: float = 0.0
-    """Of the trunk against the hips."""
+    """Turn of the trunk against the hips, to the left."""
     head: Vector = (0.0, 0.0, 0.0)
     """Turn to the left, nod, tilt."""
     roll: float = 0.0
-    """Of the whole body in the image, counterclockwise: 90 lies down."""
+    """Roll of the whole body in the image, counterclockwise: 90 lies down."""
     seated: bool = False
     """Whether the body needs a seat."""
 
@@ -111,7 +111,8 @@ _LEFT_POINTS: dict[str, tuple[str | None, str, Vector]] = {
     "heel": ("ankle", "shin", (0, -0.022, -0.018)),
     "toe": ("ankle", "shin", (0, -0.03, 0.085)),
 }
-"""The left side; the right side mirrors it: the point from which each point is reached, and the step there."""
+"""Points of the left side; the right side mirrors them. Each has the point from which it is reached (None: the origin),
+and the step from there: left, up and forward along the axes of a frame."""
 
 
 def _point_weights() -> dict[str, np.ndarray]:
@@ -208,7 +209,7 @@ def stand_at_ease() -> Posture:
 
 
 def random_posture(rng: np.random.Generator) -> Posture:
-    """A posture as photographs show it: mostly upright, sometimes seated, bent or lying."""
+    """Any posture, at about the frequency of photographs: mostly upright, sometimes seated, bent or lying."""
     draw = pick(rng, _ALL_POSTURES)
     roll = rng.normal(0, 4) if rng.random() > 0.06 else (1 if rng.random() < 0.5 else -1) * rng.uniform(70, 110)
     turn, nod, tilt = _normals(rng, 22, 10, 7)

@@ -131,7 +131,7 @@ def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.nda
 def _place_people(
     config: SceneConfig, width: int, height: int, horizon: float, rng: np.random.Generator
 ) -> list[Figure]:
-    """People on the ground, the farthest first."""
+    """People who stand on the ground, the farthest first."""
     fewest, most = config.people
     count = fewest + int((most - fewest + 1) * rng.random() ** 2)
     low, high = config.scale
@@ -140,12 +140,10 @@ def _place_people(
     for i in range(count):
         scale = exp(rng.uniform(log(low), log(max(low, high * count**-0.2))))
         figure = random_figure(rng, scale * min(width, height), config.variety)
-        together = i > 0 and rng.random() < config.together_rate
-        x = (
-            x + rng.uniform(-config.spacing, config.spacing) * figure.height
-            if together
-            else rng.uniform(0.03, 0.97) * width
-        )
+        if i > 0 and rng.random() < config.together_rate:
+            x += rng.uniform(-config.spacing, config.spacing) * figure.height
+        else:
+            x = rng.uniform(0.03, 0.97) * width
         x = min(0.97 * width, max(0.03 * width, x))
         _, top, _, bottom = extent(figure)
         foot = min(1.05 * height, horizon + (height - horizon) * (0.1 + 0.9 * scale) * rng.uniform(0.9, 1.08))
