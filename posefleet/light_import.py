@@ -28,7 +28,14 @@ def light_import(module: str, name: str) -> Any:
         module: Full name of a module of this project, such as ``posefleet.models.smpr``.
     """
     namespace = _namespace(module)
-    return namespace[name] if name in namespace else getattr(importlib.import_module(module), name)
+    if name in namespace:
+        return namespace[name]
+    for statement in parsed(source_file(module)).body:  # a package hands on what another file defines
+        if isinstance(statement, ast.ImportFrom) and statement.module and statement.module.startswith(f"{PACKAGE}."):
+            for alias in statement.names:
+                if name == (alias.asname or alias.name):
+                    return light_import(statement.module, alias.name)
+    return getattr(importlib.import_module(module), name)
 
 
 def source_file(module: str) -> Path:

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 from posefleet.command_line import fail, parse
 from posefleet.data.synthetic.dataset import write_dataset
-from posefleet.data.synthetic.scenes import SCENES, Pair, SceneConfig
+from posefleet.data.synthetic.scenes import SCENES, SceneConfig
+
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)

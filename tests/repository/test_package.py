@@ -195,7 +195,7 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path) -> None
 
 
 def test_ray_is_capped_at_the_release_that_was_tried() -> None:
-    from posefleet.platform.train import RAY_TRIED
+    from posefleet.platform.training.ray_trainer import RAY_TRIED
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (required,) = [Requirement(line) for line in project["dependencies"] if Requirement(line).name == "ray"]

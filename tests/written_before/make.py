@@ -28,7 +28,8 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.structures import Sample
-from posefleet.data.synthetic import SceneConfig, write_dataset
+from posefleet.data.synthetic.dataset import write_dataset
+from posefleet.data.synthetic.scenes import SceneConfig
 from posefleet.jobs import evaluate, promote, tune
 from posefleet.platform.checkpoints.format import Meta, read_meta
 from posefleet.platform.checkpoints.load import build_model

@@ -229,9 +229,9 @@ KILLED = textwrap.dedent(
     """
     # Run the sharding in a child, kill it, and so on: each attempt goes on from what the last one left.
     import os, signal, sys, time
-    from posefleet.data.coco import Source
+    from posefleet.data.coco.source import Source
     from posefleet.data.keypoints import COCO17
-    from posefleet.data.sharding import shard_coco
+    from posefleet.data.shards.build import shard_coco
     import webdataset  # before the fork, or most kills would hit its import
 
     annotation_file, folder, root, *moments = sys.argv[1:]

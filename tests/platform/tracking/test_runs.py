@@ -20,7 +20,7 @@ from posefleet.platform.tracking.tracker import Tracker
 
 START = """
 import sys
-from posefleet.platform.tracking import start_run
+from posefleet.platform.tracking.runs import start_run
 sys.stdout.write(start_run(sys.argv[1], "first", "first", params={}, tags={}))
 """
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
 def test_an_interrupted_run_is_marked_killed_and_goes_on(tracked_run: dict[str, Any], local_ray: None) -> None:
-    from posefleet.platform.train import train
+    from posefleet.platform.training.launch import train
 
     settings = copy.deepcopy(tracked_run)
     settings["train"] |= {"epochs": 200, "log_every": 1, "eval_every": 200}
