@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from posefleet.data.files import write_file
 from rich.console import Console
 from rich.progress import track
 
 from posefleet.data.images import encode_jpeg
+from posefleet.data.io.files import write_file
 from posefleet.data.keypoints import COCO17
 from posefleet.data.synthetic.scenes import Annotation, SceneConfig, render_scene
 
