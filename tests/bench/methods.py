@@ -72,8 +72,9 @@ def paper_config(method: str) -> Any:
     if method == "logocap":
         return module.Config(backbone=replace(module.Config().backbone, pretrained=False))
     if method == "detposenet":
-        prs = replace(module.PrsConfig(), scale_jitter=(0.75, 1.25), flip_average=False)
-        return module.Config(prs=prs, loss=module.LossConfig(kpt=100, prs=100))
+        config = module.Config()
+        prs = replace(config.prs, scale_jitter=(0.75, 1.25), flip_average=False)
+        return replace(config, prs=prs, loss=replace(config.loss, kpt=100, prs=100))
     return module.Config(backbone=resnet)
 
 
