@@ -1,15 +1,15 @@
 """PFS: multi-person pose regression by filtering and scoring of poses (Miao et al.).
 
-FCOS made into a pose regressor: every cell of P3..P7 says whether a person answers to it and gives a whole pose as
-offsets from the cell. A deformable convolution steered by this first pose re-aligns the regression features, from
-which a correction is read. The OKSFilter lets only those cells train the correction whose first pose is already like
-some person (OKS >= 0.5). The pose scoring module (PSM) learns the OKS of the final pose and takes the place of FCOS's
-centre-ness: in the ranking, and, as the true OKS, in the weights of the second loss. A keypoint map on P3 helps
-training and is not used afterwards.
+PFS turns FCOS into a pose regressor. Every cell of P3..P7 predicts whether it belongs to a person, and a whole pose as
+offsets from the cell. A deformable convolution steered by this first pose aligns the regression features, which give a
+correction. Only cells whose first pose is already similar to a person (OKS >= 0.5) train the correction (OKSFilter).
+The pose scoring module (PSM) learns the OKS of the final pose. It replaces FCOS's centre-ness in the ranking; the
+measured OKS replaces it in the weights of the second loss. A keypoint map on P3 helps training and is not used
+afterwards.
 
-The paper came without code; where it is silent, the defaults are what the same authors released for SMPR, and FCOS's.
-Deviations: GroupNorm inside the alignment (``align_norm``), without which the second stage dies within a few steps;
-cells that the filter drops still train the PSM, or it would never see a bad pose.
+The paper has no code. Where it is silent, the defaults are those of SMPR, which the same authors released, and of
+FCOS. Deviations: GroupNorm inside the alignment (``align_norm``), without which the second stage stops learning within
+a few steps; cells that the filter drops still train the PSM, which would otherwise never see a bad pose.
 
 Letters: B images, M people of an image (padded), P cells, N rows of cells, K keypoints.
 """
@@ -44,36 +44,37 @@ from posefleet.models.parts.regression.positives import (
     pad_for,
     positives_of,
     random_negatives,
-    truth_at,
+    targets_at,
 )
 from posefleet.models.parts.regression.pyramid_model import Neck, PyramidModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig(pose_head.HeadConfig):
-    """What the head predicts, and how wide and deep it is; ``psm`` and ``centerness`` choose what learns quality."""
+class PfsHeadConfig(pose_head.PoseHeadConfig):
+    """What the head predicts, and how wide and deep it is. ``psm`` and ``centerness`` are two branches that learn the
+    quality of a pose."""
 
     align_cls: bool = False
-    """Let the classification read aligned features, too, and not only the regression and the pose score."""
+    """Let the classification also read aligned features, like the regression and the pose score."""
     offset_groups: int = 1
-    """Groups of channels with sampling points of their own; divides ``channels``."""
+    """Groups of channels, each with its own sampling points; divides ``channels``. More groups read more places."""
     offset_bias: bool = True
     """Bias of the layer that turns a pose into sampling points."""
     offset_std: float = 0.01
-    """Deviation of that layer's weights if they start ``normal``."""
+    """Deviation of that layer's weights if they start ``normal``. Raised, sampling points start further apart."""
     gradient_mul: float = 0.1
-    """0..1: share of the sampling points' gradient that reaches the first pose."""
+    """0..1: factor on the gradient that flows from the sampling points to the first pose; 0 stops it."""
     output_kernel: Literal[1, 3] = 1
-    """Kernel size of the layers that read aligned features; those that read a tower have 3."""
+    """Kernel size of the layers that read aligned features. Layers that read a tower have 3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AssignConfig(PositivesConfig):
-    """Which cells are positive, the set S1."""
+    """Which cells are positive: the set S1."""
 
     ignore_unlabelled: bool = True
-    """No classification and keypoint-map loss inside boxes of crowds and of people without keypoints, but at what is
-    known to be positive there."""
+    """Skip the classification and keypoint-map losses inside boxes of crowds and of people without keypoints, except
+    at positive cells. If false, these cells are negatives."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,17 +82,19 @@ class FilterConfig:
     """OKSFilter: which cells train the second stage, the set S2."""
 
     enabled: bool = True
-    """Without the filter these are all of S1, each for the person to whom it is assigned."""
+    """Filter cells by OKS. If false, all cells of S1 train the second stage, each for its assigned person."""
     threshold: float = 0.5
-    """0..1: cells whose first pose has a lower OKS are dropped."""
+    """0..1: cells whose first pose has a lower OKS are dropped. Raised, fewer and better first poses train the second
+    stage, and its training starts later. The paper has 0.5."""
     warmup_steps: int = 0
-    """Training steps over which the threshold rises from ``warmup_start``; 0: it does not."""
+    """Training steps over which the threshold rises from ``warmup_start`` to ``threshold``; 0: constant threshold."""
     warmup_start: float = 0.1
-    """0..``threshold``, where it rises from."""
+    """0..``threshold``, the threshold at the first step of the warm-up. Lowered, more cells train early."""
     match: Match = "max"
-    """Judge a pose by the most similar person of the image and refine it towards that one, or by the assigned one."""
+    """Person whose OKS counts and towards whom a pose is refined: the most similar one of the image (``max``), or the
+    assigned one."""
     candidates: Literal["positives", "all"] = "positives"
-    """Cells that may pass: those of S1, or any; the latter compares every cell with every person and is slow."""
+    """Cells that may pass: those of S1, or all. ``all`` compares every cell with every person and is slow."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -106,37 +109,39 @@ class FilterConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Weights and forms of the losses."""
+    """Weights and forms of the losses. A raised weight makes that part learn faster than the others."""
 
     cls: float = 1.0
     """Weight of the classification."""
     heatmap: float = 4.0
     """Weight of the keypoint map."""
     init: float = 0.05
-    """Weight of the first pose, whose error is in cells."""
+    """Weight of the first pose. Its error is in cells, summed over coordinates."""
     refine: float = 0.1
-    """Weight of the second pose, whose error is in cells."""
+    """Weight of the second pose. Its error is in cells, summed over coordinates."""
     psm: float = 1.0
     """Weight of the pose score."""
     centerness: float = 1.0
     """Weight of the centre-ness."""
     alpha: float | None = 0.25
-    """0..1, balance of positives and negatives in both focal losses; null is eq. 8 as printed, without a balance."""
+    """0..1, weight of positives in both focal losses; negatives have 1 - alpha. null weights both with 1, as eq. 8 is
+    printed."""
     gamma: float = 2.0
-    """Focus of both focal losses on hard cells, at least 0."""
+    """Exponent of both focal losses, at least 0. Raised, easy cells count less."""
     beta: float = 1.0
-    """Where the smooth L1 of both poses turns linear, cells, above 0."""
+    """Error at which the smooth L1 of both poses becomes linear, cells, above 0. Raised, small errors count less."""
     refine_weight: Literal["oks", "centerness", "none"] = "oks"
-    """What weights the cells in the second pose's loss: the OKS of that pose, the cells' centre-ness (as in all of the
-    paper's rows that train the centre-ness branch), or nothing."""
+    """Weight of a cell in the second pose's loss: the OKS of that pose; the cell's centre-ness (as in all of the
+    paper's rows that train the centre-ness branch); or 1."""
     weight_power: float = 1.0
-    """Exponent of that weight, at least 0."""
+    """Exponent of that weight, at least 0. Raised, good cells count even more than poor ones."""
     psm_cells: Literal["s1", "s2"] = "s1"
-    """Cells that train the pose score: all positive ones, or those that pass the filter."""
+    """Cells that train the pose score: all positive cells, or those that pass the filter."""
     psm_negatives: int = 0
-    """Random cells of each image that are not positive and train the pose score, too."""
+    """Number of random cells drawn in each image to also train the pose score, where they are not positive. Raised,
+    the score learns more bad poses."""
     heatmap_target: Literal["multihot", "index"] = "multihot"
-    """Where several keypoints share a cell of the keypoint map it has all their classes, or the last one's."""
+    """If several keypoints share a cell of the keypoint map, the cell has all their classes, or only the last one's."""
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0 <= self.alpha <= 1:
@@ -150,10 +155,10 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig(decoding.DecodeConfig):
-    """Which cells become poses, and how duplicates lose."""
+    """Which cells become poses, and how duplicates are suppressed."""
 
     max_poses: int = 100
-    """Poses of one image, at least 1; COCO counts 20."""
+    """Largest number of poses of one image, at least 1; COCO evaluates 20. More is slower."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,21 +166,21 @@ class Config:
     """PFS; the defaults are the paper's complete method."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """Where features come from."""
+    """Network that computes features C3..C5."""
     neck: Neck = "fpn"
-    """Feature pyramid."""
-    head: HeadConfig = field(default_factory=HeadConfig)
-    """What is predicted."""
+    """Feature pyramid; ``pafpn`` adds a path from fine to coarse levels to ``fpn``, and costs more time."""
+    head: PfsHeadConfig = field(default_factory=PfsHeadConfig)
+    """What the head predicts."""
     assign: AssignConfig = field(default_factory=AssignConfig)
     """Which cells are positive."""
     filter: FilterConfig = field(default_factory=FilterConfig)
     """Which cells train the second stage."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Losses and their weights."""
+    """Weights and forms of the losses."""
     quality: Literal["psm", "centerness", "none"] = "psm"
-    """What multiplies the classification to rank poses."""
+    """Branch whose output multiplies the classification to rank poses; it must be switched on in ``head``."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Which cells become poses, and how duplicates lose."""
+    """Which cells become poses, and how duplicates are suppressed."""
 
     def __post_init__(self) -> None:
         if self.quality != "none" and not getattr(self.head, self.quality):
@@ -192,12 +197,12 @@ class Model(PyramidModel[Config]):
     decoding: ClassVar = ("decode", "quality")
     minimum_counts: Tensor
     steps: Tensor
-    """0-dim int64, training steps done; there only if the threshold of the filter rises."""
+    """0-dim int64, number of training steps done; exists only if ``filter.warmup_steps`` is set."""
     diagnostics: dict[str, Tensor]
-    """What the last training step saw, as 0-dim tensors on the device: ``alive`` (see :class:`pose_head.Head`; 0 means
-    that the second stage is dead), ``initial_oks`` and ``refined_oks`` (means over the candidate cells), ``kept``
-    (share of them that train the second stage), ``swapped`` (share whose pose resembles another person more than the
-    assigned one). Empty without a second stage."""
+    """Statistics of the last training step, 0-dim tensors on the device: ``alive`` (share of aligned features above
+    zero; at 0 the second stage gets no gradient any more), ``initial_oks`` and ``refined_oks`` (means over the
+    candidate cells), ``kept`` (share of candidates that train the second stage), ``swapped`` (share of candidates whose
+    pose is more similar to another person than to the assigned one). Empty without a second stage."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
         super().__init__(config, schema)
@@ -211,7 +216,7 @@ class Model(PyramidModel[Config]):
 
     @property
     def score_rule(self) -> str:
-        """How poses are ranked, for the protocol that stands beside every AP."""
+        """How poses are ranked, in words. Reports print it beside every AP."""
         decode, quality = self.config.decode, self.config.quality
         product = "cls" if quality == "none" else f"cls * {quality}"
         return f"{product}, cls > {decode.score_floor:g}, {decode.nms} NMS at {decode.nms_threshold:g}"
@@ -219,25 +224,24 @@ class Model(PyramidModel[Config]):
     # ------------------------------------------------------------------------------------------------ losses
 
     def losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
-        """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``centerness``,
-        ``heatmap``."""
+        """Weighted losses ``cls``, ``init`` and, if switched on, ``refine``, ``psm``, ``centerness``, ``heatmap``."""
         config = self.config
         cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, self.sigmas.device)
         padded = pad_for(people, self.sigmas.device, config.assign)
         assignment = assign(cells, padded, config.assign)  # (B, P)
         rows = positives_of(assignment, padded, config.assign)  # the set S1
-        used, truth = rows.used.float(), truth_at(rows, cells, padded)
+        used, targets = rows.used.float(), targets_at(rows, cells, padded)
 
-        # Name -> sum of the loss, and the count that, averaged over ranks, divides it.
+        # Name -> sum of the loss, and this rank's count; the average of the counts over ranks divides the sum.
         terms = {
             "cls": (self._cls_loss(maps, cells, padded, assignment >= 0), used.sum()),
-            "init": (self._pose_loss(gather_rows(maps["init"], rows), truth, used), used.sum()),
+            "init": (self._pose_loss(gather_rows(maps["init"], rows), targets, used), used.sum()),
         }
         if config.head.refine:
             terms |= self._second_stage(maps, cells, padded, assignment, rows)
         if config.head.centerness:
             logits = gather_rows(maps["centerness"], rows)[:, 0]
-            terms["centerness"] = bce_loss(logits, centerness(truth.points, truth.boxes), used), used.sum()
+            terms["centerness"] = bce_loss(logits, centerness(targets.points, targets.boxes), used), used.sum()
         if config.head.heatmap:
             terms["heatmap"] = self._heatmap_loss(maps["heatmap"][0], cells, padded)
         counts = mean_counts(torch.stack([terms[name][1] for name in self.loss_names]), self.minimum_counts).unbind()
@@ -252,8 +256,8 @@ class Model(PyramidModel[Config]):
         logits = flatten_levels(maps["cls"])[..., 0]
         return focal_loss(logits, positive, known, alpha=loss.alpha, gamma=loss.gamma)
 
-    def _pose_loss(self, offsets: Tensor, truth: CellTargets, weights: Tensor) -> Tensor:
-        return pose_loss(offsets, truth, weights, self.sigmas, form="smooth_l1", beta=self.config.loss.beta)
+    def _pose_loss(self, offsets: Tensor, targets: CellTargets, weights: Tensor) -> Tensor:
+        return pose_loss(offsets, targets, weights, self.sigmas, form="smooth_l1", beta=self.config.loss.beta)
 
     def _second_stage(
         self, maps: Maps, cells: Cells, people: PaddedPeople, assignment: Tensor, positives: Positives
@@ -261,15 +265,15 @@ class Model(PyramidModel[Config]):
         """Losses of the second pose and of its score, with their counts."""
         config, loss = self.config, self.config.loss
         rows = positives if config.filter.candidates == "positives" else every_cell(assignment, people)
-        judged = self._filter(_poses(maps["init"], cells, rows), rows, people)
+        gated = self._filter(_poses(maps["init"], cells, rows), rows, people)
         reached = best_oks(_poses(maps["refine"], cells, rows), rows, people, self.sigmas)
 
-        target = truth_at(rows, cells, people, judged.match)
-        weight = self._refine_weights(reached, truth_at(rows, cells, people)) * judged.kept
+        target = targets_at(rows, cells, people, gated.match)
+        weight = self._refine_weights(reached, targets_at(rows, cells, people)) * gated.kept
         terms = {"refine": (self._pose_loss(gather_rows(maps["refine"], rows), target, weight), weight.sum())}
         if config.head.psm:
             positive = rows.used & (assignment.flatten()[rows.index] >= 0)
-            chosen = (positive if loss.psm_cells == "s1" else judged.kept).float()
+            chosen = (positive if loss.psm_cells == "s1" else gated.kept).float()
             score, count = bce_loss(gather_rows(maps["psm"], rows)[:, 0], reached, chosen), chosen.sum()
             if loss.psm_negatives:
                 rest = random_negatives(assignment, loss.psm_negatives)
@@ -278,14 +282,14 @@ class Model(PyramidModel[Config]):
                 count = count + rest.used.sum()
             terms["psm"] = score, count
         if self.training:
-            self.diagnostics = assignment_stats(rows, judged)
+            self.diagnostics = assignment_stats(rows, gated)
             self.diagnostics["refined_oks"] = reached.sum() / rows.used.sum().clamp(min=1)
             if self.head.alive is not None:
                 self.diagnostics["alive"] = self.head.alive
         return terms
 
     def _filter(self, poses: Tensor, rows: Positives, people: PaddedPeople) -> OksMatch:
-        """OKSFilter (section 3.2) of first poses (N, K, 2)."""
+        """Apply the OKSFilter (section 3.2) to first poses (N, K, 2), pixels."""
         config = self.config.filter
         threshold: Tensor | float = config.threshold
         if config.warmup_steps:
@@ -293,11 +297,11 @@ class Model(PyramidModel[Config]):
             threshold = config.warmup_start + (config.threshold - config.warmup_start) * share
             if self.training:
                 self.steps += 1
-        judged = oks_gate(poses, rows, people, self.sigmas, threshold=threshold, match=config.match)
-        return judged if config.enabled else OksMatch(judged.oks, rows.used, rows.person)
+        gated = oks_gate(poses, rows, people, self.sigmas, threshold=threshold, match=config.match)
+        return gated if config.enabled else OksMatch(gated.oks, rows.used, rows.person)
 
     def _refine_weights(self, reached: Tensor, assigned: CellTargets) -> Tensor:
-        """(N,) weight of each row: from the OKS of the second pose (N,), or from where the cell lies."""
+        """(N,) weight of each row, from the OKS of the second pose (N,) or from the position of the cell."""
         loss = self.config.loss
         if loss.refine_weight == "none":
             return torch.ones_like(reached)
@@ -329,12 +333,12 @@ class Model(PyramidModel[Config]):
 
 
 def _poses(levels: Sequence[Tensor], cells: Cells, rows: Positives) -> Tensor:
-    """(N, K, 2) pixels, the poses that offsets (B, 2K, h, w) of all levels give at the rows; without gradients."""
+    """Poses (N, K, 2), pixels, from the offsets (B, 2K, h, w) of all levels at the rows' cells; without gradients."""
     return decode_offsets(cells.points[rows.cell], cells.strides[rows.cell], gather_rows(levels, rows).detach())
 
 
 def centerness(points: Tensor, boxes: Tensor) -> Tensor:
-    """1 in the centre of a box, 0 on its border and outside.
+    """Centre-ness of points (FCOS): 1 in the centre of a box, 0 on its border and outside.
 
     Args:
         points: (..., 2) xy.

@@ -1,15 +1,14 @@
 """SMPR: single-stage multi-person pose regression (Miao et al., 2020).
 
-Every cell of P3..P7 says whether a person answers to it and gives a whole pose as offsets from the cell. A first
-pose comes from one feature vector; sampling points derived from it steer a deformable convolution, and the aligned
-features yield an additive second correction, the classification and a pose score that learns the OKS. The second
-stage trains only where the first pose is already good (OKS >= 0.5). A keypoint map on P3 helps training and is not
-used afterwards.
+Every cell of P3..P7 predicts whether it belongs to a person, and a whole pose as offsets from the cell. A first pose is
+computed from one feature vector. Sampling points computed from it steer a deformable convolution. The aligned features
+give an additive correction, the classification and a pose score that learns the OKS. The second stage trains only
+where the first pose is already good (OKS >= 0.5). A keypoint map on P3 helps training and is not used afterwards.
 
-The defaults follow the released code; :meth:`Config.paper` is the paper read literally, with RepPoints (its base)
-in the gaps. Both share one deviation: GroupNorm inside the alignment (``align_norm``), without which the second
-stage dies within a few steps. Only on request do targets of the keypoint map keep all keypoints of a cell, or become
-Gaussians (``heatmap_target``).
+The defaults follow the released code. :meth:`Config.paper` follows the paper's text, and RepPoints (its base) where the
+text is silent. Both deviate in one point: GroupNorm inside the alignment (``align_norm``), without which the second
+stage stops learning within a few steps. By default a cell of the keypoint map has one class;
+``heatmap_target`` can keep all keypoints of a cell, or draw Gaussians.
 
 Letters: B images, M people of an image (padded), P cells, N positive cells, K keypoints.
 """
@@ -30,7 +29,7 @@ from posefleet.models.parts.ops.decode import DecodeConfig, best_poses
 from posefleet.models.parts.ops.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
 from posefleet.models.parts.regression.oks_gate import assignment_stats, oks_gate
-from posefleet.models.parts.regression.pose_head import HeadConfig, Maps
+from posefleet.models.parts.regression.pose_head import Maps, PoseHeadConfig
 from posefleet.models.parts.regression.pose_loss import PoseLoss, pose_loss
 from posefleet.models.parts.regression.positives import (
     CellTargets,
@@ -40,25 +39,28 @@ from posefleet.models.parts.regression.positives import (
     known_cells,
     pad_for,
     positives_of,
-    truth_at,
+    targets_at,
 )
 from posefleet.models.parts.regression.pyramid_model import Neck, PyramidModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AssignConfig(PositivesConfig):
-    """Which cells train which part."""
+    """Which cells train which part of the network. S1 are all assigned cells, S2 those that pass the OKS gate."""
 
     oks_of: Literal["init", "refined"] = "init"
     """The pose whose OKS filters cells, weights the regression and is the target of the pose score."""
     refine_oks_threshold: float = 0.5
-    """0..1: cells with a lower OKS do not train the second stage."""
+    """0..1: cells whose pose has a lower OKS do not train the second stage. Raised, fewer and better first poses train
+    it, and training starts more slowly. The paper has 0.5."""
     keep_best: bool = True
-    """Let the best cell of every person train the second stage whatever its OKS: this is how training starts."""
+    """The best cell of every person trains the second stage whatever its OKS. Without it an untrained network has no
+    cell above the threshold, so the second stage starts late."""
     cls_target: Literal["s2", "s1"] = "s2"
-    """Positives of the classification: the cells of the second stage, or all assigned cells."""
+    """Positives of the classification: the cells of the second stage (S2), or all assigned cells (S1)."""
     ignore_unlabelled: bool = False
-    """No classification loss inside boxes of crowds and of people without keypoints (instead of negatives)."""
+    """Skip the classification loss inside boxes of crowds and of people without keypoints; otherwise these cells are
+    negatives."""
 
     def __post_init__(self) -> None:
         PositivesConfig.__post_init__(self)
@@ -68,35 +70,37 @@ class AssignConfig(PositivesConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Weights (eq. 5) and forms of the losses."""
+    """Weights (eq. 5) and forms of the losses. A raised weight makes that part learn faster than the others."""
 
     cls: float = 1.0
     """Weight of the classification."""
     heatmap: float = 4.0
     """Weight of the keypoint map."""
     init: float = 0.05
-    """Weight of the first pose, whose error is in cells."""
+    """Weight of the first pose. Its error is in cells, summed over coordinates."""
     refine: float = 0.1
-    """Weight of the second pose, whose error is in cells."""
+    """Weight of the second pose. Its error is in cells, summed over coordinates."""
     psm: float = 1.0
     """Weight of the pose score."""
     regression: PoseLoss = "l1"
     """Form of both pose losses; ``oks`` is 1 - OKS of a pose and its person."""
     beta: float = 1 / 9
-    """Where ``smooth_l1`` turns linear, cells, above 0."""
+    """Error at which ``smooth_l1`` becomes linear, cells, above 0. Raised, small errors count less."""
     oks_weighted_regression: bool = True
-    """Weight each cell's pose loss by its OKS and divide by the sum of weights instead of the number of cells."""
+    """Weight each cell's pose loss by its OKS, and divide by the sum of weights instead of the number of cells."""
     count_images: bool = True
-    """Add the number of images to the number of positives that divides the two focal losses."""
+    """Divide the two focal losses by the number of positives plus the number of images, instead of positives alone.
+    This makes batches with few people count less."""
     psm_target: Literal["s2", "s1"] = "s2"
-    """Cells that train the pose score: those of the second stage (all assigned ones if there are none), or all."""
+    """Cells that train the pose score: those of the second stage (all assigned cells if it has none), or all assigned
+    cells."""
     heatmap_target: Literal["one_class", "multihot", "gaussian"] = "one_class"
-    """What the keypoint map learns: a cell has the class of its last keypoint, or of all its keypoints (better below
-    400 px), or Gaussians round the keypoints, with the focal loss made for those."""
+    """Targets of the keypoint map: a cell has the class of its last keypoint; or of all its keypoints (better for
+    images below 400 px); or Gaussians around the keypoints, with the focal loss made for Gaussians."""
     gaussian_overlap: float = 0.9
-    """0..1, IoU that boxes off by the radius of a Gaussian still have; less makes wider Gaussians."""
+    """0..1, IoU that a box shifted by the radius of a Gaussian still has. Lowered, Gaussians are wider."""
     gaussian_radius: int = 3
-    """Largest radius of a Gaussian, cells."""
+    """Largest radius of a Gaussian, cells. Raised, Gaussians of large people are wider."""
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
@@ -109,14 +113,14 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreConfig:
-    """Which pose is returned and what ranks it."""
+    """Which pose is returned, and how poses are ranked."""
 
     pose: Literal["refined", "initial"] = "refined"
-    """Which stage's pose is returned; without a second stage it is the first one's."""
+    """Stage whose pose is returned; without a second stage it is the first one's."""
     rank: Literal["psm", "cls"] = "psm"
     """Rank poses by classification and pose score, or by classification alone."""
     exponent: float = 0.5
-    """0..1, a in (classification^a * pose score^(1 - a))^2."""
+    """0..1, the a of the score (classification^a * pose score^(1 - a))^2. Raised, the classification counts more."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.exponent <= 1:
@@ -128,19 +132,19 @@ class Config:
     """SMPR; the defaults are the authors' released setting."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """Where features come from."""
+    """Network that computes features C3..C5."""
     neck: Neck = "pafpn"
-    """Feature pyramid."""
-    head: HeadConfig = field(default_factory=HeadConfig)
-    """What is predicted."""
+    """Feature pyramid; ``pafpn`` adds a path from fine to coarse levels to ``fpn``, and costs more time."""
+    head: PoseHeadConfig = field(default_factory=PoseHeadConfig)
+    """What the head predicts."""
     assign: AssignConfig = field(default_factory=AssignConfig)
-    """Which cells learn what."""
+    """Which cells train which part."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Losses and their weights."""
+    """Weights and forms of the losses."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    """Which pose is returned and what ranks it."""
+    """Which pose is returned, and how poses are ranked."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Which cells become poses, and how duplicates lose."""
+    """Which cells become poses, and how duplicates are suppressed."""
 
     def __post_init__(self) -> None:
         if self.assign.oks_of == "refined" and not self.head.refine:
@@ -150,10 +154,10 @@ class Config:
 
     @classmethod
     def paper(cls) -> Self:
-        """The paper's text read literally, with RepPoints where it is silent."""
+        """The settings of the paper's text, and those of RepPoints where it is silent."""
         return cls(
             neck="fpn",
-            head=HeadConfig(
+            head=PoseHeadConfig(
                 tower_depth=3,
                 heatmap_channels=256,
                 offset_groups=1,
@@ -184,9 +188,10 @@ class Model(PyramidModel[Config]):
     decoding: ClassVar = ("decode", "score")
     minimum_counts: Tensor
     diagnostics: dict[str, Tensor]
-    """What the last training step saw, as 0-dim tensors on the device: ``alive`` (see :class:`Head`; 0 means that
-    the second stage is dead), ``initial_oks`` (mean over assigned cells), ``kept`` (share of assigned cells that
-    train the second stage), ``swapped`` (share whose pose resembles another person more than the assigned one)."""
+    """Statistics of the last training step, 0-dim tensors on the device: ``alive`` (share of aligned features above
+    zero; at 0 the second stage gets no gradient any more), ``initial_oks`` (mean over assigned cells), ``kept`` (share
+    of assigned cells that train the second stage), ``swapped`` (share of assigned cells whose pose is more similar to
+    another person than to the assigned one)."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
         super().__init__(config, schema)
@@ -198,7 +203,7 @@ class Model(PyramidModel[Config]):
 
     @property
     def score_rule(self) -> str:
-        """How poses are ranked, for the protocol that stands beside every AP."""
+        """How poses are ranked, in words. Reports print it beside every AP."""
         score, decode, scored = self.config.score, self.config.decode, self.config.head.psm
         powers = f"^{2 * score.exponent:g} * psm^{2 * (1 - score.exponent):g}"
         product = f"cls{powers if score.exponent != 0.5 else ' * psm'}" if scored and score.rank == "psm" else "cls"
@@ -208,27 +213,27 @@ class Model(PyramidModel[Config]):
     # ------------------------------------------------------------------------------------------------ losses
 
     def losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
-        """Weighted losses ``cls``, ``init`` and, if they are switched on, ``refine``, ``psm``, ``heatmap``."""
+        """Weighted losses ``cls``, ``init`` and, if switched on, ``refine``, ``psm``, ``heatmap``."""
         config = self.config
         cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, self.sigmas.device)
         padded = pad_for(people, self.sigmas.device, config.assign)
         assignment = assign(cells, padded, config.assign)  # (B, P)
         rows = positives_of(assignment, padded, config.assign)  # the set S1
-        truth = truth_at(rows, cells, padded)
+        targets = targets_at(rows, cells, padded)
 
         chosen = {name: gather_rows(maps[name], rows) for name in ("init", "refine", "psm") if name in maps}
         first = chosen["refine" if config.assign.oks_of == "refined" else "init"].detach()
-        judged = oks_gate(  # section 3.2
-            decode_offsets(truth.points, truth.strides, first),
+        gated = oks_gate(  # section 3.2
+            decode_offsets(targets.points, targets.strides, first),
             rows,
             padded,
             self.sigmas,
             threshold=config.assign.refine_oks_threshold,
             keep_best=config.assign.keep_best,
         )
-        s1, s2 = rows.used.float(), judged.kept.float()
+        s1, s2 = rows.used.float(), gated.kept.float()
         cls_rows = s2 if config.assign.cls_target == "s2" else s1
-        weight = judged.oks if config.loss.oks_weighted_regression else torch.ones_like(judged.oks)
+        weight = gated.oks if config.loss.oks_weighted_regression else torch.ones_like(gated.oks)
         marks = self._heatmap_targets(maps, padded)
 
         counts = [cls_rows.sum(), (marks == 1).sum(), (s1 * weight).sum(), (s2 * weight).sum(), s1.sum(), s2.sum()]
@@ -242,20 +247,20 @@ class Model(PyramidModel[Config]):
         cls = focal_loss(logits, target, known)
         losses = {
             "cls": config.loss.cls * cls / for_cls,
-            "init": config.loss.init * self._pose_loss(chosen["init"], truth, s1 * weight) / for_init,
+            "init": config.loss.init * self._pose_loss(chosen["init"], targets, s1 * weight) / for_init,
         }
         if config.head.refine:
-            refine = self._pose_loss(chosen["refine"], truth, s2 * weight)
+            refine = self._pose_loss(chosen["refine"], targets, s2 * weight)
             losses["refine"] = config.loss.refine * refine / for_refine
         if config.head.psm:
             on_s2 = (size2 > 0) & (config.loss.psm_target == "s2")
-            psm = bce_loss(chosen["psm"][:, 0], judged.oks, torch.where(on_s2, s2, s1))
+            psm = bce_loss(chosen["psm"][:, 0], gated.oks, torch.where(on_s2, s2, s1))
             losses["psm"] = config.loss.psm * psm / torch.where(on_s2, size2, size1)
         if config.head.heatmap:
             focal = gaussian_focal_loss if config.loss.heatmap_target == "gaussian" else focal_loss
             losses["heatmap"] = config.loss.heatmap * focal(maps["heatmap"][0], marks) / for_heatmap
         if self.training:
-            self.diagnostics = assignment_stats(rows, judged)
+            self.diagnostics = assignment_stats(rows, gated)
             if self.head.alive is not None:
                 self.diagnostics["alive"] = self.head.alive
         return losses
@@ -274,13 +279,13 @@ class Model(PyramidModel[Config]):
                 size,
                 stride,
                 overlap=loss.gaussian_overlap,
-                most=loss.gaussian_radius,
+                max_radius=loss.gaussian_radius,
             )
         return cell_class_targets(people.keypoints, people.labelled, size, stride, loss.heatmap_target)
 
-    def _pose_loss(self, offsets: Tensor, truth: CellTargets, weights: Tensor) -> Tensor:
+    def _pose_loss(self, offsets: Tensor, targets: CellTargets, weights: Tensor) -> Tensor:
         loss = self.config.loss
-        return pose_loss(offsets, truth, weights, self.sigmas, form=loss.regression, beta=loss.beta)
+        return pose_loss(offsets, targets, weights, self.sigmas, form=loss.regression, beta=loss.beta)
 
     # ------------------------------------------------------------------------------------------------ decode
 

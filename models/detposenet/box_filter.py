@@ -178,13 +178,13 @@ _FOUND = 0.5
 """IoU from which a box shows the person of a true box."""
 
 
-def corrected(boxes: Tensor, scores: Tensor, truth: Tensor, oracle: Oracle) -> tuple[Tensor, Tensor]:
-    """Boxes (D, 4) and their scores (D,) corrected by the true boxes (M, 4); boxes from the truth have score 1."""
+def correct_boxes(boxes: Tensor, scores: Tensor, annotated: Tensor, oracle: Oracle) -> tuple[Tensor, Tensor]:
+    """Boxes (D, 4) and their scores (D,) corrected by the true boxes (M, 4); boxes from the annotated have score 1."""
     if oracle == "annotated":
-        return truth, scores.new_ones(len(truth))
-    found = box_iou(boxes[:, None], truth[None]) >= _FOUND  # (D, M)
+        return annotated, scores.new_ones(len(annotated))
+    found = box_iou(boxes[:, None], annotated[None]) >= _FOUND  # (D, M)
     if oracle == "no_false":
         kept = found.any(1)
         return boxes[kept], scores[kept]
-    missed = truth[~found.any(0)]
+    missed = annotated[~found.any(0)]
     return torch.cat([boxes, missed]), torch.cat([scores, scores.new_ones(len(missed))])

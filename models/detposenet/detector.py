@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.models.parts.layers.safe_load import read_tensors, refused_code
+from posefleet.models.parts.layers.safe_load import only_tensors, read_tensors
 from posefleet.models.parts.ops.assign import PaddedPeople
-from posefleet.models.parts.ops.cells import flatten_levels
+from posefleet.models.parts.ops.cells import flatten_levels, map_sizes
 from posefleet.models.parts.ops.losses import smooth_l1_loss
 from posefleet.models.parts.ops.nms import box_iou
 
@@ -137,28 +137,28 @@ class SharedDetector(nn.Module):
 
     def losses(self, pyramid: list[Tensor], people: PaddedPeople, size: tuple[int, int]) -> DetectorLosses:
         """Sums of the four losses of Faster R-CNN for images of ``size`` (height, width)."""
-        truth, valid = people.annotated_boxes, people.counted  # (B, M, 4), (B, M)
+        gt_boxes, valid = people.annotated_boxes, people.counted  # (B, M, 4), (B, M)
         anchors, logits, deltas, levels = self._rpn(pyramid)
         proposals, exists = self._propose(anchors, logits.detach(), deltas.detach(), levels, size)
 
-        iou = box_iou(anchors[None, :, None], truth[:, None]).where(valid[:, None], -1.0)  # (B, A, M)
+        iou = box_iou(anchors[None, :, None], gt_boxes[:, None]).where(valid[:, None], -1.0)  # (B, A, M)
         best, match = iou.max(-1)
         # Whoever no anchor fits well gets the ones that fit best.
         most = iou.amax(1, keepdim=True)
         positive = (best >= 0.7) | ((iou == most) & (most > 0)).any(-1)
         weights = expected_sample(positive, (best < 0.3) & ~positive, ANCHOR_SAMPLE, ANCHOR_POSITIVES)
-        target = _encode(self._anchor_coder, _matched(truth, match), anchors.expand(len(truth), -1, -1))
+        target = _encode(self._anchor_coder, _matched(gt_boxes, match), anchors.expand(len(gt_boxes), -1, -1))
         rpn_cls = F.binary_cross_entropy_with_logits(logits, positive.float(), weights, reduction="sum")
         rpn_box = smooth_l1_loss(deltas, target, (weights * positive)[..., None])
 
-        regions, exists = torch.cat([proposals, truth], dim=1), torch.cat([exists, valid], dim=1)
-        best, match = box_iou(regions[:, :, None], truth[:, None]).where(valid[:, None], -1.0).max(-1)
+        regions, exists = torch.cat([proposals, gt_boxes], dim=1), torch.cat([exists, valid], dim=1)
+        best, match = box_iou(regions[:, :, None], gt_boxes[:, None]).where(valid[:, None], -1.0).max(-1)
         positive = (best >= 0.5) & exists
         shares = expected_sample(positive, exists & ~positive, REGION_SAMPLE, REGION_POSITIVES)
         classes, offsets = self._classify(pyramid, regions, size)
-        target = _encode(self._region_coder, _matched(truth, match), regions)
-        surprise = F.cross_entropy(classes.flatten(0, 1), positive.long().flatten(), reduction="none")
-        roi_cls = (surprise * shares.flatten()).sum()
+        target = _encode(self._region_coder, _matched(gt_boxes, match), regions)
+        entropy = F.cross_entropy(classes.flatten(0, 1), positive.long().flatten(), reduction="none")
+        roi_cls = (entropy * shares.flatten()).sum()
         roi_box = smooth_l1_loss(offsets, target, (shares * positive)[..., None])
         return DetectorLosses(rpn_cls, rpn_box, roi_cls, roi_box, weights.sum(), shares.sum())
 
@@ -180,7 +180,7 @@ class SharedDetector(nn.Module):
     def _rpn(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Anchors (A, 4), their logits (B, A) and offsets (B, A, 4), and how many belong to each level."""
         logits, deltas = self.rpn(pyramid)
-        sizes = [(level.shape[-2], level.shape[-1]) for level in pyramid]
+        sizes = map_sizes(pyramid)
         ratios = self.config.ratios
         anchors = anchor_boxes(sizes, self.strides, self.config.anchor_scale, ratios, pyramid[0].device)
         flat = flatten_levels(deltas).unflatten(2, (len(ratios), 4)).flatten(1, 2)
@@ -232,7 +232,7 @@ class TorchvisionDetector(nn.Module):
 
         self.config = config
         weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1 if config.pretrained else None
-        with refused_code(f"the download of {weights.url}") if weights else nullcontext():
+        with only_tensors(f"the download of {weights.url}") if weights else nullcontext():
             self.network: Any = fasterrcnn_resnet50_fpn(
                 weights=weights,
                 weights_backbone=None,
@@ -300,9 +300,9 @@ def anchor_boxes(
     return torch.cat(levels)
 
 
-def _encode(coder: Any, truth: Tensor, regions: Tensor) -> Tensor:
+def _encode(coder: Any, gt_boxes: Tensor, regions: Tensor) -> Tensor:
     """Offsets (B, R, 4) from regions to true boxes; degenerate boxes give finite numbers that nobody reads."""
-    low, extent = truth[..., :2], (truth[..., 2:] - truth[..., :2]).clamp(min=1e-3)
+    low, extent = gt_boxes[..., :2], (gt_boxes[..., 2:] - gt_boxes[..., :2]).clamp(min=1e-3)
     regions = torch.cat(
         [regions[..., :2], regions[..., :2] + (regions[..., 2:] - regions[..., :2]).clamp(min=1e-3)], -1
     )
@@ -310,8 +310,8 @@ def _encode(coder: Any, truth: Tensor, regions: Tensor) -> Tensor:
     return encoded.view_as(regions)
 
 
-def _matched(truth: Tensor, match: Tensor) -> Tensor:
-    return truth.gather(1, match[..., None].expand(-1, -1, 4))
+def _matched(gt_boxes: Tensor, match: Tensor) -> Tensor:
+    return gt_boxes.gather(1, match[..., None].expand(-1, -1, 4))
 
 
 def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:

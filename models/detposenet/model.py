@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.detposenet import refinement
-from posefleet.models.detposenet.box_filter import FilterConfig, Oracle, corrected, filter_boxes
+from posefleet.models.detposenet.box_filter import FilterConfig, Oracle, correct_boxes, filter_boxes
 from posefleet.models.detposenet.coarse_net import CoarseConfig, CoarseMaps, CoarseNet
 from posefleet.models.detposenet.crops import crop_images, into_crops, out_of_crops, square_boxes
 from posefleet.models.detposenet.detector import (
@@ -210,8 +210,8 @@ class Model(nn.Module):
     def predict_in(self, images: Tensor, people: Sequence[People], oracle: Oracle) -> list[Poses]:
         """The same in boxes that were corrected by those of the annotated ``people``."""
         chosen = [
-            Boxes(*corrected(boxes, scores, truth.boxes[~truth.crowd].cpu(), oracle))
-            for (boxes, scores), truth in zip(self.chosen_boxes(images), people, strict=True)
+            Boxes(*correct_boxes(boxes, scores, annotated.boxes[~annotated.crowd].cpu(), oracle))
+            for (boxes, scores), annotated in zip(self.chosen_boxes(images), people, strict=True)
         ]
         return self._best(self.refine(self.normalise(images), chosen))
 

@@ -25,12 +25,14 @@ class Disks(NamedTuple):
     """(B, K, h, w) int64, the person of the keypoint; -1 outside the disks."""
 
 
-def disk_radii(boxes: Tensor, stride: int, radius: Radius = "auto", *, overlap: float = 0.9, most: int = 3) -> Tensor:
+def disk_radii(
+    boxes: Tensor, stride: int, radius: Radius = "auto", *, overlap: float = 0.9, max_radius: int = 3
+) -> Tensor:
     """Radius (...), whole cells, of the disks of people with boxes (..., 4) in pixels; ``auto``: by the box's size."""
     if radius != "auto":
         return torch.full_like(boxes[..., 0], radius)
     width, height = ((boxes[..., 2:] - boxes[..., :2]) / stride).unbind(-1)
-    return gaussian_radius(height, width, overlap).floor().clamp(0, most)
+    return gaussian_radius(height, width, overlap).floor().clamp(0, max_radius)
 
 
 def disk_targets(
@@ -41,7 +43,7 @@ def disk_targets(
     stride: int,
     *,
     shape: Shape = "disk",
-    most: int = 4,
+    max_radius: int = 4,
 ) -> Disks:
     """Targets of a map of offsets.
 
@@ -52,13 +54,13 @@ def disk_targets(
         size: (height, width) of the map, cells. A keypoint on the right or lower border belongs to the last cell.
         stride: Pixels per cell.
         shape: ``disk``: cells p with |p - P| <= radius; ``square``: cells at most ``radius`` from floor(P) per axis.
-        most: No radius is larger; known on the host, so that nothing waits for the device.
+        max_radius: No radius is larger; known on the host, so that nothing waits for the device.
     """
     batch, people, count, _ = keypoints.shape
     height, width = size
     position = keypoints / stride  # P
     own = own_cells(position, size)
-    steps = torch.arange(-most, most + 1, device=keypoints.device)
+    steps = torch.arange(-max_radius, max_radius + 1, device=keypoints.device)
     window = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)  # (n, 2)
 
     cells = own[..., None, :] + window  # (B, M, K, n, 2)

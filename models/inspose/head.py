@@ -24,7 +24,7 @@ KEYPOINT_PRIOR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig:
+class InstanceHeadConfig:
     """What the head predicts, and how wide and deep it is. Norms are GroupNorm everywhere."""
 
     channels: int = 256
@@ -110,7 +110,7 @@ class Head(nn.Module):
     taps: Tensor
     """Channels of the direct pose that give the taps of the alignment: y and x of each."""
 
-    def __init__(self, config: HeadConfig, schema: KeypointSchema) -> None:
+    def __init__(self, config: InstanceHeadConfig, schema: KeypointSchema) -> None:
         super().__init__()
         channels, keypoints = config.channels, len(schema)
         self.config = config

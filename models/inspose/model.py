@@ -12,8 +12,8 @@ pixels of the network's input instead of the original image; the release's OKS t
 Letters: B images, M people of an image (padded), P cells, N positive or candidate cells, K keypoints.
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Self
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.inspose.boxes import decode_boxes, giou_loss
 from posefleet.models.inspose.disks import Disks, Radius, Shape, disk_radii, disk_targets, read_disks
 from posefleet.models.inspose.dynamic import directions, run_instances
-from posefleet.models.inspose.head import Head, HeadConfig, Maps
+from posefleet.models.inspose.head import Head, InstanceHeadConfig, Maps
 from posefleet.models.inspose.keypoint_maps import cell_cross_entropy, keypoint_cells, peaks, rescale, tag_losses
 from posefleet.models.inspose.sparse import conv_at, in_chunks, read_at
 from posefleet.models.inspose.targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
@@ -36,6 +36,7 @@ from posefleet.models.parts.ops.cells import (
     encode_offsets,
     flatten_levels,
     level_sizes,
+    map_sizes,
     pyramid_cells,
 )
 from posefleet.models.parts.ops.decode import DecodeConfig, best_cells, pick_cells
@@ -43,6 +44,7 @@ from posefleet.models.parts.ops.heatmaps import gaussian_targets
 from posefleet.models.parts.ops.losses import focal_loss, gaussian_focal_loss, l1_loss, mean_counts, varifocal_loss
 from posefleet.models.parts.ops.oks import oks
 from posefleet.models.parts.regression.dense_model import DenseModel
+from posefleet.models.parts.regression.positives import CellTargets, targets_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +111,7 @@ class Config:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Where features come from."""
-    head: HeadConfig = field(default_factory=HeadConfig)
+    head: InstanceHeadConfig = field(default_factory=InstanceHeadConfig)
     """What is predicted."""
     assign: AssignConfig = field(default_factory=AssignConfig)
     """Which cells answer for whom."""
@@ -145,7 +147,7 @@ class Config:
     def official(cls) -> Self:
         """The authors' released setting."""
         return cls(
-            head=HeadConfig(map_branch="joint", map_channels=512, tags=True, direct=True, align=True),
+            head=InstanceHeadConfig(map_branch="joint", map_channels=512, tags=True, direct=True, align=True),
             assign=AssignConfig(unlabelled="weak_positive"),
             maps=MapConfig(bicubic=True, disk_shape="square"),
             loss=LossConfig(cls_form="varifocal", count_images=True),
@@ -248,21 +250,16 @@ class Model(DenseModel[Config]):
         # The host waits here, for what the device did before the network. A bound instead of the number would run
         # KP-Nets for nobody: it is two to three times as large.
         rows = positive_cells(assigned.trained, max(1, assigned.trained_count()))
-        truth = _Truth(
-            people.keypoints[rows.image, rows.person],
-            people.labelled[rows.image, rows.person] & rows.used[:, None],
-            people.areas[rows.image, rows.person],
-            assigned.cells.points[rows.cell],
-            assigned.cells.strides[rows.cell],
-        )
-        entropy, poses = self._keypoint_loss(maps, assigned.cells, rows, truth)  # (N, K), (N, K, 2)
-        keypoints, used, positives = truth.labelled.sum(), rows.used.float(), (assigned.person >= 0).sum()
+        targets = targets_at(rows, assigned.cells, people)
+        targets = replace(targets, labelled=targets.labelled & rows.used[:, None])  # unused rows teach nothing
+        entropy, poses = self._keypoint_loss(maps, assigned.cells, rows, targets)  # (N, K), (N, K, 2)
+        keypoints, used, positives = targets.labelled.sum(), rows.used.float(), (assigned.person >= 0).sum()
         images = torch.full_like(positives, len(people.valid))
 
         sums: dict[str, tuple[Tensor, Tensor]] = {}  # a loss and what it is divided by
-        cls = self._cls_loss(maps, assigned, rows, truth, poses)
+        cls = self._cls_loss(maps, assigned, rows, targets, poses)
         sums["cls"] = loss.cls * cls, positives + images if loss.count_images else positives
-        kpf = entropy.where(truth.labelled, 0.0).sum()
+        kpf = entropy.where(targets.labelled, 0.0).sum()
         sums["kpf"] = loss.kpf * kpf, keypoints if loss.kpf_per == "keypoint" else used.sum()
         if head.disk:
             disk, coordinates = self._disk_loss(maps, people)
@@ -272,12 +269,12 @@ class Model(DenseModel[Config]):
             sums["heatmap"] = loss.heatmap * heatmap, ones
         if head.direct:
             offsets = read_at(maps["direct"], rows.image, rows.cell, assigned.cells)
-            target = encode_offsets(truth.points, truth.strides, truth.keypoints)
-            direct = l1_loss(offsets, target, truth.labelled.repeat_interleave(2, dim=1))
+            target = encode_offsets(targets.points, targets.strides, targets.keypoints)
+            direct = l1_loss(offsets, target, targets.labelled.repeat_interleave(2, dim=1))
             sums["direct"] = loss.direct * direct, 2 * keypoints
         if head.bbox_head:
             outputs = conv_at(self.head.box, maps["controls"], rows.image, rows.cell, assigned.cells)
-            boxes = decode_boxes(truth.points, truth.strides, outputs, head.box_activation)
+            boxes = decode_boxes(targets.points, targets.strides, outputs, head.box_activation)
             sums["box"] = loss.box * giou_loss(boxes, people.annotated_boxes[rows.image, rows.person], used), used.sum()
         if head.tags:
             size = (maps["tags"][0].shape[-2], maps["tags"][0].shape[-1])
@@ -287,11 +284,11 @@ class Model(DenseModel[Config]):
 
         means = mean_counts(torch.stack([count.float() for _, count in sums.values()])).unbind()
         if self.training:
-            hit = (-entropy.detach()).exp().where(truth.labelled, 0.0).sum() / keypoints.clamp(min=1)
+            hit = (-entropy.detach()).exp().where(targets.labelled, 0.0).sum() / keypoints.clamp(min=1)
             self.diagnostics = {"positives": positives / images, "hit": hit}
         return {name: total / mean for (name, (total, _)), mean in zip(sums.items(), means, strict=True)}
 
-    def _keypoint_loss(self, maps: Maps, cells: Cells, rows: Positives, truth: "_Truth") -> tuple[Tensor, Tensor]:
+    def _keypoint_loss(self, maps: Maps, cells: Cells, rows: Positives, targets: CellTargets) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each keypoint map of N positive cells (N, K), and the cells x, y of the peaks (N, K, 2)."""
         theta = conv_at(self.head.controller, maps["controls"], rows.image, rows.cell, cells)
         (features,) = maps["features"]
@@ -306,8 +303,8 @@ class Model(DenseModel[Config]):
             column, row, _ = peaks(logits.detach())
             return entropy, torch.stack([column, row], dim=-1).float()
 
-        target = keypoint_cells(truth.keypoints, size, stride)
-        instances = (theta, rows.image, truth.points, truth.strides)
+        target = keypoint_cells(targets.keypoints, size, stride)
+        instances = (theta, rows.image, targets.points, targets.strides)
         entropy, poses = in_chunks(run, (target, *instances), self.config.maps.chunk)
         return entropy, poses
 
@@ -318,25 +315,25 @@ class Model(DenseModel[Config]):
         logits = run_instances(theta, features, image, where, kpnet, len(self.sigmas))
         return rescale(logits, stride / self.config.maps.map_stride)
 
-    def _cls_loss(self, maps: Maps, assigned: Assigned, rows: Positives, truth: "_Truth", poses: Tensor) -> Tensor:
+    def _cls_loss(self, maps: Maps, assigned: Assigned, rows: Positives, targets: CellTargets, poses: Tensor) -> Tensor:
         logits = flatten_levels(maps["cls"]).flatten()  # (B * P)
         positive = assigned.person.flatten() >= 0
         known = outside_unlabelled(assigned.cells, assigned.people, self.config.assign).flatten()
         weights = (known | positive).float()
         if self.config.loss.cls_form == "focal":
             return focal_loss(logits, positive.float(), weights)
-        quality = self._quality(truth, poses).where(rows.used, 0.0)
+        quality = self._quality(targets, poses).where(rows.used, 0.0)
         return varifocal_loss(logits, torch.zeros_like(logits).index_add(0, rows.index, quality), weights)
 
     @torch.no_grad()
-    def _quality(self, truth: "_Truth", poses: Tensor) -> Tensor:
+    def _quality(self, targets: CellTargets, poses: Tensor) -> Tensor:
         """(N,) OKS of poses (N, K, 2), whole cells of the keypoint maps; a constant for people without keypoints."""
         stride, loss = self.config.maps.map_stride, self.config.loss
-        poses, keypoints = (poses + 0.5) * stride, truth.keypoints
+        poses, keypoints = (poses + 0.5) * stride, targets.keypoints
         if loss.oks_units == "code_mixed":
             poses, keypoints = poses / stride - 0.5, keypoints / stride
-        similarity = oks(poses, keypoints, truth.labelled, truth.areas, self.sigmas)
-        return similarity.where(truth.labelled.any(1), loss.weak_quality)
+        similarity = oks(poses, keypoints, targets.labelled, targets.areas, self.sigmas)
+        return similarity.where(targets.labelled.any(1), loss.weak_quality)
 
     def _disk_map(self, maps: Maps) -> Tensor:
         """(B, 2K, h, w) offsets at ``disk_stride``."""
@@ -364,7 +361,7 @@ class Model(DenseModel[Config]):
 
     def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
         """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
-        cells = pyramid_cells([(m.shape[-2], m.shape[-1]) for m in maps["cls"]], FPN.strides, maps["cls"][0].device)
+        cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, maps["cls"][0].device)
         scores, chosen = self._best_cells(maps, cells, size)
         counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more for the suppression
         # (N,) each, best of each image first.
@@ -422,13 +419,3 @@ class Model(DenseModel[Config]):
         # The offset comes from the cell that holds the centre of the peak's cell.
         column, row = ((2 * index + 1) * stride // (2 * self.disk_stride) for index in (column, row))
         return (torch.stack([column, row], dim=-1) + read_disks(disks, image, column, row)) * self.disk_stride, score
-
-
-class _Truth(NamedTuple):
-    """The person of each of N positive cells, and where the cell is."""
-
-    keypoints: Tensor  # (N, K, 2) px
-    labelled: Tensor  # (N, K) bool, all False in unused rows
-    areas: Tensor  # (N,) px^2
-    points: Tensor  # (N, 2) px
-    strides: Tensor  # (N,) px per cell

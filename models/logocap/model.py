@@ -59,7 +59,7 @@ before y; ``embedding`` (B, D, h, w), absent without attraction maps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig:
+class CentreHeadConfig:
     """How wide the heads are."""
 
     heat_channels: int = 32
@@ -152,7 +152,7 @@ class Config:
         default_factory=lambda: BackboneConfig(name="hrnet_w32", frozen_stages=0, norm="trained")
     )
     """Where features come from."""
-    head: HeadConfig = field(default_factory=HeadConfig)
+    head: CentreHeadConfig = field(default_factory=CentreHeadConfig)
     """How wide the heads are."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     """How rough poses are adapted."""

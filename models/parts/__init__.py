@@ -1,2 +1,2 @@
-"""Pieces that the methods share: networks, geometry, assignment, losses and decoding. Plain functions of tensors
-wherever nothing is learned."""
+"""Pieces that the methods share: networks (``layers``), functions of tensors (``ops``), and pose regression on a
+pyramid (``regression``). What learns nothing is a plain function of tensors."""

@@ -20,7 +20,7 @@ from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Batch, People, Poses, Sample, collate, round_up
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
-from posefleet.models.parts.ops.oks import score_by_truth
+from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment
@@ -321,7 +321,7 @@ class Predictor:
             for candidates in straight:
                 if self.oracle_scores:
                     candidates = [
-                        score_by_truth(poses, people.to(self.device), self._sigmas)
+                        score_by_ground_truth(poses, people.to(self.device), self._sigmas)
                         for poses, people in zip(candidates, view.people, strict=True)
                     ]
                 for slot, poses in zip(found, _to_original(candidates, view), strict=True):

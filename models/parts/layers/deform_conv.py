@@ -3,9 +3,9 @@
 Offsets are (B, G * 18, H, W) in cells: for each of the G offset groups 9 taps, row-major from the top left, and
 for each tap (dy, dx), added to the tap's regular position. Reads outside the map are 0.
 
-Three equal implementations: ``grid_sample`` (one call for all taps and groups, then one matrix product; several times
-faster than torchvision's kernel on a CPU, and exportable), ``gather`` (adds up rows of channels: predicts faster from
-wide maps, but its gradients are slower from narrow ones) and torchvision's kernel (for GPUs: less memory).
+Three implementations compute the same: ``grid_sample`` (one call for all taps and groups, then one matrix product;
+several times faster than torchvision's kernel on a CPU, and exportable), ``gather`` (adds up rows of channels; faster
+for predictions from wide maps, slower for gradients of narrow ones) and torchvision's kernel (for GPUs: less memory).
 """
 
 import math
@@ -26,8 +26,9 @@ class DeformConv2d(nn.Module):
 
     Args:
         offset_groups: Groups of input channels that share offsets; must divide ``in_channels``.
-        kernel: Implementation; ``auto`` takes torchvision's on a GPU and for ONNX, which has an operator like it,
-            ``grid_sample`` for any other export, and on a CPU ``gather`` for predictions from wide maps.
+        kernel: Implementation. ``auto`` takes torchvision's on a GPU, and for ONNX, which has such an operator;
+            ``grid_sample`` for any other export; on a CPU, ``gather`` for predictions from wide maps and
+            ``grid_sample`` otherwise.
     """
 
     def __init__(self, in_channels: int, out_channels: int, offset_groups: int = 1, kernel: Kernel = "auto") -> None:
@@ -44,7 +45,7 @@ class DeformConv2d(nn.Module):
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, *, kernel: Kernel = "auto") -> Tensor:
-    """Deformable 3x3 convolution; see the top of this file for the offsets.
+    """Deformable 3x3 convolution. The top of this file defines the layout of the offsets.
 
     Args:
         x: (B, C, H, W).
@@ -59,15 +60,15 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, *, kernel: Kernel =
     if kernel == "torchvision":
         from torchvision.ops import deform_conv2d as torchvision_deform_conv2d  # seconds to import
 
-        with torch.autocast(x.device.type, enabled=False):  # the kernel knows no bfloat16 everywhere
+        with torch.autocast(x.device.type, enabled=False):  # not every device's kernel supports bfloat16
             out: Tensor = torchvision_deform_conv2d(x.float(), offset.float(), weight.float(), padding=1)
         return out
     if kernel == "gather":
-        # A 1x1 convolution, because it takes channels_last as it is.
+        # A 1x1 convolution reads channels_last memory without a copy.
         return F.conv2d(_gather_taps(x, offset), weight.permute(0, 2, 3, 1).reshape(len(weight), -1, 1, 1))
     batch, _, height, width = x.shape
     columns = _sample_taps(x, offset).flatten(2)  # (B, C * 9, H * W)
-    # bmm, because matmul would fold the batch into one product and copy the (large) columns to do so.
+    # bmm, because matmul would fold the batch into one product, which copies the (large) columns.
     return torch.bmm(weight.flatten(1).expand(batch, -1, -1), columns).view(batch, -1, height, width)
 
 
@@ -95,7 +96,7 @@ def subtract_base_grid(offset: Tensor) -> Tensor:
 def read_keypoints(layer: nn.Conv2d, keypoints: int) -> None:
     """Set a 1x1 convolution from a pose (B, 2K, H, W; dx before dy, cells) to positions of taps (B, G * 18, H, W).
 
-    Tap i, counted over all groups, is put on keypoint i modulo K. :func:`subtract_base_grid` makes offsets of them.
+    Tap i, counted over all groups, reads keypoint i modulo K. :func:`subtract_base_grid` turns positions into offsets.
     """
     layer.weight.zero_()
     for tap in range(layer.out_channels // 2):
@@ -146,7 +147,7 @@ def _gather_taps(x: Tensor, offset: Tensor) -> Tensor:
 
 
 def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two whole positions (..., 2), int32, beside each one, and their linear weights; weight 0 outside 0..size."""
+    """The two whole positions (..., 2), int32, around each position, and their linear weights; 0 outside the map."""
     low = position.floor()
     both = torch.stack([low, low + 1], dim=-1)
     weight = (1 - (position[..., None] - both).abs()).where((both >= 0) & (both < size), 0.0)

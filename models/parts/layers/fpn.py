@@ -1,6 +1,7 @@
 """Feature pyramids P3..P7 from C3..C5: FPN (Lin et al.) and PAFPN, which adds a path from fine to coarse (Liu et al.).
 
-Neither has norms or activations; P6 comes from P5 and P7 from ReLU(P6), by convolutions of stride 2.
+Neither has norms or activations. P6 is computed from P5, and P7 from ReLU(P6), by convolutions of stride 2.
+torchvision's FPN gives the same numbers; this one keeps the parameter names of checkpoints, and gives PAFPN its base.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class FPN(nn.Module):
         return [*levels, p6, self.coarser[1](F.relu(p6))]
 
     def _finish(self, levels: list[Tensor]) -> list[Tensor]:
-        """P3..P5 after the output convolutions -> what leaves the neck."""
+        """P3..P5 after the output convolutions -> P3..P5 of the neck. A subclass adds its path here."""
         return levels
 
 

@@ -1,4 +1,4 @@
-"""One map from the levels of a backbone: a 1x1 convolution of all of them, upsampled to the finest and concatenated."""
+"""Fusion of a backbone's levels into one map: they are upsampled to the finest, concatenated and convolved (1x1)."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from posefleet.models.parts.layers.blocks import Norm, norm_layer
 
 
 class ConcatConv(nn.Module):
-    """1x1 convolution without bias of levels that are upsampled (bilinear, corners not aligned) and concatenated.
+    """1x1 convolution, without bias, of levels that are upsampled (bilinear, corners not aligned) and concatenated.
 
-    Each level is convolved at its own size and only then upsampled and added, which is the same because a 1x1
-    convolution and an interpolation commute, and spares the wide concatenated map.
+    Each level is convolved at its own size, then upsampled and added. The result is the same, because a 1x1
+    convolution and an interpolation commute; the wide concatenated map is never built.
 
     Args:
         in_channels: Channels of each level, finest first.
@@ -35,7 +35,7 @@ class ConcatConv(nn.Module):
         return fused
 
     def at(self, levels: Sequence[Tensor], cells: Tensor, outputs: slice = slice(None)) -> Tensor:
-        """What :meth:`forward` gives at cells (B, T, 2), int64 xy of the finest level: (B, out_channels, T, 1)."""
+        """The result of :meth:`forward` at cells (B, T, 2), int64 xy of the finest level: (B, out_channels, T, 1)."""
         height, width = levels[0].shape[-2:]
         x, y = (2 * cells + 1).unbind(-1)
         grid = torch.stack([x / width - 1, y / height - 1], dim=-1)[:, :, None]  # (B, T, 1, 2)
@@ -44,9 +44,9 @@ class ConcatConv(nn.Module):
 
 
 def mixing(in_channels: Sequence[int], channels: int, depth: int, norm: Norm) -> nn.Sequential:
-    """Levels, finest first -> one map (B, channels, h, w) that ``depth`` 3x3 convolutions have mixed.
+    """A network from levels, finest first, to one map (B, channels, h, w): fusion, then ``depth`` 3x3 convolutions.
 
-    For backbones whose finest map knows nothing of the coarser ones, unlike HRNet's.
+    For backbones whose finest map has no information from coarser ones; HRNet's has.
     """
     layers: list[nn.Module] = [ConcatConv(in_channels, channels), norm_layer(channels, norm), nn.ReLU(inplace=True)]
     for _ in range(depth):

@@ -1,4 +1,4 @@
-"""Files of tensors, read without running anything that lies in them."""
+"""Reading files of tensors without running code that they contain."""
 
 import os
 import re
@@ -17,21 +17,22 @@ _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def read_tensors(file: str | Path | IO[bytes], what: str = "") -> dict[str, Any]:
-    """What ``torch.save`` or safetensors wrote: a dictionary of tensors and plain values, on the CPU.
+    """Read a file of ``torch.save`` or safetensors: a dictionary of tensors and plain values, on the CPU.
 
     Args:
-        file: Path, by whose ending ``.safetensors`` is known, or what ``torch.save`` wrote as an open file.
-        what: Names it in errors.
+        file: Path (a name that ends in ``.safetensors`` is read as such), or an open file of ``torch.save``.
+        what: Name of the file in error messages; default: its path.
 
     Raises:
-        ValueError: It holds code or any other object, is packed, damaged, or no dictionary. Nothing of it was run.
-        OSError: It cannot be read.
+        ValueError: The file contains code or other objects, or is compressed, damaged, or not a dictionary. None of
+            its code was run.
+        OSError: The file cannot be read.
     """
     what = what or str(file)
-    with refused_code(what):
+    with only_tensors(what):
         if isinstance(file, str | Path) and str(file).endswith(".safetensors"):
             return dict(safetensors.torch.load_file(file))
-        _refuse_packed(file, what)
+        _reject_compressed(file, what)
         stored = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(stored, dict):
         raise ValueError(f"{what} holds a {type(stored).__name__}, expected a dictionary of tensors")
@@ -39,14 +40,14 @@ def read_tensors(file: str | Path | IO[bytes], what: str = "") -> dict[str, Any]
 
 
 @contextmanager
-def refused_code(what: str) -> Iterator[None]:
-    """Within, PyTorch reads tensors and runs no code, whatever its callers ask for; its refusal becomes one line.
+def only_tensors(what: str) -> Iterator[None]:
+    """Inside this context PyTorch loads tensors only and runs no code, whatever ``weights_only`` a caller passes.
 
     Raises:
-        ValueError: ``what`` holds more than tensors, or is damaged.
+        ValueError: ``what`` contains more than tensors, or is damaged; PyTorch's long message is cut to one line.
     """
     before = os.environ.get(_TENSORS_ONLY)
-    os.environ[_TENSORS_ONLY] = "1"  # torchvision reads what it downloaded with everything allowed
+    os.environ[_TENSORS_ONLY] = "1"  # torchvision loads its downloads with weights_only=False
     try:
         yield
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
@@ -63,8 +64,8 @@ def refused_code(what: str) -> Iterator[None]:
             os.environ[_TENSORS_ONLY] = before
 
 
-def _refuse_packed(file: str | Path | IO[bytes], what: str) -> None:
-    """``torch.save`` never compresses: a file that is small here and huge in memory was made to harm."""
+def _reject_compressed(file: str | Path | IO[bytes], what: str) -> None:
+    """Reject a compressed file: ``torch.save`` never compresses, and a small file could fill the memory."""
     if not zipfile.is_zipfile(file):
         packed = False
     else:

@@ -1,1 +1,2 @@
-"""Plain functions of tensors: cells, assignment, targets, losses, OKS, suppression and decoding."""
+"""Plain functions of tensors: ``cells`` of a pyramid, ``assign``, ``heatmaps`` (targets), ``losses``, ``oks``, ``nms``
+and ``decode``."""

@@ -1,7 +1,7 @@
-"""Which cell answers for which person: a level rule, a region rule and an overlap rule, for all images at once.
+"""Assignment of cells to people, for all images at once: a level rule, a region rule and an overlap rule.
 
-People of a batch are padded to one tensor (B, M, ...); cells are flat (P), see ``points``. A cell is positive for a
-person if its level suits the person's size and it lies in the person's region; where regions overlap, the smallest
+People of a batch are padded to one tensor (B, M, ...); cells are flat (P), see ``cells``. A cell is positive for a
+person if its level suits the person's size and it lies in the person's region. Where regions overlap, the smallest
 pseudo box wins. A pseudo box is the tight box of a person's labelled keypoints. Nothing here waits for the device.
 """
 
@@ -31,25 +31,25 @@ class PaddedPeople:
     areas: Tensor
     """(B, M) float32, square pixels."""
     boxes: Tensor
-    """(B, M, 4) xyxy pixels: the box of a keypoint person by which cells are chosen, zero for others."""
+    """(B, M, 4) xyxy pixels: the box that chooses the cells of a person with keypoints; zero for others."""
     valid: Tensor
-    """(B, M) bool, True for keypoint people."""
+    """(B, M) bool, True for people with keypoints; no crowds, no padding."""
     annotated_boxes: Tensor
-    """(B, M, 4) xyxy pixels: everybody's annotated box, zero for padding."""
+    """(B, M, 4) xyxy pixels: the annotated box of every person and crowd; zero for padding."""
     counted: Tensor
-    """(B, M) bool, True for single people, with keypoints or without: no crowds, no padding."""
+    """(B, M) bool, True for single people, with keypoints or without; no crowds, no padding."""
     count: int
-    """People of all images together, known on the host."""
+    """Number of people in all images together, known on the host."""
 
     @property
     def unlabelled_boxes(self) -> Tensor:
-        """(B, M, 4) xyxy pixels: the annotated box of a person who is no keypoint person, zero for others."""
+        """(B, M, 4) xyxy pixels: the annotated box of a crowd or of a person without keypoints; zero for others."""
         return self.annotated_boxes.where(~self.valid[..., None], 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Positives:
-    """Cells, usually the positive ones, as N rows of a fixed capacity; rows that are not ``used`` mean nothing."""
+    """N rows, each a cell, usually a positive one. N is a fixed capacity; rows that are not ``used`` are padding."""
 
     index: Tensor
     """(N,) int64 index into (B * P)."""
@@ -69,7 +69,7 @@ def pad_people(
     """Pack the people of all images into padded tensors on ``device``.
 
     Args:
-        boxes: Which box of a keypoint person chooses cells: that of the labelled keypoints, or the annotated one.
+        boxes: The box that chooses the cells of a person: that of the labelled keypoints, or the annotated one.
     """
     counts = [len(p) for p in people]
     most = max(1, *counts)
@@ -104,7 +104,7 @@ def pad_people(
 
 
 def pseudo_boxes(keypoints: Tensor, labelled: Tensor) -> Tensor:
-    """Tight xyxy boxes (..., 4) of the labelled ones of keypoints (..., K, 2); zero where none is labelled."""
+    """Tight boxes (..., 4) xyxy of keypoints (..., K, 2), labelled ones only; zero where none is labelled."""
     low = keypoints.where(labelled[..., None], torch.inf).amin(-2)
     high = keypoints.where(labelled[..., None], -torch.inf).amax(-2)
     return torch.cat([low, high], dim=-1).where(labelled.any(-1, keepdim=True), 0.0)
@@ -119,17 +119,17 @@ def assign_people(
     center_half_side: float = 1.5,
     force_one: bool = False,
 ) -> Tensor:
-    """The person of every cell.
+    """Assign a person to every cell.
 
     Args:
         level_rule: ``fcos``: the largest distance from the cell to a side of the pseudo box lies in the level's
-            range (P3 up to 64 px, doubling; both ends count). ``reppoints``: one level for each person, by the size.
-        region: ``center``: a square round the centre of the pseudo box, cut by the pseudo box; ``pseudo``: all of it.
+            range (P3 up to 64 px, doubling; both ends count). ``reppoints``: the size of a person chooses one level.
+        region: ``center``: a square around the centre of the pseudo box, cut by that box; ``pseudo``: the whole box.
         center_half_side: Half the side of the square, in strides of the cell's level.
         force_one: A person without any cell gets the cell of a suitable level that is nearest to the centre.
 
     Returns:
-        (B, P) int64 in [-1, M); -1 for nobody. Ties of the overlap rule go to the lower index.
+        (B, P) int64 in [-1, M), the person; -1 where no person matches. Of equally small boxes the lower index wins.
     """
     x1, y1, x2, y2 = people.boxes[:, None].unbind(-1)  # each (B, 1, M)
     x, y = cells.points[:, :1], cells.points[:, 1:]  # (P, 1)
@@ -154,7 +154,7 @@ def assign_people(
 
 
 def positive_cells(assignment: Tensor, capacity: int) -> Positives:
-    """The positive cells of an assignment (B, P) as ``capacity`` rows, in flat order, without asking the device."""
+    """The positive cells of an assignment (B, P) as ``capacity`` rows, in flat order, without a wait for the device."""
     found = torch.nonzero_static(assignment.flatten() >= 0, size=capacity, fill_value=-1)[:, 0]
     return rows_of_cells(assignment, found.clamp(min=0), found >= 0)
 
@@ -166,10 +166,10 @@ def rows_of_cells(assignment: Tensor, index: Tensor, used: Tensor) -> Positives:
 
 
 def positives_bound(cells: int, people: int, *, level_rule: LevelRule, center_half_side: float) -> int:
-    """No assignment by centre regions makes more positives.
+    """Upper bound of the number of positives that an assignment by centre regions makes.
 
-    An open square of 2h strides holds at most ceil(2h) points a side. A person of half size v lives on FCOS levels
-    with (4 - h) s <= v <= 8 s, so on at most 1 + log2(8 / (4 - h)) of them. One more if forced.
+    An open square of 2h strides contains at most ceil(2h) points per side. A person of half size v matches FCOS levels
+    with (4 - h) s <= v <= 8 s, which are at most 1 + log2(8 / (4 - h)). ``force_one`` adds one cell.
     """
     levels = 1
     if level_rule == "fcos":
@@ -181,34 +181,34 @@ def thin_out(assignment: Tensor, limit: int) -> Tensor:
     """Keep at most ``limit`` positive cells of each image, evenly spread over the flat order.
 
     Args:
-        assignment: (B, P) person of each cell, -1 for nobody.
+        assignment: (B, P) person of each cell, -1 for none.
 
     Returns:
-        (B, P), where the others are -1.
+        (B, P), with -1 in the cells that were removed.
     """
     positive = assignment >= 0
     total = positive.sum(1, keepdim=True)
-    last = positive.cumsum(1)  # the i-th positive is kept if its step takes i * limit over a multiple of the total
+    last = positive.cumsum(1)  # positive i is kept where floor(i * limit / total) increases
     spread = (last * limit).div(total.clamp(min=1), rounding_mode="floor")
     before = ((last - 1) * limit).div(total.clamp(min=1), rounding_mode="floor")
     return assignment.where((spread > before) | (total <= limit), -1)
 
 
 def unlabelled_cells(cells: Cells, people: PaddedPeople) -> Tensor:
-    """(B, P) bool, True for cells inside the box of a person who is no keypoint person."""
+    """(B, P) bool, True for cells inside the box of a crowd or of a person without keypoints."""
     x1, y1, x2, y2 = people.unlabelled_boxes[:, None].unbind(-1)
     x, y = cells.points[:, :1], cells.points[:, 1:]
     return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(-1)
 
 
 def reppoints_level(boxes: Tensor, levels: int = 5) -> Tensor:
-    """Index of the level (0 is P3) for boxes (..., 4): trunc((log2(w / 4) + log2(h / 4)) / 2), kept in P3..P7."""
+    """Index of the level (0 is P3) of boxes (..., 4): trunc((log2(w / 4) + log2(h / 4)) / 2), clamped to P3..P7."""
     width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
     return ((width * height / 16).log2() / 2).trunc().sub(3).clamp(0, levels - 1).long()
 
 
 def _suitable_levels(cells: Cells, people: PaddedPeople, level_rule: LevelRule) -> Tensor:
-    """(B, P, M) bool."""
+    """(B, P, M) bool, True where the level of a cell suits the size of a person."""
     if level_rule == "reppoints":
         return cells.levels[:, None] == reppoints_level(people.boxes, len(cells.sizes))[:, None]
     x1, y1, x2, y2 = people.boxes[:, None].unbind(-1)

@@ -1,6 +1,6 @@
-"""Cells of a feature pyramid and where they sit in the image.
+"""Cells of a feature pyramid, their positions in the image, and offsets from them.
 
-Cell (x, y) of a map of stride s sits at pixel (x * s + s // 2, y * s + s // 2). Offsets are in cells (pixels / s):
+Cell (x, y) of a map of stride s is at pixel (x * s + s // 2, y * s + s // 2). Offsets are in cells (pixels / s):
 ``keypoint = point + s * offset``. Flat order: levels from fine to coarse, rows from top to bottom, cells from left
 to right; letters: P cells of all levels together, B images, C channels.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """All cells of a pyramid in flat order."""
+    """The P cells of a pyramid, in flat order."""
 
     points: Tensor
     """(P, 2) float32 xy, pixels."""
     strides: Tensor
     """(P,) float32 pixels per cell."""
     levels: Tensor
-    """(P,) int64 index of the level."""
+    """(P,) int64 index of the level, 0 for the finest."""
     sizes: tuple[tuple[int, int], ...]
     """(height, width) of each level, cells."""
 
@@ -31,7 +31,7 @@ class Cells:
 
 
 def pyramid_cells(sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device) -> Cells:
-    """The cells of a pyramid; cached for each shape and device, except while a graph is being captured.
+    """The cells of a pyramid. They are cached per shape and device, except while a graph is captured.
 
     Args:
         sizes: (height, width) of each level in cells.
@@ -42,12 +42,12 @@ def pyramid_cells(sizes: Sequence[tuple[int, int]], strides: Sequence[int], devi
 
 
 def level_sizes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
-    """(height, width) in cells of each level of an image of ``height`` x ``width`` pixels (multiples of 32)."""
+    """(height, width), in cells, of each level of an image of ``height`` x ``width`` pixels (multiples of 32)."""
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
 def map_sizes(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """(height, width) in cells of maps (B, C, h, w)."""
+    """(height, width), in cells, of each map (B, C, h, w)."""
     return [(level.shape[-2], level.shape[-1]) for level in maps]
 
 
@@ -58,10 +58,10 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 
 
 def decode_offsets(points: Tensor, strides: Tensor, offsets: Tensor) -> Tensor:
-    """Poses of cells.
+    """Poses from offsets: ``keypoint = point + stride * offset``.
 
     Args:
-        points: (..., 2) pixels.
+        points: (..., 2) xy of cells, pixels.
         strides: (...) pixels per cell.
         offsets: (..., 2K) cells, x before y.
 
@@ -91,17 +91,17 @@ def _build(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device:
 
 @lru_cache(maxsize=64)
 def _cached(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device) -> Cells:
-    with torch.inference_mode(False):  # a grid first made while predicting must be usable in training
+    with torch.inference_mode(False):  # training may reuse cells that a prediction made first
         return _build(sizes, strides, device)
 
 
 def read_cells(maps: Tensor, cells: Tensor) -> Tensor:
-    """Values (B, T, C) of maps (B, C, h, w) at cells (B, T, 2), int64 xy."""
+    """Values (B, T, C) of maps (B, C, h, w) at cells (B, T, 2), whole xy (int64)."""
     index = cells[..., 1] * maps.shape[-1] + cells[..., 0]  # (B, T)
     return maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
 
 
 def person_centres(keypoints: Tensor, labelled: Tensor) -> Tensor:
-    """Mean (..., 2) of the labelled ones of keypoints (..., K, 2); 0 where none is."""
+    """Mean (..., 2) of keypoints (..., K, 2), labelled ones only; 0 where none is labelled."""
     mask = labelled[..., None]
     return keypoints.where(mask, 0.0).sum(-2) / mask.sum(-2).clamp(min=1)

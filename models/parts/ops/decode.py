@@ -1,4 +1,4 @@
-"""From dense predictions to poses: the best cells of each level, then suppression of duplicates."""
+"""Decoding of dense predictions into poses: the best cells of each level, then suppression of duplicates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +13,25 @@ from posefleet.models.parts.ops.nms import Rule, pick_boxes, suppress_poses
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig:
-    """Which cells become poses, and how duplicates lose."""
+    """Which cells become poses, and how duplicates are suppressed."""
 
     score_floor: float = 0.05
-    """Classification score up to which a cell is dropped, 0..1."""
+    """0..1: cells are dropped unless their classification score is higher. Raised, decoding is faster and finds fewer
+    people; lowered, more candidates remain, most of them weak."""
     top_k: int = 1000
-    """Cells kept of each level, the best, at least 1."""
+    """Number of best cells kept of each level, at least 1. Fewer is faster and may lose people in crowds."""
     nms: Rule = "linear"
-    """How overlapping poses lose score."""
+    """How a pose loses score when its box overlaps that of a better pose: ``linear`` and ``gaussian`` (soft NMS) lower
+    it, ``hard`` removes the pose, ``none`` keeps all."""
     nms_threshold: float = 0.3
-    """IoU of pseudo boxes from which ``linear`` and ``hard`` act, 0..1."""
+    """0..1, IoU of pseudo boxes from which ``linear`` (and above which ``hard``) acts. Raised, it keeps more people who
+    stand close together, and more duplicates."""
     nms_sigma: float = 0.5
-    """Width of ``gaussian``, above 0."""
+    """Width of ``gaussian``, above 0. Raised, overlapping poses lose less score."""
     min_score: float = 1e-3
-    """Score below which a pose is dropped during suppression, 0..1."""
+    """0..1: a pose whose score falls below this during suppression is dropped. Raised, fewer weak poses remain."""
     max_poses: int = 20
-    """Poses of one image, at least 1; COCO counts 20."""
+    """Largest number of poses of one image, at least 1; COCO evaluates 20. More is slower."""
 
     def __post_init__(self) -> None:
         for name in ("score_floor", "nms_threshold", "min_score"):
@@ -49,11 +52,11 @@ def best_poses(
     config: DecodeConfig,
     rank: Tensor | None = None,
 ) -> list[Poses]:
-    """The poses of the best cells of every image, before suppression.
+    """Poses of the best cells of every image, before suppression.
 
     Args:
-        scores: (B, P) in [0, 1], what ranks the cells; becomes the score of the pose and of its keypoints.
-        probabilities: (B, P) in [0, 1], what ``score_floor`` applies to.
+        scores: (B, P) in [0, 1], rank the cells; each becomes the score of its pose and of the pose's keypoints.
+        probabilities: (B, P) in [0, 1], compared with ``score_floor``.
         offsets: (B, P, 2K) in cells.
         cells: The P cells.
         size: (height, width) of the images, pixels; poses are clipped to it.
@@ -78,13 +81,13 @@ def best_cells(
     config: DecodeConfig,
     rank: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The candidates among the cells of every image, best first.
+    """Candidate cells of every image, best first.
 
     Args:
-        scores: (B, P) in [0, 1], what ranks the cells.
-        probabilities: (B, P) in [0, 1], what ``score_floor`` applies to.
-        sizes: Cells of each part in which ``top_k`` counts: the levels, or all P together.
-        rank: (B, P) what ``top_k`` goes by; default: ``scores``.
+        scores: (B, P) in [0, 1], rank the candidates.
+        probabilities: (B, P) in [0, 1], compared with ``score_floor``.
+        sizes: Number of cells of each part; ``top_k`` counts within a part: the levels, or all P cells together.
+        rank: (B, P) numbers by which ``top_k`` chooses; default: ``scores``.
 
     Returns:
         (B, n) scores, 0 where the floor drops the cell, and (B, n) indices of the cells.
@@ -122,7 +125,7 @@ def suppress(poses: Sequence[Poses], config: DecodeConfig) -> list[Poses]:
 
 
 def _top_of_each(scores: Tensor, sizes: Sequence[int], count: int) -> Tensor:
-    """(B, n) indices of the ``count`` best cells of each part of (B, P); ``sizes`` are cells per part, as levels."""
+    """(B, n) indices of the ``count`` best cells of each part of (B, P); ``sizes`` are the parts' numbers of cells."""
     chosen, start = [], 0
     for part in scores.split(list(sizes), dim=1):
         if part.shape[1] > count:

@@ -1,4 +1,4 @@
-"""Targets of keypoint maps: keypoints as classes of cells, or as Gaussians."""
+"""Keypoint maps: their targets, as classes of cells or as Gaussians, and the peaks of predicted ones."""
 
 from typing import Literal
 
@@ -12,15 +12,15 @@ CellTarget = Literal["multihot", "index", "one_class"]
 def cell_class_targets(
     keypoints: Tensor, labelled: Tensor, size: tuple[int, int], stride: int, kind: CellTarget = "multihot"
 ) -> Tensor:
-    """Which keypoint each cell of a map holds.
+    """Targets that mark the cells of keypoints.
 
     Args:
         keypoints: (B, M, K, 2) xy, pixels.
         labelled: (B, M, K) bool.
-        size: (height, width) of the map, cells; keypoints outside go to the nearest cell.
+        size: (height, width) of the map, cells; keypoints outside mark the nearest cell.
         stride: Pixels per cell.
-        kind: ``multihot``: every keypoint marks its cell floor(x / stride). ``index``: of those in a cell only the
-            last of the schema. ``one_class``: a cell has one class, the last keypoint of the last person wins, and
+        kind: ``multihot``: every keypoint marks its cell floor(x / stride). ``index``: of the keypoints in a cell, only
+            the last one of the schema marks it. ``one_class``: only the last keypoint of the last person marks it, and
             the cell is round((x - stride / 2) / stride), which differs only on the border between two cells.
 
     Returns:
@@ -37,7 +37,7 @@ def cell_class_targets(
         marks = torch.zeros(batch, count * height * width, device=cell.device)
         marks = marks.scatter_reduce(1, slot.flatten(1), labelled.flatten(1).float(), "amax")
         return marks.view(batch, count, height, width)
-    # The order of writing decides, so write the order itself and keep the largest: the same on every device.
+    # The last keypoint wins. Writing its index and keeping the largest gives the same result on every device.
     order = torch.arange(1, people * count + 1, device=cell.device).view(people, count)
     order = (order[:1] if kind == "index" else order).where(labelled, 0)
     last = torch.zeros(batch, height * width, dtype=torch.int64, device=cell.device)
@@ -54,18 +54,18 @@ def gaussian_targets(
     stride: int,
     *,
     overlap: float = 0.9,
-    most: int = 3,
+    max_radius: int = 3,
 ) -> Tensor:
-    """Gaussians round the cells of keypoints, wider for larger people (Law & Deng).
+    """Targets with a Gaussian around the cell of each keypoint, wider for larger people (Law & Deng).
 
     Args:
         keypoints: (B, M, K, 2) xy, pixels.
         labelled: (B, M, K) bool.
         boxes: (B, M, 4) xyxy of the people, pixels.
-        size: (height, width) of the map, cells; keypoints outside go to the nearest cell.
+        size: (height, width) of the map, cells; keypoints outside are moved to the nearest cell.
         stride: Pixels per cell.
-        overlap: See :func:`gaussian_radius`.
-        most: Largest radius, cells.
+        overlap: IoU, see :func:`gaussian_radius`.
+        max_radius: Largest radius, cells.
 
     Returns:
         (B, K, height, width) float32 in [0, 1], exactly 1 in the cells floor(x / stride) of labelled keypoints. The
@@ -74,8 +74,8 @@ def gaussian_targets(
     limit = torch.tensor([size[1] - 1, size[0] - 1], device=keypoints.device)
     centres = (keypoints / stride).floor().clamp(min=0).minimum(limit)
     width, height = ((boxes[..., 2:] - boxes[..., :2]) / stride).unbind(-1)
-    radii = gaussian_radius(height, width, overlap).floor().clamp(0, most)[..., None]  # (B, M, 1)
-    return draw_gaussians(centres, labelled, (2 * radii + 1) / 6, radii, size, reach=most)
+    radii = gaussian_radius(height, width, overlap).floor().clamp(0, max_radius)[..., None]  # (B, M, 1)
+    return draw_gaussians(centres, labelled, (2 * radii + 1) / 6, radii, size, reach=max_radius)
 
 
 def draw_gaussians(
@@ -88,16 +88,16 @@ def draw_gaussians(
     reach: int,
     within: bool = False,
 ) -> Tensor:
-    """Maps of Gaussians, evaluated at whole cells; where several meet, the largest counts.
+    """Maps of Gaussians, evaluated at whole cells. Where several overlap, the largest value counts.
 
     Args:
         centres: (B, M, K, 2) xy, cells, not necessarily whole.
-        drawn: (B, M, K) bool, which of them are drawn.
-        deviations: Broadcasts to (B, M, K), cells.
+        drawn: (B, M, K) bool, True where a Gaussian is drawn.
+        deviations: Standard deviations, cells; broadcasts to (B, M, K).
         radii: Broadcasts to (B, M, K): cells further than this from floor(centre) in x or y stay 0.
-        size: (height, width), cells; what lies outside is cut off.
-        reach: No radius is larger; known on the host, so that nothing waits for the device.
-        within: Radii count from the centre itself, and cells exactly that far stay 0 too.
+        size: (height, width), cells; Gaussians are cut at the border.
+        reach: Upper bound of the radii, a number on the host, so that nothing waits for the device.
+        within: Measure radii from the centre itself, and leave cells at exactly that distance 0, too.
 
     Returns:
         (B, K, height, width) float32.
@@ -125,7 +125,7 @@ def draw_gaussians(
 
 
 def drawn_cells(centres: Tensor, drawn: Tensor, radii: Tensor, size: tuple[int, int]) -> Tensor:
-    """The union of the squares in which :func:`draw_gaussians` draws with ``within``, whatever the keypoint.
+    """Cells in which :func:`draw_gaussians` draws with ``within``, for any keypoint: the union of its squares.
 
     Args:
         centres: (B, N, 2) xy, cells.
@@ -144,28 +144,29 @@ def drawn_cells(centres: Tensor, drawn: Tensor, radii: Tensor, size: tuple[int, 
 
 
 def gaussian_radius(height: Tensor, width: Tensor, overlap: float = 0.9) -> Tensor:
-    """How far a box may be off and still about overlap the true one: its sides' unit, same shape.
+    """Largest shift of a box's corners at which its IoU with the unshifted box is still about ``overlap``.
 
-    CornerNet's formula as everybody uses it, which is the least of three bounds. The bound for a box inside the true
-    one is at most (h + w) / 4 and the others are at least (h + w) / 2, so it is always the least.
+    The unit and shape are those of ``height`` and ``width``. CornerNet's code takes the least of three bounds. The
+    bound for a box inside the original one is at most (h + w) / 4 and the others are at least (h + w) / 2, so it is
+    always the least.
     """
     half = overlap * (height + width)
     return (half.square() + 4 * overlap * (1 - overlap) * height * width).sqrt() - half
 
 
-def local_peaks(maps: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor]:
-    """The highest cells that no cell of their 3x3 surroundings exceeds.
+def local_peaks(maps: Tensor, threshold: float, max_peaks: int) -> tuple[Tensor, Tensor]:
+    """The highest local maxima of maps: cells that no cell of their 3x3 neighbourhood exceeds.
 
     Args:
         maps: (B, K, h, w).
         threshold: Peaks must be higher.
-        most: Peaks of each map.
+        max_peaks: Peaks returned for each map.
 
     Returns:
-        (B, K, n, 2) xy in cells and values (B, K, n), highest first, -inf where there are fewer; n is ``most``, or
-        h * w if that is less.
+        (B, K, n, 2) xy in cells, and values (B, K, n), highest first, -inf where a map has fewer peaks; n is
+        ``max_peaks``, or h * w if that is less.
     """
     peak = (maps == F.max_pool2d(maps, 3, stride=1, padding=1)) & (maps > threshold)
-    values, flat = maps.where(peak, -torch.inf).flatten(2).topk(min(most, maps.shape[-2] * maps.shape[-1]))
+    values, flat = maps.where(peak, -torch.inf).flatten(2).topk(min(max_peaks, maps.shape[-2] * maps.shape[-1]))
     width = maps.shape[-1]
     return torch.stack([flat % width, flat // width], dim=-1).float(), values

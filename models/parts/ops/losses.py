@@ -1,8 +1,8 @@
-"""Losses from logits or offsets, in float32. Every loss returns a SUM: the method divides it by a global count.
+"""Losses from logits or offsets, in float32. Every loss returns a SUM, which the method divides by a global count.
 
-The count is averaged over ranks (:func:`mean_counts`): DDP averages gradients, so n ranks then do what one process
-does with the whole batch. Where fewer ranks compute the same batch one part after the other, they know its counts from
-elsewhere (:func:`counts_from`).
+The count is averaged over ranks (:func:`mean_counts`). DDP averages gradients, so n ranks then get the gradients of one
+process with the whole batch. If fewer ranks compute that batch in several parts, one after the other, another source
+supplies the counts (:func:`counts_from`).
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CountSource = Callable[[Tensor], tuple[Tensor, int]]
-"""Counters of one part of a batch -> their sums over all parts, and the number of parts."""
+"""A function from the counts of one part of a batch to their sums over all parts, and the number of parts."""
 
 _source: CountSource | None = None
 _around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
@@ -23,9 +23,9 @@ _around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 @contextlib.contextmanager
 def counts_from(source: CountSource) -> Iterator[None]:
-    """Within, :func:`mean_counts` asks ``source`` instead of the other ranks."""
+    """Inside this context :func:`mean_counts` gets its sums from ``source`` instead of the other ranks."""
     global _source
-    # A source keeps what it is asked for, which is not to be traced.
+    # A source stores the counts that it is called with, which must not be traced.
     before, _source = _source, torch.compiler.disable(source)
     try:
         yield
@@ -35,7 +35,7 @@ def counts_from(source: CountSource) -> Iterator[None]:
 
 @contextlib.contextmanager
 def around_reductions(context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Within, ranks add their counters up inside a ``context()``, such as that of a stopwatch."""
+    """Inside this context every reduction over ranks runs within ``context()``, for example a timer."""
     global _around
     before, _around = _around, context
     try:
@@ -45,17 +45,17 @@ def around_reductions(context: Callable[[], AbstractContextManager[None]]) -> It
 
 
 def sum_over_ranks(values: Tensor) -> None:
-    """Add the other ranks' values to this one's, in place."""
+    """Replace ``values`` by their sums over all ranks, in place."""
     with _around():
         dist.all_reduce(values)
 
 
 def mean_counts(counts: Tensor, minimum: Tensor | float = 1.0) -> Tensor:
-    """Counters of this rank -> their averages over all ranks, by one reduction for all of them.
+    """Average counts over all ranks, with one reduction for all of them.
 
     Args:
-        counts: (n,) counters, e.g. positives; no gradient flows through them.
-        minimum: Lower limit of each counter's sum over ranks, so that nothing is divided by zero.
+        counts: (n,) counts of this rank, e.g. of positives; no gradient flows through them.
+        minimum: Lower limit of each count's sum over ranks, which prevents division by zero.
 
     Returns:
         (n,) float32.
@@ -89,11 +89,11 @@ def focal_loss(
 def gaussian_focal_loss(
     logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, gamma: float = 2.0, beta: float = 4.0
 ) -> Tensor:
-    """Sum of the focal loss for maps of Gaussians (Law & Deng): the nearer to a peak, the less a negative counts.
+    """Sum of the focal loss for maps of Gaussians (Law & Deng). A negative counts less near a peak.
 
     Args:
         logits: (...) any shape.
-        targets: (...) in [0, 1]; exactly 1 is a positive, any other t a negative of weight (1 - t)^``beta``.
+        targets: (...) in [0, 1]; exactly 1 is a positive, any other t is a negative of weight (1 - t)^``beta``.
         weights: (...) weight of each element, 1 if absent.
     """
     logits, targets = logits.float(), targets.float()
@@ -104,7 +104,7 @@ def gaussian_focal_loss(
 def varifocal_loss(
     logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, alpha: float = 0.75, gamma: float = 2.0
 ) -> Tensor:
-    """Sum of the varifocal loss (Zhang et al.): positives learn their quality and count by it.
+    """Sum of the varifocal loss (Zhang et al.): positives learn their quality and are weighted by it.
 
     Args:
         logits: (...) any shape.
@@ -117,7 +117,7 @@ def varifocal_loss(
 
 
 def _focal(signed: Tensor, balance: Tensor, weights: Tensor | None, gamma: float) -> Tensor:
-    """``signed`` is z for a negative and -z for a positive, where 1 - p = sigmoid(-z): nothing overflows."""
+    """``signed`` is z for a negative and -z for a positive; softplus and sigmoid of it never overflow."""
     loss = balance * torch.sigmoid(signed) ** gamma * F.softplus(signed)
     return loss.sum() if weights is None else (loss * weights).sum()
 

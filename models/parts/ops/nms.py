@@ -1,7 +1,7 @@
 """Suppression of duplicate poses by the overlap of boxes: hard, and soft (linear, Gaussian; Bodla et al.).
 
-One loop serves all three: pick the best remaining box of every image, lower the scores of the boxes that overlap it,
-repeat. It is batched over images and vectorised over boxes; only the picks are sequential.
+All rules share one loop: pick the best remaining box of every image, lower the scores of boxes that overlap it, repeat.
+The loop is batched over images and vectorised over boxes; only the picks are sequential.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ def suppress_poses(
     min_score: float = 1e-3,
     limit: int = 20,
 ) -> list[Poses]:
-    """Keep at most ``limit`` poses of every image, judged by the tight boxes of all their keypoints.
+    """Keep at most ``limit`` poses of every image. The overlap is that of tight boxes of all keypoints.
 
     Candidates may come from several passes over the same image (scales, flips): concatenate them first.
-    Scores and keypoint scores of kept poses carry the decay. The arguments are those of :func:`pick_boxes`.
+    Scores and keypoint scores of kept poses include the decay. The arguments are those of :func:`pick_boxes`.
     """
     boxes = pad_sequence([p.boxes for p in poses], batch_first=True)
     scores = pad_sequence([p.scores for p in poses], batch_first=True)  # padding has score 0: never picked
-    # Every pick waits for the one before and is tiny: on the host it takes less time than a device needs to be told.
+    # Picks are sequential and tiny: one takes less time on the host than the launch of its kernels on a device.
     picks, kept = pick_boxes(
         boxes.cpu(), scores.cpu(), rule=rule, threshold=threshold, sigma=sigma, min_score=min_score, limit=limit
     )
@@ -62,12 +62,12 @@ def pick_boxes(
         boxes: (B, N, 4) xyxy, any unit.
         scores: (B, N) in [0, 1]; 0 marks padding.
         rule: ``linear``: score times (1 - IoU) where IoU >= threshold; ``gaussian``: times exp(-IoU^2 / sigma);
-            ``hard``: 0 where IoU > threshold; ``none``: nothing overlaps.
+            ``hard``: 0 where IoU > threshold; ``none``: scores stay.
         min_score: Boxes whose current score is lower are dropped.
         limit: Picks per image.
 
     Returns:
-        (B, min(limit, N)) indices into N, and the scores at the time of the pick; 0 where nothing was left.
+        (B, min(limit, N)) indices into N, and the scores at the time of the pick; 0 where no box was left.
     """
     images, count = scores.shape
     current = scores.where(scores >= min_score, 0.0)
@@ -93,7 +93,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _overlap(boxes: Tensor, areas: Tensor, index: Tensor) -> Tensor:
-    """(B, N) IoU of every box with box ``index`` (B, 1) of its image; like box_iou, with the areas at hand."""
+    """(B, N) IoU of every box with box ``index`` (B, 1) of its image: :func:`box_iou` with areas computed before."""
     best = boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, 1, 4)
     low, high = torch.maximum(boxes[..., :2], best[..., :2]), torch.minimum(boxes[..., 2:], best[..., 2:])
     shared = (high - low).clamp(min=0).prod(-1)

@@ -1,1 +1,2 @@
-"""Pose regression on a pyramid: the head, its targets and losses, shared by the methods that regress poses."""
+"""Pose regression on a pyramid, shared by methods that regress poses: the model (``pyramid_model``), its head, targets
+(``positives``), OKS gate and loss. ``dense_model`` also serves methods without a pyramid of poses."""

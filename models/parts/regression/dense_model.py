@@ -1,4 +1,4 @@
-"""From dense predictions to poses: the way from images that methods with :class:`DecodeConfig` share."""
+"""Prediction for methods with a :class:`DecodeConfig`: network, decoding of its dense predictions, suppression."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from posefleet.models.parts.regression.pose_head import Maps
 
 
 class DenseConfig(Protocol):
-    """What is asked of a method's ``Config``."""
+    """The fields of a method's ``Config`` that :class:`DenseModel` reads."""
 
     @property
     def decode(self) -> DecodeConfig: ...
@@ -23,7 +23,7 @@ DenseConfigT = TypeVar("DenseConfigT", bound=DenseConfig)
 
 
 class DenseModel(nn.Module, ABC, Generic[DenseConfigT]):
-    """A network, poses read off what it says, and duplicates suppressed by the boxes of their keypoints."""
+    """A model that decodes dense predictions into poses and suppresses duplicates by the boxes of their keypoints."""
 
     config: DenseConfigT
     network: ClassVar = ("forward_features",)
@@ -31,7 +31,7 @@ class DenseModel(nn.Module, ABC, Generic[DenseConfigT]):
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Maps:
-        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+        """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
 
     @abstractmethod
     def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
@@ -44,12 +44,12 @@ class DenseModel(nn.Module, ABC, Generic[DenseConfigT]):
 
     @torch.no_grad()
     def candidates(self, images: Tensor) -> list[Poses]:
-        """Poses of every image before suppression; several passes over an image can be concatenated."""
+        """Poses of every image before suppression. Those of several passes over an image can be concatenated."""
         height, width = images.shape[-2:]
         maps = self.forward_features(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.decode(maps, (height, width))
 
     def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
-        """Remove duplicates; scores of overlapping poses decay."""
+        """Suppress duplicates: scores of overlapping poses decay. At most ``decode.max_poses`` poses are returned."""
         return suppress(poses, self.config.decode)

@@ -1,4 +1,4 @@
-"""Poses of positive cells judged by their OKS: which are good enough to be refined.
+"""The OKS gate: cells whose first pose has a high enough OKS train the second stage.
 
 Letters: B images, M people of an image (padded), N rows of cells, K keypoints.
 """
@@ -17,12 +17,12 @@ Match = Literal["max", "assigned"]
 
 @dataclass(frozen=True, slots=True)
 class OksMatch:
-    """What the OKS says about the poses of N rows."""
+    """The OKS of the poses of N rows, and which of them pass the gate."""
 
     oks: Tensor
     """(N,) OKS with the matched person; 0 in unused rows."""
     kept: Tensor
-    """(N,) bool, the cells that train the second stage."""
+    """(N,) bool, True for cells that train the second stage."""
     match: Tensor
     """(N,) int64 in [0, M), the matched person."""
 
@@ -38,19 +38,19 @@ def oks_gate(
     match: Match = "max",
     keep_best: bool = False,
 ) -> OksMatch:
-    """Compare poses (N, K, 2) with the people of their image.
+    """Match poses (N, K, 2), pixels, with the people of their image, and keep those with a high OKS.
 
     Args:
-        threshold: A cell passes with this OKS or more.
-        match: The person that counts: the most similar one, or the one to whom the cell is assigned.
-        keep_best: The best of the cells assigned to a person passes, too.
+        threshold: A cell passes if its OKS is at least this, 0..1.
+        match: Person whose OKS counts: the most similar one (``max``), or the one to whom the cell is assigned.
+        keep_best: Also pass the best cell of every person, whatever its OKS.
     """
     similarity, rank = oks_and_rank(
         poses[:, None], people.keypoints[rows.image], people.labelled[rows.image], people.areas[rows.image], sigmas
     )  # (N, M)
     if match == "max":
         best, person = similarity.max(1)
-        # Where every OKS is 0 nobody matches, and the assigned person is as good as any.
+        # Where every OKS is 0, no person is the most similar one: take the assigned person.
         person = person.where(best > 0, rows.person)
     else:
         best, person = similarity.gather(1, rows.person[:, None])[:, 0], rows.person
@@ -58,8 +58,8 @@ def oks_gate(
     if keep_best:
         rank = rank.gather(1, rows.person[:, None])[:, 0].where(rows.used, -torch.inf)
         slot = rows.image * people.valid.shape[1] + rows.person
-        record = torch.full_like(people.areas, -torch.inf).flatten().scatter_reduce(0, slot, rank, "amax")
-        kept |= rank == record[slot]
+        best_rank = torch.full_like(people.areas, -torch.inf).flatten().scatter_reduce(0, slot, rank, "amax")
+        kept |= rank == best_rank[slot]
     return OksMatch(best.where(rows.used, 0.0), kept & rows.used, person)
 
 
@@ -73,12 +73,13 @@ def best_oks(poses: Tensor, rows: Positives, people: PaddedPeople, sigmas: Tenso
 
 
 @torch.no_grad()
-def assignment_stats(rows: Positives, judged: OksMatch) -> dict[str, Tensor]:
-    """0-dim tensors: ``initial_oks`` (mean over the cells), ``kept`` (share of them that train the second stage),
-    ``swapped`` (share whose pose resembles another person more than the assigned one)."""
+def assignment_stats(rows: Positives, gated: OksMatch) -> dict[str, Tensor]:
+    """Statistics to log, 0-dim tensors: ``initial_oks`` (mean over the cells), ``kept`` (share of cells that train the
+    second stage), ``swapped`` (share of cells whose pose is more similar to another person than to the assigned one).
+    """
     total = rows.used.sum().clamp(min=1)
     return {
-        "initial_oks": judged.oks.sum() / total,
-        "kept": judged.kept.sum() / total,
-        "swapped": ((judged.match != rows.person) & rows.used).sum() / total,
+        "initial_oks": gated.oks.sum() / total,
+        "kept": gated.kept.sum() / total,
+        "swapped": ((gated.match != rows.person) & rows.used).sum() / total,
     }

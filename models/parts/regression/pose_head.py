@@ -1,7 +1,7 @@
 """Head of two-stage pose regression on a feature pyramid (RepPoints for poses; Yang et al., Miao et al.).
 
-A first pose is read from one feature vector; sampling points derived from it steer a deformable convolution, and the
-aligned features give an additive correction of the pose, the classification and a score of the pose.
+Each cell predicts a first pose from its feature vector. Sampling points computed from that pose steer a deformable
+convolution. The aligned features give an additive correction of the pose, the classification and a score of the pose.
 """
 
 from dataclasses import dataclass
@@ -14,52 +14,54 @@ from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, s
 from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, read_keypoints, subtract_base_grid
 
 PRIOR = 0.01
-"""Probability of a person, or of a keypoint, that an untrained network gives."""
+"""Probability of a person, or of a keypoint, that an untrained network predicts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig:
+class PoseHeadConfig:
     """What the head predicts, and how wide and deep it is."""
 
     channels: int = 256
-    """Channels of the pyramid and of the towers; a multiple of 4 below 128, of 32 above."""
+    """Channels of the pyramid and of the towers; a multiple of 4 below 128, of 32 above. Fewer is faster and needs less
+    memory."""
     tower_depth: int = 4
-    """3x3 convolutions of each of the two towers, at least 1."""
+    """Number of 3x3 convolutions of each of the two towers, at least 1. Fewer is faster, and sees less context."""
     refine: bool = True
-    """Second stage: aligned features correct the pose. Without it classification and pose come from the towers."""
+    """Second stage: aligned features correct the pose. Without it classification and pose are read from the towers."""
     align_cls: bool = True
-    """Let the classification read aligned features, too, and not only the regression and the pose score."""
+    """Let the classification also read aligned features, like the regression and the pose score."""
     psm: bool = True
-    """Pose scoring module: predicts the OKS of each pose. Needs ``refine``."""
+    """Pose scoring module: predicts the OKS of each pose, by which poses can be ranked. Needs ``refine``."""
     centerness: bool = False
     """Branch on the pose tower that predicts how central a cell lies in its person's box (FCOS)."""
     heatmap: bool = True
-    """Auxiliary keypoint map on P3, in training only."""
+    """Auxiliary keypoint map on P3. It is computed in training only, so prediction is as fast with it."""
     heatmap_channels: int = 128
     """Channels of the keypoint map's branch."""
     align_norm: Literal["gn", "none"] = "gn"
-    """Norm between the deformable convolution and its ReLU; ``none`` is the published layout."""
+    """Norm between the deformable convolution and its ReLU: GroupNorm, or ``none``, the published layout, in which the
+    second stage soon stops learning (its outputs are all 0)."""
     offset_groups: int = 4
-    """Groups of channels with sampling points of their own; divides ``channels``."""
+    """Groups of channels, each with its own sampling points; divides ``channels``. More groups read more places."""
     offset_bias: bool = False
     """Bias of the layer that turns a pose into sampling points."""
     offset_init: Literal["normal", "keypoints"] = "normal"
-    """Initial weights of that layer: random, or such that the taps read where the first pose has its keypoints
-    (needs ``subtract_base``), which is what random weights have to discover."""
+    """Initial weights of that layer: random, or such that the taps read at the keypoints of the first pose (needs
+    ``subtract_base``), which random weights have to learn."""
     offset_std: float = 0.1
-    """Deviation of that layer's weights if they start ``normal``."""
+    """Deviation of that layer's weights if they start ``normal``. Raised, sampling points start further apart."""
     gradient_mul: float = 0.0
-    """0..1: share of the sampling points' gradient that reaches the first pose."""
+    """0..1: factor on the gradient that flows from the sampling points to the first pose; 0 stops it."""
     subtract_base: bool = False
-    """Take sampling points relative to the cell's centre (RepPoints) instead of to the regular 3x3 taps."""
+    """Sampling points are relative to the cell's centre (RepPoints) instead of to the regular 3x3 taps."""
     level_scales: bool = True
-    """A learned factor for the offsets of each level and stage."""
+    """Multiply the offsets of each level and stage by a learned factor."""
     hidden_layer: bool = False
-    """One more 3x3 convolution and ReLU before the first pose, which then is a 1x1 convolution."""
+    """Put a 3x3 convolution and ReLU before the layer of the first pose, which then is a 1x1 convolution."""
     output_kernel: Literal[1, 3] = 3
-    """Kernel size of the layers that read aligned features; those that read a tower have 3."""
+    """Kernel size of the layers that read aligned features. Layers that read a tower have 3."""
     deform_kernel: Kernel = "auto"
-    """Implementation of the deformable convolution; see ``parts/deform.py``."""
+    """Implementation of the deformable convolution; all give the same result. ``auto`` chooses the fastest."""
 
     def __post_init__(self) -> None:
         if self.psm and not self.refine:
@@ -80,12 +82,12 @@ Maps = dict[str, list[Tensor]]
 
 
 class Head(nn.Module):
-    """Two towers, the first pose, the alignment, and everything read from aligned features; shared by all levels."""
+    """Two towers, the first pose, the alignment, and the layers that read aligned features; shared by all levels."""
 
     alive: Tensor | None
-    """Share of the aligned regression features of P3 above zero in the last training step (0-dim)."""
+    """Share of the aligned regression features of P3 that were above zero in the last training step (0-dim)."""
 
-    def __init__(self, config: HeadConfig, keypoints: int, levels: int) -> None:
+    def __init__(self, config: PoseHeadConfig, keypoints: int, levels: int) -> None:
         super().__init__()
         channels, kernel, coordinates = config.channels, config.output_kernel, 2 * keypoints
         self.config = config
@@ -121,7 +123,7 @@ class Head(nn.Module):
             )
 
     def forward(self, features: list[Tensor], *, heatmap: bool = False) -> Maps:
-        """P3..P7, each (B, C, h, w) -> dense predictions; the keypoint map only if asked for."""
+        """P3..P7, each (B, C, h, w) -> dense predictions; the keypoint map only with ``heatmap``."""
         levels = [self._level(feature, level) for level, feature in enumerate(features)]
         maps = {name: [level[name] for level in levels] for name in levels[0]}
         if heatmap:

@@ -13,23 +13,30 @@ PoseLoss = Literal["l1", "smooth_l1", "oks"]
 
 
 def pose_loss(
-    offsets: Tensor, truth: CellTargets, weights: Tensor, sigmas: Tensor, *, form: PoseLoss = "l1", beta: float = 1 / 9
+    offsets: Tensor,
+    targets: CellTargets,
+    weights: Tensor,
+    sigmas: Tensor,
+    *,
+    form: PoseLoss = "l1",
+    beta: float = 1 / 9,
 ) -> Tensor:
-    """Sum over N rows of weight times error, labelled keypoints only.
+    """Sum over N rows of weight times error; only labelled keypoints count.
 
     Args:
-        offsets: (N, 2K) cells, dx before dy.
+        offsets: (N, 2K) predicted offsets, cells, dx before dy.
+        targets: The person and the cell of each row.
         weights: (N,).
         sigmas: (K,) deviations of the schema, for ``oks``.
         form: ``l1`` and ``smooth_l1``: summed over coordinates, in cells; ``oks``: 1 - OKS of the pose.
-        beta: Where ``smooth_l1`` turns linear, cells.
+        beta: Error at which ``smooth_l1`` becomes linear, cells.
     """
     if form == "oks":
-        poses = decode_offsets(truth.points, truth.strides, offsets)
-        similarity = oks(poses, truth.keypoints, truth.labelled, truth.areas, sigmas)
+        poses = decode_offsets(targets.points, targets.strides, offsets)
+        similarity = oks(poses, targets.keypoints, targets.labelled, targets.areas, sigmas)
         return ((1 - similarity) * weights).sum()
-    target = encode_offsets(truth.points, truth.strides, truth.keypoints)
-    mask = truth.labelled.repeat_interleave(2, dim=-1) * weights[:, None]
+    target = encode_offsets(targets.points, targets.strides, targets.keypoints)
+    mask = targets.labelled.repeat_interleave(2, dim=-1) * weights[:, None]
     if form == "smooth_l1":
         return smooth_l1_loss(offsets, target, mask, beta=beta)
     return l1_loss(offsets, target, mask)

@@ -1,4 +1,4 @@
-"""The cells of a pyramid that answer for people, as rows, and what is true there.
+"""Positive cells of a pyramid as rows, and their targets: the person to whom each cell is assigned.
 
 Letters: B images, M people of an image (padded), P cells of all levels, N rows, K keypoints, C channels.
 """
@@ -27,17 +27,20 @@ from posefleet.models.parts.ops.cells import Cells, flatten_levels
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PositivesConfig:
-    """Which cells answer for a person."""
+    """Which cells are assigned to a person."""
 
     level_rule: LevelRule = "fcos"
-    """How the size of a person chooses the pyramid level."""
+    """How the size of a person chooses pyramid levels: ``fcos`` by ranges, so that a person may have several levels;
+    ``reppoints`` one level for each person."""
     region: Literal["center", "pseudo", "bbox"] = "center"
-    """Cells near the centre of a person, or all cells of the pseudo box, or all cells of the annotated box, which
-    then stands for the pseudo box in every rule."""
+    """Region of a person's cells: a square around the centre, the whole pseudo box (tight around the labelled
+    keypoints), or the whole annotated box, which then replaces the pseudo box in every rule. Whole boxes give far more
+    positives, and training waits for the device to count them."""
     center_half_side: float = 1.5
-    """Half the side of the centre region, strides, 0.5..3; a literal reading of the papers' text gives 0.75."""
+    """Half the side of the centre region, strides, in (0, 3], usually 0.5..3. Raised, a person gets more cells, also
+    less central ones; a literal reading of the papers' text gives 0.75."""
     force_one: bool = False
-    """Give a person without any cell the nearest one."""
+    """Give a person without any cell the nearest cell of a suitable level, so that small people train, too."""
 
     def __post_init__(self) -> None:
         if not 0 < self.center_half_side <= 3:
@@ -46,7 +49,7 @@ class PositivesConfig:
 
 @dataclass(frozen=True, slots=True)
 class CellTargets:
-    """The person of each of N rows, and where the cell is."""
+    """The assigned person of each of N rows, and the position of its cell."""
 
     keypoints: Tensor
     """(N, K, 2) xy, pixels."""
@@ -55,7 +58,7 @@ class CellTargets:
     areas: Tensor
     """(N,) square pixels."""
     boxes: Tensor
-    """(N, 4) xyxy pixels, the box by which cells are chosen."""
+    """(N, 4) xyxy pixels, the box of the person that chose the cells."""
     points: Tensor
     """(N, 2) xy of the cell, pixels."""
     strides: Tensor
@@ -63,12 +66,12 @@ class CellTargets:
 
 
 def pad_for(people: Sequence[People], device: torch.device, config: PositivesConfig) -> PaddedPeople:
-    """Pack the people of all images, with the boxes that ``config`` goes by."""
+    """Pack the people of all images into padded tensors, with the boxes that ``config.region`` needs."""
     return pad_people(people, device, boxes="annotated" if config.region == "bbox" else "pseudo")
 
 
 def assign(cells: Cells, people: PaddedPeople, config: PositivesConfig) -> Tensor:
-    """The person of every cell: (B, P) int64 in [-1, M); -1 for nobody."""
+    """The person assigned to every cell: (B, P) int64 in [-1, M); -1 for none."""
     return assign_people(
         cells,
         people,
@@ -82,8 +85,8 @@ def assign(cells: Cells, people: PaddedPeople, config: PositivesConfig) -> Tenso
 def positives_of(assignment: Tensor, people: PaddedPeople, config: PositivesConfig) -> Positives:
     """The positive cells of an assignment (B, P) as rows.
 
-    The number of rows is bounded on the host, so this does not wait for the device, but where whole boxes are
-    positive: as many cells as the people are large, and the exact number is worth the wait.
+    For centre regions the number of rows is a bound computed on the host, so nothing waits for the device. Whole boxes
+    have no useful bound: there the exact number is read from the device.
     """
     if config.region != "center":
         return positive_cells(assignment, int((assignment >= 0).sum()))
@@ -94,13 +97,13 @@ def positives_of(assignment: Tensor, people: PaddedPeople, config: PositivesConf
 
 
 def every_cell(assignment: Tensor, people: PaddedPeople) -> Positives:
-    """All cells of an assignment (B, P) as rows, used where the image has keypoint people."""
+    """All cells of an assignment (B, P) as rows; ``used`` in images that have people with keypoints."""
     index = torch.arange(assignment.numel(), device=assignment.device)
     return rows_of_cells(assignment, index, people.valid.any(1).repeat_interleave(assignment.shape[1]))
 
 
 def random_negatives(assignment: Tensor, count: int) -> Positives:
-    """``count`` random cells of each image as rows, used where they are not positive."""
+    """``count`` random cells of each image as rows; ``used`` where the cell is not positive."""
     images, cells = assignment.shape
     start = torch.arange(images, device=assignment.device)[:, None] * cells
     index = (start + torch.randint(cells, (images, count), device=assignment.device)).flatten()
@@ -112,11 +115,11 @@ def gather_rows(levels: Sequence[Tensor], rows: Positives) -> Tensor:
     return flatten_levels(levels).flatten(0, 1).index_select(0, rows.index)
 
 
-def truth_at(rows: Positives, cells: Cells, people: PaddedPeople, person: Tensor | None = None) -> CellTargets:
-    """What is true at every row.
+def targets_at(rows: Positives, cells: Cells, people: PaddedPeople, person: Tensor | None = None) -> CellTargets:
+    """Targets of every row.
 
     Args:
-        person: (N,) int64 in [0, M), instead of the persons to whom the cells are assigned.
+        person: (N,) int64 in [0, M), the person of each row; default: the person to whom the cell is assigned.
     """
     who = rows.image, rows.person if person is None else person
     return CellTargets(
@@ -130,12 +133,13 @@ def truth_at(rows: Positives, cells: Cells, people: PaddedPeople, person: Tensor
 
 
 def known_cells(cells: Cells, people: PaddedPeople, positive: Tensor) -> Tensor:
-    """(B, P) bool: ``positive`` (B, P) cells and all outside the boxes of people without keypoints."""
+    """(B, P) bool, True for ``positive`` (B, P) cells and for all cells outside the boxes of crowds and of people
+    without keypoints: cells whose class is known."""
     return ~unlabelled_cells(cells, people) | positive
 
 
 def assigned_points(cells: Cells, assignment: Tensor) -> list[list[TargetPoints]]:
-    """For each image of an assignment (B, P), its positive cells, for drawing."""
+    """The positive cells of each image of an assignment (B, P), to be drawn."""
     result = []
     for row in assignment:
         chosen = row >= 0

@@ -1,4 +1,5 @@
-"""A network whose cells of P3..P7 each give a whole pose: what regressors of poses share but losses and scores."""
+"""The model that methods of pose regression share: every cell of P3..P7 predicts a whole pose. Losses and scores are
+the methods' own."""
 
 from abc import abstractmethod
 from typing import Literal, Protocol, TypeVar
@@ -12,21 +13,21 @@ from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, PAFPN
 from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
 from posefleet.models.parts.regression.dense_model import DenseConfig, DenseModel
-from posefleet.models.parts.regression.pose_head import Head, HeadConfig, Maps
+from posefleet.models.parts.regression.pose_head import Head, Maps, PoseHeadConfig
 from posefleet.models.parts.regression.positives import PositivesConfig, assign, assigned_points, pad_for
 
 Neck = Literal["fpn", "pafpn"]
 
 
 class PyramidConfig(DenseConfig, Protocol):
-    """What the network asks of a method's ``Config``."""
+    """The fields of a method's ``Config`` that :class:`PyramidModel` reads."""
 
     @property
     def backbone(self) -> BackboneConfig: ...
     @property
     def neck(self) -> Neck: ...
     @property
-    def head(self) -> HeadConfig: ...
+    def head(self) -> PoseHeadConfig: ...
     @property
     def assign(self) -> PositivesConfig: ...
 
@@ -35,7 +36,7 @@ ConfigT = TypeVar("ConfigT", bound=PyramidConfig)
 
 
 class PyramidModel(DenseModel[ConfigT]):
-    """Backbone, pyramid and two-stage head; a method adds ``losses`` and ``decode``."""
+    """Backbone, pyramid and two-stage head. A method adds ``losses`` and ``decode``."""
 
     sigmas: Tensor
 
@@ -53,26 +54,26 @@ class PyramidModel(DenseModel[ConfigT]):
         """Weighted losses of the dense predictions of a batch, in float32."""
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
-        """Weighted losses, see :meth:`losses`."""
+        """Weighted losses of a batch, by name; :meth:`losses` lists them."""
         maps = self.forward_features(images, heatmap=self.config.head.heatmap)
         with torch.autocast(images.device.type, enabled=False):
             return self.losses(maps, people)
 
     def forward_features(self, images: Tensor, *, heatmap: bool = False) -> Maps:
-        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+        """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
         maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=heatmap)
         return maps
 
     @torch.no_grad()
     def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
-        """The cells that answer for people, for drawing.
+        """The cells that are assigned to people, to be drawn.
 
         Args:
             size: (height, width) of the images, pixels.
-            people: Of each image.
+            people: People of each image.
 
         Returns:
-            For each image, one entry.
+            For each image, a list of one entry: the assigned cells.
         """
         config = self.config.assign
         cells = pyramid_cells(level_sizes(*size, FPN.strides), FPN.strides, self.sigmas.device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posefleet.data.keypoints import COCO17
-from posefleet.models.detposenet.box_filter import FilterConfig, Filtered, corrected, filter_boxes
+from posefleet.models.detposenet.box_filter import FilterConfig, Filtered, correct_boxes, filter_boxes
 from posefleet.models.detposenet.pose_nms import pose_oks
 from posefleet.models.parts.ops.nms import box_iou
 
@@ -182,12 +182,12 @@ def test_every_mode_says_how_many_crops_are_refined() -> None:
 
 def test_oracles_know_the_true_boxes() -> None:
     boxes, scores = torch.stack([box(B1), box(B4)]), torch.tensor([0.9, 0.6])
-    truth = torch.stack([box(B2), torch.tensor([100.0, 200, 200, 400])])
-    kept, kept_scores = corrected(boxes, scores, truth, "no_false")
+    annotated = torch.stack([box(B2), torch.tensor([100.0, 200, 200, 400])])
+    kept, kept_scores = correct_boxes(boxes, scores, annotated, "no_false")
     torch.testing.assert_close(kept, box(B1)[None])
     assert kept_scores.tolist() == pytest.approx([0.9])
-    more, more_scores = corrected(boxes, scores, truth, "no_missed")
-    torch.testing.assert_close(more[2], truth[1])
+    more, more_scores = correct_boxes(boxes, scores, annotated, "no_missed")
+    torch.testing.assert_close(more[2], annotated[1])
     assert more_scores.tolist() == pytest.approx([0.9, 0.6, 1.0])
-    alone, alone_scores = corrected(boxes, scores, truth, "annotated")
-    assert alone is truth and alone_scores.tolist() == [1, 1]
+    alone, alone_scores = correct_boxes(boxes, scores, annotated, "annotated")
+    assert alone is annotated and alone_scores.tolist() == [1, 1]

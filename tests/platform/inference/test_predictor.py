@@ -19,7 +19,7 @@ from posefleet.data.structures import Batch, People, Poses, Sample, collate
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY
 from posefleet.models.parts.ops.decode import DecodeConfig, suppress
-from posefleet.models.parts.ops.oks import score_by_truth
+from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.predictor import Predictor
@@ -132,7 +132,7 @@ def test_random_guesses_score_no_less_when_the_truth_ranks_them(seed: int) -> No
         guesses = Poses(people.keypoints.repeat(10, 1, 1) + noise, scores[:, None].repeat(1, 17), scores)
         records.append((index, (SIZE, SIZE), annotations))
         (plain[index],) = suppress([guesses], DecodeConfig())
-        (oracle[index],) = suppress([score_by_truth(guesses, people, SIGMAS)], DecodeConfig())
+        (oracle[index],) = suppress([score_by_ground_truth(guesses, people, SIGMAS)], DecodeConfig())
     truth = GroundTruth.from_records(records)
     without, with_truth = (evaluate(truth, found, COCO17).ap for found in (plain, oracle))
     assert 0 < without < with_truth

@@ -91,8 +91,8 @@ def test_small_people_get_single_cells_and_large_ones_no_more_than_the_limit() -
     small, large = torch.tensor([[[0.0, 0, 40, 40]]]), torch.tensor([[[0.0, 0, 800, 800]]])
     point = one_person((44.0, 44.0))
     assert gaussian_targets(*point, small, (11, 11), 8).sum() == 1
-    assert (gaussian_targets(*point, large, (11, 11), 8, most=2) > 0).sum() == 25
-    assert gaussian_targets(*point, large, (11, 11), 8, most=0).sum() == 1
+    assert (gaussian_targets(*point, large, (11, 11), 8, max_radius=2) > 0).sum() == 25
+    assert gaussian_targets(*point, large, (11, 11), 8, max_radius=0).sum() == 1
 
 
 def test_gaussians_of_several_people_keep_the_largest_value_and_their_channel() -> None:

@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses
-from posefleet.models.parts.ops.oks import oks, oks_and_rank, score_by_truth
+from posefleet.models.parts.ops.oks import oks, oks_and_rank, score_by_ground_truth
 
 SIGMAS = torch.tensor(COCO17.sigmas)
 ALL = torch.ones(17, dtype=torch.bool)
@@ -102,7 +102,7 @@ def poses_at(*shifts: float) -> Poses:
 
 
 def test_truth_ranks_poses_by_the_person_they_fit_best() -> None:
-    found = score_by_truth(poses_at(20, 510, 0), people_at(0, 500), SIGMAS)
+    found = score_by_ground_truth(poses_at(20, 510, 0), people_at(0, 500), SIGMAS)
     assert found.scores.tolist() == pytest.approx([1, 0.646995, 0.331114], abs=1e-5)
     torch.testing.assert_close(found.keypoints, people_at(0, 510, 20).keypoints)
     torch.testing.assert_close(found.keypoint_scores[:, 0], torch.tensor([0.1, 0.5, 0.9]))
@@ -113,8 +113,8 @@ def test_truth_knows_nobody_but_keypoint_people() -> None:
     crowd.crowd[:] = True
     ghost.visibility[:] = 0
     for people in (crowd, ghost, People.empty(17)):
-        assert score_by_truth(poses_at(0, 5), people, SIGMAS).scores.tolist() == [0, 0]
-    assert len(score_by_truth(Poses.empty(17), people_at(0), SIGMAS)) == 0
+        assert score_by_ground_truth(poses_at(0, 5), people, SIGMAS).scores.tolist() == [0, 0]
+    assert len(score_by_ground_truth(Poses.empty(17), people_at(0), SIGMAS)) == 0
 
 
 def test_truth_counts_labelled_keypoints_only() -> None:
@@ -122,4 +122,4 @@ def test_truth_counts_labelled_keypoints_only() -> None:
     one.visibility[0, 1:] = 0
     moved = poses_at(0)
     moved.keypoints[0, 1:] += 300
-    assert score_by_truth(moved, one, SIGMAS).scores.tolist() == [1]
+    assert score_by_ground_truth(moved, one, SIGMAS).scores.tolist() == [1]

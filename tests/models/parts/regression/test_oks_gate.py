@@ -1,4 +1,4 @@
-"""Poses of cells judged by their OKS: it is 0.646995 with all keypoints 10 px off and an area of 10,000 px^2."""
+"""Poses of cells gated by their OKS: it is 0.646995 with all keypoints 10 px off and an area of 10,000 px^2."""
 
 import pytest
 import torch
@@ -40,10 +40,10 @@ def right(pixels: list[float]) -> torch.Tensor:
 
 
 def test_poses_pass_with_the_threshold_or_more() -> None:
-    judged = oks_gate(right([0.0, 10, 20]), rows(3), scene(), SIGMAS, threshold=0.5)
-    torch.testing.assert_close(judged.oks, torch.tensor([1, 0.646995, 0.331114]), atol=1e-5, rtol=0)
-    assert judged.kept.tolist() == [True, True, False] and judged.match.tolist() == [0, 0, 0]
-    exact = oks_gate(right([10.0]), rows(1), scene(), SIGMAS, threshold=judged.oks[1])
+    gated = oks_gate(right([0.0, 10, 20]), rows(3), scene(), SIGMAS, threshold=0.5)
+    torch.testing.assert_close(gated.oks, torch.tensor([1, 0.646995, 0.331114]), atol=1e-5, rtol=0)
+    assert gated.kept.tolist() == [True, True, False] and gated.match.tolist() == [0, 0, 0]
+    exact = oks_gate(right([10.0]), rows(1), scene(), SIGMAS, threshold=gated.oks[1])
     assert exact.kept.tolist() == [True]
 
 
@@ -59,16 +59,16 @@ def test_the_best_cell_of_a_person_can_be_kept_whatever_its_oks() -> None:
     poses = right([20.0, 21, 20, 22])
     assert oks_gate(poses, rows(4), scene(), SIGMAS, threshold=0.5, keep_best=True).kept.tolist() == [True, False] * 2
     far = right([5000.0, 6000])  # OKS 0 in float32
-    judged = oks_gate(far, rows(2), scene(), SIGMAS, threshold=0.5, keep_best=True)
-    assert judged.oks.tolist() == [0, 0] and judged.kept.tolist() == [True, False] and judged.match.tolist() == [0, 0]
+    gated = oks_gate(far, rows(2), scene(), SIGMAS, threshold=0.5, keep_best=True)
+    assert gated.oks.tolist() == [0, 0] and gated.kept.tolist() == [True, False] and gated.match.tolist() == [0, 0]
 
 
 def test_unused_rows_say_nothing() -> None:
     cells = rows(2, unused=1)
-    judged = oks_gate(right([0.0, 10]), cells, scene(), SIGMAS, threshold=0.0, keep_best=True)
-    assert judged.oks.tolist() == pytest.approx([0, 0.646995], abs=1e-5) and judged.kept.tolist() == [False, True]
+    gated = oks_gate(right([0.0, 10]), cells, scene(), SIGMAS, threshold=0.0, keep_best=True)
+    assert gated.oks.tolist() == pytest.approx([0, 0.646995], abs=1e-5) and gated.kept.tolist() == [False, True]
     assert best_oks(right([0.0, 10]), cells, scene(), SIGMAS).tolist() == pytest.approx([0, 0.646995], abs=1e-5)
-    numbers = assignment_stats(cells, judged)
+    numbers = assignment_stats(cells, gated)
     assert {name: value.item() for name, value in numbers.items()} == pytest.approx(
         {"initial_oks": 0.646995, "kept": 1, "swapped": 0}, abs=1e-5
     )
@@ -77,5 +77,5 @@ def test_unused_rows_say_nothing() -> None:
 def test_best_oks_is_that_of_whoever_is_most_similar() -> None:
     poses = torch.cat([right([0.0]), scene().keypoints[0, 1:] + torch.tensor([10.0, 0.0])])
     assert best_oks(poses, rows(2), scene(), SIGMAS).tolist() == pytest.approx([1, 0.646995], abs=1e-4)
-    judged = oks_gate(poses, rows(2), scene(), SIGMAS, threshold=0.5)
-    assert assignment_stats(rows(2), judged)["swapped"].item() == 0.5
+    gated = oks_gate(poses, rows(2), scene(), SIGMAS, threshold=0.5)
+    assert assignment_stats(rows(2), gated)["swapped"].item() == 0.5

@@ -15,7 +15,7 @@ from posefleet.models.parts.regression.positives import (
     pad_for,
     positives_of,
     random_negatives,
-    truth_at,
+    targets_at,
 )
 
 CPU = torch.device("cpu")
@@ -63,10 +63,10 @@ def test_truth_of_the_assigned_or_of_another_person() -> None:
     config = PositivesConfig(region="pseudo")
     people = pad_for([two], CPU, config)
     rows = positives_of(assign(CELLS, people, config), people, config)
-    truth = truth_at(rows, CELLS, people)
-    assert rows.cell.tolist() == [5] and truth.points.tolist() == [[12, 12]] and truth.strides.tolist() == [8]
-    assert truth.keypoints.tolist() == [[[8, 8], [16, 16]]] and truth.boxes.tolist() == [[8, 8, 16, 16]]
-    other = truth_at(rows, CELLS, people, torch.tensor([2]))
+    targets = targets_at(rows, CELLS, people)
+    assert rows.cell.tolist() == [5] and targets.points.tolist() == [[12, 12]] and targets.strides.tolist() == [8]
+    assert targets.keypoints.tolist() == [[[8, 8], [16, 16]]] and targets.boxes.tolist() == [[8, 8, 16, 16]]
+    other = targets_at(rows, CELLS, people, torch.tensor([2]))
     assert other.keypoints.tolist() == [[[12, 12], [20, 20]]] and other.points.tolist() == [[12, 12]]
 
 
