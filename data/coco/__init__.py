@@ -1,4 +1,4 @@
-"""COCO's files: annotations in, records and results out.
+"""COCO's files: reads annotations, makes records, writes results.
 
 Doors: ``source`` (find a split), ``annotations`` (read and check), ``records`` (one image), ``split`` (all
-images), ``results``."""
+images), ``results`` (write predictions)."""

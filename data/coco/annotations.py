@@ -1,4 +1,4 @@
-"""COCO keypoint annotations in and out: find a split, read and check its json, turn it into people, write results.
+"""Reads and checks COCO keypoint annotations, and turns them into ``People``.
 
 OCHuman and CrowdPose use the same json with other file names; CrowdPose has 14 keypoints, a ``crowdIndex`` for each
 image and no ``area``.
@@ -18,8 +18,7 @@ from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
 from posefleet.data.structures import People
 
 AREA_OF_BOX = 0.53
-"""Area of a person where the json has none, as a fraction of the box: what CrowdPose's evaluation assumes."""
-
+"""Area of a person whose mask is unknown, as a fraction of the box: what CrowdPose's evaluation assumes."""
 
 Annotation = Mapping[str, Any]
 
@@ -28,10 +27,10 @@ Annotation = Mapping[str, Any]
 
 
 def load_json(path: str) -> dict[str, Any]:
-    """The json object in a file of any fsspec path.
+    """Read the json object in a file of any fsspec path.
 
     Raises:
-        DataError: There is no such file, it is empty, or it is not a json object; names line and column.
+        DataError: The file is missing, empty or not a json object; the message has line and column.
     """
     try:
         with fsspec.open(path, "rb") as file:
@@ -54,35 +53,35 @@ def load_json(path: str) -> dict[str, Any]:
 
 
 def read_file_names(annotation_file: str) -> dict[int, str]:
-    """The file names of the images by id; the file may be without annotations, as those of COCO's test images are.
+    """The file names of the images by id; the file needs no annotations (COCO's test images have none).
 
     Raises:
-        DataError: The file cannot be used.
+        DataError: The file cannot be read, or an image record lacks what is needed.
     """
     names: dict[int, str] = {}
 
-    def note(image: Any) -> None:
+    def add(image: Any) -> None:
         check_image(image, annotation_file)
         names[image["id"]] = image["file_name"]
 
-    require_lists(annotation_file, read_lists(annotation_file, {"images": note}), "images")
+    require_lists(annotation_file, read_lists(annotation_file, {"images": add}), "images")
     return names
 
 
 def require_lists(annotation_file: str, found: set[str], *needed: str) -> None:
-    """Raise ``DataError`` unless an annotation file has the lists that it needs."""
+    """Raise ``DataError`` unless the keys ``needed`` are among the lists ``found`` in an annotation file."""
     for key in needed:
         if key not in found:
             raise DataError(f"{annotation_file}: no list {key!r}; this is not a COCO annotation file")
 
 
 def check_image(record: Any, annotation_file: str) -> None:
-    """Raise ``DataError`` unless a record of ``images`` says what is needed."""
+    """Raise ``DataError`` unless a record of ``images`` has id, file name, width and height."""
     _require(record, ("id", "file_name", "width", "height"), f"{annotation_file}: an image")
 
 
 def check_annotation(record: Any, annotation_file: str) -> None:
-    """Raise ``DataError`` unless a record of ``annotations`` says whose it is and where."""
+    """Raise ``DataError`` unless a record of ``annotations`` has id, image id and box."""
     _require(record, ("id", "image_id", "bbox"), f"{annotation_file}: an annotation")
 
 
@@ -96,13 +95,19 @@ def are_numbers(values: Any) -> TypeGuard[list[float]]:
     return isinstance(values, list) and all(isinstance(v, float) or is_integer(v) for v in values)
 
 
+def has_numbers(annotation: Annotation) -> bool:
+    """Whether box, area and keypoints are numbers, NaN and infinity included; area and keypoints may be missing."""
+    box, area, keypoints = annotation.get("bbox"), annotation.get("area"), annotation.get("keypoints") or []
+    return are_numbers(box) and len(box) == 4 and are_numbers([0 if area is None else area]) and are_numbers(keypoints)
+
+
 def is_category(record: Any) -> bool:
     """Whether a record of ``categories`` has an integer id."""
     return isinstance(record, dict) and is_integer(record.get("id"))
 
 
 def person_category_ids(categories: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Ids of the categories that are people: those named person, else those with keypoints, else 1."""
+    """Ids of the categories that are people: those with the name person, else those with keypoints, else 1."""
     named = {c["id"] for c in categories if c.get("name") == "person"}
     return named or {c["id"] for c in categories if c.get("keypoints")} or {1}
 
@@ -162,11 +167,12 @@ def _require(record: Any, keys: tuple[str, ...], what: str) -> None:
 def check_person(record: Annotation, schema: KeypointSchema, annotation_file: str) -> None:
     """Raise ``DataError`` unless the annotation of a person can become a row of ``People``."""
     what = f"{annotation_file}: annotation {record['id']}"
-    box, area, keypoints = record["bbox"], record.get("area"), record.get("keypoints") or []
-    if not (
-        are_numbers(box) and len(box) == 4 and are_numbers([0 if area is None else area]) and are_numbers(keypoints)
-    ):
-        raise DataError(f"{what}: expected numbers, four for the box: bbox {box}, area {area}, keypoints {keypoints}")
+    keypoints = record.get("keypoints") or []
+    if not has_numbers(record):
+        raise DataError(
+            f"{what}: expected numbers, four for the box: "
+            f"bbox {record['bbox']}, area {record.get('area')}, keypoints {keypoints}"
+        )
     if not keypoints or len(keypoints) == 3 * len(schema):
         return
     count = len(keypoints) / 3

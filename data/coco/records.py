@@ -1,4 +1,4 @@
-"""The record of one image: its people and sizes, as shards, splits and evaluation store them."""
+"""Makes and reads the record of an image: its size and people, as shards, splits and evaluation store them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 
 def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> Record:
-    """The record of one image: COCO's names, without what training does not read (segmentation, urls)."""
+    """The record of one image, with COCO's keys, without what training does not read (segmentation, urls)."""
     return {
         "image_id": image["id"],
         "file_name": image["file_name"],
@@ -24,7 +24,7 @@ def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> 
 
 
 def make_person(annotation: Annotation) -> Record:
-    """A person of a record."""
+    """The entry of one person in the record of an image."""
     keypoints = annotation.get("keypoints") or []
     return {
         "id": annotation["id"],
@@ -37,7 +37,7 @@ def make_person(annotation: Annotation) -> Record:
 
 
 def encode_record(record: Record) -> bytes:
-    """A record, or a person of one, as it lies in the tar; equal ones are equal bytes.
+    """The bytes of a record, or of one of its people, as a shard stores them; equal records give equal bytes.
 
     Raises:
         ValueError: A number is not finite.
@@ -46,10 +46,10 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, int], People]:
-    """The image id, (width, height) of the original image, and its people in pixels of it.
+    """The image id, (width, height) of the original image, and its people in pixels of that image.
 
     Raises:
-        DataError: The bytes are not a record, or one of another schema.
+        DataError: The bytes are not a record, or its people have another number of keypoints than ``schema``.
     """
     try:
         record = json.loads(data)

@@ -16,11 +16,14 @@ def write_results(path: str, poses_by_image: Mapping[int, Poses] | Iterable[tupl
 
     Args:
         path: Any fsspec path; ``*.json``.
-        poses_by_image: Poses by image id, in pixels of the original images; pairs may come one by one, and more than
-            fit into memory.
+        poses_by_image: Poses by image id, in pixels of the original images. Pairs are written one by one, so they may
+            be more than fit into memory.
 
     Returns:
         How many poses were written.
+
+    Raises:
+        ValueError: A coordinate or score is not finite.
     """
     pairs = poses_by_image.items() if isinstance(poses_by_image, Mapping) else poses_by_image
     count = 0

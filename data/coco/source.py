@@ -17,7 +17,7 @@ _ANNOTATION_FILE = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """Where a split lies: its annotation file and the folder of its images, as fsspec paths."""
+    """The annotation file of a split and the folder of its images, as fsspec paths."""
 
     annotation_file: str
     image_folder: str
@@ -30,10 +30,10 @@ def find_source(source: str, split: str, images: str | None = None) -> Source:
     Args:
         source: A folder in the layout of COCO, OCHuman or CrowdPose, or the annotation file itself.
         split: ``train2017``, ``val``, ...; part of the file names.
-        images: The folder of the images, where it is not at one of the usual places.
+        images: The image folder; None: the first usual place that exists.
 
     Raises:
-        DataError: The annotation file or the image folder is not there; says where it was looked for.
+        DataError: There is no annotation file or image folder; the message lists the searched places.
     """
     fs, path = fsspec.core.url_to_fs(source)
     if not fs.exists(path):
@@ -68,7 +68,7 @@ def find_splits(source: str) -> list[str]:
 
 
 def image_path(source: Source, file_name: str) -> str:
-    """Where an image lies.
+    """The path of an image of ``source``.
 
     Raises:
         DataError: The name leads out of the image folder, or is no file name.

@@ -1,6 +1,6 @@
-"""One split of a data set in COCO's layout, packed: a record of every image, encoded, in a temporary file.
+"""Reads a split of a data set in COCO's layout into encoded records, one an image, in a temporary file.
 
-As Python objects the annotations of a million images take gigabytes. Here two numbers of each image stay in memory.
+As Python objects the annotations of a million images take gigabytes; this keeps two numbers an image in memory.
 """
 
 import json
@@ -32,14 +32,14 @@ from posefleet.data.keypoints import KeypointSchema
 class CocoSplit:
     """The records of a split in the order of their image ids. Build it with :func:`read_coco`.
 
-    A copy in another process has a file of its own.
+    When it is pickled, the copy gets its own temporary file.
     """
 
     def __init__(self, image_ids: np.ndarray, pieces: "_Pieces", dropped: np.ndarray) -> None:
         self.image_ids = image_ids
         """(I,) int64, ascending."""
         self.dropped = dropped
-        """(I,) int64, annotations of each image that are in no record: a number of theirs is not finite."""
+        """(I,) int64, annotations of each image that are left out because they have a number that is not finite."""
         self._pieces = pieces
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
@@ -49,7 +49,7 @@ class CocoSplit:
         return len(self.image_ids)
 
     def encoded(self, row: int) -> bytes:
-        """The record of the image in a row, as it lies in a shard."""
+        """The record of the image in a row, encoded as in a shard."""
         return self._pieces.read(row)
 
     def record(self, row: int) -> Record:
@@ -58,19 +58,18 @@ class CocoSplit:
         return record
 
     def records(self) -> Iterator[Record]:
-        """Those of all images."""
+        """The records of all images."""
         return map(self.record, range(len(self)))
 
 
 def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
-    """Read and check an annotation file, so far that every person can become a row of ``People``; the doctor looks
-    closer.
+    """Read an annotation file, and check that every person can become a row of ``People``; the doctor checks more.
 
-    The file is read twice, as COCO's says only at its end which categories are people.
+    The file is read twice, because COCO's lists its categories, which say who is a person, at its end.
 
     Raises:
-        DataError: The file cannot be used: no json, keys missing, ids that are no integers, another number of
-            keypoints than ``schema`` has, or not one keypoint person.
+        DataError: The file is no json, lacks keys, has ids that are no integers, has people with another number of
+            keypoints than ``schema``, or has no keypoint person.
     """
     packing = _Packing(annotation_file, schema)
     takers = {"images": packing.add_image, "categories": packing.add_category}
@@ -81,7 +80,7 @@ def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
 
 
 class _Packing:
-    """A split that is being read: images, then people."""
+    """Builds a :class:`CocoSplit` from records: first the images, then the people."""
 
     def __init__(self, annotation_file: str, schema: KeypointSchema) -> None:
         self._file = annotation_file
@@ -92,7 +91,7 @@ class _Packing:
         self._images = array("q")  # image ids, each once, ascending
         self._dropped = array("q")  # image id of each annotation that was left out
         self._person_categories: set[int] = set()
-        self._people_from = 0  # the number of the first piece that is a person
+        self._people_from = 0  # number of the first piece that is a person
         self._labelled = False
 
     def add_category(self, category: Any) -> None:
@@ -104,7 +103,7 @@ class _Packing:
         self._add(image["id"], encode_record(make_record(image, [])).removesuffix(b"]}"))
 
     def sort_images(self) -> None:
-        """No image follows, and people do."""
+        """Call this after the last image and before the first annotation."""
         self._images = array("q", np.unique(np.array(self._owners, np.int64)).tobytes())
         self._person_categories = person_category_ids(self._categories)
         self._people_from = len(self._owners)
@@ -118,19 +117,19 @@ class _Packing:
         self._labelled = self._labelled or is_keypoint_person(annotation)
         try:
             self._add(image_id, encode_record(make_person(annotation)))
-        except ValueError:  # json has no word for NaN and infinity
+        except ValueError:  # json cannot hold NaN and infinity
             self._dropped.append(image_id)
 
     def finish(self) -> CocoSplit:
         if not self._labelled:
             raise DataError(f"{self._file}: not one person with a labelled keypoint among {len(self._images)} images")
         owners, image_ids = np.array(self._owners, np.int64), np.array(self._images, np.int64)
-        order = np.argsort(owners, kind="stable")  # of each image: itself, then its people as they came
+        order = np.argsort(owners, kind="stable")  # each image, then its people in the order of the file
         records, starts = _Pieces(), np.searchsorted(owners[order], image_ids)
         for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
             rows = order[start:end]
             people = rows[rows >= self._people_from].tolist()
-            image = rows[len(rows) - len(people) - 1]  # of images with one id the last counts
+            image = rows[len(rows) - len(people) - 1]  # of images with the same id the last counts
             records.add(b"%b%b]}" % (self._pieces.read(image), b",".join(map(self._pieces.read, people))))
         places = np.searchsorted(image_ids, np.array(self._dropped, np.int64))
         return CocoSplit(image_ids, records, np.bincount(places, minlength=len(image_ids)))
@@ -145,7 +144,7 @@ class _Packing:
 
 
 class _Pieces:
-    """Byte strings by number, in a temporary file that nobody else sees and that goes with this object."""
+    """Byte strings by number, in a temporary file without a name that is deleted with this object."""
 
     def __init__(self, content: bytes = b"", ends: bytes = b"") -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when this object goes)
@@ -158,7 +157,7 @@ class _Pieces:
         return type(self), (content, self._ends.tobytes())
 
     def add(self, piece: bytes) -> None:
-        """Number the next piece."""
+        """Append a piece; its number is the number of pieces before it."""
         self._file.write(piece)
         self._ends.append(self._end(len(self._ends)) + len(piece))
 

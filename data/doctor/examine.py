@@ -1,9 +1,6 @@
-"""Finds what is wrong with a data set before training does.
+"""Examines a data set: reads the annotation file and every image of a split, and reports what is wrong.
 
-    python -m posefleet.data.doctor /data/coco --split val2017
-
-reads the annotation file and every image of a split and says what it found: errors make training wrong or
-impossible, warnings are worth a look. ``symptoms.py`` lists what it knows.
+Errors make training wrong or impossible; warnings should be inspected. ``findings.CHECKS`` lists all checks.
 """
 
 import itertools
@@ -22,15 +19,15 @@ from rich.console import Console
 from rich.progress import track
 
 from posefleet.data.coco.annotations import (
-    AREA_OF_BOX,
-    are_numbers,
+    area_of,
+    has_numbers,
     is_category,
     is_integer,
     person_category_ids,
     require_lists,
 )
 from posefleet.data.coco.source import Source, image_path
-from posefleet.data.doctor.findings import Finding, Findings, Report, Statistics
+from posefleet.data.doctor.findings import Findings, Report, Statistics
 from posefleet.data.doctor.label_checks import BORDER, LabelChecks, Labels, repeats
 from posefleet.data.errors import DataError
 from posefleet.data.images import TURNED_ORIENTATIONS, exif_orientation, verify_image
@@ -40,9 +37,9 @@ from posefleet.data.keypoints import KeypointSchema
 Json = dict[str, Any]
 
 PEOPLE_AT_A_TIME = 1024
-"""Whose keypoints are looked at together."""
+"""People whose keypoints are checked together."""
 IMAGES_AT_A_TIME = 4096
-"""That wait for a thread to read them."""
+"""Images that wait for a thread to read them; this bounds memory."""
 
 
 def examine(
@@ -53,27 +50,27 @@ def examine(
     workers: int | None = None,
     progress: bool = False,
 ) -> Report:
-    """Look for every fault of ``SYMPTOMS`` in one split; never raises for what is in the files.
+    """Run all ``CHECKS`` on one split; the content of the files never raises an error.
 
-    Records are read one by one and forgotten, so that a million images take some hundred MB. The file is read twice:
+    Records are read one by one and not kept, so a million images take a few hundred MB. The file is read twice, because
     COCO's lists its categories after the annotations.
 
     Args:
-        source: See ``find_source``.
-        schema: What the keypoints should be.
+        source: From ``find_source``.
+        schema: The expected keypoints.
         check_images: Also read and decode every image.
-        workers: Threads that read images; as many as there are cores when not given.
+        workers: Threads that read images; None: one for each core.
         progress: Show a progress bar on stderr.
     """
     findings = Findings()
     images, categories = _Images(findings), list[Any]()
     annotations = _Annotations(images, categories, schema, findings)
     try:
-        takers = {"images": images.look, "categories": categories.append}
+        takers = {"images": images.add, "categories": categories.append}
         lists = read_lists(source.annotation_file, takers)
         require_lists(source.annotation_file, lists, "images", "annotations")
         images.finish()
-        read_lists(source.annotation_file, {"annotations": annotations.look})
+        read_lists(source.annotation_file, {"annotations": annotations.add})
         annotations.finish()
     except DataError as error:
         findings = Findings()
@@ -97,23 +94,23 @@ def examine(
 
 
 class _Images:
-    """The image records of a file, checked, in numbers: ids and sizes, and all names in one array of bytes."""
+    """Checks the image records of a file, and keeps them as arrays: ids and sizes, and all names in one array."""
 
     def __init__(self, findings: Findings) -> None:
         self.rows = np.zeros(0, np.int64)
-        """Of the images with a record that is in order, and of several with one id the first; in the order of ids."""
+        """(I,) rows of the images with a good record, in the order of their ids; of equal ids only the first."""
         self.with_people = np.zeros(0, bool)
-        """Of each of ``rows``: whether somebody is annotated there."""
+        """(I,) whether somebody is annotated in the image."""
         self.with_keypoints = np.zeros(0, bool)
-        """The same of keypoint people."""
+        """(I,) whether a keypoint person is annotated in the image."""
         self._findings = findings
         self._seen = 0
         self._ids, self._widths, self._heights = array("q"), array("q"), array("q")
         self._names, self._name_ends, self._name_marks = bytearray(), array("q", [0]), array("q")
         self._sorted_ids = array("q")
 
-    def look(self, image: Any) -> None:
-        """Check a record."""
+    def add(self, image: Any) -> None:
+        """Check a record and keep its numbers."""
         self._seen += 1
         if not _is_image_record(image):
             self._findings.add("bad_image_record", str(image)[:100])
@@ -127,7 +124,7 @@ class _Images:
         self._name_marks.append(hash(name))
 
     def finish(self) -> None:
-        """No image follows: look for those that come twice."""
+        """Call this after the last image: finds ids and file names that come twice."""
         if not self._seen:
             self._findings.add("no_images")
         ids = np.array(self._ids, np.int64)
@@ -140,19 +137,19 @@ class _Images:
         self.with_people, self.with_keypoints = np.zeros((2, len(self.rows)), bool)
 
     def find(self, image_id: Any) -> int | None:
-        """The place of an image in ``rows``, or None where there is no such image."""
+        """Index of an image in ``rows``; None if there is no such image."""
         if not is_integer(image_id):
             return None
         place = bisect_left(self._sorted_ids, image_id)
         return place if place < len(self._sorted_ids) and self._sorted_ids[place] == image_id else None
 
     def size(self, place: int) -> tuple[int, int]:
-        """Width and height of the image at a place of ``rows``."""
+        """Width and height of the image ``rows[place]``."""
         row = int(self.rows[place])
         return self._widths[row], self._heights[row]
 
     def __iter__(self) -> Iterator[Json]:
-        """The images of ``rows`` in the order of the file, as far as they are kept."""
+        """File name, width and height of the images of ``rows``, in the order of the file."""
         for row in np.sort(self.rows).tolist():
             yield {"file_name": self._name(row), "width": self._widths[row], "height": self._heights[row]}
 
@@ -173,7 +170,7 @@ def _is_image_record(image: Any) -> bool:
 
 
 class _Annotations:
-    """The annotations of a file, checked one by one, and in groups where that is faster."""
+    """Checks the annotations of a file one by one, and their keypoints in groups, which is faster."""
 
     def __init__(self, images: _Images, categories: list[Any], schema: KeypointSchema, findings: Findings) -> None:
         self.labels = LabelChecks(schema, findings)
@@ -183,10 +180,10 @@ class _Annotations:
         self._findings = findings
         self._ids, self._image_ids = array("q"), array("q")
         self._waiting: list[Json] = []
-        self._places: list[int] = []  # of the images of those who wait
+        self._places: list[int] = []  # for each waiting person, the index of the image in ``rows``
 
-    def look(self, annotation: Any) -> None:
-        """Check a record."""
+    def add(self, annotation: Any) -> None:
+        """Check a record; a person's keypoints wait until a group is full."""
         findings = self._findings
         if not isinstance(annotation, dict) or not (is_integer(annotation.get("id")) and "image_id" in annotation):
             findings.add("bad_annotation_record", str(annotation)[:100])
@@ -206,11 +203,11 @@ class _Annotations:
             self._waiting.append(annotation)
             self._places.append(place)
             if len(self._waiting) == PEOPLE_AT_A_TIME:
-                self._look_at_keypoints()
+                self._check_keypoints()
 
     def finish(self) -> None:
-        """No annotation follows: look for ids that come twice, and at what only all people show."""
-        self._look_at_keypoints()
+        """Call this after the last annotation: finds ids that come twice, and runs the checks that need all people."""
+        self._check_keypoints()
         for row, _ in repeats(np.array(self._ids, np.int64)):
             what = f"annotation {self._ids[row]} of image {self._image_ids[row]}"
             self._findings.add("duplicate_annotation_id", what)
@@ -225,35 +222,33 @@ class _Annotations:
     def _people(self) -> set[int]:
         return person_category_ids([category for category in self._categories if is_category(category)])
 
-    def _look_at_keypoints(self) -> None:
+    def _check_keypoints(self) -> None:
         labels = Labels.of(self._waiting, list(map(self._images.size, self._places)), self._schema)
         places = np.array(self._places, np.int64)
         self._images.with_people[places] = True
         self._images.with_keypoints[places[labels.labelled.any(1)]] = True
-        self.labels.look(labels)
+        self.labels.add(labels)
         self._waiting, self._places = [], []
 
 
 def _is_person(annotation: Json, size: tuple[int, int], schema: KeypointSchema, what: str, findings: Findings) -> bool:
-    """Check box, area and the shape of the keypoints; whether their values can be looked at."""
+    """Check box, area and number of keypoints; returns whether the values of the keypoints can be checked."""
     box, area = annotation.get("bbox"), annotation.get("area")
     keypoints = annotation.get("keypoints") or []
-    if not (
-        are_numbers(box) and len(box) == 4 and are_numbers([0 if area is None else area]) and are_numbers(keypoints)
-    ):
+    if not has_numbers(annotation):
         findings.add("bad_annotation_record", f"{what}: bbox {box}, area {area}, keypoints {keypoints}"[:100])
         return False
     if keypoints and len(keypoints) != 3 * len(schema):
         findings.add("wrong_keypoint_count", f"{what}: {len(keypoints) / 3:g}, {schema.name} has {len(schema)}")
         return False
-    if not all(map(math.isfinite, [*box, area or 0.0, *keypoints])):
+    x, y, width, height = annotation["bbox"]
+    if not all(map(math.isfinite, [x, y, width, height, area or 0.0, *keypoints])):
         findings.add("not_finite", what)
         return False
-    x, y, width, height = box
     crowd, labelled = bool(annotation.get("iscrowd", 0)), sum(v > 0 for v in keypoints[2::3])
     if area is None:
         findings.add("no_area")
-        area = AREA_OF_BOX * width * height
+        area = area_of(annotation)
     if crowd:
         findings.add("crowd")
     elif not labelled:
@@ -272,7 +267,7 @@ def _is_person(annotation: Json, size: tuple[int, int], schema: KeypointSchema, 
 
 
 def image_fault(data: bytes, record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What is wrong with an image file, as (code, what exactly), or None; ``record`` is its entry in the json."""
+    """The fault of an image file as (code of ``CHECKS``, details), or None; ``record`` is its entry in the json."""
     try:
         width, height = verify_image(data, record["file_name"])
     except DataError as error:
@@ -289,7 +284,7 @@ def image_fault(data: bytes, record: Mapping[str, Any]) -> tuple[str, str] | Non
 def _check_images(images: _Images, source: Source, findings: Findings, workers: int, progress: bool) -> None:
     fs, _ = fsspec.core.url_to_fs(source.image_folder)
 
-    def look(image: Json) -> tuple[str, str] | None:
+    def check(image: Json) -> tuple[str, str] | None:
         name = image["file_name"]
         try:
             data = fs.cat_file(image_path(source, name))
@@ -303,14 +298,8 @@ def _check_images(images: _Images, source: Source, findings: Findings, workers: 
     with ThreadPoolExecutor(workers) as pool:
         console, waiting = Console(stderr=True), iter(images)
         groups = iter(lambda: list(itertools.islice(waiting, IMAGES_AT_A_TIME)), [])
-        faults = itertools.chain.from_iterable(pool.map(look, group) for group in groups)
+        faults = itertools.chain.from_iterable(pool.map(check, group) for group in groups)
         shown = progress and console.is_terminal
         for fault in track(faults, "images", total=len(images.rows), console=console, disable=not shown):
             if fault:
                 findings.add(*fault)
-
-
-# ------------------------------------------------------------------------------------------------------- command
-
-
-__all__ = ["Finding", "Report", "examine", "image_fault"]

@@ -1,23 +1,29 @@
-"""What can be wrong with a data set, how bad each fault is and what to do about it; and the report that says so."""
+"""Lists the checks of the doctor, with severity and advice, and makes the report of their findings."""
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from posefleet.data.coco.annotations import AREA_OF_BOX
+
 Severity = Literal["error", "warning", "info"]
 
 MAX_EXAMPLES = 5
+"""Examples that a finding keeps."""
 _BAR = 30  # characters of the longest bar of a histogram
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One kind of fault."""
+    """One kind of fault that the doctor checks for."""
 
     severity: Severity
+    """error: training is wrong or impossible. warning: inspect it. info: nothing to do."""
     meaning: str
+    """A sentence that says what is wrong."""
     advice: str
+    """A sentence that says what to do."""
 
 
 CHECKS: dict[str, Check] = {
@@ -37,18 +43,18 @@ CHECKS: dict[str, Check] = {
     ),
     "size_mismatch": Check(
         "error",
-        "The image is not as large as the json says, so its annotations are of another picture.",
+        "The image is not as large as the json says, so its annotations belong to another image.",
         "Put the original file back, or correct width and height; sharding skips and names it.",
     ),
     "exif_mismatch": Check(
         "error",
         "EXIF turns the image, but the json gives the size before turning: the annotations lie in the other frame.",
-        "Apply or remove the EXIF orientation so that picture and annotations agree; sharding skips and names it.",
+        "Apply or remove the EXIF orientation so that image and annotations agree; sharding skips and names it.",
     ),
     "exif_orientation": Check(
         "info",
         "EXIF turns or mirrors the image; the json agrees with the turned size.",
-        "Nothing, if the annotations were drawn on the turned picture, as viewers show it.",
+        "Nothing, if the annotations were drawn on the turned image, as viewers show it.",
     ),
     # Images in the json.
     "bad_image_record": Check(
@@ -85,7 +91,7 @@ CHECKS: dict[str, Check] = {
     ),
     "box_outside": Check("warning", "The box reaches out of the image.", "Check width, height and the box format."),
     "no_area": Check(
-        "info", "Annotations without area (CrowdPose has none).", "Nothing; 0.53 of the box is taken."
+        "info", "Annotations without area (CrowdPose has none).", f"Nothing; {AREA_OF_BOX} of the box is taken."
     ),
     "crowd": Check("info", "Regions that cover a group.", "Nothing; losses and evaluation ignore them."),
     "unlabelled": Check(
@@ -111,7 +117,7 @@ CHECKS: dict[str, Check] = {
         "warning", "Two people of one image have the same keypoints.", "Remove one; it counts twice."
     ),
     "left_right_swapped": Check(
-        "warning", "Left and right look swapped, judged by face, shoulders and hips.", "Look at the examples."
+        "warning", "Left and right seem swapped, by face, shoulders and hips.", "Inspect the examples."
     ),
     "constant_keypoint": Check(
         "warning", "A keypoint has the same coordinates in many people.", "Look for a placeholder in the export."
@@ -124,28 +130,30 @@ CHECKS: dict[str, Check] = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A symptom that a data set shows."""
+    """One kind of fault that a data set has."""
 
     code: str
     """A key of ``CHECKS``."""
     count: int
+    """How often it was found."""
     examples: tuple[str, ...]
+    """The first ``MAX_EXAMPLES`` cases."""
 
     @property
-    def symptom(self) -> Check:
-        """What the code means."""
+    def check(self) -> Check:
+        """The check that found it."""
         return CHECKS[self.code]
 
 
 class Findings:
-    """Collects what the checks see."""
+    """Counts the cases that the checks find, and keeps the first examples of each."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
     def add(self, code: str, example: str = "", count: int = 1) -> None:
-        """Note one more case of ``code``, or ``count`` more."""
+        """Count one more case of ``code``, or ``count`` more."""
         assert code in CHECKS, code
         if count:
             self._counts[code] = self._counts.get(code, 0) + count
@@ -162,7 +170,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Numbers of a data set that are no faults."""
+    """Numbers of images and people in a data set."""
 
     images: int = 0
     images_with_keypoint_people: int = 0
@@ -172,37 +180,40 @@ class Statistics:
     people_by_keypoints: tuple[int, ...] = ()
     """Entry n: people, crowds aside, with n labelled keypoints."""
     labelled_by_keypoint: dict[str, int] = field(default_factory=dict)
-    """People in whom a keypoint is labelled."""
+    """For each keypoint, the people in whom it is labelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of an examination."""
+    """The result of :func:`posefleet.data.doctor.examine.examine`."""
 
     source: str
+    """Annotation file."""
     schema: str
+    """Name of the keypoint schema."""
     images_checked: bool
+    """Whether the image files were read."""
     findings: tuple[Finding, ...]
     statistics: Statistics
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         """Findings that make training wrong or impossible."""
-        return tuple(finding for finding in self.findings if finding.symptom.severity == "error")
+        return tuple(finding for finding in self.findings if finding.check.severity == "error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Findings that are worth a look."""
-        return tuple(finding for finding in self.findings if finding.symptom.severity == "warning")
+        """Findings that should be inspected."""
+        return tuple(finding for finding in self.findings if finding.check.severity == "warning")
 
     def as_json(self) -> dict[str, Any]:
         """The report as a json object."""
-        findings = [{**asdict(finding.symptom), **asdict(finding)} for finding in self.findings]
+        findings = [{**asdict(finding.check), **asdict(finding)} for finding in self.findings]
         return {**asdict(self), "findings": findings}
 
     def as_text(self) -> str:
         """The report for a terminal, a paragraph for each finding."""
-        return "\n".join([*self._heading(), *self._paragraphs(), self._verdict(), ""])
+        return "\n".join([*self._heading(), *self._paragraphs(), self._summary(), ""])
 
     def _heading(self) -> Iterable[str]:
         s = self.statistics
@@ -220,19 +231,19 @@ class Report:
 
     def _paragraphs(self) -> Iterable[str]:
         for finding in self.findings:
-            symptom = finding.symptom
-            yield f"  {symptom.severity.upper():8}{finding.code}: {finding.count:,}"
-            yield f"          {symptom.meaning}"
+            check = finding.check
+            yield f"  {check.severity.upper():8}{finding.code}: {finding.count:,}"
+            yield f"          {check.meaning}"
             yield from (f"            {example}" for example in finding.examples)
             more = finding.count - len(finding.examples)
             if finding.examples and more:
                 yield f"            ... and {more:,} more"
-            if symptom.severity != "info":
-                yield f"          {symptom.advice}"
+            if check.severity != "info":
+                yield f"          {check.advice}"
             yield ""
 
-    def _verdict(self) -> str:
-        images = "images read in full" if self.images_checked else "image files not looked at"
+    def _summary(self) -> str:
+        images = "images read in full" if self.images_checked else "image files not read"
         return f"  {len(self.errors)} kinds of error, {len(self.warnings)} kinds of warning; {images}."
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the keypoints of a data set, looked at some people after the other: the doctor's closer look."""
+"""Checks the keypoints of a data set, some people at a time; part of the doctor."""
 
 from array import array
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from posefleet.data.keypoints import KeypointSchema
 BORDER = 1.0
 """Pixels that a keypoint or box may lie outside its image; COCO's own annotations reach the border."""
 MANY_OUTSIDE = 0.01
-"""From this share of labelled keypoints outside their image on, it is no slip but the wrong coordinates."""
+"""If more than this share of the labelled keypoints lies outside their image, the coordinates are probably wrong."""
 CONSTANT_SHARE, CONSTANT_COUNT = 0.05, 5
-"""A keypoint is suspicious when this share of its labels, and this many, are one and the same point."""
+"""A keypoint is reported as constant when this share of its labels, and this many, are the same point."""
 DUPLICATE_KEYPOINTS = 3
-"""People with fewer labelled keypoints may well agree by chance."""
+"""Minimum labelled keypoints of a duplicate person; people with fewer may agree by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The keypoints of some people that have them in full."""
+    """The keypoints of N people who have none or as many as the schema."""
 
     annotation_ids: list[int]
     image_ids: list[int]
@@ -37,7 +37,7 @@ class Labels:
     def of(
         cls, annotations: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]], schema: KeypointSchema
     ) -> "Labels":
-        """Those of some annotations, whose images have ``sizes``."""
+        """The labels of some annotations; ``sizes`` are (width, height) of their images."""
         nothing = [0] * (3 * len(schema))
         return cls(
             [a["id"] for a in annotations],
@@ -53,13 +53,13 @@ class Labels:
         mask: np.ndarray = (self.keypoints[..., 2] > 0) & ~self.crowd[:, None]
         return mask
 
-    def who(self, row: int) -> str:
-        """A person, for messages."""
+    def describe(self, row: int) -> str:
+        """Annotation and image of a person, for messages."""
         return f"annotation {self.annotation_ids[row]} of image {self.image_ids[row]}"
 
 
 class LabelChecks:
-    """Looks at people, and then at what they have in common; keeps numbers of them, no records."""
+    """Checks people some at a time, and at the end what only all of them show; keeps numbers, no records."""
 
     def __init__(self, schema: KeypointSchema, findings: Findings) -> None:
         self.people = 0
@@ -67,17 +67,17 @@ class LabelChecks:
         self.by_count = np.zeros(len(schema) + 1, np.int64)
         """Entry n: people, crowds aside, with n labelled keypoints."""
         self.by_keypoint = np.zeros(len(schema), np.int64)
-        """People in whom a keypoint is labelled."""
+        """(K,) people in whom the keypoint is labelled."""
         self._schema = schema
         self._findings = findings
         self._points: list[list[np.ndarray]] = [[] for _ in schema.keypoints]  # (N,) complex64 x + iy where labelled
         self._outside = 0
         self._examples_outside: list[str] = []
-        # Of everybody with enough keypoints to tell him from others: annotation, image, and what stands for keypoints.
+        # For each person with DUPLICATE_KEYPOINTS or more: annotation id, image id, and hash of image id and keypoints.
         self._annotation_ids, self._image_ids, self._marks = array("q"), array("q"), array("q")
 
-    def look(self, labels: Labels) -> None:
-        """Check some people."""
+    def add(self, labels: Labels) -> None:
+        """Check some people, and count them."""
         findings, labelled = self._findings, labels.labelled
         counts = labelled.sum(1)
         self.people += len(labels.annotation_ids)
@@ -88,9 +88,9 @@ class LabelChecks:
         for row, k in np.argwhere(wrong).tolist():
             where = f"annotation {labels.annotation_ids[row]}: {self._schema.keypoints[k]}"
             findings.add("bad_visibility", f"{where} has visibility {labels.keypoints[row, k, 2]:g}")
-        self._look_outside(labels, labelled)
+        self._check_outside(labels, labelled)
         for row in np.flatnonzero(_swapped(labels.keypoints * labelled[..., None], self._schema)).tolist():
-            findings.add("left_right_swapped", labels.who(row))
+            findings.add("left_right_swapped", labels.describe(row))
         for row in np.flatnonzero(counts >= DUPLICATE_KEYPOINTS).tolist():
             self._annotation_ids.append(labels.annotation_ids[row])
             self._image_ids.append(labels.image_ids[row])
@@ -100,7 +100,7 @@ class LabelChecks:
             kept.append((x + 1j * y).astype(np.complex64))
 
     def finish(self) -> None:
-        """Nobody follows: check what only all of them show."""
+        """Call this after the last people: runs the checks that need all of them."""
         findings = self._findings
         if not self.keypoint_people:
             findings.add("no_keypoint_people")
@@ -124,18 +124,18 @@ class LabelChecks:
                 x, y = places[top].real, places[top].imag
                 findings.add("constant_keypoint", f"{name}: ({x:g}, {y:g}) in {counts[top]} of {len(points)} people")
 
-    def _look_outside(self, labels: Labels, labelled: np.ndarray) -> None:
+    def _check_outside(self, labels: Labels, labelled: np.ndarray) -> None:
         points, sizes = labels.keypoints[..., :2], labels.sizes[:, None]
         outside = ((points < -BORDER) | (points > sizes + BORDER)).any(-1) & labelled
         self._outside += int(outside.sum())
         for row, k in np.argwhere(outside)[: MAX_EXAMPLES - len(self._examples_outside)].tolist():
             (x, y), (width, height) = points[row, k].tolist(), labels.sizes[row].tolist()
             where = f"{self._schema.keypoints[k]} at ({x:g}, {y:g}), image {width:g} x {height:g}"
-            self._examples_outside.append(f"{labels.who(row)}: {where}")
+            self._examples_outside.append(f"{labels.describe(row)}: {where}")
 
 
 def repeats(values: np.ndarray) -> list[tuple[int, int]]:
-    """The places of values (N,) that came before, ascending, and where each came first."""
+    """(index, first index of the same value) for each of ``values`` (N,) that came before; indices ascend."""
     _, first, which = np.unique(values, return_index=True, return_inverse=True)
     before = first[which]
     places = np.flatnonzero(before < np.arange(len(values)))
@@ -143,11 +143,11 @@ def repeats(values: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _swapped(keypoints: np.ndarray, schema: KeypointSchema) -> np.ndarray:
-    """Which people have left and right swapped, as far as one can tell from where their keypoints lie.
+    """Which people seem to have left and right swapped, by the positions of their keypoints.
 
-    Who shows the face to the camera, upright, has the left eye at the right in the image, and so the left shoulder
-    and hip, unless the body is turned. So it is a swap when face and shoulders are both the wrong way round, or
-    when the face is right and shoulders and hips are both wrong.
+    A person who is upright and faces the camera has the left eye, shoulder and hip at the right in the image, unless
+    the body is turned. So left and right are swapped when face and shoulders are both the wrong way round, or when the
+    face is right but shoulders and hips are both wrong.
 
     Args:
         keypoints: (N, K, 3) x, y, v; v is 0 where not labelled.

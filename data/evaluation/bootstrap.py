@@ -1,7 +1,7 @@
-"""How sure an AP, or the difference of two, is: a bootstrap over images.
+"""Confidence intervals of AP differences: a bootstrap over images.
 
 AP is computed again for many draws of the images with replacement; an image that is drawn twice counts twice. Two
-predictors see the same draws, so what makes an image hard for both does not blur their difference.
+predictors get the same draws, so images that are hard for both do not widen the interval of their difference.
 """
 
 import itertools
@@ -13,25 +13,26 @@ import numpy as np
 from posefleet.data.evaluation.precision_recall import RECALL_POINTS, THRESHOLDS, MatchFlags
 
 CONFIDENCE = 0.95
+"""Share of the draws that lies inside an interval."""
 _CELLS = 4_000_000
-"""Draws x poses that are worked on at once: bounds memory."""
+"""Draws x poses that are computed at once; this bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """What COCO's matching says of D poses of I images at T thresholds of OKS, best pose first."""
+    """What COCO's matching found for D poses of I images at T thresholds of OKS, best pose first."""
 
     image_ids: np.ndarray
-    """(I,)."""
+    """(I,) int64, ascending."""
     people: np.ndarray
-    """(I,) people of an image that count."""
+    """(I,) int64, people of each image that count."""
     image: np.ndarray
-    """(D,) row of the image of each pose."""
-    verdicts: MatchFlags
-    """On the poses; the first question counts."""
+    """(D,) int64, each pose's image as a row of ``image_ids``."""
+    flags: MatchFlags
+    """Match flags of the poses; only the first criterion, all areas, is used."""
 
     def comparable(self, other: "Matches") -> bool:
-        """Whether both are of the same images with the same people."""
+        """Whether both come from the same images with the same people."""
         return np.array_equal(self.image_ids, other.image_ids) and np.array_equal(self.people, other.people)
 
 
@@ -45,7 +46,7 @@ class Interval:
 
     @property
     def certain(self) -> bool:
-        """Whether the range leaves out 0: a difference that is not noise."""
+        """Whether the range excludes 0: then the difference is not noise."""
         return self.low > 0 or self.high < 0
 
     def __neg__(self) -> "Interval":
@@ -56,17 +57,17 @@ class Interval:
 
 
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
-    """AP (S,) of S draws; ``weights`` (S, I) says how often each image was drawn.
+    """AP (S,) of S draws; ``weights`` (S, I) is how often each image was drawn.
 
-    As COCOeval accumulates it: precision at 101 points of recall, each the highest at that recall or a higher one, mean
-    over thresholds; NaN where a draw has nobody to find.
+    AP is accumulated as in COCOeval: precision at 101 points of recall, each the highest precision at that recall or a
+    higher one, mean over thresholds. It is NaN where a draw has nobody to find.
     """
     total = weights @ matches.people  # (S,)
     often = weights[:, matches.image]  # (S, D)
     sums = np.zeros(len(weights))
     with np.errstate(invalid="ignore", divide="ignore"):
         for threshold in range(len(THRESHOLDS)):
-            true, false = matches.verdicts.at(0, threshold)
+            true, false = matches.flags.at(0, threshold)
             hits, misses = np.cumsum(often * true, axis=1), np.cumsum(often * false, axis=1)
             recall = hits / total[:, None]
             precision = hits / np.maximum(hits + misses, 1)
@@ -80,20 +81,29 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
 def difference(one: Matches, other: Matches, *, draws: int = 1000, seed: int = 0) -> Interval:
     """AP of ``one`` minus that of ``other`` on the same images.
 
+    Args:
+        one: The matches of one predictor.
+        other: The matches of the other.
+        draws: Draws of the images; more make the ends of the interval more stable, and take longer.
+        seed: Of the draws.
+
     Raises:
-        ValueError: They are of different images, or of different people.
+        ValueError: They come from different images, or from different people.
     """
     if not one.comparable(other):
-        raise ValueError("the two were not scored on the same images and people, so their difference says nothing")
+        raise ValueError(
+            "the two were not scored on the same images and people, so their difference means nothing; "
+            "evaluate both on the same images"
+        )
     return differences({"one": one, "other": other}, draws=draws, seed=seed)["one", "other"]
 
 
 def differences(
     predictors: Mapping[str, Matches], *, draws: int = 1000, seed: int = 0
 ) -> dict[tuple[str, str], Interval]:
-    """AP of the first minus that of the second of each two predictors, in both orders.
+    """For each pair of predictors, in both orders, the AP of the first minus that of the second.
 
-    Two that are not of the same images and people are left out.
+    Pairs that were not scored on the same images and people are left out. Arguments as for :func:`difference`.
     """
     found: dict[tuple[str, str], Interval] = {}
     waiting = dict(predictors)
@@ -107,7 +117,7 @@ def differences(
 
 
 def _differences(group: Mapping[str, Matches], draws: int, seed: int) -> dict[tuple[str, str], Interval]:
-    """Of predictors of the same images, each computed once for every draw."""
+    """The differences of predictors that share images and people; each AP is computed once for every draw."""
     images = len(next(iter(group.values())).image_ids)
     everything = np.ones((1, images), np.int64)
     whole = {name: average_precision(matches, everything)[0] for name, matches in group.items()}
@@ -127,7 +137,7 @@ def _differences(group: Mapping[str, Matches], draws: int, seed: int) -> dict[tu
 
 
 def _draws(images: int, draws: int, seed: int, *, at_once: int) -> Iterator[np.ndarray]:
-    """(S, I) how often each image is drawn, in parts of at most ``at_once`` draws."""
+    """(S, I) int64, how often each image is drawn, in parts of at most ``at_once`` draws."""
     rng = np.random.default_rng(seed)
     for start in range(0, draws, at_once):
         yield rng.multinomial(images, np.full(images, 1 / images), size=min(at_once, draws - start))

@@ -1,7 +1,7 @@
-"""AP and AR of predicted poses by COCO's own protocol, with the facts that make the number mean something.
+"""AP and AR of predicted poses by COCO's own protocol, with what is needed to read them.
 
-The statistics are pycocotools' (or faster-coco-eval's, which gives the same, sooner). Beside them stand the score
-rule, the number of images, people and poses, and a note on everything that makes an AP easy to misread.
+The statistics come from pycocotools, or from faster-coco-eval, which gives the same numbers in less time. The result
+also holds the score rule, the number of images, people and poses, and notes on everything that makes the AP misleading.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from posefleet.data.evaluation.accumulate import ImageStats, collect_stats, match_images, with_keypoints_of
+from posefleet.data.evaluation.accumulate import ImageStats, check_schema, collect_stats, match_images
 from posefleet.data.evaluation.bootstrap import Matches
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS, ErrorSplit, split_errors
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
-from posefleet.data.evaluation.matching import faster_curves, named
+from posefleet.data.evaluation.matching import backend_version, faster_curves
 from posefleet.data.evaluation.precision_recall import RECALL_POINTS, THRESHOLDS, Curves, mean_of_known
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses
@@ -25,27 +25,31 @@ EASY_BELOW, HARD_ABOVE = 0.1, 0.8
 """CrowdPose's bands of ``crowdIndex``: easy, medium (both ends included), hard."""
 
 OUTSIDE = 0.5
-"""More than this share of keypoints outside their images looks like a wrong frame."""
+"""If more than this share of the keypoints lies outside their images, they are probably not in original pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How the numbers were made."""
+    """How the numbers of an evaluation were computed."""
 
     schema: str
+    """Name of the keypoint schema."""
     score_rule: str
-    """How the predictor made a pose's score; the same poses score very differently under another rule."""
+    """How the predictor scores a pose; under another rule the same poses give a very different AP."""
     max_detections: int
+    """Maximum number of poses of an image that count."""
     images: int
+    """Evaluated images."""
     images_without_people: int
-    """Evaluated too: every pose there is a false positive."""
+    """Evaluated images without people: every pose there is a false positive."""
     people: int
     """Keypoint people: those to be found."""
     ignored_people: int
-    """Crowds and people without labelled keypoints: poses on them count neither way."""
+    """Crowds and people without labelled keypoints; a pose on one is neither right nor wrong."""
     poses: int
     """Poses that were scored: the best ``max_detections`` of each image."""
     backend: str
+    """Package and version."""
 
     def __str__(self) -> str:
         return (
@@ -59,15 +63,15 @@ class Evaluation:
     """The result of :func:`evaluate`; ``str()`` is a table for the terminal."""
 
     statistics: dict[str, float]
-    """``STATISTICS``, and AP_easy, AP_medium, AP_hard on CrowdPose; NaN where there is no such ground truth."""
+    """``STATISTICS``, and AP_easy, AP_medium, AP_hard on CrowdPose; NaN where there is no such person to find."""
     precision: np.ndarray
-    """(T, R) precision at OKS ``thresholds`` and ``recall_points``, over all areas; NaN without ground truth."""
+    """(T, R) precision at OKS ``thresholds`` and ``recall_points``, over all areas; NaN with nobody to find."""
     thresholds: np.ndarray
     """(T,) 0.50, 0.55, ... 0.95."""
     recall_points: np.ndarray
     """(R,) 0.00, 0.01, ... 1.00."""
     keypoints: tuple[str, ...]
-    """The K names that the per-keypoint results go by."""
+    """Names of the K keypoints, in the order of the per-keypoint results."""
     keypoint_ap: np.ndarray
     """(K,) AP of the data set reduced to one keypoint; NaN where nobody has it labelled."""
     keypoint_oks: np.ndarray
@@ -80,23 +84,23 @@ class Evaluation:
     errors: ErrorSplit
     protocol: Protocol
     notes: tuple[str, ...]
-    """What a reader of the numbers must know: sentences, often none."""
+    """Sentences on what makes the numbers misleading; often none."""
     matches: Matches | None = None
-    """What the AP was made of, for :mod:`posefleet.data.evaluation.bootstrap`; only pycocotools tells."""
+    """The matches behind the AP, for :mod:`posefleet.data.evaluation.bootstrap`; None unless pycocotools matched."""
 
     @property
     def image_oks(self) -> dict[int, float]:
-        """``oks`` by image id, of the images with keypoint people."""
+        """``oks`` by image id, for the images with keypoint people."""
         known = ~np.isnan(self.oks)
         return dict(zip(self.image_ids[known].tolist(), self.oks[known].tolist(), strict=True))
 
     @property
     def ap(self) -> float:
-        """The one number: AP over OKS 0.50 to 0.95; NaN when there is nobody to find."""
+        """AP over OKS 0.50 to 0.95; NaN when there is nobody to find."""
         return self.statistics["AP"]
 
     def as_dict(self) -> dict[str, float]:
-        """Every number under a flat name, for a tracker: ``AP``, ``AP_keypoint/nose``, ``errors/jitter``.
+        """Every number under the name of its metric: ``AP``, ``AP_keypoint/nose``, ``errors/jitter``.
 
         Error kinds are shares of the labelled keypoints of matched people, missed people a share of the people,
         background and duplicate poses a share of the poses.
@@ -117,7 +121,7 @@ class Evaluation:
 
 
 def evaluate(
-    truth: GroundTruth,
+    ground_truth: GroundTruth,
     predictions: Mapping[int, Poses],
     schema: KeypointSchema,
     *,
@@ -129,35 +133,36 @@ def evaluate(
     """Score predicted poses against annotated people.
 
     Args:
-        truth: The people of the data set.
-        predictions: Poses by image id, in pixels of the original images; an image may lack.
+        ground_truth: The people of the data set.
+        predictions: Poses by image id, in pixels of the original images; images may be missing.
         schema: The keypoints of both.
-        image_ids: The images to evaluate; all of ``truth`` by default. Images without poses or without people
-            belong to it: leaving them out raises AP.
+        image_ids: The images to evaluate; all of ``ground_truth`` by default. Include images without poses or without
+            people: leaving them out raises AP.
         max_detections: How many poses of an image count, best first. COCO's number is 20.
         backend: ``pycocotools``, or ``faster`` for faster-coco-eval: the same numbers in less time.
-        score_rule: How the predictor made the scores, for the protocol.
+        score_rule: How the predictor scores a pose, for the protocol.
 
     Raises:
-        DataError: Truth or predictions do not fit the schema, are not finite, or ``image_ids`` has unknown images.
-        ValueError: Unknown backend, or one that is not installed.
+        DataError: Ground truth or predictions do not fit the schema, a prediction is not finite, or ``image_ids`` has
+            unknown images.
+        ValueError: The backend is unknown or not installed.
     """
-    name = named(backend)
-    truth = truth if image_ids is None else truth.select(image_ids)
+    version = backend_version(backend)
+    ground_truth = ground_truth if image_ids is None else ground_truth.select(image_ids)
     if backend == "pycocotools":
-        parts = [match_images(truth, predictions, schema, max_poses=max_detections)]
+        parts = [match_images(ground_truth, predictions, schema, max_poses=max_detections)]
         return summarize(parts, schema, max_detections=max_detections, score_rule=score_rule)
-    truth = with_keypoints_of(schema, truth)
-    poses = PoseTable.pack(predictions, truth, schema, max_detections)
-    curves = faster_curves(truth, poses, schema)
+    ground_truth = check_schema(ground_truth, schema)
+    poses = PoseTable.pack(predictions, ground_truth, schema, max_detections)
+    curves = faster_curves(ground_truth, poses, schema)
     statistics = _statistics(curves)
-    for band, inside in _crowd_bands(truth.crowd_index).items():
-        there = truth.select(truth.image_ids[inside])
-        statistics[band] = faster_curves(there, poses.among(inside), schema).average_precision()
+    for band, inside in _crowd_bands(ground_truth.crowd_index).items():
+        in_band = ground_truth.select(ground_truth.image_ids[inside])
+        statistics[band] = faster_curves(in_band, poses.among(inside), schema).average_precision()
     return _evaluation(
-        ImageStats.join([collect_stats(truth, poses, predictions.keys(), schema, None)]),
+        ImageStats.merge([collect_stats(ground_truth, poses, predictions.keys(), schema, None)]),
         schema,
-        name,
+        version,
         curves,
         statistics,
         max_detections=max_detections,
@@ -166,24 +171,30 @@ def evaluate(
 
 
 def summarize(
-    tallies: Sequence[ImageStats], schema: KeypointSchema, *, max_detections: int = 20, score_rule: str = "not stated"
+    parts: Sequence[ImageStats], schema: KeypointSchema, *, max_detections: int = 20, score_rule: str = "not stated"
 ) -> Evaluation:
-    """Score a data set whose parts were matched apart; arguments as for :func:`evaluate`.
+    """Score a data set whose parts were matched apart.
+
+    Args:
+        parts: The results of :func:`match_images` for each part.
+        schema: The keypoints of the parts.
+        max_detections: The number that the parts were matched with.
+        score_rule: How the predictor scores a pose, for the protocol.
 
     Raises:
         DataError: Two parts share an image.
     """
-    found = ImageStats.join(tallies)
+    found = ImageStats.merge(parts)
     assert found.areas is not None
-    curves = Curves.of(found.areas)
+    curves = Curves.from_flags(found.areas)
     statistics = _statistics(curves)
     for band, inside in _crowd_bands(found.crowd_index).items():
-        there = replace(found.areas, positives=np.array([found.people[inside].sum(), 0, 0]))  # of all areas
-        statistics[band] = Curves.of(there, among=inside[found.image]).average_precision()
+        in_band = replace(found.areas, positives=np.array([found.people[inside].sum(), 0, 0]))  # of all areas
+        statistics[band] = Curves.from_flags(in_band, among=inside[found.image]).average_precision()
     return _evaluation(
         found,
         schema,
-        named("pycocotools"),
+        backend_version("pycocotools"),
         curves,
         statistics,
         max_detections=max_detections,
@@ -203,7 +214,7 @@ def _evaluation(
     score_rule: str,
     matches: Matches | None = None,
 ) -> Evaluation:
-    keypoints = Curves.of(found.keypoints)
+    keypoints = Curves.from_flags(found.keypoints)
     seen = found.errors.sum(1)
     people = int(found.people.sum())
     return Evaluation(
@@ -222,7 +233,7 @@ def _evaluation(
             score_rule=score_rule,
             max_detections=max_detections,
             images=len(found.image_ids),
-            images_without_people=found.empty_images,
+            images_without_people=found.images_without_people,
             people=people,
             ignored_people=found.ignored_people,
             poses=len(found.image),
@@ -255,27 +266,27 @@ def _crowd_bands(crowd_index: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-# --------------------------------------------------------------------------------------------------------- words
+# --------------------------------------------------------------------------------------------------------- text
 
 
 def _notes(found: ImageStats, max_detections: int) -> Iterator[str]:
     if not found.people.any():
-        yield "nobody has a labelled keypoint in these images: there is nothing to score"
+        yield "nobody has a labelled keypoint in these images, so there is nothing to score"
     crowded = int((found.people > max_detections).sum())
     if crowded:
         yield (
             f"{crowded} images have more than {max_detections} people (up to {found.people.max()}), but only "
             f"{max_detections} poses of an image count: recall cannot reach 1 there"
         )
-    if strangers := found.strangers:
-        yield f"{len(strangers)} predicted images, such as {min(strangers)}, are not among the evaluated: left out"
-    if found.unpredicted:
-        yield f"{found.unpredicted} evaluated images have no prediction: their people count as missed"
+    if unknown := found.unknown_images:
+        yield f"{len(unknown)} predicted images, such as {min(unknown)}, are not evaluated: their poses are left out"
+    if found.images_without_predictions:
+        yield f"{found.images_without_predictions} evaluated images have no prediction: their people count as missed"
     if len(found.scores) > 1 and np.ptp(found.scores) == 0:
         yield f"all {len(found.scores)} poses have the score {found.scores[0]:g}: without a ranking AP is arbitrary"
-    if found.outside > OUTSIDE * found.placed:
-        share = found.outside / found.placed
-        yield f"{share:.0%} of the keypoints lie outside their images: are they in original pixels?"
+    if found.keypoints_outside > OUTSIDE * found.framed_keypoints:
+        share = found.keypoints_outside / found.framed_keypoints
+        yield f"{share:.0%} of the keypoints lie outside their images; poses must be in pixels of the original images"
 
 
 def _table(evaluation: Evaluation) -> str:
@@ -301,7 +312,7 @@ def _table(evaluation: Evaluation) -> str:
         *(f"note     {note}" for note in evaluation.notes),
     ]
     if any(np.isnan(value) for value in evaluation.as_dict().values()):
-        lines.append("-        nothing of the kind to be found in this ground truth (COCO prints -1)")
+        lines.append("-        the ground truth has nothing of this kind to find (COCO prints -1)")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
-"""The annotated people and the predicted poses of a whole data set as flat arrays: what evaluation works on.
+"""Packs the annotated people and the predicted poses of a whole data set into flat arrays for evaluation.
 
-Everything is float64 and in pixels of the original images, as COCO's own evaluation has it.
+Coordinates are float64 pixels of the original images, as in COCO's own evaluation.
 """
 
 from array import array
@@ -18,7 +18,7 @@ from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses
 
 PEOPLE_AT_A_TIME = 1024
-"""Annotations that are packed together."""
+"""Annotations that are converted to arrays together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class GroundTruth:
     areas: np.ndarray
     """(P,) float64, square pixels; ``AREA_OF_BOX`` of the box where the annotation has none."""
     crowd: np.ndarray
-    """(P,) bool, a region that covers a group."""
+    """(P,) bool, True for a region that covers a group."""
     num_keypoints: np.ndarray
-    """(P,) int64 as annotated: COCO ignores a person who says 0, whatever the keypoints say."""
+    """(P,) int64 as annotated: COCO ignores a person with 0 here, whatever ``visibility`` is."""
 
     @property
     def ignored(self) -> np.ndarray:
@@ -76,7 +76,7 @@ class GroundTruth:
         *,
         crowd_index: Mapping[int, float] | None = None,
     ) -> Self:
-        """Pack images with their people as shards keep them.
+        """Pack images with their people as shards store them.
 
         Args:
             records: (image id, (width, height), annotations) of every image, in any order; the annotations have
@@ -95,7 +95,7 @@ class GroundTruth:
         image_ids = np.array(ids, np.int64)
         order = np.argsort(image_ids, kind="stable")
         image_ids = image_ids[order]
-        refuse_twice(image_ids)
+        check_unique(image_ids)
         crowd_index = crowd_index or {}
         image = np.repeat(np.argsort(order), np.array(counts, np.int64))  # the new row of each person's image
         sorted_before = bool((image[1:] >= image[:-1]).all())
@@ -115,7 +115,7 @@ class GroundTruth:
         )
 
     def part(self, rows: slice) -> Self:
-        """The images in ``rows``, which follow each other, with views of their people."""
+        """The consecutive images in ``rows``; people are views, not copies."""
         start, stop, _ = rows.indices(len(self.image_ids))
         people = slice(*np.searchsorted(self.image, (start, stop)).tolist())
         return type(self)(
@@ -132,7 +132,7 @@ class GroundTruth:
         )
 
     def select(self, image_ids: Iterable[int]) -> Self:
-        """The same with these images only.
+        """The images with these ids, and their people.
 
         Raises:
             DataError: An image is not in the ground truth.
@@ -160,12 +160,8 @@ class GroundTruth:
         )
 
 
-def refuse_twice(image_ids: np.ndarray) -> None:
-    """Check (I,) ids of evaluated images, ascending.
-
-    Raises:
-        DataError: An image comes twice.
-    """
+def check_unique(image_ids: np.ndarray) -> None:
+    """Raise ``DataError`` unless (I,) ids of evaluated images, ascending, are all different."""
     twice = image_ids[1:][image_ids[1:] == image_ids[:-1]]
     if len(twice):
         raise DataError(f"image {twice[0]} is in the ground truth twice: its people would count twice")
@@ -183,28 +179,30 @@ class PoseTable:
     """(N,) float64."""
 
     def part(self, rows: slice) -> Self:
-        """The poses of the images in ``rows``, which follow each other."""
+        """The poses of the consecutive images in ``rows``."""
         poses = slice(*np.searchsorted(self.image, (rows.start, rows.stop)).tolist())
         return type(self)(self.image[poses] - rows.start, self.keypoints[poses], self.scores[poses])
 
     def among(self, chosen: np.ndarray) -> Self:
-        """The poses of the images that (I,) ``chosen`` says."""
+        """The poses of the images where ``chosen`` (I,) bool is True."""
         kept = chosen[self.image]
         return type(self)(np.cumsum(chosen)[self.image[kept]] - 1, self.keypoints[kept], self.scores[kept])
 
     @classmethod
-    def pack(cls, predictions: Mapping[int, Poses], truth: GroundTruth, schema: KeypointSchema, max_poses: int) -> Self:
-        """The ``max_poses`` best poses of each image of ``truth``; equal scores keep their order.
+    def pack(
+        cls, predictions: Mapping[int, Poses], ground_truth: GroundTruth, schema: KeypointSchema, max_poses: int
+    ) -> Self:
+        """The ``max_poses`` best poses of each image of ``ground_truth``; equal scores keep their order.
 
         Raises:
             DataError: A pose has another number of keypoints than ``schema``, or is not finite.
         """
-        given = [(row, predictions[i]) for row, i in enumerate(truth.image_ids.tolist()) if i in predictions]
+        given = [(row, predictions[i]) for row, i in enumerate(ground_truth.image_ids.tolist()) if i in predictions]
         given = [(row, poses) for row, poses in given if len(poses)]
         for row, poses in given:
             if poses.keypoints.shape[1] != len(schema):
                 raise DataError(
-                    f"image {truth.image_ids[row]}: poses have {poses.keypoints.shape[1]} keypoints, "
+                    f"image {ground_truth.image_ids[row]}: poses have {poses.keypoints.shape[1]} keypoints, "
                     f"{schema.name} has {len(schema)}"
                 )
         if not given:
@@ -214,7 +212,7 @@ class PoseTable:
         scores = torch.cat([poses.scores.detach().cpu() for _, poses in given]).double().numpy()
         finite = np.isfinite(keypoints).all((1, 2)) & np.isfinite(scores)
         if not finite.all():
-            culprit = truth.image_ids[image[~finite][0]]
+            culprit = ground_truth.image_ids[image[~finite][0]]
             raise DataError(f"image {culprit}: a predicted keypoint or score is not finite; COCO scores all keypoints")
         order = np.lexsort((-scores, image))
         image = image[order]
@@ -224,7 +222,7 @@ class PoseTable:
 
 
 class _People:
-    """Annotations that become numbers some at a time; an annotation of seventeen keypoints is fifty Python objects."""
+    """Collects annotations as numbers, some at a time: an annotation of seventeen keypoints is fifty Python objects."""
 
     def __init__(self) -> None:
         self._waiting: list[Annotation] = []
@@ -234,7 +232,7 @@ class _People:
         self._crowd, self._num_keypoints = array("b"), array("q")
 
     def add(self, people: Iterable[Annotation]) -> None:
-        """Note some people.
+        """Add some people.
 
         Raises:
             DataError: They differ in their number of keypoints.
@@ -261,7 +259,7 @@ class _People:
         return np.asarray(self._crowd).astype(bool)
 
     def num_keypoints(self) -> np.ndarray:
-        """(P,) int64 as annotated, counted where nothing is said."""
+        """(P,) int64 as annotated; the number of labelled keypoints where the annotation has none."""
         return np.asarray(self._num_keypoints)
 
     @property
@@ -277,7 +275,7 @@ class _People:
                 f"people have {' or '.join(map(str, sorted(self._lengths)))} numbers in 'keypoints'; "
                 "expected x, y, v of the same keypoints for everybody"
             )
-        if unknown:  # those before nobody had keypoints
+        if unknown:  # nobody before this had keypoints, so their rows were empty
             self._keypoints.frombytes(bytes(8 * self._count * self._length))
         nothing = [0] * self._length
         keypoints = np.array([person.get("keypoints") or nothing for person in people], np.float64)

@@ -1,4 +1,4 @@
-"""The door to COCO's own evaluation code: who matches whom, for the areas all, medium and large."""
+"""Runs COCO's own evaluation code: which pose matches which person, for the areas all, medium and large."""
 
 import contextlib
 import io
@@ -14,41 +14,41 @@ from posefleet.data.evaluation.precision_recall import AREAS, THRESHOLDS, Curves
 from posefleet.data.keypoints import KeypointSchema
 
 PACKAGES = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
-"""The package behind each backend. pycocotools tells what it matched, so that parts of a data set can be scored apart;
-faster-coco-eval scores a whole one, to the same numbers and sooner."""
+"""The package of each backend. pycocotools gives its matches, so parts of a data set can be scored apart;
+faster-coco-eval scores only a whole data set, with the same numbers in less time."""
 
 IMAGES_AT_A_TIME = 2000
-"""That pycocotools matches; this bounds its memory."""
+"""Images that pycocotools matches at once; this bounds its memory."""
 
 
-def named(backend: str) -> str:
-    """Package and version.
+def backend_version(backend: str) -> str:
+    """Package and version of a backend, such as ``pycocotools 2.0.8``.
 
     Raises:
         ValueError: There is no such backend, or it is not installed.
     """
     if backend not in PACKAGES:
-        raise ValueError(f"unknown evaluation backend {backend!r}; known: {', '.join(PACKAGES)}")
+        raise ValueError(f"unknown evaluation backend {backend!r}; use {' or '.join(PACKAGES)}")
     if backend == "faster":
         _faster()
     return f"{PACKAGES[backend]} {version(PACKAGES[backend])}"
 
 
-def match(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> MatchFlags:
-    """What pycocotools says of every pose in each of ``AREAS``.
+def match(ground_truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> MatchFlags:
+    """Match flags of every pose by pycocotools, one criterion for each of ``AREAS``.
 
-    Some images after the other: it keeps tens of kilobytes of Python objects for each.
+    Images are matched some at a time, because pycocotools keeps tens of kilobytes of Python objects for each.
     """
     true, false = (np.zeros((len(AREAS), len(THRESHOLDS), len(poses.image)), bool) for _ in range(2))
     positives = np.zeros(len(AREAS), np.int64)
     done = 0
-    for start in range(0, len(truth.image_ids), IMAGES_AT_A_TIME):
+    for start in range(0, len(ground_truth.image_ids), IMAGES_AT_A_TIME):
         rows = slice(start, start + IMAGES_AT_A_TIME)
         some = poses.part(rows)
         columns = slice(done, done := done + len(some.image))
-        evaluation = _evaluated(COCO, COCOeval, truth.part(rows), some, schema)
+        evaluation = _evaluated(COCO, COCOeval, ground_truth.part(rows), some, schema)
         for area, found in enumerate(np.array(evaluation.evalImgs, object).reshape(len(AREAS), -1)):
-            images = [image for image in found if image is not None]  # without people and poses there is nothing
+            images = [image for image in found if image is not None]  # None: neither people nor poses
             if images:
                 matched, ignored = (
                     np.concatenate([image[key] for image in images], axis=1).astype(bool)
@@ -59,14 +59,14 @@ def match(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Match
     return MatchFlags.pack(true, false, positives)
 
 
-def faster_curves(truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Curves:
-    """Precision and recall in each of ``AREAS``, by faster-coco-eval.
+def faster_curves(ground_truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Curves:
+    """Precision and recall by faster-coco-eval, one criterion for each of ``AREAS``.
 
     Raises:
-        ValueError: It is not installed.
+        ValueError: faster-coco-eval is not installed.
     """
     package = _faster()
-    evaluation = _evaluated(package.COCO, package.COCOeval_faster, truth, poses, schema)
+    evaluation = _evaluated(package.COCO, package.COCOeval_faster, ground_truth, poses, schema)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     found = evaluation.eval
@@ -77,16 +77,16 @@ def _faster() -> Any:
     try:
         import faster_coco_eval
     except ModuleNotFoundError as error:
-        raise ValueError("backend 'faster' needs the package faster-coco-eval; it is not installed") from error
+        raise ValueError("backend 'faster' needs faster-coco-eval: pip install faster-coco-eval") from error
     return faster_coco_eval
 
 
-def _evaluated(coco: Any, evaluator: Any, truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Any:
-    """An evaluator of either package that has matched; all poses count."""
-    with contextlib.redirect_stdout(io.StringIO()):  # both packages talk
+def _evaluated(coco: Any, evaluator: Any, ground_truth: GroundTruth, poses: PoseTable, schema: KeypointSchema) -> Any:
+    """An evaluator of either package after its matching; all poses count."""
+    with contextlib.redirect_stdout(io.StringIO()):  # both packages print
         people_set, pose_set = coco(), coco()
-        people_set.dataset = _dataset(truth, _annotations(truth))
-        pose_set.dataset = _dataset(truth, _results(truth, poses))
+        people_set.dataset = _dataset(ground_truth, _annotations(ground_truth))
+        pose_set.dataset = _dataset(ground_truth, _results(ground_truth, poses))
         people_set.createIndex()
         pose_set.createIndex()
         evaluation = evaluator(people_set, pose_set, "keypoints")
@@ -97,21 +97,21 @@ def _evaluated(coco: Any, evaluator: Any, truth: GroundTruth, poses: PoseTable, 
     return evaluation
 
 
-def _dataset(truth: GroundTruth, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    images = [{"id": image_id} for image_id in truth.image_ids.tolist()]
+def _dataset(ground_truth: GroundTruth, annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    images = [{"id": image_id} for image_id in ground_truth.image_ids.tolist()]
     return {"images": images, "categories": [{"id": 1, "name": "person"}], "annotations": annotations}
 
 
-def _annotations(truth: GroundTruth) -> list[dict[str, Any]]:
+def _annotations(ground_truth: GroundTruth) -> list[dict[str, Any]]:
     """People as COCO annotations; numbered from 1, because COCOeval takes the id 0 for no match."""
-    keypoints = np.concatenate([truth.keypoints, truth.visibility[..., None]], axis=2)
+    keypoints = np.concatenate([ground_truth.keypoints, ground_truth.visibility[..., None]], axis=2)
     columns = zip(
-        truth.image_ids[truth.image].tolist(),
+        ground_truth.image_ids[ground_truth.image].tolist(),
         keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]),
-        truth.corners_and_sizes.tolist(),
-        truth.areas.tolist(),
-        truth.crowd.astype(int).tolist(),
-        truth.num_keypoints.tolist(),
+        ground_truth.corners_and_sizes.tolist(),
+        ground_truth.areas.tolist(),
+        ground_truth.crowd.astype(int).tolist(),
+        ground_truth.num_keypoints.tolist(),
         strict=True,
     )
     names = ("image_id", "keypoints", "bbox", "area", "iscrowd", "num_keypoints")
@@ -121,12 +121,12 @@ def _annotations(truth: GroundTruth) -> list[dict[str, Any]]:
     ]
 
 
-def _results(truth: GroundTruth, poses: PoseTable) -> list[dict[str, Any]]:
+def _results(ground_truth: GroundTruth, poses: PoseTable) -> list[dict[str, Any]]:
     """Poses as COCO results; a pose's area is that of the tight box of its keypoints, as in ``COCO.loadRes``."""
     keypoints = np.concatenate([poses.keypoints, np.zeros((*poses.keypoints.shape[:2], 1))], axis=2)
     extent = np.ptp(poses.keypoints, axis=1)
     columns = zip(
-        truth.image_ids[poses.image].tolist(),
+        ground_truth.image_ids[poses.image].tolist(),
         keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]),
         (extent[:, 0] * extent[:, 1]).tolist(),
         poses.scores.tolist(),

@@ -1,3 +1,4 @@
-"""Files of any storage: whole writes, JSON in streams, tars from strangers, S3, and Ray Data.
+"""Files of any storage: atomic writes, streamed JSON, untrusted tars, S3, and Ray Data.
 
-Doors: ``files``, ``json_stream``, ``tars``, ``s3``, ``cluster``."""
+Doors: ``files`` (write whole files, read JSON), ``json_stream`` (lists larger than memory), ``tars`` (members of
+untrusted tars), ``cluster`` (Ray Data). ``s3`` is what fsspec opens ``s3://`` with."""

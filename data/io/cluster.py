@@ -5,12 +5,12 @@ from typing import Any
 
 
 def open_ray_data() -> Any:
-    """The module ``ray``, started where it was not, with Ray Data told to keep quiet."""
+    """The module ``ray``, with Ray started if it was not, and without Ray Data's own progress bars and logs."""
     import ray
 
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours count shards and images
+    ray.data.DataContext.get_current().enable_progress_bars = False  # our own bars count shards and images
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     return ray

@@ -1,4 +1,4 @@
-"""Files of any fsspec path: written whole or not at all, and JSON read with errors that name it."""
+"""Writes files of any fsspec path whole or not at all, and reads JSON with errors that name the file."""
 
 import json
 import uuid
@@ -12,18 +12,18 @@ from fsspec.asyn import AsyncFileSystem
 from posefleet.data.errors import DataError
 
 PIECE = 10 * 2**20
-"""Bytes that are handed to a file system at once."""
+"""Bytes of one write."""
 
 UNFINISHED = ".unfinished"
-"""How the names of files end that a killed writer leaves."""
+"""Suffix of a file that is being written; a killed writer leaves such files behind."""
 
 
 @contextmanager
 def create(path: str) -> Iterator[IO[bytes]]:
-    """Open ``path`` for writing; the file appears, or replaces an older one, only when the block ends well."""
+    """Open ``path`` for writing; the file appears, or replaces an older one, only if the block ends without error."""
     fs, path = fsspec.core.url_to_fs(path)
-    if isinstance(fs, AsyncFileSystem):  # object stores show an object when it is closed, and copy it to rename it
-        with _kept_when_whole(fs.open(path, "wb")) as file:
+    if isinstance(fs, AsyncFileSystem):  # an object store shows an object once it is closed; a rename would copy it
+        with _discarded_on_error(fs.open(path, "wb")) as file:
             yield file
         return
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -39,29 +39,29 @@ def create(path: str) -> Iterator[IO[bytes]]:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Write a file whole or not at all; a large one piece by piece, of which object stores make an upload in parts."""
+    """Write a file whole or not at all; a large one in pieces, which an object store uploads in parts."""
     with create(path) as file:
         for start in range(0, len(data), PIECE):
             file.write(data[start : start + PIECE])
 
 
 @contextmanager
-def _kept_when_whole(file: Any) -> Iterator[IO[bytes]]:
+def _discarded_on_error(file: Any) -> Iterator[IO[bytes]]:
     try:
         yield file
         file.close()
     except BaseException:
-        file.closed = True  # else it would be closed, and so kept, when it is collected
+        file.closed = True  # otherwise garbage collection would close it, and so store it
         with suppress(OSError):  # the storage may be what failed
             file.discard()
         raise
 
 
 def read_json(path: str) -> Any:
-    """The JSON value in a file of any fsspec path; None where there is no file.
+    """The JSON value in a file of any fsspec path; None if there is no file.
 
     Raises:
-        DataError: It is damaged, or something else than JSON.
+        DataError: The file is damaged or not JSON.
     """
     fs, path_in_fs = fsspec.core.url_to_fs(path)
     try:
@@ -73,13 +73,13 @@ def read_json(path: str) -> Any:
 
 
 def absolute(path: str) -> str:
-    """The same fsspec path for every process, wherever it runs."""
+    """``path`` as an absolute fsspec path, which means the same in every process."""
     fs, path_in_fs = fsspec.core.url_to_fs(path)
     return path if "::" in path else str(fs.unstrip_protocol(path_in_fs))
 
 
 def path_inside(folder: str, name: str) -> str:
-    """The path of ``name``, which comes from strangers, in ``folder``.
+    """The path of the untrusted file name ``name`` in ``folder``.
 
     Raises:
         DataError: The name leads out of the folder, or is no file name.

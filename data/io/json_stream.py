@@ -1,4 +1,4 @@
-"""The lists of a json file, element by element: annotation files may be larger than memory."""
+"""Reads the lists of a json file element by element: annotation files may be larger than memory."""
 
 import codecs
 import json
@@ -11,27 +11,27 @@ import fsspec
 from posefleet.data.errors import DataError
 
 CHUNK = 1 << 20
-"""Bytes that are read at a time."""
+"""Bytes of one read."""
 
 LONGEST = 1 << 26
-"""Characters of the longest element; more than that without an end is a damaged file."""
+"""Maximum characters of an element; a longer one means a damaged file."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_NUMBER_GOES_ON = 4  # characters that tell whether a number ended: 12 may be the beginning of 12.5 or of 12e-3
+_NUMBER_GOES_ON = 4  # characters needed to know that a number ended: 12 may be the start of 12.5 or of 12e-3
 
 
 def read_lists(path: str, takers: Mapping[str, Callable[[Any], None]]) -> set[str]:
-    """Read a json object and hand over the elements of its lists; what nobody takes is forgotten.
+    """Read a json object and call a function with each element of its lists; everything else is skipped.
 
     Args:
         path: Any fsspec path.
-        takers: Key of the object -> called with every element of the list there, in the order of the file.
+        takers: Key of the object -> function that is called with every element of the list there, in file order.
 
     Returns:
         The keys that have lists.
 
     Raises:
-        DataError: There is no such file, it is empty, or it is not a json object; names line and column.
+        DataError: The file is missing, empty or not a json object; the message has line and column.
     """
     try:
         with fsspec.open(path, "rb") as file:
@@ -63,7 +63,7 @@ def _read_object(text: "_Text", takers: Mapping[str, Callable[[Any], None]]) -> 
 
 
 def _read_member(text: "_Text", takers: Mapping[str, Callable[[Any], None]]) -> set[str]:
-    """A key and its value; the key, if that is a list."""
+    """Read a key and its value; returns the key if the value is a list."""
     if text.peek() != '"':
         raise text.error("Expecting property name enclosed in double quotes", text.at)
     key = text.value()
@@ -86,16 +86,16 @@ def _read_list(text: "_Text", take: Callable[[Any], None]) -> None:
 
 
 def _forget(_: Any) -> None:
-    """What is done with elements that nobody takes."""
+    """Takes the elements of lists without a taker."""
 
 
 class _Text:
-    """A json text of which only the part that is being parsed is in memory."""
+    """A json text; only the part that is being parsed is in memory."""
 
     def __init__(self, path: str, file: IO[bytes]) -> None:
         self.path = path
         self.at = 0
-        """Where parsing stands, in the part that is in memory."""
+        """Index of the next character to parse, in the part that is in memory."""
         self._file = file
         self._text = ""
         self._whole = False
@@ -104,7 +104,7 @@ class _Text:
         self._decode: Callable[[bytes, bool], str] | None = None
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end of the file."""
+        """The next character that is not white space; empty at the end of the file."""
         while True:
             space = _SPACE.match(self._text, self.at)
             assert space is not None
@@ -120,7 +120,7 @@ class _Text:
         self.at += 1
 
     def value(self) -> Any:
-        """The value that comes next."""
+        """Parse the next value."""
         self.peek()
         while True:
             try:
@@ -135,7 +135,7 @@ class _Text:
             self._read_on()
 
     def error(self, message: str, at: int) -> DataError:
-        """What is wrong at a place of the part that is in memory."""
+        """A ``DataError`` with line and column of index ``at`` in the part that is in memory."""
         line, column = self._place(at)
         return DataError(f"{self.path}: not json: {message} at line {line}, column {column}")
 
@@ -146,7 +146,7 @@ class _Text:
     def _read_on(self) -> None:
         self._line, self._column = self._place(self.at)
         rest = self._text[self.at :]
-        data = self._file.read(max(CHUNK, len(rest)))  # twice as much each time, so that long elements cost no more
+        data = self._file.read(max(CHUNK, len(rest)))  # doubled each time, so a long element is read in linear time
         if self._decode is None:
             self._decode = codecs.getincrementaldecoder(json.detect_encoding(data))("surrogatepass").decode
         self._whole = not data

@@ -1,8 +1,8 @@
-"""``s3://``: s3fs, which tries again by itself, with errors that say which object and why.
+"""Opens ``s3://`` with s3fs, which retries, and with errors that name the object and the cause.
 
-Importing :mod:`posefleet.data` makes it what fsspec opens ``s3://`` with. Credentials, region, endpoint and the number
-of tries come from the environment, as for every AWS tool: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
-AWS_ENDPOINT_URL, AWS_MAX_ATTEMPTS, ..., or from the role of the machine.
+Importing :mod:`posefleet.data` registers it with fsspec. Credentials, region, endpoint and the number of tries come
+from the environment, as for every AWS tool: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL,
+AWS_MAX_ATTEMPTS, ..., or from the role of the machine.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from s3fs import S3FileSystem
 
 
 class Bucket(S3FileSystem):  # type: ignore[misc]  # it has no types
-    """s3fs's file system; what it raises is an OSError that begins with the object's address."""
+    """The file system of s3fs; its errors are ``OSError`` whose message begins with the address of the object."""
 
     async def _call_s3(self, method: str, *options: Any, **named: Any) -> Any:
         with _explained("/".join(named[part] for part in ("Bucket", "Key") if named.get(part)) or method):
             return await super()._call_s3(method, *options, **named)
 
-    call_s3 = sync_wrapper(_call_s3)  # what open files use; s3fs's own would go past the above
+    call_s3 = sync_wrapper(_call_s3)  # open files call this; s3fs's own would bypass the method above
 
     async def _lsdir(self, path: str, *options: Any, **named: Any) -> Any:
         with _explained(path):
@@ -39,7 +39,7 @@ def _explained(path: str) -> Iterator[None]:
         raise PermissionError(f"{address}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except PermissionError as error:
         raise PermissionError(
-            f"{address}: {_reason(error)}; do the credentials in the environment allow it?"
+            f"{address}: {_reason(error)}; check that the credentials in the environment allow it"
         ) from error
     except (OSError, BotoCoreError) as error:
         raise OSError(f"{address}: {_reason(error)}") from error

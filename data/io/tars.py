@@ -1,4 +1,4 @@
-"""Tars from strangers, read where they lie and never unpacked: only plain files with harmless names are members."""
+"""Reads untrusted tars without unpacking them: only plain files with names inside the folder are members."""
 
 import os
 import tarfile
@@ -10,14 +10,14 @@ import numpy as np
 from posefleet.data.errors import DataError
 
 BLOCK = 512
-"""Bytes of a header; a member is one, then its content filled up to whole blocks."""
+"""Bytes of a header; a member is a header, then its content padded to whole blocks."""
 
 MAX_MEMBER_BYTES = 1 << 30
-"""No image or record is larger; an index or header that says so is damaged or hostile."""
+"""Maximum bytes of an image or record; an index or header with more is damaged or hostile."""
 
 Size = TypeVar("Size", int, np.ndarray)
 
-_MAX_HEADER_BYTES = 1 << 20  # of long names and the like
+_MAX_HEADER_BYTES = 1 << 20  # long names make headers longer than a block
 
 _KINDS = {
     tarfile.REGTYPE: "a file",
@@ -40,13 +40,13 @@ class Member:
 
     name: str
     start: int
-    """First byte of its content in the tar."""
+    """Offset of the file's first byte in the tar."""
     size: int
-    """Bytes of its content."""
+    """Bytes of the file."""
 
 
 def whole_blocks(size: Size) -> Size:
-    """Bytes that content of ``size`` bytes takes in a tar."""
+    """Bytes in a tar of content of ``size`` bytes: padded to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
@@ -54,7 +54,7 @@ def member_name(header: bytes, size: int) -> str:
     """The name in the header block of a plain file of ``size`` bytes.
 
     Raises:
-        DataError: It is the header of something else, or no header at all.
+        DataError: The block is the header of something else, or no header.
     """
     name = header[:100].rstrip(b"\0")
     if header[257:263] == b"ustar\0" and (folder := header[345:500].rstrip(b"\0")):
@@ -71,15 +71,15 @@ def member_name(header: bytes, size: int) -> str:
 
 
 def list_members(file: IO[bytes], what: str) -> list[Member]:
-    """The files of a tar, in order; folders are passed over. Only headers are read.
+    """The files of a tar, in order, without its folders. Only headers are read.
 
     Args:
-        file: The tar, not compressed; it can seek.
-        what: Names it in errors.
+        file: The tar, not compressed and seekable.
+        what: Name of the tar in errors.
 
     Raises:
-        DataError: A member is no plain file, has a name that leads out of a folder or comes twice, or cannot be as
-            large as it says; or it is no tar. Names the member.
+        DataError: The file is no tar, or a member is no plain file, has a name that leads out of a folder or comes
+            twice, or announces more bytes than there can be. The message names the member.
     """
     total = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -111,7 +111,7 @@ def _check(name: str, kind: bytes, size: int) -> None:
 
 
 class _Headers:
-    """A file that gives no more at once than a header needs: a hostile one asks for terabytes."""
+    """A file whose reads are limited to the size of a header: a hostile tar asks for terabytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read

@@ -1,4 +1,4 @@
-"""A split in COCO's own layout, read where it lies: what evaluation takes when there are no shards."""
+"""Reads a split in COCO's own layout as a data set: for evaluation without shards."""
 
 from collections.abc import Iterator, Sequence
 
@@ -22,7 +22,7 @@ class FolderDataset(SampleSource):
     Args:
         source: From :func:`posefleet.data.coco.source.find_source`.
         schema: Keypoints of the annotations.
-        transform: What makes an input of an image.
+        transform: Turns an image with its people into an input.
 
     Raises:
         DataError: The annotations cannot be used.

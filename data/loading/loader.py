@@ -1,4 +1,4 @@
-"""Batches of a sample source, decoded by loader processes in the background."""
+"""Loads batches of a sample source, which loader processes read and decode in the background."""
 
 import itertools
 import multiprocessing
@@ -16,7 +16,7 @@ from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 
 
 class Batches(Iterator[Batch]):
-    """Batches as they come from the workers; :meth:`close` ends those, and so does leaving the ``with`` block."""
+    """An iterator over loaded batches; :meth:`close`, or the end of its ``with`` block, ends the loader processes."""
 
     def __init__(
         self, dataset: SampleSource, positions: Iterator[list[int]], *, workers: int, prefetch: int, pin_memory: bool
@@ -30,7 +30,7 @@ class Batches(Iterator[Batch]):
             multiprocessing_context=_start_method() if workers else None,
             pin_memory=pin_memory,
             worker_init_fn=_begin_worker,
-            # Its own generator: otherwise torch's global one, and so the training, would depend on how often we start.
+            # With torch's global generator, each new loader would change the random numbers of the training.
             generator=torch.Generator(),
         )
         self._batches: Iterator[Batch | SharedBatch | DataError] = iter(loader)
@@ -40,10 +40,10 @@ class Batches(Iterator[Batch]):
         if isinstance(batch, DataError):
             self.close()
             raise batch
-        return batch.open() if isinstance(batch, SharedBatch) else batch
+        return batch.unpack() if isinstance(batch, SharedBatch) else batch
 
     def close(self) -> None:
-        """End the workers; no batch follows."""
+        """End the loader processes; the iterator then has no more batches."""
         self._batches = iter(())  # torch ends its workers when their iterator goes
 
     def __enter__(self) -> Self:
@@ -65,17 +65,19 @@ def training_batches(
     prefetch: int = 2,
     pin_memory: bool = False,
 ) -> Batches:
-    """Endless batches of one rank. After those of k steps the run's position is
-    ``position + k * per_step * batch_size``.
+    """Endless batches of one rank; after k steps the run's position is ``position + k * per_step * batch_size``.
 
     Args:
+        dataset: Source of the samples.
         batch_size: Samples of each batch.
-        per_step: Batches of a step, over all ranks, at least ``world_size``; 0: one for each rank. Where it is no
-            multiple of ``world_size``, the first ranks have one more in every step.
-        position: Samples that the run has seen, on all ranks, in whole steps.
-        workers: Processes that read and decode; 0: this process does.
-        prefetch: Batches that each worker keeps ready.
-        pin_memory: Page-locked batches, for copies to a GPU that do not wait.
+        rank: This rank, from 0.
+        world_size: Number of ranks.
+        per_step: Batches of a step over all ranks, at least ``world_size``; 0: one for each rank. If it is no multiple
+            of ``world_size``, the first ranks get one more in every step.
+        position: Samples that the run has seen on all ranks, a whole number of steps.
+        workers: Loader processes that read and decode; 0: this process does. More load faster and take more memory.
+        prefetch: Batches that each loader process keeps ready. More smooth out slow reads and take more memory.
+        pin_memory: Put batches into page-locked memory, from where a copy to a GPU need not wait.
     """
     per_step = per_step or world_size
     steps = itertools.count(position, per_step * batch_size)
@@ -94,9 +96,9 @@ def evaluation_batches(
     prefetch: int = 2,
     pin_memory: bool = False,
 ) -> Batches:
-    """Every ``world_size``-th sample of one epoch, from the ``rank``-th on, each exactly once; then it stops.
+    """Batches of every ``world_size``-th sample of one epoch, from sample ``rank`` on, each exactly once.
 
-    The last batch may be smaller, and ranks may differ by a sample. Build the data set with ``seed=None`` to
+    The last batch may be smaller, and ranks may differ by one sample. Build the data set with ``seed=None`` to
     read in the stored order. Arguments as for :func:`training_batches`.
     """
     mine = range(rank, len(dataset), world_size)
@@ -105,9 +107,9 @@ def evaluation_batches(
 
 
 class _Loading(Dataset):
-    """What a loader process does.
+    """Reads and collates a batch in a loader process.
 
-    A DataError is handed on as it is; torch would bury its message in the traceback of a worker.
+    A DataError is returned instead of raised, because torch would bury its message in a traceback.
     """
 
     def __init__(self, source: SampleSource, buffers: int) -> None:
@@ -119,7 +121,9 @@ class _Loading(Dataset):
             samples = self.source.samples(positions)
         except DataError as error:
             return error
-        return collate(samples) if get_worker_info() is None else SharedBatch.of(collate(samples, self.buffers.images))
+        return (
+            collate(samples) if get_worker_info() is None else SharedBatch.pack(collate(samples, self.buffers.allocate))
+        )
 
 
 def _begin_worker(_: int) -> None:
@@ -132,7 +136,7 @@ def _identity(batch: Any) -> Any:
 
 
 def _start_method() -> str:
-    """How workers start: not by fork, which copies the locks of this process's threads (Ray, CUDA) as they stand."""
+    """Start method of the loader processes: not fork, which copies the held locks of this process's threads."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # imports torch once for all workers

@@ -1,4 +1,4 @@
-"""The order of training: which sample lies at each position of an endless, seeded, shuffled sequence of epochs."""
+"""Computes the sample order: which sample is at each position of an endless, seeded, shuffled sequence of epochs."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-# Second words of the seeds, so that no two kinds of random numbers are the same.
+# Second words of the seeds, so that each kind of random number has its own stream.
 _SHARD_ORDER, _WINDOW_ORDER, _AUGMENTATION = 0, 1, 2
 
 
@@ -14,13 +14,17 @@ class Order:
     """The endless order of positions over (shard, sample).
 
     In each epoch the shards are permuted and laid end to end, that sequence is cut into windows of ``window`` samples
-    (the first cut is at random), and the samples of each window are permuted. Only the windows in use are ever
+    (the first window has a random size), and the samples of each window are permuted. Only the windows in use are
     computed: memory is O(shards + window), not O(samples).
 
     Args:
         counts: Samples of each shard.
         seed: Of the permutations. None: the stored order, the same in every epoch.
-        window: Samples that are shuffled together. A batch touches about window / (samples per shard) shards.
+        window: Samples that are shuffled together; more mix better. A batch reads about window / (samples per shard)
+            shards.
+
+    Raises:
+        ValueError: ``window`` is less than 1.
     """
 
     def __init__(self, counts: Sequence[int] | np.ndarray, seed: int | None, window: int) -> None:
@@ -49,8 +53,8 @@ class Order:
             indices[in_epoch] = sequence - (ends[slots] - self.counts[order[slots]])
         return shards, indices
 
-    def generator(self, position: int) -> np.random.Generator:
-        """The random numbers of the sample at a position, for its augmentation."""
+    def augmentation_rng(self, position: int) -> np.random.Generator:
+        """The random generator for the augmentation of the sample at a position."""
         return np.random.default_rng((self.seed or 0, _AUGMENTATION, position))
 
     def _shuffle(self, epoch: int, places: np.ndarray, offset: int) -> np.ndarray:
@@ -65,7 +69,7 @@ class Order:
         return shuffled
 
     def _compute_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """The order of the shards, where each one ends in the sequence, and how much the first window is cut."""
+        """The permutation of the shards, the end of each in the sequence, and the samples the first window lacks."""
         if self.seed is None:
             return np.arange(len(self.counts)), np.cumsum(self.counts), 0
         rng = np.random.default_rng((self.seed, _SHARD_ORDER, epoch))
@@ -73,7 +77,7 @@ class Order:
         return order, np.cumsum(self.counts[order]), int(rng.integers(self.window))
 
     def _compute_window(self, epoch: int, window: int, offset: int) -> tuple[int, np.ndarray]:
-        """The first place of a window and the permutation of its places."""
+        """The first place of a window in the sequence, and the permutation of its samples."""
         assert self.seed is not None
         start = max(0, window * self.window - offset)
         end = min(self.samples, (window + 1) * self.window - offset)

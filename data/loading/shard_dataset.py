@@ -1,14 +1,14 @@
-"""Shards to batches: a seeded, endless order over all samples that every rank reads its own part of.
+"""Reads samples from shards by position, in a seeded, endless order over all samples; each rank reads its own part.
 
 A position is one integer: the samples seen so far in the endless concatenation of epochs. Epoch e of a data set of N
 samples covers positions [eN, (e + 1)N) and visits every sample exactly once. A step at position p that consists of M
 batches of ``batch_size`` samples covers [p, p + M * batch_size), one batch after the other; of ``world_size`` ranks,
-rank r takes the batches r, r + world_size, ... below M. Whatever the number of shards and ranks, a step is the same
-samples in the same batches, and a run resumes at any position with any other world size or batch size: nothing is
-skipped, nothing is read twice, nothing before the position is opened.
+rank r takes the batches r, r + world_size, ... below M. So a step has the same samples in the same batches for any
+number of shards and ranks, and a run resumes at any position with any other world size or batch size: no sample is
+skipped or read twice, and nothing before the position is opened.
 
-Which sample lies at a position, and the random numbers of its augmentation, are pure functions of (seed, position);
-workers and ranks only divide the work.
+The sample at a position, and the random numbers of its augmentation, are pure functions of (seed, position); loader
+processes and ranks only divide the work.
 """
 
 import os
@@ -35,10 +35,10 @@ from posefleet.data.structures import Sample
 from posefleet.data.transforms import IDENTITY
 
 OPEN_SHARDS = 128
-"""Shards whose members (and, for local files, descriptors) a process keeps at hand; this bounds its memory."""
+"""Shards whose indexes (and, for local files, descriptors) a process keeps open; this bounds its memory."""
 
 RETRY_PAUSES = (0.5, 2.0, 8.0)
-"""Seconds to wait before each new attempt to read from a remote store."""
+"""Seconds to wait before each retry of a read from a remote store."""
 
 
 # ---------------------------------------------------------------------------------------------------- samples
@@ -48,15 +48,15 @@ class ShardDataset(SampleSource):
     """The samples of a folder of shards by position; one call fetches and decodes those of a whole batch.
 
     Args:
-        root: Folder of shards (``jobs/shard_coco.py`` writes them), local or any fsspec URL.
-        schema: The keypoints that the shards must hold.
-        transform: Makes an input of a sample; its random numbers depend on seed and position only.
+        root: Folder of shards that ``jobs/shard_coco.py`` wrote, local or any fsspec URL.
+        schema: The keypoints that the shards must have.
+        transform: Turns a stored sample into an input; its random numbers depend on seed and position only.
         seed: Of order and augmentation. None: the stored order, for evaluation.
         window: Samples that are shuffled together, see :class:`Order`.
-        labelled_only: Leave out images without a keypoint person.
+        labelled_only: Skip images without a keypoint person.
 
     Raises:
-        DataError: There are no (labelled) samples, or they are of another schema.
+        DataError: There are no (labelled) samples, or they have another schema.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ShardDataset(SampleSource):
         """The samples at ``positions``, in that order.
 
         Raises:
-            DataError: A shard cannot be read, or what it holds cannot be decoded.
+            DataError: A shard cannot be read, or a sample cannot be decoded.
         """
         found = self._reader.read(*self.order.locate(positions))
         return [self._sample(*pair, position) for pair, position in zip(found, positions, strict=True)]
@@ -111,7 +111,7 @@ class ShardDataset(SampleSource):
         except DataError as error:
             raise _broken(member.path, f"the sample at byte {member.image_offset}: {error}") from error
         sample = Sample(image, people, image_id, IDENTITY, original_size)
-        return self.transform(sample, self.order.generator(position))
+        return self.transform(sample, self.order.augmentation_rng(position))
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -119,7 +119,10 @@ class ShardDataset(SampleSource):
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Where one sample lies. Image and record are neighbours in the tar, so one range holds both and their headers."""
+    """Where one sample is in its shard; image and record are adjacent, so one byte range has both with their headers.
+
+    Offsets and sizes are bytes of the tar.
+    """
 
     path: str
     image_offset: int
@@ -145,13 +148,13 @@ class _Member:
 
     def _content(self, data: bytes, offset: int, size: int) -> bytes:
         offset -= self.start
-        member_name(data[offset - BLOCK : offset], size)  # raises what is no plain file
+        member_name(data[offset - BLOCK : offset], size)  # raises unless the member is a plain file
         return data[offset : offset + size]
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A shard at hand."""
+    """An open shard."""
 
     path: str
     members: np.ndarray
@@ -161,7 +164,7 @@ class _Shard:
 
 
 class _ShardReader:
-    """Byte ranges of shards; keeps the last ``OPEN_SHARDS`` at hand. Pickles as its arguments."""
+    """Reads byte ranges of shards, and keeps the last ``OPEN_SHARDS`` open. It pickles as its arguments."""
 
     def __init__(self, root: str, names: list[str], labelled_only: bool) -> None:
         self.root = root
@@ -218,7 +221,7 @@ class _ShardReader:
         if self.labelled_only:
             members = members[members[:, 4] > 0]
         try:
-            file = open(path, "rb", buffering=0) if self._local else None  # noqa: SIM115 (closed on leaving the cache)
+            file = open(path, "rb", buffering=0) if self._local else None  # noqa: SIM115 (closed when it leaves the cache)
         except OSError as error:
             raise _broken(path, f"cannot open it: {error}") from error
         return _Shard(path, members, file)
@@ -232,7 +235,7 @@ class _ShardReader:
         return read_members(self.root, name)
 
     def _fetch(self, members: list[_Member]) -> list[bytes]:
-        """Ranges of remote files, all at once; those that fail are asked for again after a pause."""
+        """Byte ranges of remote files, in one request for all; those that fail are retried after a pause."""
         found: dict[_Member, bytes] = {}
         for pause in (*RETRY_PAUSES, None):
             missing = [member for member in members if member not in found]

@@ -1,4 +1,4 @@
-"""The interfaces of a data set that can be loaded: where samples come from and what is done to them."""
+"""Defines the interfaces of a data set that can be loaded: the source of its samples and the transform of each."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -9,11 +9,11 @@ from posefleet.data.coco.records import Record
 from posefleet.data.structures import Batch, Sample, collate
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
-"""What makes an input of a stored sample: ``TrainTransform`` or ``EvalTransform``."""
+"""Turns a stored sample into an input, with random numbers from the caller: ``TrainTransform`` or ``EvalTransform``."""
 
 
 class SampleSource(ABC):
-    """Samples by position: what batches are made of."""
+    """A data set whose samples are read by position, to make batches of them."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -29,9 +29,11 @@ class SampleSource(ABC):
 
     @abstractmethod
     def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
-        """The record, image size and people as annotated, of every ``world_size``-th sample from the ``rank``-th on, in
-        the stored order: those of :func:`evaluation_batches`."""
+        """The records (image size, people as annotated) of every ``world_size``-th sample from sample ``rank`` on.
+
+        They come in the stored order, and are those of the samples of :func:`evaluation_batches`.
+        """
 
     def batch(self, positions: Sequence[int]) -> Batch:
-        """The same samples as one batch."""
+        """The samples at ``positions`` (at least one) as one batch."""
         return collate(self.samples(positions))

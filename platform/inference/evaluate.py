@@ -85,8 +85,8 @@ def _scored(
     most = settings.max_detections
     if settings.backend == "pycocotools":
         people = ground_truth(split, worker.rank, worker.world_size)
-        tallies = worker.gather(match_images(people, found, schema, max_poses=most))
-        return summarize(tallies, schema, max_detections=most, score_rule=score_rule) if tallies else None
+        parts = worker.gather(match_images(people, found, schema, max_poses=most))
+        return summarize(parts, schema, max_detections=most, score_rule=score_rule) if parts else None
     everything = _gathered(found, worker)
     if everything is None:
         return None

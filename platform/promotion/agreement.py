@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from posefleet.data.coco.annotations import AREA_OF_BOX
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Poses
 from posefleet.models.parts.ops.oks import oks
@@ -13,8 +14,6 @@ from posefleet.models.parts.ops.oks import oks
 SAME_PERSON = 0.5
 """Least OKS between two poses of one person."""
 
-_MASK_SHARE = 0.53
-"""Area of a person's mask in that of its box, which OKS is scaled by, for want of a mask."""
 
 _LEAST_AREA = 1.0
 """Square pixels. All keypoints of a pose may lie on an edge of the image; its box has no area then, and OKS would be
@@ -41,7 +40,7 @@ def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> PoseAg
     """
     if not len(first) or not len(second):
         return PoseAgreement((), len(first), len(second))
-    areas = (first.boxes[:, 2:] - first.boxes[:, :2]).prod(1) * _MASK_SHARE
+    areas = (first.boxes[:, 2:] - first.boxes[:, :2]).prod(1) * AREA_OF_BOX
     areas = areas.clamp(min=_LEAST_AREA)
     labelled = torch.ones(len(first), len(schema), dtype=torch.bool)
     similarity = oks(

@@ -217,4 +217,4 @@ def test_real_annotations_and_images_have_no_errors_and_no_warnings(split: str, 
     folder = coco_mini / split
     source = Source(str(coco_mini / "annotations" / f"person_keypoints_{split}.json"), str(folder), split)
     report = examine(source, COCO17)
-    assert {finding.symptom.severity for finding in report.findings} == {"info"}
+    assert {finding.check.severity for finding in report.findings} == {"info"}

@@ -17,7 +17,7 @@ IMAGES = 40
 SCENES = [render_scene(SceneConfig(width=(96, 96), height=(96, 96), people=(0, 4)), seed)[1] for seed in range(IMAGES)]
 
 
-def truth(images: list[int]) -> GroundTruth:
+def ground_truth(images: list[int]) -> GroundTruth:
     """Images by number, each under an id of its own however often it is listed."""
     return GroundTruth.from_records((index, (96, 96), SCENES[image]) for index, image in enumerate(images))
 
@@ -34,7 +34,7 @@ def poses(image: int, jitter: float, seed: int = 0) -> Poses:
 
 def result(images: list[int], jitter: float, seed: int = 0) -> Evaluation:
     found = {index: poses(image, jitter, seed) for index, image in enumerate(images)}
-    return evaluate(truth(images), found, COCO17)
+    return evaluate(ground_truth(images), found, COCO17)
 
 
 def matches(jitter: float, seed: int = 0) -> Matches:
@@ -98,8 +98,8 @@ def test_several_at_once_are_each_two_by_themselves() -> None:
 
 def test_nobody_to_find_is_no_number_and_nobody_found_is_nothing() -> None:
     none = np.zeros((1, 10, 0), bool)
-    verdicts = MatchFlags.pack(none, none, np.array([1]))
-    nobody = Matches(np.arange(3), np.array([0, 1, 0]), np.zeros(0, int), verdicts)
+    flags = MatchFlags.pack(none, none, np.array([1]))
+    nobody = Matches(np.arange(3), np.array([0, 1, 0]), np.zeros(0, int), flags)
     weights = np.array([[1, 1, 1], [1, 0, 2]])
     np.testing.assert_array_equal(average_precision(nobody, weights), [0.0, np.nan])
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from posefleet.data.errors import DataError
-from posefleet.data.evaluation import ground_truth as truth
+from posefleet.data.evaluation import ground_truth as ground_truth
 from posefleet.data.evaluation import matching
 from posefleet.data.evaluation.accumulate import match_images
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS
@@ -105,10 +105,10 @@ def pycocotools_statistics(
         for pose, score in zip(poses.keypoints.double().numpy(), poses.scores.tolist(), strict=True)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = json.loads(json.dumps(dataset))
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
+        ground_truth = COCO()
+        ground_truth.dataset = json.loads(json.dumps(dataset))
+        ground_truth.createIndex()
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(results), "keypoints")
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
@@ -170,7 +170,7 @@ def test_images_are_matched_in_groups_to_the_same_numbers(monkeypatch: pytest.Mo
     dataset, predictions = random_scene(2)
     whole = evaluate(GroundTruth.from_coco(dataset), predictions, COCO17)
     monkeypatch.setattr(matching, "IMAGES_AT_A_TIME", 7)  # of 60
-    monkeypatch.setattr(truth, "PEOPLE_AT_A_TIME", 3)
+    monkeypatch.setattr(ground_truth, "PEOPLE_AT_A_TIME", 3)
     parts = evaluate(GroundTruth.from_coco(dataset), predictions, COCO17)
     assert list(parts.statistics.values()) == pycocotools_statistics(dataset, predictions).tolist()
     assert np.array_equal(parts.precision, whole.precision, equal_nan=True)
@@ -182,14 +182,16 @@ def test_parts_matched_apart_add_up_to_the_whole(parts: int) -> None:
     dataset, predictions = random_scene(4, CROWDPOSE14)
     for image in dataset["images"]:
         image["crowdIndex"] = image["id"] % 10 / 10
-    truth = GroundTruth.from_coco(dataset)
-    whole = evaluate(truth, predictions, CROWDPOSE14, score_rule="one")
-    tallies = []
+    ground_truth = GroundTruth.from_coco(dataset)
+    whole = evaluate(ground_truth, predictions, CROWDPOSE14, score_rule="one")
+    parts = []
     for rank in range(parts):
-        mine = truth.image_ids[rank::parts].tolist()
+        mine = ground_truth.image_ids[rank::parts].tolist()
         poses = {image_id: predictions[image_id] for image_id in mine if image_id in predictions}
-        tallies.append(pickle.loads(pickle.dumps(match_images(truth.select(mine), poses, CROWDPOSE14, max_poses=20))))
-    found = summarize(tallies[::-1], CROWDPOSE14, score_rule="one")
+        parts.append(
+            pickle.loads(pickle.dumps(match_images(ground_truth.select(mine), poses, CROWDPOSE14, max_poses=20)))
+        )
+    found = summarize(parts[::-1], CROWDPOSE14, score_rule="one")
     assert "AP_hard" in found.statistics
     assert found.statistics == whole.statistics
     assert (found.protocol, found.notes, found.image_oks) == (whole.protocol, whole.notes, whole.image_oks)
@@ -206,7 +208,7 @@ def test_an_image_in_two_parts_is_refused() -> None:
 
 
 def test_people_before_the_first_with_keypoints_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(truth, "PEOPLE_AT_A_TIME", 1)
+    monkeypatch.setattr(ground_truth, "PEOPLE_AT_A_TIME", 1)
     blank = {"bbox": [1, 2, 3, 4], "iscrowd": 1}
     found = truth_of([blank, blank], [person(standing(), area=9.0)], [blank])
     assert found.visibility.sum(1).tolist() == [0, 0, 34, 0]
@@ -343,8 +345,8 @@ def test_every_kind_of_error_is_told_apart() -> None:
 def test_the_oks_of_an_image_is_the_mean_over_its_people_and_0_for_a_missed_one() -> None:
     """Image 1: found, missed, and a crowd that does not count. Image 2: a crowd alone. Image 3: nobody is found."""
     crowd = person(standing(500, 500), crowd=True)
-    truth = truth_of([person(standing()), person(standing(500)), crowd], [crowd], [person(standing())])
-    result = evaluate(truth, {1: poses_of(standing())}, COCO17)
+    ground_truth = truth_of([person(standing()), person(standing(500)), crowd], [crowd], [person(standing())])
+    result = evaluate(ground_truth, {1: poses_of(standing())}, COCO17)
     assert result.image_oks == pytest.approx({1: 0.5, 3: 0.0})
 
 
@@ -374,10 +376,10 @@ def test_echoed_people_without_keypoints_cost_precision_as_in_coco() -> None:
     """Keypoints of unlabelled people are all (0, 0): echoing them back is a false pose far from everybody's box."""
     labelled = [standing(300 + 300 * column, 300 + 320 * row) for row in range(2) for column in range(3)]
     unlabelled = [person(standing(300, 950), visibility=0), person(standing(600, 950), visibility=0)]
-    truth = truth_of([*map(person, labelled), *unlabelled])
-    alone = evaluate(truth, {1: poses_of(*labelled)}, COCO17)
-    echoed = evaluate(truth, {1: poses_of(np.zeros((17, 2)), np.zeros((17, 2)), *labelled)}, COCO17)
-    on_them = evaluate(truth, {1: poses_of(standing(310, 950), *labelled)}, COCO17)
+    ground_truth = truth_of([*map(person, labelled), *unlabelled])
+    alone = evaluate(ground_truth, {1: poses_of(*labelled)}, COCO17)
+    echoed = evaluate(ground_truth, {1: poses_of(np.zeros((17, 2)), np.zeros((17, 2)), *labelled)}, COCO17)
+    on_them = evaluate(ground_truth, {1: poses_of(standing(310, 950), *labelled)}, COCO17)
     assert (alone.ap, on_them.ap) == (pytest.approx(1.0), pytest.approx(1.0))
     assert echoed.ap == pytest.approx(6 / 8)
     assert (echoed.protocol.people, echoed.protocol.ignored_people) == (6, 2)
@@ -401,9 +403,9 @@ def test_a_crowd_absorbs_many_poses_and_an_unlabelled_person_one() -> None:
 def test_no_poses_at_all_score_zero(backend: str) -> None:
     if backend == "faster":
         pytest.importorskip("faster_coco_eval")
-    truth = truth_of([person(standing())], [])
+    ground_truth = truth_of([person(standing())], [])
     for predictions in ({}, {1: Poses.empty(17), 2: Poses.empty(17)}):
-        result = evaluate(truth, predictions, COCO17, backend=backend)
+        result = evaluate(ground_truth, predictions, COCO17, backend=backend)
         assert (result.ap, result.statistics["AR"]) == (0.0, 0.0)
         assert math.isnan(result.statistics["APM"])
         np.testing.assert_array_equal(result.keypoint_ap, 0.0)
@@ -424,9 +426,9 @@ def test_nobody_to_find_is_nan_and_said_so(kind: str, backend: str) -> None:
         "no keypoints key": [{"bbox": [0, 0, 10, 10]}],
         "all crowd": [{**unlabelled, "iscrowd": 1}],
     }
-    truth = truth_of(people[kind]) if kind in people else truth_of()
+    ground_truth = truth_of(people[kind]) if kind in people else truth_of()
     for predictions in ({1: poses_of(standing(), standing(3000, 3000), scores=[0.9, 0.1])}, {}):
-        result = evaluate(truth, predictions, COCO17, backend=backend)
+        result = evaluate(ground_truth, predictions, COCO17, backend=backend)
         assert all(math.isnan(value) for value in result.statistics.values())
         assert np.isnan(result.precision).all()
         assert result.errors.missed_people == result.errors.people == 0
@@ -437,8 +439,8 @@ def test_nobody_to_find_is_nan_and_said_so(kind: str, backend: str) -> None:
 def test_only_the_best_poses_of_an_image_count() -> None:
     people = [standing(200 * (i % 5), 200 * (i // 5)) for i in range(25)]
     predictions = {1: poses_of(*people, scores=[1 - i / 100 for i in range(25)])}
-    truth = truth_of([person(p) for p in people])
-    capped, free = (evaluate(truth, predictions, COCO17, max_detections=n) for n in (20, 25))
+    ground_truth = truth_of([person(p) for p in people])
+    capped, free = (evaluate(ground_truth, predictions, COCO17, max_detections=n) for n in (20, 25))
     assert capped.statistics["AR"] == pytest.approx(20 / 25)
     assert free.ap == pytest.approx(1.0)
     assert capped.protocol.poses == 20
@@ -447,29 +449,29 @@ def test_only_the_best_poses_of_an_image_count() -> None:
 
 
 def test_images_without_people_cost_precision_and_can_be_left_out_on_purpose() -> None:
-    truth = truth_of([person(standing())], [])
+    ground_truth = truth_of([person(standing())], [])
     predictions = {1: poses_of(standing(), scores=[0.5]), 2: poses_of(standing(), scores=[0.9])}
-    everything = evaluate(truth, predictions, COCO17)
-    chosen = evaluate(truth, predictions, COCO17, image_ids=[1])
+    everything = evaluate(ground_truth, predictions, COCO17)
+    chosen = evaluate(ground_truth, predictions, COCO17, image_ids=[1])
     assert (everything.ap, chosen.ap) == (pytest.approx(0.5), pytest.approx(1.0))
     assert (everything.protocol.images, everything.protocol.images_without_people) == (2, 1)
     assert everything.errors.high_background_poses == 1
-    assert chosen.notes == ("1 predicted images, such as 2, are not among the evaluated: left out",)
+    assert chosen.notes == ("1 predicted images, such as 2, are not evaluated: their poses are left out",)
 
 
 def test_notes_name_what_makes_a_number_easy_to_misread() -> None:
-    truth = truth_of([person(standing())], [person(standing())])
-    result = evaluate(truth, {1: poses_of(standing(2000, 2000), standing(2000, 0))}, COCO17)
+    ground_truth = truth_of([person(standing())], [person(standing())])
+    result = evaluate(ground_truth, {1: poses_of(standing(2000, 2000), standing(2000, 0))}, COCO17)
     assert result.notes == (
         "1 evaluated images have no prediction: their people count as missed",
         "all 2 poses have the score 0.9: without a ranking AP is arbitrary",
-        "100% of the keypoints lie outside their images: are they in original pixels?",
+        "100% of the keypoints lie outside their images; poses must be in pixels of the original images",
     )
 
 
 def test_the_table_says_how_the_number_was_made() -> None:
-    truth = truth_of([person(standing())], [])
-    text = str(evaluate(truth, {1: poses_of(standing()), 2: Poses.empty(17)}, COCO17, score_rule="box score"))
+    ground_truth = truth_of([person(standing())], [])
+    text = str(evaluate(ground_truth, {1: poses_of(standing()), 2: Poses.empty(17)}, COCO17, score_rule="box score"))
     assert "pycocotools 2" in text
     assert "2 images, at most 20 poses each; score: box score" in text
     assert "2: 1 without people, also evaluated" in text
@@ -483,21 +485,21 @@ def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bad_input_is_named() -> None:
-    truth = truth_of([person(standing())])
+    ground_truth = truth_of([person(standing())])
     with pytest.raises(DataError, match="image 1: poses have 14 keypoints, coco17 has 17"):
-        evaluate(truth, {1: poses_of(standing()[:14])}, COCO17)
+        evaluate(ground_truth, {1: poses_of(standing()[:14])}, COCO17)
     with pytest.raises(DataError, match="the ground truth has 17 keypoints, crowdpose14 has 14"):
-        evaluate(truth, {}, CROWDPOSE14)
+        evaluate(ground_truth, {}, CROWDPOSE14)
     with pytest.raises(DataError, match="image 1: a predicted keypoint or score is not finite"):
-        evaluate(truth, {1: poses_of(np.full((17, 2), np.nan))}, COCO17)
+        evaluate(ground_truth, {1: poses_of(np.full((17, 2), np.nan))}, COCO17)
     with pytest.raises(DataError, match=r"1 images are not in the ground truth, such as \[7\]"):
-        evaluate(truth, {}, COCO17, image_ids=[1, 7])
+        evaluate(ground_truth, {}, COCO17, image_ids=[1, 7])
     with pytest.raises(DataError, match="image 3 is in the ground truth twice"):
         GroundTruth.from_records([(3, (10, 10), []), (3, (10, 10), [])])
     with pytest.raises(DataError, match="42 or 51 numbers in 'keypoints'"):
         truth_of([person(standing()), person(standing()[:14])])
-    with pytest.raises(ValueError, match="unknown evaluation backend 'fast'; known: pycocotools, faster"):
-        evaluate(truth, {}, COCO17, backend="fast")
+    with pytest.raises(ValueError, match="unknown evaluation backend 'fast'; use pycocotools or faster"):
+        evaluate(ground_truth, {}, COCO17, backend="fast")
 
 
 def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ from posefleet.data.transforms import IDENTITY
 def batch_of(value: int, buffers: BufferPool, side: int = 32, count: int = 2) -> Batch:
     image = np.full((side, side, 3), value, np.uint8)
     people = People(torch.ones(1, 17, 2), torch.ones(1, 17, dtype=torch.uint8), *map(torch.ones, [(1, 4), (1,), (1,)]))
-    return collate([Sample(image, people, value, IDENTITY, (side, side)) for _ in range(count)], buffers.images)
+    return collate([Sample(image, people, value, IDENTITY, (side, side)) for _ in range(count)], buffers.allocate)
 
 
 def arrived(batch: Batch) -> Batch:
     """The batch as another process would find it."""
-    return pickle.loads(ForkingPickler.dumps(SharedBatch.of(batch))).open()
+    return pickle.loads(ForkingPickler.dumps(SharedBatch.pack(batch))).unpack()
 
 
 def address(batch: Batch) -> int:
