@@ -1,8 +1,13 @@
-"""What an image with people is, and how it is stored, read and scored."""
+"""Images with people: their data structures, transforms, files, loading and evaluation.
+
+Doors: ``structures``, ``keypoints``, ``transforms``, ``images`` and ``errors`` here; ``coco`` (annotation files),
+``doctor`` (check a data set), ``shards`` (write and read shards), ``loading`` (batches), ``evaluation`` (AP), ``io``
+(files of any storage), ``synthetic`` (generated data). Importing this package registers ``s3://`` with fsspec.
+"""
 
 from fsspec import register_implementation
 
-for scheme in ("s3", "s3a"):  # imported when such an address is opened
+for scheme in ("s3", "s3a"):  # the class is imported when such an address is opened
     register_implementation(
         scheme,
         "posefleet.data.io.s3.Bucket",

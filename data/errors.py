@@ -1,12 +1,12 @@
-"""The errors of bad input data."""
+"""Defines the errors of bad input data."""
 
 
 class DataError(ValueError):
-    """A data set, file or annotation cannot be used; the message says which, why and what to do."""
+    """A data set, file or annotation cannot be used; the message names it and the reason."""
 
 
 class NotAnImage(DataError):
-    """The bytes are no image of a kind that is read here."""
+    """The bytes are no image of an accepted format."""
 
 
 class TooManyPixels(DataError):

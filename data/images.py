@@ -1,4 +1,4 @@
-"""Image bytes to pixels."""
+"""Decodes, checks and encodes images."""
 
 import io
 import warnings
@@ -11,24 +11,24 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from posefleet.data.errors import DataError, NotAnImage, TooManyPixels
 
-# Ray and torch run many decoding processes; OpenCV's own threads would only make them fight.
+# Ray and torch run many decoding processes; OpenCV's own threads would compete with them for cores.
 cv2.setNumThreads(0)
 
 Buffer: TypeAlias = bytes | memoryview
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What strangers may send."""
+"""Formats that :func:`decode_untrusted` accepts, as Pillow names them."""
 
 
 def decode_image(data: Buffer, *, what: str = "image") -> np.ndarray:
-    """Decode JPEG, PNG or any format OpenCV knows, as a person sees it: EXIF orientation applied, always RGB.
+    """Decode JPEG, PNG or any format that OpenCV reads, with EXIF orientation applied, to RGB.
 
-    Grey and CMYK images become RGB. A truncated JPEG decodes as far as it goes; the doctor and the sharding
-    job find those (:func:`posefleet.data.images.verify_image`).
+    Grey and CMYK images become RGB. The missing part of a truncated JPEG becomes grey; the doctor and the sharding
+    job find such files with :func:`posefleet.data.images.verify_image`.
 
     Args:
         data: The file's bytes, or a buffer of them.
-        what: Names the image in the error.
+        what: Name of the image in the error.
 
     Returns:
         (H, W, 3) uint8.
@@ -43,20 +43,20 @@ def decode_image(data: Buffer, *, what: str = "image") -> np.ndarray:
 
 
 def decode_untrusted(data: Buffer, *, most_pixels: int, what: str = "image") -> np.ndarray:
-    """:func:`decode_image` for bytes from strangers: looked at before anything large is made of them.
+    """:func:`decode_image` for untrusted bytes: checks format and size before it allocates the pixels.
 
     Args:
-        data: The file's bytes, or a buffer of them; they decide what it is, not its name.
-        most_pixels: An image with more in its header is not decoded.
-        what: Names the image in errors.
+        data: The file's bytes, or a buffer of them; the format is found from them, not from a file name.
+        most_pixels: Maximum width x height of an image that is decoded.
+        what: Name of the image in errors.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        NotAnImage: It is none of ``FORMATS``.
-        TooManyPixels: It is too large.
-        DataError: It is damaged, or ends too early.
+        NotAnImage: The bytes are none of ``FORMATS``.
+        TooManyPixels: The header announces more than ``most_pixels``.
+        DataError: The image is damaged, or ends too early.
     """
     kind, width, height = _read_header(data, what)
     if width * height > most_pixels:
@@ -67,32 +67,32 @@ def decode_untrusted(data: Buffer, *, most_pixels: int, what: str = "image") -> 
 
 
 def _read_header(data: Buffer, what: str) -> tuple[str, int, int]:
-    """Format, width and height, before any orientation."""
+    """Format, width and height of the stored image, before EXIF orientation."""
     size = len(data)
     if not size:
         raise NotAnImage(f"{what}: no bytes at all")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller has a bound of its own
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller has its own bound
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return str(image.format), *image.size
     except Image.DecompressionBombError as error:
         raise TooManyPixels(f"{what}: {error}") from None
     except UnidentifiedImageError:
         raise NotAnImage(f"{what}: {size:,} bytes that are none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # Pillow's readers of damaged headers raise whatever they stumble over
+    except Exception as error:  # Pillow raises many kinds of error for damaged headers
         raise DataError(f"{what}: damaged header: {error}") from None
 
 
 def _jpeg_ends(data: Buffer) -> bool:
-    """Whether the end marker of a JPEG follows its pixels; OpenCV would fill what is missing with grey."""
+    """Whether the end marker of a JPEG follows its pixels; otherwise OpenCV fills the missing part with grey."""
     content = bytes(data)
     position = 2
     while position + 4 <= len(content) and content[position] == 0xFF:
         if content[position + 1] == 0xFF:  # padding
             position += 1
             continue
-        if content[position + 1] == 0xDA:  # start of scan: thumbnails, which have end markers too, lie before it
+        if content[position + 1] == 0xDA:  # start of scan; thumbnails, which have end markers too, are before it
             return content.find(b"\xff\xd9", position) >= 0
         position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
     return False
@@ -104,14 +104,15 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
 
 
 def encode_image(image: np.ndarray, ending: str, options: Sequence[int] = ()) -> bytes:
-    """The bytes of a file of an (H, W, 3) uint8 RGB image.
+    """Encode an image as the bytes of an image file.
 
     Args:
-        ending: ``.jpg``, ``.png`` or any that OpenCV knows.
-        options: OpenCV's ``IMWRITE_...`` and their values.
+        image: (H, W, 3) uint8 RGB.
+        ending: File name extension: ``.jpg``, ``.png`` or any other that OpenCV writes.
+        options: OpenCV's ``IMWRITE_...`` flags, each followed by its value.
 
     Raises:
-        ValueError: There is no such format.
+        ValueError: OpenCV writes no format with this extension.
     """
     try:
         ok, data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), list(options))
@@ -123,17 +124,17 @@ def encode_image(image: np.ndarray, ending: str, options: Sequence[int] = ()) ->
 
 
 EXIF_ORIENTATION = 0x0112
-
+"""EXIF tag of the orientation."""
 
 TURNED_ORIENTATIONS = range(5, 9)
 """EXIF orientations that swap width and height."""
 
 
 def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
-    """Decode every pixel of an image, strictly.
+    """Decode every pixel of an image, and accept no missing or damaged part.
 
     Returns:
-        (width, height) as a person sees it, EXIF orientation applied: the size that ``decode_image`` gives.
+        (width, height) with EXIF orientation applied: the size that ``decode_image`` gives.
 
     Raises:
         DataError: The bytes are not an image, or a part of it is missing or damaged.
@@ -146,7 +147,7 @@ def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
             image.load()
             width, height = image.size
             if image.format not in ("JPEG", "PNG"):
-                decode_image(data, what=what)  # Pillow reads formats that OpenCV, which training uses, does not
+                decode_image(data, what=what)  # training decodes with OpenCV, which reads fewer formats than Pillow
     except UnidentifiedImageError as error:
         raise DataError(f"{what}: {len(data)} bytes that are not an image") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -155,9 +156,9 @@ def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
 
 
 def exif_orientation(data: bytes) -> int:
-    """How a viewer turns the image, 1 (not at all) to 8; reads the header only."""
+    """EXIF orientation of an image, 1 (not turned) to 8; reads only the header."""
     with Image.open(io.BytesIO(data)) as image:
         try:
             return int(image.getexif().get(EXIF_ORIENTATION, 1))
         except (SyntaxError, ValueError, TypeError):
-            return 1  # broken EXIF: viewers and OpenCV leave the image as it is
+            return 1  # broken EXIF: viewers and OpenCV do not turn the image

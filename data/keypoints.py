@@ -1,4 +1,4 @@
-"""Keypoint schemas: the names, noise and symmetry of a keypoint set. Everything else derives from the names."""
+"""Defines the keypoint schemas: names, sigmas and skeleton of each keypoint set; flip pairs follow from the names."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -6,12 +6,14 @@ from functools import cache
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeypointSchema:
-    """One keypoint set; the order of ``keypoints`` is the order of annotations and predictions."""
+    """One set of K keypoints."""
 
     name: str
+    """Name that configs and shards use."""
     keypoints: tuple[str, ...]
+    """(K,) names, in the order of annotations and predictions."""
     sigmas: tuple[float, ...]
-    """Annotation deviation of each keypoint, in units of sqrt(person area). OKS uses k = 2 sigma."""
+    """(K,) standard deviation of annotators for each keypoint, in units of sqrt(person area). OKS uses k = 2 sigma."""
     skeleton: tuple[tuple[str, str], ...]
     """Edges between keypoints, for drawing."""
 
@@ -27,7 +29,7 @@ class KeypointSchema:
 
     @property
     def flip_pairs(self) -> tuple[tuple[str, str], ...]:
-        """(left, right) names of the keypoints that trade places in a mirror."""
+        """(left, right) names of the keypoints that a horizontal flip swaps."""
         return tuple(
             (name, "right" + name.removeprefix("left"))
             for name in self.keypoints
@@ -36,7 +38,7 @@ class KeypointSchema:
 
     @property
     def flip_index(self) -> list[int]:
-        """Permutation that renames left to right: ``flipped = keypoints[:, schema.flip_index]``."""
+        """(K,) permutation that swaps left and right: ``flipped = keypoints[:, schema.flip_index]``."""
         swap = {a: b for left, right in self.flip_pairs for a, b in ((left, right), (right, left))}
         return [self.keypoints.index(swap.get(name, name)) for name in self.keypoints]
 
@@ -93,7 +95,7 @@ def _schemas() -> dict[str, KeypointSchema]:
 
 
 def load_schema(name: str) -> KeypointSchema:
-    """The schema called ``name``.
+    """The keypoint schema with the name ``name``.
 
     Raises:
         ValueError: There is no such schema.

@@ -1,4 +1,4 @@
-"""What flows: annotated people, predicted poses, a sample (one image with its people) and a batch of samples."""
+"""Defines the data structures: annotated people, predicted poses, a sample (image with people), a batch of samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ STRIDE = 32
 """Batches are padded to multiples of this many pixels, the coarsest stride of the backbones."""
 
 PAD_COLOUR = (124, 116, 104)
-"""RGB of the padding: the ImageNet mean, so that it is about zero once normalised."""
+"""RGB of the padding: the ImageNet mean, so that normalised padding is about zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class _Rows:
     def __post_init__(self) -> None:
         lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"{type(self).__name__}: rows differ in number: {lengths}")
+            raise ValueError(f"{type(self).__name__}: tensors must have equal lengths, got {lengths}")
 
     def __getitem__(self, index: Tensor | slice | list[int]) -> Self:
         return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
@@ -48,7 +48,7 @@ class People(_Rows):
     boxes: Tensor
     """(M, 4) float32 xyxy."""
     areas: Tensor
-    """(M,) float32 area of the person's mask, square pixels; the scale of OKS."""
+    """(M,) float32 area of the person's mask in square pixels, which scales OKS."""
     crowd: Tensor
     """(M,) bool, True for a region that covers a group."""
 
@@ -79,16 +79,16 @@ class Poses(_Rows):
     keypoints: Tensor
     """(N, K, 2) float32 xy."""
     keypoint_scores: Tensor
-    """(N, K) in [0, 1]."""
+    """(N, K) float32 in [0, 1]."""
     scores: Tensor
-    """(N,) in [0, 1], sorted descending."""
+    """(N,) float32 in [0, 1], descending."""
 
     def __len__(self) -> int:
         return len(self.keypoints)
 
     @property
     def boxes(self) -> Tensor:
-        """(N, 4) xyxy, the tight box of all keypoints."""
+        """(N, 4) xyxy, the tight box of all keypoints of each pose."""
         return torch.cat([self.keypoints.amin(1), self.keypoints.amax(1)], dim=1)
 
     @classmethod
@@ -113,7 +113,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples padded at the right and bottom to a common size. People are packed: few tensors cross processes."""
+    """B samples, padded at the right and bottom to a common size.
+
+    The people of all images are packed into the same tensors, so that few tensors cross processes.
+    """
 
     images: Tensor
     """(B, 3, H, W) uint8 RGB, in channels_last memory; H and W multiples of ``STRIDE``."""
@@ -124,7 +127,7 @@ class Batch:
     image_ids: Tensor
     """(B,) int64."""
     matrices: Tensor
-    """(B, 2, 3) float64, original image -> input image."""
+    """(B, 2, 3) float64, maps points of the original image to points of the input image."""
     original_sizes: Tensor
     """(B, 2) int64, (width, height) of the original images."""
 
@@ -133,7 +136,7 @@ class Batch:
 
     @property
     def people(self) -> list[People]:
-        """The people of each image: views, no copies. Counts live on the host, so this does not wait for a device."""
+        """The people of each image, as views. ``counts`` is on the host, so this does not wait for a device."""
         parts, start = [], 0
         for count in self.counts.tolist():
             parts.append(self.packed_people[start : start + count])
@@ -141,7 +144,7 @@ class Batch:
         return parts
 
     def part(self, rows: Sequence[int], shape: tuple[int, int]) -> "Batch":
-        """Some of the images, padded to ``shape`` (H, W) only, which holds all of them."""
+        """The images in ``rows``, cut to ``shape`` (H, W), which must be large enough for all of them."""
         people, index = self.people, torch.tensor(rows)
         images = self.images[index, :, : shape[0], : shape[1]]
         return Batch(
@@ -154,7 +157,7 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Images and people on ``device``; bookkeeping stays on the host."""
+        """The batch with images and people on ``device``; the other tensors stay on the host."""
         return Batch(
             self.images.to(device, non_blocking=True),
             self.packed_people.to(device, non_blocking=True),
@@ -165,7 +168,7 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from where a copy to a GPU need not wait."""
+        """The batch with images and people in page-locked memory, from where a copy to a GPU need not wait."""
         people = self.packed_people
         pinned = People(*(getattr(people, field.name).pin_memory() for field in fields(people)))
         return Batch(self.images.pin_memory(), pinned, self.counts, self.image_ids, self.matrices, self.original_sizes)
@@ -176,10 +179,11 @@ def _empty_images(count: int, height: int, width: int) -> Tensor:
 
 
 def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] = _empty_images) -> Batch:
-    """Pad ``samples`` (at least one) to the size of the largest and pack them.
+    """Pad samples to a common size, the largest height and width rounded up to ``STRIDE``, and pack them into a batch.
 
     Args:
-        empty: Gives (B, H, W, 3) uint8 of any content, in memory of its choice, for B, H and W.
+        samples: At least one.
+        empty: Called with B, H and W; returns (B, H, W, 3) uint8 of any content, in any memory.
     """
     height, width = padded_shape(samples)
     images = empty(len(samples), height, width)
@@ -212,10 +216,10 @@ def round_up(pixels: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TargetPoints:
-    """Points of one image that a method trains for its people, for drawing."""
+    """P points of one image that a method trains for its people, for drawing."""
 
     name: str
-    """What they are, e.g. "assigned cells"."""
+    """What the points are, e.g. "assigned cells"."""
     points: Tensor
     """(P, 2) float32 xy, pixels."""
     person: Tensor

@@ -1,14 +1,14 @@
-"""Geometry of samples: resize, crop, flip, rotate, and back.
+"""Transforms samples: resize, crop, flip, rotate; and moves poses back to the original image.
 
-The pixel convention, stated once for the whole project
--------------------------------------------------------
+The pixel convention of the whole project
+-----------------------------------------
 Coordinates are continuous: an image of width W spans [0, W], pixel i covers [i, i + 1) and its centre is i + 0.5.
-COCO's keypoints and boxes are taken as they are, in that frame; nothing is added on reading or subtracted on
+COCO's keypoints and boxes are used unchanged in that frame; nothing is added on reading or subtracted on
 writing. So a resize multiplies coordinates by newW / W and newH / H, and a horizontal flip is x -> W - x.
 OpenCV's affine warp indexes pixel centres instead, hence the half-pixel shifts in :func:`warp`.
 
-Every geometric change is one (2, 3) float64 matrix from the original image to the input image; a sample carries
-it, so predictions go back through its inverse.
+Every geometric change is one (2, 3) float64 matrix from the original image to the input image. The sample carries
+the matrix; its inverse moves predictions back to the original image.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
 def scaling(x: float, y: float) -> np.ndarray:
-    """(2, 3) matrix that multiplies coordinates."""
+    """(2, 3) matrix that multiplies coordinates by ``x`` and ``y``."""
     return np.array([[x, 0.0, 0.0], [0.0, y, 0.0]])
 
 
@@ -77,7 +77,7 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.nda
     Args:
         image: (H, W, 3) uint8.
         matrix: (2, 3), continuous coordinates of ``image`` -> of the result.
-        size: (width, height) of the result; what lies outside the image gets ``PAD_COLOUR``.
+        size: (width, height) of the result; pixels outside the image get ``PAD_COLOUR``.
     """
     if (upright := _resize_and_crop(image, matrix, size)) is not None:
         return upright
@@ -88,14 +88,14 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.nda
 
 
 def _resize_and_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
-    """What :func:`warp` gives where ``matrix`` resizes to whole pixels, mirrors or not, and crops; else None.
+    """The result of :func:`warp` if ``matrix`` only resizes to whole pixels, mirrors and crops; else None.
 
-    Most training and all evaluation images are of this kind, and this is about three times as fast.
+    Most training images and all evaluation images need no more, and this is about three times as fast.
     """
     height, width = image.shape[:2]
     (x_scale, x_shear, x_shift), (y_shear, y_scale, y_shift) = matrix.tolist()
     mirrored = x_scale < 0
-    # The whole image resized, and the frame's corner in that, before it is mirrored.
+    # Size of the resized image, and in it the top left corner of the crop before the flip.
     exact = abs(x_scale) * width, y_scale * height, x_shift - size[0] if mirrored else -x_shift, -y_shift
     columns, rows, x, y = whole = [round(value) for value in exact]
     if x_shear or y_shear or not np.allclose(exact, whole, rtol=0, atol=1e-6):
@@ -114,14 +114,18 @@ def _resize_and_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int
 def move_people(
     people: People, matrix: np.ndarray, size: tuple[int, int], schema: KeypointSchema, *, flipped: bool = False
 ) -> People:
-    """People of the original image as they appear in an input image of ``size`` (width, height).
+    """Move people of the original image to an input image.
 
-    Keypoints that leave the frame become unlabelled, boxes are clipped, areas scale with the determinant (a crop
-    does not change the scale of a person). A person whose box does not meet the frame is dropped; a keypoint
+    Keypoints outside the input image become unlabelled, boxes are clipped, areas scale with the determinant (a crop
+    does not change the scale of a person). A person whose box does not overlap the input image is dropped; a keypoint
     person of whom only the box remains stays as an unlabelled person.
 
     Args:
-        flipped: ``matrix`` mirrors, so left and right keypoints trade places.
+        people: In pixels of the original image.
+        matrix: (2, 3), original image -> input image.
+        size: (width, height) of the input image.
+        schema: The keypoints of ``people``.
+        flipped: Whether ``matrix`` mirrors; then left and right keypoints are swapped.
     """
     limit = torch.tensor(size, dtype=torch.float32)
     keypoints = move_points(people.keypoints, matrix)
@@ -144,7 +148,7 @@ def move_people(
 
 
 def move_poses(poses: Poses, matrix: np.ndarray | Tensor) -> Poses:
-    """Poses with every keypoint moved by a (2, 3) matrix; the way back to the original image is ``invert``."""
+    """Poses with every keypoint moved by a (2, 3) matrix; with :func:`invert`, back to the original image."""
     return Poses(move_points(poses.keypoints, matrix), poses.keypoint_scores, poses.scores)
 
 
@@ -152,7 +156,7 @@ def move_poses(poses: Poses, matrix: np.ndarray | Tensor) -> Poses:
 
 
 def fitted_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
-    """(width, height) scaled so that the short side is ``short_side`` unless the long side would pass ``long_side``."""
+    """``size`` (width, height) scaled to ``short_side``, or less so that the long side is at most ``long_side``."""
     width, height = size
     scale = min(short_side / min(size), long_side / max(size))
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
@@ -160,12 +164,12 @@ def fitted_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resize:
-    """How an image is made an input: keep the aspect, fit the short side."""
+    """Resize of an image to an input, which keeps the aspect ratio."""
 
     short_side: int = 800
-    """Pixels of the short side after the resize."""
+    """Pixels of the short side after the resize. More finds smaller people, and takes more time and memory."""
     long_side: int = 1333
-    """Pixels that the long side may not pass; it wins over ``short_side``."""
+    """Maximum pixels of the long side; an elongated image is made smaller than ``short_side`` to keep it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.short_side <= self.long_side:
@@ -179,29 +183,30 @@ class Resize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
-    """Random geometry of training samples, on top of the resize."""
+    """Random geometric augmentation of training samples, applied after the resize."""
 
     crop: int = 800
-    """Side in pixels of the random crop; a shorter side is kept whole. 0: no crop."""
+    """Side in pixels of the random crop; a side that is shorter is not cropped. 0: no crop. Less saves memory and time,
+    and cuts off more people."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Range of a random zoom, drawn log-uniformly."""
+    """Range of a random zoom, drawn log-uniformly. Wider shows people in more sizes."""
     rotate: float = 0.0
-    """Largest random rotation to either side, degrees."""
+    """Maximum random rotation to either side, degrees."""
     crop_attempts: int = 10
-    """Crops drawn until one keeps a keypoint person."""
+    """Maximum crops that are drawn until one has a keypoint person. More give fewer inputs without people."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip {self.flip} is a probability: 0 to 1")
+            raise ValueError(f"flip {self.flip} must be a probability, 0 to 1")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale {self.scale} must be (low, high) with 0 < low <= high")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainTransform:
-    """Resize and augment; the random numbers come from the caller, so a sample is reproducible."""
+    """Transform of training samples: resize, then augment, with random numbers from the caller."""
 
     resize: Resize
     augment: Augment
@@ -248,12 +253,12 @@ class TrainTransform:
 
 @dataclass(frozen=True, slots=True)
 class EvalTransform:
-    """Resize only."""
+    """Transform of evaluation samples: resize only."""
 
     resize: Resize
     schema: KeypointSchema
     flipped: bool = field(default=False)
-    """Mirror the image (for test-time augmentation)."""
+    """Whether the image is mirrored, for test-time augmentation."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         matrix, size = self.resize.matrix(sample.original_size)

@@ -1,3 +1,3 @@
 """Shards: plain tars with an index, planned, written and verified.
 
-Doors: ``layout`` (read), ``build`` (write, on a cluster), ``verify``."""
+Doors: ``layout`` (read and write one shard), ``build`` (shard a data set, on a cluster), ``verify`` (check shards)."""

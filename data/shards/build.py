@@ -1,9 +1,9 @@
-"""COCO annotations and images to shards, over the cluster; safe to kill and start again.
+"""Writes COCO annotations and images as shards, on the cluster; it can be killed and started again at any time.
 
-The plan is a function of the source and the settings: images in an order shuffled by seed, so that shards are alike,
-cut into shards of about equal bytes. Each shard is written by one task that knows only its own part of the plan. A
-shard that is there, whole and of the same plan is kept; so a second run has nothing to do, a run after a crash does
-what is missing, and all of them end with the same bytes.
+The plan is a function of the source and the settings: images are shuffled by seed, so that shards are alike, and cut
+into shards of about equal bytes. One task writes each shard, and gets only its own part of the plan. A shard that
+exists, is whole and has the same plan is kept. So a second run has nothing to do, a run after a crash writes the
+missing shards, and all runs end with the same bytes.
 """
 
 import itertools
@@ -44,23 +44,27 @@ from posefleet.data.shards.verify import check_shard
 from posefleet.memory import collect_garbage_rarely
 
 CPUS_PER_TASK = 1
-"""A task decodes every image, so it keeps a core busy; one free core in the whole cluster is enough to go on."""
+"""A task decodes every image, so it uses a whole core; one free core in the cluster is enough for progress."""
 
 PLANS_AT_ONCE, PLANS_PER_CPU = 256, 4
-"""Plans that are on the way to tasks, at least and for each CPU of the cluster; this bounds the driver's memory."""
+"""Plans that are submitted at once: a minimum, and a number for each CPU of the cluster. This bounds the driver's
+memory."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardingResult:
-    """What one run did."""
+    """Result of :func:`shard_coco`."""
 
     manifest: Manifest
+    """The manifest as written."""
     shards_written: int
-    """By this run; the other shards were there already."""
+    """Shards that this run wrote; the others existed already."""
     samples_written: int
+    """Samples in ``shards_written``."""
     seconds: float
+    """Duration of the run."""
 
 
 def shard_coco(
@@ -73,29 +77,28 @@ def shard_coco(
     limit: int | None = None,
     parallel: bool = True,
 ) -> ShardingResult:
-    """Make ``root`` a whole shard folder of ``source``, by as little work as it takes.
+    """Shard ``source`` into the folder ``root``; only missing, broken and outdated shards are written.
+
+    Images that are missing, damaged or not of the size in the annotations are skipped, and listed in
+    ``manifest.skipped`` of the result.
 
     Args:
-        source: Annotation file and image folder, as every node of the cluster sees them.
+        source: Annotation file and image folder, under paths that every node of the cluster can read.
         root: The shard folder of this split: any fsspec path that every node can write to.
         schema: Keypoints of the annotations.
-        shard_mib: Size of a shard, about, in MiB.
+        shard_mib: Approximate size of a shard in MiB.
         seed: Of the order of the images.
-        limit: Take only so many images, the first by id.
-        parallel: Over the Ray cluster; otherwise in this process, one shard after the other.
-
-    Returns:
-        The manifest as written, and what was done. Images that are missing, damaged or not of the size in the
-        annotations are left out and named in ``manifest.skipped``.
+        limit: Take only this many images, the first by id; None: all.
+        parallel: Write on the Ray cluster; otherwise in this process, one shard after the other.
 
     Raises:
-        DataError: The annotations cannot be used, or no image can.
+        DataError: The annotations cannot be used, or none of the images can.
         ValueError: ``shard_mib`` or ``limit`` is not larger than 0.
     """
     start = time.perf_counter()
     split = read_coco(source.annotation_file, schema)
     plan = plan_shards(source, split, shard_mib=shard_mib, seed=seed, limit=limit)
-    root = absolute(root)  # the tasks run in other folders
+    root = absolute(root)  # tasks have other working directories
     ensure = _EnsureShard(source, root)
     run = _over_the_cluster if parallel else map
     done = {shard.info.name: shard for shard in _with_progress(run(ensure, plan.shards()), len(plan))}
@@ -114,18 +117,20 @@ def shard_coco(
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A shard that is there, and what was noted when it was written."""
+    """A whole shard, with the notes of its writer."""
 
     info: ShardInfo
     written: bool
     """Whether this run wrote it."""
     counts: dict[str, int] = field(default_factory=dict)
+    """Images and people in it, as in ``Manifest.counts``."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    """Images of its plan that are not in it, as in ``Manifest.skipped``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _EnsureShard:
-    """The task: leave a whole shard as it is, write one that is missing, broken or of another plan."""
+    """The task: keep a shard that is whole and of this plan, otherwise write it."""
 
     source: Source
     root: str
@@ -139,7 +144,11 @@ class _EnsureShard:
         remove_manifest(self.root)
         counts: Counter[str] = Counter()
         skipped: list[dict[str, Any]] = []
-        notes = {"plan": plan.digest, "counts": counts, "skipped": skipped}  # stored after the samples, which fill it
+        notes = {
+            "plan": plan.digest,
+            "counts": counts,
+            "skipped": skipped,
+        }  # the index is written last, when both are filled
         info = write_shard(self.root, plan.name, self._samples(plan, counts, skipped), notes)
         return _Shard(info, True, dict(counts), skipped)
 
@@ -180,9 +189,9 @@ def _count(record: Record) -> dict[str, int]:
 
 
 def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: Iterator[ShardPlan]) -> Iterator[_Shard]:
-    """Pipelines of Ray Data, one after the other, with a block, and so a task, for each plan; starts Ray if need be.
+    """Run ``task`` on the plans with Ray Data, one block and so one task for each; yields shards as they are finished.
 
-    Shards come as they are finished.
+    Ray is started if it was not. The plans run in several pipelines, one after the other.
     """
     ray = open_ray_data()
 

@@ -1,11 +1,11 @@
-"""The layout of a shard folder: plain tars that any WebDataset reader reads, plus an index that makes them seekable.
+"""Reads and writes a shard folder: plain tars that any WebDataset reader reads, with indexes that make them seekable.
 
-    ROOT/manifest.json        what the folder holds; written last, so a folder with a manifest is whole
-    ROOT/shard-000000.tar     for each sample {key}.jpg, the image file's own bytes, then {key}.json, its record
-    ROOT/shard-000000.json    the shard's index: checksum, counts, and where each member lies in the tar
+    ROOT/manifest.json        lists the shards; written last, so a folder with a manifest is whole
+    ROOT/shard-000000.tar     for each sample {key}.jpg, the unchanged image file, then {key}.json, its record
+    ROOT/shard-000000.json    the shard's index: checksum, counts, and the offset of each member in the tar
 
 ``ROOT`` is any fsspec path: a folder, ``s3://bucket/prefix``, ``memory://name``. A shard exists when both its files
-do: each is written under another name and renamed (an object store shows an object only when whole anyway), the
+do: each is written under another name and renamed (an object store shows only whole objects anyway), the
 index after the tar. Equal samples give equal bytes.
 """
 
@@ -34,33 +34,36 @@ _SHARD_NAME = re.compile(r"shard-\d{6,}")
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """One shard, as the manifest lists it."""
+    """Entry of one shard in the manifest."""
 
     name: str
-    """Without suffix: ``shard-000000``."""
+    """Name without suffix: ``shard-000000``."""
     samples: int
     labelled: int
     """Samples with at least one keypoint person."""
     bytes: int
     """Size of the tar."""
     sha256: str
-    """Of the tar."""
+    """sha256 of the tar, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a shard folder holds."""
+    """Content of a shard folder."""
 
     version: int
+    """``VERSION`` of the layout."""
     split: str
+    """Name of the split, such as ``train2017``."""
     schema: str
     """Name of the keypoint schema."""
     fingerprint: str
-    """sha256 of the source: file names and annotations; equal for equal data, however it is sharded."""
+    """sha256 of the source's file names, file sizes and annotations; independent of seed and shard size."""
     shards: tuple[ShardInfo, ...]
     counts: dict[str, int]
+    """Images and people in the shards, by kind, and how many were skipped or dropped."""
     skipped: tuple[dict[str, Any], ...]
-    """Images that are not in the shards: image_id, file_name, reason."""
+    """Images that are not in the shards: image_id, file_name, reason, detail."""
 
     @property
     def samples(self) -> int:
@@ -77,12 +80,12 @@ class Manifest:
 
 
 def shard_name(number: int) -> str:
-    """The name of the shard with this number."""
+    """The name of shard ``number``: ``shard-000000``."""
     return f"shard-{number:06d}"
 
 
 def write_manifest(root: str, manifest: Manifest) -> None:
-    """Write the manifest; the same manifest is always the same bytes."""
+    """Write the manifest of a shard folder; equal manifests give equal bytes."""
     _write_json(root, MANIFEST, asdict(manifest))
 
 
@@ -90,7 +93,7 @@ def read_manifest(root: str) -> Manifest:
     """The manifest of a shard folder.
 
     Raises:
-        DataError: The folder has no manifest (not shards, or sharding did not finish), or not a readable one.
+        DataError: The folder has no manifest (it has no shards, or sharding did not finish), or a damaged one.
     """
     content = read_index_json(root, MANIFEST)
     if content is None:
@@ -105,6 +108,12 @@ def read_manifest(root: str) -> Manifest:
 
 
 def parse_shard_info(root: str, content: Mapping[str, Any]) -> ShardInfo:
+    """The entry of a shard from its json object; ``root`` is for errors.
+
+    Raises:
+        DataError: The name is not that of a shard, or a count is impossible.
+        TypeError: A key is missing or unknown, or has a value of another type.
+    """
     info = ShardInfo(**content)
     if not _SHARD_NAME.fullmatch(info.name):
         raise DataError(f"{root}: {info.name!r} is not the name of a shard")
@@ -128,13 +137,16 @@ def write_shard(
         root: The shard folder.
         name: ``shard-000000``, see :func:`shard_name`.
         samples: (key, image file, record) of each sample; keys are unique and have no dot.
-        notes: Kept in the index, for :func:`read_notes`.
+        notes: Stored in the index, for :func:`read_notes`.
+
+    Returns:
+        The shard's entry for the manifest.
     """
-    from webdataset import TarWriter  # imports torch.utils.data and more; readers do without
+    from webdataset import TarWriter  # slow to import (torch.utils.data), and readers do not need it
 
     members: list[list[int]] = []
     with create(f"{root}/{name}.tar") as file:
-        hashing = _HashingFile(file)
+        hashing = HashingFile(file)
         with TarWriter(hashing, encoder=False, mtime=0, user="", group="") as tar:
             for key, image, record in samples:
                 encoded = encode_record(record)
@@ -156,14 +168,14 @@ def write_shard(
 
 
 def read_members(root: str, name: str) -> np.ndarray:
-    """Where each sample of a shard lies.
+    """Offsets and sizes of the samples of a shard, from its index.
 
     Returns:
         (samples, 5) int64: image_offset, image_size, record_offset, record_size in bytes of the tar, and the
         sample's number of keypoint people.
 
     Raises:
-        DataError: There is no index, or it names bytes outside the tar.
+        DataError: There is no index, or it is damaged.
     """
     index = read_index_json(root, f"{name}.json")
     if index is None:
@@ -172,12 +184,12 @@ def read_members(root: str, name: str) -> np.ndarray:
 
 
 def read_records(fs: Any, tar: str, members: np.ndarray) -> Iterator[Record]:
-    """The records of a shard; its images are not read.
+    """The records of samples of a shard; images are not read.
 
     Args:
-        fs: fsspec's file system.
-        tar: Path of the tar in it.
-        members: (samples, 5) int64 from :func:`read_members`.
+        fs: fsspec file system of the shard.
+        tar: Path of the tar in ``fs``.
+        members: (samples, 5) int64, rows from :func:`read_members`.
 
     Raises:
         DataError: A record is damaged, or no plain file of the tar.
@@ -194,14 +206,14 @@ def read_records(fs: Any, tar: str, members: np.ndarray) -> Iterator[Record]:
 
 
 def read_notes(root: str, name: str) -> dict[str, Any]:
-    """What the writer of the shard noted in its index; empty where there is no index."""
+    """The ``notes`` that :func:`write_shard` stored in the index; empty if there is no index."""
     index = read_index_json(root, f"{name}.json") or {}
     notes = index.get("notes")
     return notes if isinstance(notes, dict) else {}
 
 
 def remove_leftovers(root: str, keep: Iterable[str]) -> None:
-    """Delete unfinished files of killed writers, and shards that are not in ``keep``."""
+    """Delete unfinished files of killed writers, and all shards but those with a name in ``keep``."""
     fs, path = open_root(root)
     kept = set(keep)
     fs.invalidate_cache(path)
@@ -214,13 +226,18 @@ def remove_leftovers(root: str, keep: Iterable[str]) -> None:
 
 
 def remove_manifest(root: str) -> None:
-    """Mark the folder as unfinished, before shards of it change."""
+    """Delete the manifest, which marks the folder as unfinished; call it before shards change."""
     fs, path = open_root(root)
     with suppress(FileNotFoundError):  # several writers may do this at once
         fs.rm_file(f"{path}/{MANIFEST}")
 
 
 def index_members(root: str, index: Mapping[str, Any]) -> np.ndarray:
+    """(samples, 5) int64, see :func:`read_members`, from an index that is read already.
+
+    Raises:
+        DataError: The index is damaged, or names bytes outside the tar.
+    """
     try:
         members = np.array(index["members"], np.int64).reshape(-1, len(MEMBER_COLUMNS))
         total = int(index["bytes"])
@@ -242,22 +259,31 @@ def index_members(root: str, index: Mapping[str, Any]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------- files
 
 
-class _HashingFile:
-    """A file to write to that knows the size and sha256 of what went through it."""
+class HashingFile:
+    """A file that computes the size and sha256 of the bytes that are written to it or read from it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
         self.size = 0
 
+    def read(self, size: int) -> bytes:
+        """Read and hash up to ``size`` bytes."""
+        return self._add(self._file.read(size))
+
     def write(self, data: bytes) -> int:
+        """Write and hash ``data``."""
         self._file.write(data)
+        return len(self._add(data))
+
+    def _add(self, data: bytes) -> bytes:
         self.sha256.update(data)
         self.size += len(data)
-        return len(data)
+        return data
 
 
 def open_root(root: str) -> tuple[Any, str]:
+    """The fsspec file system of a shard folder, and its path there."""
     fs, path = fsspec.core.url_to_fs(root)
     return fs, path.rstrip("/")
 
@@ -268,6 +294,11 @@ def _write_json(root: str, name: str, content: Mapping[str, Any]) -> None:
 
 
 def read_index_json(root: str, name: str) -> dict[str, Any] | None:
+    """The json object in a file of a shard folder; None if there is no file.
+
+    Raises:
+        DataError: The file is damaged, or no json object.
+    """
     try:
         content = read_json(f"{root}/{name}")
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Plans the shards of a split: which images go into which shard, before anything is written."""
+"""Plans the shards of a split: decides which images go into which shard, before anything is written."""
 
 import hashlib
 import json
@@ -20,37 +20,36 @@ from posefleet.data.coco.source import Source
 from posefleet.data.coco.split import CocoSplit
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import path_inside
-from posefleet.data.shards.layout import (
-    shard_name,
-)
+from posefleet.data.shards.layout import shard_name
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """All that the task which writes one shard needs to know."""
+    """The plan of one shard: everything that the task which writes it needs."""
 
     name: str
+    """``shard-000000``."""
     records: list[bytes]
-    """The records of the samples, in order, encoded."""
+    """Encoded records of the samples, in order."""
     sizes: list[int]
     """Bytes of each image file when the plan was made; -1 where it was missing."""
 
     @property
     def digest(self) -> str:
-        """sha256 of the plan; a shard that was written from another plan is stale."""
+        """sha256 of records and sizes; a shard that was written from another plan is outdated."""
         sha256 = hashlib.sha256()
         for record, size in zip(self.records, self.sizes, strict=True):
             _add_to_digest(sha256, record, size)
         return sha256.hexdigest()
 
     def pack(self) -> bytes:
-        """Small enough to send."""
+        """The plan as compressed bytes, small enough to send to a task."""
         head = json.dumps([self.name, self.sizes]).encode()
         return zlib.compress(b"\n".join([head, *self.records]), level=1)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """The plan that was packed."""
+        """The plan from the bytes of :meth:`pack`."""
         head, *records = zlib.decompress(data).split(b"\n")
         name, sizes = json.loads(head)
         return cls(name, records, sizes)
@@ -58,13 +57,13 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What goes into which shard."""
+    """The plan of all shards of a split with I images."""
 
     split: CocoSplit
     sizes: np.ndarray
     """(I,) int64 bytes of each image file; -1 where there is none."""
     rows: list[np.ndarray]
-    """Of each shard, the rows of ``split`` in it, in order."""
+    """For each shard, its images as rows of ``split``, in order."""
     fingerprint: str
     """sha256 over file names, sizes and annotations by image id; depends on neither seed nor shard size."""
     dropped_people: int
@@ -74,14 +73,18 @@ class Plan:
         return len(self.rows)
 
     def shards(self) -> Iterator[ShardPlan]:
-        """The plan of each shard, made as it is asked for: together they are as large as the annotations."""
+        """The plan of each shard, made one by one: together they are as large as the annotations."""
         for number, rows in enumerate(self.rows):
             records = [self.split.encoded(row) for row in rows.tolist()]
             yield ShardPlan(shard_name(number), records, self.sizes[rows].tolist())
 
 
 def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int = 0, limit: int | None = None) -> Plan:
-    """Decide what goes into which shard; see :func:`shard_coco` for the arguments."""
+    """Decide which images go into which shard; arguments as for :func:`posefleet.data.shards.build.shard_coco`.
+
+    Raises:
+        ValueError: ``shard_mib`` or ``limit`` is not larger than 0.
+    """
     if shard_mib <= 0 or (limit is not None and limit <= 0):
         raise ValueError(f"shard_mib {shard_mib} and limit {limit} must be larger than 0")
     count = len(split) if limit is None else min(limit, len(split))
@@ -98,18 +101,18 @@ def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int
 
 
 def _cut(order: np.ndarray, sizes: np.ndarray, shard_mib: float) -> list[np.ndarray]:
-    """The rows in ``order`` in runs of about equal bytes, none of them empty."""
+    """``order`` cut into consecutive pieces of about equal bytes, without empty ones."""
     ends = np.cumsum(np.maximum(sizes[order], 0))
     total = int(ends[-1]) if len(ends) else 0
     count = max(1, round(total / (shard_mib * 2**20)))
-    # An image is in the n-th run if the bytes before it are so many count-ths of all; in whole numbers, so exactly.
+    # Piece n starts with the first image that has at least n / count of all bytes before it; integers make it exact.
     bounds = [-(-number * total // count) for number in range(1, count)]
     cuts = np.searchsorted(ends - np.maximum(sizes[order], 0), bounds)
     return [rows for rows in np.split(order, cuts) if len(rows)]
 
 
 def _file_sizes(source: Source) -> Callable[[str], int]:
-    """What gives the bytes of an image file by its name, -1 where there is no such file."""
+    """A function from the name of an image file to its bytes; -1 if there is no such file."""
     fs, folder = fsspec.core.url_to_fs(source.image_folder)
     if isinstance(fs, LocalFileSystem):
         return partial(_local_size, folder)

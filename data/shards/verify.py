@@ -1,11 +1,9 @@
-"""Checks that shards on disk are what their index says."""
-
-import hashlib
-from typing import IO
+"""Verifies that stored shards match their index and the manifest."""
 
 from posefleet.data.errors import DataError
 from posefleet.data.io.tars import BLOCK, member_name, whole_blocks
 from posefleet.data.shards.layout import (
+    HashingFile,
     ShardInfo,
     index_members,
     open_root,
@@ -18,7 +16,7 @@ _CHUNK = 1 << 22
 
 
 def check_shard(root: str, name: str) -> ShardInfo | None:
-    """The shard's index entry if its tar is whole, see :func:`verify_shard`, else None: missing or broken."""
+    """The shard's entry for the manifest if :func:`verify_shard` accepts it, else None: it is missing or broken."""
     try:
         return verify_shard(root, name)
     except DataError:
@@ -26,13 +24,13 @@ def check_shard(root: str, name: str) -> ShardInfo | None:
 
 
 def verify_shard(root: str, name: str) -> ShardInfo:
-    """Read a shard through: size and sha256 are those of the index, and all its members are plain files.
+    """Read a whole shard, and check that size and sha256 match the index and that all members are plain files.
 
     Returns:
-        Its entry for the manifest.
+        The shard's entry for the manifest.
 
     Raises:
-        DataError: It is missing or broken; says what is wrong with it.
+        DataError: The shard is missing or broken; the message says what is wrong.
     """
     index = read_index_json(root, f"{name}.json")
     if index is None:
@@ -48,7 +46,7 @@ def verify_shard(root: str, name: str) -> ShardInfo:
         raise DataError(f"{root}/{name}.tar: missing, or not what its index says")
     names: set[str] = set()
     with fs.open(tar, "rb") as file:
-        hashing = _HashingReader(file)
+        hashing = HashingFile(file)
         for size in members[:, [1, 3]].flatten().tolist():
             try:
                 member = member_name(hashing.read(BLOCK), size)
@@ -67,10 +65,10 @@ def verify_shard(root: str, name: str) -> ShardInfo:
 
 
 def check_shards(root: str) -> list[str]:
-    """What is wrong with a shard folder, in sentences: every shard is read, and compared with index and manifest.
+    """The faults of a shard folder, a sentence each: every shard is read, and compared with index and manifest.
 
     Raises:
-        DataError: There is no readable manifest.
+        DataError: The manifest is missing or damaged.
     """
     return [fault for shard in read_manifest(root).shards if (fault := _fault(root, shard))]
 
@@ -81,16 +79,3 @@ def _fault(root: str, shard: ShardInfo) -> str:
     except DataError as error:
         return f"{error}; run shard_coco again"
     return "" if found == shard else f"{root}/{shard.name}: not the shard of the manifest; run shard_coco again"
-
-
-class _HashingReader:
-    """Reads a file through and knows the sha256 of what was read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self.sha256.update(data)
-        return data
