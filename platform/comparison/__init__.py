@@ -1,3 +1,3 @@
-"""Methods side by side: trained on one budget, scored on one split, shown on one page.
+"""Compares methods: trains them on one budget, scores them on one split, shows tables, figures and one HTML page.
 
-Doors: ``compare``, ``sources``, ``budget``, ``ablation``, ``figures``, ``html``."""
+Doors: ``compare``, ``sources``, ``budget``, ``ablation``, ``figures``, ``html``; ``cost`` has an entry's ``Cost``."""

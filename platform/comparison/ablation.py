@@ -1,8 +1,8 @@
-"""Published ablations run again: the rows of a ladder, each trained with several seeds, beside the paper's numbers.
+"""Repeats a published ablation: the rows of a ladder, each trained with several seeds, beside the paper's numbers.
 
-A ladder is a YAML file with ``rows``. A row has a ``name``, the ``paper``'s numbers, and the settings that it adds to
-those of the rows before it, by dotted names: under ``set`` where they need a training of their own, under ``decode``
-where they only change how poses are predicted from the weights of the last row that was trained.
+A ladder is a YAML file with ``rows``. A row has a ``name``, the ``paper``'s numbers, and the settings, by dotted name,
+that it adds to those of the rows before it: under ``set`` if they need a training of their own, under ``decode`` if
+they only change how poses are predicted from the weights of the last row that was trained.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.visualization.tables import table
 
 SHOWN = ("AP", "AP50", "AP75", "APM", "APL", "AR")
-"""Statistics that papers report, in the order of columns."""
+"""Statistics that papers report, in the order of the table's columns."""
 
 Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Name of a row -> seed -> statistics in [0, 1]."""
@@ -29,20 +29,20 @@ class Row:
 
     name: str
     training: str
-    """What runs of its training are called; rows that only decode differently share one."""
+    """Name of its training, which begins the names of its runs; rows that only decode differently share one."""
     trained: Mapping[str, Any]
-    """Dotted names and values that it is trained with."""
+    """Settings that it is trained with, by dotted name."""
     decoded: Mapping[str, Any]
-    """Those that poses are predicted with."""
+    """Settings that its poses are predicted with, by dotted name."""
     paper: Mapping[str, float]
-    """Statistics in percent."""
+    """The paper's statistics, percent."""
 
 
 def read_ladder(path: Path) -> list[Row]:
-    """The rows of a ladder, first to last.
+    """The rows of the ladder in ``path``, first to last.
 
     Raises:
-        ValueError: The file is missing, or a row adds no settings, or its first row has no training.
+        ValueError: The file is missing, a row adds no settings, or the first row has no training.
     """
     rows: list[Row] = []
     settings: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def read_ladder(path: Path) -> list[Row]:
 
 
 def choose(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
-    """The rows that are wanted by name or by number (from 1), in their own order; all where none is named.
+    """The rows with a name or number (from 1) in ``wanted``, in the order of the ladder; all if ``wanted`` is empty.
 
     Raises:
         ValueError: There is no such row.
@@ -81,46 +81,45 @@ def choose(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
 
 
 def as_markdown(rows: Sequence[Row], scores: Scores) -> str:
-    """The ladder with the mean over the seeds, the lowest and the highest AP, and the paper's column."""
-    shown = [key for key in SHOWN if any(key in row.paper for row in rows)]
+    """A table of the rows: mean AP over the seeds, lowest and highest AP, the paper's AP; then the other statistics."""
+    others = [key for key in SHOWN if key != "AP" and any(key in row.paper for row in rows)]
     head = ["row", "AP here", "lowest..highest", "AP paper"]
-    head += [f"{key} {whose}" for key in shown if key != "AP" for whose in ("here", "paper")]
+    head += [f"{key} {whose}" for key in others for whose in ("here", "paper")]
     lines = []
     for row in rows:
-        ap = _over_seeds(scores[row.name], "AP")
-        line = [row.name, f"{statistics.mean(ap):.1f}", f"{min(ap):.1f}..{max(ap):.1f}", _number(row.paper, "AP")]
-        for key in shown:
-            if key != "AP":
-                line += [f"{statistics.mean(_over_seeds(scores[row.name], key)):.1f}", _number(row.paper, key)]
-        lines.append(line)
+        here = {key: [100 * seed[key] for seed in scores[row.name].values()] for key in ("AP", *others)}
+        mean = {key: f"{statistics.mean(values):.1f}" for key, values in here.items()}
+        paper = {key: f"{row.paper[key]:.1f}" if key in row.paper else "" for key in here}
+        lines.append([row.name, mean["AP"], f"{min(here['AP']):.1f}..{max(here['AP']):.1f}", paper["AP"]])
+        lines[-1] += [numbers[key] for key in others for numbers in (mean, paper)]
     return table(head, lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Ordering:
-    """Two neighbours of a ladder."""
+    """Two neighbouring rows of a ladder, in the order of their AP in the paper."""
 
     lower: str
     higher: str
-    """The row with the higher AP in the paper."""
+    """Name of the row with the higher AP in the paper."""
     paper: float
-    """By how much, percent."""
+    """Difference of their AP in the paper, percent."""
     here: Mapping[int, float]
-    """Seed -> by how much here, percent; negative where the order is the other way round."""
+    """Seed -> difference of their AP here, percent; negative if the order is reversed."""
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean difference over the seeds, percent."""
         return statistics.mean(self.here.values())
 
     @property
     def agreeing(self) -> int:
-        """Seeds in which the order is the paper's."""
+        """Number of seeds with the paper's order."""
         return sum(difference > 0 for difference in self.here.values())
 
 
 def orderings(rows: Sequence[Row], scores: Scores) -> list[Ordering]:
-    """What the paper says about each two neighbours, and what was found."""
+    """Difference of each two neighbouring rows, in the paper and here."""
     found = []
     for one, other in itertools.pairwise(rows):
         low, high = sorted((one, other), key=lambda row: row.paper["AP"])
@@ -130,8 +129,7 @@ def orderings(rows: Sequence[Row], scores: Scores) -> list[Ordering]:
 
 
 def orderings_as_markdown(found: Sequence[Ordering]) -> str:
-    """One line for each two neighbours."""
-    head = ["AP in the paper", "by", "by here", "on average", "in seeds"]
+    """A table with one line for each two neighbouring rows."""
     lines = [
         [
             f"{o.lower} < {o.higher}",
@@ -142,12 +140,4 @@ def orderings_as_markdown(found: Sequence[Ordering]) -> str:
         ]
         for o in found
     ]
-    return table(head, lines)
-
-
-def _over_seeds(seeds: Mapping[int, Mapping[str, float]], key: str) -> list[float]:
-    return [100 * values[key] for values in seeds.values()]
-
-
-def _number(values: Mapping[str, float], key: str) -> str:
-    return f"{values[key]:.1f}" if key in values else ""
+    return table(["AP in the paper", "by", "by here", "on average", "in seeds"], lines)

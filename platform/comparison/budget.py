@@ -1,4 +1,4 @@
-"""Trainings that are to be compared: on one budget of epochs or of minutes, one after the other."""
+"""Trains experiments that are to be compared, one after the other, each for the same number of epochs or minutes."""
 
 import dataclasses
 import sys
@@ -15,42 +15,41 @@ from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.launch import train
 
 STOPPED = 130
-"""Status of a training that a signal stopped: the others are not wanted either."""
+"""Exit status of a training that a signal stopped; the trainings after it are not started."""
 
 
 def budgeted(
     experiments: Mapping[str, Experiment], *, epochs: float | None = None, minutes: float | None = None
 ) -> dict[str, Experiment]:
-    """Every experiment with the epochs that its budget allows; unchanged where there is none."""
-    if epochs is None and minutes is None:
-        return dict(experiments)
+    """The experiments by name, each with the epochs that the budget allows; unchanged if there is no budget."""
     if epochs is not None:
-        return {name: with_epochs(experiment, epochs) for name, experiment in experiments.items()}
-    assert minutes is not None
-    return {name: with_epochs(e, epochs_of(name, e, minutes)) for name, e in experiments.items()}
+        return {name: _with_epochs(experiment, epochs) for name, experiment in experiments.items()}
+    if minutes is not None:
+        return {name: _with_epochs(e, _epochs_in(minutes, name, e)) for name, e in experiments.items()}
+    return dict(experiments)
 
 
-def epochs_of(name: str, experiment: Experiment, minutes: float) -> float:
-    """That fit in some minutes, by the time of some steps; a run that was begun keeps those that it began with."""
-    if meta := latest_meta(folder_of(experiment)):
+def _epochs_in(minutes: float, name: str, experiment: Experiment) -> float:
+    """Epochs that fit into ``minutes``, from the measured time of a few steps; a run that exists keeps its epochs."""
+    if meta := _latest_meta(folder_of(experiment)):
         return meta.experiment.train.epochs
     worker = LocalWorker()
     speed = train_speed(build_model(experiment).to(worker.device), experiment, worker)
     images = minutes * 60 * speed * max(1, experiment.scaling.num_workers)
     epochs = images / read_manifest(experiment.data.train).labelled
-    sys.stderr.write(f"{name}: {speed:.1f} images/s a worker, so {minutes:g} minutes are {epochs:.2f} epochs\n")
+    sys.stderr.write(f"{name}: {speed:.1f} images/s per worker, so {minutes:g} minutes are {epochs:.2f} epochs\n")
     return epochs
 
 
-def with_epochs(experiment: Experiment, epochs: float) -> Experiment:
-    """The learning-rate schedule keeps its shape."""
+def _with_epochs(experiment: Experiment, epochs: float) -> Experiment:
+    """Scales the milestones with the epochs, so that the learning-rate schedule keeps its shape."""
     optim, factor = experiment.optim, epochs / experiment.train.epochs
     optim = dataclasses.replace(optim, milestones=tuple(milestone * factor for milestone in optim.milestones))
     return dataclasses.replace(experiment, optim=optim, train=dataclasses.replace(experiment.train, epochs=epochs))
 
 
 def train_all(experiments: Mapping[str, Experiment]) -> bool:
-    """Train what is not finished; a run that failed does not keep the others from being trained."""
+    """Train every experiment whose run is not finished, the others too after one failed; False if any failed."""
     failed, waiting = [], [name for name, experiment in experiments.items() if not finished(experiment)]
     for number, name in enumerate(waiting, start=1):
         sys.stderr.write(f"\n== training {name} ({number} of {len(waiting)})\n")
@@ -59,17 +58,19 @@ def train_all(experiments: Mapping[str, Experiment]) -> bool:
         if status == STOPPED:
             break
     if failed:
-        sys.stderr.write(f"error: these trainings did not finish: {', '.join(failed)}; the same command goes on\n")
+        sys.stderr.write(
+            f"error: these trainings did not finish: {', '.join(failed)}; run the same command again to go on\n"
+        )
     return not failed
 
 
 def folder_of(experiment: Experiment) -> str:
-    """Where the experiment's run is kept, if it has a name."""
+    """Folder of the experiment's run, which must have a name."""
     return f"{experiment.run.storage}/{experiment.run.name}"
 
 
-def latest_meta(run: str) -> Meta | None:
-    """What the best or latest checkpoint of a run says, or None where there is none yet."""
+def _latest_meta(run: str) -> Meta | None:
+    """Metadata of a run's best or latest checkpoint; None if there is none yet."""
     try:
         return read_meta(find_checkpoint(run))
     except CheckpointError:
@@ -77,13 +78,13 @@ def latest_meta(run: str) -> Meta | None:
 
 
 def finished(experiment: Experiment) -> bool:
-    """Whether the experiment's run was trained to its end, so that it was evaluated.
+    """Whether the experiment's run was trained to its end, where it is evaluated.
 
     Raises:
         ValueError: There is a run of that name with other settings.
     """
     folder = folder_of(experiment)
-    if not (meta := latest_meta(folder)):
+    if not (meta := _latest_meta(folder)):
         return False
     before, now = _training_settings(meta.experiment), _training_settings(experiment)
     if different := [name for name in now if before[name] != now[name]]:
@@ -94,7 +95,7 @@ def finished(experiment: Experiment) -> bool:
 
 
 def _training_settings(experiment: Experiment) -> dict[str, Any]:
-    """All that decides about the weights, by dotted name."""
+    """Dotted name -> value, of every setting that changes the trained weights."""
     sections = {name: getattr(experiment, name) for name in ("model", "data", "optim", "train")}
     settings = {
         f"{name}.{f.name}": getattr(section, f.name)

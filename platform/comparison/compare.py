@@ -1,41 +1,47 @@
-"""Methods side by side: the AP of finished runs on one split, and what each method costs."""
+"""Scores finished runs on one split, measures what each costs, and writes the results as tables."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posefleet.data.evaluation.bootstrap import Interval
-from posefleet.data.evaluation.evaluate import Evaluation
+from posefleet.data.evaluation import bootstrap
+from posefleet.data.evaluation.bootstrap import CONFIDENCE, Interval
+from posefleet.data.evaluation.evaluate import STATISTICS, Evaluation
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import Meta, read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.comparison.cost import Cost, measure
-from posefleet.platform.comparison.figures import ap_differences, best_first, comparison_table
+from posefleet.platform.comparison.figures import best_first
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
 from posefleet.platform.inference.evaluate import evaluate
-from posefleet.platform.inference.latency import CROWDS
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.tracking.runs import flatten
+from posefleet.platform.visualization.plots import short
 from posefleet.platform.visualization.tables import table
+
+Differences = Mapping[tuple[str, str], Interval]
+"""(one run, another run) -> AP of the first minus that of the second, with its range over draws of images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One row of a comparison."""
+    """A run that was scored and timed: one row of a comparison."""
 
     name: str
     checkpoint: str
+    """Folder of the checkpoint."""
     meta: Meta
-    """Of the checkpoint."""
+    """Metadata of the checkpoint."""
     experiment: Experiment
-    """As it was scored: the checkpoint's own, perhaps on other data or decoded in another way."""
+    """Settings that it was scored with: the checkpoint's own, maybe with other data or another decoding."""
     data: str
-    """Fingerprint of what it was scored on."""
+    """Fingerprint of the shards that it was scored on."""
     evaluation: Evaluation
     poses: Mapping[int, Poses]
     """Image id -> poses, in pixels of the original images."""
@@ -43,9 +49,9 @@ class Entry:
 
 
 def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, float]:
-    """The metrics of a run's best checkpoint under an experiment that may predict in another way than the run's own.
+    """Metrics of a run's best checkpoint under ``experiment``, which may predict in another way than the run did.
 
-    They are those in the checkpoint where it was evaluated like that.
+    Returns the checkpoint's own metrics where it was evaluated with the same settings; predicts otherwise.
     """
     checkpoint = find_checkpoint(run)
     meta = read_meta(checkpoint)
@@ -60,7 +66,7 @@ def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, f
         return meta.metrics
     model, _ = load_model(checkpoint, experiment=experiment)
     result = evaluate(model.to(worker.device), experiment, worker)
-    assert result is not None, "scores are taken in one process"
+    assert result is not None, "scores are measured in one process"
     return result.as_dict()
 
 
@@ -76,25 +82,25 @@ def score_run(
     """Score and time the best checkpoint of a run.
 
     Args:
-        name: What to call it.
+        name: Name of the row.
         run: Folder of the run, or a checkpoint.
-        worker: Gives the device.
-        data: Shards to score on; empty: those the run was evaluated on.
-        experiment: Predicts in another way than the run's own; the method and its weights must agree.
+        worker: Its device is used.
+        data: Shards to score on; empty: those that the run was evaluated on.
+        experiment: Settings that predict in another way than the run's own; the checkpoint's weights must fit them.
         repeats: Timed predictions for each number of people.
 
     Raises:
         CheckpointError: There is no checkpoint.
         DataError: The shards cannot be used.
-        ValueError: The run was evaluated on nothing, and ``data`` is empty.
+        ValueError: The run was not evaluated, and ``data`` is empty.
     """
     checkpoint = find_checkpoint(run)
     meta = read_meta(checkpoint)
     experiment = experiment or meta.experiment
     scored_on = resolve_path(data) if data else experiment.data.eval
     if not scored_on:
-        raise ValueError(f"{name} ({run}) was evaluated on nothing; say on what to score it with --eval SHARDS")
-    experiment = _replaced(experiment, eval=scored_on)
+        raise ValueError(f"{name} ({run}) was trained without data.eval; give shards to score it on: --eval SHARDS")
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, eval=scored_on))
     model, _ = load_model(checkpoint, experiment=experiment)
     poses: dict[int, Poses] = {}
     result = evaluate(model.to(worker.device), experiment, worker, keep=poses.update)
@@ -112,7 +118,7 @@ def score_run(
 
 
 def same_data(experiments: Mapping[str, Experiment]) -> str:
-    """Why the experiments must not be compared as they are: they were trained on different data. Empty if not."""
+    """A warning that names the training data of every run where they differ; empty where all have the same."""
     seen = {name: read_manifest(e.data.train).fingerprint[:12] for name, e in experiments.items()}
     if len(set(seen.values())) == 1:
         return ""
@@ -120,55 +126,84 @@ def same_data(experiments: Mapping[str, Experiment]) -> str:
 
 
 def differing_settings(experiments: Mapping[str, Experiment]) -> dict[str, dict[str, str]]:
-    """Dotted name -> run -> value, of settings that are not the same in all runs; where a run keeps its files is none.
+    """Dotted name -> run -> value, of the settings that are not the same in all runs.
 
-    A run whose method has no such setting is not there.
+    A run whose method lacks a setting has no value for it. Settings of where a run keeps its files are left out.
     """
     flat = {run: flatten(to_dict(experiment)) for run, experiment in experiments.items()}
-    names = dict.fromkeys(name for settings in flat.values() for name in settings if name not in _WHERE)
+    names = dict.fromkeys(name for settings in flat.values() for name in settings if name not in _PLACES)
     found = {name: {run: settings[name] for run, settings in flat.items() if name in settings} for name in names}
     return {name: values for name, values in found.items() if len(values) < len(flat) or len(set(values.values())) > 1}
 
 
-_WHERE = {f"run.{name}" for name in ("name", "storage", "tracking", "experiment", "resume", "parent")}
+_PLACES = {f"run.{name}" for name in ("name", "storage", "tracking", "experiment", "resume", "parent")}
 
 
 def ranked(entries: Sequence[Entry]) -> list[Entry]:
-    """Best AP first."""
+    """Entries by AP, highest first."""
     by_name = {entry.name: entry for entry in entries}
     return [by_name[name] for name in best_first({entry.name: entry.evaluation.ap for entry in entries})]
 
 
 def differences(entries: Sequence[Entry]) -> dict[tuple[str, str], Interval]:
-    """See :func:`posefleet.platform.comparison.figures.ap_differences`."""
-    return ap_differences({entry.name: entry.evaluation for entry in entries})
+    """:data:`Differences` of each two entries that were scored on the same images and people."""
+    matches = {entry.name: entry.evaluation.matches for entry in entries}
+    return bootstrap.differences({name: found for name, found in matches.items() if found is not None})
 
 
-def as_markdown(entries: Sequence[Entry], minus: Mapping[tuple[str, str], Interval]) -> str:
-    """AP by AP's kinds and by keypoint, and the costs, as tables; ``minus`` is what :func:`differences` found."""
-    scores = comparison_table({entry.name: entry.evaluation for entry in entries}, minus)
+def as_markdown(entries: Sequence[Entry], minus: Differences) -> str:
+    """Markdown tables of the statistics, the costs, and the AP of every keypoint; ``minus``: :func:`differences`."""
     order = ranked(entries)
-    crowds = [f"ms, {people} people" if people > 1 else "ms, 1 person" for people in CROWDS]
-    head = ["run", "parameters, M", "GFLOPs", "training images/s", *crowds]
+    costs = [entry.cost.columns() for entry in order]
     rows = [
-        [
-            entry.name,
-            f"{entry.cost.parameters / 1e6:.2f}",
-            f"{entry.cost.gflops:.2f}",
-            f"{entry.cost.train_images_per_second:.1f}",
-            *(f"{entry.cost.predict_ms[people]:.0f}" for people in CROWDS),
-        ]
-        for entry in order
+        [entry.name, *(f"{value:.{digits}f}" for value, digits in columns.values())]
+        for entry, columns in zip(order, costs, strict=True)
     ]
-    names = order[0].evaluation.keypoints
     keypoints = [
-        [name, *(f"{entry.evaluation.keypoint_ap[index]:.3f}" for entry in order)] for index, name in enumerate(names)
+        [name, *(f"{entry.evaluation.keypoint_ap[index]:.3f}" for entry in order)]
+        for index, name in enumerate(order[0].evaluation.keypoints)
     ]
-    return "\n\n".join([scores, table(head, rows), table(["keypoint AP", *(entry.name for entry in order)], keypoints)])
+    return "\n\n".join(
+        [
+            score_table({entry.name: entry.evaluation for entry in order}, minus),
+            table(["run", *costs[0]], rows),
+            table(["keypoint AP", *(entry.name for entry in order)], keypoints),
+        ]
+    )
+
+
+def score_table(evaluations: Mapping[str, Evaluation], minus: Differences) -> str:
+    """Evaluations by name as a Markdown table, highest AP first, the best of every column bold.
+
+    A line below warns where evaluations were not made the same way, since their numbers cannot be compared then.
+    """
+    best, *others = order = best_first({name: evaluation.ap for name, evaluation in evaluations.items()})
+    columns = {key: [evaluation.statistics[key] for evaluation in evaluations.values()] for key in STATISTICS}
+    highest = {
+        key: max((round(v, 4) for v in values if not math.isnan(v)), default=None) for key, values in columns.items()
+    }
+    rows = []
+    for name in order:
+        values = evaluations[name].statistics
+        bold = {key: bool(others) and round(values[key], 4) == highest[key] for key in STATISTICS}
+        row = [f"**{short(values[key])}**" if bold[key] else short(values[key]) for key in STATISTICS]
+        if others:
+            found = minus.get((name, best))
+            row.append(
+                "" if name == best else "-" if found is None else f"{found}{'' if found.certain else ', may be noise'}"
+            )
+        rows.append([name, *row])
+    lines = table(["run", *STATISTICS, *(["AP minus the best"] if others else [])], rows)
+    protocols = [str(evaluations[name].protocol) for name in order]
+    if len(set(protocols)) == 1:
+        brackets = f" In brackets: {CONFIDENCE:.0%} of draws of images with replacement." if others else ""
+        return f"{lines}\n\nAll: {protocols[0]}.{brackets}"
+    differing = [f"- {name}: {protocol}" for name, protocol in zip(order, protocols, strict=True)]
+    return "\n".join([lines, "", "Not made the same way, compare with care:", *differing])
 
 
 def as_dict(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Everything a table shows, by name, for programs."""
+    """Name -> checkpoint, protocol, metrics and costs, for programs."""
     return {
         entry.name: {
             "checkpoint": entry.checkpoint,
@@ -178,7 +213,3 @@ def as_dict(entries: Sequence[Entry]) -> dict[str, Any]:
         }
         for entry in entries
     }
-
-
-def _replaced(experiment: Experiment, **data: Any) -> Experiment:
-    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **data))

@@ -1,4 +1,4 @@
-"""Measures what a method costs: parameters, training speed and prediction time."""
+"""Measures what a method costs: parameters, operations, training speed and prediction time."""
 
 import copy
 import itertools
@@ -22,20 +22,30 @@ from posefleet.platform.training.step import train_step
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a model takes, on the device and in the precision of its run."""
+    """What a model takes, measured on the device and in the precision of its run."""
 
     parameters: int
     gflops: float
-    """Of predicting one image of the evaluation size, 10^9 multiplications and additions, convolutions and matrix
-    products only."""
+    """Operations of predicting one image of the evaluation size, 10^9 multiplications and additions; convolutions and
+    matrix products only."""
     train_images_per_second: float
-    """Of one worker."""
+    """Images that one worker trains on in a second."""
     predict_ms: dict[int, float]
-    """People in the image -> milliseconds from decoded image to poses, median."""
+    """People in the image -> median milliseconds from the decoded image to its poses."""
+
+    def columns(self) -> dict[str, tuple[float, int]]:
+        """Heading of a table's column -> value, and the number of decimals that it is shown with."""
+        times = {f"ms, {n} {'people' if n > 1 else 'person'}": (self.predict_ms[n], 0) for n in CROWDS}
+        return {
+            "parameters, M": (self.parameters / 1e6, 2),
+            "GFLOPs": (self.gflops, 2),
+            "training images/s": (self.train_images_per_second, 1),
+            **times,
+        }
 
 
 def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, repeats: int = 5) -> Cost:
-    """Parameters, operations and times of a model."""
+    """Measure a model, which is not changed; times are medians of ``repeats`` predictions."""
     first = predict_costs(model, experiment, worker, people=CROWDS[0], repeats=repeats)
     predictor = predictor_of(model, experiment, worker)
     later = {people: predict_ms(predictor, people, repeats=repeats) for people in CROWDS[1:]}
@@ -48,9 +58,9 @@ def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, re
 
 
 def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 6) -> float:
-    """Images per second of one worker that trains ``model`` (which this changes); the median of some steps."""
+    """Images per second that one worker trains ``model`` on, by the median time of ``steps``; changes the weights."""
     optimizer, size, seconds = build_optimizer(model.train(), experiment.optim), experiment.data.batch_size, []
-    with worker_threads(experiment), training_batches(training_set(experiment), batch_size=size) as batches:
+    with _worker_threads(experiment), training_batches(training_set(experiment), batch_size=size) as batches:
         for batch in itertools.islice(batches, steps + 2):  # two warm up
             start = time.perf_counter()
             losses, _ = train_step(
@@ -66,8 +76,8 @@ def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *
 
 
 @contextmanager
-def worker_threads(experiment: Experiment) -> Iterator[None]:
-    """As many threads as a worker of the experiment has, while the context lasts."""
+def _worker_threads(experiment: Experiment) -> Iterator[None]:
+    """Gives torch as many threads as a worker of the experiment has, while the context lasts."""
     before = torch.get_num_threads()
     if experiment.scaling.num_workers:
         torch.set_num_threads(experiment.scaling.threads_per_worker)

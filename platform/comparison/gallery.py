@@ -1,4 +1,4 @@
-"""The same images for every run: those that tell most about how the runs differ, drawn with truth and predictions."""
+"""Chooses images that show how runs differ, and draws them with the ground truth and every run's poses."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,43 +9,41 @@ from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform, Resize, move_poses
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluation_set
-from posefleet.platform.visualization.report import OVERLAY_SIDE, prediction_picture, truth_picture
+from posefleet.platform.visualization.report import OVERLAY_SIDE, draw_best_poses, draw_ground_truth
 
-TELLING, AT_RANDOM = 6, 4
-"""Images where the runs differ most, and others."""
+DIFFERING, AT_RANDOM = 6, 4
+"""Images on which the runs differ most, and images drawn at random."""
 
 QUALITY = 82
-"""Of JPEGs on a page, which has many."""
-
-ImageOks = Mapping[int, float]
-"""See ``Evaluation.image_oks``."""
+"""JPEG quality; lower than usual, since a page holds many images."""
 
 
 @dataclass(frozen=True, slots=True)
 class GalleryImage:
-    """One image as every run sees it."""
+    """One image with the ground truth and with the poses of every run."""
 
     image_id: int
     spread: float | None
-    """Highest minus lowest OKS of the runs, where that is why the image was chosen; else it was drawn at random."""
-    truth: bytes
+    """Highest minus lowest OKS of the runs; None where the image was drawn at random."""
+    ground_truth: bytes
     """JPEG with the annotated people."""
     predictions: dict[str, bytes]
     """Run -> JPEG with its poses."""
 
 
-def choose(runs: Sequence[ImageOks], *, telling: int = TELLING, at_random: int = AT_RANDOM) -> dict[int, float | None]:
-    """Image ids, first those where the runs differ most, each with the spread of their OKS; then some at random.
+def choose(
+    runs: Sequence[Mapping[int, float]], *, differing: int = DIFFERING, at_random: int = AT_RANDOM
+) -> dict[int, float | None]:
+    """Image id -> spread of OKS, for the images with the largest spread; then some at random, with None.
 
     Args:
-        runs: Of the same images.
-        telling: How many of the first kind, if the runs differ on so many.
-        at_random: How many others; for the same images always the same.
+        runs: ``Evaluation.image_oks`` of every run, on the same images.
+        differing: How many with the largest spread; fewer where the runs differ on fewer.
+        at_random: How many others; always the same of the same images.
     """
-    ids = sorted(runs[0])
-    spread = {i: max(oks[i] for oks in runs) - min(oks[i] for oks in runs) for i in ids}
-    most = sorted((i for i in ids if spread[i] > 0), key=lambda i: -spread[i])[:telling]
-    others = [i for i in ids if i not in most]
+    spread = {i: max(oks[i] for oks in runs) - min(oks[i] for oks in runs) for i in sorted(runs[0])}
+    most = sorted((i for i in spread if spread[i] > 0), key=lambda i: -spread[i])[:differing]
+    others = [i for i in spread if i not in most]
     drawn = random.Random(0).sample(others, min(at_random, len(others)))
     return {**{i: spread[i] for i in most}, **dict.fromkeys(sorted(drawn))}
 
@@ -53,32 +51,26 @@ def choose(runs: Sequence[ImageOks], *, telling: int = TELLING, at_random: int =
 def draw(
     chosen: Mapping[int, float | None], poses: Mapping[str, Mapping[int, Poses]], experiment: Experiment
 ) -> list[GalleryImage]:
-    """Pictures of images.
+    """Draw the chosen images.
 
     Args:
-        chosen: See :func:`choose`.
-        poses: Run -> image id -> its poses, in pixels of the original images.
-        experiment: One that was scored on these images.
+        chosen: Image id -> spread, from :func:`choose`.
+        poses: Run -> image id -> poses, in pixels of the original images.
+        experiment: Settings of a run that was scored on these images.
 
     Raises:
         DataError: An image cannot be read.
     """
     schema = experiment.keypoints
-    images = evaluation_set(experiment, EvalTransform(Resize(short_side=OVERLAY_SIDE, long_side=OVERLAY_SIDE), schema))
-    positions = {record["image_id"]: position for position, record in enumerate(images.records())}
-    pictures = []
+    source = evaluation_set(experiment, EvalTransform(Resize(short_side=OVERLAY_SIDE, long_side=OVERLAY_SIDE), schema))
+    rows = {record["image_id"]: row for row, record in enumerate(source.records())}
+    drawn = []
     for image_id, spread in chosen.items():
-        (sample,) = images.samples([positions[image_id]])
+        (sample,) = source.samples([rows[image_id]])
+        moved = {run: move_poses(found[image_id].to("cpu"), sample.matrix) for run, found in poses.items()}
         predictions = {
-            run: prediction_picture(sample.image, move_poses(found[image_id].to("cpu"), sample.matrix), schema)
-            for run, found in poses.items()
+            run: encode_jpeg(draw_best_poses(sample.image, found, schema), QUALITY) for run, found in moved.items()
         }
-        pictures.append(
-            GalleryImage(
-                image_id,
-                spread,
-                encode_jpeg(truth_picture(sample.image, sample.people, schema), QUALITY),
-                {run: encode_jpeg(picture, QUALITY) for run, picture in predictions.items()},
-            )
-        )
-    return pictures
+        ground_truth = encode_jpeg(draw_ground_truth(sample.image, sample.people, schema), QUALITY)
+        drawn.append(GalleryImage(image_id, spread, ground_truth, predictions))
+    return drawn

@@ -1,4 +1,4 @@
-"""What can be compared: name of a row -> folder of a run, or checkpoint."""
+"""Finds the runs to compare; functions return name of a row -> folder of a run, checkpoint, or models:/ address."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from posefleet.platform.tracking.client import TrackingError, store_uri
 
 
 def named_runs(given: Sequence[str]) -> dict[str, str]:
-    """Runs by the shortest ends of their paths that tell them apart.
+    """Runs, each named by the shortest end of its path that no other path has.
 
     Args:
         given: Folders of runs, checkpoints, or MLflow run ids.
@@ -30,13 +30,11 @@ def named_runs(given: Sequence[str]) -> dict[str, str]:
 
 
 def _short(path: str, paths: Sequence[str]) -> str:
-    """The fewest last parts of ``path`` that no other one ends with."""
+    """The fewest last parts of ``path`` that no other path ends with."""
     parts = [Path(other).parts for other in paths if other != path]
     own = Path(path).parts
-    for count in range(1, len(own) + 1):
-        if all(other[-count:] != own[-count:] for other in parts):
-            return "/".join(own[-count:])
-    return path
+    ends = (own[-count:] for count in range(1, len(own) + 1))
+    return next(("/".join(end) for end in ends if all(other[-len(end) :] != end for other in parts)), path)
 
 
 def _is_run_id(run: str) -> bool:
@@ -44,31 +42,31 @@ def _is_run_id(run: str) -> bool:
 
 
 def _folder(run_id: str) -> str:
-    """Where a run of MLflow keeps its checkpoints."""
+    """Folder of an MLflow run."""
     uri = store_uri()
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ValueError(
-            f"{run_id} is no folder, and {uri} is not there to ask for an MLflow run of that id; give a run's folder, "
-            "or set MLFLOW_TRACKING_URI"
+            f"{run_id} is not a folder, and there is no MLflow store {uri} to search for a run of that id; give a "
+            "run's folder, or set MLFLOW_TRACKING_URI"
         )
     try:
         run = tracking.read_run(uri, run_id)
     except TrackingError as error:
-        raise ValueError(f"{run_id} is no folder and no run of {redacted(uri)}: {error}") from None
+        raise ValueError(f"{run_id} is neither a folder nor a run in {redacted(uri)}: {error}") from None
     if "folder" not in run.tags:
-        raise ValueError(f"MLflow run {run_id} ({run.name}) does not say in which folder it is; give that folder")
+        raise ValueError(f"MLflow run {run_id} ({run.name}) has no tag 'folder' with its folder; give that folder")
     return run.tags["folder"]
 
 
 def trials(folder: str, top: int) -> dict[str, str]:
-    """The runs of the best trials of a search that reached their end, best first, and of trial 0, from which it began.
+    """Runs of a search's best trials, highest AP first, then of trial 0, which has the search's initial settings.
 
     Args:
-        folder: Of the search; holds ``trials.json``.
-        top: How many of the best.
+        folder: Folder of the search; holds ``trials.json``.
+        top: How many trials; only those that were trained to their end count.
 
     Raises:
-        ValueError: There is no search, none of its trials reached its end, or they have no runs.
+        ValueError: There is no search, no trial was trained to its end, or the trials have no runs.
     """
     path = Path(resolve_path(folder), "trials.json")
     listed = read_json(str(path))
@@ -77,12 +75,14 @@ def trials(folder: str, top: int) -> dict[str, str]:
     scored = [trial for trial in listed if trial["scores"]]
     complete = [trial for trial in scored if trial.get("stopped") is None]
     if not complete:
-        raise ValueError(f"{path}: none of {len(listed)} trials reached its end with scores: nothing to compare")
+        raise ValueError(
+            f"{path}: none of {len(listed)} trials reached its end with scores, so there is nothing to compare"
+        )
     complete = [trial for trial in complete if trial.get("run")]
     if not complete:
         raise ValueError(
             f"{path.parent} is a search of decoding: its trials are settings of one checkpoint and have no runs to "
-            "compare. search.md has their scores; jobs/evaluate.py scores that checkpoint with any of them"
+            "compare. search.md lists their scores; jobs/evaluate.py scores that checkpoint with a trial's settings"
         )
     best = sorted(complete, key=lambda trial: -trial["scores"]["AP"])[:top]
     first = [trial for trial in scored if trial["trial"] == 0 and trial.get("run") and trial not in best]
@@ -95,12 +95,12 @@ def _trial_name(trial: Mapping[str, Any]) -> str:
 
 
 def registered(models: Sequence[str]) -> dict[str, str]:
-    """The versions of registered models that have an alias: ``smpr/3 champion`` -> ``models:/smpr/3``.
+    """Versions of registered models that have an alias, such as ``smpr/3 champion`` -> ``models:/smpr/3``.
 
-    A version with several aliases comes once, under the first of champion, challenger and previous.
+    A version with several aliases is listed once, under the first of champion, challenger and previous.
 
     Args:
-        models: Their names; none: all there are.
+        models: Names of models; empty: all.
 
     Raises:
         ValueError: There is no such model, or no version has one of these aliases.
@@ -108,7 +108,7 @@ def registered(models: Sequence[str]) -> dict[str, str]:
     """
     known = registry.model_names()
     if unknown := [name for name in models if name not in known]:
-        raise ValueError(f"no registered model {', '.join(unknown)}; there is {', '.join(known) or 'none'}")
+        raise ValueError(f"no registered model {', '.join(unknown)}; the registry has {', '.join(known) or 'none'}")
     found: dict[str, str] = {}
     for name in models or known:
         for alias in (registry.CHAMPION, registry.CHALLENGER, registry.PREVIOUS):
@@ -118,6 +118,6 @@ def registered(models: Sequence[str]) -> dict[str, str]:
     if not found:
         raise ValueError(
             f"no version of {', '.join(models or known) or 'any model'} is champion, challenger or previous; "
-            "jobs/promote.py makes one"
+            "promote one with jobs/promote.py"
         )
     return found

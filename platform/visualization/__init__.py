@@ -1,3 +1,3 @@
-"""Images, figures, tables and reports that people look at.
+"""Draws people, poses and training targets on images, and figures and tables of runs and evaluations.
 
-Doors: ``drawing``, ``plots``, ``figures``, ``tables``, ``report``."""
+Doors: ``report`` (logs the files of a run), ``figures``, ``drawing``, ``plots`` (the look of figures), ``tables``."""

@@ -1,7 +1,7 @@
-"""Pictures to look at: people, poses and training targets drawn over their images, contact sheets of them.
+"""Draws people, poses and training targets over their images, and arranges images in contact sheets.
 
-Images are (H, W, 3) uint8 RGB, in and out; the input is never written to. Left limbs are orange, right limbs blue,
-what lies between has the colour of the person, which boxes and labels share.
+Images are (H, W, 3) uint8 RGB, in and out; the input is not changed. Left limbs are orange, right limbs blue; limbs
+between the sides, boxes and labels have the colour of the person.
 """
 
 import math
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
@@ -24,8 +23,10 @@ PAPER: Colour = (28, 30, 34)
 INK: Colour = (240, 240, 240)
 
 OPACITY = 0.9
+"""Weight of people and poses over the image, in [0, 1]."""
+
 DIMMED = 0.55
-"""How much of an image shows under training targets."""
+"""Brightness factor of an image under training targets."""
 
 SUBPIXEL_BITS = 4
 """OpenCV takes coordinates as integers with this many binary places."""
@@ -45,48 +46,48 @@ def draw_poses(
     keypoint_threshold: float = 0.0,
     zoom: float = 1.0,
 ) -> np.ndarray:
-    """Predicted poses, the best on top, each with its score.
+    """Draw predicted poses, the best on top, each with its score.
 
     Args:
         image: (H, W, 3) uint8.
         poses: Poses in pixels of ``image``.
         schema: Their keypoints.
-        score_threshold: Poses below it are left out.
-        keypoint_threshold: Keypoints below it are left out, with the limbs that end there.
-        zoom: Enlarges the picture first, so that lines on a small image are fine.
+        score_threshold: Poses with a lower score are left out.
+        keypoint_threshold: Keypoints with a lower score are left out, with the limbs that end there.
+        zoom: Enlarges the image first, so that lines on a small image are fine.
 
     Returns:
         (zoom H, zoom W, 3) uint8.
     """
-    picture = _enlarged(image, zoom)
-    layer = picture.copy()
+    canvas = _enlarged(image, zoom)
+    layer = canvas.copy()
     kept = poses[poses.scores >= score_threshold].to("cpu")
     keypoints = kept.keypoints.double().numpy() * zoom
     shown = (kept.keypoint_scores >= keypoint_threshold).numpy() & np.isfinite(keypoints).all(-1)
     for index in reversed(range(len(kept))):
         _draw_figure(layer, keypoints[index], shown[index], shown[index], schema, _person_colour(index))
-    picture = _blend(picture, layer)
+    canvas = _blend(canvas, layer)
     for index in reversed(range(len(kept))):
         if shown[index].any():
-            corner = keypoints[index][shown[index]].min(0)
-            _label(picture, f"{kept.scores[index]:.2f}", corner, _person_colour(index))
-    return picture
+            corner = keypoints[index, shown[index]].min(0)
+            _label(canvas, f"{kept.scores[index]:.2f}", corner, _person_colour(index))
+    return canvas
 
 
 def draw_people(image: np.ndarray, people: People, schema: KeypointSchema, *, zoom: float = 1.0) -> np.ndarray:
-    """Annotated people with their boxes. Hidden keypoints are hollow; unlabelled people and crowds are grey boxes.
+    """Draw annotated people with their boxes. Hidden keypoints are hollow, unlabelled people and crowds grey boxes.
 
     Args:
         image: (H, W, 3) uint8.
         people: People in pixels of ``image``.
         schema: Their keypoints.
-        zoom: Enlarges the picture first.
+        zoom: Enlarges the image first.
 
     Returns:
         (zoom H, zoom W, 3) uint8.
     """
-    picture = _enlarged(image, zoom)
-    layer = picture.copy()
+    canvas = _enlarged(image, zoom)
+    layer = canvas.copy()
     people = people.to("cpu")
     keypoints, visibility = people.keypoints.double().numpy() * zoom, people.visibility.numpy()
     labelled, boxes = people.labelled.tolist(), people.boxes.double().numpy() * zoom
@@ -95,10 +96,10 @@ def draw_people(image: np.ndarray, people: People, schema: KeypointSchema, *, zo
         _rectangle(layer, boxes[index], colour)
         if labelled[index]:
             _draw_figure(layer, keypoints[index], visibility[index] > 0, visibility[index] > 1, schema, colour)
-    picture = _blend(picture, layer)
+    canvas = _blend(canvas, layer)
     for box in boxes[people.crowd.numpy()]:
-        _label(picture, "crowd", box[:2], NOBODY)
-    return picture
+        _label(canvas, "crowd", box[:2], NOBODY)
+    return canvas
 
 
 def draw_targets(
@@ -109,51 +110,48 @@ def draw_targets(
     *,
     zoom: float = 1.0,
 ) -> np.ndarray:
-    """Training targets over the darkened image: one marker shape a group, one colour a person, size by stride.
+    """Draw training targets over the darkened image: a marker shape per group, a colour per person, size by stride.
 
     Args:
         image: (H, W, 3) uint8.
-        targets: Groups of points in pixels of ``image``; grey where they are nobody's.
+        targets: Groups of points in pixels of ``image``; points that belong to nobody are grey.
         people: The people they are for, drawn beneath in thin lines (with ``schema``).
         schema: The keypoints of ``people``.
-        zoom: Enlarges the picture first.
+        zoom: Enlarges the image first.
 
     Returns:
         (zoom H + legend, zoom W, 3) uint8.
     """
-    picture = (_enlarged(image, zoom) * DIMMED).astype(np.uint8)
+    canvas = (_enlarged(image, zoom) * DIMMED).astype(np.uint8)
     if people is not None and schema is not None:
-        _draw_outlines(picture, people.to("cpu"), schema, zoom)
+        _draw_outlines(canvas, people.to("cpu"), schema, zoom)
     for group, target in enumerate(targets):
-        rows = zip(_listed(target.points), _listed(target.person), _listed(target.stride), strict=True)
-        for point, person, stride in rows:
+        columns = (target.points, target.person, target.stride)
+        for point, person, stride in zip(*(values.detach().cpu().tolist() for values in columns), strict=True):
             colour = _person_colour(person) if person >= 0 else NOBODY
             radius = float(np.clip(zoom * stride / 6, 2.0, 9.0))
-            _marker(picture, MARKERS[group % len(MARKERS)], np.array(point) * zoom, radius, colour)
-    legend = _legend([f"{target.name}: {len(target.points)}" for target in targets], picture.shape[1])
-    return np.vstack([picture, legend])
+            _marker(canvas, MARKERS[group % len(MARKERS)], np.array(point) * zoom, radius, colour)
+    legend = _legend([f"{target.name}: {len(target.points)}" for target in targets], canvas.shape[1])
+    return np.vstack([canvas, legend])
 
 
-def side_by_side(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Two pictures under the titles truth and prediction."""
-    return grid([truth, prediction], columns=2, captions=["truth", "prediction"])
+def side_by_side(ground_truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Two images in a row, captioned ground truth and prediction."""
+    return grid([ground_truth, prediction], columns=2, captions=["ground truth", "prediction"])
 
 
-def grid(
-    images: Sequence[np.ndarray], columns: int, *, captions: Sequence[str] | None = None, side: int | None = None
-) -> np.ndarray:
+def grid(images: Sequence[np.ndarray], columns: int, *, captions: Sequence[str] | None = None) -> np.ndarray:
     """A contact sheet.
 
     Args:
         images: (H, W, 3) uint8 each, of any size; at least one.
-        columns: Pictures in a row.
-        captions: A line over each picture.
-        side: Scales every picture so that its long side is this; their own sizes by default.
+        columns: Images in a row.
+        captions: A line of text over each image.
 
     Returns:
-        One picture; every row is as high as its highest picture.
+        One (H, W, 3) uint8 image; every row is as high as its highest tile.
     """
-    tiles = [_fitted(image, side) for image in images]
+    tiles = list(images)
     if captions is not None:
         tiles = [_captioned(tile, text) for tile, text in zip(tiles, captions, strict=True)]
     columns = min(columns, len(tiles))
@@ -181,7 +179,7 @@ def _draw_figure(
     schema: KeypointSchema,
     colour: Colour,
 ) -> None:
-    """One stick figure. (K, 2) keypoints in pixels of ``layer``; (K,) bool which to draw, which are not hollow."""
+    """Draw one stick figure: the (K, 2) keypoints, pixels, that are ``shown`` (K,); hollow if not ``filled`` (K,)."""
     if not shown.any():
         return
     extent = np.ptp(keypoints[shown], axis=0)
@@ -199,20 +197,19 @@ def _draw_figure(
             _circle(layer, keypoints[index], 0.6 * radius, INK)
 
 
-def _draw_outlines(picture: np.ndarray, people: People, schema: KeypointSchema, zoom: float) -> None:
+def _draw_outlines(canvas: np.ndarray, people: People, schema: KeypointSchema, zoom: float) -> None:
     keypoints, shown = people.keypoints.double().numpy() * zoom, (people.visibility > 0).numpy()
     for index, box in enumerate(people.boxes.double().numpy() * zoom):
-        _rectangle(picture, box, _person_colour(index) if people.labelled[index] else NOBODY)
+        _rectangle(canvas, box, _person_colour(index) if people.labelled[index] else NOBODY)
         for a, b in schema.edges:
             if shown[index, a] and shown[index, b]:
-                _line(picture, keypoints[index, a], keypoints[index, b], _person_colour(index), 1.0)
+                _line(canvas, keypoints[index, a], keypoints[index, b], _person_colour(index), 1.0)
 
 
 def _limb_colour(schema: KeypointSchema, a: int, b: int, middle: Colour) -> Colour:
-    """The colour of a side when both ends are on it, or one is and the other in the middle of the body."""
+    """The colour of a side if both ends are on it, or one end is and the other is in the middle of the body."""
     sides = {_side_colour(schema.keypoints[a]), _side_colour(schema.keypoints[b])} - {None}
-    side = sides.pop() if len(sides) == 1 else None
-    return side or middle
+    return (sides.pop() if len(sides) == 1 else None) or middle
 
 
 def _side_colour(keypoint: str) -> Colour | None:
@@ -248,31 +245,31 @@ def _rectangle(layer: np.ndarray, box: np.ndarray, colour: Colour) -> None:
     cv2.rectangle(layer, _fixed(box[:2]), _fixed(box[2:]), colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
 
 
-def _marker(picture: np.ndarray, shape: str, centre: np.ndarray, radius: float, colour: Colour) -> None:
+def _marker(canvas: np.ndarray, shape: str, centre: np.ndarray, radius: float, colour: Colour) -> None:
     if shape == "dot":
-        _circle(picture, centre, radius, colour)
+        _circle(canvas, centre, radius, colour)
     elif shape == "ring":
-        _circle(picture, centre, radius + 2, colour, 1)
+        _circle(canvas, centre, radius + 2, colour, 1)
     elif shape == "cross":
         for arm in (np.array([radius, radius]), np.array([radius, -radius])):
-            _line(picture, centre - arm, centre + arm, colour, 1.0)
+            _line(canvas, centre - arm, centre + arm, colour, 1.0)
     else:
-        _rectangle(picture, np.concatenate([centre - radius, centre + radius]), colour)
+        _rectangle(canvas, np.concatenate([centre - radius, centre + radius]), colour)
 
 
-def _label(picture: np.ndarray, text: str, corner: np.ndarray, colour: Colour) -> None:
-    """Small text on its own ground, its lower left at ``corner`` (x, y) but inside the picture."""
-    scale = float(np.clip(min(picture.shape[:2]) / 1100, 0.34, 0.6))
+def _label(canvas: np.ndarray, text: str, corner: np.ndarray, colour: Colour) -> None:
+    """Draw small text on a dark background, its lower left at ``corner`` (x, y), moved to lie inside ``canvas``."""
+    scale = float(np.clip(min(canvas.shape[:2]) / 1100, 0.34, 0.6))
     (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-    x = int(np.clip(corner[0], 0, max(picture.shape[1] - width - 6, 0)))
-    y = int(np.clip(corner[1] - 6, height + base + 1, picture.shape[0] - 1))
-    ground = picture[y - height - base : y + 1, x : x + width + 6]
+    x = int(np.clip(corner[0], 0, max(canvas.shape[1] - width - 6, 0)))
+    y = int(np.clip(corner[1] - 6, height + base + 1, canvas.shape[0] - 1))
+    ground = canvas[y - height - base : y + 1, x : x + width + 6]
     ground[:] = (ground * 0.25).astype(np.uint8)
-    cv2.putText(picture, text, (x + 3, y - base + 2), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+    cv2.putText(canvas, text, (x + 3, y - base + 2), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
 
 
 def _legend(entries: Sequence[str], width: int) -> np.ndarray:
-    """A strip with a marker and a line of text for each group, in as many rows as they need."""
+    """A strip of ``width`` pixels with a marker and a text for each group, in as many rows as they need."""
     row_height, scale = 22, 0.42
     places, x, row = [], 10, 0
     for text in entries:
@@ -298,23 +295,11 @@ def _enlarged(image: np.ndarray, zoom: float) -> np.ndarray:
     return cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
 
 
-def _blend(picture: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    return cv2.addWeighted(layer, OPACITY, picture, 1 - OPACITY, 0)
-
-
-def _fitted(image: np.ndarray, side: int | None) -> np.ndarray:
-    if side is None or side == max(image.shape[:2]):
-        return image
-    scale = side / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+def _blend(canvas: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    return cv2.addWeighted(layer, OPACITY, canvas, 1 - OPACITY, 0)
 
 
 def _captioned(tile: np.ndarray, text: str) -> np.ndarray:
     strip = np.full((24, tile.shape[1], 3), PAPER, np.uint8)
     cv2.putText(strip, text, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, INK, 1, cv2.LINE_AA)
     return np.vstack([strip, tile])
-
-
-def _listed(values: Tensor) -> list:
-    return values.detach().cpu().tolist()

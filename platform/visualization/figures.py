@@ -1,6 +1,6 @@
 """Figures of runs and evaluations: loss curves, AP over time, precision and recall, errors by keypoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,36 +14,29 @@ from posefleet.platform.visualization.plots import GREY, SERIES, legend, name_ro
 History = Sequence[tuple[float, Mapping[str, float]]]
 """(step or epoch, value by name), ascending."""
 
-
 LEFT, RIGHT, MIDDLE = "#f08a24", "#2f86e0", "#3fae6a"
-
+"""Colours of keypoints by side of the body."""
 
 KIND_COLOURS = dict(zip(ERROR_KINDS, ("#3fae6a", "#f5c542", "#b14fc5", "#2f86e0", "#d64550"), strict=True))
 
-
 SMOOTHING = 0.03
 """Window of a smoothed loss, as a share of the curve."""
-
 
 LOG_RATIO = 30.0
 """Losses that span more than this factor are shown on a logarithmic scale."""
 
 
 def loss_curves(history: History) -> Figure:
-    """Every named loss over steps: the values faint, their running mean bold."""
+    """Every named loss over steps: the values faint, their running mean bold, its last value in the legend."""
     figure, axes = new_figure("Training loss", "step", "loss")
-    names = list(dict.fromkeys(name for _, values in history for name in values))
-    shown = []
-    for index, name in enumerate(names):
-        steps, values = _series(history, name)
-        colour = SERIES[index % len(SERIES)]
+    positive = np.zeros(0)
+    for name, colour, steps, values in _curves(history):
         window = max(1, round(SMOOTHING * len(values)))
         if window > 1:
             axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
         mean = _running_mean(values, window)
-        axes.plot(steps, mean, color=colour, linewidth=1.8, label=f"{name}  {mean[-1]:.3g}" if len(mean) else name)
-        shown.append(values)
-    positive = np.concatenate(shown)[np.concatenate(shown) > 0] if shown else np.zeros(0)
+        axes.plot(steps, mean, color=colour, linewidth=1.8, label=f"{name}  {mean[-1]:.3g}")
+        positive = np.concatenate([positive, values[values > 0]])
     if positive.size and positive.max() > LOG_RATIO * positive.min():
         axes.set_yscale("log")
     legend(axes)
@@ -51,23 +44,18 @@ def loss_curves(history: History) -> Figure:
 
 
 def ap_curve(history: History) -> Figure:
-    """AP (and what else is given, such as AP50) over epochs; the best AP is marked."""
+    """AP over epochs with its best value marked, and the other statistics of ``history``, such as AP50, thinner."""
     figure, axes = new_figure("Average precision", "epoch", "AP")
-    names = list(dict.fromkeys(name for _, values in history for name in values))
-    for index, name in enumerate(names):
-        epochs, values = _series(history, name)
-        main = index == 0
-        axes.plot(
-            epochs, values, color=SERIES[index % len(SERIES)], label=name, marker="o", markersize=3,
-            linewidth=2.0 if main else 1.2, alpha=1.0 if main else 0.75,
-        )  # fmt: skip
-        if main and np.isfinite(values).any():
+    for index, (name, colour, epochs, values) in enumerate(_curves(history)):
+        width, alpha = (1.2, 0.75) if index else (2.0, 1.0)
+        axes.plot(epochs, values, color=colour, label=name, marker="o", markersize=3, linewidth=width, alpha=alpha)
+        if index == 0 and np.isfinite(values).any():
             best = int(np.nanargmax(values))
-            axes.plot(epochs[best], values[best], marker="o", markersize=9, color=SERIES[0], markeredgecolor="white")
+            axes.plot(epochs[best], values[best], marker="o", markersize=9, color=colour, markeredgecolor="white")
             # Other curves lie above AP, so there is room under it.
             axes.annotate(
                 f"{values[best]:.3f}", (epochs[best], values[best]), (0, -17), textcoords="offset points",
-                ha="center", color=SERIES[0], weight="bold",
+                ha="center", color=colour, weight="bold",
             )  # fmt: skip
     axes.margins(y=0.15)
     axes.set_xlim(left=0)
@@ -90,17 +78,19 @@ def precision_recall(evaluation: Evaluation) -> Figure:
 
 
 def keypoint_ap_bars(evaluation: Evaluation) -> Figure:
-    """AP of every keypoint alone, coloured by side of the body; the mean similarity of matched people as a dot."""
+    """AP of every keypoint alone, coloured by side of the body; the mean OKS of matched people as a dot."""
     figure, axes = new_figure("AP of every keypoint alone", "AP", "", height=0.9 + 0.26 * len(evaluation.keypoints))
-    places = np.arange(len(evaluation.keypoints))
-    axes.barh(places, np.nan_to_num(evaluation.keypoint_ap), color=[_side(name) for name in evaluation.keypoints])
+    sides = {"left": LEFT, "right": RIGHT}
+    lengths = np.nan_to_num(evaluation.keypoint_ap)
+    places = np.arange(len(lengths))
+    axes.barh(places, lengths, color=[sides.get(name.split("_")[0], MIDDLE) for name in evaluation.keypoints])
     axes.plot(evaluation.keypoint_oks, places, linestyle="", marker="o", markersize=4, color=GREY, label="mean OKS")
-    for place, value in zip(places, evaluation.keypoint_ap.tolist(), strict=True):
-        inside = value > 0.12
+    for place, value in enumerate(evaluation.keypoint_ap.tolist()):
+        end = float(lengths[place])
+        shift, align, colour = (-4, "right", "white") if end > 0.12 else (4, "left", GREY)  # inside, or behind the bar
         axes.annotate(
-            short(value), (value if inside else max(np.nan_to_num(value), 0.0), place), (-4 if inside else 4, 0),
-            textcoords="offset points", va="center", ha="right" if inside else "left", fontsize=7.5,
-            color="white" if inside else GREY,
+            short(value), (max(end, 0.0), place), (shift, 0), textcoords="offset points", va="center", ha=align,
+            fontsize=7.5, color=colour,
         )  # fmt: skip
     name_rows(axes, evaluation.keypoints)
     axes.set_xlim(0, 1)
@@ -109,12 +99,12 @@ def keypoint_ap_bars(evaluation: Evaluation) -> Figure:
 
 
 def error_split_bars(evaluation: Evaluation) -> Figure:
-    """What kind of error each keypoint makes, as shares of its labelled occurrences on matched people."""
+    """Kinds of error of each keypoint, as shares of its labelled occurrences on matched people."""
+    errors = evaluation.errors
     rows = ["all", *evaluation.keypoints]
-    counts = np.vstack([evaluation.errors.keypoints.sum(0), evaluation.errors.keypoints])
+    counts = np.vstack([errors.keypoints.sum(0), errors.keypoints])
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    errors = evaluation.errors
     figure, axes = new_figure("Keypoint errors on matched people", "", "", height=1.3 + 0.26 * len(rows))
     axes.set_xlabel(
         f"{errors.missed_people} of {errors.people} people missed · {errors.background_poses} poses on background, "
@@ -122,15 +112,11 @@ def error_split_bars(evaluation: Evaluation) -> Figure:
         fontsize=8,
     )
     start = np.zeros(len(rows))
-    for index, kind in enumerate(ERROR_KINDS):
-        axes.barh(np.arange(len(rows)), shares[:, index], left=start, color=KIND_COLOURS[kind], label=kind)
-        for place in range(len(rows)):
-            if shares[place, index] > 0.06:
-                axes.text(
-                    start[place] + shares[place, index] / 2, place, f"{shares[place, index]:.0%}",
-                    ha="center", va="center", fontsize=7, color="white" if kind != "jitter" else "#3b3b3b",
-                )  # fmt: skip
-        start += shares[:, index]
+    for kind, share in zip(ERROR_KINDS, shares.T, strict=True):
+        bars = axes.barh(np.arange(len(rows)), share, left=start, color=KIND_COLOURS[kind], label=kind)
+        texts = [f"{value:.0%}" if value > 0.06 else "" for value in share]
+        axes.bar_label(bars, texts, label_type="center", fontsize=7, color="white" if kind != "jitter" else "#3b3b3b")
+        start += share
     name_rows(axes, rows)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -139,10 +125,12 @@ def error_split_bars(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _series(history: History, name: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(step, values[name]) for step, values in history if name in values]
-    steps, values = zip(*pairs, strict=True)
-    return np.array(steps), np.array(values, np.float64)
+def _curves(history: History) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """Name, colour, (N,) steps and (N,) values of each curve, only where it has values."""
+    names = dict.fromkeys(name for _, values in history for name in values)
+    for index, name in enumerate(names):
+        steps, values = zip(*((step, values[name]) for step, values in history if name in values), strict=True)
+        yield name, SERIES[index % len(SERIES)], np.array(steps), np.array(values, np.float64)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -152,7 +140,3 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     starts = np.maximum(ends - window, 0)
     mean: np.ndarray = (total[ends] - total[starts]) / (ends - starts)
     return mean
-
-
-def _side(keypoint: str) -> str:
-    return LEFT if keypoint.startswith("left") else RIGHT if keypoint.startswith("right") else MIDDLE

@@ -1,12 +1,13 @@
-"""How figures look, and how they become pictures.
+"""Gives all figures one look, and turns them into PNG and SVG files.
 
-Every figure is a matplotlib ``Figure`` made without pyplot, so nothing global is touched and no display is needed.
+Figures are made without pyplot, so no global state changes and no display is needed.
 """
 
 import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def svg_bytes(figure: Figure, *, dark: bool = False) -> bytes:
-    """The figure as an SVG file without a background, for a light page or a dark one."""
+    """The figure as an SVG file without a background, with colours for a light page or for a dark one."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
@@ -49,7 +50,7 @@ def new_figure(title: str, x_label: str, y_label: str, *, height: float = 4.0) -
 
 
 def style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Titles, and the quiet look that all axes share."""
+    """Set title and labels, and the spines, ticks and grid that all axes share."""
     axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK)
     axes.set_xlabel(x_label, color=GREY)
     axes.set_ylabel(y_label, color=GREY)
@@ -61,20 +62,16 @@ def style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def legend(axes: Axes, outside: bool = False) -> None:
-    """What the lines are, or that there are none."""
-    handles, labels = axes.get_legend_handles_labels()
-    if not labels:
+    """Add a legend, above the axes if ``outside``; a note instead where no line has a label."""
+    if not axes.get_legend_handles_labels()[1]:
         axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=GREY)
-    elif outside:
-        axes.legend(
-            handles, labels, frameon=False, fontsize=8, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0)
-        )
-    else:
-        axes.legend(handles, labels, frameon=False, fontsize=8, labelcolor=INK)
+        return
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)} if outside else {}
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, **place)
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Names at the rows of horizontal bars, the first on top."""
+    """Name the rows of horizontal bars, the first on top."""
     axes.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
     axes.margins(y=0.01)
@@ -82,5 +79,5 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def short(value: float) -> str:
-    """Three digits; a dash for what is no number."""
+    """Three decimals; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.3f}"

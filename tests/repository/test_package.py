@@ -62,9 +62,7 @@ def test_jobs_collect_garbage_rarely() -> None:
 
 
 def test_loaders_of_batches_collect_garbage_rarely() -> None:
-    told = python(
-        "-c", "import gc, posefleet.data.loading.loader as s; s._begin_worker(0); print(gc.get_threshold())"
-    )
+    told = python("-c", "import gc, posefleet.data.loading.loader as s; s._begin_worker(0); print(gc.get_threshold())")
     assert told.stdout == f"{RARELY}\n", told.stderr
 
 

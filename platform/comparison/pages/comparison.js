@@ -1,5 +1,5 @@
-// A click on the head of a column sorts the rows by it, highest first, a second one the other way round;
-// the first column brings back the order that they had.
+// A click on a column's heading sorts the rows by it, highest first; a second click reverses the order.
+// A click on the first column restores the original order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
@@ -21,7 +21,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// A click on a picture gives it the whole width, another one takes it back.
-for (const picture of document.querySelectorAll(".row img")) {
-  picture.addEventListener("click", () => picture.closest("figure").classList.toggle("large"));
+// A click on an image shows it as wide as the page; another click makes it small again.
+for (const image of document.querySelectorAll(".row img")) {
+  image.addEventListener("click", () => image.closest("figure").classList.toggle("large"));
 }

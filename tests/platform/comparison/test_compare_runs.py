@@ -46,7 +46,7 @@ def test_tables_name_every_run_and_every_keypoint(entry: comparison.Entry) -> No
     assert comparison.as_dict([entry])["small"]["parameters"] == entry.cost.parameters
 
 
-def test_a_finished_run_is_known_and_scored_again_only_for_other_predictions(
+def test_a_finished_run_is_recognised_and_scored_again_only_for_other_predictions(
     entry: comparison.Entry, run: Path, small_run: dict[str, Any]
 ) -> None:
     small_run["run"] = {"name": "run", "storage": str(run.parent)}
@@ -63,7 +63,7 @@ def test_a_finished_run_is_known_and_scored_again_only_for_other_predictions(
     assert not budget.finished(build_experiment(small_run))
 
 
-def test_a_run_is_examined_as_it_would_predict_with_other_settings(entry: comparison.Entry, run: Path) -> None:
+def test_a_run_is_scored_with_other_settings_of_prediction(entry: comparison.Entry, run: Path) -> None:
     own = entry.experiment
     oracle = dataclasses.replace(own, evaluate=dataclasses.replace(own.evaluate, oracle_scores=True))
     found = comparison.score_run("oracle", str(run), LocalWorker(device="cpu"), experiment=oracle, repeats=1)
@@ -72,13 +72,13 @@ def test_a_run_is_examined_as_it_would_predict_with_other_settings(entry: compar
     assert found.cost.gflops == entry.cost.gflops
 
 
-def test_a_run_that_was_evaluated_on_nothing_is_told(run: Path, small_run: dict[str, Any]) -> None:
+def test_a_run_without_evaluation_data_is_refused(run: Path, small_run: dict[str, Any]) -> None:
     small_run["data"]["eval"] = ""
-    with pytest.raises(ValueError, match="was evaluated on nothing; say on what to score it with --eval SHARDS"):
+    with pytest.raises(ValueError, match=r"was trained without data\.eval; give shards to score it on: --eval SHARDS"):
         comparison.score_run("a", str(run), LocalWorker(device="cpu"), experiment=build_experiment(small_run))
 
 
-def test_different_training_data_is_told(small_run: dict[str, Any]) -> None:
+def test_different_training_data_gives_a_warning(small_run: dict[str, Any]) -> None:
     one = build_experiment(small_run)
     small_run["data"]["train"] = small_run["data"]["eval"]
     other = build_experiment(small_run)

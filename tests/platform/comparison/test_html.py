@@ -1,4 +1,4 @@
-"""The page is tested by what a reader of it finds: names, numbers, pictures."""
+"""The page is tested by what its reader finds: names, numbers, images."""
 
 import dataclasses
 import re
@@ -53,12 +53,12 @@ def trained(people_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> co
 
 
 def predicting(trained: comparison.Entry, name: str, noise: float, lr: float) -> comparison.Entry:
-    """The run, if it had found everybody but for ``noise`` pixels, and had been trained with another rate."""
-    truth = ground_truth(evaluation_set(trained.experiment, EvalTransform(trained.experiment.data.resize, COCO17)))
+    """The run, had it found everybody up to ``noise`` pixels, and been trained with learning rate ``lr``."""
+    people = ground_truth(evaluation_set(trained.experiment, EvalTransform(trained.experiment.data.resize, COCO17)))
     random = torch.Generator().manual_seed(0)
     poses = {}
-    for row, image_id in enumerate(truth.image_ids.tolist()):
-        keypoints = torch.tensor(truth.keypoints[truth.image == row], dtype=torch.float32)
+    for row, image_id in enumerate(people.image_ids.tolist()):
+        keypoints = torch.tensor(people.keypoints[people.image == row], dtype=torch.float32)
         keypoints = keypoints + noise * torch.randn(keypoints.shape, generator=random)
         poses[image_id] = Poses(keypoints, torch.ones(keypoints.shape[:2]), torch.linspace(0.9, 0.8, len(keypoints)))
     optim = dataclasses.replace(trained.experiment.optim, lr=lr)
@@ -66,7 +66,7 @@ def predicting(trained: comparison.Entry, name: str, noise: float, lr: float) ->
         trained,
         name=name,
         experiment=dataclasses.replace(trained.experiment, optim=optim),
-        evaluation=evaluate(truth, poses, COCO17),
+        evaluation=evaluate(people, poses, COCO17),
         poses=poses,
     )
 
@@ -81,7 +81,7 @@ def compared(trained: comparison.Entry) -> Pages:
     return entries, page.render(entries, comparison.differences(entries), about="Three <i>runs</i>.", warnings=["Hm."])
 
 
-def test_every_run_is_there_best_first_and_names_are_no_markup(compared: Pages) -> None:
+def test_runs_are_listed_best_first_and_names_are_escaped(compared: Pages) -> None:
     entries, content = compared
     assert "<b>near</b>" not in content and "<i>runs</i>" not in content
     text = Reader(content).text
@@ -129,7 +129,7 @@ def test_only_settings_that_differ_are_shown(compared: Pages) -> None:
     assert "optim.lr" in text and "optim.warmup_steps" not in text
 
 
-def test_settings_of_one_method_alone_are_not_there_for_the_others(small_run: dict) -> None:
+def test_settings_of_one_method_have_no_value_for_the_others(small_run: dict) -> None:
     smpr = build_experiment(small_run)
     pfs = build_experiment({**small_run, "method": "pfs", "run": {"name": "other"}})
     found = comparison.differing_settings({"a": smpr, "b": pfs})
@@ -143,17 +143,17 @@ def test_one_run_alone_has_no_differences(trained: comparison.Entry) -> None:
     assert "has the highest AP" not in text
 
 
-def test_runs_of_other_images_are_not_drawn_together(compared: Pages) -> None:
+def test_runs_on_different_images_are_not_drawn_together(compared: Pages) -> None:
     one, other, _ = compared[0]
     text = Reader(page.render([one, dataclasses.replace(other, data="another")], {})).text
     assert "not scored on the same images" in text and "The same images" not in text
 
 
-def test_images_are_those_of_the_largest_spread_then_some_others_always_the_same() -> None:
+def test_images_with_the_largest_spread_come_first_then_the_same_random_ones() -> None:
     one, other = {i: 0.5 for i in range(1, 9)}, {i: 0.5 for i in range(1, 9)}
     other |= {3: 0.9, 7: 0.25, 8: 0.6}
-    chosen = gallery.choose([one, other], telling=2, at_random=3)
+    chosen = gallery.choose([one, other], differing=2, at_random=3)
     assert list(chosen)[:2] == [3, 7] and chosen[3] == pytest.approx(0.4) and chosen[7] == pytest.approx(0.25)
     assert len(chosen) == 5 and [chosen[i] for i in list(chosen)[2:]] == [None] * 3
-    assert chosen == gallery.choose([one, other], telling=2, at_random=3)
-    assert gallery.choose([one], telling=2, at_random=99) == dict.fromkeys(range(1, 9))
+    assert chosen == gallery.choose([one, other], differing=2, at_random=3)
+    assert gallery.choose([one], differing=2, at_random=99) == dict.fromkeys(range(1, 9))

@@ -9,7 +9,7 @@ from posefleet.platform.comparison import sources
 from posefleet.platform.tracking import runs as tracking
 
 
-def test_runs_are_called_by_the_end_of_their_path_that_tells_them_apart() -> None:
+def test_runs_are_named_by_the_shortest_end_of_their_path_that_differs() -> None:
     found = sources.named_runs(["/a/runs/smpr", "/b/runs/smpr/", "/b/runs/pfs"])
     assert found == {"a/runs/smpr": "/a/runs/smpr", "b/runs/smpr": "/b/runs/smpr", "pfs": "/b/runs/pfs"}
     with pytest.raises(ValueError, match="/a/runs/smpr would be compared with itself"):
@@ -19,12 +19,12 @@ def test_runs_are_called_by_the_end_of_their_path_that_tells_them_apart() -> Non
 def test_an_mlflow_run_is_found_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with pytest.raises(ValueError, match=f"{'0' * 32} is no folder, and sqlite:.* is not there"):
+    with pytest.raises(ValueError, match=f"{'0' * 32} is not a folder, and there is no MLflow store sqlite:"):
         sources.named_runs(["0" * 32])
     assert not (tmp_path / "mlflow.db").exists()
     run_id = tracking.start_run(store, "posefleet", "smpr-a", params={}, tags={"folder": "/runs/smpr-a"})
     assert sources.named_runs([run_id, "/runs/b"]) == {"smpr-a": "/runs/smpr-a", "b": "/runs/b"}
-    with pytest.raises(ValueError, match=f"{'0' * 32} is no folder and no run of sqlite"):
+    with pytest.raises(ValueError, match=f"{'0' * 32} is neither a folder nor a run in sqlite"):
         sources.named_runs(["0" * 32])
 
 
@@ -57,17 +57,17 @@ def test_the_first_trial_is_taken_even_if_it_was_stopped(tmp_path: Path) -> None
         ([{"reason": "bad"}, {"reason": "worse"}], "none of 2 trials reached its end with scores"),
     ],
 )
-def test_a_search_without_runs_says_so(tmp_path: Path, trials: list[dict[str, Any]], message: str) -> None:
+def test_a_search_without_runs_is_refused(tmp_path: Path, trials: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sources.trials(search(tmp_path, *trials), 5)
 
 
-def test_no_search_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no .*trials\.json; give the folder of a search"):
         sources.trials(str(tmp_path), 5)
 
 
-def test_registered_versions_with_an_alias_are_taken_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_versions_with_an_alias_are_listed_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     with pytest.raises(ValueError, match="no version of any model is champion"):
         sources.registered([])
@@ -82,5 +82,5 @@ def test_registered_versions_with_an_alias_are_taken_once(store: str, monkeypatc
     assert sources.registered([]) == sources.registered(["smpr"]) == found
     with pytest.raises(ValueError, match="no version of pfs is champion, challenger or previous"):
         sources.registered(["pfs"])
-    with pytest.raises(ValueError, match="no registered model hrnet; there is pfs, smpr"):
+    with pytest.raises(ValueError, match="no registered model hrnet; the registry has pfs, smpr"):
         sources.registered(["smpr", "hrnet"])

@@ -1,4 +1,4 @@
-"""Figures are tested by what is plotted, tables by what they say, and the rest by what arrives."""
+"""Tests figures by what is plotted, tables by their text, and reports by the files that a sink receives."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from posefleet.data.evaluation.bootstrap import differences
 from posefleet.data.evaluation.evaluate import Evaluation, evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image
 from posefleet.data.keypoints import COCO17
 from posefleet.data.structures import People, Poses, Sample, TargetPoints, collate
-from posefleet.platform.comparison import figures as comparison_figures
+from posefleet.platform.comparison.compare import score_table
 from posefleet.platform.visualization import figures, plots, report
 
 
@@ -37,8 +38,8 @@ def poses_like(people: list[dict], shift: float = 0.0) -> Poses:
 
 def evaluation(shift: float = 0.0, score_rule: str = "mean keypoint score") -> Evaluation:
     people = people_at((10, 10), (300, 10))
-    truth = GroundTruth.from_records([(1, (640, 480), people)])
-    return evaluate(truth, {1: poses_like(people, shift)}, COCO17, score_rule=score_rule)
+    ground_truth = GroundTruth.from_records([(1, (640, 480), people)])
+    return evaluate(ground_truth, {1: poses_like(people, shift)}, COCO17, score_rule=score_rule)
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +59,16 @@ class Recorder:
         self.files: dict[str, bytes] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        raise AssertionError("reports leave files only")
+        raise AssertionError("reports log files only")
 
     def log_bytes(self, name: str, data: bytes) -> None:
         self.files[name] = data
 
     def store(self) -> None:
-        raise AssertionError("reports leave files only")
+        raise AssertionError("reports log files only")
 
 
-def test_a_figure_becomes_a_picture(tmp_path: Path) -> None:
+def test_a_figure_is_saved_as_a_png(tmp_path: Path) -> None:
     plots.save_png(plots.new_figure("Title", "x", "y")[0], tmp_path / "figure.png")
     image = decode_image((tmp_path / "figure.png").read_bytes())
     assert image.shape == (520, 936, 3)
@@ -97,7 +98,7 @@ def test_a_loss_that_starts_late_is_drawn_from_there() -> None:
     assert score.get_xdata().tolist() == [10, 20]
 
 
-def test_no_history_says_so() -> None:
+def test_an_empty_history_is_noted_in_the_figure() -> None:
     for figure in (figures.loss_curves([]), figures.ap_curve([])):
         assert figure.axes[0].texts[0].get_text() == "nothing recorded yet"
 
@@ -139,7 +140,10 @@ def test_figures_of_nothing_are_drawn_too(nobody: Evaluation) -> None:
 
 
 def test_the_comparison_ranks_runs_and_marks_the_best(shifted: Evaluation) -> None:
-    table = comparison_figures.comparison_table({"worse": shifted, "better": evaluation()})
+    better = evaluation()
+    assert shifted.matches is not None and better.matches is not None
+    minus = differences({"worse": shifted.matches, "better": better.matches})
+    table = score_table({"worse": shifted, "better": better}, minus)
     lines = table.splitlines()
     assert lines[2].startswith("| better | **1.000** |")
     assert lines[3].startswith("| worse |")
@@ -148,18 +152,18 @@ def test_the_comparison_ranks_runs_and_marks_the_best(shifted: Evaluation) -> No
     assert lines[2].endswith("|  |")
     assert lines[3].endswith(f"| {shifted.ap - 1:+.3f} ({shifted.ap - 1:+.3f}..{shifted.ap - 1:+.3f}) |")  # one image
     assert lines[-1].startswith("All: pycocotools") and "95% of draws of images" in lines[-1]
-    alone = comparison_figures.comparison_table({"alone": shifted})
+    alone = score_table({"alone": shifted}, {})
     assert "minus the best" not in alone and "draws" not in alone
 
 
 def test_the_comparison_warns_when_scores_were_made_differently(shifted: Evaluation) -> None:
     other = replace(shifted, protocol=replace(shifted.protocol, images=3))
-    table = comparison_figures.comparison_table({"a": shifted, "b": other})
+    table = score_table({"a": shifted, "b": other}, {})
     assert "Not made the same way, compare with care:" in table
     assert "- b: pycocotools" in table and "3 images" in table
 
 
-def test_an_evaluation_leaves_table_figures_and_overlays(shifted: Evaluation) -> None:
+def test_an_evaluation_logs_table_figures_and_overlays(shifted: Evaluation) -> None:
     """The network saw the image at half its size; poses come in original pixels."""
     keypoints = torch.tensor([p["keypoints"] for p in people_at((10, 10))]).view(1, 17, 3)
     person = People(
@@ -184,17 +188,17 @@ def test_an_evaluation_leaves_table_figures_and_overlays(shifted: Evaluation) ->
     }  # fmt: skip
     assert "AP50" in sink.files[f"{folder}/table.txt"].decode()
 
-    # Two pairs in a row; each picture is enlarged to 480 x 300, without the padding of the batch.
+    # Two pairs in a row; each image is enlarged to 480 x 300, without the padding of the batch.
     sheet = decode_image(sink.files[f"{folder}/overlays.jpg"])
     assert sheet.shape == (300 + 24 + 24, 4 * 480 + 2 * 18 + 18, 3)
-    truth, prediction = sheet[36:336, 12:492].astype(int), sheet[36:336, 498:978].astype(int)
+    drawn, prediction = sheet[36:336, 12:492].astype(int), sheet[36:336, 498:978].astype(int)
     figure = (slice(4, 40), slice(4, 240))  # nose, eyes and left ear, clear of the score's label
-    assert truth[figure].max() > 200
-    assert np.abs(truth[30:250, 30:250] - prediction[30:250, 30:250]).mean() < 8
+    assert drawn[figure].max() > 200
+    assert np.abs(drawn[30:250, 30:250] - prediction[30:250, 30:250]).mean() < 8
     assert np.abs(sheet[36:336, 1500:1900].astype(int)).mean() < 8  # nobody predicted in the second image
 
 
-def test_targets_are_left_as_one_contact_sheet() -> None:
+def test_targets_are_logged_as_one_contact_sheet() -> None:
     sample = Sample(np.zeros((64, 96, 3), np.uint8), People.empty(17), 1, np.eye(3)[:2], (96, 64))
     target = TargetPoints("cells", torch.tensor([[48.0, 32.0]]), torch.tensor([0]), torch.tensor([8.0]))
     sink = Recorder()
