@@ -1,3 +1,3 @@
-"""From a trained run to a served alias: the gate, its checks, the release, and shadow traffic.
+"""Decides whether a trained model is promoted to a served alias: the gate, its checks, and results of shadow traffic.
 
-Doors: ``gate``, ``checks``, ``release``, ``shadow``, ``agreement``."""
+Doors: ``gate``, ``checks``, ``release`` (tags and texts of a version), ``shadow``, ``agreement`` (of two models)."""

@@ -1,4 +1,4 @@
-"""How far two models agree on an image nobody annotated: which of their poses are of the same person, and how alike."""
+"""Compares the poses of two models on one image without annotations: pairs them by person and measures their OKS."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,10 @@ from posefleet.data.structures import Poses
 from posefleet.models.parts.ops.oks import oks
 
 SAME_PERSON = 0.5
-"""Least OKS between two poses of one person."""
+"""Minimum OKS between two poses of one person."""
 
-
+_MASK_SHARE = 0.53
+"""Share of a person's box that its mask covers. OKS scales by the area of the mask, which poses do not have."""
 _LEAST_AREA = 1.0
 """Square pixels. All keypoints of a pose may lie on an edge of the image; its box has no area then, and OKS would be
 decided by rounding, which is another in each size of batch."""
@@ -22,21 +23,23 @@ decided by rounding, which is another in each size of batch."""
 
 @dataclass(frozen=True, slots=True)
 class PoseAgreement:
-    """Of two models on one image."""
+    """How far two models agree on one image."""
 
     similarities: tuple[float, ...]
-    """OKS of the poses of people whom both found, scaled by the first one's pose."""
+    """OKS of the two poses of each person whom both found, ascending; scaled by the area of the first model's pose."""
     only_first: int
     """People whom only the first model found."""
     only_second: int
+    """People whom only the second model found."""
 
 
 def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> PoseAgreement:
-    """Pair the poses of two models so that their OKS is largest in all, each at most once.
+    """Pair the poses of two models, each at most once, so that the sum of their OKS is largest.
 
     Args:
-        first: Of the model that areas are taken from, in the same pixels as ``second``.
-        second: Of the other one.
+        first: Poses of the first model, which the areas are computed from.
+        second: Poses of the second model, in the same pixels.
+        schema: The keypoints of both.
     """
     if not len(first) or not len(second):
         return PoseAgreement((), len(first), len(second))
@@ -46,7 +49,7 @@ def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> PoseAg
     similarity = oks(
         second.keypoints[:, None], first.keypoints, labelled, areas, torch.tensor(schema.sigmas)
     ).numpy()  # (second, first)
-    similarity = np.where(similarity >= SAME_PERSON, similarity, 0.0)  # others must not draw poses from their person
+    similarity = np.where(similarity >= SAME_PERSON, similarity, 0.0)  # pairs below it must not outweigh real ones
     found = similarity[linear_sum_assignment(-similarity)]
     pairs = tuple(np.sort(found[found > 0]).tolist())
     return PoseAgreement(pairs, len(first) - len(pairs), len(second) - len(pairs))

@@ -18,44 +18,44 @@ from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion.shadow import Shadowing
 
 MOST_PIXELS, MOST_SCORE = 0.01, 1e-4
-"""Between a served pose and the evaluated one: keypoints in pixels of the image, scores."""
+"""Largest difference between a served pose and the evaluated one: of keypoints in pixels of the image, of scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateThresholds:
-    """What the checks demand."""
+    """Bounds of the gate's checks."""
 
     tolerance: float
-    """AP that the candidate may lie below the champion; a negative one asks for a gain."""
+    """AP that the candidate may lie below the champion. Raised, worse candidates pass; negative, it demands a gain."""
     keypoint_floor: float
-    """AP that every keypoint must reach."""
+    """AP that every keypoint alone must reach. Raised, a candidate fails on one weak keypoint."""
     latency_ms: float
-    """Milliseconds from a decoded image to its poses; 0: they are measured, but not judged."""
+    """Maximum milliseconds from a decoded image to its poses; 0: measured, but without a bound."""
     latency_people: int
-    """People in that image."""
+    """People in the image that is timed. Raised, methods that work per person take longer."""
     served_images: int
-    """Images whose served poses are compared with the evaluated ones."""
+    """Images whose served poses are compared with the evaluated ones. Raised, the gate takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShadowThresholds:
-    """What a challenger must have shown on live images beside the champion."""
+    """Bounds of the checks of a challenger that predicted live images beside the champion."""
 
     images: int
-    """At least so many."""
+    """Minimum number of images that both must have predicted."""
     people: int
-    """At least so many that the champion found on them."""
+    """Minimum number of people that the champion must have found in the compared images."""
     oks: float
-    """Least mean OKS between the two poses of a person."""
+    """Minimum mean OKS between the two poses of a person. Raised, the challenger must agree more closely."""
     missed: float
-    """Largest share of the champion's people whom the challenger did not find."""
+    """Maximum share of the champion's people whom the challenger did not find."""
     slower: float
-    """Most milliseconds of an image, in those of the champion; 0: they are told, but not judged."""
+    """Maximum milliseconds per image, as a multiple of the champion's; 0: reported, but without a bound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """Outcome of one check: the measured value and the bound that it must keep."""
 
     name: str
     value: str
@@ -67,7 +67,7 @@ class Check:
 
 
 def finite(checkpoint: str) -> Check:
-    """All weights are numbers."""
+    """Check that all weights are finite."""
     weights = read_weights(checkpoint)
     bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     count = sum(tensor.numel() for tensor in weights.values())
@@ -76,16 +76,16 @@ def finite(checkpoint: str) -> Check:
 
 
 def clean(split: Split, schema: KeypointSchema) -> Check:
-    """The images and their people are what was meant to be evaluated on."""
+    """Check that the images and annotations of the split have no faults."""
     faults = split.faults(schema)
     return Check(name="split", value="; ".join(faults) or str(split), bound="no faults", passed=not faults)
 
 
 def ap(candidate: Evaluation, champion: Evaluation | None, tolerance: float) -> Check:
-    """The candidate is not worse than the champion by more than a tolerance, and not by the luck of the images.
+    """Check that the candidate's AP is not below the champion's by more than ``tolerance``.
 
-    The whole interval of the difference over draws of images must lie above: where the images are too few to tell,
-    the candidate does not pass.
+    The whole interval of the difference over draws of images must lie above ``-tolerance``, so a candidate does not
+    pass where the images are too few to be sure.
     """
     if champion is None:
         value = f"{candidate.ap:.4f}, no champion to compare with"
@@ -101,18 +101,18 @@ def ap(candidate: Evaluation, champion: Evaluation | None, tolerance: float) -> 
 
 
 def keypoints(candidate: Evaluation, floor: float) -> Check:
-    """No keypoint alone is below a floor; keypoints that nobody has labelled do not count."""
+    """Check that the AP of no keypoint is below ``floor``; keypoints without labels do not count."""
     bound = f"at least {floor:.3f}"
     if np.isnan(candidate.keypoint_ap).all():
         return Check(name="keypoints", value="none is labelled", bound=bound, passed=False)
     worst = int(np.nanargmin(candidate.keypoint_ap))
     value = float(candidate.keypoint_ap[worst])
-    told = f"lowest AP {value:.4f}, {candidate.keypoints[worst]}"
-    return Check(name="keypoints", value=told, bound=bound, passed=value >= floor)
+    shown = f"lowest AP {value:.4f}, {candidate.keypoints[worst]}"
+    return Check(name="keypoints", value=shown, bound=bound, passed=value >= floor)
 
 
 def latency(predictor: Predictor, bounds: GateThresholds) -> Check:
-    """An image with people in it is predicted in time on this machine."""
+    """Check how long an image with people takes on this machine."""
     measured = predict_ms(predictor, bounds.latency_people)
     return Check(
         name="latency",
@@ -123,13 +123,13 @@ def latency(predictor: Predictor, bounds: GateThresholds) -> Check:
 
 
 def served_as_evaluated(predictor: Predictor, split: Split, evaluated: Mapping[int, Poses], images: int) -> Check:
-    """The copy that will be served, given decoded images, finds the poses that were scored.
+    """Check that the copy to be served, given decoded images, finds the poses that were scored.
 
     Args:
-        predictor: Of the copy.
+        predictor: Predictor of the copy.
         split: The images.
-        evaluated: Poses by image id.
-        images: How many are compared, filled up to whole batches: padding depends on the others in a batch.
+        evaluated: Image id -> poses that were scored.
+        images: Images to compare; rounded up to whole batches, since padding depends on the others in a batch.
     """
     source = split.open(predictor.schema, lambda sample, _: sample)
     whole = -(-images // predictor.batch_size) * predictor.batch_size
@@ -154,13 +154,13 @@ def served_as_evaluated(predictor: Predictor, split: Split, evaluated: Mapping[i
 
 
 def shadow_checks(seen: Shadowing, champion: str, challenger: str, bounds: ShadowThresholds) -> tuple[Check, ...]:
-    """What a server saw of a challenger beside the champion on live images.
+    """Check what a server measured of a challenger beside the champion on live images.
 
     Args:
         seen: The server's answer.
-        champion: The version that has this alias now, as ``models:/NAME/VERSION``; empty: none has it.
-        challenger: The version that is to be champion.
-        bounds: What is demanded.
+        champion: Version with the alias champion now, as ``models:/NAME/VERSION``; empty: none has it.
+        challenger: Version that is to be promoted, likewise.
+        bounds: The bounds.
     """
     pair = Check(
         name="pair",

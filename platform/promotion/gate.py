@@ -1,11 +1,11 @@
-"""The gate before the registry: what a candidate must show, measured here and now, in the form that will be served.
+"""The gate before the registry: checks a candidate on this machine, in the form in which it will be served.
 
-Every check runs, also after one that failed, and tells its value and its bound.
+Every check runs, also after one that failed, and reports its value and its bound.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -36,11 +36,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateReport:
-    """What came of all checks."""
+    """Outcome of all checks."""
 
     checks: tuple[Check, ...]
     evaluation: Evaluation | None
-    """Of the candidate; None where it could not be evaluated."""
+    """Evaluation of the candidate; None if it was not or could not be evaluated."""
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -54,68 +54,67 @@ class GateReport:
 def run_gate(
     checkpoint: str, experiment: Experiment, champion: str, split: Split | None, bounds: GateThresholds, folder: Path
 ) -> GateReport:
-    """Look at a candidate from every side.
+    """Run all checks on a candidate.
 
     Args:
         checkpoint: The candidate.
-        experiment: Its settings, maybe with another decoding; they become those of the copy.
-        champion: The checkpoint to compare with; empty where there is no champion yet.
-        split: What both are scored on; None: only what needs no annotations is looked at.
-        bounds: What is demanded.
-        folder: Gets the files of the version to be: a copy of the checkpoint, and the report of its evaluation.
+        experiment: Its settings, maybe with another decoding; the copy gets them.
+        champion: The checkpoint to compare with; empty if there is no champion yet.
+        split: Annotated images to score both on; None: only the checks that need no annotations run.
+        bounds: Bounds of the checks.
+        folder: Receives the files of the new version: a copy of the checkpoint, and the report of its evaluation.
 
     Raises:
         CheckpointError: The candidate cannot be read.
     """
     step, schema, served = read_meta(checkpoint).step, experiment.keypoints, folder / CHECKPOINT
-    reloaded = _once(lambda: _predictor(str(served)))
     if split is None:
         copy_for_use(checkpoint, served, experiment=experiment)
-        whole = _run_check("weights", lambda: finite(str(served)))
-        return GateReport(checks=(whole, _run_check("latency", lambda: latency(reloaded(), bounds))), evaluation=None)
-    scored = _once(lambda: _score(checkpoint, experiment, split, FolderSink(folder), step))
-    try:
-        evaluation = scored()[0]
-    except Exception:  # the checks below tell it
-        evaluation = None
+        weights = _run_check("weights", lambda: finite(str(served)))
+        timed = _run_check("latency", lambda: latency(_predictor(str(served)), bounds))
+        return GateReport(checks=(weights, timed), evaluation=None)
+    scored = _attempt(lambda: _score(checkpoint, experiment, split, _FolderSink(folder), step))
+    evaluation = None if scored.exception() else scored.result()[0]
     copy_for_use(checkpoint, served, experiment=experiment, metrics=evaluation.as_dict() if evaluation else {})
+    reloaded = _attempt(lambda: _predictor(str(served)))
     checks = (
         _run_check("weights", lambda: finite(str(served))),
         _run_check("split", lambda: clean(split, schema)),
-        _run_check("AP", lambda: ap(scored()[0], _rival(champion, experiment, split), bounds.tolerance)),
-        _run_check("keypoints", lambda: keypoints(scored()[0], bounds.keypoint_floor)),
-        _run_check("latency", lambda: latency(reloaded(), bounds)),
-        _run_check("served", lambda: served_as_evaluated(reloaded(), split, scored()[1], bounds.served_images)),
+        _run_check(
+            "AP", lambda: ap(scored.result()[0], _score_champion(champion, experiment, split), bounds.tolerance)
+        ),
+        _run_check("keypoints", lambda: keypoints(scored.result()[0], bounds.keypoint_floor)),
+        _run_check("latency", lambda: latency(reloaded.result(), bounds)),
+        _run_check(
+            "served", lambda: served_as_evaluated(reloaded.result(), split, scored.result()[1], bounds.served_images)
+        ),
     )
     return GateReport(checks=checks, evaluation=evaluation)
 
 
-class FolderSink:
-    """Keeps the files that an evaluation leaves in a folder."""
+class _FolderSink:
+    """Writes the files that an evaluation logs into a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics are part of the evaluation itself."""
+        """Does nothing: the metrics are part of the evaluation itself."""
 
     def log_bytes(self, name: str, data: bytes) -> None:
-        """One file."""
+        """Write one file."""
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
     def store(self) -> None:
-        """It is."""
-
-
-# ---------------------------------------------------------------------------------------------------- steps
+        """Does nothing: files are written at once."""
 
 
 def _score(
     checkpoint: str, experiment: Experiment, split: Split, sink: Sink | None, step: int
 ) -> tuple[Evaluation, dict[int, Poses]]:
-    """Evaluation of a checkpoint, and the poses by image id."""
+    """Evaluation of a checkpoint, and its poses by image id, in pixels of the original images."""
     worker, poses = LocalWorker(sink=sink), dict[int, Poses]()
     model, _ = load_model(checkpoint, experiment=experiment)
     evaluation = evaluate(
@@ -130,8 +129,8 @@ def _score(
     return evaluation, poses
 
 
-def _rival(champion: str, candidate: Experiment, split: Split) -> Evaluation | None:
-    """The champion with its own settings, scored as the candidate is."""
+def _score_champion(champion: str, candidate: Experiment, split: Split) -> Evaluation | None:
+    """Evaluation of the champion, predicted with its own settings and scored with the candidate's."""
     if not champion:
         return None
     own = read_meta(champion).experiment
@@ -150,26 +149,18 @@ def _predictor(checkpoint: str) -> Predictor:
 
 
 def _run_check(name: str, check: Callable[[], Check]) -> Check:
-    """A check that cannot be made has failed, whatever was in its way; the others are still made."""
+    """The outcome of ``check``; failed if it raises, so that the other checks still run."""
     try:
         return check()
     except Exception as error:
         return Check(name=name, value=f"{type(error).__name__}: {error}", bound="can be measured", passed=False)
 
 
-def _once(make: Callable[[], _T]) -> Callable[[], _T]:
-    """``make``, called at most once; what it raised is raised again."""
-
-    @functools.cache
-    def made() -> _T | Exception:
-        try:
-            return make()
-        except Exception as error:
-            return error
-
-    def result() -> _T:
-        if isinstance(found := made(), Exception):
-            raise found
-        return found
-
-    return result
+def _attempt(make: Callable[[], _T]) -> "Future[_T]":
+    """What ``make`` returned or raised, for every check that needs it; each of them fails if it raised."""
+    attempt = Future[_T]()
+    try:
+        attempt.set_result(make())
+    except Exception as error:
+        attempt.set_exception(error)
+    return attempt

@@ -1,4 +1,4 @@
-"""What a server saw when a challenger looked at live images beside the champion, asked for over HTTP."""
+"""Reads over HTTP what a server measured of a challenger that predicted live images beside the champion."""
 
 import http.client
 import urllib.error
@@ -11,27 +11,30 @@ from pydantic import BaseModel, Field, ValidationError
 from posefleet.platform.tracking.client import first_line
 
 _SECONDS, _BYTES = 10.0, 2**20
-"""How long an answer may take and be."""
+"""Timeout of the request, and the largest answer that is read."""
 
 
 class ShadowError(RuntimeError):
-    """There is no such answer; the message says why, and what to do."""
+    """The server gave no valid answer; the message has the reason and what to do."""
 
 
 class Shadowing(BaseModel, frozen=True):
-    """The server's sums and means of the present pair; no image yet: all else is None."""
+    """Sums and means over the live images of the present pair; before the first image all but ``images`` are None."""
 
     images: int = Field(ge=0)
     champion: str | None = None
     """``models:/NAME/VERSION``."""
     challenger: str | None = None
     people: int | None = Field(None, ge=0)
-    """Whom the champion found."""
+    """People whom the champion found."""
     mean_oks: float | None = Field(None, ge=0, le=1.001)
-    """Of the people whom both found; None: nobody."""
+    """Mean OKS over the people whom both found; None if there are none."""
     only_champion: int | None = Field(None, ge=0)
+    """People whom only the champion found."""
     only_challenger: int | None = Field(None, ge=0)
+    """People whom only the challenger found."""
     champion_ms: float | None = Field(None, ge=0)
+    """Mean milliseconds of predicting an image."""
     challenger_ms: float | None = Field(None, ge=0)
 
     @property
@@ -41,25 +44,25 @@ class Shadowing(BaseModel, frozen=True):
 
     @property
     def slower(self) -> float:
-        """How many times the champion's milliseconds the challenger takes."""
+        """Milliseconds of the challenger divided by those of the champion."""
         return (self.challenger_ms or 0.0) / self.champion_ms if self.champion_ms else float("inf")
 
 
 class _SameAddress(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """The token is for that server and no other."""
+        """Refuse redirects: the token must reach no other server."""
 
 
 def read_shadowing(address: str, token: str = "") -> Shadowing:
-    """What ``GET address/shadow`` says.
+    """The answer to ``GET address/shadow``.
 
     Args:
         address: ``http://HOST:8000/v1/models/NAME``.
-        token: Of the server, if it wants one.
+        token: The server's token, if it requires one.
 
     Raises:
-        ValueError: The address is none of a web server.
-        ShadowError: Nothing is there, or something else, or it wants a token.
+        ValueError: ``address`` is not an http or https URL.
+        ShadowError: The server does not answer, is not a posefleet server, or refuses the request.
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -82,10 +85,10 @@ def read_shadowing(address: str, token: str = "") -> Shadowing:
 def _advice(status: int) -> str:
     match status:
         case 401 | 403:
-            return "the server wants its token: set POSEFLEET_TOKEN here"
+            return "the server requires its token: set POSEFLEET_TOKEN here"
         case 404:
             return "it has no such model, or the model has no `shadow` in the server's configuration"
         case _ if 300 <= status < 400:
-            return "it sends elsewhere; give the address of the server itself"
+            return "it redirects; give the address of the server itself"
         case _:
             return "see the server's log"

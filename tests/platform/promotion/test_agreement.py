@@ -1,4 +1,4 @@
-"""Which poses of two models are of the same person, and how alike they are."""
+"""Tests which poses of two models are paired as one person, and with which OKS."""
 
 import math
 
@@ -26,7 +26,7 @@ def shifted(poses: Poses, x: float) -> Poses:
 
 
 def distance(poses: Poses, alike: float) -> float:
-    """How far a pose has to be shifted for such an OKS."""
+    """Smallest shift, pixels, that lowers the OKS below ``alike``."""
     variances = [0.53 * WIDTH * HEIGHT * 2 * (2 * sigma) ** 2 for sigma in COCO17.sigmas]
     steps = (step / 10 for step in range(1000))
     return next(d for d in steps if sum(math.exp(-(d**2) / v) for v in variances) / len(variances) < alike)
@@ -79,8 +79,8 @@ def test_a_person_found_twice_is_paired_once() -> None:
     assert (found.similarities, found.only_first, found.only_second) == ((1.0,), 1, 0)
 
 
-def test_pairs_that_are_no_pairs_do_not_part_one_that_is() -> None:
-    """In a row Y A X B, the pairs Y A and X B are alike enough to outweigh A X in all, but not to be pairs."""
+def test_pairs_below_the_bound_do_not_outweigh_a_real_one() -> None:
+    """In a row Y A X B, the OKS of Y A and X B add up to more than that of A X, but each is below the bound."""
     one = people((0, 0))
     near, step = (distance(one, alike) for alike in (SAME_PERSON + 0.1, SAME_PERSON - 0.05))
     first = Poses.cat([one, shifted(one, near + step)])  # A, B
@@ -90,7 +90,7 @@ def test_pairs_that_are_no_pairs_do_not_part_one_that_is() -> None:
     assert (found.only_first, found.only_second) == (1, 1)
 
 
-def test_poses_that_are_no_numbers_are_nobodys() -> None:
+def test_poses_that_are_not_finite_match_nobody() -> None:
     broken = shifted(THREE, float("nan"))
     for pair in ((THREE, broken), (broken, THREE)):
         found = compare_poses(*pair, COCO17)

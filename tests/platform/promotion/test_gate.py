@@ -1,4 +1,4 @@
-"""Every check of the gate passes what it should and fails what it should."""
+"""Tests that every check of the gate passes good candidates and fails bad ones."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def split(people_shards: Path) -> Split:
     return Split(shards=str(people_shards / "val2017"))
 
 
-def judged(candidate: str, split: Split, folder: Path, champion: str = "", **bounds: float) -> GateReport:
+def gated(candidate: str, split: Split, folder: Path, champion: str = "", **bounds: float) -> GateReport:
     experiment = read_meta(candidate).experiment
     return run_gate(candidate, experiment, champion, split, dataclasses.replace(BOUNDS, **bounds), folder)
 
@@ -48,44 +48,44 @@ def judged(candidate: str, split: Split, folder: Path, champion: str = "", **bou
 
 
 def test_a_model_passes_beside_its_equal(candidate: str, split: Split, tmp_path: Path) -> None:
-    verdict = judged(candidate, split, tmp_path / "release", champion=candidate)
-    assert verdict.failed == (), str(verdict)
-    assert [check.name for check in verdict.checks] == ["weights", "split", "AP", "keypoints", "latency", "served"]
-    lines = str(verdict).splitlines()
+    report = gated(candidate, split, tmp_path / "release", champion=candidate)
+    assert report.failed == (), str(report)
+    assert [check.name for check in report.checks] == ["weights", "split", "AP", "keypoints", "latency", "served"]
+    lines = str(report).splitlines()
     assert len(lines) == 6 and all(line.startswith("pass  ") and line.endswith("]") for line in lines)
     assert "+0.000 (+0.000..+0.000)" in lines[2] and "[95% interval above -0.010]" in lines[2]
     left = {path.name for path in (tmp_path / "release" / "evaluation" / "step-0000006").iterdir()}
     assert left >= {"table.txt", "precision_recall.png", "keypoint_ap_bars.png", "error_split_bars.png", "overlays.jpg"}
     meta = read_meta(str(tmp_path / "release" / "checkpoint"))
-    assert verdict.evaluation is not None and meta.metrics["AP"] == verdict.evaluation.ap
+    assert report.evaluation is not None and meta.metrics["AP"] == report.evaluation.ap
 
 
 def test_all_checks_run_and_every_bound_can_fail(candidate: str, split: Split, tmp_path: Path) -> None:
-    verdict = judged(
+    report = gated(
         candidate, split, tmp_path / "release", champion=candidate, tolerance=-0.5, keypoint_floor=0.9, latency_ms=1e-3
     )
-    assert verdict.failed == ("AP", "keypoints", "latency")
-    assert [check.passed for check in verdict.checks] == [True, True, False, False, False, True]
+    assert report.failed == ("AP", "keypoints", "latency")
+    assert [check.passed for check in report.checks] == [True, True, False, False, False, True]
 
 
-def test_weights_that_are_no_numbers_fail(candidate: str, split: Split, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_fail(candidate: str, split: Split, tmp_path: Path) -> None:
     meta, (model, _) = read_meta(candidate), load_model(candidate)
     weights = model.state_dict()
     name = next(name for name in weights if name.endswith("weight"))
     weights[name].view(-1)[0] = float("nan")
     broken = CheckpointStore(str(tmp_path / "broken")).save(meta, weights, {})
-    verdict = judged(broken, split, tmp_path / "release")
-    assert verdict.failed[0] == "weights"
-    assert f"1 of {len(weights)} tensors are not finite, {name} first" in str(verdict)
-    assert len(verdict.checks) == 6
+    report = gated(broken, split, tmp_path / "release")
+    assert report.failed[0] == "weights"
+    assert f"1 of {len(weights)} tensors are not finite, {name} first" in str(report)
+    assert len(report.checks) == 6
 
 
 def test_a_champion_that_cannot_be_scored_fails_the_comparison_alone(
     candidate: str, split: Split, tmp_path: Path
 ) -> None:
-    verdict = judged(candidate, split, tmp_path / "release", champion=str(tmp_path / "nowhere"))
-    assert verdict.failed == ("AP",)
-    assert "CheckpointError" in str(verdict) and "nowhere is not a checkpoint" in str(verdict)
+    report = gated(candidate, split, tmp_path / "release", champion=str(tmp_path / "nowhere"))
+    assert report.failed == ("AP",)
+    assert "CheckpointError" in str(report) and "nowhere is not a checkpoint" in str(report)
 
 
 def test_a_damaged_shard_fails(people_shards: Path, tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_a_damaged_shard_fails(people_shards: Path, tmp_path: Path) -> None:
     assert gate_checks.clean(Split(shards=str(people_shards / "val2017")), COCO17).passed
 
 
-def test_files_of_coco_are_judged_by_the_doctor(candidate: str, people_coco: Path, tmp_path: Path) -> None:
-    verdict = judged(candidate, Split(source=find_source(str(people_coco), "val2017")), tmp_path / "a")
-    assert verdict.failed == (), str(verdict)
+def test_coco_files_are_checked_by_the_doctor(candidate: str, people_coco: Path, tmp_path: Path) -> None:
+    report = gated(candidate, Split(source=find_source(str(people_coco), "val2017")), tmp_path / "a")
+    assert report.failed == (), str(report)
     shutil.copytree(people_coco, tmp_path / "coco")
     annotations = tmp_path / "coco" / "annotations" / "person_keypoints_val2017.json"
     content = json.loads(annotations.read_text())
@@ -117,20 +117,20 @@ def test_another_decoding_is_scored_and_becomes_that_of_the_copy(candidate: str,
     fewer = dataclasses.replace(
         own, model=dataclasses.replace(own.model, decode=dataclasses.replace(own.model.decode, max_poses=1))
     )
-    verdict = run_gate(candidate, fewer, "", split, BOUNDS, tmp_path)
-    assert verdict.failed == () and verdict.evaluation is not None
-    assert verdict.evaluation.protocol.poses <= 7  # images
+    report = run_gate(candidate, fewer, "", split, BOUNDS, tmp_path)
+    assert report.failed == () and report.evaluation is not None
+    assert report.evaluation.protocol.poses <= 7  # images
     assert read_meta(str(tmp_path / "checkpoint")).experiment.model.decode.max_poses == 1
 
 
-def test_without_images_that_are_annotated_the_rest_is_looked_at(candidate: str, tmp_path: Path) -> None:
+def test_without_annotated_images_the_other_checks_run(candidate: str, tmp_path: Path) -> None:
     experiment = read_meta(candidate).experiment
-    verdict = run_gate(candidate, experiment, "", None, dataclasses.replace(BOUNDS, latency_ms=1e-3), tmp_path)
-    assert [check.name for check in verdict.checks] == ["weights", "latency"]
-    assert verdict.failed == ("latency",) and verdict.evaluation is None
+    report = run_gate(candidate, experiment, "", None, dataclasses.replace(BOUNDS, latency_ms=1e-3), tmp_path)
+    assert [check.name for check in report.checks] == ["weights", "latency"]
+    assert report.failed == ("latency",) and report.evaluation is None
 
 
-def test_what_is_no_checkpoint_is_no_candidate(candidate: str, split: Split, tmp_path: Path) -> None:
+def test_a_candidate_must_be_a_checkpoint(candidate: str, split: Split, tmp_path: Path) -> None:
     experiment = read_meta(candidate).experiment
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         run_gate(str(tmp_path), experiment, "", split, BOUNDS, tmp_path / "release")
@@ -153,13 +153,13 @@ def person(left: float) -> dict[str, Any]:
 
 
 def evaluation(right: int, images: int = 40) -> Evaluation:
-    """Of poses that are perfect in the first ``right`` images and 1000 px off in the others."""
-    truth = GroundTruth.from_records((i, (300, 200), [person(20)]) for i in range(images))
+    """Evaluation of poses that are perfect in the first ``right`` images and 1000 px off in the others."""
+    ground_truth = GroundTruth.from_records((i, (300, 200), [person(20)]) for i in range(images))
     keypoints = torch.tensor(person(20)["keypoints"]).view(1, 17, 3)[..., :2]
     found = {
         i: Poses(keypoints + (0 if i < right else 1000), torch.ones(1, 17), torch.tensor([0.9])) for i in range(images)
     }
-    return evaluate(truth, found, COCO17)
+    return evaluate(ground_truth, found, COCO17)
 
 
 def test_ap_passes_when_the_whole_interval_lies_above_the_tolerance() -> None:
@@ -169,14 +169,14 @@ def test_ap_passes_when_the_whole_interval_lies_above_the_tolerance() -> None:
     assert gate_checks.ap(worse, better, 0.99).passed
 
 
-def test_ap_that_may_be_lower_by_the_luck_of_the_images_does_not_pass() -> None:
+def test_ap_that_may_be_lower_by_chance_does_not_pass() -> None:
     """One image of 40 is wrong, so AP is lower by about 0.03; but some draws of images have it three times."""
     found = gate_checks.ap(evaluation(39), evaluation(40), 0.06)
     assert not found.passed and "0." in found.value
     assert gate_checks.ap(evaluation(39), evaluation(40), 0.2).passed
 
 
-def test_the_first_model_needs_an_ap_at_all() -> None:
+def test_the_first_model_needs_a_finite_ap() -> None:
     assert gate_checks.ap(evaluation(1), None, 0.01).passed
     nobody = dataclasses.replace(evaluation(1), statistics={"AP": float("nan")})
     assert not gate_checks.ap(nobody, None, 0.01).passed
@@ -201,7 +201,7 @@ def predicted(checkpoint: str, split: Split) -> tuple[Predictor, dict[int, Poses
     return predictor, {sample.image_id: found for sample, found in zip(samples, poses, strict=True)}
 
 
-def test_a_served_pose_that_is_off_is_seen(candidate: str, split: Split) -> None:
+def test_a_served_pose_that_differs_fails(candidate: str, split: Split) -> None:
     predictor, poses = predicted(candidate, split)
     assert gate_checks.served_as_evaluated(predictor, split, poses, 7).passed
     image = next(image for image, found in poses.items() if len(found))
@@ -245,7 +245,7 @@ def test_a_challenger_that_agrees_passes_and_every_bound_can_fail() -> None:
     assert failed(SEEN, slower=1.4) == ["slower"] and failed(SEEN, slower=0.0) == []
 
 
-def test_what_was_compared_must_be_the_versions_at_hand() -> None:
+def test_the_compared_versions_must_be_the_ones_to_promote() -> None:
     assert failed(SEEN, champion="models:/smpr/3") == failed(SEEN, challenger="models:/smpr/3") == ["pair"]
     assert failed(SEEN, champion="") == ["pair"], "no champion at all"
     pair, *_ = gate_checks.shadow_checks(SEEN, "models:/smpr/3", TWO, LIVE)
@@ -254,7 +254,7 @@ def test_what_was_compared_must_be_the_versions_at_hand() -> None:
     )
 
 
-def test_where_nothing_or_nobody_was_seen_nothing_is_passed() -> None:
+def test_without_images_or_people_the_checks_fail() -> None:
     assert {"pair", "live", "agreement", "slower"} <= set(failed(Shadowing(images=0)))
     nobody = SEEN.model_copy(update={"people": 0, "mean_oks": None, "only_champion": 0})
     assert failed(nobody, people=0, oks=0.0) == ["agreement"]
