@@ -14,11 +14,9 @@ from posefleet.models.parts.ops.oks import oks
 SAME_PERSON = 0.5
 """Minimum OKS between two poses of one person."""
 
-_MASK_SHARE = 0.53
-"""Share of a person's box that its mask covers. OKS scales by the area of the mask, which poses do not have."""
-_LEAST_AREA = 1.0
-"""Square pixels. All keypoints of a pose may lie on an edge of the image; its box has no area then, and OKS would be
-decided by rounding, which is another in each size of batch."""
+_MIN_AREA = 1.0
+"""Square pixels. All keypoints of a pose may lie on an edge of the image. Its box has no area then, and rounding, which
+depends on the size of the batch, would decide the OKS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ def compare_poses(first: Poses, second: Poses, schema: KeypointSchema) -> PoseAg
     if not len(first) or not len(second):
         return PoseAgreement((), len(first), len(second))
     areas = (first.boxes[:, 2:] - first.boxes[:, :2]).prod(1) * AREA_OF_BOX
-    areas = areas.clamp(min=_LEAST_AREA)
+    areas = areas.clamp(min=_MIN_AREA)
     labelled = torch.ones(len(first), len(schema), dtype=torch.bool)
     similarity = oks(
         second.keypoints[:, None], first.keypoints, labelled, areas, torch.tensor(schema.sigmas)
