@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from fit_process import evaluate_rank, in_processes, recorded_ids
-from processes import free_port
+from processes import free_port, in_ranks
 from small_settings import untrained_checkpoint, with_settings
 from torch.nn.utils import parameters_to_vector
 
@@ -31,7 +30,7 @@ def test_an_evaluation_is_the_same_among_many(
     checkpoint = untrained_checkpoint(settings, tmp_path / "run", sure=True)
     alone = evaluate(load_model(checkpoint)[0], build_experiment(settings), LocalWorker(device="cpu"))
     arguments = (json.dumps(settings), checkpoint, str(tmp_path / "found.json"))
-    mp.spawn(evaluate_rank, (ranks, free_port(), *arguments), nprocs=ranks)
+    in_ranks(evaluate_rank, (ranks, free_port(), *arguments), ranks)
     found = json.loads((tmp_path / "found.json").read_text())
     assert alone is not None and alone.protocol.poses > 10
     assert found["numbers"] == pytest.approx(alone.as_dict(), rel=1e-12, abs=0, nan_ok=True)

@@ -1,7 +1,6 @@
 """The job: what it says, what it registers and how it ends."""
 
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from posefleet.jobs.promote import main
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, find_model, promote
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--gate.latency_people", "1", "--gate.served_images", "1")
 
 
@@ -54,12 +52,8 @@ def test_a_run_becomes_champion_and_the_next_one_can_be_taken_back(
     told = capsys.readouterr().out
     assert "against models:/smpr/1, the champion" in told and "version 2, version 1 is the previous one" in told
 
-    told = subprocess.run(
-        [sys.executable, "jobs/promote.py", "--rollback", "--model", "smpr", "--tracking", store],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    assert told.stdout == (
+    assert main(["--rollback", "--model", "smpr", "--tracking", store]) == 0
+    assert capsys.readouterr().out == (
         "models:/smpr@champion is version 1 again, in place of version 2, which is the previous one now\n"
     )
 

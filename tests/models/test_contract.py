@@ -9,9 +9,9 @@ import pytest
 import torch
 from host_waits import host_waits
 from learning import learn_by_heart
+from processes import in_ranks
 from small_models import COCO17, K, build, images, people, shipped
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from posefleet.data.structures import People, Poses
 from posefleet.data.transforms import mirror, move_people
@@ -172,7 +172,7 @@ def test_the_network_can_be_exported(method: str) -> None:
 
 def test_two_ranks_do_what_one_process_does(method: str, tmp_path: Path, one_thread: None) -> None:
     """Gradients of two ranks, averaged, equal those of the whole batch in one process."""
-    spawn(ddp_worker.run, args=(method, str(tmp_path)), nprocs=2)
+    in_ranks(ddp_worker.run, (method, str(tmp_path)), 2)
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
     expected = ddp_worker.gradients(build(method), slice(None))
     assert found.keys() == expected.keys()

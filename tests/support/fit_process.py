@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from processes import free_port
+from processes import free_port, in_ranks
 
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
@@ -131,4 +130,5 @@ def fit_rank(rank: int, world_size: int, port: int, settings: str, folder: str, 
 def in_processes(world_size: int, settings: dict[str, Any], folder: Path, *, looks: int = 0, trouble: str = "") -> None:
     """Run ``fit_rank`` in ``world_size`` gloo processes."""
     folder.mkdir(exist_ok=True)
-    mp.spawn(fit_rank, (world_size, free_port(), json.dumps(settings), str(folder), looks, trouble), nprocs=world_size)
+    arguments = (world_size, free_port(), json.dumps(settings), str(folder), looks, trouble)
+    in_ranks(fit_rank, arguments, world_size)

@@ -1,12 +1,39 @@
 """Processes that tests start, wait for and end."""
 
 import contextlib
+import multiprocessing
+import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable
+from multiprocessing import forkserver
+from typing import Any
 
 import psutil
+
+
+def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """``function(rank, *arguments)`` in ``count`` processes at once, forked from one that has imported its module.
+
+    Processes that import torch by themselves take several seconds of the processor, each.
+
+    Raises:
+        ProcessRaisedException, ProcessExitedException: Of ``torch.multiprocessing``.
+    """
+    from torch.multiprocessing import start_processes
+
+    multiprocessing.get_context("forkserver").set_forkserver_preload([function.__module__])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the server that forks is told no other way
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
 def kill_a_child(title: str) -> bool:
@@ -49,7 +76,7 @@ def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
             process.send_signal(number)
 
 
-def wait_for(what: Callable[[], object], seconds: float = 60, told: Callable[[], str] = str) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 120, told: Callable[[], str] = str) -> None:
     """Look ten times a second until ``what`` is true.
 
     Raises:

@@ -28,7 +28,7 @@ def _pfs() -> object:
     from posefleet.models.pfs import Config, DecodeConfig, PfsHeadConfig
 
     head = PfsHeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2, centerness=True)
-    return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))
+    return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0, max_poses=20))
 
 
 def _inspose() -> object:

@@ -189,13 +189,14 @@ def test_agreement_is_of_the_nearest_poses_and_notices_what_is_alone_or_no_numbe
     assert Agreement.of([poses()], [poses()]).within(0, 0)
 
 
-def test_the_job_checks_and_writes(checkpoint: Make, people_coco: Path, tmp_path: Path) -> None:
+def test_the_job_checks_and_writes(
+    checkpoint: Make, people_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "smpr.onnx"
-    command = [sys.executable, "jobs/export.py", "--checkpoint", checkpoint("smpr"), "--out", str(out)]
     data = ["--source", str(people_coco), "--split", "val2017", "--check.images", "3"]
-    ended = subprocess.run([*command, *data], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert "poses in 3 images: at most" in ended.stdout and f"{out}, " in ended.stdout
+    assert job.main(["--checkpoint", checkpoint("smpr"), "--out", str(out), *data]) == 0
+    told = capsys.readouterr().out
+    assert "poses in 3 images: at most" in told and f"{out}, " in told
     assert read_facts(str(out))["method"] == "smpr"
     assert [path.name for path in out.parent.iterdir()] == ["smpr.onnx"]
 

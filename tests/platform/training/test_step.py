@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import step_process
 import torch
-import torch.multiprocessing as mp
+from processes import in_ranks
 from torch import Tensor, nn
 
 from posefleet.models.parts.ops.losses import mean_counts
@@ -80,7 +80,7 @@ def test_more_workers_than_the_run_was_made_for_are_refused() -> None:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Tensor]]:
     """(crew, method) -> what two workers of it leave after a step."""
     folder = tmp_path_factory.mktemp("steps")
-    mp.spawn(step_process.run, (str(folder),), nprocs=2)
+    in_ranks(step_process.run, (str(folder),), 2)
     found: dict[tuple[str, str], dict[str, Tensor]] = torch.load(folder / "found.pt")
     return found
 
