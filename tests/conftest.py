@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from processes import start_ray
 from small_settings import small_settings
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def local_ray() -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
     folder = tempfile.mkdtemp(prefix="pf-", dir="/tmp")
     # Ray Train asks the dashboard whose workers' places are free again.
-    ray.init(address="local", num_cpus=2, _temp_dir=folder, include_dashboard=True, log_to_driver=False)
+    start_ray(folder, num_cpus=2)
     yield
     ray.shutdown()
     os.environ.clear()

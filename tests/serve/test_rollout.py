@@ -39,6 +39,7 @@ def server(registry: str, way: str) -> Iterator[Server]:
         "shadow": {"source": "models:/pose@challenger", "share": 1.0},
     }
     with running_server({"models": [model], "tracking": registry, "direct": way == "direct"}) as running:
+        wait_for(lambda: running.running("pose") == 2, 300)  # ready means one
         yield running
 
 
@@ -101,7 +102,7 @@ def test_a_deployment_under_load_fails_nobody(
         wait_for(lambda: len(load.answers) > 10)
         server.config["applications"][0]["deployments"][0]["user_config"]["release"] += 1
         server.deploy()
-        wait_for(lambda: load.answers[-1][2]["model"]["version"] == "2", 60)
+        wait_for(lambda: load.answers[-1][2]["model"]["version"] == "2", 180)
     assert not load.errors and set(load.statuses) == {200}
     check(load, expected)
 
@@ -197,4 +198,4 @@ def test_a_killed_replica_fails_nobody_but_those_whom_it_talked_to(
         wait_for(lambda: len(load.answers) > seen + 20)
     assert len(load.errors) <= (load.clients if way == "direct" else 0), load.errors
     check(load, expected)
-    wait_for(lambda: len(server.replicas("pose")) == 2, 60)
+    wait_for(lambda: len(server.replicas("pose")) == 2, 180)

@@ -13,9 +13,12 @@ from typing import Any
 
 import psutil
 
+RANKS = ("ddp_worker", "fit_process", "step_process")
+"""Modules that ranks run functions of."""
+
 
 def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
-    """``function(rank, *arguments)`` in ``count`` processes at once, forked from one that has imported its module.
+    """``function(rank, *arguments)`` in ``count`` processes at once, forked from one that has imported :data:`RANKS`.
 
     Processes that import torch by themselves take several seconds of the processor, each.
 
@@ -24,7 +27,7 @@ def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: i
     """
     from torch.multiprocessing import start_processes
 
-    multiprocessing.get_context("forkserver").set_forkserver_preload([function.__module__])
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*RANKS, "torch._dynamo"])  # optimisers need that
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the server that forks is told no other way
     try:
@@ -34,6 +37,19 @@ def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: i
         if before is not None:
             os.environ["PYTHONPATH"] = before
     start_processes(function, arguments, nprocs=count, start_method="forkserver")
+
+
+def start_ray(folder: str, **options: Any) -> Any:
+    """``ray.init`` of a Ray of this process's own, its files in ``folder``; Ray gives a start no more than 30 s."""
+    import ray
+
+    for attempt in range(4):
+        try:
+            return ray.init(address="local", _temp_dir=folder, include_dashboard=True, log_to_driver=False, **options)
+        except Exception as error:
+            if attempt == 3 or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()  # the machine is busy: once more
 
 
 def kill_a_child(title: str) -> bool:
