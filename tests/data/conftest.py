@@ -1,4 +1,4 @@
-"""A COCO data set small enough to spoil by hand."""
+"""A small COCO data set that tests damage on purpose."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Image bytes from strangers."""
+"""Decoding of trusted and untrusted images."""
 
 import io
 import zlib
@@ -40,7 +40,7 @@ def test_images_of_every_kind_become_rgb(kind: str, mode: str) -> None:
     assert (image.shape, image.dtype) == (PIXELS.shape, np.uint8)
 
 
-def test_an_image_from_a_stranger_has_the_pixels_that_evaluation_sees() -> None:
+def test_an_untrusted_image_has_the_pixels_that_evaluation_sees() -> None:
     data = encode_jpeg(PIXELS)
     buffer = memoryview(data)
     assert np.array_equal(decode_untrusted(data, most_pixels=MOST), decode_image(data))

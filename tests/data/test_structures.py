@@ -1,3 +1,5 @@
+"""Tests people, poses, schemas and batches."""
+
 import numpy as np
 import pytest
 import torch

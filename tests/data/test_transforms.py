@@ -1,3 +1,5 @@
+"""Tests the transforms of images, people and poses."""
+
 import cv2
 import numpy as np
 import pytest

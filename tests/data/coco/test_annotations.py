@@ -1,4 +1,4 @@
-"""COCO json in and out."""
+"""Tests reading COCO annotations and writing COCO results."""
 
 import json
 import math
@@ -107,7 +107,7 @@ def test_an_annotation_that_is_no_person_is_named(changes: dict[str, Any], tiny_
         read_coco(str(tiny_coco.save().annotation_file), COCO17)
 
 
-def test_categories_that_are_nonsense_are_not_read(tiny_coco: Any) -> None:
+def test_malformed_categories_are_ignored(tiny_coco: Any) -> None:
     tiny_coco.content["categories"] = [7, {"id": []}, {"name": "person"}]
     assert len(read_coco(str(tiny_coco.save().annotation_file), COCO17).record(0)["people"]) == 1
 

@@ -1,4 +1,4 @@
-"""A split packed into a file of its own."""
+"""Tests a split that is packed into a temporary file."""
 
 import json
 import math
@@ -14,7 +14,7 @@ def read(coco: Any) -> CocoSplit:
     return read_coco(str(coco.save().annotation_file), COCO17)
 
 
-def test_records_are_those_that_lie_in_shards(tiny_coco: Any) -> None:
+def test_records_equal_those_in_shards(tiny_coco: Any) -> None:
     tiny_coco.add_person(2, shift=(1, 0))
     tiny_coco.people.reverse()
     tiny_coco.images.reverse()
@@ -43,7 +43,7 @@ def test_people_whose_numbers_are_not_finite_are_counted(tiny_coco: Any) -> None
     assert [person["id"] for person in split.record(4)["people"]] == [106]
 
 
-def test_of_images_with_one_id_the_last_counts(tiny_coco: Any) -> None:
+def test_of_images_with_equal_ids_the_last_counts(tiny_coco: Any) -> None:
     tiny_coco.images[1]["id"] = 1
     split = read(tiny_coco)
     assert split.image_ids.tolist() == [1, 3, 4, 5, 6]

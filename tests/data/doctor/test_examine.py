@@ -1,4 +1,4 @@
-"""Every fault that the doctor knows is seeded and found."""
+"""Seeds every fault that the doctor checks for, and finds it."""
 
 import json
 import math
@@ -123,7 +123,7 @@ def test_a_seeded_fault_is_found(code: str, count: int, fault: Callable[[Any], o
     assert codes(tiny_coco.save().source).get(code) == count
 
 
-def test_people_are_looked_at_in_groups_of_any_size(tiny_coco: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_are_checked_in_groups_of_any_size(tiny_coco: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     set_keypoint(tiny_coco, 80, 12, 2, people=6)  # outside, and always there
     tiny_coco.add_person(6, shift=(6, 0))
     tiny_coco.people[5]["keypoints"] = tiny_coco.people[6]["keypoints"]
@@ -191,7 +191,7 @@ def test_examples_name_the_culprits(tiny_coco: Any) -> None:
     assert "2 kinds of error" in text
 
 
-def test_the_command_tells_by_its_exit_status(tiny_coco: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_exit_status_reports_errors(tiny_coco: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root, report = str(tiny_coco.root), tmp_path / "report.json"
     assert main([root]) == 0
     tiny_coco.people[0]["num_keypoints"] = 3

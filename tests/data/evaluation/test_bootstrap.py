@@ -1,4 +1,4 @@
-"""Bootstrap over images: the same AP as COCO's, and honest ranges."""
+"""Bootstrap over images: AP equals COCO's, and intervals hold the true difference as often as they claim."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def ground_truth(images: list[int]) -> GroundTruth:
 
 
 def poses(image: int, jitter: float, seed: int = 0) -> Poses:
-    """Its people, moved, some of them twice, with scores that know little."""
+    """The people of an image, moved, some of them twice, with scores that say little about quality."""
     random = np.random.default_rng((seed, image))
     keypoints = people_of(SCENES[image], COCO17).keypoints.numpy()
     keypoints = np.concatenate([keypoints, keypoints[:1]])
@@ -66,8 +66,8 @@ def test_a_clear_difference_is_certain_and_one_of_chance_is_not() -> None:
     assert (same.value, same.low, same.high) == (0, 0, 0) and not same.certain
 
 
-def test_the_range_holds_the_truth_about_as_often_as_it_says() -> None:
-    """Two predictors of the same quality differ by nothing in truth."""
+def test_the_interval_holds_the_true_difference_about_as_often_as_it_claims() -> None:
+    """The true difference of two predictors of the same quality is 0."""
     held = [difference(matches(2.0, seed), matches(2.0, seed + 100), draws=200).certain for seed in range(40)]
     assert sum(held) <= 6  # 2 expected; more than 6 happen once in 300 times
 
@@ -85,7 +85,7 @@ def test_other_images_or_people_are_refused() -> None:
         difference(matches(1.5), fewer)
 
 
-def test_several_at_once_are_each_two_by_themselves() -> None:
+def test_differences_of_several_equal_those_of_each_pair() -> None:
     fewer = result(list(range(IMAGES - 1)), 1.5).matches
     assert fewer is not None
     three = {"a": matches(1.0), "b": matches(2.0), "c": matches(3.0)}
@@ -96,7 +96,7 @@ def test_several_at_once_are_each_two_by_themselves() -> None:
         assert (interval.value, interval.low, interval.high) == pytest.approx((alone.value, alone.low, alone.high))
 
 
-def test_nobody_to_find_is_no_number_and_nobody_found_is_nothing() -> None:
+def test_ap_is_nan_with_nobody_to_find_and_0_with_nobody_found() -> None:
     none = np.zeros((1, 10, 0), bool)
     flags = MatchFlags.pack(none, none, np.array([1]))
     nobody = Matches(np.arange(3), np.array([0, 1, 0]), np.zeros(0, int), flags)
@@ -104,5 +104,5 @@ def test_nobody_to_find_is_no_number_and_nobody_found_is_nothing() -> None:
     np.testing.assert_array_equal(average_precision(nobody, weights), [0.0, np.nan])
 
 
-def test_a_range_reads_with_signs() -> None:
+def test_an_interval_is_printed_with_signs() -> None:
     assert str(Interval(-0.0123, -0.03, 0.004)) == "-0.012 (-0.030..+0.004)"

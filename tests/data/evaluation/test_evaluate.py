@@ -184,14 +184,14 @@ def test_parts_matched_apart_add_up_to_the_whole(parts: int) -> None:
         image["crowdIndex"] = image["id"] % 10 / 10
     ground_truth = GroundTruth.from_coco(dataset)
     whole = evaluate(ground_truth, predictions, CROWDPOSE14, score_rule="one")
-    parts = []
+    stats = []
     for rank in range(parts):
         mine = ground_truth.image_ids[rank::parts].tolist()
         poses = {image_id: predictions[image_id] for image_id in mine if image_id in predictions}
-        parts.append(
+        stats.append(
             pickle.loads(pickle.dumps(match_images(ground_truth.select(mine), poses, CROWDPOSE14, max_poses=20)))
         )
-    found = summarize(parts[::-1], CROWDPOSE14, score_rule="one")
+    found = summarize(stats[::-1], CROWDPOSE14, score_rule="one")
     assert "AP_hard" in found.statistics
     assert found.statistics == whole.statistics
     assert (found.protocol, found.notes, found.image_oks) == (whole.protocol, whole.notes, whole.image_oks)
@@ -227,7 +227,7 @@ def test_ap_of_a_keypoint_is_pycocotools_ap_of_the_data_set_reduced_to_it(seed: 
         assert result.keypoint_ap[index] == pytest.approx(expected, abs=1e-12)
 
 
-def test_crowdpose_has_its_own_deviations_area_and_bands() -> None:
+def test_crowdpose_has_its_own_sigmas_area_and_bands() -> None:
     dataset, predictions = random_scene(5, CROWDPOSE14)
     for annotation in dataset["annotations"]:
         del annotation["area"]
@@ -314,7 +314,7 @@ def test_the_ap_of_a_corrupted_keypoint_drops_alone() -> None:
     )
 
 
-def test_every_kind_of_error_is_told_apart() -> None:
+def test_every_kind_of_error_is_distinguished() -> None:
     """One each of jitter, inversion, swap, miss, background pose, duplicate and missed person."""
     tall, other, missed = standing(10, 10), standing(500, 10), standing(10, 600)
     at = COCO17.keypoints.index
@@ -416,7 +416,7 @@ def test_no_poses_at_all_score_zero(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["pycocotools", "faster"])
 @pytest.mark.parametrize("kind", ["no images", "empty image", "unlabelled", "no keypoints key", "all crowd"])
-def test_nobody_to_find_is_nan_and_said_so(kind: str, backend: str) -> None:
+def test_nobody_to_find_is_nan_with_a_note(kind: str, backend: str) -> None:
     if backend == "faster":
         pytest.importorskip("faster_coco_eval")
     unlabelled = person(standing(), visibility=0)
@@ -459,7 +459,7 @@ def test_images_without_people_cost_precision_and_can_be_left_out_on_purpose() -
     assert chosen.notes == ("1 predicted images, such as 2, are not evaluated: their poses are left out",)
 
 
-def test_notes_name_what_makes_a_number_easy_to_misread() -> None:
+def test_notes_name_what_makes_a_number_misleading() -> None:
     ground_truth = truth_of([person(standing())], [person(standing())])
     result = evaluate(ground_truth, {1: poses_of(standing(2000, 2000), standing(2000, 0))}, COCO17)
     assert result.notes == (

@@ -1,4 +1,4 @@
-"""Lists of json files, element by element."""
+"""Tests reading the lists of json files element by element."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def lists_of(path: Path, *names: str) -> dict[str, list[Any]]:
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
     indent=st.sampled_from([None, 1]),
 )
-def test_it_reads_what_json_reads(
+def test_it_reads_the_same_as_json(
     content: dict[str, Any], chunk: int, encoding: str, indent: int | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("json") / "file.json"

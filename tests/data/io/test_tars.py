@@ -1,4 +1,4 @@
-"""Tars that were made to harm: refused by name wherever they are read, and nothing of them is unpacked."""
+"""Hostile tars are refused wherever they are read, the error names the member, and nothing is unpacked."""
 
 import hashlib
 import io
@@ -80,7 +80,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "'a.jpg': announces 1,048,576 bytes, and the tar",
     ),
     "a long name of terabytes": (tar_of(member("././@LongLink", size=TERABYTES, type=b"L")), "a header announces"),
-    "a twin": (tar_of(member("a.jpg"), member("a.jpg", b"y")), "'a.jpg': comes twice"),
+    "a name twice": (tar_of(member("a.jpg"), member("a.jpg", b"y")), "'a.jpg': comes twice"),
     "a folder above": (tar_of(member("../up", b"", type=tarfile.DIRTYPE)), "'../up': the name leads out"),
     "no tar": (b"\x80\x04\x95" * 600, "invalid header|not"),
     "half a tar": (
@@ -102,7 +102,7 @@ def test_a_hostile_tar_is_refused_by_name_before_anything_is_read(what: str, tmp
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_the_images_of_a_plain_tar_are_pictures(format: int, tmp_path: Path) -> None:
+def test_the_images_of_a_plain_tar_are_listed(format: int, tmp_path: Path) -> None:
     long = "b" * 120 if format != tarfile.USTAR_FORMAT else "c" * 60 + "/" + "b" * 60
     with tarfile.open(tmp_path / "train-0000.tar", "w", format=format) as tar:
         tar.addfile(*_stream(member("./photos", b"", type=tarfile.DIRTYPE)))
@@ -157,7 +157,7 @@ def test_the_header_of_a_member_says_what_its_index_says() -> None:
 
 @pytest.fixture
 def shards(people_shards: Path, tmp_path: Path) -> Path:
-    """A copy, to spoil."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(people_shards / "train2017", tmp_path / "shards"))
 
 
@@ -205,12 +205,12 @@ def test_a_hostile_member_of_a_shard_is_refused_where_it_is_read(
     assert check_shard(str(shards), "shard-000000") is None
     (fault,) = check_shards(str(shards))
     assert "shard-000000.tar: member" in fault and fault.endswith("run shard_coco again")
-    pictures = list_pictures(str(shards))  # only records are looked at
+    listing = list_pictures(str(shards))  # reads only records
     with pytest.raises(DataError, match=rf"member {message}"):
-        read_input(fsspec.filesystem("file"), str(shards), pictures.listed[0])
+        read_input(fsspec.filesystem("file"), str(shards), listing.listed[0])
 
 
-def test_twins_in_a_shard_are_found_when_it_is_verified(shards: Path) -> None:
+def test_members_with_equal_names_are_found_when_a_shard_is_verified(shards: Path) -> None:
     tar = (shards / "shard-000000.tar").read_bytes()
     second = json.loads((shards / "shard-000000.json").read_text())["members"][1][0]
     name = tarfile.TarInfo.frombuf(tar[second - 512 : second], "utf-8", "strict").name
@@ -220,7 +220,7 @@ def test_twins_in_a_shard_are_found_when_it_is_verified(shards: Path) -> None:
 
 
 def test_an_index_that_skips_a_member_is_refused(shards: Path) -> None:
-    """What lies between the members that it names would go unseen."""
+    """Bytes between the members of the index would not be verified."""
     path = shards / "shard-000000.json"
     index = json.loads(path.read_text())
     del index["members"][1]

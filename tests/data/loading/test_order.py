@@ -1,4 +1,4 @@
-"""The order: every sample once an epoch, the same however it is asked for, in little memory."""
+"""Sample order: every sample once an epoch, the same for any batches and ranks, in little memory."""
 
 import pickle
 
@@ -103,6 +103,6 @@ def test_without_a_seed_the_order_is_the_stored_one() -> None:
     assert samples.tolist() == [0, 1, 0, 0, 1, 0]
 
 
-def test_a_window_of_nothing_is_refused() -> None:
+def test_a_window_of_zero_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="window 0: must be at least 1"):
         Order([3], 0, 0)

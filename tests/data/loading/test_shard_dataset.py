@@ -1,4 +1,4 @@
-"""The stream: every sample once an epoch on any ranks, resumable anywhere, the same whoever decodes."""
+"""Sample stream: every sample once an epoch on any ranks, resumable anywhere, the same in any loader process."""
 
 import itertools
 import json
@@ -112,7 +112,7 @@ def test_every_sample_once_an_epoch_whatever_divides_what(root: str) -> None:
         assert sorted(streamed[epoch * 41 : (epoch + 1) * 41]) == list(range(41))
 
 
-def test_worker_processes_change_nothing_not_even_the_augmentation(root: str) -> None:
+def test_loader_processes_change_neither_samples_nor_augmentation(root: str) -> None:
     dataset = ShardDataset(root, COCO17, TRAIN, seed=5, window=16)
     runs = []
     for workers in (0, 1, 2):
@@ -213,7 +213,7 @@ def test_no_samples_and_no_labelled_samples_are_refused(tmp_path: Path) -> None:
         ShardDataset(tmp_path, COCO17, EVAL, labelled_only=True)
 
 
-def test_a_missing_shard_is_named_and_the_way_out_too(tmp_path: Path) -> None:
+def test_a_missing_shard_is_named_with_the_remedy(tmp_path: Path) -> None:
     write_shards(str(tmp_path), [3, 3])
     (tmp_path / "shard-000001.tar").unlink()
     with pytest.raises(DataError, match=r"shard-000001\.tar: cannot open it.*run jobs/shard_coco\.py again"):
@@ -266,7 +266,7 @@ class FlakyStore(MemoryFileSystem):
         return super().cat_file(path, start, end, **kwargs)
 
 
-def test_a_store_that_fails_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_for_a_moment_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("flaky", FlakyStore, clobber=True)
     monkeypatch.setattr(stream, "RETRY_PAUSES", (0.0, 0.0))
     write_shards("flaky://root", [3, 2])

@@ -1,4 +1,4 @@
-"""Shared memory that carries batches is used again when nobody looks at it any more, and not before."""
+"""Shared memory of batches is reused once no tensor uses it, and not before."""
 
 import pickle
 from multiprocessing.reduction import ForkingPickler
@@ -18,7 +18,7 @@ def batch_of(value: int, buffers: BufferPool, side: int = 32, count: int = 2) ->
 
 
 def arrived(batch: Batch) -> Batch:
-    """The batch as another process would find it."""
+    """The batch as another process receives it."""
     return pickle.loads(ForkingPickler.dumps(SharedBatch.pack(batch))).unpack()
 
 
@@ -37,7 +37,7 @@ def test_a_batch_arrives_as_it_was_sent() -> None:
     assert torch.equal(found.matrices, sent.matrices) and found.matrices.dtype == torch.float64
 
 
-def test_the_memory_of_a_dropped_batch_is_used_again() -> None:
+def test_the_memory_of_a_dropped_batch_is_reused() -> None:
     buffers = BufferPool(2)
     first = arrived(batch_of(1, buffers))
     del first
@@ -51,7 +51,7 @@ def test_the_memory_of_a_dropped_batch_is_used_again() -> None:
     assert len(places) == 1
 
 
-def test_memory_that_somebody_looks_at_is_left_alone() -> None:
+def test_memory_in_use_is_not_reused() -> None:
     buffers = BufferPool(2)
     kept = [arrived(batch_of(value, buffers)) for value in range(6)]
     for value, batch in enumerate(kept):

@@ -1,4 +1,4 @@
-"""COCO to shards: the same bytes whatever happens on the way."""
+"""Sharding COCO data gives the same bytes after crashes, repairs and on any cluster."""
 
 import json
 import logging

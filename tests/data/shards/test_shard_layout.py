@@ -1,4 +1,4 @@
-"""The layout of a shard folder."""
+"""Tests the layout of a shard folder."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_the_index_says_where_every_member_lies(root: str, samples: list) -> Non
         assert json.loads(tar[record_start : record_start + record_size]) == record
 
 
-def test_a_written_shard_checks_out_and_a_spoilt_one_does_not(root: str, samples: list) -> None:
+def test_a_written_shard_is_verified_and_a_damaged_one_is_not(root: str, samples: list) -> None:
     info = write_shard(root, NAME, samples)
     assert check_shard(root, NAME) == info
     fs, path = fsspec.core.url_to_fs(f"{root}/{NAME}.tar")
@@ -173,7 +173,7 @@ def test_notes_are_kept_with_the_shard(root: str, samples: list) -> None:
     assert read_notes(root, "shard-000001") == {}
 
 
-def test_leftovers_go_and_strangers_stay(root: str, samples: list) -> None:
+def test_unfinished_files_go_and_other_files_stay(root: str, samples: list) -> None:
     for name in (NAME, "shard-000001"):
         write_shard(root, name, samples)
     fs, path = fsspec.core.url_to_fs(root)
