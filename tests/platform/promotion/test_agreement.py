@@ -103,8 +103,8 @@ def test_all_keypoints_at_one_point_are_a_person_too() -> None:
     assert compare_poses(point, shifted(point, 1.0), COCO17).similarities == ()
 
 
-def test_rounding_does_not_part_poses_whose_keypoints_lie_on_an_edge() -> None:
-    """Clipped to the image: a box without area. In another batch, convolutions round otherwise."""
+def test_poses_on_an_edge_of_the_image_agree_in_spite_of_rounding() -> None:
+    """Keypoints clipped to the image give a box without area. In another batch, convolutions round differently."""
     down = torch.linspace(10, 90, len(COCO17))
     edge = Poses(torch.stack([torch.full_like(down, 96.0), down], 1)[None], torch.ones(1, 17), torch.ones(1))
     rounded = Poses(edge.keypoints * torch.tensor([1.0, 1 + 1e-6]), edge.keypoint_scores, edge.scores)
