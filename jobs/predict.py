@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, _ = parse(Options, arguments, command="predict", about=__doc__ or "")
     from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.prediction.batch import WorkerPool, predict_images
-    from posefleet.platform.prediction.inputs import list_pictures  # imports torch, which --help does without
+    from posefleet.platform.prediction.inputs import list_images  # imports torch, which --help does without
     from posefleet.platform.prediction.worker import PredictionOptions
     from posefleet.platform.runtime.paths import resolve_path
 
@@ -81,15 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overlays=options.overlays,
         )
         result = predict_images(
-            list_pictures(
+            list_images(
                 resolve_path(options.input), split=options.split, images=resolve_path(options.images), ignore=output
             ),
             output,
             options.model,
-            wanted=wanted,
+            options=wanted,
             batch_size=options.batch_size,
             tracking=options.tracking,
-            crew=WorkerPool(workers=options.workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker),
+            pool=WorkerPool(workers=options.workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker),
             parallel=not options.in_process,
         )
     except (ValueError, CheckpointError) as error:

@@ -1,3 +1,4 @@
-"""Batch prediction of many images over the cluster; safe to kill and start again.
+"""Batch prediction of many images and videos on a Ray cluster; a killed run is finished by running it again.
 
-Doors: ``batch``, ``worker``, ``inputs``, ``tables``, ``video``."""
+Doors: ``batch`` (``predict_images``, ``WorkerPool``), ``inputs`` (``list_images``), ``worker``
+(``PredictionOptions``)."""

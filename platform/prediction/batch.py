@@ -1,18 +1,17 @@
-"""Many pictures to poses over the cluster; safe to kill and start again.
+"""Predicts many images on the cluster; a killed run is finished by running it again.
 
-The listed pictures are cut into chunks, a video is a chunk of its own. Each chunk is predicted by one task that leaves
-one part, which appears whole or not at all; a chunk whose part is there is not predicted again. When all parts are
-there they become the tables, the summary is written, and the parts go.
+The listed images are cut into chunks; a video is a chunk of its own. Each chunk is predicted by one task that writes
+one part, which appears whole or not at all; a chunk that has its part is not predicted again. When all parts exist,
+they are written as the tables, then the summary, and the parts are deleted.
 
-    OUTPUT/parts/plan.json        what is predicted by what and how; another command is refused
-    OUTPUT/parts/part-00012...    see ``pose_tables``
-    OUTPUT/overlays/NAME.jpg      the pictures with their poses, if asked for
-    OUTPUT/logs/                  of the workers, see ``logs``
-    OUTPUT/summary.json           written last, so a folder with a summary is whole
+    OUTPUT/parts/plan.json             model, input and options; a run with others is refused
+    OUTPUT/parts/part-00012.parquet    see ``tables``
+    OUTPUT/overlays/NAME.jpg           the images with their poses drawn, if wanted
+    OUTPUT/logs/                       logs of the workers, see ``runtime/logs``
+    OUTPUT/summary.json                written last: a folder with a summary is finished
 """
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,38 +19,42 @@ from typing import Self
 
 from posefleet.data.io.cluster import open_ray_data
 from posefleet.data.keypoints import load_schema
-from posefleet.platform.prediction.inputs import InputImage, InputImages, chunks
+from posefleet.platform.prediction.inputs import InputImage, InputImages, split_into_chunks
 from posefleet.platform.prediction.output import ModelInfo, claim_output, file_names, finish_output, part_name
 from posefleet.platform.prediction.tables import Counts, write_tables
 from posefleet.platform.prediction.worker import Job, PredictionOptions, PredictionWorker, RowWorker
 from posefleet.platform.runtime.progress import ProgressLine
 
-log = logging.getLogger(__name__)
-
-FEWEST_IN_A_CHUNK, MOST_IN_A_CHUNK = 16, 256
+SMALLEST_CHUNK, LARGEST_CHUNK = 16, 256
+"""Bounds of the number of images of a chunk."""
 CHUNKS = 32
-"""Aimed at, between those two bounds: enough for some workers to end at about the same time."""
+"""Number of chunks that is aimed at within those bounds: enough for some workers to finish at about the same time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerPool:
-    """Who predicts: actors of Ray. The result does not depend on it."""
+    """The Ray actors that predict. The result does not depend on it."""
 
     workers: int | None = None
-    """At most so many. None: as many as the cluster has room for now."""
+    """Largest number of workers. None: as many as the cluster has room for now."""
     cpus: float = 1.0
-    """Of each worker."""
+    """CPUs reserved for each worker. Raise it where reading and decoding hold the network up."""
     gpus: float | None = None
-    """Of each worker; a fraction shares one. None: 1 where the cluster has GPUs now, else 0."""
+    """GPUs reserved for each worker; workers with 0.5 share one. None: 1 where the cluster has GPUs now, else 0."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers {self.workers} must be at least 1")
         if self.cpus <= 0 or (self.gpus or 0) < 0:
-            raise ValueError(f"a worker cannot have {self.cpus} CPUs and {self.gpus} GPUs")
+            raise ValueError(f"cpus {self.cpus} of a worker must be above 0, and gpus {self.gpus} not negative")
 
     def fitted(self, cluster: Mapping[str, float], chunks: int) -> Self:
-        """With numbers for None, on a cluster of these resources; no more workers than chunks."""
+        """The same pool with numbers in place of None.
+
+        Args:
+            cluster: Resources of the cluster: "CPU" and "GPU".
+            chunks: Largest number of workers that have something to do.
+        """
         gpus = float(cluster.get("GPU", 0) > 0) if self.gpus is None else self.gpus
         room = cluster.get("CPU", 0) / self.cpus
         if gpus:
@@ -61,116 +64,109 @@ class WorkerPool:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What an output folder holds now, and what this call did for it."""
+    """What an output folder holds, and what this call added to it."""
 
     counts: Counts
     predicted: int
     """Images and frames that this call predicted."""
     seconds: float
-    """That this call took to predict them."""
+    """Time that this call took to predict them."""
 
 
 def predict_images(
-    pictures: InputImages,
+    images: InputImages,
     output: str,
     model: str,
     *,
-    wanted: PredictionOptions | None = None,
+    options: PredictionOptions | None = None,
     batch_size: int | None = None,
     tracking: str = "",
-    crew: WorkerPool | None = None,
+    pool: WorkerPool | None = None,
     parallel: bool = True,
 ) -> BatchResult:
-    """Make ``output`` hold the predictions of all pictures, by as little work as it takes.
+    """Write the predictions of all images into ``output``; chunks that have their part there are not predicted again.
 
     Args:
-        pictures: Of a folder that every node of the cluster can read.
+        images: See :func:`~posefleet.platform.prediction.inputs.list_images`; every node must be able to read them.
         output: Folder; any fsspec path that every node can write to.
-        model: As :meth:`Predictor.from_checkpoint` takes it; read here, once, and sent to the workers.
-        wanted: What is kept and drawn.
-        batch_size: Most images of a forward pass; default: the model's ``data.eval_batch_size``.
-        tracking: Where models are registered.
-        crew: Who predicts.
-        parallel: Over the Ray cluster; otherwise in this process, one chunk after the other.
+        model: Address as :meth:`Predictor.from_checkpoint` takes it. It is read once, here, and sent to the workers.
+        options: What is kept and drawn.
+        batch_size: Largest number of images of a forward pass; default: the model's ``data.eval_batch_size``.
+        tracking: MLflow store of registered models.
+        pool: Workers.
+        parallel: Whether to predict on the Ray cluster; otherwise in this process, one chunk after the other.
 
     Raises:
         CheckpointError: There is no such model.
-        ValueError: ``output`` holds predictions of another model, input or wish; names both.
-        DataError: A part of ``output`` is damaged.
+        ValueError: ``output`` holds predictions of another model, input or options; the message gives both values.
+        DataError: A part in ``output`` is damaged.
         OSError: The storage does not answer, or a file cannot be written. The same call goes on from there.
     """
-    wanted = wanted or PredictionOptions()
+    options = options or PredictionOptions()
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
-    chosen = ModelInfo.find(model, tracking)
+    info = ModelInfo.find(model, tracking)
     plan = {
-        "model": chosen.identity,
-        "input": f"{pictures.folder}, {len(pictures.listed):,} files, fingerprint {pictures.fingerprint[:12]}",
-        **asdict(wanted),
+        "model": info.identity,
+        "input": f"{images.folder}, {len(images.listed):,} files, fingerprint {images.fingerprint[:12]}",
+        **asdict(options),
     }
     output = output.rstrip("/")
     if (counts := claim_output(output, plan)) is not None:
         return BatchResult(counts, 0, 0.0)
-    work = Job(chosen.files, chosen.schema, pictures.folder, output, wanted, batch_size)
-    size = min(max(len(pictures.listed) // CHUNKS, FEWEST_IN_A_CHUNK), MOST_IN_A_CHUNK)
-    planned = chunks(pictures.listed, size)
-    there = file_names(f"{output}/parts")
-    waiting = {number: chunk for number, chunk in enumerate(planned) if part_name(number) not in there}
+    job = Job(info.files, info.schema, images.folder, output, options, batch_size)
+    size = min(max(len(images.listed) // CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
+    chunks = split_into_chunks(images.listed, size)
+    existing = file_names(f"{output}/parts")
+    missing = {number: chunk for number, chunk in enumerate(chunks) if part_name(number) not in existing}
     start = time.perf_counter()
-    done = _over_the_cluster(work, waiting, crew or WorkerPool()) if parallel else _one_by_one(work, waiting)
-    predicted = _follow(done, planned, waiting)
+    done = _on_the_cluster(job, missing, pool or WorkerPool()) if parallel else _in_this_process(job, missing)
+    predicted = _show_progress(done, chunks, missing)
     seconds = time.perf_counter() - start
-    counts = write_tables(
-        output, [f"{output}/parts/{part_name(number)}" for number in range(len(planned))], load_schema(chosen.schema)
-    )
-    finish_output(output, plan, chosen, counts, predicted, seconds)
+    parts = [f"{output}/parts/{part_name(number)}" for number in range(len(chunks))]
+    counts = write_tables(output, parts, load_schema(info.schema))
+    finish_output(output, plan, info, counts, predicted, seconds)
     return BatchResult(counts, predicted, seconds)
 
 
-# ---------------------------------------------------------------------------------------------------- the workers
+def _in_this_process(job: Job, chunks: Mapping[int, list[InputImage]]) -> Iterator[tuple[int, Counts]]:
+    if chunks:
+        worker = PredictionWorker(job)
+        yield from ((number, worker(number, chunk)) for number, chunk in chunks.items())
 
 
-def _one_by_one(work: Job, chunks: Mapping[int, list[InputImage]]) -> Iterator[tuple[int, Counts]]:
-    worker = PredictionWorker(work) if chunks else None
-    for number, chunk in chunks.items():
-        assert worker is not None
-        yield number, worker(number, chunk)
-
-
-def _over_the_cluster(
-    work: Job, chunks: Mapping[int, list[InputImage]], crew: WorkerPool
-) -> Iterator[tuple[int, Counts]]:
-    """A Ray Data pipeline of one block, and so one task, for each chunk; starts Ray where there is none."""
+def _on_the_cluster(job: Job, chunks: Mapping[int, list[InputImage]], pool: WorkerPool) -> Iterator[tuple[int, Counts]]:
+    """Predict each chunk in a task of its own, a block of a Ray Data pipeline; starts Ray if it is not running."""
     if not chunks:
         return
     ray = open_ray_data()
-    crew = crew.fitted(ray.cluster_resources(), len(chunks))
-    rows = [{"number": n, "chunk": json.dumps([asdict(picture) for picture in chunk])} for n, chunk in chunks.items()]
+    pool = pool.fitted(ray.cluster_resources(), len(chunks))
+    rows = [{"number": n, "chunk": json.dumps([asdict(image) for image in chunk])} for n, chunk in chunks.items()]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         RowWorker,
-        fn_constructor_args=(ray.put(work),),
-        # One is enough to go on where the others find no room.
+        fn_constructor_args=(ray.put(job),),
+        # With min_size 1 prediction starts with one worker where there is no room for the others yet.
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, initial_size=crew.workers, max_size=crew.workers, max_tasks_in_flight_per_actor=2
+            min_size=1, initial_size=pool.workers, max_size=pool.workers, max_tasks_in_flight_per_actor=2
         ),
-        num_cpus=crew.cpus,
-        num_gpus=crew.gpus,
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
     )
     for row in dataset.iter_rows():
         yield row.pop("number"), Counts(**row)
 
 
-def _follow(
-    done: Iterator[tuple[int, Counts]], planned: Sequence[list[InputImage]], waiting: Mapping[int, list[InputImage]]
+def _show_progress(
+    done: Iterator[tuple[int, Counts]], chunks: Sequence[list[InputImage]], missing: Mapping[int, list[InputImage]]
 ) -> int:
-    """Show how it goes; how many images and frames were predicted."""
-    total = sum(map(len, planned))
-    through = total - sum(map(len, waiting.values()))
-    sum_of_all, start = Counts(), time.perf_counter()
-    with ProgressLine(total, done=through) as line:
+    """Show the progress of the missing chunks; return how many images and frames were predicted."""
+    files = sum(map(len, chunks))
+    finished = files - sum(map(len, missing.values()))
+    total, start = Counts(), time.perf_counter()
+    with ProgressLine(files, done=finished) as line:
         for number, counts in done:
-            through += len(planned[number])
-            sum_of_all += counts
-            rate = (sum_of_all.images + sum_of_all.frames) / (time.perf_counter() - start)
-            line.update(through, f"{through:,} of {total:,} files  {rate:.1f} images/s  {sum_of_all.bad} bad")
-    return sum_of_all.images + sum_of_all.frames
+            finished += len(chunks[number])
+            total += counts
+            rate = (total.images + total.frames) / (time.perf_counter() - start)
+            line.update(finished, f"{finished:,} of {files:,} files  {rate:.1f} images/s  {total.bad} bad")
+    return total.images + total.frames

@@ -1,4 +1,4 @@
-"""What is to be predicted: the images and videos of a folder, a pattern, a COCO annotation file or shards, listed."""
+"""Lists the images and videos to predict, of a folder, pattern, COCO annotation file, shards or tars; reads them."""
 
 import hashlib
 import time
@@ -29,52 +29,53 @@ class InputImage:
     """An image or a video."""
 
     name: str
-    """Its file's path inside the folder of the input; of an image in a tar, the tar's path and its name in that."""
+    """Path of its file relative to the input's folder; for an image in a tar: path of the tar, "/", name in the tar."""
     image_id: int
-    """COCO's, where the input has ids; else 1, 2, ... in the order of names."""
+    """COCO's image id where the input has ids; else 1, 2, ... in the order of names."""
     size: int = -1
-    """Bytes; -1: not known, the whole file."""
+    """Bytes of the file, or of the member of a tar; -1: not known, read the whole file."""
     tar: str = ""
-    """The file in the folder that holds the image's bytes from ``start`` on; empty: the image is a file itself."""
+    """Path of the tar that holds the image, relative to the input's folder; empty: the image is a file of its own."""
     start: int = 0
+    """Byte of the tar where the image's content starts."""
 
     @property
     def is_video(self) -> bool:
-        """By its ending."""
+        """Whether the ending of its name is one of ``VIDEO_ENDINGS``."""
         return not self.tar and _ending(self.name) in VIDEO_ENDINGS
 
 
 @dataclass(frozen=True, slots=True)
 class InputImages:
-    """A listed input; equal inputs are listed equally."""
+    """All images and videos of an input, in an order that depends on the input alone."""
 
     folder: str
-    """fsspec path that names are relative to."""
+    """fsspec path that the names are relative to."""
     listed: tuple[InputImage, ...]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over names, ids and sizes."""
+        """sha256, as hexadecimal digits, over ids, sizes and names."""
         sha256 = hashlib.sha256()
-        for picture in self.listed:
-            sha256.update(f"{picture.image_id} {picture.size} {picture.name}\n".encode())
+        for image in self.listed:
+            sha256.update(f"{image.image_id} {image.size} {image.name}\n".encode())
         return sha256.hexdigest()
 
 
-def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str = "") -> InputImages:
-    """List an input.
+def list_images(source: str, *, split: str = "", images: str = "", ignore: str = "") -> InputImages:
+    """List the images and videos of an input.
 
     Args:
-        source: Any fsspec path: a folder, which is searched to the bottom for ``IMAGE_ENDINGS`` and ``VIDEO_ENDINGS``;
-            a pattern such as ``photos/**/*.jpg``; one file; a COCO annotation file (it may be without annotations); a
-            folder of shards; a tar of images, as WebDataset has them, or a pattern of such tars.
-        split: ``source`` is a data set in COCO's layout, and this split of it is meant.
-        images: Folder of the images of an annotation file, where it is not at its usual place.
-        ignore: A folder that may lie in the input and is none of it, such as that of the output.
+        source: Any fsspec path: a folder, searched with all folders in it for ``IMAGE_ENDINGS`` and ``VIDEO_ENDINGS``;
+            a pattern such as ``photos/**/*.jpg``; one file; a COCO annotation file (with or without annotations); a
+            folder of shards; a tar of images in WebDataset's form, or a pattern of such tars.
+        split: If given, ``source`` is a data set in COCO's layout, and this split is listed.
+        images: Image folder of an annotation file, where it is not at its usual place.
+        ignore: Folder whose files are not listed, such as an output folder inside the input.
 
     Raises:
-        DataError: There is nothing to predict; says where it was looked for. Or a tar holds what a tar of images has
-            no business to hold.
+        DataError: There is nothing to predict (the message lists what was searched), or a tar is damaged or holds
+            members that are not regular files.
     """
     fs, path = fsspec.core.url_to_fs(source)
     path = path.rstrip("/")
@@ -92,44 +93,46 @@ def list_pictures(source: str, *, split: str = "", images: str = "", ignore: str
         folder, files = path, fs.find(path, detail=True)
     elif has_magic(path):
         endings += (TAR_ENDING,)
-        folder, files = _plain_part(path), fs.glob(path, detail=True)
+        folder, files = _folder_of_pattern(path), fs.glob(path, detail=True)
     else:
         raise DataError(f"{source}: no such file or folder")
-    unwanted = fsspec.core.url_to_fs(ignore)[1].rstrip("/") + "/" if ignore else "\0"
+    ignored = fsspec.core.url_to_fs(ignore)[1].rstrip("/") + "/" if ignore else "\0"
     names = {
         file.removeprefix(f"{folder}/"): int(entry["size"])
         for file, entry in files.items()
-        if entry["type"] == "file" and not file.startswith(unwanted) and (file == path or _is_wanted(file, endings))
+        if entry["type"] == "file" and not file.startswith(ignored) and (file == path or _is_wanted(file, endings))
     }
-    found = [picture for name in sorted(names) for picture in _of_file(fs, folder, name, names[name])]
+    found = [image for name in sorted(names) for image in _of_file(fs, folder, name, names[name])]
     if not found:
         raise DataError(
-            f"{source}: no image and no video among {len(files)} files; looked for names that end in "
-            f"{', '.join(IMAGE_ENDINGS + VIDEO_ENDINGS)}; tars are looked into if they are named, as in 'FOLDER/*.tar'"
+            f"{source}: no image and no video among {len(files)} files; searched for names that end in "
+            f"{', '.join(IMAGE_ENDINGS + VIDEO_ENDINGS)}; to read tars, name them: 'FOLDER/*.tar'"
         )
-    listed = (replace(picture, image_id=number) for number, picture in enumerate(found, 1))
+    listed = (replace(image, image_id=number) for number, image in enumerate(found, 1))
     return InputImages(str(fs.unstrip_protocol(folder)), tuple(listed))
 
 
-def read_input(fs: Any, folder: str, picture: InputImage) -> bytes:
-    """The bytes of an image.
+def read_input(fs: Any, folder: str, image: InputImage) -> bytes:
+    """Read the bytes of an image; on remote storage try again after each of ``RETRY_PAUSES``.
 
     Args:
-        fs: fsspec's file system of ``folder``.
+        fs: fsspec file system of ``folder``.
+        folder: fsspec path of the input's folder.
+        image: An image; not a video.
 
     Raises:
-        DataError: There is no such file, or it may not be read.
-        OSError: The storage does not answer, not even later.
+        DataError: The file does not exist or may not be read, or the tar has changed since it was listed.
+        OSError: The storage did not answer, not even to the last try.
     """
-    path = path_inside(folder, picture.tar or picture.name)
-    start, end = (picture.start - BLOCK, picture.start + picture.size) if picture.tar else (None, None)
+    path = path_inside(folder, image.tar or image.name)
+    start, end = (image.start - BLOCK, image.start + image.size) if image.tar else (None, None)
     for pause in (*(() if isinstance(fs, LocalFileSystem) else RETRY_PAUSES), None):
         try:
             data: bytes = fs.cat_file(path, start=start, end=end)
-            return _content(data, picture) if picture.tar else data
+            return _member_content(data, image) if image.tar else data
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            reason = "not to be read by us" if isinstance(error, PermissionError) else "no such file"
-            raise DataError(f"{picture.name}: {reason}") from None
+            reason = "no permission to read it" if isinstance(error, PermissionError) else "no such file"
+            raise DataError(f"{image.name}: {reason}") from None
         except OSError:
             if pause is None:
                 raise
@@ -137,24 +140,23 @@ def read_input(fs: Any, folder: str, picture: InputImage) -> bytes:
     raise AssertionError
 
 
-def _content(data: bytes, picture: InputImage) -> bytes:
-    """Of a member of a tar, without its header."""
+def _member_content(data: bytes, image: InputImage) -> bytes:
+    """Content of a tar member, whose header block is checked and removed."""
     try:
-        member_name(data[:BLOCK], picture.size)
+        member_name(data[:BLOCK], image.size)
     except DataError as error:
-        raise DataError(f"{picture.name}: {error}") from None
+        raise DataError(f"{image.name}: {error}") from None
     return data[BLOCK:]
 
 
-def chunks(pictures: Sequence[InputImage], size: int) -> list[list[InputImage]]:
-    """The pictures in order, in runs of at most ``size`` images; a video is a run of its own."""
-    found: list[list[InputImage]] = []
-    for picture in pictures:
-        alone = picture.is_video or not found or found[-1][0].is_video or len(found[-1]) == size
-        if alone:
-            found.append([])
-        found[-1].append(picture)
-    return found
+def split_into_chunks(images: Sequence[InputImage], size: int) -> list[list[InputImage]]:
+    """Cut the images, in order, into chunks of at most ``size``; each video is a chunk of its own."""
+    chunks: list[list[InputImage]] = []
+    for image in images:
+        if image.is_video or not chunks or chunks[-1][0].is_video or len(chunks[-1]) == size:
+            chunks.append([])
+        chunks[-1].append(image)
+    return chunks
 
 
 def _of_annotations(source: str, split: str, images: str) -> InputImages:
@@ -166,7 +168,7 @@ def _of_annotations(source: str, split: str, images: str) -> InputImages:
 
 
 def _of_file(fs: Any, folder: str, name: str, size: int) -> list[InputImage]:
-    """The file itself, or the images in it if it is a tar; their ids come later."""
+    """The file itself, or the images in it if it is a tar; all with image id 0, to be numbered by the caller."""
     if _ending(name) != TAR_ENDING:
         return [InputImage(name, 0, size)]
     with fs.open(f"{folder}/{name}", "rb") as file:
@@ -191,8 +193,8 @@ def _of_shards(root: str) -> InputImages:
     return InputImages(str(fs.unstrip_protocol(path)), tuple(listed))
 
 
-def _plain_part(pattern: str) -> str:
-    """The folders of a pattern before the first of its ``* ? [``."""
+def _folder_of_pattern(pattern: str) -> str:
+    """The leading folders of a pattern that have no ``*``, ``?`` or ``[`` in them."""
     folders = pattern.split("/")
     return "/".join(folders[: next(n for n, folder in enumerate(folders) if has_magic(folder))])
 

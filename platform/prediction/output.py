@@ -1,4 +1,4 @@
-"""The output folder of batch prediction: who owns it, its parts, and the final files."""
+"""The output folder of batch prediction: what it is for, the names of its parts, and its summary."""
 
 import hashlib
 import json
@@ -20,20 +20,28 @@ from posefleet.platform.tracking.registry import find_alias
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A checkpoint as it travels."""
+    """A checkpoint in memory, to be sent to the workers."""
 
     about: dict[str, Any]
-    """For the summary."""
+    """Address, registered version, path, method, step and sha256 of the weights, for the summary."""
     identity: str
+    """Method, step, weights and settings in one line; equal for models that predict the same."""
     schema: str
+    """Name of its keypoint schema."""
     files: dict[str, bytes]
+    """Content of its files by name."""
 
     @classmethod
     def find(cls, address: str, tracking: str) -> Self:
+        """Read the model at ``address`` (see :func:`predict_images`); an alias is resolved once.
+
+        Raises:
+            CheckpointError: There is no such model.
+        """
         about: dict[str, Any] = {"model": address}
-        if address.startswith(MODELS) and "@" in address:  # an alias may move while we are at it
+        if address.startswith(MODELS) and "@" in address:  # the alias may move while this reads
             name, _, alias = address.removeprefix(MODELS).partition("@")
-            path = find_checkpoint(address, tracking=tracking)  # explains what is wrong with an address
+            path = find_checkpoint(address, tracking=tracking)  # its error names what is wrong with the address
             if version := find_alias(store_uri(tracking), name, alias):
                 about["version"] = version.number
                 path = find_checkpoint(version.address, tracking=tracking)
@@ -51,7 +59,11 @@ class ModelInfo:
 
 
 def claim_output(output: str, plan: dict[str, Any]) -> Counts | None:
-    """Make sure that ``output`` is of this plan; what it holds if it is whole."""
+    """Make ``output`` the folder of this plan; return what it holds if it is finished already, else None.
+
+    Raises:
+        ValueError: It holds predictions of another plan; the message names the first difference.
+    """
     summary = read_json(f"{output}/summary.json")
     known = summary["plan"] if summary else read_json(f"{output}/parts/plan.json")
     for name, value in plan.items() if known else ():
@@ -68,6 +80,7 @@ def claim_output(output: str, plan: dict[str, Any]) -> Counts | None:
 def finish_output(
     output: str, plan: dict[str, Any], model: ModelInfo, counts: Counts, predicted: int, seconds: float
 ) -> None:
+    """Write ``summary.json``, and delete the parts and what killed processes left unfinished."""
     fs, path = fsspec.core.url_to_fs(output)
     for file in fs.find(path):
         if file.endswith(UNFINISHED):
@@ -81,10 +94,12 @@ def finish_output(
 
 
 def part_name(number: int) -> str:
+    """File name of the part of a chunk."""
     return f"part-{number:05d}.parquet"
 
 
 def file_names(folder: str) -> set[str]:
+    """Names of the files in a folder of any fsspec path, as they are now."""
     fs, path = fsspec.core.url_to_fs(folder)
     fs.invalidate_cache()
     return {file.rpartition("/")[2] for file in fs.ls(path, detail=False)}

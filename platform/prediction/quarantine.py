@@ -1,8 +1,9 @@
-"""Pictures that kill the process which reads them: by a fault of a decoder, say, or by taking all memory.
+"""Finds and skips images that kill the process that reads them, such as by a decoder's fault or by filling the memory.
 
-Ray replaces a killed worker, and a command that is given again goes on with what is missing, so either would meet the
-same picture for ever. Therefore a chunk of pictures has a note while it is worked at. Who is the third to begin with it
-takes the pictures one by one, and notes which; one that ``DEATHS`` processes died of in this way is not tried again.
+Ray replaces a killed worker, and a command that is run again predicts what is missing; either would read the same image
+again and again. A worker therefore marks a chunk with a file before it starts. If ``DEATHS`` workers have died on a
+chunk, the next one predicts its images one at a time and writes the name of each into that file first. An image that
+``DEATHS`` processes died on in this way is not read again.
 """
 
 import json
@@ -14,40 +15,40 @@ import fsspec
 from posefleet.data.io.files import read_json, write_file
 
 DEATHS = 2
-"""A process may also die of something else, such as a node that goes: once is no proof."""
+"""Deaths that prove a fault of the image: one may have another cause, such as a node that was lost."""
 
-REASON = f"whoever reads it dies: {DEATHS} processes did"
+REASON = f"not read again: {DEATHS} processes died while they read it"
 
 
 class Quarantine:
-    """The note of one chunk, in the file ``path``."""
+    """The deaths on one chunk, kept in the file ``path`` while the chunk is not finished."""
 
     def __init__(self, path: str) -> None:
-        """Begin with the chunk.
+        """Mark the chunk as started once more.
 
         Raises:
-            DataError: The note is damaged.
+            DataError: The file is damaged.
         """
         self._path = path
-        found = read_json(path) or {"begun": 0, "at": None, "deaths": {}}
-        self._begun: int = found["begun"] + 1
-        self._deaths: dict[str, int] = found["deaths"]
-        if found["at"]:
-            self._deaths[found["at"]] = self._deaths.get(found["at"], 0) + 1
+        record = read_json(path) or {"begun": 0, "at": None, "deaths": {}}
+        self._begun: int = record["begun"] + 1
+        self._deaths: dict[str, int] = record["deaths"]
+        if record["at"]:
+            self._deaths[record["at"]] = self._deaths.get(record["at"], 0) + 1
         self._write(None)
 
     @property
     def careful(self) -> bool:
-        """Others began and did not come back: take one picture at a time."""
+        """Whether ``DEATHS`` processes started this chunk and did not finish it, so that images go one at a time."""
         return self._begun > DEATHS
 
-    def avoid(self, name: str) -> bool:
-        """Whether nobody should try that picture again."""
+    def refuses(self, name: str) -> bool:
+        """Whether ``DEATHS`` processes died on this image alone."""
         return self._deaths.get(name, 0) >= DEATHS
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Within, that picture alone is worked at; any exception shows that it did not kill the process."""
+        """Record, for the block, that this image alone is being read; an exception is not counted as a death."""
         self._write(name)
         try:
             yield
@@ -56,8 +57,8 @@ class Quarantine:
                 self._write(None)
             raise
 
-    def done(self) -> None:
-        """The chunk is through."""
+    def finish(self) -> None:
+        """Delete the file: the chunk is finished."""
         fs, path = fsspec.core.url_to_fs(self._path)
         fs.rm_file(path)
 

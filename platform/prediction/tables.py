@@ -1,10 +1,11 @@
-"""Predictions as files: parts while they are made, then tables for people and COCO results for its tools.
+"""Files of predictions: a part for each chunk, then tables and COCO results made of all parts.
 
-A part is a Parquet file of one row an image (or frame of a video), poses in it as lists. Its rows become those of
+A part is a Parquet file with one row for each image or frame of a video; a row holds its poses as a list. The parts
+become
 
-    images.parquet     one row an image or frame, also where nobody is in it
-    poses.parquet      one row a pose, each keypoint in three columns
-    results.json       the poses of the images as COCO keypoint results
+    images.parquet     one row for each image or frame, also where no pose was found
+    poses.parquet      one row for each pose, each keypoint in three columns
+    results.json       the poses of the images (not of videos) as COCO keypoint results
     bad_images.json    what could not be predicted, and why
 """
 
@@ -36,28 +37,31 @@ IMAGE_COLUMNS = pa.schema(
         ("height", pa.int32()),
     ]
 )
-"""Of an image, in every table; frame and seconds are null where it is none of a video."""
+"""Columns that describe an image or frame in every table; frame and seconds are null for an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What was found in an image or a frame of a video; or that it could not be predicted."""
+    """The poses of an image or of a frame of a video, or the reason why it could not be predicted."""
 
     image_id: int
     path: str
+    """``InputImage.name``."""
     frame: int | None = None
+    """Number of the frame, from 0; None for an image."""
     seconds: float | None = None
+    """Time of the frame; None for an image."""
     size: tuple[int, int] | None = None
     """(width, height); None where it could not be predicted."""
     poses: Poses | None = None
-    """In pixels of the image; None where it could not be predicted."""
+    """Keypoints in pixels of the image; None where it could not be predicted."""
     reason: str | None = None
-    """Why it could not be predicted."""
+    """Why it could not be predicted; None where it could."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What the tables hold."""
+    """Numbers of what the tables hold."""
 
     images: int = 0
     frames: int = 0
@@ -65,6 +69,7 @@ class Counts:
     with_nobody: int = 0
     """Images and frames without a pose."""
     bad: int = 0
+    """Files and frames that could not be predicted."""
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in Counts.__slots__})
@@ -74,7 +79,7 @@ class Counts:
 
 
 def write_part(path: str, rows: Sequence[ImageResult], schema: KeypointSchema) -> None:
-    """Write a part; it appears whole or not at all."""
+    """Write a part; the file appears whole or not at all."""
     none = np.zeros((0, 1 + 3 * len(schema)), np.float32)
     vectors = [none if row.poses is None else _vectors(row.poses) for row in rows]
     offsets = np.cumsum([0, *map(len, vectors)]).astype(np.int32)
@@ -99,7 +104,7 @@ def write_part(path: str, rows: Sequence[ImageResult], schema: KeypointSchema) -
 
 
 def join_parts(path: str, parts: Sequence[str]) -> None:
-    """Make one part of several, with no more than a piece of one in memory."""
+    """Join parts into one, with at most 1024 rows in memory."""
     with ExitStack() as stack:
         file = stack.enter_context(create(path))
         writer: pq.ParquetWriter | None = None
@@ -109,14 +114,18 @@ def join_parts(path: str, parts: Sequence[str]) -> None:
 
 
 def read_part(path: str, schema: KeypointSchema) -> list[ImageResult]:
-    """The rows that were written."""
+    """Read the rows of a part.
+
+    Raises:
+        DataError: The part is damaged.
+    """
     return [row for batch in _batches([path]) for row in _rows(batch, schema)]
 
 
 def _batches(parts: Iterable[str]) -> Iterator[pa.RecordBatch]:
     for part in parts:
         fs, path = fsspec.core.url_to_fs(part)
-        fs.invalidate_cache()  # of a bucket: a worker wrote it after this process had listed the folder
+        fs.invalidate_cache()  # a worker may have written it after this process listed the bucket
         try:
             with fs.open(path, "rb") as file:
                 yield from pq.ParquetFile(file).iter_batches(1024)
@@ -156,11 +165,11 @@ def _flat(batch: pa.RecordBatch, schema: KeypointSchema) -> np.ndarray:
     return np.asarray(batch["poses"].flatten().flatten().to_numpy()).reshape(-1, 1 + 3 * len(schema))
 
 
-# ---------------------------------------------------------------------------------------------------- the end
+# ---------------------------------------------------------------------------------------------------- tables
 
 
 def write_tables(output: str, parts: Sequence[str], schema: KeypointSchema) -> Counts:
-    """Write the four files into the folder ``output``; with no more than a piece of a part in memory.
+    """Write the four files into the folder ``output``, with at most 1024 rows in memory.
 
     Raises:
         DataError: A part is damaged.

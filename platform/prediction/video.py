@@ -1,4 +1,4 @@
-"""Videos, one frame at a time."""
+"""Reads and writes videos one frame at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,35 +12,35 @@ import numpy as np
 from posefleet.data.errors import DataError, TooManyPixels
 
 DEFAULT_RATE = 25.0
-"""Frames per second where a video does not say."""
+"""Frames per second, where a video does not give its rate."""
 
 MISSING = 0.05
-"""Share of the announced frames that may be missing: many containers only estimate how many they hold."""
+"""Share of the frames announced by the container that may be missing, as many containers only estimate the number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame of a video."""
+    """One frame of a video, decoded."""
 
     index: int
-    """From 0."""
+    """Number of the frame, from 0."""
     seconds: float
-    """When it is shown, as the container says; frames need not be equally far apart."""
+    """Time at which it is shown, as given by the container; the frame rate may vary."""
     image: np.ndarray
     """(H, W, 3) uint8 RGB, upright."""
 
 
 class Video:
-    """A video file on this machine; a context manager.
+    """A video file on this machine, opened for reading; a context manager.
 
     Args:
-        path: Of the file.
-        most_pixels: Videos with larger frames are refused.
-        what: Names it in errors.
+        path: Path of the file.
+        most_pixels: Videos whose frames have more pixels are refused.
+        what: Name of the video in error messages.
 
     Raises:
-        DataError: It is no video, or a damaged one.
-        TooManyPixels: It is too large.
+        DataError: The file is not a video, or is damaged.
+        TooManyPixels: The frames are larger than ``most_pixels``.
     """
 
     def __init__(self, path: Path, *, most_pixels: int, what: str = "video") -> None:
@@ -54,12 +54,12 @@ class Video:
             raise TooManyPixels(f"{what}: frames of {size[0]} x {size[1]} pixels, {most_pixels:,} are allowed")
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
-        """Frames per second, on average."""
+        """Average frames per second; ``DEFAULT_RATE`` where the container gives none."""
         self._announced = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._read = 0
 
     def frames(self) -> Iterator[Frame]:
-        """Every frame that can be read, in order; see :attr:`fault` afterwards."""
+        """Yield every frame that can be read, in order; :attr:`fault` is valid afterwards."""
         while True:
             ok, image = self._capture.read()
             if not ok:
@@ -70,7 +70,7 @@ class Video:
 
     @property
     def fault(self) -> str:
-        """After the last frame: why it was not the last that was announced; empty where it was."""
+        """After the last frame: what is wrong if more frames were announced than could be read; else empty."""
         if self._read and self._read >= (1 - MISSING) * self._announced:
             return ""
         return f"{self._what}: ends after {self._read:,} of {max(self._announced, 0):,} frames"
@@ -85,10 +85,10 @@ class Video:
 
 
 class VideoFile:
-    """An MP4 (MPEG-4 Part 2) to write frames to, all of the size of the first; without a frame there is no file.
+    """Writes an MP4 (MPEG-4 Part 2), all frames of the size of the first; without a frame no file is made.
 
     Args:
-        path: On this machine.
+        path: Path on this machine.
         rate: Frames per second.
     """
 
@@ -111,6 +111,6 @@ class VideoFile:
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """The file is whole afterwards."""
+        """Finish the file, if a frame was written."""
         if self._writer is not None:
             self._writer.release()

@@ -1,4 +1,4 @@
-"""A worker of batch prediction: reads images, predicts, and writes what it found."""
+"""Worker of batch prediction: reads the images of a chunk, predicts them, and writes the chunk's part."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -36,40 +36,36 @@ from posefleet.platform.runtime import logs
 
 log = logging.getLogger(__name__)
 
-
 FRAMES_KEPT = 256
-"""Frames of a video after which a killed worker's successor goes on."""
-
+"""Frames of a video that are written together; a worker that takes over a video predicts the frames after them."""
 
 READERS = 4
 """Threads of a worker that read and decode; most of their time they wait for storage, or for each other."""
 
-
 GROUPS = 4
-"""Batches of different shapes that may be filling at once; this bounds a worker's memory."""
-
+"""Batches' worth of images of different shapes that may wait for a full batch; this bounds a worker's memory."""
 
 NOT_FINITE = "the model gave a pose that is not finite"
 
-
 OVERLAY_SCORE = 0.1
-"""Poses below it are not drawn where no threshold was asked for."""
+"""Poses with a lower score are not drawn if no threshold is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionOptions:
-    """What of the predictions is wanted; part of what an output folder is."""
+    """What is kept of the predictions, and what is drawn; an output folder holds predictions of one set of options."""
 
     score_threshold: float | None = None
-    """Poses below are left out. None: all that the model gives are kept, and those from ``OVERLAY_SCORE`` on drawn."""
+    """Poses with a lower score are dropped. Raise it for fewer false poses, lower it to miss fewer people. None: all
+    poses are kept, and those with at least ``OVERLAY_SCORE`` drawn."""
     keypoint_threshold: float = 0.0
-    """Keypoints below are not drawn; the tables hold all of them."""
+    """Keypoints with a lower score are not drawn; the tables hold all of them."""
     max_people: int | None = None
-    """At most so many poses of an image, the best."""
+    """Largest number of poses kept for an image, best first. None: all."""
     most_pixels: int = 100_000_000
-    """Larger images are not decoded."""
+    """Images with more pixels are not decoded. Raise it for larger images; a worker then needs more memory."""
     overlays: bool = False
-    """Also draw the poses on the pictures."""
+    """Also write each image and video with its poses drawn."""
 
     def __post_init__(self) -> None:
         for name in ("score_threshold", "keypoint_threshold"):
@@ -82,89 +78,97 @@ class PredictionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a worker needs to know."""
+    """What every worker of a batch prediction is given."""
 
     checkpoint: dict[str, bytes]
+    """Content of the checkpoint's files by name."""
     schema: str
+    """Name of the model's keypoint schema."""
     folder: str
+    """fsspec path of the input's folder."""
     output: str
-    wanted: PredictionOptions
+    """fsspec path of the output folder."""
+    options: PredictionOptions
     batch_size: int | None
+    """Largest number of images of a forward pass; None: the model's ``data.eval_batch_size``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """An image on its way into a batch."""
+    """An image that waits for its batch."""
 
-    picture: InputImage
+    image: InputImage
     data: bytes
-    """Of its file; kept for the overlay, being smaller than its pixels."""
+    """Content of its file; kept for the overlay, as it is smaller than the pixels."""
     size: tuple[int, int]
+    """(width, height)."""
     views: list[Sample]
+    """The image as the network sees it, once for each scale of the evaluation."""
 
     @property
     def shape(self) -> tuple[tuple[int, int], ...]:
-        """Images of one shape do not pad each other: alone or together, they give the same poses."""
+        """Padded (height, width) of each view; in a batch, images of one shape do not pad each other."""
         return tuple(padded_shape([view]) for view in self.views)
 
 
 class PredictionWorker:
-    """Has the model, predicts chunks."""
+    """Holds the model and predicts one chunk after the other.
 
-    def __init__(self, work: Job) -> None:
+    Args:
+        job: What is predicted, and where it is written.
+    """
+
+    def __init__(self, job: Job) -> None:
         keep_freed_memory()
         with tempfile.TemporaryDirectory() as folder:
-            for name, data in work.checkpoint.items():
+            for name, data in job.checkpoint.items():
                 Path(folder, name).write_bytes(data)
             self._predictor = Predictor.from_checkpoint(folder)
-        self._work, self._wanted = work, work.wanted
-        self._batch_size = work.batch_size or self._predictor.batch_size
-        self._fs, _ = fsspec.core.url_to_fs(work.folder)
+        self._job, self._options = job, job.options
+        self._batch_size = job.batch_size or self._predictor.batch_size
+        self._fs, _ = fsspec.core.url_to_fs(job.folder)
         self._threads = ThreadPoolExecutor(READERS)
 
     def __call__(self, number: int, chunk: Sequence[InputImage]) -> Counts:
-        """Leave the part of a chunk."""
-        part = f"{self._work.output}/parts/{part_name(number)}"
-        suspects = Quarantine(f"{part}.begun")
-        if chunk[0].is_video:
-            counts = self._suspected_video(chunk[0], part, suspects)
+        """Predict chunk ``number``, write its part, and count what was predicted."""
+        part = f"{self._job.output}/parts/{part_name(number)}"
+        quarantine = Quarantine(f"{part}.begun")
+        first = chunk[0]
+        if not first.is_video:
+            found = self._one_at_a_time(chunk, quarantine) if quarantine.careful else self._images(chunk)
+            counts = self._write(part, sorted(found, key=lambda row: row.image_id))
+        elif quarantine.refuses(first.name):
+            counts = self._write(part, [_failed(first, f"{first.name}: {REASON}")])
         else:
-            found = self._one_at_a_time(chunk, suspects) if suspects.careful else self._images(chunk)
-            rows = sorted(found, key=lambda row: row.image_id)
-            write_part(part, rows, self._predictor.schema)
-            bad = sum(row.reason is not None for row in rows)
-            counts = Counts(images=len(rows) - bad, bad=bad)
-        suspects.done()
+            with quarantine.reading(first.name):
+                counts = self._video(first, part)
+        quarantine.finish()
         return counts
 
-    def _one_at_a_time(self, chunk: Sequence[InputImage], suspects: Quarantine) -> Iterator[ImageResult]:
-        for picture in chunk:
-            if suspects.avoid(picture.name):
-                yield ImageResult(picture.image_id, picture.name, reason=f"{picture.name}: {REASON}")
+    def _one_at_a_time(self, chunk: Sequence[InputImage], quarantine: Quarantine) -> Iterator[ImageResult]:
+        for image in chunk:
+            if quarantine.refuses(image.name):
+                yield _failed(image, f"{image.name}: {REASON}")
             else:
-                with suspects.reading(picture.name):
-                    yield from self._images([picture])
+                with quarantine.reading(image.name):
+                    yield from self._images([image])
 
-    def _suspected_video(self, video: InputImage, part: str, suspects: Quarantine) -> Counts:
-        if suspects.avoid(video.name):
-            write_part(
-                part,
-                [ImageResult(video.image_id, video.name, reason=f"{video.name}: {REASON}")],
-                self._predictor.schema,
-            )
-            return Counts(bad=1)
-        with suspects.reading(video.name):
-            return self._video(video, part)
+    def _write(self, part: str, rows: list[ImageResult]) -> Counts:
+        """Write a part of images, or of a video that cannot be read."""
+        write_part(part, rows, self._predictor.schema)
+        bad = sum(row.reason is not None for row in rows)
+        return Counts(images=len(rows) - bad, bad=bad)
 
     # Images
 
     def _images(self, chunk: Sequence[InputImage]) -> Iterator[ImageResult]:
+        """Predict images in batches of equal shapes; they come in the order of the batches."""
         groups: dict[Any, list[_Loaded]] = {}
-        for picture, loading in self._ahead(self._load, chunk):
+        for image, loading in self._loading(chunk):
             try:
                 loaded = loading.result()
             except DataError as error:
-                yield ImageResult(picture.image_id, picture.name, reason=str(error))
+                yield _failed(image, str(error))
                 continue
             groups.setdefault(loaded.shape, []).append(loaded)
             fullest = max(groups, key=lambda shape: len(groups[shape]))
@@ -173,81 +177,78 @@ class PredictionWorker:
         for group in groups.values():
             yield from self._predict(group)
 
-    def _ahead(
-        self, load: Callable[[InputImage], _Loaded], chunk: Sequence[InputImage]
-    ) -> Iterator[tuple[InputImage, "Future[_Loaded]"]]:
-        """Each picture, while the threads are at those after it."""
-        coming: deque[tuple[InputImage, Future[_Loaded]]] = deque()
-        for picture in chunk:
-            coming.append((picture, self._threads.submit(load, picture)))
-            if len(coming) > 2 * READERS:
-                yield coming.popleft()
-        yield from coming
+    def _loading(self, chunk: Sequence[InputImage]) -> Iterator[tuple[InputImage, "Future[_Loaded]"]]:
+        """Yield each image in order, while the threads load those after it."""
+        ahead: deque[tuple[InputImage, Future[_Loaded]]] = deque()
+        for image in chunk:
+            ahead.append((image, self._threads.submit(self._load, image)))
+            if len(ahead) > 2 * READERS:
+                yield ahead.popleft()
+        yield from ahead
 
-    def _load(self, picture: InputImage) -> _Loaded:
-        data = read_input(self._fs, self._work.folder, picture)
-        image = self._decode(data, picture)
-        return _Loaded(picture, data, (image.shape[1], image.shape[0]), self._predictor.prepare(image))
+    def _load(self, image: InputImage) -> _Loaded:
+        data = read_input(self._fs, self._job.folder, image)
+        pixels = self._decode(data, image)
+        return _Loaded(image, data, (pixels.shape[1], pixels.shape[0]), self._predictor.prepare(pixels))
 
-    def _decode(self, data: bytes, picture: InputImage) -> np.ndarray:
-        return decode_untrusted(data, most_pixels=self._wanted.most_pixels, what=picture.name)
+    def _decode(self, data: bytes, image: InputImage) -> np.ndarray:
+        return decode_untrusted(data, most_pixels=self._options.most_pixels, what=image.name)
 
     def _predict(self, group: Sequence[_Loaded]) -> Iterator[ImageResult]:
         for loaded, poses in zip(group, self._poses([loaded.views for loaded in group]), strict=True):
-            picture = loaded.picture
+            image = loaded.image
             if poses is None:
-                yield ImageResult(picture.image_id, picture.name, reason=f"{picture.name}: {NOT_FINITE}")
+                yield _failed(image, f"{image.name}: {NOT_FINITE}")
                 continue
-            if self._wanted.overlays:
-                with create(self._overlay(picture, ".jpg")) as file:
-                    file.write(encode_jpeg(self._draw(self._decode(loaded.data, picture), poses)))
-            yield ImageResult(picture.image_id, picture.name, size=loaded.size, poses=poses)
+            if self._options.overlays:
+                with create(self._overlay(image, ".jpg")) as file:
+                    file.write(encode_jpeg(self._draw(self._decode(loaded.data, image), poses)))
+            yield ImageResult(image.image_id, image.name, size=loaded.size, poses=poses)
 
     def _poses(self, prepared: Sequence[list[Sample]]) -> list[Poses | None]:
-        """What is wanted of the poses of a batch; None where the model gave numbers that are none."""
+        """The poses of a batch that the options keep; None where a number of them is not finite."""
         return [self._kept(poses) for poses in self._predictor.predict_prepared(prepared)]
 
     def _kept(self, poses: Poses) -> Poses | None:
-        poses = poses[poses.scores >= (self._wanted.score_threshold or 0.0)][: self._wanted.max_people]
+        poses = poses[poses.scores >= (self._options.score_threshold or 0.0)][: self._options.max_people]
         finite = (torch.isfinite(values).all() for values in (poses.keypoints, poses.keypoint_scores, poses.scores))
         return poses if all(finite) else None
 
     # Videos
 
-    def _video(self, picture: InputImage, part: str) -> Counts:
-        """One run of frames after the other; those that are there already are drawn, but not predicted again."""
+    def _video(self, image: InputImage, part: str) -> Counts:
+        """Predict a video in segments of ``FRAMES_KEPT`` frames; segments of an earlier worker are only drawn."""
         stem = part.removesuffix(".parquet")
-        there = file_names(part.rpartition("/")[0])
-        runs: list[str] = []
+        existing = file_names(part.rpartition("/")[0])
+        segments: list[str] = []
         predicted = 0
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(self._on_this_machine(picture))
-                video = stack.enter_context(Video(path, most_pixels=self._wanted.most_pixels, what=picture.name))
+                path = stack.enter_context(self._on_this_machine(image))
+                video = stack.enter_context(Video(path, most_pixels=self._options.most_pixels, what=image.name))
             except DataError as error:
-                write_part(
-                    part, [ImageResult(picture.image_id, picture.name, reason=str(error))], self._predictor.schema
-                )
-                return Counts(bad=1)
-            drawn = stack.enter_context(self._drawn_video(picture, video.rate))
+                return self._write(part, [_failed(image, str(error))])
+            drawn = stack.enter_context(self._drawn_video(image, video.rate))
             frames = video.frames()
-            whole = True
-            while whole:
-                runs.append(f"{stem}-{len(runs):05d}.parquet")
-                known = read_part(runs[-1], self._predictor.schema) if runs[-1].rpartition("/")[2] in there else None
-                rows = self._run(picture, frames, known, drawn)
-                whole = len(rows) == FRAMES_KEPT
+            full = True
+            while full:
+                segments.append(f"{stem}-{len(segments):05d}.parquet")
+                exists = segments[-1].rpartition("/")[2] in existing
+                known = read_part(segments[-1], self._predictor.schema) if exists else None
+                rows = self._segment(image, frames, known, drawn)
+                full = len(rows) == FRAMES_KEPT
                 if known is None:
                     predicted += len(rows)
-                    if not whole and video.fault:
-                        rows.append(ImageResult(picture.image_id, picture.name, reason=video.fault))
-                    write_part(runs[-1], rows, self._predictor.schema)
-        join_parts(part, runs)
+                    if not full and video.fault:
+                        rows.append(_failed(image, video.fault))
+                    write_part(segments[-1], rows, self._predictor.schema)
+        join_parts(part, segments)
         return Counts(frames=predicted, bad=bool(video.fault))
 
-    def _run(
-        self, picture: InputImage, frames: Iterator[Frame], known: list[ImageResult] | None, drawn: VideoFile | None
+    def _segment(
+        self, image: InputImage, frames: Iterator[Frame], known: list[ImageResult] | None, drawn: VideoFile | None
     ) -> list[ImageResult]:
+        """Rows of the next ``FRAMES_KEPT`` frames, fewer at the end; ``known`` holds them if they are predicted."""
         rows: list[ImageResult] = []
         while batch := list(itertools.islice(frames, min(self._batch_size, FRAMES_KEPT - len(rows)))):
             if known is None:
@@ -256,18 +257,16 @@ class PredictionWorker:
                 found = [row.poses for row in known[len(rows) : len(rows) + len(batch)]]
             for frame, poses in zip(batch, found, strict=True):
                 size = frame.image.shape[1], frame.image.shape[0]
-                reason = f"{picture.name}: frame {frame.index}: {NOT_FINITE}" if poses is None else None
-                rows.append(
-                    ImageResult(picture.image_id, picture.name, frame.index, frame.seconds, size, poses, reason)
-                )
+                reason = f"{image.name}: frame {frame.index}: {NOT_FINITE}" if poses is None else None
+                rows.append(ImageResult(image.image_id, image.name, frame.index, frame.seconds, size, poses, reason))
                 if drawn:
                     drawn.write(frame.image if poses is None else self._draw(frame.image, poses))
         return rows
 
     @contextmanager
-    def _on_this_machine(self, picture: InputImage) -> Iterator[Path]:
-        """The path of a video, or of a copy of it."""
-        path = fsspec.core.url_to_fs(path_inside(self._work.folder, picture.name))[1]
+    def _on_this_machine(self, image: InputImage) -> Iterator[Path]:
+        """The path of a video, or of a temporary copy if it is on remote storage."""
+        path = fsspec.core.url_to_fs(path_inside(self._job.folder, image.name))[1]
         if isinstance(self._fs, LocalFileSystem):
             yield Path(path)
             return
@@ -276,12 +275,13 @@ class PredictionWorker:
             try:
                 self._fs.get_file(path, str(copy))
             except FileNotFoundError:
-                raise DataError(f"{picture.name}: no such file") from None
+                raise DataError(f"{image.name}: no such file") from None
             yield copy
 
     @contextmanager
-    def _drawn_video(self, picture: InputImage, rate: float) -> Iterator[VideoFile | None]:
-        if not self._wanted.overlays:
+    def _drawn_video(self, image: InputImage, rate: float) -> Iterator[VideoFile | None]:
+        """A file for the drawn frames, copied to the overlays at the end; None where no overlays are wanted."""
+        if not self._options.overlays:
             yield None
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -289,38 +289,43 @@ class PredictionWorker:
             with closing(VideoFile(path, rate)) as file:
                 yield file
             if path.exists():
-                with path.open("rb") as source, create(self._overlay(picture, ".mp4")) as target:
+                with path.open("rb") as source, create(self._overlay(image, ".mp4")) as target:
                     shutil.copyfileobj(source, target)
 
     # Overlays
 
     def _draw(self, image: np.ndarray, poses: Poses) -> np.ndarray:
-        asked = self._wanted.score_threshold
+        threshold = self._options.score_threshold
         return Prediction(image, poses, self._predictor.schema).plot(
-            score_threshold=OVERLAY_SCORE if asked is None else asked,
-            keypoint_threshold=self._wanted.keypoint_threshold,
+            score_threshold=OVERLAY_SCORE if threshold is None else threshold,
+            keypoint_threshold=self._options.keypoint_threshold,
         )
 
-    def _overlay(self, picture: InputImage, ending: str) -> str:
-        name = picture.name if picture.name.endswith(ending) else picture.name + ending
-        return path_inside(f"{self._work.output}/overlays", name)
+    def _overlay(self, image: InputImage, ending: str) -> str:
+        name = image.name if image.name.endswith(ending) else image.name + ending
+        return path_inside(f"{self._job.output}/overlays", name)
 
 
 class RowWorker(PredictionWorker):
-    """A worker as Ray Data calls it."""
+    """A worker in the form that Ray Data calls: made with a reference to a :class:`Job`, called with rows."""
 
-    def __init__(self, work: Any) -> None:
+    def __init__(self, job: Any) -> None:
         import ray
 
         collect_garbage_rarely()
-        work = ray.get(work)
-        self._written = logs.log_to_folder(work.output, f"worker-{platform.node()}-{os.getpid()}")
-        self._written.__enter__()  # until Ray ends the process
-        super().__init__(work)
+        job = ray.get(job)
+        self._logging = logs.log_to_folder(job.output, f"worker-{platform.node()}-{os.getpid()}")
+        self._logging.__enter__()  # until Ray ends the process
+        super().__init__(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        chunk = [InputImage(**picture) for picture in json.loads(row["chunk"])]
+        """Predict the chunk of a row: its ``number``, and its images as JSON; returns the number and the counts."""
+        chunk = [InputImage(**image) for image in json.loads(row["chunk"])]
         start = time.perf_counter()
         counts = super().__call__(row["number"], chunk)
         log.debug("chunk %d in %.1f s: %s", row["number"], time.perf_counter() - start, counts)
         return {"number": row["number"], **asdict(counts)}
+
+
+def _failed(image: InputImage, reason: str) -> ImageResult:
+    return ImageResult(image.image_id, image.name, reason=reason)

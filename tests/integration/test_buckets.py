@@ -24,7 +24,7 @@ from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_me
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.prediction.inputs import list_pictures
+from posefleet.platform.prediction.inputs import list_images
 from posefleet.platform.training.launch import train
 
 PART = 50 * 2**20
@@ -156,7 +156,7 @@ def test_what_cannot_be_read_is_named_with_the_cause(
     with pytest.raises(CheckpointError, match=rf"s3://bucket/unread/checkpoints/step-00000001/meta\.json: {why}"):
         read_meta(path)
     with pytest.raises(OSError, match=r"^s3://bucket/unread/val.*: "):
-        list_pictures("s3://bucket/unread/val")
+        list_images("s3://bucket/unread/val")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from posefleet.platform.comparison.sources import trials
 from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.prediction.batch import predict_images
-from posefleet.platform.prediction.inputs import list_pictures
+from posefleet.platform.prediction.inputs import list_images
 from posefleet.platform.prediction.tables import read_part
 from posefleet.platform.tracking.__main__ import sync_spool
 from posefleet.platform.tracking.registry import CHAMPION, promote
@@ -259,7 +259,7 @@ def test_manifest_and_index_of_shards(file: str, evil: bytes, shards: Path) -> N
     with pytest.raises(DataError, match=rf"{file}: damaged, or no JSON.*run shard_coco again"):
         dataset(shards).samples([0])
     with pytest.raises(DataError, match=rf"{file}: damaged"):
-        list_pictures(str(shards))
+        list_images(str(shards))
 
 
 def plant_member(shards: Path, column: int, evil: bytes) -> None:
@@ -297,12 +297,12 @@ def test_pictures_summaries_and_parts_of_predictions(evil: bytes, checkpoint: Pa
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     (photos / "a.jpg").write_bytes(evil)
-    counts = predict_images(list_pictures(str(photos)), str(out), str(checkpoint), parallel=False).counts
+    counts = predict_images(list_images(str(photos)), str(out), str(checkpoint), parallel=False).counts
     assert (counts.images, counts.bad) == (0, 1)
     assert "none of JPEG" in json.loads((out / "bad_images.json").read_text())[0]["reason"]
     (out / "summary.json").write_bytes(evil)
     with pytest.raises(DataError, match=r"summary\.json: damaged, or no JSON"):
-        predict_images(list_pictures(str(photos)), str(out), str(checkpoint), parallel=False)
+        predict_images(list_images(str(photos)), str(out), str(checkpoint), parallel=False)
     (out / "part-00000.parquet").write_bytes(evil)
     with pytest.raises(DataError, match=r"part-00000\.parquet: damaged"):
         read_part(str(out / "part-00000.parquet"), COCO17)

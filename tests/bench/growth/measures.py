@@ -61,9 +61,9 @@ def _doctor(folder: Path, _: int) -> Work:
 
 
 def _pictures(folder: Path, _: int) -> Work:
-    from posefleet.platform.prediction.inputs import list_pictures
+    from posefleet.platform.prediction.inputs import list_images
 
-    return lambda: list_pictures(str(folder), split=SPLIT)
+    return lambda: list_images(str(folder), split=SPLIT)
 
 
 def _stream_start(folder: Path, _: int) -> Work:

@@ -19,7 +19,7 @@ from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shard, check_shards
 from posefleet.data.transforms import EvalTransform, Resize
-from posefleet.platform.prediction.inputs import InputImage, list_pictures, read_input
+from posefleet.platform.prediction.inputs import InputImage, list_images, read_input
 
 TERABYTES = 3 << 40
 
@@ -97,7 +97,7 @@ def test_a_hostile_tar_is_refused_by_name_before_anything_is_read(what: str, tmp
     (tmp_path / "in" / "wild.tar").write_bytes(data)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError, match=rf"wild\.tar: .*({message}).*; make the tar again"):
-        list_pictures(str(tmp_path / "in" / "wild.tar"))
+        list_images(str(tmp_path / "in" / "wild.tar"))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -108,7 +108,7 @@ def test_the_images_of_a_plain_tar_are_listed(format: int, tmp_path: Path) -> No
         tar.addfile(*_stream(member("./photos", b"", type=tarfile.DIRTYPE)))
         for name, data in (("./photos/1.jpg", b"one"), ("photos/1.json", b"{}"), (f"{long}.png", b"three")):
             tar.addfile(*_stream(member(name, data)))
-    listed = list_pictures(str(tmp_path / "*.tar"))
+    listed = list_images(str(tmp_path / "*.tar"))
     assert [(p.name, p.image_id, p.size) for p in listed.listed] == [
         ("train-0000.tar/photos/1.jpg", 1, 3),
         (f"train-0000.tar/{long}.png", 2, 5),
@@ -205,7 +205,7 @@ def test_a_hostile_member_of_a_shard_is_refused_where_it_is_read(
     assert check_shard(str(shards), "shard-000000") is None
     (fault,) = check_shards(str(shards))
     assert "shard-000000.tar: member" in fault and fault.endswith("run shard_coco again")
-    listing = list_pictures(str(shards))  # reads only records
+    listing = list_images(str(shards))  # reads only records
     with pytest.raises(DataError, match=rf"member {message}"):
         read_input(fsspec.filesystem("file"), str(shards), listing.listed[0])
 

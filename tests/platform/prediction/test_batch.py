@@ -1,4 +1,4 @@
-"""Many pictures to tables: every kind of input, damaged files, videos, and going on after a kill."""
+"""Batch prediction: every kind of input, damaged files, videos, and a second run after a kill."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.prediction import batch, worker
 from posefleet.platform.prediction.batch import BatchResult, WorkerPool, predict_images
-from posefleet.platform.prediction.inputs import InputImage, chunks, list_pictures
+from posefleet.platform.prediction.inputs import InputImage, list_images, split_into_chunks
 from posefleet.platform.prediction.tables import ImageResult, read_part, write_part, write_tables
 from posefleet.platform.prediction.worker import PredictionOptions
 
@@ -46,7 +46,7 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def photos(people_coco: Path, tmp_path: Path) -> Path:
-    """Seven pictures of several sizes, one of them further down."""
+    """Seven images of several sizes, one of them in a folder below."""
     folder = tmp_path / "photos"
     shutil.copytree(people_coco / "val2017", folder)
     (folder / "holiday").mkdir()
@@ -55,13 +55,13 @@ def photos(people_coco: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def picture(seed: int, size: tuple[int, int] = (80, 64)) -> np.ndarray:
+def noise(seed: int, size: tuple[int, int] = (80, 64)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
 
 
-def predict(source: Path | str, output: Path | str, model: str, *, split: str = "", **options: Any) -> BatchResult:
-    pictures = list_pictures(str(source), split=split, ignore=str(output))
-    return predict_images(pictures, str(output), model, **{"parallel": False, **options})
+def predict(source: Path | str, output: Path | str, model: str, *, split: str = "", **others: Any) -> BatchResult:
+    images = list_images(str(source), split=split, ignore=str(output))
+    return predict_images(images, str(output), model, **{"parallel": False, **others})
 
 
 def rows(output: Path, name: str) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def content(output: Path) -> dict[str, bytes]:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that announces pixels and has none."""
+    """A PNG whose header gives a size and which has no pixels."""
     chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
@@ -92,57 +92,57 @@ def write_clip(path: Path, frames: int, rate: float = 12.5) -> Path:
 # ---------------------------------------------------------------------------------------------------- listing
 
 
-def test_a_folder_is_listed_to_the_bottom_and_numbered_by_name(tmp_path: Path) -> None:
+def test_a_folder_is_listed_with_all_folders_in_it_and_numbered_by_name(tmp_path: Path) -> None:
     for name in ("b.JPG", "a/z.png", "notes.txt", "a/.hidden.jpg", "clip.mov", "out/overlays/b.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
-    listed = list_pictures(str(tmp_path), ignore=str(tmp_path / "out"))
+    listed = list_images(str(tmp_path), ignore=str(tmp_path / "out"))
     assert listed.folder == f"file://{tmp_path}"
     assert listed.listed == (InputImage("a/z.png", 1, 5), InputImage("b.JPG", 2, 5), InputImage("clip.mov", 3, 5))
 
 
-def test_the_fingerprint_knows_names_and_sizes(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_names_and_sizes(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"12345")
-    before = list_pictures(str(tmp_path)).fingerprint
-    assert list_pictures(str(tmp_path)).fingerprint == before
+    before = list_images(str(tmp_path)).fingerprint
+    assert list_images(str(tmp_path)).fingerprint == before
     (tmp_path / "a.jpg").write_bytes(b"123456")
-    assert list_pictures(str(tmp_path)).fingerprint != before
+    assert list_images(str(tmp_path)).fingerprint != before
 
 
-def test_a_pattern_and_a_single_file_are_named_from_the_folder_above(tmp_path: Path) -> None:
+def test_names_of_a_pattern_and_of_a_file_are_relative_to_the_folder_above(tmp_path: Path) -> None:
     for name in ("x/1.jpg", "y/2.jpg", "y/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
-    assert [p.name for p in list_pictures(f"{tmp_path}/*/*.jpg").listed] == ["x/1.jpg", "y/2.jpg"]
-    assert [p.name for p in list_pictures(f"{tmp_path}/y/2.png").listed] == ["2.png"]
+    assert [p.name for p in list_images(f"{tmp_path}/*/*.jpg").listed] == ["x/1.jpg", "y/2.jpg"]
+    assert [p.name for p in list_images(f"{tmp_path}/y/2.png").listed] == ["2.png"]
 
 
 def test_a_coco_file_needs_no_annotations(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     records = [{"id": number, "file_name": f"{number}.jpg", "width": 8, "height": 8} for number in (7, 3)]
     (tmp_path / "image_info.json").write_text(json.dumps({"images": records}))
-    listed = list_pictures(str(tmp_path / "image_info.json"))
+    listed = list_images(str(tmp_path / "image_info.json"))
     assert listed.listed == (InputImage("3.jpg", 3), InputImage("7.jpg", 7))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("", "no image and no video among 1 files; looked for names that end in .jpg"),
+        ("", "no image and no video among 1 files; searched for names that end in .jpg"),
         ("nowhere", "no such file or folder"),
         ("*.jpg", "no image and no video among 0 files"),
     ],
 )
 def test_nothing_to_predict_is_an_error(source: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=message):
-        list_pictures(f"{tmp_path}/{source}")
+        list_images(f"{tmp_path}/{source}")
 
 
 def test_a_chunk_is_some_images_or_one_video() -> None:
     names = ["1.jpg", "2.jpg", "3.jpg", "4.mp4", "5.mp4", "6.jpg"]
-    cut = chunks([InputImage(name, number) for number, name in enumerate(names)], 2)
-    assert [[picture.name for picture in chunk] for chunk in cut] == [
+    cut = split_into_chunks([InputImage(name, number) for number, name in enumerate(names)], 2)
+    assert [[image.name for image in chunk] for chunk in cut] == [
         ["1.jpg", "2.jpg"],
         ["3.jpg"],
         ["4.mp4"],
@@ -180,7 +180,7 @@ def test_a_part_reads_as_it_was_written(tmp_path: Path) -> None:
             assert torch.equal(before.poses.scores, after.poses.scores)
 
 
-def test_tables_have_a_row_a_pose_and_a_row_an_image(tmp_path: Path) -> None:
+def test_tables_have_a_row_for_each_pose_and_each_image(tmp_path: Path) -> None:
     poses = some_poses(2)
     parts = [str(tmp_path / "part-0"), str(tmp_path / "part-1")]
     write_part(parts[0], [ImageResult(1, "a.jpg", None, None, (8, 9), some_poses(0))], COCO17)
@@ -210,8 +210,8 @@ def test_tables_have_a_row_a_pose_and_a_row_an_image(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- predicting
 
 
-def test_pictures_have_the_poses_that_the_predictor_gives_them_alone(photos: Path, model: str, tmp_path: Path) -> None:
-    """Also together with pictures of other sizes, which would pad them."""
+def test_an_image_of_a_batch_has_the_poses_that_it_has_alone(photos: Path, model: str, tmp_path: Path) -> None:
+    """Also beside images of other sizes, which would pad it."""
     predict(photos, tmp_path / "out", model, batch_size=3)
     predictor = Predictor.from_checkpoint(model)
     found = rows(tmp_path / "out", "poses")
@@ -227,9 +227,9 @@ def test_pictures_have_the_poses_that_the_predictor_gives_them_alone(photos: Pat
             assert row["score"] == pytest.approx(score, abs=1e-5)
 
 
-def test_bad_files_are_named_and_stop_nothing(photos: Path, model: str, tmp_path: Path) -> None:
+def test_bad_files_are_listed_and_the_others_predicted(photos: Path, model: str, tmp_path: Path) -> None:
     good = next(photos.glob("*.jpg")).read_bytes()
-    (photos / "text.jpg").write_text("no picture")
+    (photos / "text.jpg").write_text("no image")
     (photos / "cut.jpg").write_bytes(good[: len(good) // 2])
     (photos / "empty.png").write_bytes(b"")
     (photos / "bomb.png").write_bytes(png_header(50_000, 50_000))
@@ -247,8 +247,8 @@ def test_files_of_a_coco_json_are_found_by_id_and_never_outside(people_coco: Pat
     images = json.loads(file.read_text())["images"]
     images[0]["file_name"], images[1]["file_name"] = "../secret.jpg", "gone.jpg"
     (tmp_path / "few.json").write_text(json.dumps({"images": images}))
-    pictures = list_pictures(str(tmp_path / "few.json"), images=str(people_coco / "val2017"))
-    predict_images(pictures, str(tmp_path / "out"), model, parallel=False)
+    listed = list_images(str(tmp_path / "few.json"), images=str(people_coco / "val2017"))
+    predict_images(listed, str(tmp_path / "out"), model, parallel=False)
     assert {row["image_id"] for row in rows(tmp_path / "out", "images")} == {image["id"] for image in images[2:]}
     reasons = [entry["reason"] for entry in json.loads((tmp_path / "out" / "bad_images.json").read_text())]
     assert "'../secret.jpg' is no file of the folder" in reasons[0] and reasons[1] == "gone.jpg: no such file"
@@ -267,11 +267,11 @@ def test_shards_and_the_coco_layout_give_the_same_results(
         assert one["keypoints"] == pytest.approx(other["keypoints"], abs=2e-3)
 
 
-def test_only_what_is_wanted_is_kept(photos: Path, model: str, tmp_path: Path) -> None:
+def test_options_choose_what_is_kept(photos: Path, model: str, tmp_path: Path) -> None:
     predict(photos, tmp_path / "all", model)
     scores = sorted(row["score"] for row in rows(tmp_path / "all", "poses"))
     threshold = scores[len(scores) // 2]
-    predict(photos, tmp_path / "some", model, wanted=PredictionOptions(score_threshold=threshold, max_people=1))
+    predict(photos, tmp_path / "some", model, options=PredictionOptions(score_threshold=threshold, max_people=1))
     some = rows(tmp_path / "some", "poses")
     assert 0 < len(some) < len(scores)
     assert all(row["score"] >= threshold and row["person"] == 0 for row in some)
@@ -279,10 +279,10 @@ def test_only_what_is_wanted_is_kept(photos: Path, model: str, tmp_path: Path) -
     assert len(images) == 7 and {row["poses"] for row in images} <= {0, 1}
 
 
-def test_overlays_are_pictures_of_the_same_size_under_the_same_name(model: str, tmp_path: Path) -> None:
+def test_overlays_have_the_size_and_name_of_their_image(model: str, tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "one.png").write_bytes(encode_image(np.zeros((64, 80, 3), np.uint8), ".png"))
-    predict(tmp_path / "in", tmp_path / "out", model, wanted=PredictionOptions(overlays=True, score_threshold=0.0))
+    predict(tmp_path / "in", tmp_path / "out", model, options=PredictionOptions(overlays=True, score_threshold=0.0))
     drawn = decode_image((tmp_path / "out" / "overlays" / "a" / "one.png.jpg").read_bytes())
     assert drawn.shape == (64, 80, 3) and drawn.max() > 100
 
@@ -303,10 +303,10 @@ def test_an_input_and_an_output_may_be_remote(photos: Path, model: str, tmp_path
 # ---------------------------------------------------------------------------------------------------- videos
 
 
-def test_a_video_has_a_row_a_frame_and_its_times(model: str, tmp_path: Path) -> None:
+def test_a_video_has_a_row_for_each_frame_with_its_time(model: str, tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", 10)
     result = predict(
-        tmp_path / "clip.mp4", tmp_path / "out", model, wanted=PredictionOptions(overlays=True), batch_size=4
+        tmp_path / "clip.mp4", tmp_path / "out", model, options=PredictionOptions(overlays=True), batch_size=4
     )
     assert (result.counts.images, result.counts.frames, result.counts.bad) == (0, 10, 0)
     frames = rows(tmp_path / "out", "images")
@@ -319,7 +319,7 @@ def test_a_video_has_a_row_a_frame_and_its_times(model: str, tmp_path: Path) -> 
     assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (10, 12.5)
 
 
-def test_damaged_videos_are_bad_and_what_can_be_read_of_them_is_kept(model: str, tmp_path: Path) -> None:
+def test_damaged_videos_are_listed_and_their_readable_frames_kept(model: str, tmp_path: Path) -> None:
     data = write_clip(tmp_path / "whole.mp4", 10).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.avi").write_text("no video")
@@ -330,8 +330,8 @@ def test_damaged_videos_are_bad_and_what_can_be_read_of_them_is_kept(model: str,
     assert "not a video" in bad[0]["reason"]
 
 
-def test_a_video_goes_on_after_the_last_run_of_frames(model: str, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(batch, "FRAMES_KEPT", 4)
+def test_a_video_goes_on_after_the_last_frames_that_were_written(model: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(worker, "FRAMES_KEPT", 4)
     write_clip(tmp_path / "clip.mp4", 8)
     predict(tmp_path / "clip.mp4", tmp_path / "whole", model)
     with monkeypatch.context() as broken:
@@ -348,7 +348,7 @@ def test_a_video_goes_on_after_the_last_run_of_frames(model: str, tmp_path: Path
 
 
 def fails_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which is interrupted once it was called so often."""
+    """The function, interrupted after so many calls."""
     left = [calls]
 
     def failing(*arguments: Any) -> Any:
@@ -362,15 +362,15 @@ def fails_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Forty pictures, so three chunks."""
+    """Forty images: three chunks."""
     (tmp_path / "many").mkdir()
     for number in range(40):
         size = (80, 64) if number % 3 else (64, 96)
-        (tmp_path / "many" / f"{number:02d}.jpg").write_bytes(encode_jpeg(picture(number, size)))
+        (tmp_path / "many" / f"{number:02d}.jpg").write_bytes(encode_jpeg(noise(number, size)))
     return tmp_path / "many"
 
 
-def test_an_interrupted_run_goes_on_and_ends_like_an_undisturbed_one(
+def test_a_second_run_after_a_kill_gives_the_files_of_an_undisturbed_one(
     many: Path, model: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     predict(many, tmp_path / "undisturbed", model)
@@ -388,7 +388,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_undisturbed_one(
     assert again.predicted == 0 and again.counts == result.counts
 
 
-def test_another_model_input_or_wish_is_refused(
+def test_another_model_input_or_option_is_refused(
     photos: Path, model: str, other_model: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     out = tmp_path / "out"
@@ -400,8 +400,8 @@ def test_another_model_input_or_wish_is_refused(
         with pytest.raises(ValueError, match=r"with model 'smpr at step 6, weights \w+.*and now it is 'smpr at step 6"):
             predict(photos, out, other_model)
         with pytest.raises(ValueError, match=r"with score_threshold None, and now it is 0\.5"):
-            predict(photos, out, model, wanted=PredictionOptions(score_threshold=0.5))
-        (photos / "new.jpg").write_bytes(encode_jpeg(picture(1)))
+            predict(photos, out, model, options=PredictionOptions(score_threshold=0.5))
+        (photos / "new.jpg").write_bytes(encode_jpeg(noise(1)))
         with pytest.raises(ValueError, match=r"with input '.*7 files.*and now it is '.*8 files"):
             predict(photos, out, model)
         (photos / "new.jpg").unlink()
@@ -426,12 +426,12 @@ def test_a_damaged_part_is_named(many: Path, model: str, tmp_path: Path, monkeyp
         ({"most_pixels": -1}, "most_pixels -1 must be at least 1"),
     ],
 )
-def test_wishes_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_options_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PredictionOptions(**settings)
 
 
-def test_a_crew_fits_the_cluster() -> None:
+def test_a_pool_fits_the_cluster() -> None:
     assert WorkerPool().fitted({"CPU": 8}, chunks=100) == WorkerPool(workers=8, cpus=1, gpus=0)
     assert WorkerPool().fitted({"CPU": 8, "GPU": 2}, chunks=100) == WorkerPool(workers=2, cpus=1, gpus=1)
     assert WorkerPool(gpus=0.5, cpus=4).fitted({"CPU": 8, "GPU": 2}, chunks=100) == WorkerPool(
@@ -446,7 +446,7 @@ def test_a_crew_fits_the_cluster() -> None:
 @pytest.mark.ray
 def test_ray_gives_the_same_tables(many: Path, model: str, tmp_path: Path, local_ray: None, one_thread: None) -> None:
     write_clip(many / "clip.mp4", 3)
-    (many / "text.jpg").write_text("no picture")
+    (many / "text.jpg").write_text("no image")
     predict(many, tmp_path / "here", model)
     result = predict(many, tmp_path / "ray", model, parallel=True)
     assert (result.predicted, result.counts.bad) == (43, 1)
@@ -456,18 +456,18 @@ def test_ray_gives_the_same_tables(many: Path, model: str, tmp_path: Path, local
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_picture_that_kills_its_reader_is_listed(
+def test_an_image_that_kills_its_reader_is_listed(
     many: Path, model: str, tmp_path: Path, local_ray: None, monkeypatch: Any
 ) -> None:
-    """Workers die over it, one after the other; the others of its chunk are predicted all the same."""
+    """Workers die on it, one after the other; the other images of its chunk are predicted."""
 
     class Mortal:  # here, so that it travels with its code
         def __init__(self, work: Any) -> None:
             class Dying(worker.RowWorker):
-                def _decode(self, data, picture):  # type: ignore[no-untyped-def]  # names of a class body do not travel
+                def _decode(self, data, image):  # type: ignore[no-untyped-def]  # names of a class body do not travel
                     if data.startswith(b"deadly"):
                         os._exit(9)
-                    return super()._decode(data, picture)
+                    return super()._decode(data, image)
 
             self._worker = Dying(work)
 
@@ -476,7 +476,7 @@ def test_a_picture_that_kills_its_reader_is_listed(
 
     monkeypatch.setattr(batch, "RowWorker", Mortal)
     (many / "07.jpg").write_bytes(b"deadly")
-    result = predict(many, tmp_path / "out", model, parallel=True, crew=WorkerPool(workers=1))
+    result = predict(many, tmp_path / "out", model, parallel=True, pool=WorkerPool(workers=1))
     assert (result.counts.images, result.counts.bad) == (39, 1)
     (bad,) = json.loads((tmp_path / "out" / "bad_images.json").read_text())
-    assert bad["path"] == "07.jpg" and "whoever reads it dies" in bad["reason"]
+    assert bad["path"] == "07.jpg" and "not read again: 2 processes died" in bad["reason"]

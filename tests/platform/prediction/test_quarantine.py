@@ -1,4 +1,4 @@
-"""Notes of chunks that were begun; a death is a process that never came to ``done``."""
+"""Quarantine: a death is a process that started a chunk and never came to ``finish``."""
 
 from pathlib import Path
 
@@ -11,30 +11,30 @@ def die_at(path: Path, name: str) -> None:
     Quarantine(str(path)).reading(name).__enter__()
 
 
-def test_a_chunk_that_goes_well_leaves_no_note(tmp_path: Path) -> None:
-    note = tmp_path / "note"
-    suspects = Quarantine(str(note))
-    assert note.exists() and not suspects.careful
-    suspects.done()
-    assert not note.exists()
+def test_a_finished_chunk_has_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "begun"
+    quarantine = Quarantine(str(path))
+    assert path.exists() and not quarantine.careful
+    quarantine.finish()
+    assert not path.exists()
 
 
-def test_a_picture_is_avoided_after_two_deaths_of_its_own(tmp_path: Path) -> None:
-    note = tmp_path / "note"
-    for careful in (False, False, True):  # two died over the whole chunk: nobody knows of which picture
-        assert Quarantine(str(note)).careful is careful
-    assert not Quarantine(str(note)).avoid("a.jpg")
-    die_at(note, "a.jpg")
-    assert not Quarantine(str(note)).avoid("a.jpg")
-    die_at(note, "b.jpg")
-    die_at(note, "a.jpg")
-    after = Quarantine(str(note))
-    assert after.avoid("a.jpg") and not after.avoid("b.jpg")
+def test_an_image_is_refused_after_two_deaths_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "begun"
+    for careful in (False, False, True):  # two died on the whole chunk: it is not known on which image
+        assert Quarantine(str(path)).careful is careful
+    assert not Quarantine(str(path)).refuses("a.jpg")
+    die_at(path, "a.jpg")
+    assert not Quarantine(str(path)).refuses("a.jpg")
+    die_at(path, "b.jpg")
+    die_at(path, "a.jpg")
+    after = Quarantine(str(path))
+    assert after.refuses("a.jpg") and not after.refuses("b.jpg")
 
 
 def test_an_exception_is_no_death(tmp_path: Path) -> None:
-    note = tmp_path / "note"
+    path = tmp_path / "begun"
     for _ in range(3):
-        with pytest.raises(OSError, match="slow"), Quarantine(str(note)).reading("a.jpg"):
+        with pytest.raises(OSError, match="slow"), Quarantine(str(path)).reading("a.jpg"):
             raise OSError("slow storage")
-    assert not Quarantine(str(note)).avoid("a.jpg")
+    assert not Quarantine(str(path)).refuses("a.jpg")
