@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import cv2
 import numpy as np
@@ -31,7 +29,7 @@ class Frame:
 
 
 class Video:
-    """A video file on this machine, opened for reading; a context manager.
+    """A video file on this machine, opened for reading.
 
     Args:
         path: Path of the file.
@@ -75,12 +73,8 @@ class Video:
             return ""
         return f"{self._what}: ends after {self._read:,} of {max(self._announced, 0):,} frames"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._capture.release()
 
 

@@ -225,9 +225,10 @@ class PredictionWorker:
         with ExitStack() as stack:
             try:
                 path = stack.enter_context(self._on_this_machine(image))
-                video = stack.enter_context(Video(path, most_pixels=self._options.most_pixels, what=image.name))
+                video = Video(path, most_pixels=self._options.most_pixels, what=image.name)
             except DataError as error:
                 return self._write(part, [_failed(image, str(error))])
+            stack.enter_context(closing(video))
             drawn = stack.enter_context(self._drawn_video(image, video.rate))
             frames = video.frames()
             full = True

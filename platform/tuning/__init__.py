@@ -1,3 +1,5 @@
-"""Searches for settings: the space, the study, trials on Ray Tune, and the report.
+"""Searches for settings: the space, the study of trials, trials on Ray Tune, decoding without training, the report.
 
-Doors: ``space``, ``study``, ``ray_tuner``, ``decoding``, ``report``."""
+Doors: ``space`` (``build_space``), ``study`` (``Search``), ``ray_tuner`` (``SearchConfig``, ``run_search``),
+``decoding`` (``Redecoder``), ``report`` (``log_search``, ``report_files``).
+"""

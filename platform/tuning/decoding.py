@@ -1,7 +1,7 @@
-"""Other poses from the same network outputs: settings of decoding tried without running the network again.
+"""Evaluates a checkpoint with other settings of decoding, without running its network again.
 
-A checkpoint predicts a split once; what the network said is kept in memory, and every further evaluation only decodes,
-suppresses and scores. The numbers are those of ``jobs/evaluate.py``.
+The network runs once on a split, and its outputs are kept in memory; every further evaluation only decodes, suppresses
+and scores. The results are those of ``jobs/evaluate.py``.
 """
 
 import copy
@@ -26,53 +26,55 @@ from posefleet.platform.inference.evaluate import evaluation_set, ground_truth
 from posefleet.platform.inference.predictor import Predictor
 
 ANYWAY = ("evaluate.flip", "evaluate.scales", "evaluate.max_side", "evaluate.max_detections")
-"""Settings outside of the model that only change predictions: another view of the images runs the network once more."""
+"""Settings outside the model that only change predictions; another view of the images needs the network once more."""
 
 
 class Redecoder:
-    """One checkpoint and one split, to be scored with any settings of decoding."""
+    """Scores one checkpoint on one split with any settings of decoding."""
 
     def __init__(self, checkpoint: str, experiment: Experiment, device: torch.device, *, images: int = 0) -> None:
         """
         Args:
             checkpoint: See :func:`posefleet.platform.checkpoints.resolve.find_checkpoint`.
-            experiment: Its own, but for decoding and ``data.eval``.
-            images: Score the first so many images of the split; 0: all.
+            experiment: The checkpoint's experiment; ``data.eval`` and settings of decoding may differ.
+            images: Number of images to score, from the first on, rounded up to whole batches; 0: all.
 
         Raises:
-            ValueError: The method does not say which of its settings decode.
-            MemoryError: (when evaluating) The network's outputs would fill the memory.
+            ValueError: The method does not declare which of its settings decode.
+            MemoryError: (in :meth:`evaluate`) The network's outputs take more than half of the free memory.
         """
         self.model, trained = load_model(checkpoint, experiment=experiment)
         if not hasattr(self.model, "decoding"):
-            raise ValueError(f"method {trained.method!r} does not say which settings decode: its Model has no decoding")
+            raise ValueError(
+                f"method {trained.method!r} does not declare which settings decode: its Model has no decoding"
+            )
         self.model = self.model.to(device)
         method = cast(RedecodableModel, self.model)
         self.variable = (*ANYWAY, *(f"model.{part}" for part in method.decoding))
-        """Dotted names of settings, and of sections of them, that only change how poses are made of network outputs."""
+        """Dotted names of settings, or of sections, that only change how outputs become poses."""
         self.experiment, self.device = experiment, device
         self._schema = experiment.keypoints
         self._images, self._views = images, dict[EvalTransform, list[Batch]]()
-        self._truth: GroundTruth | None = None
-        self.remembered, self._most = 0, _free_bytes(device) // 2
-        """Bytes of network outputs that are kept, and may be."""
+        self._ground_truth: GroundTruth | None = None
+        self.kept_bytes, self._most_bytes = 0, _free_bytes(device) // 2
+        """Bytes of the outputs that are kept, and the largest number allowed."""
         for name in method.network:
-            self._remember(name)
+            self._keep_outputs(name)
 
     def may_vary(self, name: str) -> bool:
-        """Whether a setting, by its dotted name, is one of ``variable``."""
+        """Whether the setting of this dotted name is in ``variable``."""
         return any(name == part or name.startswith(part + ".") for part in self.variable)
 
     def evaluate(self, experiment: Experiment) -> Evaluation:
-        """Scores of ``experiment``, which differs from that of the checkpoint in what :meth:`may_vary`."""
+        """Score ``experiment``, which differs from the checkpoint's only in settings that :meth:`may_vary`."""
         self.model.config = experiment.model
         predictor = Predictor(self.model, experiment, device=self.device)
         found: dict[int, Poses] = {}
         for batches in zip(*(self._view(transform) for transform in predictor.transforms()), strict=True):
             found.update(zip(batches[0].image_ids.tolist(), predictor.predict(batches), strict=True))
-        assert self._truth is not None
+        assert self._ground_truth is not None
         return score(
-            self._truth,
+            self._ground_truth,
             found,
             self._schema,
             max_detections=experiment.evaluate.max_detections,
@@ -81,43 +83,43 @@ class Redecoder:
         )
 
     def _view(self, transform: EvalTransform) -> list[Batch]:
-        """The split in one size, read once."""
+        """The batches of the split with one transform, read once."""
         if transform not in self._views:
             dataset = evaluation_set(self.experiment, transform)
             with evaluation_batches(dataset, batch_size=self.experiment.data.eval_batch_size) as batches:
                 self._views[transform] = list(_first(batches, self._images or len(dataset)))
-            if self._truth is None:
+            if self._ground_truth is None:
                 seen = {int(i) for batch in self._views[transform] for i in batch.image_ids}
-                self._truth = ground_truth(dataset).select(seen)
+                self._ground_truth = ground_truth(dataset).select(seen)
         return self._views[transform]
 
-    def _remember(self, name: str) -> None:
-        """Let a part of the network answer from memory what it was asked before."""
+    def _keep_outputs(self, name: str) -> None:
+        """Make a part of the network return its kept outputs for images that it has seen."""
         part = getattr(self.model, name)
         compute: Callable[..., Any] = part.forward if isinstance(part, nn.Module) else part
         kept: dict[tuple[Any, ...], Any] = {}
 
-        def answer(images: Tensor, **options: Any) -> Any:
+        def cached(images: Tensor, **options: Any) -> Any:
             key = (_digest(images), tuple(images.shape), *sorted(options.items()))
             if key not in kept:
                 kept[key] = compute(images, **options)
-                self.remembered += _bytes(kept[key])
-                if self.remembered > self._most:
-                    gib = self.remembered / 2**30
+                self.kept_bytes += _bytes(kept[key])
+                if self.kept_bytes > self._most_bytes:
+                    gib = self.kept_bytes / 2**30
                     raise MemoryError(
-                        f"what the network says takes {gib:.1f} GiB for {len(kept)} batches already, half of what was "
-                        "free; give a smaller --images"
+                        f"the network's outputs take {gib:.1f} GiB for {len(kept)} batches, "
+                        "more than half of the memory that was free; give a smaller --images"
                     )
-            return copy.copy(kept[key])  # a dict of its own, for methods that put other maps into it
+            return copy.copy(kept[key])  # a copy, as methods replace maps in the dict
 
         if isinstance(part, nn.Module):
-            part.forward = answer
+            part.forward = cached
         else:
-            setattr(self.model, name, answer)
+            setattr(self.model, name, cached)
 
 
 def _first(batches: Iterable[Batch], images: int) -> Iterable[Batch]:
-    """Whole batches, until they hold so many images."""
+    """The first batches that together hold at least ``images`` images."""
     for batch in batches:
         if images <= 0:
             return
@@ -126,13 +128,13 @@ def _first(batches: Iterable[Batch], images: int) -> Iterable[Batch]:
 
 
 def _digest(images: Tensor) -> bytes:
-    """Of the values of (B, C, H, W), whatever their type and device."""
+    """Digest of the values of a tensor (B, C, H, W) of any type and device."""
     values = images.detach().permute(0, 2, 3, 1).contiguous().cpu().view(torch.uint8).numpy()
     return hashlib.blake2b(values.data, digest_size=16).digest()
 
 
 def _bytes(value: Any) -> int:
-    """Of all tensors in nested containers."""
+    """Bytes of all tensors in nested containers."""
     if isinstance(value, Tensor):
         return value.nbytes
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
@@ -140,5 +142,5 @@ def _bytes(value: Any) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Of the memory in which the device's tensors are."""
+    """Free bytes of the memory that holds the device's tensors."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

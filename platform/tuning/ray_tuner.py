@@ -1,9 +1,9 @@
-"""A search that trains: trials side by side on a Ray cluster. The only file of the platform that knows ``ray.tune``.
+"""Runs a search that trains its trials in parallel on a Ray cluster; the only file that imports ``ray.tune``.
 
-Ray Tune starts and stops the trials; what was tried, and what came of it, is in the :class:`Search`'s own folder, so
-that a search goes on after anything that happens to Ray or to the driver. Each trial is a small process that launches
-a training like any other (``train.carry_out``), as a run of its own under ``FOLDER/trials``; it goes on from its last
-checkpoint when it is started again.
+Ray Tune starts and stops the trials. Settings and results are kept by the :class:`Search` in its own folder, so that a
+search can be resumed whatever happens to Ray or to the driver. Each trial is a small process that launches a training
+(``training.launch.run_training``) with a run of its own under ``FOLDER/trials``; a trial that is started again goes on
+from its last checkpoint.
 """
 
 import dataclasses
@@ -48,29 +48,32 @@ from posefleet.platform.tuning.study import Search, Trial
 log = logging.getLogger(__name__)
 
 PEOPLE = 5
-"""In the images that a trial's predictions are timed on."""
+"""Number of people in the images on which a trial's predictions are timed."""
 
 QUANTILE = 0.25
-"""Share of a population whose worst members are replaced by copies of its best."""
+"""Share of a population that is replaced, its worst members, by copies of as many of its best."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """How the trials of a search are run."""
+    """Number, concurrency and early stopping of the trials of a search."""
 
     samples: int = 16
-    """Trials in all."""
+    """Number of trials in all. More trials find better settings and take as much longer."""
     concurrent: int = 0
-    """Trials at a time. 0: as many as the cluster has room for."""
+    """Number of trials at a time. Raise it to finish sooner; each draw then knows fewer results. 0: as many as the
+    cluster has room for."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"
-    """asha stops trials that are worse than others were at the same age; pbt trains all, and lets the worst go on as
-    copies of the best with settings a little off; none trains all to the end."""
+    """asha stops trials that are worse than others were after as many epochs. pbt trains a population: its worst
+    members go on as copies of the best with mutated settings. none trains all trials to the end."""
     reduction: float = 3.0
-    """asha lets one in so many trials live, and doubts them again when they are so many times as old."""
+    """asha keeps the best 1/``reduction`` of the trials at each rung; rungs are ``reduction`` times further apart each
+    time. Raise it to stop more trials early."""
     grace: float = 0.0
-    """Epochs before asha stops a trial, and between the looks of pbt. 0: up to the first evaluation."""
+    """Epochs before asha may stop a trial, and between replacements of pbt. Raise it where AP rises slowly at first. 0:
+    until the first evaluation."""
     retries: int = 2
-    """Times that a trial whose process died is started again."""
+    """Number of times that a trial whose process died is started again, before it counts as failed."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.concurrent < 0 or self.retries < 0:
@@ -82,41 +85,41 @@ class SearchConfig:
             raise ValueError(f"reduction {self.reduction} must be above 1 and grace {self.grace} not negative")
 
 
-def run_search(search: Search, engine: SearchConfig, parent: Run) -> bool:
-    """Train trials until there are ``engine.samples``.
+def run_search(search: Search, config: SearchConfig, parent: Run) -> bool:
+    """Train trials until there are ``config.samples``.
 
     Args:
-        search: What to try; its base has absolute paths.
-        engine: How.
-        parent: The run that the trials' runs are listed under.
+        search: The trials; paths in its base experiment must be absolute.
+        config: How the trials are run.
+        parent: MLflow run of the search, under which the trials' runs are listed.
 
     Returns:
-        Whether all ended; otherwise someone stopped the search, which can go on.
+        Whether all trials ended; False: the search was interrupted and can be resumed.
 
     Raises:
-        ValueError: The cluster has no room for a single trial.
+        ValueError: The cluster is too small for a single trial.
     """
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that failed has no AP
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # no tables beside the progress line
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it says where it keeps what nobody needs
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it names its result folder, which is deleted below
     scaling = search.base.scaling
-    at_once = engine.concurrent or max_concurrent_trials(scaling, ray.cluster_resources())
+    at_once = config.concurrent or max_concurrent_trials(scaling, ray.cluster_resources())
     done = search.ended
-    if done >= engine.samples:
+    if done >= config.samples:
         return True
     scratch = Path(search.folder, "ray")
-    shutil.rmtree(scratch, ignore_errors=True)  # of an earlier start; nothing in it is needed
+    shutil.rmtree(scratch, ignore_errors=True)  # Ray Tune's files of an earlier start are not needed
     with (
         logs.log_to_folder(str(search.folder), "search"),
-        ProgressLine(engine.samples, done=done) as line,
+        ProgressLine(config.samples, done=done) as line,
         RunLogger(parent, system_every=0) as sink,
-        ThreadPoolExecutor(1) as clerk,
+        ThreadPoolExecutor(1) as closer,
         _sigterm(),
     ):
-        population = engine.scheduler == "pbt"
+        population = config.scheduler == "pbt"
         common = {
             "base": to_dict(search.base),
             "folder": str(search.folder),
@@ -124,18 +127,19 @@ def run_search(search: Search, engine: SearchConfig, parent: Run) -> bool:
             "costs": search.objectives != ("AP",),
             "population": population,
         }
-        members = tune.grid_search(_population(search, engine.samples)) if population else None
+        members = tune.grid_search(_population(search, config.samples)) if population else None
 
-        def trial(config: dict[str, Any]) -> None:
-            _trial(config, parent.tracking_uri)  # not a setting: Ray Tune writes those down, and it may hold a password
+        def trial(trial_config: dict[str, Any]) -> None:
+            # The URI may hold a password: it is not in the config, which Ray Tune writes to files.
+            _run_trial(trial_config, parent.tracking_uri)
 
         tuner = tune.Tuner(
-            tune.with_resources(trial, _resources(scaling)),
+            tune.with_resources(trial, trial_resources(scaling)),
             param_space={**common, "member": members} if population else {},
             tune_config=tune.TuneConfig(
-                search_alg=None if population else _StudySearcher(search, engine.samples, common),
-                scheduler=_scheduler(search, engine),
-                num_samples=1 if population else engine.samples - done,
+                search_alg=None if population else _StudySearcher(search, config.samples, common),
+                scheduler=_scheduler(search, config),
+                num_samples=1 if population else config.samples - done,
                 max_concurrent_trials=at_once,
                 reuse_actors=False,
                 trial_name_creator=_name,
@@ -145,22 +149,22 @@ def run_search(search: Search, engine: SearchConfig, parent: Run) -> bool:
                 name="tune",
                 storage_path=str(scratch),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=engine.retries),
-                callbacks=[_TrialRecorder(search, sink, line, clerk)],
+                failure_config=tune.FailureConfig(max_failures=config.retries),
+                callbacks=[_TrialRecorder(search, sink, line, closer)],
             ),
         )
         tuner.fit()
-        for number in search.under_way:  # someone stopped the search
-            clerk.submit(_close, f"{search.folder}/trials/trial-{number:03d}", "KILLED")
+        for number in search.running:  # the search was interrupted
+            closer.submit(_close_run, f"{search.folder}/trials/trial-{number:03d}", "KILLED")
     shutil.rmtree(scratch, ignore_errors=True)
-    return search.ended >= min(engine.samples, search.combinations)
+    return search.ended >= min(config.samples, search.combinations)
 
 
 def max_concurrent_trials(scaling: ScalingConfig, resources: Mapping[str, float]) -> int:
-    """Trials that the cluster's resources suffice for at the same time.
+    """Number of trials that fit into the cluster's resources ("CPU", "GPU") at the same time.
 
     Raises:
-        ValueError: Not for one.
+        ValueError: Not one trial fits.
     """
     workers = max(1, scaling.num_workers)
     needs = {"CPU": workers * scaling.cpus_per_worker} | ({"GPU": workers} if scaling.use_gpu else {})
@@ -175,16 +179,16 @@ def max_concurrent_trials(scaling: ScalingConfig, resources: Mapping[str, float]
     return fits
 
 
-def _resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
-    """Of a trial's own process; its workers, where it has some, reserve theirs."""
-    if scaling.num_workers:  # a byte: Ray Tune allows no trial without resources, and the CPUs are the workers'
+def trial_resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
+    """Resources of a trial's own process; its workers, if it has any, reserve theirs."""
+    if scaling.num_workers:  # one byte: Ray Tune refuses a trial without resources, and the CPUs are for the workers
         return tune.PlacementGroupFactory([{"memory": 1.0}], bundle_label_selector=[dict(STEADY)])
     needs = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     return tune.PlacementGroupFactory([needs], bundle_label_selector=[dict(TRAINING)])
 
 
 def _name(trial: Any) -> str:
-    """What Ray Tune calls a trial for ever; in a population its settings, number included, may become another's."""
+    """Name of a trial in Ray Tune, made once: in a population its config, number included, may be replaced."""
     return f"trial-{trial.config['member']['number']:03d}"
 
 
@@ -195,10 +199,10 @@ def _number(name: str) -> int:
 # ---------------------------------------------------------------------------------------------------- schedulers
 
 
-def _scheduler(search: Search, engine: SearchConfig) -> TrialScheduler:
+def _scheduler(search: Search, config: SearchConfig) -> TrialScheduler:
     train = search.base.train
-    grace = engine.grace or min(train.eval_every, train.epochs)
-    if engine.scheduler == "pbt":
+    grace = config.grace or min(train.eval_every, train.epochs)
+    if config.scheduler == "pbt":
         rng = random.Random(search.seed)
         return PopulationBasedTraining(
             time_attr="epoch",
@@ -207,24 +211,24 @@ def _scheduler(search: Search, engine: SearchConfig) -> TrialScheduler:
             perturbation_interval=grace,
             quantile_fraction=QUANTILE,
             hyperparam_mutations={
-                "member": {"settings": {name: _drawing(domain, rng) for name, domain in search.space.items()}}
+                "member": {"settings": {name: _mutations(domain, rng) for name, domain in search.space.items()}}
             },
-            custom_explore_fn=lambda config: _inside(config, search),
+            custom_explore_fn=lambda mutated: _moved_into_space(mutated, search),
             log_config=False,
             require_attrs=False,  # a trial that failed has no AP
         )
-    if engine.scheduler == "none":
+    if config.scheduler == "none":
         return FIFOScheduler()
     scheduler: Any = ASHAScheduler(
         time_attr="epoch",
         metric="AP",
         mode="max",
-        max_t=train.epochs,  # type: ignore[arg-type]  # numbers of any kind do
+        max_t=train.epochs,  # type: ignore[arg-type]  # floats work too
         grace_period=grace,  # type: ignore[arg-type]
-        reduction_factor=engine.reduction,
-        stop_last_trials=False,  # a trial at its end has its run to close
+        reduction_factor=config.reduction,
+        stop_last_trials=False,  # a trial that reached the end closes its run itself
     )
-    for trial in search.seen():  # what was seen before this start counts too
+    for trial in search.seen():  # evaluations before a restart count, too
         known = SimpleNamespace(trial_id=f"earlier-{trial.number}")
         scheduler.on_trial_add(None, known)
         for epoch, ap in trial.curve.items():
@@ -233,15 +237,15 @@ def _scheduler(search: Search, engine: SearchConfig) -> TrialScheduler:
     return found
 
 
-def _drawing(domain: Choice | Range, rng: random.Random) -> Any:
-    """What a population takes for a setting that is drawn anew: neighbours in a list, or a number of a range."""
+def _mutations(domain: Choice | Range, rng: random.Random) -> Any:
+    """Mutations of a setting as Ray Tune takes them: a list, of whose neighbours it takes one, or a function."""
     if isinstance(domain, Choice):
         return list(domain.values)
     return lambda: domain.random(rng)
 
 
-def _inside(config: dict[str, Any], search: Search) -> dict[str, Any]:
-    """A mutated member's settings brought back into the space."""
+def _moved_into_space(config: dict[str, Any], search: Search) -> dict[str, Any]:
+    """A mutated config whose settings are moved to the nearest values of the space."""
     member = config["member"]
     settings = {name: search.space[name].nearest(value) for name, value in member["settings"].items()}
     return {**config, "member": {**member, "settings": settings}}
@@ -251,15 +255,15 @@ def _inside(config: dict[str, Any], search: Search) -> dict[str, Any]:
 
 
 def _population(search: Search, samples: int) -> list[dict[str, Any]]:
-    """All trials at once: members replace each other, so that all must be known."""
-    found = []
-    while trial := _valid(search, samples):
-        found.append({"number": trial.number, "settings": _kept_settings(search, trial)})
-    return found
+    """All trials at once, as members of a population replace each other and must all be known from the start."""
+    members = []
+    while trial := _next_valid(search, samples):
+        members.append({"number": trial.number, "settings": _current_settings(search, trial)})
+    return members
 
 
-def _valid(search: Search, samples: int) -> Trial | None:
-    """The next trial whose settings do not contradict each other; others fail here and now."""
+def _next_valid(search: Search, samples: int) -> Trial | None:
+    """The next trial whose settings do not contradict each other; trials before it are recorded as failed."""
     while trial := search.ask(samples):
         try:
             apply(search.base, trial.settings, where=f"trial {trial.number}")
@@ -270,8 +274,8 @@ def _valid(search: Search, samples: int) -> Trial | None:
     return None
 
 
-def _kept_settings(search: Search, trial: Trial) -> dict[str, Any]:
-    """Of a member of a population: those of its last checkpoint, if it was interrupted, for they change on the way."""
+def _current_settings(search: Search, trial: Trial) -> dict[str, Any]:
+    """Settings of a member of a population: those of its last checkpoint if it has one, as training mutates them."""
     try:
         checkpoint = find_checkpoint(f"{search.folder}/trials/trial-{trial.number:03d}")
     except CheckpointError:
@@ -280,7 +284,7 @@ def _kept_settings(search: Search, trial: Trial) -> dict[str, Any]:
 
 
 class _StudySearcher(Searcher):
-    """Hands out the trials of a search."""
+    """Gives Ray Tune the trials of a search; results are recorded by :class:`_TrialRecorder`."""
 
     def __init__(self, search: Search, samples: int, common: Mapping[str, Any]) -> None:
         super().__init__(metric="AP", mode="max")
@@ -288,65 +292,65 @@ class _StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Settings for Ray Tune's next trial."""
-        if trial := _valid(self._search, self._samples):
+        if trial := _next_valid(self._search, self._samples):
             return {"member": {"number": trial.number, "settings": dict(trial.settings)}, **self._common}
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the ledger hears of it, too."""
+        """Do nothing: the recorder is called, too."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune writes a copy of its searcher down, and the search keeps itself."""
+        """Nothing: Ray Tune pickles its searcher, and the study is in the search's folder."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the search keeps itself."""
+        """Do nothing: the study is in the search's folder."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the search keeps itself."""
+        """Do nothing: the study is in the search's folder."""
 
 
 class _TrialRecorder(tune.Callback):
-    """Tells the search, its run and the person who watches what comes of the trials."""
+    """Records evaluations and ends of trials in the search, its MLflow run and the progress line."""
 
-    def __init__(self, search: Search, sink: RunLogger, line: ProgressLine, clerk: ThreadPoolExecutor) -> None:
-        self._search, self._sink, self._line, self._clerk = search, sink, line, clerk
+    def __init__(self, search: Search, sink: RunLogger, line: ProgressLine, closer: ThreadPoolExecutor) -> None:
+        self._search, self._sink, self._line, self._closer = search, sink, line, closer
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune writes a copy of its callbacks down."""
+        """Nothing: Ray Tune pickles its callbacks."""
         return {}
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """A trial was evaluated."""
+        """Record an evaluation."""
         if "AP" in result:
-            self._note(_number(str(trial)), result)
+            self._record(_number(str(trial)), result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial ended, or was stopped."""
+        """Record a trial that ended or was stopped early."""
         number, search, result = _number(str(trial)), self._search, trial.last_result
         if result.get("failed"):
             search.fail(number, result["failed"])
         elif ended := result.get("ended"):
-            self._note(number, ended)
+            self._record(number, ended)
             try:
-                search.tell(number, ended["scores"])
+                search.finish(number, ended["scores"])
             except ValueError as problem:
                 search.fail(number, str(problem))
         else:
             search.stop(number, result["epoch"])
-            self._clerk.submit(_close, result["run"], "FINISHED", result["epoch"])
+            self._closer.submit(_close_run, result["run"], "FINISHED", result["epoch"])
         self._show(f"trial {number} ended")
 
-    def _note(self, number: int, result: Mapping[str, Any]) -> None:
+    def _record(self, number: int, result: Mapping[str, Any]) -> None:
         epoch, scores = result["epoch"], result["scores"]
         self._search.report(number, epoch, scores, run=result["run"], settings=result["settings"])
         self._show(f"trial {number}: AP {scores['AP']:.4f} after {epoch:.3g} epochs")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial's process died more often than it may."""
+        """Record a trial whose process died more often than ``retries``."""
         number = _number(str(trial))
         self._search.fail(number, str(trial.get_error() or "its process died").strip().splitlines()[-1])
-        self._clerk.submit(_close, f"{self._search.folder}/trials/{trial}", "FAILED")
+        self._closer.submit(_close_run, f"{self._search.folder}/trials/{trial}", "FAILED")
         self._show(f"trial {number} failed")
 
     def _show(self, text: str) -> None:
@@ -356,8 +360,8 @@ class _TrialRecorder(tune.Callback):
         self._line.update(ended, f"{self._search.standing()}  {text}")
 
 
-def _close(folder: str, status: Status, epoch: float | None = None) -> None:
-    """End the run of a trial whose process is gone, so that MLflow does not show it as running for ever."""
+def _close_run(folder: str, status: Status, epoch: float | None = None) -> None:
+    """End the run of a trial whose process is gone, so that MLflow does not show it as running forever."""
     try:
         if run := read_run(folder):
             if epoch is not None:
@@ -369,7 +373,7 @@ def _close(folder: str, status: Status, epoch: float | None = None) -> None:
 
 @contextmanager
 def _sigterm() -> Iterator[None]:
-    """Within, SIGTERM (``ray job stop``) does what SIGINT does: Ray Tune ends the trials and comes back."""
+    """In the block, SIGTERM (``ray job stop``) acts like SIGINT: Ray Tune ends the trials and ``fit`` returns."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -383,19 +387,19 @@ def _sigterm() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- in a trial
 
 
-def _trial(config: dict[str, Any], store: str) -> None:
-    """What the process of a trial runs; its run is in the MLflow store at the address ``store``."""
+def _run_trial(config: dict[str, Any], tracking_uri: str) -> None:
+    """Train a trial, in its own process; its run is in the MLflow store at ``tracking_uri``."""
     collect_garbage_rarely()
     logging.basicConfig(level=logging.INFO, format=logs.TERMINAL)
     name = tune.get_context().get_trial_name()
-    experiment, run = open_run(_experiment(config, str(name), store))
+    experiment, run = open_run(_experiment(config, str(name), tracking_uri))
     checkpoints = run.store(experiment)
-    if copied := tune.get_checkpoint():  # in a population: of a better member, or the own one
+    if copied := tune.get_checkpoint():  # in a population: of a better member, or its own
         with copied.as_directory() as folder:
             checkpoints.start_from(folder)
 
     def report(metrics: Mapping[str, float]) -> None:
-        if metrics["epoch"] < experiment.train.epochs:  # schedulers have no say when all is done
+        if metrics["epoch"] < experiment.train.epochs:  # after the last epoch there is nothing to stop
             newest = checkpoints.latest() if config["population"] else None
             checkpoint = tune.Checkpoint.from_directory(newest) if newest else None
             tune.report(_report(metrics, config, run, metrics["epoch"]), checkpoint=checkpoint)
@@ -416,14 +420,14 @@ def _report(metrics: Mapping[str, float], config: Mapping[str, Any], run: Run, e
     return {"AP": metrics["AP"], "epoch": epoch, **known}
 
 
-def _experiment(config: Mapping[str, Any], name: str, store: str) -> Experiment:
-    """The experiment of a trial, as a run of its own."""
+def _experiment(config: Mapping[str, Any], name: str, tracking_uri: str) -> Experiment:
+    """The experiment of a trial, with a run of its own."""
     experiment = apply(build_experiment(config["base"]), config["member"]["settings"], where=name)
     run = dataclasses.replace(
         experiment.run,
         storage=f"{config['folder']}/trials",
         name=name,
-        tracking=store,
+        tracking=tracking_uri,
         parent=config["parent"],
         resume=True,
     )

@@ -1,7 +1,7 @@
-"""What a search leaves: a table, the best trial as a config, and pictures of what mattered."""
+"""The report of a search: a table, all trials, the best one as a config, and figures."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,18 @@ from posefleet.platform.visualization.plots import save_png
 from posefleet.platform.visualization.tables import table
 
 SHOWN = 10
-"""Best trials in the table."""
+"""Number of best trials in the table, and of failures listed under it."""
 
 
 def log_search(search: Search, remark: str = "") -> str:
-    """Leave ``best.yaml``, ``trials.json``, ``search.md`` and plots in the folder; returns the table's text.
+    """Write ``best.yaml``, ``trials.json``, ``search.md`` and figures into the search's folder; return ``search.md``.
 
     Args:
-        search: With at least one trial that ended.
-        remark: A sentence for the end of that text.
+        search: A search with at least one trial that ended.
+        remark: Text at the end of ``search.md``.
 
     Raises:
-        ValueError: No trial reached its end with scores.
+        ValueError: No trial is complete; the message gives the reason of each.
     """
     best, trials = search.best(), search.trials()
     if best is None:
@@ -34,22 +34,23 @@ def log_search(search: Search, remark: str = "") -> str:
         raise ValueError(f"no trial ended with scores:\n{reasons}")
     (search.folder / "best.yaml").write_text(to_yaml(search.experiment(best)))
     (search.folder / "trials.json").write_text(json.dumps([_as_dict(trial) for trial in trials], indent=1) + "\n")
-    text = "\n\n".join(filter(None, [as_markdown(search), remark]))
+    importance = search.importance()
+    text = "\n\n".join(filter(None, [_as_markdown(search, importance), remark]))
     (search.folder / "search.md").write_text(text + "\n")
-    for name, figure in _figures(search):
+    for name, figure in _figures(search, importance):
         save_png(figure, search.folder / name)
     return text
 
 
 def report_files(folder: Path) -> list[Path]:
-    """The files that ``log_search`` left in a folder."""
+    """The files that :func:`log_search` wrote into a folder."""
     return sorted(
         p for p in folder.iterdir() if p.name in ("best.yaml", "trials.json", "search.md") or p.suffix == ".png"
     )
 
 
-def as_markdown(search: Search) -> str:
-    """The best trials and what was searched from, the failed ones with their reasons, and what mattered."""
+def _as_markdown(search: Search, importance: Mapping[str, float]) -> str:
+    """A table of the best trials and the default, then failures with their reasons, and the importance of settings."""
     trials, names = search.trials(), list(search.space)
     best = sorted(search.complete(), key=lambda trial: -trial.scores["AP"])[:SHOWN]
     shown = search.pareto() if len(search.objectives) > 1 else best
@@ -70,25 +71,25 @@ def as_markdown(search: Search) -> str:
     early = f"{len(stopped)} stopped early, " if epochs else ""
     lines += [f"{len(trials)} trials, {early}{len(failed)} failed."]
     lines += [f"- trial {t.number} failed: {t.reason.splitlines()[-1].strip()}" for t in failed[:SHOWN]]
-    if found := search.importance():
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
+    if importance:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in importance.items())
         lines += ["", f"Share in how {_about(search)} varies: {shares}."]
     return "\n".join(lines)
 
 
-def _figures(search: Search) -> Iterator[tuple[str, Figure]]:
+def _figures(search: Search, importance: Mapping[str, float]) -> Iterator[tuple[str, Figure]]:
     trials, default = search.trials(), search.default()
     scored, line = [t for t in trials if t.scores], default.scores["AP"] if default else None
     yield "history.png", search_plots.history(scored, line)
     if any(len(trial.curve) > 1 for trial in trials):
         yield "curves.png", search_plots.curves([t for t in trials if t.curve], line)
-    if shares := search.importance():
-        yield "importance.png", search_plots.importance_bars(shares, _about(search))
-    alike = search.alike()
-    if len(search.space) > 1 and len(alike) > 1:
-        settings = [{name: _number_or_text(trial.settings[name]) for name in search.space} for trial, _ in alike]
+    if importance:
+        yield "importance.png", search_plots.importance_bars(importance, _about(search))
+    aps = search.aps_at_common_age()
+    if len(search.space) > 1 and len(aps) > 1:
+        settings = [{name: _number_or_text(trial.settings[name]) for name in search.space} for trial, _ in aps]
         logs = [name for name, domain in search.space.items() if isinstance(domain, Range) and domain.log]
-        yield "parallel.png", search_plots.parallel(settings, [ap for _, ap in alike], _about(search), logs)
+        yield "parallel.png", search_plots.parallel(settings, [ap for _, ap in aps], _about(search), logs)
     for cost in search.objectives:
         if cost != "AP" and search.complete():
             yield f"pareto_{cost}.png", search_plots.pareto(search.complete(), search.pareto(), cost, default)

@@ -1,8 +1,8 @@
-"""Search spaces: which settings a search varies, and between what.
+"""Search spaces: the settings that a search varies, and their values.
 
-A space is a YAML file of dotted names of settings. A list is a choice; ``{low: 0.2, high: 0.7}`` is a range, both ends
-included, of whole numbers if its ends are; ``log: true`` draws the logarithm evenly, ``step: 2`` takes every second
-value::
+A space is a YAML file of dotted names of settings. A list is a choice. ``{low: 0.2, high: 0.7}`` is a range that
+includes both ends; it has whole numbers only if its ends are whole. ``log: true`` draws the logarithm evenly, ``step:
+2`` takes every second value::
 
     optim.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
     model.adapt.kem_size: {low: 7, high: 19, step: 2}
@@ -26,35 +26,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """One of some values."""
+    """A setting with a list of values."""
 
     values: tuple[Any, ...]
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values that must be valid for the space to be."""
+        """The values to check: all of them."""
         return self.values
 
     def suggest(self, trial: "Trial", name: str) -> Any:
-        """A value for a trial; Optuna draws its text, for its storages keep no lists."""
+        """Draw a value for a trial; Optuna draws its JSON text, as Optuna's storages keep no lists."""
         return json.loads(trial.suggest_categorical(name, [self.drawn(value) for value in self.values]))
 
     def drawn(self, value: Any) -> Any:
-        """What Optuna draws for a value."""
+        """The JSON text that Optuna draws for a value."""
         return json.dumps(value)
 
     def listed(self, name: str) -> Sequence[Any]:
-        """All values."""
+        """All values, for a grid; ``name`` is not used."""
         return self.values
 
     def nearest(self, value: Any) -> Any:
-        """``value``, which is one of them."""
+        """``value`` itself: a population mutates a choice to one of its values only."""
         return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included."""
+    """A setting with numbers from ``low`` to ``high``, both included.
+
+    ``log``: the logarithm is drawn evenly. ``step``: only ``low``, ``low + step``, ... are drawn.
+    """
 
     low: float
     high: float
@@ -63,18 +66,18 @@ class Range:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values that must be valid for the space to be."""
+        """The values to check: both ends."""
         return (self.low, self.high)
 
     def suggest(self, trial: "Trial", name: str) -> float:
-        """A value for a trial."""
+        """Draw a value for a trial."""
         if self.whole:
             low, high, step = int(self.low), int(self.high), int(self.step or 1)
             return trial.suggest_int(name, low, high, log=self.log, step=step)
         return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
     def drawn(self, value: Any) -> Any:
-        """What Optuna draws for a value."""
+        """The value itself, as Optuna draws it."""
         return value
 
     @property
@@ -83,13 +86,13 @@ class Range:
         return all(isinstance(number, int) for number in (self.low, self.high, self.step or 1))
 
     def random(self, rng: random.Random) -> float:
-        """A value without a study."""
+        """Draw a value without a study."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = rng.uniform(low, high)
         return self.nearest(math.exp(value) if self.log else value)
 
     def nearest(self, value: float) -> float:
-        """The value of the range that is nearest."""
+        """The value of the range that is nearest to ``value``."""
         value = min(max(value, self.low), self.high)
         if step := self.step or (1 if self.whole else 0):
             most = math.floor((self.high - self.low) / step + 1e-9)
@@ -97,10 +100,10 @@ class Range:
         return int(value) if self.whole else value
 
     def listed(self, name: str) -> Sequence[Any]:
-        """All values.
+        """All values, for a grid.
 
         Raises:
-            ValueError: There is no end of them.
+            ValueError: They are infinitely many or drawn by their logarithm; the message gives ``name``.
         """
         step = self.step or (1 if self.whole else 0)
         if not step or self.log:
@@ -112,17 +115,17 @@ Space = Mapping[str, Choice | Range]
 
 
 def read_space(path: Path | str, base: Experiment) -> dict[str, Choice | Range]:
-    """The space of a YAML file, checked against the experiment that it varies.
+    """Read the space of a YAML file, and check it against the experiment that it varies.
 
     Raises:
-        ValueError: The file is missing or empty, a range makes no sense, or a name or a value is none that the
-            experiment can have; the message names it and what there is.
+        ValueError: The file is missing or empty, a range is invalid, or the experiment has no such setting or cannot
+            have such a value; the message gives the name, the value and what is possible.
     """
     return build_space(read_yaml(path), base, where=str(path))
 
 
 def build_space(values: Mapping[str, Any], base: Experiment, *, where: str) -> dict[str, Choice | Range]:
-    """The space of a YAML file's content, checked like ``read_space``."""
+    """The space of a YAML file's content; ``where`` names it in errors, which are those of :func:`read_space`."""
     space = {name: _domain(domain, f"{where}: {name}") for name, domain in values.items()}
     if not space:
         raise ValueError(
@@ -135,21 +138,21 @@ def build_space(values: Mapping[str, Any], base: Experiment, *, where: str) -> d
 
 
 def apply(base: Experiment, settings: Mapping[str, Any], *, where: str = "settings") -> Experiment:
-    """``base`` with ``settings`` over it.
+    """``base`` with the values of ``settings``, by dotted name; ``where`` names them in errors.
 
     Raises:
-        ValueError: A name or value is invalid, or they contradict each other.
+        ValueError: A name or value is invalid, or values contradict each other.
     """
     return build_experiment(with_settings(to_dict(base, passwords=True), settings), where=where)
 
 
 def suggest(trial: "Trial", space: Space) -> dict[str, Any]:
-    """Settings for one trial of an Optuna study."""
+    """Draw the settings of one trial of an Optuna study."""
     return {name: domain.suggest(trial, name) for name, domain in space.items()}
 
 
 def settings_of(base: Experiment, names: Sequence[str]) -> dict[str, Any]:
-    """The values that the experiment has for dotted names."""
+    """The values that the experiment has for these dotted names."""
     found = {}
     for name in names:
         value: Any = base
@@ -160,16 +163,16 @@ def settings_of(base: Experiment, names: Sequence[str]) -> dict[str, Any]:
 
 
 def grid(space: Space) -> dict[str, list[Any]]:
-    """What Optuna draws for every value of every setting.
+    """Every value of every setting, as Optuna draws it.
 
     Raises:
-        ValueError: A range has no end of values.
+        ValueError: A range has infinitely many values.
     """
     return {name: [domain.drawn(value) for value in domain.listed(name)] for name, domain in space.items()}
 
 
 def contains(domain: Choice | Range, value: Any) -> bool:
-    """Whether a search of ``domain`` may come to ``value``."""
+    """Whether ``value`` is one of the values of ``domain``."""
     if isinstance(domain, Choice):
         return domain.drawn(value) in [domain.drawn(v) for v in domain.values]
     if isinstance(value, bool) or not isinstance(value, int | float) or not domain.low <= value <= domain.high:

@@ -1,10 +1,10 @@
-"""A search: trials of settings in a folder, which can be stopped at any time and gone on with.
+"""The study of a search: its trials, kept in a folder, so that a search can be stopped at any time and resumed.
 
-The trials are an Optuna study in ``study.log``, which is the only memory of a search: who runs the trials, one after
-the other (:meth:`Search.run`) or many at a time (``tune``), asks for settings and tells what came of them. The first
-trial is what is searched from, if the space holds it, so that there is something to compare with. A trial that fails,
-because its settings contradict each other or its numbers are not finite, is kept with its reason and costs nothing but
-itself; one that was interrupted is handed out again before new ones are drawn.
+The trials are an Optuna study in ``study.log``, which alone decides how a search goes on. A runner, sequential
+(:meth:`Search.run`) or parallel (``ray_tuner``), asks for the settings of a trial and reports its scores. Trial 0 has
+the settings of the base experiment, if the space includes them, to compare the others with. A trial that fails, because
+its settings contradict each other or its scores are not finite, is kept with its reason, and the search goes on. An
+interrupted trial is handed out again before new ones are drawn.
 """
 
 import json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import optuna
 
 Sampler = Literal["tpe", "random", "grid"]
-"""How settings are drawn: by a model of what was good so far, blindly, or each combination once."""
+"""How settings are drawn: tpe by a model of the trials so far, random without one, grid each combination once."""
 
 DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
     "AP": "maximize",
@@ -35,38 +35,38 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
     "gflops": "minimize",
     "predict_ms": "minimize",
 }
-"""What a search may look for: a trial's score, and whether more of it is better."""
+"""Objectives of a search: scores of a trial, and whether higher or lower is better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One set of settings and what came of it."""
+    """The settings of a trial and its results."""
 
     number: int
     settings: Mapping[str, Any]
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Statistics in [0, 1] and costs; empty if it failed."""
+    """Statistics in [0, 1] and costs by name; empty if it failed."""
     reason: str = ""
-    """Why it failed."""
+    """Why it failed; empty if it did not."""
     curve: Mapping[float, float] = field(default_factory=dict)
-    """Epochs trained -> AP then; empty where nothing is trained."""
+    """AP by number of epochs trained; empty where nothing is trained."""
     stopped: float | None = None
-    """Epochs after which it was given up because others were better."""
+    """Epochs after which it was stopped early, as other trials were better; None if it was not."""
     run: str = ""
-    """Folder of its run, where there is one."""
+    """Folder of its run; empty where it has none."""
 
     @property
     def complete(self) -> bool:
-        """Whether it reached its end with scores."""
+        """Whether it ran to its end and has scores."""
         return bool(self.scores) and self.stopped is None
 
 
-MANY = 4
-"""Trials from which on it is asked what mattered."""
+FEWEST_FOR_IMPORTANCE = 4
+"""Number of scored trials from which on the importance of settings is estimated."""
 
 
 class Search:
-    """The trials of one folder."""
+    """The trials of one folder: hands out settings and keeps results."""
 
     def __init__(
         self,
@@ -81,17 +81,17 @@ class Search:
     ) -> None:
         """
         Args:
-            folder: Made if it is new.
-            base: What is searched from.
-            about: What the scores depend on beside base and space, such as the checkpoint. A search goes on only if all
-                of these are what they were.
-            seed: Of the draws.
+            folder: Folder of the search; made if it does not exist.
+            base: Experiment whose settings are varied.
+            space: The settings that vary, and their values.
+            about: What the scores depend on beside base and space, such as the checkpoint. A search can be resumed only
+                with the same values.
+            seed: Seed of the draws.
             sampler: How settings are drawn.
-            objectives: Scores that are searched for, see ``DIRECTIONS``; with several the best trials are those that
-                no other beats in all of them.
+            objectives: Scores to optimise, see ``DIRECTIONS``; with several, the best trials are the Pareto front.
 
         Raises:
-            ValueError: The folder holds a search of something else, an objective is unknown, or a grid has no end.
+            ValueError: The folder holds another search, an objective is unknown, or a grid is infinite.
         """
         import optuna
         from optuna.storages import JournalStorage
@@ -113,34 +113,35 @@ class Search:
         )
         varied = {name: str(domain) for name, domain in space.items()}
         about = {"sampler": sampler, "objectives": ", ".join(objectives), **about}
-        self._check({**about, "space": json.dumps(varied), **self._fixed()})
+        self._check_unchanged({**about, "space": json.dumps(varied), **self._fixed()})
         own = settings_of(base, list(space))
         first = not self._known() and sampler != "grid"
         if first and all(contains(domain, own[name]) for name, domain in space.items()):
             self.study.enqueue_trial({name: domain.drawn(own[name]) for name, domain in space.items()})
         self._interrupted = [trial for trial in self._known() if trial.state.name == "RUNNING"]
         self._open: dict[int, optuna.trial.Trial] = {}
-        self._ended: dict[int, Trial] = {}  # what is asked after every evaluation does not go through the study
+        self._ended: dict[int, Trial] = {}  # kept here, as reading the study after every evaluation is slow
         self._best: Trial | None = None
         for trial in self._known():
             if trial.state.is_finished():
                 self._note_end(trial)
 
     def run(self, score: Callable[[Experiment], Mapping[str, float]], trials: int) -> None:
-        """Try settings until there are so many trials; ``score`` gives statistics of an experiment, among them AP.
+        """Run trials one after the other until there are ``trials``.
 
-        What ``score`` raises as a ValueError is a failed trial, and so is an AP that is no number.
+        ``score`` returns the statistics of an experiment, among them AP. A trial fails if ``score`` raises a ValueError
+        or AP is NaN.
         """
         with ProgressLine(trials, done=self.ended) as progress:
             while trial := self.ask(trials):
                 try:
-                    self.tell(trial.number, score(apply(self.base, trial.settings, where=f"trial {trial.number}")))
+                    self.finish(trial.number, score(apply(self.base, trial.settings, where=f"trial {trial.number}")))
                 except ValueError as error:
                     self.fail(trial.number, str(error))
                 progress.update(self.ended, self.standing())
 
     def ask(self, limit: int) -> Trial | None:
-        """The next trial: one that was interrupted, else a new one; None when there are ``limit`` trials."""
+        """Hand out the next trial: an interrupted one, else a new one; None when there are ``limit`` trials."""
         import optuna
 
         if self._interrupted:
@@ -148,7 +149,9 @@ class Search:
             trial = optuna.trial.Trial(self.study, known._trial_id)
         elif (number := len(self._known()) - self._waiting()) < min(limit, self.combinations):
             self.study.sampler = self._sampler(number)
-            if self._grid and not self._waiting():  # Optuna's own grid wants to end a loop that there is not
+            if (
+                self._grid and not self._waiting()
+            ):  # Optuna's GridSampler stops a study.optimize loop; there is none here
                 self.study.enqueue_trial(self._combination(number))
             trial = self.study.ask()
         else:
@@ -161,29 +164,29 @@ class Search:
     def report(
         self, number: int, epoch: float, scores: Mapping[str, float], *, run: str, settings: Mapping[str, Any]
     ) -> None:
-        """How a trial under way stands; its settings are those it has now."""
+        """Record an evaluation of a running trial, the folder of its run, and the settings that it has now."""
         trial = self._open[number]
         curve = {**trial.user_attrs.get("curve", {}), f"{epoch:.6g}": scores["AP"]}
         known = {"curve": curve, "run": run, "latest": dict(scores), "settings": dict(settings)}
         for name, value in known.items():
             trial.set_user_attr(name, value)
 
-    def tell(self, number: int, scores: Mapping[str, float]) -> None:
-        """A trial reached its end.
+    def finish(self, number: int, scores: Mapping[str, float]) -> None:
+        """Record the scores of a trial that ran to its end.
 
         Raises:
-            ValueError: One of the objectives is no number; the trial is still open.
+            ValueError: One of the objectives is NaN; the trial is still open.
         """
         values = [scores[name] for name in self.objectives]
         for name, value in zip(self.objectives, values, strict=True):
             if math.isnan(value):
-                raise ValueError(f"{name} is no number")
+                raise ValueError(f"{name} is not a number")
         trial = self._open.pop(number)
         trial.set_user_attr("scores", dict(scores))
         self._note_end(self.study.tell(trial, values))
 
     def stop(self, number: int, epoch: float) -> None:
-        """A trial was given up after so many epochs because others were better by then."""
+        """Record that a trial was stopped after ``epoch`` epochs, as others were better by then."""
         from optuna.trial import TrialState
 
         trial = self._open.pop(number)
@@ -191,11 +194,13 @@ class Search:
         trial.set_user_attr("scores", scores)
         trial.set_user_attr("stopped", epoch)
         if len(self.objectives) == 1:
-            trial.report(scores["AP"], round(1000 * epoch))  # a sampler compares what was stopped at the same time
+            trial.report(
+                scores["AP"], round(1000 * epoch)
+            )  # the sampler compares trials that were stopped at the same epoch
         self._note_end(self.study.tell(trial, state=TrialState.PRUNED))
 
     def fail(self, number: int, reason: str) -> None:
-        """A trial came to nothing."""
+        """Record that a trial failed, and why."""
         from optuna.trial import TrialState
 
         trial = self._open.pop(number)
@@ -203,17 +208,17 @@ class Search:
         self._note_end(self.study.tell(trial, state=TrialState.FAIL))
 
     @property
-    def under_way(self) -> list[int]:
-        """Trials that were handed out and of which nothing final was told."""
+    def running(self) -> list[int]:
+        """Numbers of the trials that were handed out and have not ended."""
         return sorted(self._open)
 
     @property
     def combinations(self) -> float:
-        """Trials that a grid has; other samplers never end."""
+        """Number of trials of a grid; infinite for other samplers."""
         return math.prod(len(values) for values in self._grid.values()) if self._grid else math.inf
 
     def _combination(self, number: int) -> dict[str, Any]:
-        """What a grid has for a trial: all its combinations, in an order of the seed."""
+        """The settings of a grid's trial: the combinations are shuffled by the seed."""
         index = int(np.random.default_rng(self.seed).permutation(int(self.combinations))[number])
         drawn = {}
         for name, values in self._grid.items():
@@ -222,22 +227,22 @@ class Search:
         return drawn
 
     def _known(self) -> "list[optuna.trial.FrozenTrial]":
-        """All trials there are, not copied: what is asked after every report must not cost seconds for hundreds."""
+        """All trials, not copied: copying hundreds of them after every report takes seconds."""
         return self.study.get_trials(deepcopy=False)
 
     def _waiting(self) -> int:
-        """Trials that are there but were not handed out yet."""
+        """Number of enqueued trials that were not handed out yet."""
         return sum(trial.state.name == "WAITING" for trial in self._known())
 
     def _sampler(self, number: int) -> "optuna.samplers.BaseSampler":
-        """Of one trial: what it draws depends on the trials before it and not on stops between them."""
+        """The sampler of one trial; its draws depend on the trials before it, not on interruptions between them."""
         from optuna import samplers
 
         seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
         if self._kind != "tpe":
             return samplers.RandomSampler(seed=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that multivariate and constant_liar may change some day
+            warnings.simplefilter("ignore")  # Optuna marks multivariate and constant_liar as experimental
             return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
     def _note_end(self, known: "optuna.trial.FrozenTrial") -> None:
@@ -247,85 +252,95 @@ class Search:
 
     @property
     def ended(self) -> int:
-        """How many trials ended."""
+        """Number of trials that ended."""
         return len(self._ended)
 
     def trials(self) -> list[Trial]:
-        """Those that ended, in order."""
+        """Trials that ended, in order."""
         return [self._ended[number] for number in sorted(self._ended)]
 
     def seen(self) -> list[Trial]:
-        """Those that ended or were interrupted, with what was seen of them."""
+        """Trials that ended or were interrupted, with their evaluations so far; failed ones are left out."""
         states = ("COMPLETE", "PRUNED", "RUNNING")
         return [_as_trial(trial) for trial in self._known() if trial.state.name in states]
 
     def complete(self) -> list[Trial]:
-        """Those that reached their end with scores."""
+        """Trials that ran to their end and have scores."""
         return [trial for trial in self.trials() if trial.complete]
 
     def best(self) -> Trial | None:
-        """The trial with the highest AP of those that reached their end, the first of equals; None if none did."""
+        """The complete trial with the highest AP, the first of equals; None if no trial is complete."""
         return self._best
 
     def pareto(self) -> list[Trial]:
-        """Trials that no other one beats in all objectives, the highest AP first."""
+        """Trials of the Pareto front: no other trial is better in all objectives; highest AP first."""
         numbers = {trial.number for trial in self.study.best_trials}
         front = [trial for trial in self.complete() if trial.number in numbers]
         return sorted(front, key=lambda trial: -trial.scores["AP"])
 
     def is_default(self, trial: Trial) -> bool:
-        """Whether a trial has the settings that are searched from."""
-        return {**trial.settings} == _plain(settings_of(self.base, list(self.space)))
+        """Whether a trial has the settings of the base experiment."""
+        own = settings_of(self.base, list(self.space))
+        stored: dict[str, Any] = json.loads(json.dumps(own))  # the study's storage turns tuples into lists
+        return {**trial.settings} == stored
 
     def standing(self) -> str:
-        """The best so far, for a progress line."""
+        """The best AP so far, for a progress line."""
         best = self.best()
         return f"best AP {best.scores['AP']:.4f} (trial {best.number})" if best else "no scores so far"
 
     def common_age(self) -> float:
-        """Epochs after which every trial that was scored was evaluated, the most there are; 0 where nothing trains."""
+        """Largest number of epochs after which every scored trial was evaluated; 0 where nothing is trained."""
         curves = [trial.curve for trial in self.trials() if trial.scores]
         return max(set.intersection(*(set(curve) for curve in curves)), default=0.0) if curves else 0.0
 
-    def alike(self) -> list[tuple[Trial, float]]:
-        """Trials that were scored, with AP at the age that all of them reached: those stopped early count, too."""
+    def aps_at_common_age(self) -> list[tuple[Trial, float]]:
+        """Scored trials, also those stopped early, each with its AP at :meth:`common_age`."""
         age = self.common_age()
         return [(t, t.curve[age] if t.curve else t.scores["AP"]) for t in self.trials() if t.scores]
 
     def importance(self) -> dict[str, float]:
-        """Share of each setting in how AP varies (at equal age), largest first; empty where the trials do not tell."""
+        """Share of each setting in the variance of AP at :meth:`common_age` (fANOVA), largest first.
+
+        Empty with fewer than ``FEWEST_FOR_IMPORTANCE`` scored trials, or if all have the same AP.
+        """
         import optuna
 
-        alike = {trial.number: ap for trial, ap in self.alike()}
-        if len(alike) < MANY or len(set(alike.values())) < 2:
+        aps = {trial.number: ap for trial, ap in self.aps_at_common_age()}
+        if len(aps) < FEWEST_FOR_IMPORTANCE or len(set(aps.values())) < 2:
             return {}
         study = optuna.create_study(direction="maximize")
         for trial in self._known():
-            if trial.number in alike:
+            if trial.number in aps:
                 study.add_trial(
                     optuna.trial.create_trial(
-                        params=trial.params, distributions=trial.distributions, value=alike[trial.number]
+                        params=trial.params, distributions=trial.distributions, value=aps[trial.number]
                     )
                 )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that many trials are alike
-            return dict(optuna.importance.get_param_importances(study, evaluator=_forest(self.seed)))
+            warnings.simplefilter("ignore")  # fANOVA warns of many equal trials
+            return dict(
+                optuna.importance.get_param_importances(
+                    study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=self.seed)
+                )
+            )
 
     def default(self) -> Trial | None:
-        """The trial of the settings that are searched from, if it reached its end."""
+        """The complete trial with the settings of the base experiment; None if there is none."""
         return next((trial for trial in self.complete() if self.is_default(trial)), None)
 
     def experiment(self, trial: Trial) -> Experiment:
-        """The experiment of a trial."""
+        """The base experiment with the settings of a trial."""
         return apply(self.base, trial.settings, where=f"trial {trial.number}")
 
     def _fixed(self) -> dict[str, str]:
-        """What the search does not vary, by dotted name; where it runs and is kept does not matter."""
-        base = to_dict(apply(self.base, {}))  # written as those of trials are: 1 and 1.0 are one setting
+        """Settings that the search does not vary, by dotted name, without those of ``run`` and ``scaling``."""
+        base = to_dict(apply(self.base, {}))  # built as those of trials are, so that 1 and 1.0 are equal
         settings = {name: value for name, value in base.items() if name not in ("run", "scaling")}
         return {name: text for name, text in flatten(settings).items() if name not in self.space}
 
-    def _check(self, about: Mapping[str, str]) -> None:
+    def _check_unchanged(self, about: Mapping[str, str]) -> None:
+        """Compare with what the folder's search is about; write it down if the search is new."""
         known = self.study.user_attrs
         for name, value in about.items():
             if known.get(name, value) != value:
@@ -334,12 +349,6 @@ class Search:
                     "give the new search another --out"
                 )
             self.study.set_user_attr(name, value)
-
-
-def _forest(seed: int) -> "optuna.importance.BaseImportanceEvaluator":
-    import optuna
-
-    return optuna.importance.FanovaImportanceEvaluator(seed=seed)
 
 
 def _as_trial(trial: "optuna.trial.FrozenTrial") -> Trial:
@@ -356,11 +365,5 @@ def _as_trial(trial: "optuna.trial.FrozenTrial") -> Trial:
 
 
 def _rank(trial: Trial) -> tuple[float, int]:
-    """Higher for a better one, and for the first of equals."""
+    """Higher for a better trial, and for the first of equals."""
     return trial.scores["AP"], -trial.number
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As they come back from the study, whose storage keeps no tuples."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain

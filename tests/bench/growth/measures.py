@@ -285,7 +285,7 @@ def _trials(folder: Path, trials: int) -> Work:
                 search.report(trial.number, epoch, scores, run="", settings=trial.settings)
                 search.best()
                 search.standing()
-            search.tell(trial.number, scores)
+            search.finish(trial.number, scores)
 
     return work
 
@@ -296,7 +296,7 @@ def _searched(folder: Path, trials: int) -> None:
         for epoch in range(1, EVALUATIONS + 1):
             scores = {"AP": epoch / (10 + trial.number % 7), "AP50": 0.5}
             search.report(trial.number, epoch, scores, run="", settings=trial.settings)
-        search.tell(trial.number, scores)
+        search.finish(trial.number, scores)
 
 
 def _read_back(folder: Path, trials: int) -> Work:

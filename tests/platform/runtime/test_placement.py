@@ -9,7 +9,7 @@ import pytest
 
 from posefleet.platform.config.experiment import ScalingConfig
 from posefleet.platform.runtime.placement import MARKET, ROLE, SERVING, STEADY, TRAINING
-from posefleet.platform.tuning.ray_tuner import _resources
+from posefleet.platform.tuning.ray_tuner import trial_resources
 from posefleet.serve.app import build
 from posefleet.serve.deployments.settings import ServedModel
 
@@ -52,11 +52,11 @@ def places(group: Any) -> list[dict[str, str]]:
 def test_drivers_of_trials_stay_off_spot_nodes_and_trials_that_train_may_use_them(cluster: Any) -> None:
     from ray.util.placement_group import remove_placement_group
 
-    drivers = [_resources(ScalingConfig(num_workers=2)).to_placement_group() for _ in range(4)]
+    drivers = [trial_resources(ScalingConfig(num_workers=2)).to_placement_group() for _ in range(4)]
     assert all(group.wait(30) for group in drivers)
     assert all(MARKET not in labels for group in drivers for labels in places(group))
 
-    alone = _resources(ScalingConfig(num_workers=0)).to_placement_group()
+    alone = trial_resources(ScalingConfig(num_workers=0)).to_placement_group()
     assert alone.wait(30)
     assert [labels[MARKET] for labels in places(alone)] == ["spot"]
     for group in (*drivers, alone):

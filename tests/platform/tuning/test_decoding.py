@@ -1,4 +1,4 @@
-"""Decoding again from remembered network outputs gives what a whole evaluation gives."""
+"""Decoding again from kept network outputs gives what a whole evaluation gives."""
 
 import dataclasses
 from pathlib import Path
@@ -35,7 +35,7 @@ OTHER: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def checkpoint(small_run: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, Experiment]:
-    """An almost untrained model of a method, with settings under which it finds something."""
+    """A model of a method after a fifth of an epoch, with settings under which it finds poses."""
     method: str = request.param
     settings = small_run | {"method": method, "model": dataclasses.asdict(small(method))}  # type: ignore[call-overload]
     split, settings["data"]["eval"], settings["train"]["epochs"] = settings["data"]["eval"], "", 0.2
@@ -82,17 +82,19 @@ def test_the_network_runs_once_and_only_for_the_images_asked_for(checkpoint: tup
     redecoder = Redecoder(path, experiment, CPU, images=3)
     first = redecoder.evaluate(experiment)
     assert first.protocol.images == 4  # whole batches
-    assert redecoder.remembered > 0
+    assert redecoder.kept_bytes > 0
     with patch.object(redecoder.model.backbone, "forward", side_effect=AssertionError):
         redecoder.evaluate(apply(experiment, {"model.decode.nms": "hard"}))
 
 
 @pytest.mark.parametrize("checkpoint", ["smpr"], indirect=True)
-def test_outputs_that_would_fill_the_memory_end_the_search_with_advice(checkpoint: tuple[str, Experiment]) -> None:
+def test_outputs_that_fill_the_memory_are_refused(checkpoint: tuple[str, Experiment]) -> None:
     path, experiment = checkpoint
     with patch("posefleet.platform.tuning.decoding._free_bytes", return_value=100_000):
         redecoder = Redecoder(path, experiment, CPU)
-    with pytest.raises(MemoryError, match="GiB for 1 batches already, half of what was free; give a smaller --images"):
+    with pytest.raises(
+        MemoryError, match="GiB for 1 batches, more than half of the memory that was free; give a smaller --images"
+    ):
         redecoder.evaluate(experiment)
 
 

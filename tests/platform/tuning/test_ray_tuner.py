@@ -50,7 +50,7 @@ def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
     search.report(
         0, 1.0, {"AP": 0.5}, run="", settings=first.settings
     )  # better than a training of six steps will ever be
-    search.tell(0, {"AP": 0.5})
+    search.finish(0, {"AP": 0.5})
     assert run_search(search, SearchConfig(samples=4, reduction=2), parent)
     assert read_metrics(parent.tracking_uri, parent.run_id, ["trials"])["trials"][-1] == (4, 4.0)
 
@@ -82,7 +82,7 @@ def test_worse_trials_are_stopped_early_and_poisoned_ones_recorded(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_trials_of_two_workers_take_turns_on_two_cores_and_a_dead_one_is_started_again(
+def test_trials_of_two_workers_run_in_turn_on_two_cores_and_a_dead_one_is_started_again(
     tracked_run: dict[str, Any], local_ray: None, tmp_path: Path
 ) -> None:
     import ray
@@ -128,7 +128,7 @@ def test_members_of_a_population_go_on_as_copies_of_better_ones(
     assert sorted(run.name for run in children(parent)) == ["trial-000", "trial-001"]
 
 
-def test_room_is_what_the_cluster_has_for_whole_trials() -> None:
+def test_concurrent_trials_are_those_that_fit_into_the_cluster() -> None:
     two = ScalingConfig(num_workers=2, cpus_per_worker=3)
     assert max_concurrent_trials(two, {"CPU": 18.0}) == 3
     assert max_concurrent_trials(dataclasses.replace(two, use_gpu=True), {"CPU": 64.0, "GPU": 5.0}) == 2

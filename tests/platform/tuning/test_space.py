@@ -1,4 +1,4 @@
-"""Search spaces: what is drawn, and what is refused."""
+"""Search spaces: values that are drawn, and spaces that are refused."""
 
 import random
 from pathlib import Path
@@ -20,7 +20,7 @@ def space_file(folder: Path, text: str) -> Path:
     return path
 
 
-def test_settings_by_dotted_names_go_over_nested_ones_and_leave_them_alone() -> None:
+def test_settings_by_dotted_name_give_a_changed_copy_of_nested_ones() -> None:
     values: dict[str, Any] = {"optim": {"lr": 0.1, "name": "sgd"}}
     assert with_settings(values, {"optim.lr": 0.2, "model.neck": "fpn"}) == {
         "optim": {"lr": 0.2, "name": "sgd"},
@@ -52,7 +52,7 @@ def test_every_kind_of_domain_is_drawn_within_its_ends(tmp_path: Path) -> None:
     assert {experiment.evaluate.scales for experiment in experiments} == {(), (128,), (128, 192)}
 
 
-def test_own_settings_are_found_and_known_to_lie_inside_or_not(tmp_path: Path) -> None:
+def test_the_own_settings_are_found_and_lie_inside_the_space_or_not(tmp_path: Path) -> None:
     path = space_file(tmp_path, "optim.lr: {low: 1.0e-9, high: 1.0e-8}\nmodel.decode.nms: [linear, hard]")
     space = read_space(path, BASE)
     own = settings_of(BASE, list(space))
@@ -66,7 +66,7 @@ def test_a_value_between_two_steps_lies_outside() -> None:
     assert contains(tenths, 0.3) and not contains(tenths, 0.35)
 
 
-def test_values_off_a_range_are_brought_to_the_nearest_one_of_it() -> None:
+def test_values_outside_a_range_become_its_nearest_value() -> None:
     odd, tenths = Range(low=7, high=20, step=2), Range(low=0.1, high=0.7)
     assert [odd.nearest(value) for value in (3, 7.9, 8.1, 19.2, 40)] == [7, 7, 9, 19, 19]
     assert [tenths.nearest(value) for value in (0.0, 0.33, 1.0)] == [0.1, 0.33, 0.7]
@@ -79,7 +79,7 @@ def test_values_off_a_range_are_brought_to_the_nearest_one_of_it() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim.lrr: [1.0, 2.0]", r"unknown key 'optim\.lrr'; did you mean 'lr'\?"),
+        ("optim.lrr: [1.0, 2.0]", r"unknown key 'optim\.lrr'; did you mean 'optim\.lr'\?"),
         ("model.adapt.kem_size: {low: 7, high: 19}", r"unknown key 'model\.adapt'"),
         ("model.decode.nms: [linear, harder]", r"model\.decode\.nms = harder"),
         ("model.score.exponent: {low: 0.5, high: 1.5}", r"exponent must be 0\.\.1, not 1\.5"),
@@ -93,7 +93,7 @@ def test_values_off_a_range_are_brought_to_the_nearest_one_of_it() -> None:
         ("{}", "is empty; give dotted names"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_space_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_space(space_file(tmp_path, text), BASE)
 

@@ -1,4 +1,4 @@
-"""A search: what is tried, kept, gone on with and written."""
+"""A search: its draws, its memory, resuming it, and its report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_own_settings_come_first_and_the_search_finds_better_ones(tmp_path: 
     assert written == found.experiment(best)
 
 
-def test_a_search_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+def test_a_resumed_search_has_the_trials_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = search(tmp_path / "whole")
     whole.run(score, 12)
     search(tmp_path / "parts").run(score, 5)
@@ -54,7 +54,7 @@ def test_a_search_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
     assert len(rest.trials()) == 12
 
 
-def test_a_search_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     search(tmp_path).run(score, 1)
     with pytest.raises(ValueError, match="holds a search of another checkpoint: it was a, now it is b"):
         search(tmp_path, about={"checkpoint": "b"})
@@ -67,7 +67,7 @@ def test_a_search_of_something_else_is_refused(tmp_path: Path) -> None:
     assert len(Search(tmp_path, elsewhere, SPACE, about={"checkpoint": "a"}, seed=0).trials()) == 1
 
 
-def test_failed_trials_are_kept_with_their_reason_and_stop_nothing(tmp_path: Path) -> None:
+def test_failed_trials_are_kept_with_their_reason_and_the_search_goes_on(tmp_path: Path) -> None:
     def fragile(experiment: Experiment) -> Mapping[str, float]:
         if experiment.model.score.exponent > 0.7:
             raise ValueError("these settings contradict")
@@ -76,11 +76,11 @@ def test_failed_trials_are_kept_with_their_reason_and_stop_nothing(tmp_path: Pat
     found = search(tmp_path)
     found.run(fragile, 30)
     reasons = {trial.reason for trial in found.trials()}
-    assert reasons == {"", "these settings contradict", "AP is no number"}
+    assert reasons == {"", "these settings contradict", "AP is not a number"}
     assert "failed: these settings contradict" in log_search(found)
 
 
-def test_without_a_single_score_the_reasons_are_told(tmp_path: Path) -> None:
+def test_without_a_complete_trial_the_reasons_are_reported(tmp_path: Path) -> None:
     def never(experiment: Experiment) -> Mapping[str, float]:
         raise ValueError("no")
 
@@ -90,7 +90,7 @@ def test_without_a_single_score_the_reasons_are_told(tmp_path: Path) -> None:
         log_search(found)
 
 
-def test_settings_matter_by_what_trials_reached_at_the_same_age(tmp_path: Path) -> None:
+def test_importance_compares_trials_at_the_same_age(tmp_path: Path) -> None:
     """AP after one epoch is the first setting; trials that went on reached the same, whatever their settings."""
     space = {"model.loss.cls": Range(low=0.0, high=1.0), "model.loss.psm": Range(low=0.0, high=1.0)}
     found = Search(tmp_path, BASE, space, about={}, seed=0, sampler="random")
@@ -101,22 +101,22 @@ def test_settings_matter_by_what_trials_reached_at_the_same_age(tmp_path: Path) 
             found.stop(trial.number, 1.0)
         else:
             found.report(trial.number, 2.0, {"AP": 0.9}, run="/runs/a", settings=trial.settings)
-            found.tell(trial.number, {"AP": 0.9})
-    assert found.common_age() == 1.0 and len(found.alike()) == 12
+            found.finish(trial.number, {"AP": 0.9})
+    assert found.common_age() == 1.0 and len(found.aps_at_common_age()) == 12
     assert list(found.importance()) == ["model.loss.cls", "model.loss.psm"]
     assert found.importance()["model.loss.cls"] > 0.7
     text = log_search(found)
     assert "12 trials, 8 stopped early, 0 failed." in text and "AP after 1 epochs varies: model.loss.cls" in text
-    pictures = {"history.png", "curves.png", "importance.png", "parallel.png"}
-    assert pictures <= {path.name for path in tmp_path.iterdir()}
+    figures = {"history.png", "curves.png", "importance.png", "parallel.png"}
+    assert figures <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_of_several_objectives_those_that_no_other_beats_are_the_best(tmp_path: Path) -> None:
+def test_with_several_objectives_the_pareto_front_is_the_best(tmp_path: Path) -> None:
     found = Search(tmp_path, BASE, SPACE, about={}, seed=0, objectives=("AP", "parameters"))
     for scores in ((0.5, 10.0), (0.6, 10.0), (0.4, 5.0), (0.7, 30.0), (0.6, 20.0)):
         trial = found.ask(5)
         assert trial
-        found.tell(trial.number, dict(zip(("AP", "parameters"), scores, strict=True)))
+        found.finish(trial.number, dict(zip(("AP", "parameters"), scores, strict=True)))
     assert [trial.number for trial in found.pareto()] == [3, 1, 2]
     assert "| 2 | 0.4000 | 5.0000 |" in log_search(found)
     assert (tmp_path / "pareto_parameters.png").exists()
@@ -134,7 +134,7 @@ def test_a_grid_has_every_combination_once_and_an_interrupted_trial_comes_again(
     seen = []
     while trial := again.ask(100):
         seen.append(trial)
-        again.tell(trial.number, {"AP": 0.5, "AP50": 0.5})
+        again.finish(trial.number, {"AP": 0.5, "AP50": 0.5})
     assert seen[:3] == drawn and [trial.number for trial in seen] == list(range(6))
     assert len({tuple(trial.settings.values()) for trial in seen}) == 6
     with pytest.raises(ValueError, match=r"a grid takes lists, whole numbers and ranges with a step; model\.score"):
