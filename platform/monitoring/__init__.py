@@ -1,3 +1,3 @@
-"""Watches a training without changing a weight: stalls, stragglers and profiles.
+"""Finds stalls and stragglers of a training, and profiles its steps, without changing a weight.
 
-Doors: ``monitor``, ``watchdog``, ``stragglers``, ``profiler``."""
+Doors: ``watchdog``, ``stragglers``, ``profiler``."""

@@ -1,7 +1,8 @@
-"""What changes while a run trains, and how it is kept and found again."""
+"""The state of a training, and how a checkpoint saves and restores it."""
 
 import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -19,22 +20,35 @@ from posefleet.platform.training.optim import build_optimizer
 
 @dataclass
 class TrainingState:
-    """All that changes while training, and nothing else."""
+    """All that changes while a run trains: what a checkpoint must hold so that the run resumes exactly."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: AveragedWeights | None
+    """None without ``train.ema_decay``."""
     step: int = 0
     """Optimiser steps taken."""
     position: int = 0
     """Samples seen by all workers."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of an evaluation at this very step; empty otherwise."""
+    """Results of the evaluation at this very step; empty where there was none."""
+
+    def step_taken(self, images: int) -> None:
+        """Count an optimiser step over ``images`` images of all workers, and average the weights it led to."""
+        if self.average:
+            self.average.update(self.step)
+        self.step += 1
+        self.position += images
+        self.metrics = {}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the model has the averaged weights, if the run averages them."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
 
     def save(self, store: CheckpointStore, experiment: Experiment, provenance: Mapping[str, str]) -> str:
-        """Write a checkpoint whose weights are those that were evaluated."""
+        """Write a checkpoint and return its path; its weights are the ones that get evaluated (averaged, if any)."""
         state: dict[str, object] = {"optimizer": self.optimizer.state_dict()}
-        with self.average.applied() if self.average else contextlib.nullcontext():
+        with self.averaged():
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         if self.average:
             trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
@@ -49,7 +63,11 @@ class TrainingState:
         return store.save(meta, weights, state)
 
     def restore(self, path: str, experiment: Experiment) -> None:
-        """Go back to the state that ``save`` wrote."""
+        """Load the state that :meth:`save` wrote to ``path``.
+
+        Raises:
+            CheckpointError: The checkpoint has no averaged weights although the experiment averages them.
+        """
         meta, state = read_meta(path), read_state(path)
         load_weights(self.model, path, method=experiment.method, schema=experiment.schema)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -64,7 +82,12 @@ class TrainingState:
 
 
 def initial_state(experiment: Experiment, worker: LocalWorker, store: CheckpointStore) -> TrainingState:
-    """A fresh model, or where the run stood."""
+    """The state of the run's last checkpoint, or a new model (with the weights of ``run.init_from``, if it is set).
+
+    Raises:
+        FatalError: Any rank cannot build the model; every rank raises.
+        CheckpointError: The checkpoint does not fit the experiment.
+    """
     train = experiment.train
     torch.manual_seed(experiment.seed)
     latest = worker.broadcast(store.latest() if worker.rank == 0 else None)
@@ -72,7 +95,7 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
     problem = None
     try:
         model = build_model(experiment, pretrained=not start)
-    except ValueError as error:  # such as weights that are not installed there; other ranks wait for this one
+    except ValueError as error:  # such as weights that are not installed on this node; agree tells all ranks
         problem = str(error)
     worker.agree(problem)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -88,30 +111,27 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
     return state
 
 
-class Saver:
-    """Rank 0 writes, all ranks learn whether it went well."""
+def save_checkpoint(
+    state: TrainingState,
+    experiment: Experiment,
+    worker: LocalWorker,
+    store: CheckpointStore,
+    provenance: Mapping[str, str],
+) -> None:
+    """Write a checkpoint on rank 0; all ranks call this.
 
-    def __init__(
-        self,
-        state: TrainingState,
-        experiment: Experiment,
-        worker: LocalWorker,
-        store: CheckpointStore,
-        provenance: Mapping[str, str],
-    ) -> None:
-        self._state, self._experiment, self._worker = state, experiment, worker
-        self._store, self._provenance = store, provenance
-
-    def __call__(self) -> None:
-        problem = None
-        self._worker.watch.enter(Phase.CHECKPOINT)
-        if self._worker.sink:
-            self._worker.sink.store()  # a run that goes on from here does not log again what came before
-        if self._worker.rank == 0:
-            try:
-                self._state.save(self._store, self._experiment, self._provenance)
-            except CheckpointError as error:
-                problem = str(error)
-        self._worker.agree(problem)
-        self._worker.saved()
-        self._worker.watch.beat()
+    Raises:
+        FatalError: Rank 0 could not write it; every rank raises.
+    """
+    problem = None
+    worker.watch.enter(Phase.CHECKPOINT)
+    if worker.sink:
+        worker.sink.store()  # a run that goes on from here does not log again what came before
+    if worker.rank == 0:
+        try:
+            state.save(store, experiment, provenance)
+        except CheckpointError as error:
+            problem = str(error)
+    worker.agree(problem)
+    worker.saved()
+    worker.watch.beat()

@@ -8,7 +8,9 @@ and with ``keep_freed_memory``.
 """
 
 import argparse
+import contextlib
 import copy
+import dataclasses
 import itertools
 import json
 import statistics
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -32,10 +34,10 @@ from posefleet.data.structures import Batch
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SceneConfig
 from posefleet.memory import keep_freed_memory
+from posefleet.platform.checkpoints.format import Meta
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, read_yaml
-from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training import loop
 from posefleet.platform.training.run import RunLogger, open_run
@@ -87,26 +89,56 @@ def bare_loop(state: TrainingState, batches: Iterator[Batch], steps: int) -> Non
     float(total.detach())
 
 
+class AlternatingWorker(LocalWorker):
+    """Times the platform's loop from report to report, and a bare loop between."""
+
+    def __init__(self, sink: RunLogger, run_bare: Callable[[], object], steps: int) -> None:
+        super().__init__(device="cpu", sink=sink)
+        self._run_bare, self._steps = run_bare, steps
+        self._window = contextlib.ExitStack()
+        self.ours: list[Window] = []
+
+    def agree(self, problem: str | None) -> None:
+        """Called after the last step of a window, when its checkpoint would be written."""
+        super().agree(problem)
+        self._window.close()
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Called between two windows."""
+        self._run_bare()
+        self._window.enter_context(timed(self._steps, self.ours))
+
+
+class NoStore(CheckpointStore):
+    """Writes nothing, so that only steps are timed."""
+
+    def save(self, meta: Meta, weights: Mapping[str, torch.Tensor], state: Mapping[str, object]) -> str:
+        """Do nothing."""
+        return ""
+
+
 def compare(folder: Path, batch_size: int, steps: int, rounds: int) -> None:
     """Print seconds per step of both loops, in turn, and their ratio."""
     keep_freed_memory()
     experiment, run = open_run(make_experiment(folder, batch_size))
-    sink = RunLogger(run)
-    worker = LocalWorker(device="cpu", sink=sink)
-    state = initial_state(experiment, worker, CheckpointStore(f"{run.folder}/checkpoints"))
     dataset = loop.training_set(experiment)
-    share = loop.share_of(experiment, worker)
-    training = loop.Training(experiment, worker, share, state, state.model, len(dataset), save=lambda: None)
-    with training_batches(dataset, batch_size=batch_size) as batches, ProgressLine(1, active=False) as line:
-        bare_loop(state, batches, 5)
-        bare: list[Window] = []
-        ours: list[Window] = []
-        for _ in range(rounds):
+    window = steps * batch_size / len(dataset)  # epochs
+    train = dataclasses.replace(experiment.train, eval_every=window, epochs=window * (rounds + 1))
+    experiment = dataclasses.replace(experiment, train=train)
+    store = NoStore(f"{run.folder}/checkpoints")
+    state = initial_state(experiment, LocalWorker(device="cpu"), store)
+    bare: list[Window] = []
+    with training_batches(dataset, batch_size=batch_size) as batches:
+
+        def run_bare() -> None:
             with timed(steps, bare):
                 bare_loop(state, batches, steps)
-            with timed(steps, ours):
-                goal = state.position + steps * batch_size
-                training.advance(goal, batches, line)
+
+        bare_loop(state, batches, 5)
+        worker = AlternatingWorker(RunLogger(run), run_bare, steps)
+        loop.fit(experiment, worker, store)
+    ours = worker.ours[:rounds]
+    bare = bare[: len(ours)]
     sys.stdout.write(f"step, batch {batch_size}, {torch.get_num_threads()} threads, {rounds} rounds of {steps} steps\n")
     for unit in Window._fields:
         pairs = [(getattr(b, unit), getattr(o, unit)) for b, o in zip(bare, ours, strict=True)]
