@@ -1,7 +1,7 @@
-"""A profile of a few training steps: a trace to look into, and a table of what costs most.
+"""Profiles a few training steps: a trace of all operations, and a table of the costliest ones.
 
-``steps=5,wait=10,ranks=all`` profiles 5 steps after the first 10 of this start (and one that warms the profiler up), on
-all ranks. The trace opens in https://ui.perfetto.dev or chrome://tracing.
+``steps=5,wait=10,ranks=all`` profiles 5 steps on all ranks, after the first 10 of this start and one that warms the
+profiler up. The trace opens in https://ui.perfetto.dev or chrome://tracing.
 """
 
 import contextlib
@@ -11,26 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posefleet.platform.config.experiment import Profile
+
 if TYPE_CHECKING:
     from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.config.experiment import Profile
 
 log = logging.getLogger(__name__)
 
 ROWS = 25
-"""Of the table."""
+"""Rows of the table."""
 
 
 @contextlib.contextmanager
 def profiled(profile: Profile | None, worker: "LocalWorker") -> Iterator[None]:
-    """Within, the steps of ``worker`` that the profile wants are profiled; without one, nothing happens."""
+    """Within, the steps that ``profile`` selects are profiled on the ranks that it selects; None: no step."""
     if profile is None or (worker.rank and not profile.everywhere):
         yield
         return
     import torch
     from torch.profiler import ProfilerActivity, record_function, schedule
 
-    watch, left = worker.watch, False
+    watch, written = worker.watch, False
     open_range: list[Any] = []
 
     def mark_range(name: str) -> None:
@@ -41,9 +42,9 @@ def profiled(profile: Profile | None, worker: "LocalWorker") -> Iterator[None]:
         while open_range:
             open_range.pop().__exit__(None, None, None)
 
-    def leave(taken: Any) -> None:
-        nonlocal left
-        left = True
+    def write(taken: Any) -> None:
+        nonlocal written
+        written = True
         name = f"profile/rank{worker.rank}-step{watch.step:06d}"
         with tempfile.TemporaryDirectory() as folder:
             trace = Path(folder, "trace.json.gz")
@@ -58,7 +59,7 @@ def profiled(profile: Profile | None, worker: "LocalWorker") -> Iterator[None]:
     with torch.profiler.profile(
         activities=activities,
         schedule=schedule(wait=profile.wait, warmup=1, active=profile.steps, repeat=1),
-        on_trace_ready=leave,
+        on_trace_ready=write,
     ) as profiler:
         done = 0
 
@@ -78,5 +79,5 @@ def profiled(profile: Profile | None, worker: "LocalWorker") -> Iterator[None]:
         finally:
             close_range()
             watch.after_step = watch.mark_range = None
-    if not left:
+    if not written:
         log.warning("no profile: this start ended after %d steps, %d were to be waited for", done, profile.wait + 1)

@@ -1,10 +1,9 @@
-"""When training stands still: every rank says where all its threads are, and who keeps the others waiting.
+"""Detects a training that stalls, writes the stacks of every rank, and reports which rank keeps the others waiting.
 
-Each rank has a thread that looks at its :class:`~posefleet.platform.runtime.activity.Watch`. It needs no word from
-other ranks, whose collective operations hang just then: they meet in the run's folder, in
-``logs/stall-rank3.json`` (the phase) and ``.txt`` (the stacks). Where a thread holds Python's lock for good, no other
-thread of that process can say anything; then Python's own ``faulthandler``, which needs no lock, leaves
-``logs/frozen-rank3.txt``.
+A thread of each rank reads the rank's :class:`~posefleet.platform.runtime.activity.Activity`. During a stall collective
+operations hang, so the ranks exchange their status through the run's folder: ``logs/stall-rank3.json`` (the phase) and
+``.txt`` (the stacks). If one thread never releases Python's lock, no other thread of that process can run; then
+Python's own ``faulthandler``, which needs no lock, writes ``logs/frozen-rank3.txt``.
 """
 
 import contextlib
@@ -29,30 +28,30 @@ from posefleet.platform.runtime.activity import Activity, Phase
 log = logging.getLogger(__name__)
 
 FIRST = 3.0
-"""Times the limit for the first step of a process, which may compile or wait for caches."""
+"""Factor on the limits for the first step of a process, which may compile or wait for caches."""
 LONGEST_PAUSE = 5.0
-"""Seconds between two looks at the watch."""
+"""Longest time between two checks of the activity, in seconds."""
 EXIT_STALLED = 75
-"""Exit status of a process that ended itself: try again."""
+"""Exit status of a process that ended itself because of a stall; starting it again may help (EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankStatus:
-    """What a rank says of itself."""
+    """What a rank does during a stall, as it writes it to the run's folder."""
 
     rank: int
     node: str
     step: int
     phase: str
     seconds: float
-    """In this phase."""
+    """Seconds in this phase."""
 
 
-def verdict(told: Sequence[RankStatus], world_size: int) -> str:
-    """Who keeps the others waiting, as far as the ranks have said anything."""
-    silent = sorted(set(range(world_size)) - {one.rank for one in told})
-    behind = [one for one in told if one.phase != Phase.OTHERS]
-    waiting = sorted(one.rank for one in told if one.phase == Phase.OTHERS)
+def describe_stall(statuses: Sequence[RankStatus], world_size: int) -> str:
+    """Which ranks keep the others waiting, judging by the ranks that wrote their status."""
+    silent = sorted(set(range(world_size)) - {one.rank for one in statuses})
+    behind = [one for one in statuses if one.phase != Phase.OTHERS]
+    waiting = sorted(one.rank for one in statuses if one.phase == Phase.OTHERS)
     if behind:
         first = min(one.step for one in behind)
         parts = [
@@ -65,7 +64,7 @@ def verdict(told: Sequence[RankStatus], world_size: int) -> str:
     elif silent:
         parts = []
     else:
-        parts = ["every rank waits for the others: look at the network between the nodes"]
+        parts = ["every rank waits for the others: check the network between the nodes"]
     if silent:
         gone = "says" if len(silent) == 1 else "say"
         parts.append(f"rank {_listed(silent)} {gone} nothing: frozen, gone, or without the run's folder")
@@ -75,7 +74,7 @@ def verdict(told: Sequence[RankStatus], world_size: int) -> str:
 
 
 def stacks() -> str:
-    """Where every Python thread of this process is, innermost call last."""
+    """Stacks of all Python threads of this process, the main thread first, the innermost call last."""
     threads = {thread.ident: thread for thread in threading.enumerate()}
     found = []
     for ident, frame in sys._current_frames().items():
@@ -85,29 +84,30 @@ def stacks() -> str:
 
 
 class Watchdog:
-    """Of one rank."""
+    """Watches the activity of one rank in a thread of its own."""
 
     def __init__(
         self, watch: Activity, *, stall_s: float, end_s: float, rank: int, world_size: int, node: str, folder: str
     ) -> None:
         """
         Args:
-            stall_s: Seconds without anything completed after which it is told; ``FIRST`` times as many at the start.
-            end_s: Seconds after which the process ends itself; 0: never.
-            folder: Of the run; empty: this rank knows of no other.
+            watch: What this process does.
+            stall_s: Seconds without completed work after which a stall is reported; ``FIRST`` times as many at first.
+            end_s: Seconds without completed work after which the process ends itself; 0: never.
+            folder: Folder of the run; empty: this rank does not learn about the others.
         """
         self._watch, self._stall_s, self._end_s = watch, stall_s, end_s
         self._rank, self._world_size, self._node, self._folder = rank, world_size, node, folder
         self._pause = min(LONGEST_PAUSE, stall_s / 4)
         self._stop = threading.Event()
-        self._told_at = -1
+        self._reported_at = -1
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Within, standing still is told."""
-        self._forget()
-        thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
-        with self._frozen():
+        """Within, a stall is reported."""
+        self._remove_status()
+        thread = threading.Thread(target=self._watch_activity, name="watchdog", daemon=True)
+        with self._faulthandler_armed():
             thread.start()
             try:
                 yield
@@ -115,39 +115,39 @@ class Watchdog:
                 self._stop.set()
                 thread.join(2 * LONGEST_PAUSE)
 
-    def _work(self) -> None:
+    def _watch_activity(self) -> None:
         while not self._stop.wait(self._pause):
-            self._rearm()
+            self._restart_faulthandler()
             watch, patience = self._watch, 1.0 if self._watch.beats else FIRST
             beats, idle = watch.beats, time.monotonic() - watch.last
             if idle < patience * self._stall_s:
-                if self._told_at >= 0:
+                if self._reported_at >= 0:
                     log.warning("rank %d goes on, after step %d", self._rank, watch.step)
-                    self._told_at = -1
-                    self._forget()
+                    self._reported_at = -1
+                    self._remove_status()
                 continue
-            if beats != self._told_at:
-                self._told_at = beats
-                self._tell(idle)
+            if beats != self._reported_at:
+                self._reported_at = beats
+                self._report(idle)
             if self._end_s and time.monotonic() - watch.last >= patience * self._end_s and beats == watch.beats:
-                self._end()
+                self._end_process()
 
-    def _tell(self, idle: float) -> None:
-        """Leave this rank's own state and stacks, wait for those of the others, and say who is behind."""
+    def _report(self, idle: float) -> None:
+        """Write this rank's status and stacks, wait for the others' status, and log which rank is behind."""
         watch = self._watch
         here = RankStatus(self._rank, self._node, watch.step, watch.phase.value, time.monotonic() - watch.since)
         text = stacks()
-        self._leave("txt", f"rank {self._rank} on {self._node}: {watch.phase.value}\n\n{text}")
-        self._leave("json", json.dumps(dataclasses.asdict(here)))
+        self._write("txt", f"rank {self._rank} on {self._node}: {watch.phase.value}\n\n{text}")
+        self._write("json", json.dumps(dataclasses.asdict(here)))
         log.debug("rank %d stands still in phase %r\n%s", self._rank, watch.phase.value, text)
         if self._world_size > 1:
             self._stop.wait(max(1.0, 3 * self._pause))
-        told = self._others() or [here]
-        level = logging.ERROR if self._rank == min(one.rank for one in told) else logging.DEBUG
+        statuses = self._read_statuses() or [here]
+        level = logging.ERROR if self._rank == min(one.rank for one in statuses) else logging.DEBUG
         where = f"; stacks of all threads: {self._folder}/logs/stall-rank*.txt" if self._folder else f"\n{text}"
-        log.log(level, "nothing completed for %.0f s: %s%s", idle, verdict(told, self._world_size), where)
+        log.log(level, "nothing completed for %.0f s: %s%s", idle, describe_stall(statuses, self._world_size), where)
 
-    def _end(self) -> None:
+    def _end_process(self) -> None:
         log.critical(
             "rank %d ends after %.0f s at a standstill (train.stall_end_s); the run goes on from its last checkpoint",
             self._rank,
@@ -155,32 +155,32 @@ class Watchdog:
         )
         logs.flush()
         for child in multiprocessing.active_children():
-            child.kill()  # a loader that hangs does not notice that nobody reads it any more
+            child.kill()  # a loader that hangs does not notice that its reader is gone
         os._exit(EXIT_STALLED)
 
     # ------------------------------------------------------------------------------------------------ files
 
-    def _leave(self, kind: str, text: str) -> None:
+    def _write(self, kind: str, text: str) -> None:
         if not self._folder:
             return
         try:
             with fsspec.open(f"{self._folder}/logs/stall-rank{self._rank}.{kind}", "w", auto_mkdir=True) as file:
                 file.write(text)
         except OSError as error:
-            log.warning("rank %d cannot leave its state in the run's folder: %s", self._rank, error)
+            log.warning("rank %d cannot write its status into the run's folder: %s", self._rank, error)
 
-    def _others(self) -> list[RankStatus]:
+    def _read_statuses(self) -> list[RankStatus]:
         if not self._folder:
             return []
         fs, path = fsspec.url_to_fs(f"{self._folder}/logs")
         fs.invalidate_cache()
-        told = []
+        statuses = []
         for rank in range(self._world_size):
-            with contextlib.suppress(OSError, ValueError):  # not there, or not whole yet
-                told.append(RankStatus(**json.loads(fs.cat_file(f"{path}/stall-rank{rank}.json"))))
-        return told
+            with contextlib.suppress(OSError, ValueError):  # missing, or still being written
+                statuses.append(RankStatus(**json.loads(fs.cat_file(f"{path}/stall-rank{rank}.json"))))
+        return statuses
 
-    def _forget(self) -> None:
+    def _remove_status(self) -> None:
         if self._folder:
             fs, path = fsspec.url_to_fs(f"{self._folder}/logs/stall-rank{self._rank}.json")
             with contextlib.suppress(OSError):
@@ -189,7 +189,7 @@ class Watchdog:
     # ------------------------------------------------------------------------------------------------ frozen
 
     @contextlib.contextmanager
-    def _frozen(self) -> Iterator[None]:
+    def _faulthandler_armed(self) -> Iterator[None]:
         self._file = None
         if not self._folder:
             yield
@@ -197,7 +197,7 @@ class Watchdog:
         path = logs.local_folder(self._folder) / f"frozen-rank{self._rank}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as self._file:
-            self._rearm()
+            self._restart_faulthandler()
             try:
                 yield
             finally:
@@ -206,8 +206,8 @@ class Watchdog:
         if not path.stat().st_size:
             path.unlink()
 
-    def _rearm(self) -> None:
-        """Unless the watchdog's own thread comes by again, the stacks are written without Python's help."""
+    def _restart_faulthandler(self) -> None:
+        """Restart the timer after which ``faulthandler`` writes the stacks, unless this is called again before."""
         if self._file:
             faulthandler.dump_traceback_later(self._stall_s + 2 * self._pause, file=self._file)
 

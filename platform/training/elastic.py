@@ -1,7 +1,7 @@
-"""What an elastic run needs of Ray Train's private modules: a checkpoint before Ray ends workers to start more.
+"""Lets an elastic run write a checkpoint before Ray Train restarts its workers in another number.
 
-Ray has no public way to hear of a change in the number of workers before it happens. Only elastic runs import this
-file, so that another version of Ray, which may have moved these modules, still trains with a fixed number of workers.
+Ray has no public hook that runs before the number of workers changes, so this uses private modules of Ray. Only elastic
+runs import this file: a version of Ray that has moved these modules still trains with a fixed number of workers.
 """
 
 import time
@@ -12,11 +12,11 @@ from ray.train.v2._internal.execution.controller.state import ResizingState
 from posefleet.platform.training.run import Run
 
 GROWTH_SECONDS = 60.0
-"""Ray waits at most this long for the checkpoint before it starts more workers."""
+"""Ray waits at most this long for the checkpoint before it restarts the workers."""
 
 
 class SaveBeforeResize(ControllerCallback):
-    """Lets the workers write a checkpoint before Ray ends them to start another number of them."""
+    """Asks the workers for a checkpoint before Ray ends them to start another number of them."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

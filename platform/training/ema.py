@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of the parameters, which is what gets evaluated and served."""
+"""Averages the parameters over the steps (exponential moving average); the averages are evaluated and served."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class AveragedWeights:
     """Keeps ``average = decay * average + (1 - decay) * weight`` for every trained parameter.
 
-    Early in a run the decay is min(decay, (1 + steps) / (10 + steps)), so that the average is not stuck at the
-    random start. Buffers and frozen parameters are not averaged; they are taken as they are.
+    Early in a run the decay is min(decay, (1 + steps) / (10 + steps)), so that the average does not stay near
+    the random start. Buffers and frozen parameters are not averaged; the model's own are used.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -21,7 +21,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step ``step`` (from 0)."""
+        """Add the weights after optimiser step ``step`` (from 0) to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self._parameters.values()), 1 - decay)
 

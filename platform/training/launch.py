@@ -31,19 +31,19 @@ class InterruptibleWorker(LocalWorker):
         self._report = report
 
     def stop_requested(self) -> bool:
-        """Whether the signal came."""
+        """Whether a signal asked this process to stop."""
         return self._stop.is_set()
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """To whoever started the run."""
+        """Pass the metrics to the caller of :func:`run_training`."""
         self._report(dict(metrics))
 
 
 def train(experiment: Experiment) -> int:
-    """Train to the end, tell where everything is, and return the exit status of the job.
+    """Train to the end, print where the results are, and return the exit status of the job.
 
     Returns:
-        0 when finished, 1 on failure, 130 when stopped by a signal (the same command goes on from there).
+        0 when finished, 1 on failure, 130 when stopped by a signal (the same command resumes the run).
     """
     try:
         check_data(experiment)
@@ -53,7 +53,7 @@ def train(experiment: Experiment) -> int:
         return 1
     sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
     outcome = run_training(experiment, run)
-    _tell(experiment, run, outcome)
+    _print_outcome(experiment, run, outcome)
     return 130 if outcome.stopped else 1 if outcome.error else 0
 
 
@@ -67,7 +67,7 @@ def run_training(
 
     Args:
         experiment: With absolute paths, as ``open_run`` returns it.
-        run: Where it is kept.
+        run: The open run.
         report: Called in this thread with the metrics of every evaluation; a SystemExit from it ends the training and
             leaves the run open.
     """
@@ -83,7 +83,7 @@ def run_training(
                     outcome = fit_or_report(experiment, worker, run, sink)
             log.debug("ends: %s", outcome.error or "finished")
     except SystemExit:
-        run.request_stop()  # workers may outlive this process for a moment
+        run.request_stop()  # workers may run on for a moment after this process has ended
         raise
     except BaseException:
         run.finish("FAILED")
@@ -94,7 +94,7 @@ def run_training(
 
 @contextmanager
 def _signals(run: Run) -> Iterator[threading.Event]:
-    """Within, the first SIGINT or SIGTERM asks the workers to save and end; the second ends at once."""
+    """Within, the first SIGINT or SIGTERM asks the workers to save and end; the second ends this process at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
@@ -117,7 +117,7 @@ def _signals(run: Run) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _tell(experiment: Experiment, run: Run, outcome: Outcome) -> None:
+def _print_outcome(experiment: Experiment, run: Run, outcome: Outcome) -> None:
     if outcome.error:
         sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}\n")
     store, best = run.store(experiment), None
@@ -125,5 +125,5 @@ def _tell(experiment: Experiment, run: Run, outcome: Outcome) -> None:
         best = store.best() or store.latest()
     lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
     lines += [f"checkpoint  {best}"] if best else []
-    lines += [f"pictures    {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]
+    lines += [f"images      {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]
     sys.stderr.write("\n".join(lines) + "\n")

@@ -26,7 +26,7 @@ from posefleet.platform.training.step import StepShare, train_step
 
 
 class Stopped(RuntimeError):
-    """Someone asked the run to stop; its state is in a checkpoint."""
+    """The run was asked to stop; its last checkpoint holds its state."""
 
 
 def fit(
@@ -92,10 +92,10 @@ def fit(
 
 
 def check_data(experiment: Experiment) -> None:
-    """Open the shards that the experiment names, before any worker starts.
+    """Open the shards that the experiment names, so that bad data is reported before any worker starts.
 
     Raises:
-        DataError: They are missing, empty or of another schema.
+        DataError: Shards are missing, empty or of another schema.
     """
     training_set(experiment)
     if experiment.data.eval:
@@ -131,7 +131,7 @@ def _evaluate(experiment: Experiment, worker: LocalWorker, state: TrainingState,
 
 
 def training_set(experiment: Experiment) -> ShardDataset:
-    """The shards that the experiment trains on, augmented as it says."""
+    """The shards that the experiment trains on, with its augmentation."""
     data, schema = experiment.data, experiment.keypoints
     return ShardDataset(
         data.train,
@@ -144,14 +144,14 @@ def training_set(experiment: Experiment) -> ShardDataset:
 
 
 def share_of(experiment: Experiment, worker: LocalWorker) -> StepShare:
-    """What the worker computes of every step.
+    """The micro-batches of every step that ``worker`` computes.
 
     Raises:
         ValueError: There are more workers than the run was made for.
     """
     scaling = experiment.scaling
-    crew = scaling.num_workers if scaling.elastic else worker.world_size
-    return StepShare(worker.rank, worker.world_size, crew, experiment.train.accumulate)
+    planned_workers = scaling.num_workers if scaling.elastic else worker.world_size
+    return StepShare(worker.rank, worker.world_size, planned_workers, experiment.train.accumulate)
 
 
 def _log_targets(experiment: Experiment, worker: LocalWorker, dataset: ShardDataset, model: nn.Module) -> None:

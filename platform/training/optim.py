@@ -9,7 +9,9 @@ from posefleet.platform.config.experiment import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """One parameter group for each combination of backbone or head with weight, bias or norm.
+    """The optimiser, with a parameter group for each combination of learning-rate factor and weight decay.
+
+    Factors differ between backbone and head and between weights and biases; biases and norms do not decay.
 
     A group remembers its factor as ``lr_factor``; :func:`set_learning_rate` multiplies by it.
     """
@@ -29,7 +31,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def learning_rate(config: OptimConfig, *, step: int, epoch: float, epochs: float, images_per_step: int) -> float:
-    """The rate of optimiser step ``step`` (from 0), taken ``epoch`` epochs into a run of ``epochs`` (fractions count).
+    """Learning rate of optimiser step ``step`` (from 0), ``epoch`` epochs into ``epochs`` (both may be fractions).
 
     Decay depends on the epoch, not on the step, so a run keeps its schedule when it resumes on other workers.
     """
@@ -45,7 +47,7 @@ def learning_rate(config: OptimConfig, *, step: int, epoch: float, epochs: float
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every parameter group ``rate`` times its own factor."""
+    """Set the learning rate of every parameter group to ``rate`` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
 

@@ -1,4 +1,4 @@
-"""How a training ended, as the workers tell the driver."""
+"""Reports from the workers to the driver how a training ended."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,15 +19,15 @@ class Outcome:
     """How a run ended."""
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of its last evaluation."""
+    """Metrics of the last evaluation."""
     error: str = ""
-    """Why it did not reach its end."""
+    """Why the run did not reach its end; empty: it did."""
     stopped: bool = False
-    """It was asked to stop."""
+    """Whether the run was asked to stop."""
 
 
 def fit_or_report(experiment: Experiment, worker: LocalWorker, run: Run, sink: RunLogger | None) -> Outcome:
-    """``fit`` with the errors that every rank sees alike turned into an outcome: Ray would only try again."""
+    """Call ``fit`` and turn errors that every rank meets alike into an outcome: if raised, Ray would retry."""
     keep_freed_memory()
     store = run.store(experiment)
     outcome = Outcome()
@@ -36,9 +36,9 @@ def fit_or_report(experiment: Experiment, worker: LocalWorker, run: Run, sink: R
     try:
         outcome = Outcome(metrics=fit(experiment, worker, store, provenance={"run_id": run.run_id}))
     except (FatalError, ValueError, CheckpointError, OSError) as error:
-        again = isinstance(error, OSError) and worker.replaced_on_failure  # a storage may answer later
+        again = isinstance(error, OSError) and worker.replaced_on_failure  # the storage may answer later
         if again or (worker.world_size > 1 and not isinstance(error, FatalError)):
-            raise  # one rank alone may have met it: the others wait for this one, so the group must end
+            raise  # perhaps only this rank met it, and the others wait for it, so the group must end
         outcome = Outcome(error=str(error))
     except Stopped as stopped:
         outcome = Outcome(error=str(stopped), stopped=True)

@@ -1,9 +1,10 @@
-"""Training as a Ray Train job: beside ``elastic``, the only file of the platform that knows ``ray.train``.
+"""Runs a training as a Ray Train job. Beside ``elastic``, only this file of the platform imports ``ray.train``.
 
-The driver opens the run, starts the workers, waits, and closes the run. A worker that dies is replaced, with all its
-peers, and goes on from the last checkpoint in the run's own store; Ray's checkpoints are not used, because a run must
-also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller has polled. An
-elastic run goes on with the workers that find room, and starts all of them again when there is room for more.
+The driver opens the run, starts the workers, waits, and closes the run. When a worker dies, Ray
+replaces all workers, and they resume from the last checkpoint in the run's own store. Ray's checkpoints are not used,
+because a run must also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller
+has polled. An elastic run continues with the workers that the cluster has room for, and restarts all of them when there
+is room for more.
 """
 
 import dataclasses
@@ -36,13 +37,13 @@ log = logging.getLogger(__name__)
 
 
 ASK_SECONDS = 2.0
-"""A worker looks for requests to stop or to save at most this often."""
+"""Shortest time between two checks of a worker for requests to stop or to save, in seconds."""
 NOTICE_SECONDS = 10.0
-"""Between checkpoints, at least, while a node is about to go."""
+"""Shortest time between two checkpoints while a node is about to be preempted, in seconds."""
 RAY_TRIED = "2.60"
 """The releases of Ray that elastic runs were tried with, the same as in pyproject.toml."""
 REPORT_LOGGER = str(Path(ray.train.__file__).with_name("v2") / "_internal" / "execution" / "context.py")
-"""Name of the logger that Ray Train writes every report to: its file's. Another Ray may write lines under another."""
+"""Name of the logger that Ray Train logs every report to: the path of its file, which other versions may change."""
 
 
 class RayWorker(LocalWorker):
@@ -59,29 +60,32 @@ class RayWorker(LocalWorker):
 
     @property
     def node(self) -> str:
-        """Its name and its address in the cluster."""
+        """The node's name and its address in the cluster."""
         return f"{super().node} ({ray.util.get_node_ip_address()})"
 
     def stop_requested(self) -> bool:
-        """Asks the run's folder on rank 0, now and then."""
+        """Whether the run's folder holds a request to stop; rank 0 checks every ``ASK_SECONDS``."""
         self._ask()
         return self._stop
 
     def checkpoint_requested(self) -> bool:
-        """The run's folder says so, or Ray that a node is to go: then at once and again until it does."""
+        """Whether the run's folder holds a request for a checkpoint, or Ray announced that a node will be preempted.
+
+        After an announcement the answer is yes at once, and again every ``NOTICE_SECONDS`` until the node is gone.
+        """
         notice = ray.train.get_preemption_info()  # a barrier over all ranks
         self._ask()
         return self._save or (notice is not None and time.monotonic() - self._saved >= NOTICE_SECONDS)
 
     def saved(self) -> None:
-        """Answers the request for a checkpoint."""
+        """Remove the request for a checkpoint, which has been written."""
         self._saved = time.monotonic()
         if self._save:
             self._run.checkpoint_written()
             self._save = False
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """To Ray Train; a barrier over all ranks."""
+        """Report to Ray Train; a barrier over all ranks."""
         with self.watch.waiting():
             ray.train.report(dict(metrics))
 
@@ -94,7 +98,7 @@ class RayWorker(LocalWorker):
 
 
 class _Forward(ray.train.UserCallback):
-    """Puts what rank 0 reports into a queue."""
+    """Puts the metrics that rank 0 reports into a queue."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -105,15 +109,14 @@ class _Forward(ray.train.UserCallback):
 
 
 def _save_before_resize(run: Run, min_workers: int) -> Any:
-    """The callback of an elastic run.
+    """The callback that an elastic run hands to Ray Train.
 
     Raises:
-        FatalError: This version of Ray does not have the private modules that it needs.
+        FatalError: This version of Ray does not have the private modules that the callback needs.
     """
     try:
-        from posefleet.platform.training.elastic import (
-            SaveBeforeResize,  # private modules of Ray: only where they are needed
-        )
+        # Imports private modules of Ray, so only where they are needed.
+        from posefleet.platform.training.elastic import SaveBeforeResize
     except ImportError as error:
         raise FatalError(
             f"scaling.min_workers {min_workers} needs private modules of Ray Train that Ray {ray.__version__} does not "
@@ -124,6 +127,7 @@ def _save_before_resize(run: Run, min_workers: int) -> Any:
 
 
 def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None) -> Outcome:
+    """Train an open run on Ray's workers and wait for its end; ``report`` gets the metrics of every evaluation."""
     scaling = experiment.scaling
     try:
         callbacks: list[Any] = [_save_before_resize(run, scaling.min_workers)] if scaling.elastic else []
@@ -144,7 +148,7 @@ def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None)
 
     trainer = TorchTrainer(
         work,
-        train_loop_config=to_dict(experiment),  # Ray's dashboard shows it, so it is not what the workers are told
+        train_loop_config=to_dict(experiment),  # only for Ray's dashboard: without passwords
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             elastic_resize_monitor_interval_s=scaling.grow_every,
@@ -179,7 +183,7 @@ def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None)
 
 
 def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
-    """What each worker process runs."""
+    """Train in one worker process; returns the fields of its :class:`Outcome`."""
     collect_garbage_rarely()
     for name in ("ray", "ray.train", REPORT_LOGGER):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,11 +1,11 @@
-"""A run: one folder, one MLflow run, however often it is started.
+"""A run: one folder and one MLflow run, however often it is started.
 
 STORAGE/NAME/
-    run.json        MLflow run id and store (without its password), so that a restart goes on with the same run
-    checkpoints/    see ``checkpoint``
+    run.json        MLflow run id and store (without its password), so that a restart continues the same run
+    checkpoints/    see ``checkpoints.store``
     report/         overlays, curves, tables and profiles, also kept as artifacts in MLflow
     logs/           see ``logs`` and ``watchdog``
-    spool/          events that MLflow has not taken yet
+    spool/          events that MLflow has not received yet
 """
 
 import dataclasses
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """Where a run is kept; plain strings, so that it travels to the workers."""
+    """Where a run is stored; plain strings, so that it can be sent to the workers."""
 
     folder: str
     """Absolute path or URI."""
     run_id: str
-    """Of MLflow."""
+    """Id of the MLflow run."""
     tracking_uri: str
 
     def store(self, experiment: Experiment) -> CheckpointStore:
@@ -55,7 +55,7 @@ class Run:
         self._request("stop")
 
     def stop_requested(self) -> bool:
-        """Whether ``request_stop`` was called since the run was opened; no, while the storage does not answer."""
+        """Whether ``request_stop`` was called since the run was opened; False while the storage does not answer."""
         return self._requested("stop")
 
     def allow(self) -> None:
@@ -67,11 +67,11 @@ class Run:
         self._request("save")
 
     def checkpoint_requested(self) -> bool:
-        """Whether ``request_checkpoint`` was called and there was no checkpoint since."""
+        """Whether ``request_checkpoint`` was called and no checkpoint was written since."""
         return self._requested("save")
 
     def checkpoint_written(self) -> None:
-        """What ``request_checkpoint`` asked for is there."""
+        """Remove the request of ``request_checkpoint``, because the checkpoint is written."""
         self._forget("save")
 
     def _request(self, name: str) -> None:
@@ -94,13 +94,13 @@ class Run:
 
     @property
     def spool(self) -> str:
-        """Local folder in which events wait for MLflow; beside the run where that is on a file system."""
+        """Local folder in which events wait for MLflow; inside the run's folder if that is on a file system."""
         if "://" in self.folder:
             return str(Path(tempfile.gettempdir(), "posefleet", self.run_id))
         return f"{self.folder}/spool"
 
     def finish(self, status: Status, *, curves: bool = True) -> None:
-        """Send what earlier workers could not, draw the curves of a training, and set the run's status."""
+        """Send the events that earlier workers could not, draw the curves of a training, and set the run's status."""
         try:
             sink = RunLogger(self, system_every=0)
         except OSError as error:
@@ -122,9 +122,9 @@ class Run:
 
 
 class RunLogger:
-    """What rank 0 leaves of a run: metrics in MLflow, files in MLflow and in the run's ``report`` folder.
+    """Logs for rank 0: metrics to MLflow, files to MLflow and to the run's ``report`` folder.
 
-    Use it as a context manager: the run is not over when it is left, :meth:`Run.finish` ends it.
+    Use it as a context manager. Leaving the context does not end the run; :meth:`Run.finish` does.
     """
 
     def __init__(self, run: Run, *, system_every: float = 10.0) -> None:
@@ -138,11 +138,11 @@ class RunLogger:
         self.close("RUNNING", patient=kind is None)  # an error waits for no server
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Points of metrics at an optimiser step; returns at once."""
+        """Log metrics at an optimiser step; returns at once."""
         self._tracker.log_metrics(metrics, step)
 
     def log_bytes(self, name: str, data: bytes) -> None:
-        """A small file, such as ``overlays/000812/139.jpg``; storage that refuses it does not end the training."""
+        """Log a small file, such as ``overlays/000812/139.jpg``; if the storage refuses it, the training continues."""
         try:
             write_file(f"{self._run.folder}/report/{name}", data)
         except OSError as error:
@@ -150,17 +150,17 @@ class RunLogger:
         self._tracker.log_bytes(name, data)
 
     def store(self) -> None:
-        """Put what was logged so far on disk, where it survives this process."""
+        """Write everything logged so far to disk, where it survives this process."""
         self._tracker.store()
 
     def log_checkpoint(self, path: str) -> None:
-        """The weights and the description of a checkpoint, which is all that serving and evaluation need."""
+        """Log the weights and the description of a checkpoint, which is all that serving and evaluation need."""
         with tempfile.TemporaryDirectory() as folder:
             copy_for_use(path, Path(folder))
             self._tracker.log_artifact(folder, "checkpoint")
 
     def log_profiles(self) -> None:
-        """Those of ranks other than 0, which leave them in the folder only."""
+        """Log the profiles of ranks other than 0, which write them to the run's folder only."""
         fs, path = fsspec.url_to_fs(f"{self._run.folder}/report/profile")
         for file in fs.glob(f"{path}/rank*"):
             name = file.rpartition("/")[2]
@@ -168,21 +168,21 @@ class RunLogger:
                 self._tracker.log_bytes(f"profile/{name}", fs.cat_file(file))
 
     def flush(self) -> bool:
-        """Give MLflow some time to take everything; whether it did. What it does not take waits in the spool."""
+        """Give MLflow some time to receive everything; returns whether it did. The rest waits in the spool."""
         return self._tracker.flush()
 
     def close(self, status: Status, *, patient: bool = True) -> None:
-        """Log no more, and leave the MLflow run as ``status`` says; ``patient`` unless MLflow is known to be down."""
+        """Stop logging and set the MLflow run's status; pass ``patient`` False if MLflow is known to be down."""
         self._tracker.close(status, timeout=30.0 if patient else 0.0)
 
 
 def read_run(folder: str) -> Run | None:
-    """The run that a folder holds, or None where there is none."""
-    known = _known(folder)
+    """The run in ``folder``, or None if the folder holds none."""
+    known = _read_run_file(folder)
     return Run(folder=folder, run_id=known["run_id"], tracking_uri=restored(known["tracking_uri"])) if known else None
 
 
-def _known(folder: str) -> dict[str, str] | None:
+def _read_run_file(folder: str) -> dict[str, str] | None:
     known: dict[str, str] | None = read_json(f"{folder}/run.json")
     return known
 
@@ -193,20 +193,20 @@ def _remember(run: Run, method: str) -> None:
 
 
 def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
-    """Open the experiment's run, or find it again by its name.
+    """Open a new run of the experiment, or the existing one of that name.
 
     Returns:
         The experiment with its name filled in, and the run.
 
     Raises:
         ValueError: The name exists and ``run.resume`` is off, or another method has it.
-        CheckpointError: ``run.init_from`` is none.
+        CheckpointError: ``run.init_from`` is not a checkpoint.
         TrackingError: MLflow cannot open a new run.
     """
     name = experiment.run.name or f"{experiment.method}-{datetime.now():%Y%m%d-%H%M%S}"
     experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, name=name))
     folder = f"{experiment.run.storage.rstrip('/')}/{name}"
-    known = _known(folder)
+    known = _read_run_file(folder)
     if known and not experiment.run.resume:
         raise ValueError(f"{folder} exists and run.resume is off; choose another run.name or leave run.resume on")
     if known and known["method"] != experiment.method:
@@ -238,18 +238,18 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
 
 
 def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]) -> Run:
-    """The run that the trials of a search are listed under; found again where the folder has it.
+    """Open the MLflow run that the trials of a search are listed under, or the existing one of ``folder``.
 
     Args:
-        experiment: What is searched from.
-        folder: Of the search, absolute.
-        settings: The search's own, such as its space.
+        experiment: The experiment whose settings the search varies.
+        folder: Absolute folder of the search.
+        settings: Settings of the search, such as its space.
 
     Raises:
         ValueError: The folder holds a search of another method.
         TrackingError: MLflow cannot open a new run.
     """
-    known = _known(folder)
+    known = _read_run_file(folder)
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is of method {known['method']!r}, not {experiment.method!r}; choose another folder")
     uri = _store(known, experiment)
@@ -275,7 +275,7 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
 
 
 def _store(known: Mapping[str, str] | None, experiment: Experiment) -> str:
-    """Address of the MLflow store of a run that is known, or of a new one."""
+    """Address of the MLflow store: that of the known run, or the experiment's."""
     if known:
         return restored(known["tracking_uri"], experiment.run.tracking)
     return store_uri(experiment.run.tracking, experiment.run.storage)

@@ -1,14 +1,14 @@
-"""One optimiser step, whoever computes which part of it.
+"""One optimiser step, however many workers share it.
 
 A step of a run is always the same micro-batches: one for each worker that the run was made for, times
-``train.accumulate``. Where fewer workers are there, each computes more of them (:class:`StepShare`), and the step
-comes out the same up to the order of its sums:
+``train.accumulate``. With fewer workers, each computes more of them (:class:`StepShare`), and the result
+of the step is the same up to the order of its sums:
 
 * Losses are weighted so that the average over workers, which DDP takes, is the mean over all micro-batches.
-* A loss is divided by counts (positives, say) over the micro-batches that the whole crew would compute at the same
-  time. Fewer workers learn these from a pass without gradients, before the one with them.
-* The random numbers of a micro-batch depend on which it is, not on who computes it.
-* Running statistics (BatchNorm's) advance once a step, by the mean over all micro-batches; counters by one.
+* A loss is divided by counts (positives, say) over the micro-batches that all planned workers would compute
+  at the same time. Fewer workers get these counts from a pass without gradients, before the pass with them.
+* The random numbers of a micro-batch depend on its index, not on the worker that computes it.
+* Running statistics (BatchNorm's) advance once a step, by the mean over all micro-batches; counters advance by one.
 """
 
 import contextlib
@@ -27,37 +27,37 @@ from posefleet.models.parts.ops.losses import counts_from, sum_over_ranks
 Losses = dict[str, Tensor]
 
 MOST_MICRO_BATCHES = 4_099
-"""More would share random numbers with the next step."""
+"""A step has fewer micro-batches; more would share random numbers with the next step."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepShare:
-    """The part of every step that one worker computes."""
+    """The micro-batches of every step that one worker computes."""
 
     rank: int = 0
     workers: int = 1
-    """Workers there are."""
-    crew: int = 1
-    """Workers that the run was made for, at least as many."""
+    """Workers that are running."""
+    planned_workers: int = 1
+    """Workers that the run was made for, at least as many as are running."""
     accumulate: int = 1
-    """Micro-batches of each worker where the whole crew is there."""
+    """Micro-batches of each worker when all planned workers are running."""
 
     def __post_init__(self) -> None:
-        if not self.rank < self.workers <= self.crew or self.micro_batches >= MOST_MICRO_BATCHES:
+        if not self.rank < self.workers <= self.planned_workers or self.micro_batches >= MOST_MICRO_BATCHES:
             raise ValueError(
-                f"rank {self.rank} of {self.workers} workers cannot train a run that was made for {self.crew} workers "
-                f"with train.accumulate {self.accumulate}: start at most that many, and fewer than "
-                f"{MOST_MICRO_BATCHES} micro-batches a step"
+                f"rank {self.rank} of {self.workers} workers cannot train a run that was made for "
+                f"{self.planned_workers} workers with train.accumulate {self.accumulate}: start at most that many, "
+                f"and fewer than {MOST_MICRO_BATCHES} micro-batches a step"
             )
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of a step, over all workers."""
-        return self.crew * self.accumulate
+        return self.planned_workers * self.accumulate
 
     @property
     def mine(self) -> range:
-        """Which of them this worker computes."""
+        """Indices of the micro-batches that this worker computes."""
         return range(self.rank, self.micro_batches, self.workers)
 
     @property
@@ -80,8 +80,8 @@ def train_step(
 
     Args:
         batches: This worker's micro-batches.
-        share: Which of the step's they are; default: all of them.
-        seed: Of the step. None: random numbers as they come.
+        share: Which of the step's micro-batches these are; default: all of them.
+        seed: Seed of the step; None: the global random state is used as it is.
 
     Returns:
         The named losses, whose average over workers is the step's, and the norm of all gradients before clipping (0
@@ -99,7 +99,7 @@ def train_step(
         return losses
 
     counts = None
-    if share.workers < share.crew:
+    if share.workers < share.planned_workers:
         counts = _count(functools.partial(forward, _bare(network)), part, share, statistics)
 
     optimizer.zero_grad(set_to_none=True)
@@ -109,13 +109,13 @@ def train_step(
             if index != share.mine[-1] and hasattr(network, "no_sync"):
                 stack.enter_context(network.no_sync())  # type: ignore[operator]
             if counts is not None:
-                stack.enter_context(counts_from(_reader(counts[index // share.crew], share.crew)))
+                stack.enter_context(counts_from(_reader(counts[index // share.planned_workers], share.planned_workers)))
             losses = forward(network, index, batch)
             (torch.stack(list(losses.values())).sum() / share.divisor).backward()
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0) + loss.detach() / share.divisor
         if statistics:
-            statistics.take()
+            statistics.accumulate()
     if statistics:
         statistics.advance(share)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -133,7 +133,7 @@ def _count(
     share: StepShare,
     statistics: "_Statistics | None",
 ) -> Tensor:
-    """(accumulate, n) counters of the losses, each row over the micro-batches of the whole crew at one time."""
+    """(accumulate, n) counters of the losses, a row for what all planned workers compute at a time."""
     rows: dict[int, Tensor] = {}
     for index, batch in part:
         found: list[Tensor] = []
@@ -145,19 +145,19 @@ def _count(
         with torch.no_grad(), counts_from(note):
             forward(index, batch)
         if statistics:
-            statistics.drop()
+            statistics.restore()
         rows[index] = torch.cat(found)
     first = rows[share.mine[0]]
     table = first.new_zeros(share.accumulate, len(first))
     for index, row in rows.items():
-        table[index // share.crew] += row
+        table[index // share.planned_workers] += row
     if share.workers > 1:
         sum_over_ranks(table)
     return table
 
 
 def _reader(row: Tensor, parts: int) -> Callable[[Tensor], tuple[Tensor, int]]:
-    """Hands out the counters of ``row`` in the order in which they were counted."""
+    """A function that returns the counters of ``row``, sums over ``parts``, in the order of counting."""
     start = 0
 
     def read(counts: Tensor) -> tuple[Tensor, int]:
@@ -172,7 +172,7 @@ def _reader(row: Tensor, parts: int) -> Callable[[Tensor], tuple[Tensor, int]]:
 
 
 class _Statistics:
-    """Running statistics and counters of a model in the course of one step; every micro-batch starts from the same."""
+    """Running statistics and counters of a model during one step; every micro-batch starts from the same values."""
 
     def __init__(self, network: nn.Module) -> None:
         self._moving = list(_moving(network))
@@ -185,15 +185,15 @@ class _Statistics:
     def _buffers(self) -> list[Tensor]:
         return [*self._moving, *self._counters]
 
-    def take(self) -> None:
-        """Keep what a micro-batch left, after its backward pass, and go back to what was before."""
+    def accumulate(self) -> None:
+        """Add up the statistics after a micro-batch's backward pass, and restore those from before the step."""
         for total, buffer in zip(self._sums, self._moving, strict=True):
             total += buffer
         self._counted = [buffer.clone() for buffer in self._counters]
-        self.drop()
+        self.restore()
 
-    def drop(self) -> None:
-        """Go back to what was before."""
+    def restore(self) -> None:
+        """Restore the statistics from before the step."""
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(before)
 
@@ -211,7 +211,7 @@ class _Statistics:
 
 
 def _moving(network: nn.Module) -> Iterator[Tensor]:
-    """Means and variances of the norms that follow the batches."""
+    """Running means and variances of the BatchNorm layers in training mode."""
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None:
             assert module.running_var is not None
@@ -220,5 +220,5 @@ def _moving(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _bare(network: nn.Module) -> nn.Module:
-    """Without DDP's wrapper."""
+    """The network without DDP's wrapper."""
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

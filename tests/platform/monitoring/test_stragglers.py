@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from posefleet.platform.monitoring.stragglers import LOOKS, StragglerDetector
+from posefleet.platform.monitoring.stragglers import SLOW_IN_A_ROW, StragglerDetector
 from posefleet.platform.runtime.activity import Activity, Phase, StepTimer
 
 EVEN = [0.2, 0.2, 0.2, 0.2]
@@ -26,18 +26,18 @@ def test_of_two_ranks_one_can_be_slow() -> None:
 
 
 def test_a_slow_rank_is_told_once_by_name_and_again_when_it_keeps_pace(ranks: StragglerDetector) -> None:
-    told = [ranks.compare(own, [0.0] * 4)[1] for own in [SLOW] * (LOOKS + 3) + [EVEN] * 2]
-    assert [bool(line) for line in told] == [False] * (LOOKS - 1) + [True] + [False] * 3 + [True, False]
-    assert told[LOOKS - 1] == (
+    lines = [ranks.compare(own, [0.0] * 4)[1] for own in [SLOW] * (SLOW_IN_A_ROW + 3) + [EVEN] * 2]
+    assert [bool(line) for line in lines] == [False] * (SLOW_IN_A_ROW - 1) + [True] + [False] * 3 + [True, False]
+    assert lines[SLOW_IN_A_ROW - 1] == (
         "rank 2 on c (10.0.0.3) is slow: 0.500 s of its own for each batch, 2.5 times the others' 0.200 s, "
-        "for 3 looks in a row; it computes"
+        "for 3 comparisons in a row; it computes"
     )
-    assert told[-2] == "rank 2 on c (10.0.0.3) keeps pace again"
+    assert lines[-2] == "rank 2 on c (10.0.0.3) keeps pace again"
 
 
 def test_a_rank_that_waits_for_data_is_told_so(ranks: StragglerDetector) -> None:
-    told = [ranks.compare(SLOW, [0.01, 0.01, 0.29, 0.01])[1] for _ in range(LOOKS)]
-    assert told[-1].endswith("it waits for data")
+    lines = [ranks.compare(SLOW, [0.01, 0.01, 0.29, 0.01])[1] for _ in range(SLOW_IN_A_ROW)]
+    assert lines[-1].endswith("it waits for data")
 
 
 def test_a_hiccup_is_not_told(ranks: StragglerDetector) -> None:

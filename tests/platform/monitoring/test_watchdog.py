@@ -1,4 +1,4 @@
-"""Training that stands still, on purpose."""
+"""Trainings that stall on purpose."""
 
 import ctypes
 import json
@@ -14,30 +14,30 @@ from small_settings import with_settings
 
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.monitoring.watchdog import EXIT_STALLED, RankStatus, Watchdog, verdict
+from posefleet.platform.monitoring.watchdog import EXIT_STALLED, RankStatus, Watchdog, describe_stall
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.activity import Activity, Phase
 
 
-def standstill(rank: int, step: int, phase: Phase, seconds: float = 60.0) -> RankStatus:
+def status(rank: int, step: int, phase: Phase, seconds: float = 60.0) -> RankStatus:
     return RankStatus(rank, f"node{rank}", step, phase.value, seconds)
 
 
 def test_the_rank_that_does_not_wait_is_behind() -> None:
-    told = [standstill(0, 7, Phase.OTHERS), standstill(1, 7, Phase.DATA, 61.4), standstill(2, 7, Phase.OTHERS)]
-    assert verdict(told, 3) == (
+    told = [status(0, 7, Phase.OTHERS), status(1, 7, Phase.DATA, 61.4), status(2, 7, Phase.OTHERS)]
+    assert describe_stall(told, 3) == (
         "rank 1 on node1 is behind, after step 7, in phase 'waiting for data' for 61 s; rank 0, 2 waits for it"
     )
 
 
 def test_a_rank_that_says_nothing_is_named() -> None:
-    assert verdict([standstill(0, 7, Phase.OTHERS)], 2) == (
+    assert describe_stall([status(0, 7, Phase.OTHERS)], 2) == (
         "rank 1 says nothing: frozen, gone, or without the run's folder; rank 0 waits for it"
     )
 
 
 def test_where_all_wait_it_is_the_network() -> None:
-    assert "network" in verdict([standstill(rank, 7, Phase.OTHERS) for rank in (0, 1)], 2)
+    assert "network" in describe_stall([status(rank, 7, Phase.OTHERS) for rank in (0, 1)], 2)
 
 
 def logged(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def messages(folder: Path, level: str) -> list[str]:
     return [line["message"] for line in logged(folder / "logs" / "rank0.jsonl") if line["level"] == level]
 
 
-def test_a_standstill_is_told_with_its_stacks_and_so_is_its_end(tmp_path: Path) -> None:
+def test_a_stall_is_reported_with_stacks_and_so_is_its_end(tmp_path: Path) -> None:
     watch = Activity()
     watch.enter(Phase.DATA)
     # The next report of the same stall would come two seconds later.
@@ -79,7 +79,7 @@ def test_a_standstill_is_told_with_its_stacks_and_so_is_its_end(tmp_path: Path) 
     assert messages(tmp_path, "WARNING") == ["rank 0 goes on, after step 7"]
 
 
-def test_ranks_meet_in_the_folder_and_one_of_them_tells(tmp_path: Path) -> None:
+def test_ranks_exchange_status_in_the_folder_and_one_reports(tmp_path: Path) -> None:
     first, second = Activity(), Activity()
     first.enter(Phase.OTHERS)
     second.enter(Phase.COMPUTE)
@@ -129,7 +129,7 @@ def test_a_slow_rank_is_named(small_run: dict[str, Any], tmp_path: Path, trouble
     assert told.startswith("rank 1 on ") and told.endswith(cause)
 
 
-def test_a_process_that_holds_the_lock_is_told_by_other_means(tmp_path: Path) -> None:
+def test_a_process_that_holds_the_lock_is_reported_by_faulthandler(tmp_path: Path) -> None:
     with dog(Activity(), tmp_path, rank=1, world_size=2).watching():
         time.sleep(0.2)
         ctypes.PyDLL(None).usleep(1_200_000)  # unlike CDLL, keeps the lock

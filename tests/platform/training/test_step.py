@@ -38,7 +38,7 @@ def test_one_worker_divides_by_the_counts_of_the_crew() -> None:
     network = Scale()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     parts = micro_batches([1.0], [1.0, 1.0], [1.0, 2.0, 3.0])
-    losses, norm = train_step(network, parts, optimizer, share=StepShare(0, 1, crew=3), clip_norm=100.0)
+    losses, norm = train_step(network, parts, optimizer, share=StepShare(0, 1, planned_workers=3), clip_norm=100.0)
     assert losses["scale"].item() == pytest.approx(1.5)
     assert norm.item() == pytest.approx(1.5)
     assert network.w.item() == pytest.approx(-0.5)
@@ -49,14 +49,14 @@ def test_counts_are_of_the_micro_batches_that_a_crew_would_compute_at_one_time()
     network = Scale()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     parts = micro_batches([2.0], [2.0, 2.0, 2.0], [2.0, 2.0], [4.0, 4.0])
-    losses, _ = train_step(network, parts, optimizer, share=StepShare(0, 1, crew=2, accumulate=2))
+    losses, _ = train_step(network, parts, optimizer, share=StepShare(0, 1, planned_workers=2, accumulate=2))
     assert losses["scale"].item() == pytest.approx(2.5)
 
 
 def test_random_numbers_belong_to_the_micro_batch_and_a_step_counts_once() -> None:
     network, whole = Scale(), []
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-    train_step(network, micro_batches([1.0], [1.0], [1.0]), optimizer, share=StepShare(0, 1, crew=3), seed=7)
+    train_step(network, micro_batches([1.0], [1.0], [1.0]), optimizer, share=StepShare(0, 1, planned_workers=3), seed=7)
     for rank in range(3):
         torch.manual_seed(7 * 4_099 + rank)
         whole.append(float(torch.rand(())))
@@ -66,14 +66,14 @@ def test_random_numbers_belong_to_the_micro_batch_and_a_step_counts_once() -> No
 
 @pytest.mark.parametrize(("workers", "parts"), [(1, [[0, 1, 2]]), (2, [[0, 2], [1]]), (3, [[0], [1], [2]])])
 def test_every_micro_batch_has_one_worker(workers: int, parts: list[list[int]]) -> None:
-    shares = [StepShare(rank, workers, crew=3) for rank in range(workers)]
+    shares = [StepShare(rank, workers, planned_workers=3) for rank in range(workers)]
     assert [list(share.mine) for share in shares] == parts
     assert all(share.divisor == 3 / workers for share in shares)
 
 
 def test_more_workers_than_the_run_was_made_for_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rank 0 of 3 workers .* made for 2 workers"):
-        StepShare(0, 3, crew=2)
+        StepShare(0, 3, planned_workers=2)
 
 
 @pytest.fixture(scope="module")
