@@ -110,7 +110,7 @@ class _ModelState:
 
 
 @serve.deployment(
-    name="VersionController",
+    name="Versions",
     num_replicas=1,
     max_ongoing_requests=1000,
     ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)},

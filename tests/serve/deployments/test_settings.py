@@ -1,5 +1,6 @@
 """What a server is told, and how it says no."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from posefleet.serve.deployments.settings import ServerSettings, read_token
+from posefleet.serve.deployments.versions import VersionController
 
-CONFIG = Path(__file__).resolve().parents[3] / "serve" / "config.yaml"
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = ROOT / "serve" / "config.yaml"
 MODEL = {"name": "smpr", "source": "models:/smpr@champion"}
 
 
@@ -22,6 +25,12 @@ def test_the_shipped_configuration_is_one_and_listens_here_only() -> None:
     settings = ServerSettings.model_validate(deploy.applications[0].args)
     assert settings.models[0].source == "models:/smpr@champion"
     assert not settings.access.origins and settings.access.token_for == "changes"
+
+
+@pytest.mark.parametrize("path", ["serve/config.yaml", "docs/cluster/rayservice.yaml"])
+def test_shipped_configurations_name_the_deployment_of_the_controller(path: str) -> None:
+    """Serve refuses a configuration that names a deployment which the application does not have."""
+    assert re.findall(r"^ +- name: (\S+)\n +user_config:", (ROOT / path).read_text(), re.M) == [VersionController.name]
 
 
 @pytest.mark.parametrize(
