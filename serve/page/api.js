@@ -1,22 +1,22 @@
-// The server: its models, and poses of a picture. Addresses are relative, so that a prefix in front of the page works.
+// Client of the HTTP API. Addresses are relative, so that the page also works under a prefix.
 
 const RETRIES = 5;
-const LONGEST_WAIT = 30; // seconds
+const MAX_WAIT = 30; // seconds
 
-// Everything that the server knows of; the sliders then need no further request.
-const LEAST_SCORE = 0.01;
-const MOST_PEOPLE = 100;
+// The page asks for every candidate, so that moving a slider needs no further request.
+const SCORE_THRESHOLD = 0.01;
+const MAX_PEOPLE = 100;
 
 let token = "";
 
-// In memory only: another visit asks again.
+// The token stays in memory only; a later visit has to enter it again.
 export function setToken(value) {
   token = value;
 }
 
 export const hasToken = () => token !== "";
 
-// What went wrong, in the words of the server where it has any.
+// An error to show: with the title and detail of the server where it sent them.
 export class Problem extends Error {
   constructor(title, detail, { status = 0, retryAfter = null } = {}) {
     super(title);
@@ -28,24 +28,24 @@ export async function loadModels() {
   return (await (await send("v1/models", {})).json()).models;
 }
 
-// The address for poses of a picture by a model.
+// The address that answers with the poses of an image, by one model.
 export function posesAddress(model, options) {
   return `v1/models/${encodeURIComponent(model)}/poses?${new URLSearchParams(options)}`;
 }
 
-// The poses of a picture, and how many milliseconds they took as seen from here.
-// A busy server is asked again when it said it would like to be; `onBusy` is told the seconds until then.
-export async function findPoses(model, picture, { signal, onBusy }) {
-  const address = posesAddress(model, { score_threshold: LEAST_SCORE, max_people: MOST_PEOPLE });
-  const headers = { "Content-Type": picture.type || "application/octet-stream" };
+// Finds the poses of an image: {answer, roundTrip}, where `roundTrip` is in milliseconds and includes the network.
+// A busy server is asked again after the time in its Retry-After; `onBusy` gets the seconds until then.
+export async function findPoses(model, file, { signal, onBusy }) {
+  const address = posesAddress(model, { score_threshold: SCORE_THRESHOLD, max_people: MAX_PEOPLE });
+  const headers = { "Content-Type": file.type || "application/octet-stream" };
   for (let attempt = 0; ; attempt++) {
     const start = performance.now();
     try {
-      const response = await send(address, { method: "POST", headers, body: picture, signal });
+      const response = await send(address, { method: "POST", headers, body: file, signal });
       return { answer: await response.json(), roundTrip: performance.now() - start };
     } catch (problem) {
       if (problem.status !== 503 || problem.retryAfter === null || attempt === RETRIES) throw problem;
-      const seconds = Math.min(Math.max(Number(problem.retryAfter) || 1, 0.1), LONGEST_WAIT);
+      const seconds = Math.min(Math.max(Number(problem.retryAfter) || 1, 0.1), MAX_WAIT);
       onBusy(seconds);
       await pause(seconds, signal);
     }
@@ -59,13 +59,13 @@ async function send(address, { headers = {}, ...options }) {
     response = await fetch(address, { headers, cache: "no-store", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("The server cannot be reached", "Is it running, and this machine connected to it?");
+    throw new Problem("The server cannot be reached", "Check that it is running and that this device can reach it.");
   }
   if (response.ok) return response;
-  const told = await response.json().catch(() => ({}));
+  const body = await response.json().catch(() => ({}));
   throw new Problem(
-    told.title || `${response.status} ${response.statusText}`.trim(),
-    told.detail || "The server gave no reason.",
+    body.title || `${response.status} ${response.statusText}`.trim(),
+    body.detail || "The server gave no reason.",
     { status: response.status, retryAfter: response.headers.get("Retry-After") },
   );
 }

@@ -1,9 +1,9 @@
-// The page of a pose server: pictures in, poses over them, and the numbers behind.
+// The page of a pose server: images in, poses over them, and their scores and times.
 
 import { Problem, findPoses, hasToken, loadModels, posesAddress, setToken } from "./api.js";
 import { closeCamera, hasCamera, openCamera, takeFrame } from "./camera.js";
 import { curlCommand, element, filterPeople, listPeople, milliseconds, showTimings } from "./result.js";
-import { placePicture, savePicture, setFocus, showPeople } from "./stage.js";
+import { placeImage, saveImage, setFocus, showPeople } from "./stage.js";
 
 const SAMPLES = [
   ["dance.jpg", "Sample: two people, one of them dancing"],
@@ -15,18 +15,18 @@ const $ = (id) => document.getElementById(id);
 
 let models = [];
 let model = null;
-const thresholds = new Map(); // of each model, where somebody moved the slider
-let pictures = []; // those of the strip
-let selected = null; // what was asked for last
-let shown = null; // what stands on the stage
-let request = new AbortController(); // of `selected`, or of the camera while it runs
+const thresholds = new Map(); // person score threshold by model, where the slider was moved
+let photos = []; // in the order of the strip
+let selected = null; // the photo chosen last
+let shown = null; // the photo on the stage
+let request = new AbortController(); // of `selected`, or of the camera while it is on
 let filming = false;
 let retry = () => {};
 
-// ------------------------------------------------------------------------------------------------------- pictures
+// --------------------------------------------------------------------------------------------------------- photos
 
-// A picture, and what each model said about it. `image` stays null where the browser cannot show the file.
-class Picture {
+// An image file and each model's result for it. `image` stays null if the browser cannot show the file.
+class Photo {
   image = null;
   results = new Map();
 
@@ -39,7 +39,7 @@ class Picture {
     if (this.image) return;
     const image = new Image();
     image.src = this.address;
-    image.alt = ""; // the canvas over it says what is to be seen
+    image.alt = ""; // the canvas over it has the label
     this.image = await image.decode().then(
       () => image,
       () => null,
@@ -48,73 +48,73 @@ class Picture {
 }
 
 function addFiles(files) {
-  const added = [...files].map((file) => new Picture(file.name || "picture", URL.createObjectURL(file), file));
+  const added = [...files].map((file) => new Photo(file.name || "image", URL.createObjectURL(file), file));
   if (!added.length) return;
-  pictures = [...added, ...pictures];
-  $("strip").prepend(...added.map((picture) => thumbnail(picture, picture.name)));
+  photos = [...added, ...photos];
+  $("strip").prepend(...added.map((photo) => thumbnail(photo, photo.name)));
   show(added[0]);
 }
 
-function thumbnail(picture, label) {
+function thumbnail(photo, label) {
   const image = element("img");
-  Object.assign(image, { src: picture.address, alt: label, decoding: "async" });
+  Object.assign(image, { src: photo.address, alt: label, decoding: "async" });
   const button = element("button", "thumb", image);
   button.type = "button";
   button.title = label;
-  button.addEventListener("click", () => show(picture));
-  picture.thumb = button;
+  button.addEventListener("click", () => show(photo));
+  photo.thumb = button;
   return element("li", "", button);
 }
 
-function remove(picture) {
-  pictures = pictures.filter((other) => other !== picture);
-  picture.thumb?.parentElement.remove();
-  URL.revokeObjectURL(picture.address);
+function remove(photo) {
+  photos = photos.filter((other) => other !== photo);
+  photo.thumb?.parentElement.remove();
+  URL.revokeObjectURL(photo.address);
 }
 
-function select(picture) {
-  selected = picture;
-  for (const { thumb } of pictures) thumb.removeAttribute("aria-current");
-  picture?.thumb?.setAttribute("aria-current", "true");
-  picture?.thumb?.scrollIntoView({ block: "nearest", inline: "nearest" });
+function select(photo) {
+  selected = photo;
+  for (const { thumb } of photos) thumb.removeAttribute("aria-current");
+  photo?.thumb?.setAttribute("aria-current", "true");
+  photo?.thumb?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-// Shows a picture and its poses. Whatever was asked before is given up and can change nothing any more.
-async function show(picture) {
+// Shows a photo and its poses. The request before is aborted and can no longer change the page.
+async function show(photo) {
   const { signal } = begin();
-  select(picture);
+  select(photo);
   setBusy(true, "Finding people …");
   try {
-    await picture.load(signal);
+    await photo.load(signal);
     signal.throwIfAborted();
-    if (picture.image) place(picture);
+    if (photo.image) place(photo);
     if (!model) await chooseModels();
-    if (!picture.results.has(model.name)) await ask(picture, signal);
+    if (!photo.results.has(model.name)) await predict(photo, signal);
     signal.throwIfAborted();
-    if (!picture.image) place(picture);
+    if (!photo.image) place(photo);
     showResult();
     setBusy(false);
   } catch (error) {
     if (signal.aborted) return;
     setBusy(false, "");
     const refused = [400, 413, 415, 422].includes(error.status);
-    if (refused && !picture.image) remove(picture);
+    if (refused && !photo.image) remove(photo);
     if (shown) showResult();
     else select(null);
-    report(error, () => show(picture), refused ? `${picture.name}: ` : "");
+    showProblem(error, () => show(photo), refused ? `${photo.name}: ` : "");
   }
 }
 
-async function ask(picture, signal) {
+async function predict(photo, signal) {
   const { name, version, keypoint_set } = model;
-  const onBusy = (seconds) => tell(`The server is busy; asking again in ${Math.max(1, Math.round(seconds))} s.`);
-  const result = await findPoses(name, picture.file, { signal, onBusy });
-  picture.results.set(name, result);
-  // Another version came in meanwhile, or there was none yet.
+  const onBusy = (seconds) => setStatus(`The server is busy; asking again in ${Math.max(1, Math.round(seconds))} s.`);
+  const result = await findPoses(name, photo.file, { signal, onBusy });
+  photo.results.set(name, result);
+  // The model was swapped, or had not started when the page was loaded.
   if (!keypoint_set || result.answer.model.version !== version) await chooseModels();
 }
 
-// Gives up what runs, for something new.
+// Aborts the present request or the camera, to begin something new.
 function begin() {
   request.abort();
   request = new AbortController();
@@ -128,12 +128,12 @@ function begin() {
   return request;
 }
 
-function place(picture) {
-  shown = picture;
-  if (selected !== picture) select(picture);
-  const answered = picture.results.get(model?.name)?.answer.images[0];
-  const image = picture.image;
-  placePicture(image, image?.naturalWidth ?? answered.width, image?.naturalHeight ?? answered.height);
+function place(photo) {
+  shown = photo;
+  if (selected !== photo) select(photo);
+  const answered = photo.results.get(model?.name)?.answer.images[0];
+  const image = photo.image;
+  placeImage(image, image?.naturalWidth ?? answered.width, image?.naturalHeight ?? answered.height);
   refresh();
 }
 
@@ -142,12 +142,12 @@ function place(picture) {
 const result = () => shown?.results.get(model?.name);
 const found = () => result()?.answer.images[0];
 
-// The answer as both sliders leave it: what the server says to the same thresholds.
+// The answer after both thresholds, as the server would send it for the same thresholds.
 function visible() {
-  const [least, leastOfKeypoint] = [$("score").valueAsNumber, $("keypoint").valueAsNumber];
+  const [scoreThreshold, keypointThreshold] = [$("score").valueAsNumber, $("keypoint").valueAsNumber];
   const poses = found()
-    .poses.filter((pose) => pose.score >= least)
-    .map((pose) => ({ ...pose, keypoints: pose.keypoints.filter((keypoint) => keypoint.score >= leastOfKeypoint) }));
+    .poses.filter((pose) => pose.score >= scoreThreshold)
+    .map((pose) => ({ ...pose, keypoints: pose.keypoints.filter((keypoint) => keypoint.score >= keypointThreshold) }));
   return { ...result().answer, images: [{ ...found(), poses }] };
 }
 
@@ -165,20 +165,19 @@ function refresh() {
   $("keypoint-value").textContent = $("keypoint").valueAsNumber.toFixed(2);
   for (const id of ["copy-json", "download", "copy-curl"]) $(id).disabled = !result();
   $("command").textContent = result() ? command() : "";
-  if (!result()) return showPeople([], []); // the panel keeps what it has while the answer is awaited
+  if (!result()) return showPeople([], []); // until the answer comes, the panel keeps the last one
   for (const id of ["time", "export"]) $(id).hidden = false;
   const people = visible().images[0].poses.map((pose, index) => ({ ...pose, index }));
   const skeleton = model.keypoint_set?.skeleton ?? [];
-  // Skeletons live in the pixels of the answer, the stage in those of the file; they are the same but for a
-  // server that had to shrink it.
+  // Poses are in pixels of the answer, the stage in those of the file. They differ only if the server shrank the image.
   const ratio = shown.image ? shown.image.naturalWidth / found().width : 1;
-  showPeople(ratio === 1 ? people : people.map((person) => stretched(person, ratio)), skeleton);
+  showPeople(ratio === 1 ? people : people.map((person) => scaled(person, ratio)), skeleton);
   filterPeople(people, found().poses.length);
   $("canvas").setAttribute("aria-label", `${shown.name}: ${countOf(people.length)}`);
-  if (!filming) tell(summary(people.length));
+  if (!filming) setStatus(summary(people.length));
 }
 
-const stretched = (person, ratio) => ({
+const scaled = (person, ratio) => ({
   ...person,
   keypoints: person.keypoints.map((keypoint) => ({ ...keypoint, x: keypoint.x * ratio, y: keypoint.y * ratio })),
 });
@@ -188,9 +187,9 @@ const countOf = (people) => (people === 1 ? "1 person" : `${people} people`);
 function summary(people) {
   const { poses } = found();
   if (people) return `${countOf(people)} found in ${milliseconds(result().roundTrip)}.`;
-  if (!poses.length) return "Nobody found.";
+  if (!poses.length) return "No people found.";
   const best = Math.max(...poses.map((pose) => pose.score));
-  return `Nobody above ${$("score").value}; the best candidate has ${best.toFixed(2)}.`;
+  return `No people above ${$("score").value}; the best candidate scores ${best.toFixed(2)}.`;
 }
 
 function command() {
@@ -201,7 +200,7 @@ function command() {
 
 // --------------------------------------------------------------------------------------------------------- camera
 
-// One frame after another: the next is taken when the answer to the one before is there.
+// Predicts one frame after another; the next is taken when the answer for the last one has come.
 async function film() {
   const { signal } = begin();
   const video = $("video");
@@ -213,13 +212,13 @@ async function film() {
     $("camera").textContent = "Stop camera";
     select(null);
     if (!model) await chooseModels();
-    listPeople([], setFocus); // people come and go too fast for a list
+    listPeople([], setFocus); // people change too fast for a list
     setBusy(false, "The camera is on.");
     let [before, rate] = [performance.now(), 0];
     while (!signal.aborted) {
       const file = await takeFrame(video);
-      const frame = new Picture("camera.jpg", URL.createObjectURL(file), file);
-      await Promise.all([frame.load(signal), ask(frame, signal)]).finally(() => URL.revokeObjectURL(frame.address));
+      const frame = new Photo("camera.jpg", URL.createObjectURL(file), file);
+      await Promise.all([frame.load(signal), predict(frame, signal)]).finally(() => URL.revokeObjectURL(frame.address));
       signal.throwIfAborted();
       if (!frame.results.has(model.name)) continue; // another model was chosen meanwhile
       showFrame(frame);
@@ -232,7 +231,7 @@ async function film() {
   } catch (error) {
     if (signal.aborted) return;
     stopFilming();
-    report(error, film);
+    showProblem(error, film);
   }
 }
 
@@ -242,7 +241,7 @@ function showFrame(frame) {
   showTimings(result());
 }
 
-// The last frame stays, as a picture like any other.
+// Keeps the last frame as a photo.
 function stopFilming() {
   begin();
   setBusy(false, "");
@@ -277,23 +276,23 @@ function useModel(chosen) {
   $("about").title = model.source;
 }
 
-// ---------------------------------------------------------------------------------------------------- what is told
+// ------------------------------------------------------------------------------------------------------- messages
 
-function tell(text) {
+function setStatus(text) {
   $("status").textContent = text;
 }
 
 function setBusy(busy, text) {
   for (const id of ["stage", "panel"]) $(id).setAttribute("aria-busy", String(busy));
-  if (text !== undefined) tell(text);
+  if (text !== undefined) setStatus(text);
 }
 
-function report(error, again, about = "") {
-  const known = error instanceof Problem;
-  if (!known) console.error(error);
+function showProblem(error, again, about = "") {
+  const expected = error instanceof Problem;
+  if (!expected) console.error(error);
   retry = again;
-  $("problem-title").textContent = about + (known ? error.title : "This should not have happened");
-  $("problem-detail").textContent = known ? error.detail : String(error.message ?? error);
+  $("problem-title").textContent = about + (expected ? error.title : "Unexpected error");
+  $("problem-detail").textContent = expected ? error.detail : String(error.message ?? error);
   $("access").hidden = error.status !== 401;
   $("again").hidden = error.status === 401 || [400, 413, 415, 422].includes(error.status);
   $("problem").hidden = false;
@@ -306,13 +305,13 @@ async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    done = copyOldWay(text); // without https there is no clipboard
+    done = copyBySelection(text); // pages without https have no clipboard
   }
   button.textContent = done ? "Copied" : "Not copied";
   setTimeout(() => (button.textContent = button.dataset.label), 1500);
 }
 
-function copyOldWay(text) {
+function copyBySelection(text) {
   const area = element("textarea", "unseen");
   area.value = text;
   const before = document.activeElement;
@@ -325,7 +324,7 @@ function copyOldWay(text) {
 }
 
 async function download() {
-  const address = URL.createObjectURL(await savePicture());
+  const address = URL.createObjectURL(await saveImage());
   const link = Object.assign(element("a"), { href: address, download: `${shown.name.replace(/\.\w+$/, "")}-poses.png` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10000);
@@ -334,11 +333,11 @@ async function download() {
 // --------------------------------------------------------------------------------------------------------- wiring
 
 async function start() {
-  pictures = SAMPLES.map(([file]) => new Picture(file, `page/samples/${file}`));
-  $("strip").append(...pictures.map((picture, index) => thumbnail(picture, SAMPLES[index][1])));
+  photos = SAMPLES.map(([file]) => new Photo(file, `page/samples/${file}`));
+  $("strip").append(...photos.map((photo, index) => thumbnail(photo, SAMPLES[index][1])));
   if (!hasCamera()) {
     $("camera").disabled = true;
-    $("camera").title = "The browser offers a camera to pages over https only";
+    $("camera").title = "Browsers allow the camera only on pages over https";
   }
   await connect();
 }
@@ -348,7 +347,7 @@ async function connect() {
   try {
     await chooseModels();
   } catch (error) {
-    report(error, connect);
+    showProblem(error, connect);
   }
 }
 
@@ -396,13 +395,13 @@ document.addEventListener("paste", (event) => addFiles(event.clipboardData.files
 document.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!step || event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, pre")) return;
-  const next = pictures[pictures.indexOf(selected) + step];
+  const next = photos[photos.indexOf(selected) + step];
   if (!next) return;
   event.preventDefault();
   if ($("strip").contains(document.activeElement)) next.thumb.focus();
   show(next);
 });
-// Nobody watches: no frame is sent.
+// A hidden page sends no frames.
 document.addEventListener("visibilitychange", () => document.hidden && filming && stopFilming());
 
 start();

@@ -1,8 +1,8 @@
-// Frames of the camera as JPEG files.
+// Takes frames from the camera as JPEG files.
 
 import { Problem } from "./api.js";
 
-const LONG_SIDE = 960;
+const LONG_SIDE = 960; // pixels
 
 export const hasCamera = () => Boolean(navigator.mediaDevices?.getUserMedia);
 
@@ -12,7 +12,7 @@ const REFUSALS = {
   NotReadableError: "Another program is using the camera.",
 };
 
-// Starts the camera in the video element.
+// Starts the camera and shows it in the video element.
 export async function openCamera(video) {
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } }, audio: false });
@@ -28,7 +28,7 @@ export function closeCamera(video) {
   video.srcObject = null;
 }
 
-// What the camera sees now.
+// The present frame, at most LONG_SIDE pixels on its longer side.
 export function takeFrame(video) {
   const scale = Math.min(1, LONG_SIDE / Math.max(video.videoWidth, video.videoHeight));
   const canvas = document.createElement("canvas");
@@ -36,7 +36,7 @@ export function takeFrame(video) {
   canvas.height = Math.round(video.videoHeight * scale);
   canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
   return new Promise((resolve, reject) => {
-    const done = (blob) => (blob ? resolve(blob) : reject(new Problem("No camera", "It gave no picture.")));
+    const done = (blob) => (blob ? resolve(blob) : reject(new Problem("No camera", "It delivered no image.")));
     canvas.toBlob(done, "image/jpeg", 0.85);
   });
 }

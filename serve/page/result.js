@@ -1,4 +1,4 @@
-// The panel beside the picture: who was found, how long it took, how to ask from elsewhere.
+// The panel beside the image: the people found, the time taken, the command that gives the same answer.
 
 import { personColour, sideColour } from "./skeleton.js";
 
@@ -12,33 +12,33 @@ const PARTS = [
 
 const $ = (id) => document.getElementById(id);
 
-// An element with a class and children; texts are never taken as HTML.
+// Creates an element with a class and children; strings become text, never HTML.
 export function element(tag, className = "", ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...children);
-  return made;
+  const created = document.createElement(tag);
+  if (className) created.className = className;
+  created.append(...children);
+  return created;
 }
 
 // Lists every pose of an answer; `filterPeople` then shows those above the thresholds.
-// `onFocus` gets {person, keypoint} while the pointer or the keyboard is at one, else null.
+// `onFocus` gets {person, keypoint} while the pointer or the keyboard focus is on one, else null.
 export function listPeople(poses, onFocus) {
   onFocus(null);
   $("nobody").hidden = false;
-  $("nobody").textContent = "They will be listed here, with all of their keypoints.";
+  $("nobody").textContent = "People found are listed here, with their keypoints.";
   $("count").textContent = "";
   $("people").replaceChildren(...poses.map((pose, index) => personItem(pose, index, onFocus)));
 }
 
-// Hides people and keypoints that are not among the `people` to be seen; `all` counts the candidates.
+// Hides people and keypoints that are not in `people`, the visible ones; `all` is the number of candidates.
 export function filterPeople(people, all) {
-  const seen = new Map(people.map((person) => [person.index, new Set(person.keypoints.map(({ name }) => name))]));
+  const visible = new Map(people.map((person) => [person.index, new Set(person.keypoints.map(({ name }) => name))]));
   [...$("people").children].forEach((item, index) => {
-    item.hidden = !seen.has(index);
-    for (const row of item.querySelectorAll("tr")) row.hidden = !seen.get(index)?.has(row.dataset.keypoint);
+    item.hidden = !visible.has(index);
+    for (const row of item.querySelectorAll("tr")) row.hidden = !visible.get(index)?.has(row.dataset.keypoint);
   });
   $("nobody").hidden = people.length > 0;
-  $("nobody").textContent = all ? "All candidates are below the threshold." : "Nobody was found.";
+  $("nobody").textContent = all ? "All candidates are below the threshold." : "No people were found.";
   $("count").textContent = all > people.length ? `${people.length} of ${all} candidates` : people.length;
 }
 
@@ -68,14 +68,14 @@ function keypointRow({ name, score }, person, onFocus) {
   return row;
 }
 
-// A number from 0 to 1 behind a bar of its length.
+// A number from 0 to 1 with a bar of that length.
 function share(value) {
   const bar = element("span", "share", element("span", "", value.toFixed(2)));
   bar.style.setProperty("--share", Math.min(Math.max(value, 0), 1));
   return bar;
 }
 
-// Where the time of an answer went, nothing without one; the bar is the round trip.
+// Shows the milliseconds of each stage; the whole bar is the round trip. Without a result it shows nothing.
 export function showTimings(result) {
   if (!result) {
     for (const id of ["bar", "timings", "round-trip"]) $(id).replaceChildren();
@@ -109,7 +109,7 @@ export function showTimings(result) {
 
 export const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
 
-// The command line that gives the same answer.
+// The curl command that gives the same answer.
 export function curlCommand(address, file, type, withToken) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   return [

@@ -1,5 +1,5 @@
-// Poses on a canvas, as posefleet draws them everywhere: left limbs orange, right limbs blue, what lies between in the
-// colour of the person. Positions are pixels of the picture, sizes are pixels of the canvas' own units.
+// Draws poses on a canvas in posefleet's colours: left limbs orange, right limbs blue, the middle in the person's colour.
+// Positions are pixels of the image; line widths and sizes are units of the canvas.
 
 const LEFT = "rgb(255 138 30)";
 const RIGHT = "rgb(40 150 255)";
@@ -13,15 +13,15 @@ export const personColour = (index) => PEOPLE[index % PEOPLE.length];
 export const sideColour = (keypoint, middle) =>
   keypoint.startsWith("left") ? LEFT : keypoint.startsWith("right") ? RIGHT : middle;
 
-// The colour of a side when both ends are on it, or one is and the other in the middle of the body.
+// A limb has the colour of a side if both ends are on that side, or one end is and the other is in the middle of the body.
 function limbColour(a, b, middle) {
   const sides = new Set([sideColour(a, null), sideColour(b, null)]);
   sides.delete(null);
   return sides.size === 1 ? [...sides][0] : middle;
 }
 
-// Draws people, the best on top. `people` are {index, score, keypoints} with the keypoints that shall be seen;
-// `focus` is null or {person, keypoint}: the person who stands out, and the name of a keypoint of theirs or null.
+// Draws people, the best on top. `people` are {index, score, keypoints} with the visible keypoints;
+// `focus` is null or {person, keypoint}: the index of the highlighted person, and the name of a keypoint or null.
 export function drawPoses(context, people, skeleton, scale, focus = null) {
   context.lineCap = context.lineJoin = "round";
   const faded = (person) => focus !== null && focus.person !== person.index;
@@ -81,7 +81,8 @@ function drawLabel(context, { index, score, keypoints }, scale) {
   context.fillText(text, x + 4, y + 8.5);
 }
 
-// The keypoint next to (x, y), pixels of the picture, within `reach`: {person, keypoint} or null. The best person's first.
+// The keypoint nearest to (x, y), in pixels of the image, and closer than `reach`: {person, keypoint} or null. At equal
+// distance the better person wins.
 export function nearestKeypoint(people, x, y, reach) {
   let [nearest, least] = [null, reach];
   for (const person of people) {

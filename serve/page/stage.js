@@ -1,18 +1,18 @@
-// The picture, the poses over it, and what the pointer finds there.
+// The stage: the image, the poses over it, and the tip for the keypoint under the pointer.
 
 import { drawPoses, nearestKeypoint, personColour } from "./skeleton.js";
 
-const REACH = { mouse: 14, pen: 14, touch: 28 }; // pixels of the screen
-const PNG_SIDE = 1200; // lines of a saved picture are as fine as on a screen of this many pixels
+const REACH = { mouse: 14, pen: 14, touch: 28 }; // pixels of the screen within which the pointer finds a keypoint
+const PNG_SIDE = 1200; // lines of a saved image are as thin as on a screen of this many pixels
 
 const [stage, frame, canvas, tip, drop] = ["stage", "frame", "canvas", "tip", "drop"].map((id) =>
   document.getElementById(id),
 );
 const view = { image: null, width: 0, height: 0, people: [], skeleton: [], focus: null, pointer: null };
 
-// Puts a picture on the stage, without poses. Sizes are those of the picture as a person sees it.
-// `image` is null where the browser cannot show the file: its poses then have a plain ground.
-export function placePicture(image, width, height) {
+// Shows an image without poses. Sizes are those of the upright image, in pixels.
+// `image` is null if the browser cannot show the file; its poses then have a plain background.
+export function placeImage(image, width, height) {
   Object.assign(view, { image, width, height, people: [] });
   drop.hidden = true;
   frame.hidden = false;
@@ -24,20 +24,20 @@ export function placePicture(image, width, height) {
   draw();
 }
 
-// Draws people over the picture; those that `skeleton.js` takes.
+// Draws people over the image; `people` as for `drawPoses`.
 export function showPeople(people, skeleton) {
   Object.assign(view, { people, skeleton });
   point();
 }
 
-// Lets a person stand out, and one of their keypoints: {person, keypoint} or null.
+// Highlights a person and one of their keypoints: {person, keypoint} or null.
 export function setFocus(focus) {
   view.focus = focus;
   draw();
 }
 
-// Picture and poses as a PNG file, in the size of the picture.
-export function savePicture() {
+// Image and poses as a PNG file, in the size of the image.
+export function saveImage() {
   const { image, width, height, people, skeleton } = view;
   const whole = Object.assign(document.createElement("canvas"), { width, height });
   const poses = Object.assign(document.createElement("canvas"), { width, height });
@@ -64,7 +64,7 @@ function draw() {
   drawPoses(context, view.people, view.skeleton, scale(), view.focus);
 }
 
-// Finds the keypoint under the pointer, names it and lets its person stand out.
+// Finds the keypoint under the pointer, shows its name and highlights its person.
 function point() {
   const { pointer, people } = view;
   const box = canvas.getBoundingClientRect();
@@ -101,7 +101,7 @@ function follow(event) {
 
 canvas.addEventListener("pointermove", follow);
 canvas.addEventListener("pointerdown", follow);
-// A finger that is lifted also leaves; what it pointed at stays to be read.
+// Lifting a finger also fires this event; the tip stays, so that it can be read.
 canvas.addEventListener("pointerleave", (event) => {
   if (event.pointerType === "touch") return;
   view.pointer = null;

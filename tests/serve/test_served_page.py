@@ -1,4 +1,4 @@
-"""The page of the pose server in a real browser, before a server that finds the same two people in every picture."""
+"""The page of the pose server in a real browser, with a server that finds the same two people in every image."""
 
 import asyncio
 import base64
@@ -41,7 +41,7 @@ FRONTAL = {
     "left_hip": (0.06, 0.5), "right_hip": (-0.06, 0.5), "left_knee": (0.07, 0.68), "right_knee": (-0.07, 0.68),
     "left_ankle": (0.08, 0.86), "right_ankle": (-0.08, 0.86),
 }  # fmt: skip
-"""Somebody who faces us, in shares of the picture: sideways from their middle, and from the top."""
+"""Keypoints of a person who faces the camera, in shares of the image: sideways from their middle, and from the top."""
 
 MIDDLES = (0.3, 0.72)
 SCORES = (0.9, 0.25)
@@ -49,11 +49,11 @@ FAINT = "left_ankle"
 """The one keypoint with a low score, 0.2."""
 
 SLOW, CROWDED_OUT, PORTRAIT = (300, 240), (310, 240), (240, 320)
-"""Sizes of pictures that the server treats in their own way."""
+"""Sizes of images that the server treats specially."""
 
 
 def place(person: int, keypoint: str) -> tuple[float, float]:
-    """In shares of the picture."""
+    """Position of a keypoint, in shares of the image."""
     x, y = FRONTAL[keypoint]
     return MIDDLES[person] + x, y
 
@@ -85,17 +85,17 @@ def model(name: str, *, default: bool, ap: float | None, threshold: float) -> di
 
 
 class Server:
-    """A pose server without a model; what it does can be changed while it runs."""
+    """A pose server without a model; tests change its behaviour while it runs."""
 
     token = ""
-    """Needed where it is not empty."""
+    """The token that requests need; empty: none."""
     rejections = 0
-    """How many more requests find it busy."""
+    """How many more requests get 503."""
     holding = False
-    """Whether slow pictures wait."""
+    """Whether images of the size SLOW wait."""
     asked: list[Request]
     sizes: list[tuple[int, int]]
-    """Of the pictures."""
+    """Sizes of the images received."""
     together = 0
     most_together = 0
 
@@ -133,7 +133,7 @@ class Server:
                 self.rejections -= 1
                 return problem(503, "Busy", "Too many requests wait.", {"Retry-After": "2"})
         except DataError as error:
-            return problem(415, "Not a picture", f"{error} <script>alert(1)</script>")
+            return problem(415, "Not an image", f"{error} <script>alert(1)</script>")
         finally:
             self.together -= 1
         return {
@@ -144,8 +144,8 @@ class Server:
 
 
 def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    told = {"type": "about:blank", "title": title, "status": status, "detail": detail, "reason": "test"}
-    return JSONResponse(told, status, headers, media_type="application/problem+json")
+    content = {"type": "about:blank", "title": title, "status": status, "detail": detail, "reason": "test"}
+    return JSONResponse(content, status, headers, media_type="application/problem+json")
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +184,8 @@ def page(browser: Any, running: tuple[Server, str], server: Server) -> Iterator[
         yield opened
 
 
-def picture(size: tuple[int, int] = (320, 240), colour: str = "gray", orientation: int = 1) -> bytes:
-    """A JPEG of one colour but for its upper left quarter, which is darker; ``size`` is the stored one."""
+def image_file(size: tuple[int, int] = (320, 240), colour: str = "gray", orientation: int = 1) -> bytes:
+    """A JPEG of one colour with a black upper left quarter; ``size`` is (width, height) as stored, before EXIF."""
     image = Image.new("RGB", size, colour)
     image.paste("black", (0, 0, size[0] // 2, size[1] // 2))
     exif = Image.Exif()
@@ -204,8 +204,8 @@ def assert_poses_are_drawn(page: Any, person: int = 0) -> None:
     assert overlay_colour(page, 0.03, 0.95) is None
 
 
-def test_poses_of_an_uploaded_picture_lie_where_the_people_are(page: Any) -> None:
-    upload(page, ("street.jpg", picture()))
+def test_poses_are_drawn_where_the_people_of_an_uploaded_image_are(page: Any) -> None:
+    upload(page, ("street.jpg", image_file()))
     wait_for_people(page, 1)
     assert_poses_are_drawn(page)
     assert overlay_colour(page, *place(1, "left_wrist")) is None, "below the threshold of the model"
@@ -216,7 +216,7 @@ def test_poses_of_an_uploaded_picture_lie_where_the_people_are(page: Any) -> Non
 
 
 def test_a_turned_picture_is_seen_as_a_person_sees_it(page: Any) -> None:
-    upload(page, ("phone.jpg", picture(orientation=6)))
+    upload(page, ("phone.jpg", image_file(orientation=6)))
     wait_for_people(page, 1)
     box = page.locator("#canvas").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(240 / 320, abs=0.01)
@@ -231,7 +231,7 @@ def test_a_turned_picture_is_seen_as_a_person_sees_it(page: Any) -> None:
 
 
 def test_sliders_hide_and_show_without_a_request(page: Any, server: Server) -> None:
-    upload(page, ("street.jpg", picture()))
+    upload(page, ("street.jpg", image_file()))
     wait_for_people(page, 1)
     before = len(server.asked)
     set_slider(page, "Person score", 0.1)
@@ -241,13 +241,13 @@ def test_sliders_hide_and_show_without_a_request(page: Any, server: Server) -> N
     assert overlay_colour(page, *place(0, FAINT)) is None
     assert overlay_colour(page, *place(0, "left_wrist")) == LEFT
     set_slider(page, "Person score", 0.95)
-    expect(page.get_by_role("status")).to_have_text("Nobody above 0.95; the best candidate has 0.90.")
+    expect(page.get_by_role("status")).to_have_text("No people above 0.95; the best candidate scores 0.90.")
     assert overlay_colour(page, *place(0, "left_wrist")) is None
     assert len(server.asked) == before
 
 
 def test_a_keypoint_under_the_pointer_is_named(page: Any) -> None:
-    upload(page, ("street.jpg", picture()))
+    upload(page, ("street.jpg", image_file()))
     wait_for_people(page, 1)
     x, y = place(0, FAINT)
     assert hover(page, x + 0.005, y) == "left ankle 0.20 · person 1"
@@ -258,7 +258,7 @@ def test_a_finger_finds_keypoints_too(browser: Any, running: tuple[Server, str],
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 3}
     with steps.open_page(browser, running[1], **phone) as page:
         assert not steps.scrolls_sideways(page)
-        upload(page, ("a-rather-long-name-of-a-picture-from-a-phone-IMG_20240101_000000.jpg", picture()))
+        upload(page, ("a-rather-long-name-of-a-picture-from-a-phone-IMG_20240101_000000.jpg", image_file()))
         wait_for_people(page, 1)
         assert not steps.scrolls_sideways(page)
         assert_poses_are_drawn(page)
@@ -270,11 +270,11 @@ def test_a_finger_finds_keypoints_too(browser: Any, running: tuple[Server, str],
         expect(page.locator("#tip")).to_contain_text("right wrist")
 
 
-def test_a_file_that_is_no_picture_leaves_the_one_before(page: Any) -> None:
-    upload(page, ("street.jpg", picture()))
+def test_a_file_that_is_no_image_leaves_the_image_before_in_place(page: Any) -> None:
+    upload(page, ("street.jpg", image_file()))
     wait_for_people(page, 1)
     upload(page, ("notes.jpg", b"These are no pixels."))
-    expect(page.get_by_role("alert")).to_contain_text("notes.jpg: Not a picture")
+    expect(page.get_by_role("alert")).to_contain_text("notes.jpg: Not an image")
     expect(page.get_by_role("alert")).to_contain_text("cannot decode 20 bytes as an image <script>alert(1)</script>")
     wait_for_people(page, 1)
     assert_poses_are_drawn(page)
@@ -284,10 +284,10 @@ def test_a_file_that_is_no_picture_leaves_the_one_before(page: Any) -> None:
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_first_file_that_is_no_picture_leaves_the_page_ready(page: Any) -> None:
+def test_a_first_file_that_is_no_image_leaves_the_page_ready(page: Any) -> None:
     upload(page, ("notes.jpg", b"These are no pixels."))
-    expect(page.get_by_role("alert")).to_contain_text("notes.jpg: Not a picture")
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("notes.jpg: Not an image")
+    expect(page.get_by_role("button", name="Choose images")).to_be_visible()
     steps.try_sample_by_keyboard(page)
     expect(page.get_by_role("alert")).to_be_hidden()
 
@@ -300,8 +300,8 @@ def test_the_keyboard_is_enough(page: Any) -> None:
     expect(page.locator("#canvas")).to_have_attribute("aria-label", "group.jpg: 1 person")
 
 
-def test_what_is_copied_is_what_is_shown(page: Any, server: Server) -> None:
-    upload(page, ("Ann's.jpg", picture()))
+def test_copied_json_and_command_match_what_is_shown(page: Any, server: Server) -> None:
+    upload(page, ("Ann's.jpg", image_file()))
     wait_for_people(page, 1)
     set_slider(page, "Keypoint score", 0.5)
     answer = json.loads(steps.copied(page, "Copy JSON"))
@@ -316,11 +316,11 @@ def test_what_is_copied_is_what_is_shown(page: Any, server: Server) -> None:
     assert f"{PREFIX}/v1/models/people/poses?score_threshold=0.5&keypoint_threshold=0.5&max_people=100'" in command
 
 
-def test_a_late_answer_does_not_replace_that_of_a_newer_picture(page: Any, server: Server) -> None:
+def test_a_late_answer_does_not_replace_that_of_a_newer_image(page: Any, server: Server) -> None:
     server.holding = True
-    upload(page, ("slow.jpg", picture(SLOW)))
+    upload(page, ("slow.jpg", image_file(SLOW)))
     expect(page.get_by_role("status")).to_have_text("Finding people …")
-    upload(page, ("quick.jpg", picture(PORTRAIT)))
+    upload(page, ("quick.jpg", image_file(PORTRAIT)))
     wait_for_people(page, 1)
     server.holding = False
     page.wait_for_timeout(300)
@@ -330,7 +330,7 @@ def test_a_late_answer_does_not_replace_that_of_a_newer_picture(page: Any, serve
 
 def test_a_busy_server_is_asked_again(page: Any, server: Server) -> None:
     server.rejections = 1
-    upload(page, ("street.jpg", picture(CROWDED_OUT)))
+    upload(page, ("street.jpg", image_file(CROWDED_OUT)))
     expect(page.get_by_role("status")).to_have_text("The server is busy; asking again in 2 s.")
     wait_for_people(page, 1)
     assert server.sizes == [CROWDED_OUT, CROWDED_OUT]
@@ -352,8 +352,8 @@ def test_a_token_is_asked_for_and_kept_in_memory_only(
         assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
 
 
-def test_another_model_is_asked_about_the_same_picture(page: Any, server: Server) -> None:
-    upload(page, ("street.jpg", picture()))
+def test_another_model_predicts_the_same_image(page: Any, server: Server) -> None:
+    upload(page, ("street.jpg", image_file()))
     wait_for_people(page, 1)
     page.get_by_label("Model", exact=True).select_option("<b>bold")
     wait_for_people(page, 2)
@@ -362,7 +362,7 @@ def test_another_model_is_asked_about_the_same_picture(page: Any, server: Server
     assert server.asked[-1].url.path.endswith("/v1/models/<b>bold/poses")
 
 
-def test_pictures_are_dropped_and_pasted(page: Any) -> None:
+def test_images_can_be_dropped_and_pasted(page: Any) -> None:
     send = """([event, name, content]) => {
       const carried = new DataTransfer();
       const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
@@ -373,7 +373,7 @@ def test_pictures_are_dropped_and_pasted(page: Any) -> None:
         : new ClipboardEvent("paste", { clipboardData: carried, ...details }));
     }"""
     for event in ("drop", "paste"):
-        page.evaluate(send, [event, f"{event}.jpg", base64.b64encode(picture()).decode()])
+        page.evaluate(send, [event, f"{event}.jpg", base64.b64encode(image_file()).decode()])
         expect(page.locator("#canvas")).to_have_attribute("aria-label", f"{event}.jpg: 1 person")
 
 

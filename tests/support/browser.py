@@ -66,7 +66,7 @@ def open_page(browser: "sync_api.Browser", address: str, **context: object) -> I
 def upload(page: "sync_api.Page", *files: tuple[str, bytes]) -> None:
     """Chooses files, of (name, content), with the button; does not wait for their poses."""
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Add pictures").click()
+        page.get_by_role("button", name="Add images").click()
     chooser.value.set_files(
         [{"name": name, "mimeType": "image/jpeg", "buffer": content} for name, content in files]  # type: ignore[list-item]
     )
