@@ -1,12 +1,12 @@
-"""The HTTP face: ``serve run serve/config.yaml``. It takes requests in and hands images on; it never decodes one.
+"""The Serve application that ``serve run serve/config.yaml`` starts: its deployments and how they are wired.
 
 POST /v1/poses                       poses by the default model
-POST /v1/models/{name}/poses         poses by that model
-GET  /v1/models                      what is served
-POST /v1/models/{name}/reload        look the model up again, swap without a failed request (token)
+POST /v1/models/{name}/poses         poses by one model
+GET  /v1/models                      the served models and their versions
+POST /v1/models/{name}/reload        resolve the model's source again, swap without a failed request (needs the token)
 GET  /v1/models/{name}/shadow        how far champion and challenger agree on live images
-GET  /healthz, /readyz               this replica lives; every model has a replica that serves
-GET  /, /docs                        a page to try it on, and the API's description
+GET  /healthz, /readyz               this replica is alive; every model has a replica that serves
+GET  /, /docs                        a page to try the models on; the description of the API
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,17 @@ from ray.serve.handle import DeploymentHandle
 from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.runtime.placement import SERVING, STEADY
 from posefleet.serve.deployments.replica import HEALTH, ModelReplica, Replica
-from posefleet.serve.deployments.settings import (
-    CHALLENGER,
-    ServedModel,
-    ServerSettings,
-)
+from posefleet.serve.deployments.settings import CHALLENGER, ServedModel, ServerSettings
 from posefleet.serve.deployments.versions import VersionController
 from posefleet.serve.http.gateway import Gateway
 from posefleet.serve.http.routes import create_api
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
-    """The application of a Serve config's ``args``, see ``settings.ServerSettings``.
+    """Build the application from the ``args`` of a Serve configuration; ``ServerSettings`` lists them.
 
     Raises:
-        pydantic.ValidationError: They do not say what a server needs.
+        pydantic.ValidationError: An argument is unknown, missing or out of its range.
     """
     settings = ServerSettings.model_validate(dict(args))
     sources = {model.name: model.source for model in settings.models}
@@ -41,16 +37,18 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     versions = VersionController.bind(sources, settings.tracking)  # type: ignore[attr-defined]
 
     def replicas(
-        key: str, model: ServedModel, options: Mapping[str, Any], deployment: Any = ModelReplica, *first: Any
+        key: str, model: ServedModel, options: Mapping[str, Any], deployment: Any = ModelReplica, *gateway: Any
     ) -> serve.Application:
-        placed = {"ray_actor_options": {"label_selector": dict(SERVING), **options.get("ray_actor_options", {})}}
-        bound: serve.Application = deployment.options(name=key, **{**options, **placed}).bind(
-            *first, key, model, settings.limits.image_pixels, settings.tracking, versions
+        actor_options = {"label_selector": dict(SERVING), **options.get("ray_actor_options", {})}
+        bound: serve.Application = deployment.options(name=key, **{**options, "ray_actor_options": actor_options}).bind(
+            *gateway, key, model, settings.limits.image_pixels, settings.tracking, versions
         )
         return bound
 
-    far = settings.models[1:] if settings.direct else settings.models
-    models = {model.name: replicas(model.name, model, model.deployment) for model in far}
+    models = {
+        model.name: replicas(model.name, model, model.deployment)
+        for model in (settings.models[1:] if settings.direct else settings.models)
+    }
     challengers = {
         model.name: replicas(f"{model.name}{CHALLENGER}", model, model.shadow.deployment)
         for model in settings.models
@@ -67,7 +65,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
 @serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)})
 @serve.ingress()
 class Ingress:
-    """A replica that speaks HTTP."""
+    """A replica that handles HTTP requests and sends their images to the replicas that predict."""
 
     def __init__(
         self,
@@ -83,12 +81,12 @@ class Ingress:
         return create_api(self._gateway)
 
 
-@serve.deployment(max_ongoing_requests=256, **HEALTH)  # uploads that are under way count, too
+@serve.deployment(max_ongoing_requests=256, **HEALTH)  # a request counts while its body is still uploaded
 @serve.ingress()
 class DirectReplica(Replica):
-    """A replica of the default model that speaks HTTP itself: one way less for every image."""
+    """A replica of the default model that handles HTTP requests itself, which saves a copy between processes."""
 
-    async def __init__(  # type: ignore[misc]  # as of Replica
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self,
         settings: ServerSettings,
         models: Mapping[str, DeploymentHandle[Any]],
@@ -98,10 +96,11 @@ class DirectReplica(Replica):
     ) -> None:
         """
         Args:
-            settings: Like the next three of the ``Gateway``.
+            settings: As the next three, an argument of ``Gateway``.
+            models: The models but the default one.
             replica: Arguments of ``Replica``.
         """
-        self._gateway = Gateway(settings, models, challengers, versions, here=self)
+        self._gateway = Gateway(settings, models, challengers, versions, local=self)
         await super().__init__(*replica)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -1,7 +1,7 @@
-"""Requests that wait together: the next batch is closed when the network is free, not before.
+"""Groups waiting jobs into batches; a batch closes when the network is free.
 
-Ray's ``@serve.batch`` closes a batch as soon as its waiting time is over, also while the one before it is still
-computed; under load its batches then hold one image each, and wait in line. Here what comes meanwhile joins.
+Ray's ``@serve.batch`` closes a batch when its waiting time is over, even while the previous batch is being computed.
+Under load its batches then hold one image each and queue up. Here a job that arrives during a batch joins the next one.
 """
 
 import asyncio
@@ -19,55 +19,58 @@ class _Waiting(Generic[Job, Result]):
     job: Job
     result: "asyncio.Future[Result]"
     since: float
-    """Like all times here by the clock of the event loop, seconds."""
+    """When the job arrived, by the event loop's clock, seconds."""
 
 
 class Batcher(Generic[Job, Result]):
-    """Batches of jobs of one kind, the kind of the job that waits longest first. Of one event loop."""
+    """Runs jobs in batches of one kind; the kind of the job that has waited longest goes first.
+
+    All calls must come from one event loop.
+    """
 
     def __init__(
         self, run: Callable[[list[Job]], Awaitable[list[Result | Exception]]], *, size: int, wait_s: float
     ) -> None:
         """
         Args:
-            run: Results of the jobs of a batch, in their order, or why there is none.
-            size: Most jobs of a batch.
-            wait_s: How long a job waits for others while nothing else is computed, seconds.
+            run: Computes a batch. Returns one result per job, in order; an exception fails that job alone.
+            size: Maximum number of jobs in a batch.
+            wait_s: How long a batch that is not full waits for more jobs while nothing is computed, seconds.
         """
         self._run, self._size, self._wait_s = run, size, wait_s
-        self._waiting: dict[Hashable, deque[_Waiting[Job, Result]]] = {}
-        self._work: asyncio.Task[None] | None = None
+        self._queues: dict[Hashable, deque[_Waiting[Job, Result]]] = {}
+        self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, kind: Hashable, job: Job) -> Result:
-        """The job's result; cancelled while it waits, the job is never run.
+        """Return the job's result. A job that is cancelled while it waits is never run.
 
         Raises:
-            Exception: That of the job.
+            Exception: Whatever ``run`` raised or returned for this job.
         """
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Job, Result] = _Waiting(job, loop.create_future(), loop.time())
-        self._waiting.setdefault(kind, deque()).append(waiting)
-        if self._work is None or self._work.done():
-            self._work = asyncio.create_task(self._until_nothing_waits())
+        self._queues.setdefault(kind, deque()).append(waiting)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._run_until_empty())
         return await waiting.result
 
-    async def _until_nothing_waits(self) -> None:
-        while self._waiting:
-            kind = min(self._waiting, key=lambda kind: self._waiting[kind][0].since)
-            queue = self._waiting[kind]
-            left = queue[0].since + self._wait_s - asyncio.get_running_loop().time()
-            if len(queue) < self._size and left > 0:
-                await asyncio.sleep(left)
+    async def _run_until_empty(self) -> None:
+        while self._queues:
+            kind = min(self._queues, key=lambda kind: self._queues[kind][0].since)
+            queue = self._queues[kind]
+            remaining = queue[0].since + self._wait_s - asyncio.get_running_loop().time()
+            if len(queue) < self._size and remaining > 0:
+                await asyncio.sleep(remaining)
             batch = [queue.popleft() for _ in range(min(self._size, len(queue)))]
             if not queue:
-                del self._waiting[kind]
+                del self._queues[kind]
             if batch := [waiting for waiting in batch if not waiting.result.done()]:
-                await self._finish(batch)
+                await self._run_batch(batch)
 
-    async def _finish(self, batch: list[_Waiting[Job, Result]]) -> None:
+    async def _run_batch(self, batch: list[_Waiting[Job, Result]]) -> None:
         try:
             results = await self._run([waiting.job for waiting in batch])
-        except Exception as error:  # whatever it is, those who wait must hear of it
+        except Exception as error:  # callers wait for their result, so every error must reach them
             results = [error] * len(batch)
         for waiting, result in zip(batch, results, strict=True):
             if waiting.result.done():

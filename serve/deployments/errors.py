@@ -1,21 +1,21 @@
-"""Errors of a request that a replica reports to the gateway."""
+"""Why a request fails, as replicas report it and as HTTP routes raise it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetail:
-    """Why something is not done; plain, so that it travels between replicas."""
+    """Why a replica or the version controller did not do what was asked; plain values, so that Ray can send it."""
 
     reason: str
-    """A key of ``REASONS``."""
+    """A key of ``REASONS`` in ``serve/http/problems.py``."""
     detail: str
-    """For the person who asked: the value, what was expected, what to do."""
+    """For the client: the value, what was expected, what to do."""
 
 
 class ApiError(Exception):
-    """Raised where a request ends."""
+    """Ends a request with an error response; ``reason`` and ``detail`` as in :class:`ErrorDetail`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
-        self.refusal = ErrorDetail(reason, detail)
+        self.reason, self.detail = reason, detail

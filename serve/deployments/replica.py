@@ -1,4 +1,4 @@
-"""A replica that predicts: bytes in, poses out. Decoding in some threads, the network in one, HTTP elsewhere."""
+"""A replica that predicts: image bytes in, poses out. Some threads decode, one runs the network; HTTP is elsewhere."""
 
 import asyncio
 import logging
@@ -28,130 +28,135 @@ from posefleet.serve.deployments.settings import ServedModel
 from posefleet.serve.deployments.versions import REPORT_S, ReplicaStatus, ServedVersion, ShadowStats
 
 STUCK_S = 300.0
-"""A batch that takes longer means a replica that hangs: Serve replaces it."""
+"""A replica whose batch takes longer than this many seconds hangs, and Serve replaces it."""
+
+HEALTH: Any = {"health_check_period_s": 2, "health_check_timeout_s": 30}
+"""How often Ray Serve checks the health of a replica."""
 
 _log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """What a request wants of its image."""
+    """Options of one image's prediction."""
 
-    seconds: float
-    """Until nobody waits any more."""
+    timeout_s: float
+    """Seconds from now until the client stops waiting; an image that is still queued then is not predicted."""
     score_threshold: float | None = None
-    """None: the model's own setting."""
+    """Poses with a lower score are left out. None: the model's own setting."""
     keypoint_threshold: float = 0.0
+    """Keypoints with a lower score are left out of their pose."""
     max_people: int | None = None
+    """Maximum number of poses, best first. None, or more than the model's own setting: that setting."""
     overlay: bool = False
+    """Whether to draw the poses over the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """An image with its poses, as it goes back to the ingress."""
+    """The poses of one image, as a replica returns them to the gateway."""
 
     image: dict[str, Any]
-    """``ImagePoses`` in plain values, but for its name."""
+    """The fields of ``schema.ImagePoses`` but ``name``."""
     model: dict[str, Any]
-    """``ModelVersion`` in plain values."""
+    """The fields of ``schema.ModelVersion``."""
     timings: dict[str, float]
-    """Milliseconds of its stages: decode, queue, predict."""
+    """Milliseconds of each stage: decode, queue, predict."""
     overlay: bytes | None
-    """JPEG of the image with its poses, if asked for."""
+    """JPEG of the image with its poses, if it was asked for."""
     share_ms: float
-    """Its part of the time that its batch took, milliseconds."""
+    """Time of its batch in the network divided by the images in the batch, milliseconds."""
     checkpoint: str
+    """Checkpoint of the version that predicted."""
     poses: Poses | None
-    """The same in tensors, for a challenger to be compared with; None where there is none."""
+    """All poses, also those below the thresholds, to compare a challenger with; None where the model has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:
-    wanted: ServedVersion
+    version: ServedVersion
     predictor: Predictor
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """An image on its way through the model."""
+    """An image on its way through the network. Times are those of ``time.monotonic``, seconds."""
 
     loaded: _Loaded
     views: list[Sample]
     deadline: float
-    """Like the next two by ``time.monotonic``, seconds."""
-    taken: float = 0.0
-    """When its batch went into the network."""
-    done: float = 0.0
-    batch: int = 1
-    """Images of the batch that it was in."""
+    started: float = 0.0
+    """When its batch entered the network."""
+    finished: float = 0.0
+    batch_size: int = 1
+    """Images in its batch."""
 
     @property
     def late(self) -> bool:
         return time.monotonic() > self.deadline
 
 
-HEALTH: Any = {"health_check_period_s": 2, "health_check_timeout_s": 30}
-"""How often Ray Serve asks a replica whether it is well."""
-
-
 class Replica:
-    """One replica of one model, or of its challenger."""
+    """One replica of a model or of its challenger: decodes images, predicts them in batches, follows the version."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, key: str, settings: ServedModel, most_pixels: int, tracking: str, versions: DeploymentHandle[Any]
+        self, key: str, settings: ServedModel, max_pixels: int, tracking: str, versions: DeploymentHandle[Any]
     ) -> None:
         """
         Args:
-            key: Of the model among the versions: its name, or that of its challenger.
-            settings: Of the model.
-            most_pixels: Of an image.
-            tracking: Where models are registered.
-            versions: Says which version to serve.
+            key: Key of the model at the version controller: its name, or ``NAME.challenger``.
+            settings: Settings of the model.
+            max_pixels: Maximum width times height of an image.
+            tracking: URI of the MLflow registry.
+            versions: Handle of the version controller.
 
         Raises:
-            ValueError: That version does not exist or cannot be loaded.
+            ValueError: The version to serve does not exist or cannot be loaded.
         """
         collect_garbage_rarely()
         keep_freed_memory()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # strangers' files are no news
-        self._key, self._settings, self._most_pixels, self._tracking = key, settings, most_pixels, tracking
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # else each damaged upload fills the log
+        self._key, self._settings, self._max_pixels, self._tracking = key, settings, max_pixels, tracking
         self._versions = versions
-        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
-        self._network = ThreadPoolExecutor(1, "network", initializer=_own_threads, initargs=(torch.get_num_threads(),))
-        self._turn = asyncio.Lock()
+        # OpenMP keeps its number of threads per calling thread, so the network's thread has to set it for itself.
+        threads = torch.get_num_threads()
+        self._network = ThreadPoolExecutor(1, "network", initializer=torch.set_num_threads, initargs=(threads,))
+        self._network_lock = asyncio.Lock()
         batching = settings.batching
-        self._batches = Batcher(self._predict_batch, size=batching.size, wait_s=batching.wait_ms / 1e3)
+        self._batcher = Batcher(self._predict_batch, size=batching.size, wait_s=batching.wait_ms / 1e3)
         self._busy_since: float | None = None
         self._metrics, self._shadow_metrics = ModelMetrics(key), ShadowMetrics(key)
-        self._shadowed: dict[tuple[str, str], ShadowStats] = {}
+        self._shadow_stats: dict[tuple[str, str], ShadowStats] = {}
         self._failed: tuple[ServedVersion, str] | None = None
         self._loaded: _Loaded | None = None
-        wanted = await versions.report.remote(self._report())
-        if wanted is not None:
-            self._loaded = await self._load(wanted)
-        self._following = asyncio.create_task(self._follow())
+        version = await versions.report.remote(self._status())
+        if version is not None:
+            self._loaded = await self._load(version)
+        self._following = asyncio.create_task(self._follow_version())
 
     async def check_health(self) -> None:
-        """Ray Serve asks every now and then.
+        """Check that the network does not hang; Ray Serve calls this regularly.
 
         Raises:
-            RuntimeError: The network hangs.
+            RuntimeError: A batch has been running for more than ``STUCK_S`` seconds.
         """
         if self._busy_since is not None and time.monotonic() - self._busy_since > STUCK_S:
-            raise RuntimeError(f"a batch has been in the network for more than {STUCK_S:g} s")
+            raise RuntimeError(f"a batch has been running for more than {STUCK_S:g} s; this replica must be replaced")
 
-    async def predict(self, data: bytes, ask: PredictOptions) -> PredictResult | ErrorDetail:
-        """Poses of an image.
+    async def predict(self, data: bytes, options: PredictOptions) -> PredictResult | ErrorDetail:
+        """Predict the poses of one image.
 
         Args:
-            data: The bytes of its file, from a stranger.
+            data: The bytes of an image file; they come from a client and may be anything.
+            options: What the request asks for.
 
         Returns:
-            Them, or why there are none.
+            The poses, or why there are none.
 
         Raises:
-            Exception: Whatever the network raised over this image alone.
+            Exception: Whatever the network raised when it was given this image alone.
         """
         start = time.monotonic()
         loaded = self._loaded
@@ -163,61 +168,63 @@ class Replica:
             return decoded
         image, views = decoded
         ready = time.monotonic()
-        job = _Job(loaded, views, start + ask.seconds)
-        # Images that are padded to the same shape wait together, so that none is padded for the sake of others.
-        poses = await self._batches(tuple(padded_shape([view]) for view in views), job)
+        job = _Job(loaded, views, start + options.timeout_s)
+        # Only images of one padded shape share a batch, so that none is padded because of another.
+        poses = await self._batcher(tuple(padded_shape([view]) for view in views), job)
         if poses is None:
-            return ErrorDetail("deadline", f"no answer within {ask.seconds:.1f} s; the server has too much to do")
-        times = {"decode": ready - start, "queue": job.taken - ready, "predict": job.done - job.taken}
+            return ErrorDetail("deadline", f"no answer within {options.timeout_s:.1f} s; the server is overloaded")
+        times = {"decode": ready - start, "queue": job.started - ready, "predict": job.finished - job.started}
         for stage, seconds in times.items():
             self._metrics.stage.observe(1e3 * seconds, {"stage": stage})
-        share = 1e3 * times["predict"] / job.batch
-        return await loop.run_in_executor(self._decoding, self._describe, loaded, image, poses, ask, times, share)
+        share_ms = 1e3 * times["predict"] / job.batch_size
+        return await loop.run_in_executor(
+            self._decoding, self._describe, loaded, image, poses, options, times, share_ms
+        )
 
     async def shadow(self, data: bytes, champion: PredictResult) -> None:
-        """Predict a live image, too, and note how far the poses agree with the champion's. Nobody waits for it."""
-        seen = await self.predict(data, PredictOptions(seconds=30.0, score_threshold=0.0))
+        """Predict a live image as challenger and add how far the poses agree with the champion's to the statistics."""
+        challenger = await self.predict(data, PredictOptions(timeout_s=30.0, score_threshold=0.0))
         loaded = self._loaded
-        if isinstance(seen, ErrorDetail) or loaded is None:
+        if isinstance(challenger, ErrorDetail) or loaded is None:
             return
-        assert champion.poses is not None and seen.poses is not None
-        least, most = self._settings.score_threshold, self._settings.max_people
-        shown = [poses[poses.scores >= least][:most] for poses in (champion.poses, seen.poses)]  # as clients see them
-        found = compare_poses(shown[0], shown[1], loaded.predictor.schema)
-        told = self._shadow_metrics
-        told.images.inc()
-        for value in found.similarities:
-            told.oks.observe(value)
-        for side, count, share in (
-            ("champion", found.only_first, champion.share_ms),
-            ("challenger", found.only_second, seen.share_ms),
+        assert champion.poses is not None and challenger.poses is not None
+        threshold, limit = self._settings.score_threshold, self._settings.max_people
+        visible = [poses[poses.scores >= threshold][:limit] for poses in (champion.poses, challenger.poses)]
+        agreement = compare_poses(visible[0], visible[1], loaded.predictor.schema)
+        metrics = self._shadow_metrics
+        metrics.images.inc()
+        for similarity in agreement.similarities:
+            metrics.oks.observe(similarity)
+        for side, only_one, share_ms in (
+            ("champion", agreement.only_first, champion.share_ms),
+            ("challenger", agreement.only_second, challenger.share_ms),
         ):
-            told.predict.observe(share, {"side": side})
-            if count:
-                told.alone.inc(count, {"side": side})
-        self._note(
+            metrics.predict.observe(share_ms, {"side": side})
+            if only_one:
+                metrics.only_one.inc(only_one, {"side": side})
+        self._add_stats(
             ShadowStats(
                 champion=champion.checkpoint,
-                challenger=seen.checkpoint,
+                challenger=challenger.checkpoint,
                 images=1,
-                pairs=len(found.similarities),
-                oks=sum(found.similarities),
-                only_champion=found.only_first,
-                only_challenger=found.only_second,
+                pairs=len(agreement.similarities),
+                oks=sum(agreement.similarities),
+                only_champion=agreement.only_first,
+                only_challenger=agreement.only_second,
                 champion_ms=champion.share_ms,
-                challenger_ms=seen.share_ms,
+                challenger_ms=challenger.share_ms,
             )
         )
 
-    def _note(self, seen: ShadowStats) -> None:
-        pair = (seen.champion, seen.challenger)
-        self._shadowed[pair] = self._shadowed[pair] + seen if pair in self._shadowed else seen
+    def _add_stats(self, stats: ShadowStats) -> None:
+        pair = (stats.champion, stats.challenger)
+        self._shadow_stats[pair] = self._shadow_stats[pair] + stats if pair in self._shadow_stats else stats
 
     # ------------------------------------------------------------------------------------------------ stages
 
     def _decode(self, loaded: _Loaded, data: bytes) -> tuple[np.ndarray, list[Sample]] | ErrorDetail:
         try:
-            image = decode_untrusted(data, most_pixels=self._most_pixels)
+            image = decode_untrusted(data, most_pixels=self._max_pixels)
         except NotAnImage as error:
             return ErrorDetail("not_an_image", str(error))
         except TooManyPixels as error:
@@ -227,116 +234,117 @@ class Replica:
         return image, loaded.predictor.prepare(image)
 
     async def _predict_batch(self, jobs: list[_Job]) -> list[Poses | Exception | None]:
-        """Poses by job, or why there are none; None where it is too late for them."""
-        found: dict[int, Poses | Exception] = {}
-        async with self._turn:
-            waiting = [job for job in jobs if not job.late]
-            for loaded in {id(job.loaded): job.loaded for job in waiting}.values():  # two during a swap
-                group = [job for job in waiting if job.loaded is loaded]
-                found |= await self._run(loaded, group)
-        return [found.get(id(job)) for job in jobs]
+        """Return the poses of each job, or the error it raised; None where its deadline is over."""
+        results: dict[int, Poses | Exception] = {}
+        async with self._network_lock:
+            pending = [job for job in jobs if not job.late]
+            for loaded in {id(job.loaded): job.loaded for job in pending}.values():  # two during a swap
+                results |= await self._run(loaded, [job for job in pending if job.loaded is loaded])
+        return [results.get(id(job)) for job in jobs]
 
-    async def _run(self, loaded: _Loaded, group: list[_Job]) -> dict[int, Poses | Exception]:
-        self._busy_since = taken = time.monotonic()
+    async def _run(self, loaded: _Loaded, jobs: list[_Job]) -> dict[int, Poses | Exception]:
+        """Predict jobs in one batch, or one by one if the batch fails, so that one bad image fails alone."""
+        self._busy_since = started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            views = [job.views for job in group]
+            views = [job.views for job in jobs]
             poses = await loop.run_in_executor(self._network, loaded.predictor.predict_prepared, views)
         except Exception as error:
-            if len(group) == 1:
-                return {id(group[0]): error}
-            _log.warning("%s: a batch of %d failed, its images are tried one by one: %s", self._key, len(group), error)
-            alone = [await self._run(loaded, [job]) for job in group]
-            return {key: value for one in alone for key, value in one.items()}
+            if len(jobs) == 1:
+                return {id(jobs[0]): error}
+            _log.warning("%s: a batch of %d images failed, predicting them one by one: %s", self._key, len(jobs), error)
+            single = [await self._run(loaded, [job]) for job in jobs]
+            return {key: value for results in single for key, value in results.items()}
         finally:
             self._busy_since = None
-        done = time.monotonic()
-        self._metrics.batch.observe(len(group))
-        for job in group:
-            job.taken, job.done, job.batch = taken, done, len(group)
-        return {id(job): found for job, found in zip(group, poses, strict=True)}
+        finished = time.monotonic()
+        self._metrics.batch.observe(len(jobs))
+        for job in jobs:
+            job.started, job.finished, job.batch_size = started, finished, len(jobs)
+        return {id(job): of_image for job, of_image in zip(jobs, poses, strict=True)}
 
     def _describe(
         self,
         loaded: _Loaded,
         image: np.ndarray,
         poses: Poses,
-        ask: PredictOptions,
+        options: PredictOptions,
         times: Mapping[str, float],
         share_ms: float,
     ) -> PredictResult:
-        least = self._settings.score_threshold if ask.score_threshold is None else ask.score_threshold
-        most = self._settings.max_people
-        shown = poses[poses.scores >= least][: min(ask.max_people or most, most)]
-        self._metrics.people.observe(len(shown))
+        settings = self._settings
+        threshold = settings.score_threshold if options.score_threshold is None else options.score_threshold
+        limit = min(options.max_people or settings.max_people, settings.max_people)
+        visible = poses[poses.scores >= threshold][:limit]
+        self._metrics.people.observe(len(visible))
         schema, overlay = loaded.predictor.schema, None
-        if ask.overlay:
-            overlay = encode_jpeg(draw_poses(image, shown, schema, keypoint_threshold=ask.keypoint_threshold))
+        if options.overlay:
+            overlay = encode_jpeg(draw_poses(image, visible, schema, keypoint_threshold=options.keypoint_threshold))
         return PredictResult(
             image={
                 "width": image.shape[1],
                 "height": image.shape[0],
-                "poses": describe_poses(shown, schema, keypoint_threshold=ask.keypoint_threshold),
+                "poses": describe_poses(visible, schema, keypoint_threshold=options.keypoint_threshold),
             },
-            model={"name": self._settings.name, "method": loaded.predictor.method, "version": loaded.wanted.version},
+            model={"name": settings.name, "method": loaded.predictor.method, "version": loaded.version.version},
             timings={stage: round(1e3 * seconds, 3) for stage, seconds in times.items()},
             overlay=overlay,
             share_ms=share_ms,
-            checkpoint=loaded.wanted.checkpoint,
-            poses=poses if self._settings.shadow else None,
+            checkpoint=loaded.version.checkpoint,
+            poses=poses if settings.shadow else None,
         )
 
     # ------------------------------------------------------------------------------------------------ versions
 
-    def _report(self) -> ReplicaStatus:
+    def _status(self) -> ReplicaStatus:
         return ReplicaStatus(
             model=self._key,
-            replica=self._replica,
-            serves=self._loaded.wanted if self._loaded else None,
+            replica=self._replica_id,
+            serving=self._loaded.version if self._loaded else None,
             failed=self._failed,
-            shadowed=tuple(self._shadowed.values()),
+            shadow_stats=tuple(self._shadow_stats.values()),
         )
 
-    async def _follow(self) -> None:
-        """Report, and swap to another version when told so. Requests in flight end with the one they began with."""
+    async def _follow_version(self) -> None:
+        """Report regularly, and swap to the version in the answer. A request keeps the version that it began with."""
         while True:
             await asyncio.sleep(REPORT_S)
-            report = self._report()
-            self._shadowed = {}
+            status = self._status()
+            self._shadow_stats = {}
             try:
-                wanted = await self._versions.report.remote(report)
-            except Exception as error:  # whatever it is, it must not end serving
-                _log.warning("%s: no word of versions: %s", self._key, error)
-                for seen in report.shadowed:
-                    self._note(seen)
+                version = await self._versions.report.remote(status)
+            except Exception as error:  # the replica goes on with its version, whatever befalls the controller
+                _log.warning("%s: the version controller does not answer: %s", self._key, error)
+                for stats in status.shadow_stats:
+                    self._add_stats(stats)
                 continue
-            if self._failed and self._failed[0] == wanted:
+            if self._failed and self._failed[0] == version:
                 continue
             self._failed = None
-            if wanted is None:
+            if version is None:
                 self._loaded = None
-            elif self._loaded is None or self._loaded.wanted != wanted:
-                await self._swap(wanted)
+            elif self._loaded is None or self._loaded.version != version:
+                await self._swap(version)
 
-    async def _swap(self, wanted: ServedVersion) -> None:
+    async def _swap(self, version: ServedVersion) -> None:
         try:
-            self._loaded = await self._load(wanted)
+            self._loaded = await self._load(version)
         except Exception as error:
-            _log.exception("%s: cannot load %s", self._key, wanted.checkpoint)
-            self._failed = (wanted, str(error))
+            _log.exception("%s: cannot load %s", self._key, version.checkpoint)
+            self._failed = (version, str(error))
         else:
-            _log.info("%s: serves %s now", self._key, wanted.checkpoint)
+            _log.info("%s: now serving %s", self._key, version.checkpoint)
 
-    async def _load(self, wanted: ServedVersion) -> _Loaded:
-        loaded = await asyncio.to_thread(self._build, wanted)
-        async with self._turn:  # its first images must not compete with live ones
+    async def _load(self, version: ServedVersion) -> _Loaded:
+        loaded = await asyncio.to_thread(self._build, version)
+        async with self._network_lock:  # the warm-up must not compete with live images
             await asyncio.get_running_loop().run_in_executor(self._network, self._warm_up, loaded)
         return loaded
 
-    def _build(self, wanted: ServedVersion) -> _Loaded:
+    def _build(self, version: ServedVersion) -> _Loaded:
         settings = self._settings
         predictor = Predictor.from_checkpoint(
-            wanted.checkpoint,
+            version.checkpoint,
             bfloat16=settings.bfloat16,
             channels_last=settings.channels_last,
             backend=settings.backend,
@@ -345,7 +353,7 @@ class Replica:
         predictor.need_no_truth()
         if settings.compile:
             predictor.model.compile()
-        return _Loaded(wanted, predictor)
+        return _Loaded(version, predictor)
 
     def _warm_up(self, loaded: _Loaded) -> None:
         for width, height in self._settings.warm_up:
@@ -353,8 +361,3 @@ class Replica:
 
 
 ModelReplica: serve.Deployment = serve.deployment(max_ongoing_requests=64, **HEALTH)(Replica)
-
-
-def _own_threads(count: int) -> None:
-    """OpenMP counts threads by the thread that asks."""
-    torch.set_num_threads(count)

@@ -1,4 +1,4 @@
-"""What a server is told: which models, how they run, what strangers may do. ``config.yaml`` holds it as ``args``."""
+"""Settings of a server: which models it serves, how they run, what clients may do; ``config.yaml`` sets them."""
 
 import os
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 TOKEN, TOKEN_FILE = "POSEFLEET_TOKEN", "POSEFLEET_TOKEN_FILE"
-"""Environment variables of the server: the bearer token, or the file that holds it."""
+"""Environment variables of the server: the bearer token, or the path of the file that holds it."""
 
 CHALLENGER = ".challenger"
-"""What the name of a model's challenger, which is a deployment of its own, ends with."""
+"""Suffix of the deployment that runs a model's challenger: ``smpr.challenger``."""
 
 
 class _Settings(BaseModel, extra="forbid", frozen=True):
@@ -19,104 +19,116 @@ class _Settings(BaseModel, extra="forbid", frozen=True):
 
 
 class Batching(_Settings):
-    """How images that come together are predicted together: those of one padded shape."""
+    """How images are grouped into batches. Only images of one padded shape share a batch."""
 
     size: int = Field(8, ge=1, le=256)
-    """Most images of a batch."""
+    """Maximum number of images in a batch. Larger: more images per second under load, more memory, and each image
+    waits for the whole batch."""
     wait_ms: float = Field(0.0, ge=0, le=1000)
-    """How long a batch that is not full waits for others while nothing is computed; others gather by themselves."""
+    """How long a batch that is not full waits for more images while nothing is computed, milliseconds. Larger: fuller
+    batches at low load, but a lone image waits that long. Images that arrive during a batch join the next one
+    anyway."""
 
 
 class Shadow(_Settings):
-    """A challenger that sees a share of the live images; nobody waits for it, and its poses are only compared."""
+    """A challenger that also predicts a share of the live images. Clients never wait for it or see its poses."""
 
     source: str
-    """Mostly ``models:/NAME@challenger``. While the registry has no such version, nothing is shadowed."""
+    """As ``ServedModel.source``, usually ``models:/NAME@challenger``. While the registry has no such version,
+    nothing is compared."""
     share: float = Field(0.1, gt=0, le=1)
-    """Of the images."""
+    """Share of the live images that the challenger predicts, too. Larger: enough images are compared sooner, at the
+    cost of that much more compute."""
     deployment: dict[str, Any] = {}
-    """Ray Serve's options of its replicas, see ``ServedModel.deployment``."""
+    """Ray Serve options of the challenger's replicas; see ``ServedModel.deployment``."""
 
 
 class ServedModel(_Settings):
     """One served model."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
-    """In addresses: /v1/models/NAME/poses."""
+    """Name of the model in URLs: /v1/models/NAME/poses."""
     source: str
-    """``models:/smpr@champion``, or the path or URI of a checkpoint or of a run's folder."""
+    """``models:/smpr@champion``, or the path or URI of a checkpoint or of a run folder."""
     backend: Literal["torch", "onnxruntime"] = "torch"
-    """What runs the network; onnxruntime is for replicas on CPUs, see docs/export.md."""
+    """What runs the network. onnxruntime is for replicas on CPUs; see docs/export.md."""
     bfloat16: bool | None = None
-    """None: as it was trained and evaluated."""
+    """Whether the network runs in bfloat16. None: as it was trained and evaluated."""
     channels_last: bool | None = None
-    """None: as it was trained."""
+    """Whether tensors are stored with channels last. None: as in training."""
     compile: bool = False
-    """torch.compile the network; the first image of every padded shape then waits for it."""
+    """Whether to run torch.compile on the network. Later batches are faster, but the first batch of every padded shape
+    waits for the compilation; list expected sizes under ``warm_up``."""
     batching: Batching = Batching()
     decode_threads: int = Field(2, ge=1, le=64)
-    """Threads of a replica that decode and resize."""
+    """Threads of a replica that decode and resize images. More keep a fast network busy, but take CPU time from a
+    network that runs on the CPU."""
     warm_up: tuple[tuple[int, int], ...] = ((640, 480), (480, 640))
-    """(width, height) of images that are predicted before a replica is ready."""
+    """(width, height) of gray images that a replica predicts before it is ready, so that no client waits for the first
+    run of a shape. Each one makes a start or a swap longer."""
     score_threshold: float = Field(0.1, ge=0, le=1)
-    """Poses below are left out, unless a request says otherwise."""
+    """Poses with a lower score are left out, unless the request sets its own threshold."""
     max_people: int = Field(100, ge=1, le=1000)
-    """At most so many poses of an image, whatever a request says."""
+    """Maximum number of poses per image, best first. A request may ask for fewer, not for more."""
     deployment: dict[str, Any] = {}
-    """Ray Serve's options of its replicas: autoscaling_config, ray_actor_options (num_gpus: 0.5), ..."""
+    """Ray Serve options of the replicas: autoscaling_config, ray_actor_options (num_gpus: 0.5), ..."""
     shadow: Shadow | None = None
 
 
 class Limits(_Settings):
-    """What is refused, and how long anything may take."""
+    """What the server refuses, and how long a request may take."""
 
     body_bytes: int = Field(20 * 2**20, ge=1)
+    """Maximum size of a request body, bytes. An ingress holds that much memory for each upload."""
     image_pixels: int = Field(50_000_000, ge=1)
-    """Width times height; looked up in the header, before anything is decoded."""
+    """Maximum width times height of an image. It is read from the header, before anything is decoded."""
     images: int = Field(16, ge=1, le=1000)
-    """Of a multipart request."""
+    """Maximum number of images in a multipart request."""
     upload_s: float = Field(15.0, gt=0)
-    """A request whose body is not there by then gets status 408."""
+    """A request whose body has not arrived after this many seconds gets status 408."""
     deadline_s: float = Field(30.0, gt=0)
-    """A request without an answer by then gets status 504, and its work is dropped."""
+    """A request without an answer after this many seconds gets status 504, and its work is dropped."""
     reload_s: float = Field(120.0, gt=0)
-    """How long a reload waits until every replica serves the new version."""
+    """How long a reload waits until every replica serves the new version, seconds; then all go back to the old one."""
 
 
 class Access(_Settings):
-    """Who may do what. The token comes from the environment, see ``TOKEN`` and ``TOKEN_FILE``."""
+    """Who may do what. The token comes from the environment; see ``TOKEN`` and ``TOKEN_FILE``."""
 
     token_for: Literal["changes", "everything"] = "changes"
-    """What needs the token: what changes the server (reload), or all but the page and health."""
+    """Which requests need the token: changes: only those that change the server (reload); everything: all of the API
+    (the page itself, /docs and health checks stay open)."""
     origins: tuple[str, ...] = ()
     """Web origins whose pages may call the API (CORS); none by default."""
 
 
 class ServerSettings(_Settings):
-    """A whole server."""
+    """All settings of a server."""
 
     models: tuple[ServedModel, ...] = Field(min_length=1)
-    """The first one answers /v1/poses."""
+    """The first one is the default: it answers /v1/poses."""
     tracking: str = ""
-    """MLflow registry; default: $MLFLOW_TRACKING_URI of the replicas, else ``mlflow.db`` under ``runs``."""
+    """URI of the MLflow registry. Empty: $MLFLOW_TRACKING_URI of the replicas, else ``mlflow.db`` under ``runs``."""
     limits: Limits = Limits()
     access: Access = Access()
     page: bool = True
     """Whether / is a page to try the models on."""
     ingress: dict[str, Any] = {}
-    """Ray Serve's options of the replicas that speak HTTP."""
+    """Ray Serve options of the ingress, the replicas that handle HTTP requests."""
     direct: bool = False
-    """Whether replicas of the first model speak HTTP themselves, in the place of an ingress: an image takes less time,
-    but the requests of a replica that dies fail."""
+    """Whether the replicas of the first model handle HTTP requests themselves, without an ingress. An image takes less
+    time, but the requests of a replica that dies fail."""
 
     @field_validator("models")
     @classmethod
     def _names_differ(cls, models: tuple[ServedModel, ...]) -> tuple[ServedModel, ...]:
         names = [model.name for model in models]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"several models are called {', '.join(twice)}; every name may come once")
-        if taken := [name for name in names if name.endswith(CHALLENGER)]:
-            raise ValueError(f"{', '.join(taken)}: names with {CHALLENGER} are those of challengers; see shadow")
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several models are called {', '.join(repeated)}; give each model its own name")
+        if reserved := [name for name in names if name.endswith(CHALLENGER)]:
+            raise ValueError(
+                f"{', '.join(reserved)}: names that end with {CHALLENGER} belong to challengers; use `shadow`"
+            )
         return models
 
     @model_validator(mode="after")
@@ -124,23 +136,25 @@ class ServerSettings(_Settings):
         if not self.direct:
             return self
         if self.ingress:
-            raise ValueError("direct: true leaves no ingress whose options could be set; take `ingress` out")
-        if may_be_zero(self.models[0]):
-            raise ValueError("direct: true needs a replica that takes requests; min_replicas must be 1 or more")
+            raise ValueError("direct: true runs no ingress, so `ingress` has no effect; remove one of the two")
+        if may_scale_to_zero(self.models[0]):
+            raise ValueError(
+                "direct: true needs a replica to accept requests, but min_replicas is 0; set it to 1 or more"
+            )
         return self
 
 
-def may_be_zero(model: ServedModel) -> bool:
-    """Whether it may have no replica for a while."""
+def may_scale_to_zero(model: ServedModel) -> bool:
+    """Whether autoscaling may leave the model without a replica for a while."""
     scaling = model.deployment.get("autoscaling_config")
     return isinstance(scaling, Mapping) and scaling.get("min_replicas") == 0
 
 
 def read_token() -> str:
-    """The token that allows changes; empty: nobody may change anything.
+    """The token that allows changes. Empty: no token is set, and nobody may change anything.
 
     Raises:
-        ValueError: The file that the environment names cannot be read, or holds nothing.
+        ValueError: The file that $POSEFLEET_TOKEN_FILE names cannot be read, or is empty.
     """
     if path := os.environ.get(TOKEN_FILE):
         try:
@@ -148,6 +162,6 @@ def read_token() -> str:
         except OSError as error:
             raise ValueError(f"${TOKEN_FILE}: {error}") from None
         if not token:
-            raise ValueError(f"${TOKEN_FILE}: {path} is empty")
+            raise ValueError(f"${TOKEN_FILE}: {path} is empty; write the token into it")
         return token
     return os.environ.get(TOKEN, "").strip()

@@ -1,8 +1,9 @@
-"""Which version of each model is served: one small replica decides, all others follow it.
+"""Decides which version of each model is served. One small replica decides, all replicas that predict follow it.
 
-An alias such as ``models:/smpr@champion`` is looked up when the server starts, on a reload and when ``user_config``
-changes, and nowhere else, so that all replicas of a model serve the same version, also those that come later. Replicas
-report what they serve every ``REPORT_S`` seconds, get told what they should serve, and swap by themselves.
+An alias such as ``models:/smpr@champion`` is resolved when the server starts, on a reload and when ``user_config``
+changes, and at no other time. So all replicas of a model serve the same version, including those that start later.
+A replica reports what it serves every ``REPORT_S`` seconds, gets the version that it should serve as the answer, and
+swaps by itself.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
 
@@ -25,50 +26,58 @@ from posefleet.serve.deployments.errors import ErrorDetail
 from posefleet.serve.deployments.settings import CHALLENGER
 
 REPORT_S = 0.5
-"""How often a replica says what it serves."""
+"""Seconds between two reports of a replica. Larger: fewer calls, but a reload takes longer to reach all replicas."""
 
 _GONE_S = 10 * REPORT_S
-"""A replica that has not reported for so long is not waited for."""
+"""A replica that has not reported for this many seconds counts as gone, and a reload does not wait for it."""
 
-_PAIRS = 100
-"""Pairs of champion and challenger whose comparison is kept, the latest."""
+_MAX_PAIRS = 100
+"""Maximum number of (champion, challenger) pairs whose statistics are kept; the one updated longest ago is dropped."""
 
 _log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServedVersion:
-    """A version that replicas should serve; its files never change."""
+    """One version of a model that replicas should serve; the files behind it never change."""
 
     checkpoint: str
     """``models:/NAME/VERSION``, or the path of a checkpoint."""
     name: str
-    """Of the registered model; empty for a checkpoint."""
+    """Name of the registered model; empty for a checkpoint."""
     version: str | None
-    """Of the registered model; None for a checkpoint."""
+    """Version of the registered model; None for a checkpoint."""
     data: str | None
     """Fingerprint of the training data."""
     ap: float | None
+    """AP of its last evaluation; None if it was never evaluated."""
     run_id: str | None
+    """MLflow run id."""
     step: int
+    """Optimiser step of the checkpoint."""
     method: str
     schema: str
+    """Name of the keypoint schema."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShadowStats:
-    """What was seen of a champion and a challenger on the same images, in sums."""
+    """Sums over the images that a champion and a challenger both predicted."""
 
     champion: str
-    """Checkpoints of the two."""
+    """Checkpoint of the champion."""
     challenger: str
+    """Checkpoint of the challenger."""
     images: int = 0
     pairs: int = 0
+    """People whom both found."""
     oks: float = 0.0
+    """Sum over ``pairs`` of the OKS between the two poses."""
     only_champion: int = 0
+    """People whom only the champion found."""
     only_challenger: int = 0
     champion_ms: float = 0.0
-    """Of each image, its share of the batch that it was in."""
+    """Milliseconds in the network: for each image the time of its batch divided by the images in the batch."""
     challenger_ms: float = 0.0
 
     def __add__(self, other: "ShadowStats") -> "ShadowStats":
@@ -78,214 +87,234 @@ class ShadowStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaStatus:
-    """What a replica says of itself."""
+    """What a replica reports about itself."""
 
     model: str
-    """Its key among the sources."""
+    """Key of the model among the controller's sources."""
     replica: str
-    serves: ServedVersion | None
-    """None: nothing yet."""
+    """Ray Serve's id of the replica."""
+    serving: ServedVersion | None
+    """None: it has no version yet."""
     failed: tuple[ServedVersion, str] | None = None
-    """A version that it could not load, and why."""
-    shadowed: tuple[ShadowStats, ...] = ()
-    """Since its last report."""
+    """A version that the replica could not load, and why."""
+    shadow_stats: tuple[ShadowStats, ...] = ()
+    """Comparisons since the last report."""
+
+
+class ServingStatus(NamedTuple):
+    """How a model is served now."""
+
+    source: str
+    """The source in the configuration."""
+    version: ServedVersion | None
+    """The version that replicas should serve; None: not decided yet, or a challenger that does not exist."""
+    replicas: int
+    """Number of replicas that serve ``version``."""
 
 
 @dataclass(slots=True)
 class _ModelState:
     source: str
-    wanted: ServedVersion | None = None
-    known: bool = False
-    """Whether somebody has decided what is wanted, if only that there is no challenger."""
+    target: ServedVersion | None = None
+    """The version that replicas should serve."""
+    decided: bool = False
+    """Whether ``target`` was decided; a decided None means that there is no challenger."""
     reports: dict[str, tuple[float, ReplicaStatus]] = field(default_factory=dict)
+    """By replica: when it last reported, by ``time.monotonic``, and what."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def decide(self, wanted: ServedVersion | None) -> None:
-        self.wanted, self.known = wanted, True
+    def decide(self, target: ServedVersion | None) -> None:
+        self.target, self.decided = target, True
 
-    def live(self) -> list[ReplicaStatus]:
+    def drop_gone(self) -> list[ReplicaStatus]:
+        """Forget the replicas that are gone; return the reports of the others."""
         now = time.monotonic()
-        self.reports = {name: (at, report) for name, (at, report) in self.reports.items() if now - at < _GONE_S}
-        return [report for _, report in self.reports.values()]
+        self.reports = {name: (at, status) for name, (at, status) in self.reports.items() if now - at < _GONE_S}
+        return [status for _, status in self.reports.values()]
 
 
 @serve.deployment(
-    name="Versions",
+    name="Versions",  # configurations name it, to set its user_config
     num_replicas=1,
     max_ongoing_requests=1000,
     ray_actor_options={"num_cpus": 0, "label_selector": dict(STEADY)},
     logging_config={"enable_access_log": False},
 )
 class VersionController:
-    """The replica that decides."""
+    """The one replica that decides which version of each model is served."""
 
     def __init__(self, sources: Mapping[str, str], tracking: str) -> None:
         """
         Args:
-            sources: By key: what the configuration says. A key ``NAME.challenger`` may name what is not there yet.
-            tracking: Where models are registered.
+            sources: The source of each model, by key. The source of a key ``NAME.challenger`` may not exist yet.
+            tracking: URI of the MLflow registry; see ``ServerSettings.tracking``.
         """
         collect_garbage_rarely()
         self._models = {key: _ModelState(source) for key, source in sources.items()}
         self._tracking = tracking
-        self._shadowed: dict[tuple[str, str, str], ShadowStats] = {}
-        self._seen: Any = None
+        self._shadow_stats: dict[tuple[str, str, str], ShadowStats] = {}
+        """By (model, checkpoint of the champion, of the challenger), the one updated last at the end."""
+        self._user_config: Any = None
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Ray Serve calls this at the start and when ``user_config`` changes; then every source is looked up again."""
-        if self._seen is not None and user_config != self._seen:
+        """Resolve every source again when ``user_config`` changes; Ray Serve calls this then, and at the start."""
+        if self._user_config is not None and user_config != self._user_config:
             for key in self._models:
-                await self._renew(key)
-        self._seen = user_config
+                await self._resolve_again(key)
+        self._user_config = user_config
 
-    async def report(self, report: ReplicaStatus) -> ServedVersion | None:
-        """Take a replica's report.
+    async def report(self, status: ReplicaStatus) -> ServedVersion | None:
+        """Record a replica's report.
 
         Returns:
-            What it should serve; None: nothing, as no challenger is there.
+            The version that the replica should serve; None: none, because there is no challenger.
 
         Raises:
-            ValueError: There is no such model.
+            ValueError: The model's source cannot be resolved.
         """
-        model = self._models[report.model]
-        for seen in report.shadowed:
-            self._count(report.model.removesuffix(CHALLENGER), seen)
-        model.live()  # forgets those that are gone
-        model.reports[report.replica] = (time.monotonic(), replace(report, shadowed=()))
-        if not model.known:
+        model = self._models[status.model]
+        for stats in status.shadow_stats:
+            self._add_stats(status.model.removesuffix(CHALLENGER), stats)
+        model.drop_gone()
+        model.reports[status.replica] = (time.monotonic(), replace(status, shadow_stats=()))
+        if not model.decided:
             async with model.lock:
-                if not model.known:
-                    # After a fault here the replicas know better than the alias, which may have moved meanwhile.
-                    await self._begin(report.model, report.serves)
-        return model.wanted
+                if not model.decided:
+                    # After a restart of this controller the alias may have moved; what replicas serve is what counts.
+                    await self._decide_first(status.model, status.serving)
+        return model.target
 
-    async def reload(self, name: str, patience: float) -> dict[str, Any] | ErrorDetail:
-        """Look a model's source up again, and wait until every replica of it serves what was found.
+    async def reload(self, name: str, timeout_s: float) -> dict[str, Any] | ErrorDetail:
+        """Resolve a model's source again, and wait until every replica of the model serves the version found.
+
+        If a replica cannot load that version, or not in time, all replicas go back to the version before.
 
         Args:
-            name: Of the model; its challenger is looked up, too.
-            patience: Seconds.
+            name: Name of the model. The source of its challenger is resolved again, too, but not waited for.
+            timeout_s: How long to wait for the replicas, seconds.
         """
         model = self._models[name]
         if f"{name}{CHALLENGER}" in self._models:
-            await self._renew(f"{name}{CHALLENGER}")
+            await self._resolve_again(f"{name}{CHALLENGER}")
         async with model.lock:
-            before, known = model.wanted, model.known
+            before, decided = model.target, model.decided
             try:
-                model.decide(await self._find(name))
+                model.decide(await self._resolve(name))
             except ValueError as error:
-                return ErrorDetail("reload_failed", redacted(f"{error}; {_told(before)} is served as before"))
-            problem = await self._settled(model, patience)
-            if problem:
-                refused, model.wanted, model.known = model.wanted, before, known
-                await self._forgotten(model)
-                why = f"{_told(refused)}: {problem}; {_told(before)} is served as before"
-                return ErrorDetail("reload_failed", redacted(why))
+                return ErrorDetail("reload_failed", redacted(f"{error}; {_still_serving(before)}"))
+            if failure := await self._wait_until_served(model, timeout_s):
+                rejected, model.target, model.decided = model.target, before, decided
+                await self._wait_until_failures_cleared(model)
+                label = rejected.checkpoint if rejected else "no version"
+                return ErrorDetail("reload_failed", redacted(f"{label}: {failure}; {_still_serving(before)}"))
             return {
                 "model": name,
                 "before": before.version if before else None,
-                "version": model.wanted.version if model.wanted else None,
-                "replicas": len(model.live()),
+                "version": model.target.version if model.target else None,
+                "replicas": len(model.drop_gone()),
             }
 
-    async def models(self) -> dict[str, tuple[str, ServedVersion | None, int]]:
-        """By key: the source, what is wanted of it, and how many replicas serve that."""
-        told = {}
-        for key, model in self._models.items():
-            ready = sum(report.serves is not None and report.serves == model.wanted for report in model.live())
-            told[key] = (model.source, model.wanted, ready)
-        return told
+    async def models(self) -> dict[str, ServingStatus]:
+        """How every model and challenger is served, by key."""
+        return {
+            key: ServingStatus(
+                model.source,
+                model.target,
+                sum(status.serving is not None and status.serving == model.target for status in model.drop_gone()),
+            )
+            for key, model in self._models.items()
+        }
 
-    async def shadowed(self, name: str) -> ShadowStats | None:
-        """What shadowing showed of the present champion and challenger of a model; None: nothing yet."""
-        pair = (self._models[name].wanted, self._models[f"{name}{CHALLENGER}"].wanted)
-        if pair[0] is None or pair[1] is None:
+    async def shadow_stats(self, name: str) -> ShadowStats | None:
+        """The comparison of a model's present champion with its present challenger; None: no image was compared yet."""
+        champion, challenger = self._models[name].target, self._models[f"{name}{CHALLENGER}"].target
+        if champion is None or challenger is None:
             return None
-        return self._shadowed.get((name, pair[0].checkpoint, pair[1].checkpoint))
+        return self._shadow_stats.get((name, champion.checkpoint, challenger.checkpoint))
 
-    def _count(self, name: str, seen: ShadowStats) -> None:
-        """Add to the sums of that pair, also where it is another than the present one: a late report harms none."""
-        pair = (name, seen.champion, seen.challenger)
-        before = self._shadowed.pop(pair, None)
-        self._shadowed[pair] = before + seen if before else seen  # the last one now
-        if len(self._shadowed) > _PAIRS:
-            del self._shadowed[next(iter(self._shadowed))]
+    def _add_stats(self, name: str, stats: ShadowStats) -> None:
+        """Add to the sums of the pair that the report names, so that a late report of an old pair changes no other."""
+        pair = (name, stats.champion, stats.challenger)
+        before = self._shadow_stats.pop(pair, None)
+        self._shadow_stats[pair] = before + stats if before else stats
+        if len(self._shadow_stats) > _MAX_PAIRS:
+            del self._shadow_stats[next(iter(self._shadow_stats))]
 
-    async def _begin(self, key: str, serves: ServedVersion | None) -> None:
+    async def _decide_first(self, key: str, serving: ServedVersion | None) -> None:
         model = self._models[key]
         try:
-            model.decide(serves or await self._find(key))
+            model.decide(serving or await self._resolve(key))
         except ValueError as error:
             if not key.endswith(CHALLENGER):
                 raise
             _log.error("%s: no challenger until the next reload: %s", key, error)
             model.decide(None)
 
-    async def _renew(self, key: str) -> None:
+    async def _resolve_again(self, key: str) -> None:
         model = self._models[key]
         async with model.lock:
             try:
-                model.decide(await self._find(key))
+                model.decide(await self._resolve(key))
             except ValueError as error:
-                _log.error("%s: %s; %s is served as before", key, error, _told(model.wanted))
+                _log.error("%s: %s; %s", key, error, _still_serving(model.target))
 
-    async def _find(self, key: str) -> ServedVersion | None:
+    async def _resolve(self, key: str) -> ServedVersion | None:
         source = self._models[key].source
         try:
-            return await asyncio.to_thread(_look_up, source, self._tracking)
-        except Exception as error:  # also of stores that cannot be reached: all are told the same way
+            return await asyncio.to_thread(_resolve_source, source, self._tracking)
+        except Exception as error:  # stores that cannot be reached raise many kinds; callers handle ValueError
             if key.endswith(CHALLENGER) and isinstance(error, ValueError):
                 _log.info("%s: no challenger: %s", key, error)
                 return None
             raise ValueError(redacted(str(error))) from None
 
-    async def _settled(self, model: _ModelState, patience: float) -> str:
-        """Wait for the replicas; what went wrong, if anything."""
+    async def _wait_until_served(self, model: _ModelState, timeout_s: float) -> str:
+        """Wait until all replicas serve the target. Return why they do not, empty if they do."""
         start = time.monotonic()
-        end, late_too = start + patience, start + min(patience, _GONE_S)
+        deadline, first_report_by = start + timeout_s, start + min(timeout_s, _GONE_S)
         while True:
-            live = model.live()
-            failures = [report.failed[1] for report in live if report.failed and report.failed[0] == model.wanted]
+            live = model.drop_gone()
+            failures = [status.failed[1] for status in live if status.failed and status.failed[0] == model.target]
             if failures:
                 return failures[0]
-            if all(report.serves == model.wanted for report in live) and (live or time.monotonic() > late_too):
-                return ""  # with nobody there, not before those have had time to report that a busy machine held up
-            if time.monotonic() > end:
-                late = sum(report.serves != model.wanted for report in live)
-                return f"after {patience:g} s {late} of {len(live)} replicas do not serve it"
+            # Without any report, wait as long as a report may be late on a busy machine.
+            if all(status.serving == model.target for status in live) and (live or time.monotonic() > first_report_by):
+                return ""
+            if time.monotonic() > deadline:
+                late = sum(status.serving != model.target for status in live)
+                return f"after {timeout_s:g} s {late} of {len(live)} replicas do not serve it"
             await asyncio.sleep(REPORT_S / 5)
 
-    async def _forgotten(self, model: _ModelState) -> None:
-        """Wait until the replicas have heard that a version is refused, so that it may be tried again."""
+    async def _wait_until_failures_cleared(self, model: _ModelState) -> None:
+        """Wait until no replica reports the rejected version as failed, so that the version can be tried again."""
         for _ in range(20):
-            if not any(report.failed for report in model.live()):
+            if not any(status.failed for status in model.drop_gone()):
                 return
             await asyncio.sleep(REPORT_S / 5)
 
 
-def _look_up(source: str, tracking: str) -> ServedVersion:
+def _resolve_source(source: str, tracking: str) -> ServedVersion:
     if source.startswith(MODELS):
         version = find_version(source, tracking)
         meta = read_meta(find_checkpoint(version.address, tracking=tracking))
-        return _wanted(version.address, meta, name=version.name, version=version.number)
+        return _served_version(version.address, meta, name=version.name, version=version.number)
     path = find_checkpoint(resolve_path(source), tracking=tracking)
-    return _wanted(path, read_meta(path), name="", version=None)
+    return _served_version(path, read_meta(path), name="", version=None)
 
 
-def _wanted(checkpoint: str, meta: Meta, *, name: str, version: str | None) -> ServedVersion:
-    known = meta.provenance
+def _served_version(checkpoint: str, meta: Meta, *, name: str, version: str | None) -> ServedVersion:
     return ServedVersion(
         checkpoint=checkpoint,
         name=name,
         version=version,
-        data=known.get("data"),
+        data=meta.provenance.get("data"),
         ap=meta.metrics.get("AP"),
-        run_id=known.get("run_id") or None,
+        run_id=meta.provenance.get("run_id") or None,
         step=meta.step,
         method=meta.experiment.method,
         schema=meta.experiment.schema,
     )
 
 
-def _told(wanted: ServedVersion | None) -> str:
-    return wanted.checkpoint if wanted else "nothing"
+def _still_serving(version: ServedVersion | None) -> str:
+    return f"still serving {version.checkpoint}" if version else "no version is served yet"

@@ -1,3 +1,3 @@
-"""The HTTP interface: routes, uploads, problems, schema and security. Imports no model.
+"""The HTTP interface: routes, uploads, error responses, schema and security. It decodes no image and runs no network.
 
 Doors: ``routes``, ``gateway``."""

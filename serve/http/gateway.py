@@ -1,4 +1,4 @@
-"""The gateway: takes images to a replica, retries, and shows a share of them to challengers."""
+"""The gateway: sends images to a replica, tries again if the replica dies, and copies a share to challengers."""
 
 import asyncio
 import random
@@ -20,27 +20,26 @@ from posefleet.serve.deployments.settings import (
     TOKEN_FILE,
     ServedModel,
     ServerSettings,
-    may_be_zero,
+    may_scale_to_zero,
     read_token,
 )
-from posefleet.serve.deployments.versions import ServedVersion
+from posefleet.serve.deployments.versions import ServingStatus
 from posefleet.serve.http.schema import PoseQuery
 from posefleet.serve.http.uploads import Upload
 
-_INLINE = 64 * 1024
-"""Smaller bodies travel inside the call; larger ones by reference, through shared memory."""
+_INLINE_BYTES = 64 * 1024
+"""Images up to this many bytes travel inside the call; larger ones by reference, through shared memory."""
 
+_ATTEMPTS = 3
+"""How often an image is sent if the replica that has it dies. Predicting an image twice does no harm."""
 
-_TRIES = 3
-"""How often an image is sent on when the replica that had it dies: predicting twice does no harm."""
-
-
-_SHADOWS = 32
-"""Most images that wait for a challenger; while it cannot keep up, more are not compared, and nothing piles up."""
+_MAX_SHADOW_IMAGES = 32
+"""Maximum number of images that wait for challengers. Further images are not compared, so that none pile up while a
+challenger is too slow."""
 
 
 class Gateway:
-    """The way from a request to the replicas and back."""
+    """Connects HTTP requests with the replicas that predict."""
 
     def __init__(
         self,
@@ -48,26 +47,33 @@ class Gateway:
         models: Mapping[str, DeploymentHandle[Any]],
         challengers: Mapping[str, DeploymentHandle[Any]],
         versions: DeploymentHandle[Any],
-        here: Replica | None = None,
+        local: Replica | None = None,
     ) -> None:
         """
         Args:
-            here: A replica of the default model in this process.
+            settings: Settings of the server.
+            models: Handle of each model's replicas, by the model's name.
+            challengers: Handle of each challenger's replicas, by the name of its champion.
+            versions: Handle of the version controller.
+            local: A replica of the default model in this process, which then needs no handle.
+
+        Raises:
+            ValueError: The token cannot be read, or the settings require one and there is none.
         """
-        token = read_token()  # an unreadable file is told now
+        token = read_token()
         if settings.access.token_for == "everything" and not token:
-            raise ValueError(f"access.token_for is everything, but neither ${TOKEN} nor ${TOKEN_FILE} gives a token")
+            raise ValueError(f"access.token_for is everything, but neither ${TOKEN} nor ${TOKEN_FILE} is set; set one")
         self.settings, self.versions = settings, versions
         self.models = {model.name: model for model in settings.models}
         self.metrics = IngressMetrics()
-        self._handles, self._challengers, self._here = models, challengers, here
-        self._background: set[asyncio.Task[None]] = set()
+        self._handles, self._challengers, self._local = models, challengers, local
+        self._shadow_tasks: set[asyncio.Task[None]] = set()
 
     def model(self, name: str | None) -> ServedModel:
-        """The model of that name, or the default one.
+        """The model called ``name``; None: the default model.
 
         Raises:
-            Refused: There is none.
+            ApiError: There is no such model.
         """
         if name is None:
             return self.settings.models[0]
@@ -78,95 +84,107 @@ class Gateway:
     async def poses(
         self, model: ServedModel, uploads: list[Upload], query: PoseQuery, deadline: float
     ) -> list[PredictResult]:
-        """The poses of every image, all by the same version.
+        """Predict all images of a request, normally with one version of the model.
+
+        A swap between two images splits the versions, and all images are then predicted again, ``_ATTEMPTS`` times at
+        most.
+
+        Args:
+            deadline: When to give up, by ``time.monotonic``, seconds.
 
         Raises:
-            Refused: One cannot be had; its name is in the detail.
+            ApiError: An image has no result; the detail begins with its file name.
         """
-        for _ in range(_TRIES):
-            seen = await asyncio.gather(*(self._one(model, upload, query, deadline) for upload in uploads))
-            if len({image.checkpoint for image in seen}) == 1:  # else a swap came in between
+        for _ in range(_ATTEMPTS):
+            results = await asyncio.gather(*(self._poses_of(model, upload, query, deadline) for upload in uploads))
+            if len({result.checkpoint for result in results}) == 1:
                 break
-        return seen
+        return results
 
-    async def _one(self, model: ServedModel, upload: Upload, query: PoseQuery, deadline: float) -> PredictResult:
-        data = upload.data if self._near(model) else _carried(upload.data)
-        found = await self._ask(model, data, query, deadline)
-        if isinstance(found, ErrorDetail):
-            raise ApiError(found.reason, f"{upload.name}: {found.detail}" if upload.name else found.detail)
+    async def _poses_of(self, model: ServedModel, upload: Upload, query: PoseQuery, deadline: float) -> PredictResult:
+        data = upload.data if self._local_replica(model) else _by_reference(upload.data)
+        result = await self._predict(model, data, query, deadline)
+        if isinstance(result, ErrorDetail):
+            raise ApiError(result.reason, f"{upload.name}: {result.detail}" if upload.name else result.detail)
         if model.shadow and random.random() < model.shadow.share:
-            self._compare(model.name, _carried(data), found)
-        return found
+            self._start_shadow(model.name, _by_reference(data), result)
+        return result
 
-    def _near(self, model: ServedModel) -> Replica | None:
-        return self._here if model is self.settings.models[0] else None
+    def _local_replica(self, model: ServedModel) -> Replica | None:
+        return self._local if model is self.settings.models[0] else None
 
-    def _send(self, model: ServedModel, data: Any, ask: PredictOptions) -> Any:
-        """Ask a replica, this one if it can be: an awaitable of ``Seen | Refusal`` that can be cancelled."""
-        if near := self._near(model):
-            return asyncio.create_task(near.predict(data, ask))
-        return self._handles[model.name].predict.remote(data, ask)
+    def _send(self, model: ServedModel, data: Any, options: PredictOptions) -> Any:
+        """Start a prediction, in this process if it has a replica of the model.
 
-    async def _ask(
+        Returns:
+            An awaitable of ``PredictResult | ErrorDetail`` with a method ``cancel``.
+        """
+        if replica := self._local_replica(model):
+            return asyncio.create_task(replica.predict(data, options))
+        return self._handles[model.name].predict.remote(data, options)
+
+    async def _predict(
         self, model: ServedModel, data: Any, query: PoseQuery, deadline: float
     ) -> PredictResult | ErrorDetail:
-        late = ErrorDetail(
-            "deadline", f"no answer within {self.settings.limits.deadline_s:g} s; try again, or fewer at once"
-        )
-        for tries_left in reversed(range(_TRIES)):
-            ask = PredictOptions(
-                seconds=deadline - time.monotonic(),
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            options = PredictOptions(
+                timeout_s=deadline - time.monotonic(),
                 score_threshold=query.score_threshold,
                 keypoint_threshold=query.keypoint_threshold,
                 max_people=query.max_people,
                 overlay=query.overlay,
             )
-            response = self._send(model, data, ask)
+            response = self._send(model, data, options)
             try:
-                async with asyncio.timeout(max(0.0, ask.seconds)):
-                    found: PredictResult | ErrorDetail = await response
-                    return found
+                async with asyncio.timeout(max(0.0, options.timeout_s)):
+                    result: PredictResult | ErrorDetail = await response
+                    return result
             except (TimeoutError, TaskCancelledError):
                 response.cancel()
-                return late
+                limit = self.settings.limits.deadline_s
+                return ErrorDetail("deadline", f"no answer within {limit:g} s; try again, or send fewer images at once")
             except asyncio.CancelledError:
                 response.cancel()
                 raise
             except BackPressureError:
-                return ErrorDetail("busy", f"{model.name} has too much to do; try again in a second")
+                return ErrorDetail("busy", f"the queue of {model.name} is full; try again in a second")
             except DeploymentUnavailableError as error:
                 return ErrorDetail("no_model", f"{model.name}: {error}")
             except RayActorError:
-                if not tries_left:
+                if not attempts_left:
                     raise
         raise AssertionError("unreachable")
 
-    def _compare(self, name: str, data: Any, champion: PredictResult) -> None:
-        """Hand an image to the challenger, too, unless it has enough to do."""
-        if len(self._background) >= _SHADOWS:
+    def _start_shadow(self, name: str, data: Any, champion: PredictResult) -> None:
+        """Send an image to the challenger, too, unless enough images wait for challengers."""
+        if len(self._shadow_tasks) >= _MAX_SHADOW_IMAGES:
             self.metrics.refused.inc(1, {"model": f"{name}{CHALLENGER}", "reason": "busy"})
             return
         task = asyncio.create_task(self._shadow(name, data, champion))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._shadow_tasks.add(task)
+        task.add_done_callback(self._shadow_tasks.discard)
 
     async def _shadow(self, name: str, data: Any, champion: PredictResult) -> None:
         try:
             await self._challengers[name].shadow.remote(data, champion)
-        except Exception:  # the challenger is busy, starting or broken: its metrics show that, clients must not
+        except Exception:  # a challenger that is busy, starting or broken is counted; clients must not notice
             self.metrics.refused.inc(1, {"model": f"{name}{CHALLENGER}", "reason": "shadow"})
 
-    async def wanted(self) -> dict[str, tuple[str, ServedVersion | None, int]]:
-        """What is served, see ``Versions.models``."""
-        told: dict[str, tuple[str, ServedVersion | None, int]] = await self.versions.models.remote()
-        return told
+    async def served(self) -> dict[str, ServingStatus]:
+        """How every model and challenger is served, by key."""
+        statuses: dict[str, ServingStatus] = await self.versions.models.remote()
+        return statuses
 
     async def unready(self) -> list[str]:
-        """Models of which no replica serves what it should, and which may not scale to zero."""
-        told = await self.wanted()
-        return [model.name for model in self.settings.models if not told[model.name][2] and not may_be_zero(model)]
+        """Names of the models that have no replica with the right version, but for those that may scale to zero."""
+        served = await self.served()
+        return [
+            model.name
+            for model in self.settings.models
+            if not served[model.name].replicas and not may_scale_to_zero(model)
+        ]
 
 
-def _carried(data: Any) -> Any:
-    """Bytes as they go to another process: large ones as a reference; what is one stays one."""
-    return ray.put(data) if isinstance(data, bytes) and len(data) > _INLINE else data
+def _by_reference(data: Any) -> Any:
+    """Put large bytes into shared memory and return the reference; small bytes and references stay as they are."""
+    return ray.put(data) if isinstance(data, bytes) and len(data) > _INLINE_BYTES else data

@@ -1,16 +1,15 @@
-"""Why requests fail: one table of reasons, their statuses, and how an answer says it (RFC 9457)."""
+"""Error responses: the reasons that requests fail for, with their HTTP status, and the response body (RFC 9457)."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 
-from posefleet.serve.deployments.errors import ErrorDetail
-
 REASONS: dict[str, int] = {
     "no_token": 401,
     "changes_disabled": 403,
     "unknown_model": 404,
+    "unknown_address": 404,
     "slow_upload": 408,
     "body_too_large": 413,
     "too_many_pixels": 413,
@@ -19,16 +18,33 @@ REASONS: dict[str, int] = {
     "wrong_content_type": 415,
     "damaged_image": 422,
     "bad_request": 422,
+    "internal": 500,
     "reload_failed": 502,
     "busy": 503,
     "no_model": 503,
     "deadline": 504,
 }
-"""The words that metrics count refused requests under, and their HTTP status."""
+"""The reasons that requests fail for, and their HTTP status. Metrics count failed requests under these names."""
+
+_HEADERS = {
+    "busy": {"Retry-After": "1"},
+    "no_model": {"Retry-After": "5"},
+    "no_token": {"WWW-Authenticate": "Bearer"},
+}
 
 
-def problem(status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer of a failed request."""
+def problem(
+    reason: str, detail: str, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The response to a failed request.
+
+    Args:
+        reason: A key of ``REASONS``.
+        detail: For the client: the value, what was expected, what to do.
+        status: HTTP status, where it is not the reason's own.
+        headers: Response headers, where they are not the reason's own.
+    """
+    status = status or REASONS[reason]
     content = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -36,10 +52,4 @@ def problem(status: int, reason: str, detail: str, headers: Mapping[str, str] | 
         "detail": detail,
         "reason": reason,
     }
-    return JSONResponse(content, status, headers, media_type="application/problem+json")
-
-
-def answer(refusal: ErrorDetail) -> JSONResponse:
-    """The answer of a request that was refused."""
-    extra = {"busy": {"Retry-After": "1"}, "no_model": {"Retry-After": "5"}, "no_token": {"WWW-Authenticate": "Bearer"}}
-    return problem(REASONS[refusal.reason], refusal.reason, refusal.detail, extra.get(refusal.reason))
+    return JSONResponse(content, status, headers or _HEADERS.get(reason), media_type="application/problem+json")

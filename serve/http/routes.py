@@ -17,14 +17,19 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from posefleet.data.keypoints import load_schema
 from posefleet.platform.runtime.redaction import redacted
 from posefleet.serve.deployments.errors import ApiError, ErrorDetail
-from posefleet.serve.deployments.settings import (
-    ServedModel,
-    ServerSettings,
-)
+from posefleet.serve.deployments.settings import ServedModel
 from posefleet.serve.deployments.versions import ServedVersion, ShadowStats
 from posefleet.serve.http.gateway import Gateway
-from posefleet.serve.http.problems import answer, problem
-from posefleet.serve.http.schema import ModelList, Options, PoseQuery, PosesAnswer, Problem, Reloaded, ShadowSummary
+from posefleet.serve.http.problems import problem
+from posefleet.serve.http.schema import (
+    ModelList,
+    PoseQuery,
+    PoseQueryParameters,
+    PosesAnswer,
+    Problem,
+    Reloaded,
+    ShadowSummary,
+)
 from posefleet.serve.http.security import SecurityHeaders, check_token
 from posefleet.serve.http.uploads import read_uploads
 
@@ -32,7 +37,7 @@ PAGE = Path(__file__).parents[1] / "page"
 
 
 def create_api(gateway: Gateway) -> FastAPI:
-    """The routes."""
+    """Create the ASGI application whose routes answer through ``gateway``."""
     settings, limits = gateway.settings, gateway.settings.limits
 
     api = FastAPIOffline(
@@ -42,69 +47,75 @@ def create_api(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         responses={status: _PROBLEM for status in ("4XX", "5XX")},
     )
-    body = {"requestBody": {"required": True, "content": _bodies()}}
+    body = {"requestBody": {"required": True, "content": _request_bodies()}}
     answers: dict[int | str, dict[str, Any]] = {
         200: {"model": PosesAnswer, "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
     }
 
-    def everybody(request: Request) -> None:
+    def check_access(request: Request) -> None:
         if settings.access.token_for == "everything":
             check_token(request)
 
     async def poses(request: Request, query: PoseQuery, name: str | None) -> Response:
         start = time.monotonic()
-        everybody(request)
+        check_access(request)
         model = gateway.model(name)
         request.state.model = model.name
         uploads = await read_uploads(request, limits)
         if query.overlay and len(uploads) > 1:
-            raise ApiError("bad_request", f"overlay=1 answers with one picture; {len(uploads)} were sent")
-        seen = await gateway.poses(model, uploads, query, start + limits.deadline_s)
+            raise ApiError("bad_request", f"overlay=1 answers with one image, but {len(uploads)} were sent; send one")
+        results = await gateway.poses(model, uploads, query, start + limits.deadline_s)
         total = 1e3 * (time.monotonic() - start)
         gateway.metrics.answered.observe(total, {"model": model.name})
         if query.overlay:
-            return Response(seen[0].overlay, media_type="image/jpeg")
+            return Response(results[0].overlay, media_type="image/jpeg")
+        timings = {key: max(result.timings[key] for result in results) for key in results[0].timings}
         content = {
-            "model": seen[0].model,
-            "images": [{"name": up.name, **image.image} for up, image in zip(uploads, seen, strict=True)],
-            "timings": {key: max(image.timings[key] for image in seen) for key in seen[0].timings}
-            | {"total": round(total, 3)},
+            "model": results[0].model,
+            "images": [{"name": up.name, **result.image} for up, result in zip(uploads, results, strict=True)],
+            "timings": timings | {"total": round(total, 3)},
         }
         return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
 
     @api.post("/v1/poses", responses=answers, openapi_extra=body, summary="Poses by the default model")
-    async def default_poses(request: Request, query: Options) -> Response:
+    async def default_poses(request: Request, query: PoseQueryParameters) -> Response:
         return await poses(request, query, None)
 
     @api.post("/v1/models/{name}/poses", responses=answers, openapi_extra=body, summary="Poses by one model")
-    async def model_poses(request: Request, name: str, query: Options) -> Response:
+    async def model_poses(request: Request, name: str, query: PoseQueryParameters) -> Response:
         return await poses(request, query, name)
 
-    @api.get("/v1/models", response_model=ModelList, summary="What is served")
+    @api.get("/v1/models", response_model=ModelList, summary="The served models and their versions")
     async def models(request: Request) -> Any:
-        everybody(request)
-        told = await gateway.wanted()
-        return {"models": [_model_info(model, *told[model.name][:2], settings) for model in settings.models]}
+        check_access(request)
+        served = await gateway.served()
+        return {
+            "models": [
+                describe_model(model, served[model.name].version) | {"default": model is settings.models[0]}
+                for model in settings.models
+            ]
+        }
 
-    @api.post("/v1/models/{name}/reload", response_model=Reloaded, summary="Serve what the alias means now")
+    @api.post(
+        "/v1/models/{name}/reload", response_model=Reloaded, summary="Serve the version that the source names now"
+    )
     async def reload(request: Request, name: str) -> Any:
         check_token(request)
         model = gateway.model(name)
-        done = await gateway.versions.reload.remote(model.name, limits.reload_s)
-        if isinstance(done, ErrorDetail):
-            raise ApiError(done.reason, done.detail)
-        return done
+        outcome = await gateway.versions.reload.remote(model.name, limits.reload_s)
+        if isinstance(outcome, ErrorDetail):
+            raise ApiError(outcome.reason, outcome.detail)
+        return outcome
 
     @api.get("/v1/models/{name}/shadow", response_model=ShadowSummary, summary="Champion and challenger on live images")
     async def shadow(request: Request, name: str) -> Any:
-        everybody(request)
+        check_access(request)
         model = gateway.model(name)
         if model.shadow is None:
-            raise ApiError("unknown_model", f"{name} has no challenger; give it a `shadow` in the configuration")
-        found: ShadowStats | None = await gateway.versions.shadowed.remote(model.name)
-        return _summary(found)
+            raise ApiError("unknown_model", f"{name} has no challenger; set `shadow` in the configuration")
+        return _summarize(await gateway.versions.shadow_stats.remote(model.name))
 
-    @api.get("/healthz", summary="This replica lives")
+    @api.get("/healthz", summary="This replica is alive")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
@@ -122,7 +133,7 @@ def create_api(gateway: Gateway) -> FastAPI:
 
         api.mount("/page", StaticFiles(directory=PAGE))
 
-    _add_problems(api, gateway)
+    _add_error_handlers(api, gateway)
     if settings.access.origins:
         api.add_middleware(
             CORSMiddleware,
@@ -134,8 +145,8 @@ def create_api(gateway: Gateway) -> FastAPI:
     return api
 
 
-def _add_problems(api: FastAPI, gateway: Gateway) -> None:
-    """All errors are problem details, and all are counted."""
+def _add_error_handlers(api: FastAPI, gateway: Gateway) -> None:
+    """Answer every error with problem details, and count it."""
 
     def count(request: Request, reason: str) -> None:
         gateway.metrics.refused.inc(1, {"model": getattr(request.state, "model", ""), "reason": reason})
@@ -143,39 +154,41 @@ def _add_problems(api: FastAPI, gateway: Gateway) -> None:
     @api.exception_handler(ApiError)
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        count(request, error.refusal.reason)
-        return answer(error.refusal)
+        count(request, error.reason)
+        return problem(error.reason, error.detail)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         count(request, "bad_request")
-        told = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-        return problem(422, "bad_request", told)
+        return problem(
+            "bad_request", "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+        )
 
     @api.exception_handler(HTTPException)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        nowhere = error.status_code == 404
-        reason = "unknown_address" if nowhere else "bad_request"
+        missing = error.status_code == 404
+        reason = "unknown_address" if missing else "bad_request"
         count(request, reason)
-        detail = "no such address; see /docs" if nowhere else str(error.detail)
-        return problem(error.status_code, reason, detail, error.headers)
+        detail = "no such address; see /docs" if missing else str(error.detail)
+        return problem(reason, detail, error.status_code, error.headers)
 
     @api.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
         count(request, "internal")
-        return problem(500, "internal", f"{type(error).__name__}; the server's log says more")
+        return problem("internal", f"{type(error).__name__}; the server's log has the traceback")
 
 
 _PROBLEM: dict[str, Any] = {
-    "description": "Refused; `reason` says why.",
+    "description": "The request failed; `reason` says why.",
     "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
 }
-"""Of the description. (FastAPI would say application/json of a model.)"""
+"""OpenAPI description of failed requests, written by hand because FastAPI would describe them as application/json."""
 
 
-def _bodies() -> dict[str, Any]:
+def _request_bodies() -> dict[str, Any]:
+    """OpenAPI description of the request bodies, by content type."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     images = {"type": "array", "items": binary["schema"], "minItems": 1}
     files = {"type": "object", "properties": {"image": images}, "required": ["image"]}
@@ -184,34 +197,28 @@ def _bodies() -> dict[str, Any]:
     }
 
 
-def _model_info(
-    model: ServedModel, source: str, wanted: ServedVersion | None, settings: ServerSettings
-) -> dict[str, Any]:
-    info: dict[str, Any] = {
-        "name": model.name,
-        "default": model is settings.models[0],
-        "source": redacted(source),
-        "score_threshold": model.score_threshold,
-    }
-    if wanted is None:
+def describe_model(model: ServedModel, version: ServedVersion | None) -> dict[str, Any]:
+    """The fields of ``schema.ModelInfo`` but ``default``, with passwords removed from addresses."""
+    info = {"name": model.name, "source": redacted(model.source), "score_threshold": model.score_threshold}
+    if version is None:
         return info
-    schema = load_schema(wanted.schema)
+    schema = load_schema(version.schema)
     keypoint_set = {"name": schema.name, "keypoints": schema.keypoints, "skeleton": schema.skeleton}
-    checkpoint = redacted(wanted.checkpoint)
-    return info | asdict(wanted) | {"name": model.name, "checkpoint": checkpoint, "keypoint_set": keypoint_set}
+    return asdict(version) | info | {"checkpoint": redacted(version.checkpoint), "keypoint_set": keypoint_set}
 
 
-def _summary(seen: ShadowStats | None) -> dict[str, Any]:
-    if seen is None:
+def _summarize(stats: ShadowStats | None) -> dict[str, Any]:
+    """The fields of ``schema.ShadowSummary``."""
+    if stats is None:
         return {"images": 0}
     return {
-        "images": seen.images,
-        "champion": redacted(seen.champion),
-        "challenger": redacted(seen.challenger),
-        "people": seen.pairs + seen.only_champion,
-        "mean_oks": seen.oks / seen.pairs if seen.pairs else None,
-        "only_champion": seen.only_champion,
-        "only_challenger": seen.only_challenger,
-        "champion_ms": seen.champion_ms / seen.images,
-        "challenger_ms": seen.challenger_ms / seen.images,
+        "images": stats.images,
+        "champion": redacted(stats.champion),
+        "challenger": redacted(stats.challenger),
+        "people": stats.pairs + stats.only_champion,
+        "mean_oks": stats.oks / stats.pairs if stats.pairs else None,
+        "only_champion": stats.only_champion,
+        "only_challenger": stats.only_challenger,
+        "champion_ms": stats.champion_ms / stats.images,
+        "challenger_ms": stats.challenger_ms / stats.images,
     }

@@ -1,27 +1,31 @@
-"""What the HTTP interface takes and gives; FastAPI makes the OpenAPI pages of it."""
+"""Queries and answers of the HTTP API as pydantic models; FastAPI generates the OpenAPI description from them."""
 
 from typing import Annotated
 
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class PoseQuery(BaseModel, extra="forbid"):
-    """Options of a request for poses."""
+    """Query parameters of a request for poses."""
 
-    score_threshold: Share | None = Field(None, description="Poses below are left out. Default: the model's setting.")
-    keypoint_threshold: Share = Field(0.0, description="Keypoints below are left out of their pose.")
-    max_people: int | None = Field(None, ge=1, le=1000, description="At most so many poses of an image, the best.")
-    overlay: bool = Field(False, description="Answer with the picture, poses drawn on it, as JPEG; one image only.")
+    score_threshold: Threshold | None = Field(
+        None, description="Poses with a lower score are left out. Default: the model's setting."
+    )
+    keypoint_threshold: Threshold = Field(0.0, description="Keypoints with a lower score are left out of their pose.")
+    max_people: int | None = Field(None, ge=1, le=1000, description="Maximum number of poses per image, best first.")
+    overlay: bool = Field(
+        False, description="Answer with the image and its poses drawn on it, as JPEG; one image only."
+    )
 
 
-Options = Annotated[PoseQuery, Query()]
+PoseQueryParameters = Annotated[PoseQuery, Query()]
 
 
 class Keypoint(BaseModel):
-    """A keypoint of a pose, in pixels of the picture as a person sees it."""
+    """One keypoint of a pose, in pixels of the upright image (EXIF orientation applied)."""
 
     name: str
     x: float
@@ -30,36 +34,36 @@ class Keypoint(BaseModel):
 
 
 class Pose(BaseModel):
-    """A person found."""
+    """The pose of one person."""
 
     score: float
-    box: tuple[float, float, float, float] = Field(description="x1, y1, x2, y2 round all keypoints, pixels.")
+    box: tuple[float, float, float, float] = Field(description="x1, y1, x2, y2 around all keypoints, pixels.")
     keypoints: list[Keypoint]
 
 
 class ImagePoses(BaseModel):
-    """The people of an image, best first."""
+    """The poses in one image, best first."""
 
-    name: str | None = Field(description="File name of its part; null where the image was the body.")
+    name: str | None = Field(description="File name in the form; null where the image was the body.")
     width: int
     height: int
     poses: list[Pose]
 
 
 class ModelVersion(BaseModel):
-    """What answered."""
+    """The model version that predicted."""
 
     name: str
     method: str
-    version: str | None = Field(description="Of the registered model; null where a checkpoint is served.")
+    version: str | None = Field(description="Version of the registered model; null where a checkpoint is served.")
 
 
 class Timings(BaseModel):
-    """Milliseconds; of several images, the longest."""
+    """Milliseconds of each stage; for several images, those of the slowest."""
 
     decode: float
     queue: float = Field(description="Waiting for the batch to fill and for the batches before it.")
-    predict: float = Field(description="Of the batch that the image was in.")
+    predict: float = Field(description="Time of the image's batch in the network.")
     total: float
 
 
@@ -72,7 +76,7 @@ class PosesAnswer(BaseModel):
 
 
 class KeypointSet(BaseModel):
-    """The keypoints of a model, for drawing."""
+    """The keypoints of a model and the lines between them, for drawing."""
 
     name: str
     keypoints: list[str]
@@ -84,15 +88,15 @@ class ModelInfo(BaseModel):
 
     name: str
     default: bool = Field(description="Whether it answers /v1/poses.")
-    source: str = Field(description="What the configuration says: an address in the registry, or a path.")
+    source: str = Field(description="Its source in the configuration: a registry address, or a path.")
     score_threshold: float
     version: str | None = None
-    checkpoint: str | None = Field(None, description="Null while no replica has started.")
+    checkpoint: str | None = Field(None, description="Null until a replica has started.")
     method: str | None = None
     run_id: str | None = None
     step: int | None = None
-    ap: float | None = Field(None, description="Of its last evaluation; null where there was none.")
-    data: str | None = Field(None, description="Fingerprint of the data that it was trained on.")
+    ap: float | None = Field(None, description="AP of its last evaluation; null if it was never evaluated.")
+    data: str | None = Field(None, description="Fingerprint of its training data.")
     keypoint_set: KeypointSet | None = None
 
 
@@ -103,25 +107,27 @@ class ModelList(BaseModel):
 
 
 class Reloaded(BaseModel):
-    """What a reload did."""
+    """The outcome of a reload."""
 
     model: str
-    before: str | None
-    version: str | None
-    replicas: int = Field(description="How many serve it now.")
+    before: str | None = Field(description="Version before the reload.")
+    version: str | None = Field(description="Version after the reload.")
+    replicas: int = Field(description="Number of replicas that serve it now.")
 
 
 class ShadowSummary(BaseModel):
-    """How far champion and challenger agree on live images, since the two are what they are."""
+    """How far the present champion and challenger agree on the live images that both predicted."""
 
     images: int
     champion: str | None = None
     challenger: str | None = None
     people: int | None = Field(None, description="Poses of the champion.")
-    mean_oks: float | None = Field(None, description="Between the two poses of people whom both found.")
+    mean_oks: float | None = Field(None, description="Mean OKS between the two poses of people whom both found.")
     only_champion: int | None = Field(None, description="People whom the challenger missed.")
     only_challenger: int | None = Field(None, description="People whom the champion missed.")
-    champion_ms: float | None = Field(None, description="Mean for an image: of its batch, divided by the images in it.")
+    champion_ms: float | None = Field(
+        None, description="Mean milliseconds per image: the time of its batch divided by the images in the batch."
+    )
     challenger_ms: float | None = None
 
 
@@ -132,4 +138,4 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    reason: str = Field(description="The word that metrics count it under.")
+    reason: str = Field(description="The name that metrics count this failure under.")

@@ -1,4 +1,4 @@
-"""What an answer tells browsers, and who may change anything."""
+"""Security of the HTTP interface: headers that restrict browsers, and the check of the token."""
 
 import hmac
 
@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from posefleet.serve.deployments.errors import ApiError
 from posefleet.serve.deployments.settings import TOKEN, TOKEN_FILE, read_token
 
-_NOTHING = "default-src 'none'; frame-ancestors 'none'"
+_NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"
 _PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -21,7 +21,10 @@ _DOCS = (
 
 
 class SecurityHeaders:
-    """ASGI middleware: headers of every answer. The page may load from this server only, the rest nothing at all."""
+    """ASGI middleware that sets the security headers of every response.
+
+    The page may load content from this server only; every other response may load nothing.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -36,7 +39,7 @@ class SecurityHeaders:
                 headers["X-Frame-Options"] = "DENY"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
                 headers["Content-Security-Policy"] = (
-                    _PAGE if path == "/" or path.startswith("/page/") else _DOCS if path == "/docs" else _NOTHING
+                    _PAGE if path == "/" or path.startswith("/page/") else _DOCS if path == "/docs" else _NO_CONTENT
                 )
                 if path == "/":
                     headers["Permissions-Policy"] = "camera=(self), microphone=(), geolocation=()"
@@ -48,13 +51,13 @@ class SecurityHeaders:
 
 
 def check_token(request: Request) -> None:
-    """Let a request pass that has the token. Compared in constant time.
+    """Check that a request carries the server's token; the comparison takes constant time.
 
     Raises:
-        Refused: It has not, or this server has no token, so that nobody may.
+        ApiError: The token is missing or wrong, or this server has none, so that nobody may change anything.
     """
     if not (expected := read_token()):
-        raise ApiError("changes_disabled", f"this server has no token; start it with ${TOKEN} or ${TOKEN_FILE} set")
+        raise ApiError("changes_disabled", f"this server has no token; set ${TOKEN} or ${TOKEN_FILE} before it starts")
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected.encode()):
         raise ApiError("no_token", "send the server's token: Authorization: Bearer TOKEN")

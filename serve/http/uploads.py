@@ -1,4 +1,4 @@
-"""The images of a request: its body, or the files of a multipart form. Nothing is decoded here."""
+"""Reads the images of a request: its body, or the files of a multipart form. Nothing is decoded here."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -10,27 +10,27 @@ from starlette.requests import ClientDisconnect, Request
 from posefleet.serve.deployments.errors import ApiError
 from posefleet.serve.deployments.settings import Limits
 
-ANY = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-"""Content types that say nothing; the last one is what curl says of --data-binary."""
+_UNSPECIFIC = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Content types that clients send for any bytes; curl sends the last one for --data-binary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The bytes of what should be an image."""
+    """The bytes of one uploaded file; whether they are an image is not known yet."""
 
     data: bytes
     name: str | None = None
-    """Of the file in a multipart form."""
+    """File name in a multipart form; None for a body."""
 
 
 async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
-    """What a client sends, at least one.
+    """Read the uploaded files of a request, at least one.
 
     Raises:
-        Refused: It is too much, too slow, or of a type that holds no image.
+        ApiError: The upload is too large or too slow, or its content type cannot hold an image.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ANY and kind != "multipart/form-data" and not kind.startswith("image/"):
+    if kind not in _UNSPECIFIC and kind != "multipart/form-data" and not kind.startswith("image/"):
         raise ApiError(
             "wrong_content_type", f"content type {kind!r}; send an image as the body, or multipart/form-data with files"
         )
@@ -38,15 +38,15 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
         async with asyncio.timeout(limits.upload_s):
             if kind == "multipart/form-data":
                 return await _read_form(request, limits)
-            return [Upload(b"".join([chunk async for chunk in _bounded(request, limits)]))]
+            return [Upload(b"".join([chunk async for chunk in _read_body(request, limits)]))]
     except TimeoutError:
-        raise ApiError("slow_upload", f"the body was not here after {limits.upload_s:g} s") from None
+        raise ApiError("slow_upload", f"the body did not arrive within {limits.upload_s:g} s") from None
     except ClientDisconnect:
-        raise ApiError("slow_upload", "the client left before its body was here") from None
+        raise ApiError("slow_upload", "the client disconnected before its body had arrived") from None
 
 
-async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """The body, as long as it is not too long."""
+async def _read_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """Yield the chunks of the body; stop as soon as it is known to be too large."""
     announced = request.headers.get("content-length", "")
     size = int(announced) if announced.isdecimal() else 0
     if size <= limits.body_bytes:
@@ -61,8 +61,8 @@ async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
 
 
 async def _read_form(request: Request, limits: Limits) -> list[Upload]:
-    parser = MultiPartParser(request.headers, _bounded(request, limits), max_files=limits.images, max_fields=16)
-    parser.spool_max_size = limits.body_bytes  # never to disk
+    parser = MultiPartParser(request.headers, _read_body(request, limits), max_files=limits.images, max_fields=16)
+    parser.spool_max_size = limits.body_bytes  # uploads are never written to disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -71,7 +71,7 @@ async def _read_form(request: Request, limits: Limits) -> list[Upload]:
         raise ApiError("too_many_images" if many else "bad_request", f"{error.message}{advice}") from None
     except KeyError:
         raise ApiError(
-            "bad_request", "multipart/form-data without a boundary; let the client make the header"
+            "bad_request", "multipart/form-data without a boundary; let the HTTP client set this header"
         ) from None
     files = [value for _, value in form.multi_items() if not isinstance(value, str)]
     if not files:

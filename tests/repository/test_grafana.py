@@ -1,4 +1,4 @@
-"""The dashboards show metrics that exist."""
+"""The Grafana dashboards query metrics that exist, and their panels are complete."""
 
 import ast
 import importlib.util
@@ -15,11 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = sorted((ROOT / "docs" / "grafana").glob("*.json"))
 METRIC = re.compile(r"\b(?:ray|autoscaler)_[a-z0-9_]+")
 LABELS = re.compile(r"\bby \([^)]*\)|\{[^}]*\}|\$\w+")
-RAYS_LABELS = {"ray_train_run_name", "ray_train_controller_state", "ray_train_worker_world_rank"}
 
 
-def our_metrics() -> set[str]:
-    """Metrics of serve/deployments/metrics.py as Ray exports them: with a prefix, and by kind with a suffix."""
+def own_metrics() -> set[str]:
+    """Metrics of serve/deployments/metrics.py under the names that Ray exports: with a prefix, and a suffix by kind."""
     suffixes = {"Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"], "Gauge": [""]}
     source = (ROOT / "serve/deployments/metrics.py").read_text()
     calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
@@ -31,8 +30,8 @@ def our_metrics() -> set[str]:
     }
 
 
-def rays_metrics() -> set[str]:
-    """Those that the dashboards inside the installed Ray show."""
+def ray_metrics() -> set[str]:
+    """Metrics that the dashboards inside the installed Ray query."""
     (ray,) = importlib.util.find_spec("ray").submodule_search_locations  # type: ignore[union-attr,misc]
     files = Path(ray, "dashboard", "modules", "metrics", "dashboards").glob("*_panels.py")
     return {name for file in files for name in METRIC.findall(file.read_text())}
@@ -50,7 +49,7 @@ def metrics(expression: str) -> set[str]:
 
 
 def unknown(dashboard: dict[str, Any], known: set[str]) -> set[str]:
-    """Names without those that a histogram of a known name has."""
+    """Metrics that the dashboard queries but that are not known; a histogram's sum and count belong to its name."""
     used = {name for expression in expressions(dashboard) for name in metrics(expression)}
     return {name for name in used if name not in known and re.sub("_(sum|count)$", "_bucket", name) not in known}
 
@@ -58,25 +57,25 @@ def unknown(dashboard: dict[str, Any], known: set[str]) -> set[str]:
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
 def test_every_metric_exists(path: Path) -> None:
     dashboard = json.loads(path.read_text())
-    assert unknown(dashboard, our_metrics() | rays_metrics()) == set()
+    assert unknown(dashboard, own_metrics() | ray_metrics()) == set()
     assert len({name for text in expressions(dashboard) for name in metrics(text)}) > 15
 
 
-def test_every_metric_of_ours_is_shown() -> None:
+def test_every_own_metric_is_shown() -> None:
     shown = {
         name for path in DASHBOARDS for text in expressions(json.loads(path.read_text())) for name in metrics(text)
     }
-    names = {re.sub("_(total|bucket|sum|count)$", "", name) for name in our_metrics()}
+    names = {re.sub("_(total|bucket|sum|count)$", "", name) for name in own_metrics()}
     assert names - {re.sub("_(total|bucket|sum|count)$", "", name) for name in shown} == set()
 
 
-def test_a_wrong_name_is_found() -> None:
+def test_an_unknown_metric_is_found() -> None:
     wrong = {"panels": [{"targets": [{"expr": "rate(ray_posefleet_refused[5m])"}]}], "templating": {"list": []}}
-    assert unknown(wrong, our_metrics() | rays_metrics()) == {"ray_posefleet_refused"}
+    assert unknown(wrong, own_metrics() | ray_metrics()) == {"ray_posefleet_refused"}
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
-def test_every_panel_says_what_it_shows(path: Path) -> None:
+def test_every_panel_has_a_title_description_unit_and_legend(path: Path) -> None:
     dashboard = json.loads(path.read_text())
     panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
     ids = [panel["id"] for panel in dashboard["panels"]]
@@ -89,16 +88,16 @@ def test_every_panel_says_what_it_shows(path: Path) -> None:
             assert target["legendFormat"], panel["title"]
             used = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
             grouped = re.findall(r"by \(([^)]*)\)", target["expr"])
-            if grouped:  # a label that the query sums away would show as nothing
+            if grouped:  # the query must keep the labels that the legend shows
                 assert used <= {label.strip() for label in grouped[-1].split(",")}, panel["title"]
 
 
-def test_dashboards_have_addresses_of_their_own() -> None:
-    addresses = [json.loads(path.read_text())["uid"] for path in DASHBOARDS]
-    assert len(addresses) == len(set(addresses)) == 2
+def test_dashboards_have_different_uids() -> None:
+    uids = [json.loads(path.read_text())["uid"] for path in DASHBOARDS]
+    assert len(uids) == len(set(uids)) == 2
 
 
-def test_prometheus_asks_ray_where_its_nodes_are() -> None:
+def test_prometheus_reads_the_discovery_file_of_ray() -> None:
     config = yaml.safe_load((ROOT / "docs" / "grafana" / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     (ray,) = importlib.util.find_spec("ray").submodule_search_locations  # type: ignore[union-attr,misc]

@@ -1,4 +1,4 @@
-"""Registered models and pictures for servers."""
+"""A registry with two versions of a model, and images, for servers."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 
 @pytest.fixture(scope="module")
 def registry(people_shards: Path, new_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of a store with a model ``pose``: version 1 is champion, 2 challenger; they find different poses."""
+    """URI of a registry with the model ``pose``: version 1 is champion, 2 challenger; they find different poses."""
     import shutil
 
     from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, promote
@@ -28,13 +28,13 @@ def registry(people_shards: Path, new_database: Path, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[np.ndarray]:
-    """Six pictures of people, wide and tall."""
+def images() -> list[np.ndarray]:
+    """Six images of people, (96, 128, 3) and (128, 96, 3) uint8 RGB."""
     sizes = ((96, 128), (128, 96))
     return [render_scene(SceneConfig(width=(w, w), height=(h, h)), seed)[0] for seed in range(3) for h, w in sizes]
 
 
 @pytest.fixture(scope="session")
-def photographs(pictures: list[np.ndarray]) -> list[bytes]:
-    """The same as JPEG."""
-    return [encode_jpeg(picture) for picture in pictures]
+def photographs(images: list[np.ndarray]) -> list[bytes]:
+    """``images`` as JPEG files."""
+    return [encode_jpeg(image) for image in images]

@@ -1,4 +1,4 @@
-"""The HTTP interface of a real server: what it answers, and what strangers can do to it."""
+"""The HTTP interface of a real server: its answers, and what it does with hostile requests."""
 
 import contextlib
 import dataclasses
@@ -68,7 +68,7 @@ def keypoints_of(pose: dict) -> np.ndarray:  # type: ignore[type-arg]
 def test_served_poses_are_those_that_evaluation_scores(
     server: Server, registry: str, people_coco: Path, people_shards: Path
 ) -> None:
-    """In batches of images of several sizes, as they lie in the data set."""
+    """Images of several sizes, as they are in the data set; evaluation predicts them in batches."""
     model, experiment = load_model(find_checkpoint("models:/pose@champion", tracking=registry))
     evaluated: dict[int, Poses] = {}
     shards = str(people_shards / "train2017")
@@ -91,7 +91,7 @@ def test_served_poses_are_those_that_evaluation_scores(
             assert pose["score"] == pytest.approx(float(score), abs=1e-4)
 
 
-def test_many_clients_with_mixed_sizes_get_their_own_poses(
+def test_concurrent_clients_with_mixed_sizes_get_their_own_poses(
     server: Server, predictor: Predictor, photographs: list[bytes]
 ) -> None:
     expected = [predictor(data).poses.keypoints.numpy() for data in photographs]
@@ -103,7 +103,7 @@ def test_many_clients_with_mixed_sizes_get_their_own_poses(
             answer = server.post("/v1/poses", photographs[which])
             found = [keypoints_of(pose) for pose in answer.json["images"][0]["poses"]] if answer.status == 200 else []
             if len(found) != len(expected[which]) or np.abs(np.array(found) - expected[which]).max() > 1e-3:
-                wrong.append(f"picture {which}: status {answer.status}")
+                wrong.append(f"image {which}: status {answer.status}")
 
     clients = [threading.Thread(target=client, args=(index,)) for index in range(12)]
     for thread in clients:
@@ -139,7 +139,7 @@ def test_queries_filter_poses_and_keypoints(server: Server, photographs: list[by
     assert len(bare) == len(everything) and all(not pose["keypoints"] for pose in bare)
 
 
-def test_an_overlay_is_the_picture_with_poses_on_it(server: Server, photographs: list[bytes]) -> None:
+def test_an_overlay_is_the_image_with_poses_on_it(server: Server, photographs: list[bytes]) -> None:
     answer = server.post("/v1/poses?overlay=1", photographs[0])
     assert answer.headers["content-type"] == "image/jpeg"
     drawn, plain = decode_image(answer.body).astype(int), decode_image(photographs[0]).astype(int)
@@ -148,12 +148,12 @@ def test_an_overlay_is_the_picture_with_poses_on_it(server: Server, photographs:
     assert server.post("/v1/poses?overlay=1", body, Content_Type=kind).status == 422
 
 
-def test_coordinates_are_those_of_the_picture_as_a_person_sees_it(server: Server, pictures: list[np.ndarray]) -> None:
-    lying, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    Image.fromarray(np.rot90(pictures[0])).save(lying, "PNG", exif=exif)
-    turned = server.post("/v1/poses", lying.getvalue()).json["images"][0]
-    upright = server.post("/v1/poses", encode_image(pictures[0], ".png")).json["images"][0]
+def test_coordinates_are_those_of_the_upright_image(server: Server, images: list[np.ndarray]) -> None:
+    stored, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # viewers turn it clockwise
+    Image.fromarray(np.rot90(images[0])).save(stored, "PNG", exif=exif)
+    turned = server.post("/v1/poses", stored.getvalue()).json["images"][0]
+    upright = server.post("/v1/poses", encode_image(images[0], ".png")).json["images"][0]
     assert (turned["width"], turned["height"]) == (128, 96)
     assert len(turned["poses"]) == len(upright["poses"]) > 0
     for one, other in zip(turned["poses"], upright["poses"], strict=True):
@@ -163,21 +163,21 @@ def test_coordinates_are_those_of_the_picture_as_a_person_sees_it(server: Server
 @pytest.mark.parametrize(
     ("kind", "mode"), [("PNG", "RGBA"), ("PNG", "L"), ("PNG", "P"), ("JPEG", "CMYK"), ("GIF", "P"), ("WEBP", "RGB")]
 )
-def test_pictures_of_every_kind_are_answered(server: Server, pictures: list[np.ndarray], kind: str, mode: str) -> None:
+def test_images_of_every_format_are_answered(server: Server, images: list[np.ndarray], kind: str, mode: str) -> None:
     file = io.BytesIO()
-    Image.fromarray(pictures[0]).convert(mode).save(file, kind)
+    Image.fromarray(images[0]).convert(mode).save(file, kind)
     answer = server.post("/v1/poses", file.getvalue(), Content_Type="image/anything")
     assert answer.status == 200 and answer.json["images"][0]["width"] == 128
 
 
-def test_small_and_deep_pictures_are_answered(server: Server) -> None:
+def test_a_single_pixel_and_16_bits_are_answered(server: Server) -> None:
     deep = io.BytesIO()
     Image.fromarray(np.full((30, 40), 40_000, np.uint16)).save(deep, "PNG")
     for data in (deep.getvalue(), encode_image(np.zeros((1, 1, 3), np.uint8), ".png")):
         assert server.post("/v1/poses", data).status == 200
 
 
-def test_models_tell_their_version_and_score(server: Server) -> None:
+def test_models_are_listed_with_their_version(server: Server) -> None:
     first, second = server.get("/v1/models").json["models"]
     assert (first["name"], first["default"], first["version"], first["method"]) == ("pose", True, "1", "smpr")
     assert (second["name"], second["default"], second["version"]) == ("other", False, "2")
@@ -202,7 +202,7 @@ def test_the_page_draws_what_the_server_finds(server: Server, photographs: list[
         browser.try_sample_by_keyboard(page)
 
 
-# ---------------------------------------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------------------------------------- failures
 
 
 def bomb() -> bytes:
@@ -235,7 +235,7 @@ HOSTILE: dict[str, tuple[bytes, str, int, str]] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_what_cannot_be_an_image_is_refused_at_once(server: Server, photographs: list[bytes], what: str) -> None:
+def test_a_body_that_is_no_image_is_refused_at_once(server: Server, photographs: list[bytes], what: str) -> None:
     body, kind, status, reason = HOSTILE[what]
     before = server.cpu_seconds()
     answer = (
@@ -249,11 +249,11 @@ def test_what_cannot_be_an_image_is_refused_at_once(server: Server, photographs:
     assert set(answer.json) == {"type", "title", "status", "detail", "reason"}
     assert "Traceback" not in answer.json["detail"] and "/work" not in answer.json["detail"]
     assert took < 2, "refused without much work"
-    assert server.post("/v1/poses", photographs[0]).status == 200, "and everybody else is served"
+    assert server.post("/v1/poses", photographs[0]).status == 200, "other clients are served"
 
 
 def send_until_refused(server: Server, body: bytes, kind: str) -> Answer:
-    """A server that refuses may do so before it has read everything."""
+    """Send a body to a server that may answer before it has read all of it."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.putrequest("POST", "/v1/poses")
     connection.putheader("Content-Type", kind)
@@ -265,7 +265,7 @@ def send_until_refused(server: Server, body: bytes, kind: str) -> Answer:
     return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
 
-def test_a_chunked_body_is_counted_while_it_comes(server: Server) -> None:
+def test_a_chunked_body_is_refused_while_it_arrives(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(b"POST /v1/poses HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
         with contextlib.suppress(OSError):
@@ -281,13 +281,13 @@ GARBAGE = (
 
 
 @pytest.mark.parametrize("query", GARBAGE)
-def test_garbage_in_queries_is_named(server: Server, photographs: list[bytes], query: str) -> None:
+def test_invalid_query_parameters_are_named(server: Server, photographs: list[bytes], query: str) -> None:
     answer = server.post(f"/v1/poses?{query}", photographs[0])
     assert (answer.status, answer.json["reason"]) == (422, "bad_request")
     assert query.partition("=")[0] in answer.json["detail"]
 
 
-def test_a_hundred_slow_uploads_stop_nobody(server: Server, photographs: list[bytes]) -> None:
+def test_a_hundred_slow_uploads_do_not_block_others(server: Server, photographs: list[bytes]) -> None:
     slow = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(100)]
     for connection in slow:
         connection.sendall(b"POST /v1/poses HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
@@ -298,7 +298,7 @@ def test_a_hundred_slow_uploads_stop_nobody(server: Server, photographs: list[by
         connection.close()
 
 
-def test_addresses_that_do_not_exist_are_problems_too(server: Server) -> None:
+def test_unknown_addresses_give_problem_details(server: Server) -> None:
     for path, status in (("/v1/models/nobody/poses", 404), ("/nowhere", 404), ("/page/../app.py", 404)):
         answer = server.post(path, b"x") if "poses" in path else server.get(path)
         assert answer.status == status and answer.headers["content-type"] == "application/problem+json", path
@@ -313,16 +313,16 @@ def test_changes_need_the_token(server: Server) -> None:
     assert server.reload("nobody").status == 404
 
 
-def test_every_answer_has_security_headers_and_nobody_else_may_read(server: Server) -> None:
+def test_every_answer_has_security_headers_and_no_other_origin_may_read_it(server: Server) -> None:
     for path in ("/", "/healthz", "/v1/models", "/nowhere", "/docs"):
         answer = server.get(path, Origin="http://evil.example")
         assert answer.headers["x-content-type-options"] == "nosniff", path
         assert "default-src 'none'" in answer.headers["content-security-policy"], path
         assert "access-control-allow-origin" not in answer.headers, path
-    assert "cdn" not in server.get("/docs").body.decode().lower(), "the pages load from nowhere else"
+    assert "cdn" not in server.get("/docs").body.decode().lower(), "the page loads nothing from other hosts"
 
 
-def test_metrics_count_stages_people_and_refusals(server: Server, photographs: list[bytes]) -> None:
+def test_metrics_count_stages_people_and_failures(server: Server, photographs: list[bytes]) -> None:
     server.post("/v1/poses", photographs[0])
     server.post("/v1/poses", b"hello")
     (node,) = ray.nodes()

@@ -1,4 +1,4 @@
-"""Both dashboards before a Prometheus that watches a server and a training: each panel has something to show."""
+"""Both dashboards against a Prometheus that scrapes a server and a training run: each panel has data."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from small_settings import small_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAFANA = ROOT / "docs" / "grafana"
-NOT_HERE = re.compile("gpu|GPU|gram|autoscaler_|eviction|unexpected_worker_failure|error_counter")
+WITHOUT_DATA = re.compile("gpu|GPU|gram|autoscaler_|eviction|unexpected_worker_failure|error_counter")
 """Queries without data on a cluster without GPUs and autoscaler where nothing dies."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
@@ -30,7 +30,7 @@ Query = Callable[[str], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def server(registry: str) -> Iterator[Server]:
-    """A champion with a challenger that finds others, and one with itself."""
+    """Two models: one whose challenger finds other poses, one that is its own challenger."""
     common = {"source": "models:/pose@champion", "warm_up": [[96, 128]], "score_threshold": 0.0}
     models = [
         {**common, "name": "pose", "shadow": {"source": "models:/pose@challenger", "share": 1.0}},
@@ -42,7 +42,7 @@ def server(registry: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
-    """Asks a Prometheus of ours, with the configuration of docs/grafana, that watches the server's Ray."""
+    """A query function of a Prometheus with the configuration of docs/grafana, which scrapes the server's Ray."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("no prometheus on this machine")
@@ -75,14 +75,14 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def watched(
+def loaded(
     server: Server,
     prometheus: Query,
     photographs: list[bytes],
     people_shards: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Query:
-    """After a minute of requests, good and bad, and a training beside them."""
+    """The query function after valid and invalid requests and a training run on the same Ray."""
     settings = small_settings(people_shards, tmp_path_factory.mktemp("training"))
     settings["scaling"] = {"num_workers": 1}
     settings["train"]["epochs"] = 8
@@ -93,20 +93,20 @@ def watched(
     training = subprocess.Popen(
         ["env", f"RAY_ADDRESS={address}", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    bodies = [*photographs, b"no picture"]
+    bodies = [*photographs, b"no image"]
     with (
         Load(server, "/v1/models/pose/poses", bodies, clients=2),
         Load(server, "/v1/models/twin/poses", bodies, clients=1),
     ):
-        _, said = training.communicate(timeout=300)
+        _, log = training.communicate(timeout=300)
         wait_for(lambda: prometheus("ray_posefleet_shadow_images_total") and prometheus("ray_posefleet_refused_total"))
         wait_for(lambda: prometheus('sum(rate(ray_posefleet_refused_total{model=~".*"}[1m]))'), 60)
-    assert training.returncode == 0, said.decode()
+    assert training.returncode == 0, log.decode()
     return prometheus
 
 
 def panels() -> Iterator[Any]:
-    """Those with queries."""
+    """Every panel that has queries."""
     for path in sorted(GRAFANA.glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             if panel["type"] != "row":
@@ -114,14 +114,14 @@ def panels() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("panel", list(panels()))
-def test_a_panel_shows_what_its_legend_names(panel: dict[str, Any], watched: Query) -> None:
+def test_a_panel_has_data_with_the_labels_of_its_legend(panel: dict[str, Any], loaded: Query) -> None:
     for target in panel["targets"]:
-        series = watched(re.sub(r"\$\w+", ".*", target["expr"]))
-        if NOT_HERE.search(target["expr"]):
-            continue  # that Prometheus takes the query is all there is to see
-        assert any(float(one["value"][1]) >= 0 for one in series), target["expr"]  # what was not asked lately is NaN
+        series = loaded(re.sub(r"\$\w+", ".*", target["expr"]))
+        if WITHOUT_DATA.search(target["expr"]):
+            continue  # without data, only the syntax of the query is checked
+        assert any(float(one["value"][1]) >= 0 for one in series), target["expr"]  # NaN where no request came lately
         for one in series:
             labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
-            if one["metric"].get("reason") == "no_model":  # nobody was asked
+            if one["metric"].get("reason") == "no_model":  # failed before a model was chosen
                 labels.discard("model")
             assert labels <= set(one["metric"]), one["metric"]

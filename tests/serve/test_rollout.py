@@ -1,4 +1,4 @@
-"""New versions under load, challengers beside it, replicas that die: what clients notice of it."""
+"""What clients notice of new versions under load, of challengers, and of replicas that die."""
 
 import os
 import shutil
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module", params=["ingress", pytest.param("direct", marks=pytest.mark.slow)])
-def way(request: pytest.FixtureRequest) -> str:
-    """Who speaks HTTP."""
+def mode(request: pytest.FixtureRequest) -> str:
+    """Which replicas handle HTTP."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def server(registry: str, way: str) -> Iterator[Server]:
+def server(registry: str, mode: str) -> Iterator[Server]:
     model = {
         "name": "pose",
         "source": "models:/pose@champion",
@@ -38,14 +38,14 @@ def server(registry: str, way: str) -> Iterator[Server]:
         "deployment": {"num_replicas": 2},
         "shadow": {"source": "models:/pose@challenger", "share": 1.0},
     }
-    with running_server({"models": [model], "tracking": registry, "direct": way == "direct"}) as running:
-        wait_for(lambda: running.running("pose") == 2, 300)  # ready means one
+    with running_server({"models": [model], "tracking": registry, "direct": mode == "direct"}) as running:
+        wait_for(lambda: running.running("pose") == 2, 300)  # /readyz needs only one
         yield running
 
 
 @pytest.fixture(scope="module")
 def expected(registry: str, photographs: list[bytes]) -> dict[str, list[np.ndarray]]:
-    """By version, the keypoints of every picture."""
+    """Keypoints of every image, by version."""
     found = {}
     for version in ("1", "2"):
         predictor = Predictor.from_registry(f"models:/pose/{version}", tracking=registry, device="cpu")
@@ -66,13 +66,13 @@ def set_champion(registry: str, version: int) -> None:
 
 
 def check(load: Load, expected: dict[str, list[np.ndarray]]) -> list[str]:
-    """Versions in the order of answers; every answer must be what its version says."""
+    """Check that every answer is that of its version; return the versions in the order of the requests."""
     for _, which, answer in load.answers:
         assert misses(answer, expected[answer["model"]["version"]][which]) < 1e-3
     return [answer["model"]["version"] for _, _, answer in sorted(load.answers, key=lambda item: item[0])]
 
 
-def test_a_reload_under_load_fails_nobody(
+def test_no_request_fails_during_a_reload(
     server: Server, registry: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
     before = {process.pid for process in server.replicas("pose")}
@@ -94,7 +94,7 @@ def test_a_reload_under_load_fails_nobody(
     assert server.get("/v1/models").json["models"][0]["version"] == "2"
 
 
-def test_a_deployment_under_load_fails_nobody(
+def test_no_request_fails_during_a_deployment(
     server: Server, registry: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
     set_champion(registry, 2)
@@ -108,7 +108,7 @@ def test_a_deployment_under_load_fails_nobody(
 
 
 @pytest.mark.slow
-def test_a_rolling_restart_under_load_fails_nobody(
+def test_no_request_fails_during_a_rolling_restart(
     server: Server, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
     before = {process.pid for process in server.replicas("pose")}
@@ -124,7 +124,7 @@ def test_a_rolling_restart_under_load_fails_nobody(
     check(load, expected)
 
 
-def test_a_version_that_cannot_be_loaded_is_refused_and_the_old_one_serves_on(
+def test_a_version_that_cannot_be_loaded_is_rejected_and_the_old_one_stays(
     server: Server, registry: str, photographs: list[bytes]
 ) -> None:
     weights = Path(find_model("models:/pose/2", registry), "model.safetensors")
@@ -135,11 +135,11 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_old_one_serves_on(
         with Load(server, "/v1/poses", photographs, clients=2) as load:
             answer = server.reload("pose")
         assert (answer.status, answer.json["reason"]) == (502, "reload_failed")
-        assert "damaged" in answer.json["detail"] and "models:/pose/1 is served as before" in answer.json["detail"]
+        assert "damaged" in answer.json["detail"] and "still serving models:/pose/1" in answer.json["detail"]
         assert not load.errors and {answer["model"]["version"] for _, _, answer in load.answers} == {"1"}
     finally:
         shutil.move(weights.with_suffix(".whole"), weights)
-    assert server.reload("pose").json["version"] == "2", "once it is mended"
+    assert server.reload("pose").json["version"] == "2", "after the repair"
 
 
 def test_a_challenger_is_compared_on_live_images(
@@ -149,10 +149,10 @@ def test_a_challenger_is_compared_on_live_images(
     for data in photographs:
         assert server.post("/v1/poses", data).json["model"]["version"] == "1"
     wait_for(lambda: server.get("/v1/models/pose/shadow").json["images"] >= before + len(photographs))
-    told: dict[str, Any] = server.get("/v1/models/pose/shadow").json
-    assert (told["champion"], told["challenger"]) == ("models:/pose/1", "models:/pose/2")
-    assert told["people"] >= told["only_champion"] >= 0
-    assert told["champion_ms"] > 0 and told["challenger_ms"] > 0
+    summary: dict[str, Any] = server.get("/v1/models/pose/shadow").json
+    assert (summary["champion"], summary["challenger"]) == ("models:/pose/1", "models:/pose/2")
+    assert summary["people"] >= summary["only_champion"] >= 0
+    assert summary["champion_ms"] > 0 and summary["challenger_ms"] > 0
 
 
 def test_a_challenger_is_promoted_once_it_agrees_on_live_images(
@@ -163,7 +163,7 @@ def test_a_challenger_is_promoted_once_it_agrees_on_live_images(
     few = ["--gate.shadow_images", "6", "--gate.shadow_people", "6", "--gate.shadow_slower", "0"]
     few += ["--gate.latency_people", "1"]
 
-    def compared() -> bool:  # a reload does not wait for challengers, so the first images may be another's
+    def compared() -> bool:  # a reload does not wait for challengers: the first images may go to the old one
         for data in photographs:
             assert server.post("/v1/poses", data).json["model"]["version"] == "1"
         return bool(server.get("/v1/models/pose/shadow").json["images"] >= len(photographs))
@@ -179,16 +179,16 @@ def test_a_challenger_is_promoted_once_it_agrees_on_live_images(
         wait_for(compared)
         assert server.get("/v1/models/pose/shadow").json["mean_oks"] == pytest.approx(1)
         assert promote.main([*command, *few]) == 0, capsys.readouterr()
-        assert server.post("/v1/poses", photographs[0]).json["model"]["version"] == "1", "until it is told to reload"
+        assert server.post("/v1/poses", photographs[0]).json["model"]["version"] == "1", "before the reload"
         assert server.reload("pose").json["version"] == "3"
         assert server.post("/v1/poses", photographs[0]).json["model"]["version"] == "3"
-        assert server.get("/v1/models/pose/shadow").json["images"] == 0, "nobody is challenger any more"
+        assert server.get("/v1/models/pose/shadow").json["images"] == 0, "there is no challenger any more"
     finally:
         MlflowClient(registry, registry).set_registered_model_alias("pose", CHALLENGER, "2")
 
 
-def test_a_killed_replica_fails_nobody_but_those_whom_it_talked_to(
-    server: Server, way: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
+def test_a_killed_replica_fails_only_requests_that_it_handles_itself(
+    server: Server, mode: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
     victim = server.replicas("pose")[0]
     with Load(server, "/v1/poses", photographs, clients=4) as load:
@@ -196,6 +196,6 @@ def test_a_killed_replica_fails_nobody_but_those_whom_it_talked_to(
         os.kill(victim.pid, signal.SIGKILL)
         seen = len(load.answers)
         wait_for(lambda: len(load.answers) > seen + 20)
-    assert len(load.errors) <= (load.clients if way == "direct" else 0), load.errors
+    assert len(load.errors) <= (load.clients if mode == "direct" else 0), load.errors
     check(load, expected)
     wait_for(lambda: len(server.replicas("pose")) == 2, 180)

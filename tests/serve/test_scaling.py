@@ -1,4 +1,4 @@
-"""Replicas that come and go, and the ways in which a replica can run its network."""
+"""Scaling to zero, and the ways in which a replica can run its network."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def server(registry: str) -> Iterator[Server]:
     small = {"source": "models:/pose@champion", "warm_up": [[96, 128]], "score_threshold": 0.0}
     scaling = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2}
     models = [
-        {"name": "asleep", **small, "deployment": {"autoscaling_config": scaling}},
+        {"name": "idle", **small, "deployment": {"autoscaling_config": scaling}},
         {"name": "compiled", **small, "compile": True, "channels_last": True},
         {"name": "half", **small, "bfloat16": True, "channels_last": True},
         {"name": "exported", **small, "backend": "onnxruntime"},
@@ -31,22 +31,22 @@ def expected(registry: str, photographs: list[bytes]) -> list[np.ndarray]:
     return [predictor(data).poses.keypoints.numpy() for data in photographs]
 
 
-def test_a_model_sleeps_until_somebody_asks(
+def test_a_model_scales_to_zero_until_a_request_comes(
     server: Server, photographs: list[bytes], expected: list[np.ndarray]
 ) -> None:
-    """Ready with no replica; the first request waits for one, and is answered."""
-    wait_for(lambda: server.running("asleep") == 0, 60)
+    """Ready without a replica; the first request waits for one and is answered."""
+    wait_for(lambda: server.running("idle") == 0, 60)
     assert server.get("/readyz").status == 200
-    answer = server.post("/v1/models/asleep/poses", photographs[0], Content_Type="image/jpeg")
+    answer = server.post("/v1/models/idle/poses", photographs[0], Content_Type="image/jpeg")
     assert answer.status == 200, answer.body
     assert misses(answer.json, expected[0]) < 1e-3
-    assert server.running("asleep") == 1
-    wait_for(lambda: server.running("asleep") == 0, 120)
+    assert server.running("idle") == 1
+    wait_for(lambda: server.running("idle") == 0, 120)
     assert server.get("/readyz").status == 200
 
 
 @pytest.mark.parametrize("name", ["compiled", "exported"])
-def test_other_ways_to_run_the_network_find_the_same(
+def test_compiled_and_exported_networks_find_the_same_poses(
     server: Server, photographs: list[bytes], expected: list[np.ndarray], name: str
 ) -> None:
     for data, keypoints in zip(photographs, expected, strict=True):
@@ -56,7 +56,7 @@ def test_other_ways_to_run_the_network_find_the_same(
 
 
 def test_half_precision_answers(server: Server, photographs: list[bytes], expected: list[np.ndarray]) -> None:
-    """Poses of random weights do not survive rounding one by one; that there are as many is what can be asked."""
+    """Rounding changes the poses of random weights too much to compare them, so only their number is checked."""
     for data, keypoints in zip(photographs, expected, strict=True):
         answer = server.post("/v1/models/half/poses", data, Content_Type="image/jpeg")
         assert answer.status == 200, answer.body

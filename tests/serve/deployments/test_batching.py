@@ -1,4 +1,4 @@
-"""Which jobs share a batch, and when it is closed."""
+"""Which jobs share a batch, and when a batch closes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from posefleet.serve.deployments.batching import Batcher
 
 
 class Work:
-    """Doubles numbers, some time after it is asked; an odd number over 100 fails alone, 1000 fails all."""
+    """Doubles numbers in ``seconds``; an odd number above 100 fails alone, 1000 fails the whole batch."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -24,16 +24,16 @@ class Work:
         return [ValueError(f"{job}") if job > 100 and job % 2 else 2 * job for job in jobs]
 
 
-def test_what_comes_while_a_batch_is_computed_joins_the_next() -> None:
+def test_jobs_that_arrive_during_a_batch_join_the_next_one() -> None:
     async def run() -> Work:
         work = Work(0.1)
         batcher = Batcher(work, size=4, wait_s=0.0)
-        asks = [asyncio.create_task(batcher("a", 0))]
+        tasks = [asyncio.create_task(batcher("a", 0))]
         await asyncio.sleep(0.02)
         for job in range(1, 7):
-            asks.append(asyncio.create_task(batcher("a", job)))
+            tasks.append(asyncio.create_task(batcher("a", job)))
             await asyncio.sleep(0.005)
-        assert await asyncio.gather(*asks) == [2 * job for job in range(7)]
+        assert await asyncio.gather(*tasks) == [2 * job for job in range(7)]
         return work
 
     assert run_at_once(run()).batches == [[0], [1, 2, 3, 4], [5, 6]]
@@ -52,7 +52,7 @@ def test_only_jobs_of_one_kind_share_a_batch_and_the_oldest_goes_first() -> None
     assert run_at_once(run()).batches == [[0], [1, 3], [2, 4]]
 
 
-def test_a_lone_job_waits_for_others_as_long_as_it_was_told() -> None:
+def test_a_lone_job_waits_for_others_for_wait_s() -> None:
     async def run(wait_s: float) -> Work:
         work = Work()
         batcher = Batcher(work, size=8, wait_s=wait_s)
@@ -81,23 +81,23 @@ def test_a_job_that_is_cancelled_while_it_waits_is_not_run() -> None:
         batcher = Batcher(work, size=8, wait_s=0.0)
         first = asyncio.create_task(batcher("a", 0))
         await asyncio.sleep(0.01)
-        gone, stays = asyncio.create_task(batcher("a", 1)), asyncio.create_task(batcher("a", 2))
+        cancelled, kept = asyncio.create_task(batcher("a", 1)), asyncio.create_task(batcher("a", 2))
         await asyncio.sleep(0.01)
-        gone.cancel()
-        assert await asyncio.gather(first, stays) == [0, 4]
-        assert gone.cancelled()
+        cancelled.cancel()
+        assert await asyncio.gather(first, kept) == [0, 4]
+        assert cancelled.cancelled()
         return work
 
     assert run_at_once(run()).batches == [[0], [2]]
 
 
-def test_failures_reach_those_who_asked_and_nobody_else() -> None:
+def test_an_error_reaches_its_own_callers_only() -> None:
     async def run() -> list[object]:
         batcher = Batcher(Work(), size=8, wait_s=0.02)
-        found = list(await asyncio.gather(*(batcher("a", job) for job in (1, 101, 3)), return_exceptions=True))
+        results = list(await asyncio.gather(*(batcher("a", job) for job in (1, 101, 3)), return_exceptions=True))
         with pytest.raises(RuntimeError, match="the network is gone"):
             await batcher("a", 1000)
-        return [*found, await batcher("a", 5)]
+        return [*results, await batcher("a", 5)]
 
     one, broken, three, after = run_at_once(run())
     assert (one, three, after) == (2, 6, 10) and isinstance(broken, ValueError)

@@ -1,4 +1,4 @@
-"""A replica that predicts, without Ray around it: batches, deadlines, images that break the network."""
+"""A replica that predicts, without Ray: batches, deadlines, images that break the network."""
 
 import asyncio
 import threading
@@ -19,24 +19,24 @@ from posefleet.serve.deployments.settings import ServedModel
 from posefleet.serve.deployments.versions import ReplicaStatus, ServedVersion
 
 
-class Versions:
-    """Says what to serve."""
+class Controller:
+    """Stands in for the handle of the version controller: replicas should serve ``version``."""
 
-    def __init__(self, wanted: ServedVersion | None) -> None:
-        self.wanted = wanted
+    def __init__(self, version: ServedVersion | None) -> None:
+        self.version = version
         self.reports: list[ReplicaStatus] = []
 
     @property
-    def report(self) -> "Versions":
+    def report(self) -> "Controller":
         return self
 
-    async def remote(self, report: ReplicaStatus) -> ServedVersion | None:
-        self.reports.append(report)
-        return self.wanted
+    async def remote(self, status: ReplicaStatus) -> ServedVersion | None:
+        self.reports.append(status)
+        return self.version
 
 
 @pytest.fixture
-def wanted(people_shards: Path, tmp_path: Path) -> ServedVersion:
+def version(people_shards: Path, tmp_path: Path) -> ServedVersion:
     checkpoint = untrained_checkpoint(small_settings(people_shards, tmp_path), tmp_path)
     return ServedVersion(
         checkpoint=checkpoint, name="", version=None, data=None, ap=None, run_id=None, step=6, method="smpr",
@@ -47,68 +47,68 @@ def wanted(people_shards: Path, tmp_path: Path) -> ServedVersion:
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
     """Shapes of the images of every batch that reaches the network."""
-    seen: list[list[tuple[int, int]]] = []
+    shapes: list[list[tuple[int, int]]] = []
     predict = Predictor.predict_prepared
 
-    def noting(self: Predictor, prepared: Any) -> Any:
-        seen.append([views[0].image.shape[:2] for views in prepared])
+    def recording(self: Predictor, prepared: Any) -> Any:
+        shapes.append([views[0].image.shape[:2] for views in prepared])
         return predict(self, prepared)
 
-    monkeypatch.setattr(Predictor, "predict_prepared", noting)
+    monkeypatch.setattr(Predictor, "predict_prepared", recording)
     context = SimpleNamespace(
         replica_id=SimpleNamespace(unique_id="r"), _deployment_config=SimpleNamespace(max_ongoing_requests=64)
     )
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: context)
-    return seen
+    return shapes
 
 
-async def started(wanted: ServedVersion | None, **settings: Any) -> Any:
+async def start_replica(version: ServedVersion | None, **settings: Any) -> Any:
     served = ServedModel(name="pose", source="runs/a", score_threshold=0.0, warm_up=(), **settings)
     replica = object.__new__(Replica)
-    await replica.__init__("pose", served, 1_000_000, "", Versions(wanted))
+    await replica.__init__("pose", served, 1_000_000, "", Controller(version))
     return replica
 
 
-async def ask_all(replica: Any, photographs: list[bytes], ask: PredictOptions) -> list[Any]:
-    return await asyncio.gather(*(replica.predict(data, ask) for data in photographs), return_exceptions=True)
+async def predict_all(replica: Any, photographs: list[bytes], options: PredictOptions) -> list[Any]:
+    return await asyncio.gather(*(replica.predict(data, options) for data in photographs), return_exceptions=True)
 
 
 def test_images_of_one_padded_shape_share_batches(
-    wanted: ServedVersion, batches: list[list[tuple[int, int]]], photographs: list[bytes]
+    version: ServedVersion, batches: list[list[tuple[int, int]]], photographs: list[bytes]
 ) -> None:
     strip = encode_image(np.zeros((30, 120, 3), np.uint8), ".png")
 
     async def run() -> list[Any]:
-        replica = await started(wanted, batching={"size": 4, "wait_ms": 1000})  # all are decoded by then
-        return await ask_all(replica, 6 * [photographs[0], strip], PredictOptions(60.0))
+        replica = await start_replica(version, batching={"size": 4, "wait_ms": 1000})  # all are decoded by then
+        return await predict_all(replica, 6 * [photographs[0], strip], PredictOptions(60.0))
 
-    found = asyncio.run(run())
-    assert all(isinstance(seen, PredictResult) for seen in found)
+    results = asyncio.run(run())
+    assert all(isinstance(result, PredictResult) for result in results)
     assert sorted(len(batch) for batch in batches) == [2, 2, 4, 4] and all(len(set(batch)) == 1 for batch in batches)
 
 
-def test_nobody_is_predicted_for_who_left(
-    wanted: ServedVersion, batches: list[list[tuple[int, int]]], photographs: list[bytes]
+def test_an_image_whose_client_left_is_not_predicted(
+    version: ServedVersion, batches: list[list[tuple[int, int]]], photographs: list[bytes]
 ) -> None:
     async def run() -> list[Any]:
-        replica = await started(wanted, batching={"size": 8, "wait_ms": 100})
-        async with replica._turn:  # the network is busy
-            late = asyncio.create_task(replica.predict(photographs[0], PredictOptions(0.2)))
-            gone = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
-            stays = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
+        replica = await start_replica(version, batching={"size": 8, "wait_ms": 100})
+        async with replica._network_lock:  # the network is busy
+            expired = asyncio.create_task(replica.predict(photographs[0], PredictOptions(0.2)))
+            cancelled = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
+            kept = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
             await asyncio.sleep(0.05)
-            gone.cancel()
+            cancelled.cancel()
             await asyncio.sleep(0.3)
-        return await asyncio.gather(late, gone, stays, return_exceptions=True)
+        return await asyncio.gather(expired, cancelled, kept, return_exceptions=True)
 
-    late, gone, stays = asyncio.run(run())
-    assert isinstance(late, ErrorDetail) and late.reason == "deadline"
-    assert isinstance(gone, asyncio.CancelledError) and isinstance(stays, PredictResult)
+    expired, cancelled, kept = asyncio.run(run())
+    assert isinstance(expired, ErrorDetail) and expired.reason == "deadline"
+    assert isinstance(cancelled, asyncio.CancelledError) and isinstance(kept, PredictResult)
     assert [len(batch) for batch in batches] == [1]
 
 
 def test_an_image_that_breaks_the_network_fails_alone(
-    wanted: ServedVersion,
+    version: ServedVersion,
     batches: list[list[tuple[int, int]]],
     photographs: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
@@ -124,15 +124,15 @@ def test_an_image_that_breaks_the_network_fails_alone(
     black = encode_image(np.zeros((96, 128, 3), np.uint8), ".png")
 
     async def run() -> list[Any]:
-        replica = await started(wanted, batching={"size": 8, "wait_ms": 1000})
-        return await ask_all(replica, [photographs[0], black, photographs[2]], PredictOptions(60.0))
+        replica = await start_replica(version, batching={"size": 8, "wait_ms": 1000})
+        return await predict_all(replica, [photographs[0], black, photographs[2]], PredictOptions(60.0))
 
     first, broken, third = asyncio.run(run())
     assert isinstance(first, PredictResult) and isinstance(third, PredictResult) and isinstance(broken, RuntimeError)
 
 
 def test_a_challengers_replica_without_a_version_waits_for_one(
-    wanted: ServedVersion,
+    version: ServedVersion,
     batches: list[list[tuple[int, int]]],
     photographs: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
@@ -140,12 +140,12 @@ def test_a_challengers_replica_without_a_version_waits_for_one(
     monkeypatch.setattr(module, "REPORT_S", 0.02)
 
     async def run() -> tuple[Any, Any]:
-        replica = await started(None)
+        replica = await start_replica(None)
         before = await replica.predict(photographs[0], PredictOptions(60.0))
-        replica._versions.wanted = wanted
+        replica._versions.version = version
         for _ in range(5000):
             await asyncio.sleep(0.02)
-            if replica._versions.reports[-1].serves == wanted:
+            if replica._versions.reports[-1].serving == version:
                 break
         return before, await replica.predict(photographs[0], PredictOptions(60.0))
 
@@ -155,7 +155,7 @@ def test_a_challengers_replica_without_a_version_waits_for_one(
 
 
 def test_a_network_that_hangs_is_unhealthy(
-    wanted: ServedVersion,
+    version: ServedVersion,
     batches: list[list[tuple[int, int]]],
     photographs: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
@@ -169,15 +169,15 @@ def test_a_network_that_hangs_is_unhealthy(
         return []
 
     async def run() -> None:
-        replica = await started(wanted)
+        replica = await start_replica(version)
         await replica.check_health()
         monkeypatch.setattr(Predictor, "predict_prepared", stuck)
-        asking = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
+        request = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
         await asyncio.to_thread(hangs.wait, 120)
         await asyncio.sleep(0.2)
-        with pytest.raises(RuntimeError, match="in the network"):
+        with pytest.raises(RuntimeError, match="batch has been running"):
             await replica.check_health()
         release.set()
-        asking.cancel()
+        request.cancel()
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""What a server is told, and how it says no."""
+"""Settings of a server: the shipped configurations, contradictions, the token."""
 
 import re
 from pathlib import Path
@@ -17,11 +17,11 @@ CONFIG = ROOT / "serve" / "config.yaml"
 MODEL = {"name": "smpr", "source": "models:/smpr@champion"}
 
 
-def test_the_shipped_configuration_is_one_and_listens_here_only() -> None:
+def test_the_shipped_configuration_is_valid_and_listens_on_localhost() -> None:
     content = yaml.safe_load(CONFIG.read_text())
     deploy = ServeDeploySchema.model_validate(content)
     assert deploy.http_options.host == "127.0.0.1"
-    assert deploy.logging_config.encoding == "JSON"  # for whoever collects logs; people read them with jq
+    assert deploy.logging_config.encoding == "JSON"  # for programs that collect logs
     settings = ServerSettings.model_validate(deploy.applications[0].args)
     assert settings.models[0].source == "models:/smpr@champion"
     assert not settings.access.origins and settings.access.token_for == "changes"
@@ -34,7 +34,7 @@ def test_shipped_configurations_name_the_deployment_of_the_controller(path: str)
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         ({"models": []}, "at least 1"),
         ({"models": [MODEL, MODEL]}, "several models are called smpr"),
@@ -48,8 +48,8 @@ def test_shipped_configurations_name_the_deployment_of_the_controller(path: str)
     ],
     ids=str,
 )
-def test_contradictions_are_named(args: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_wrong_settings_are_refused_by_name(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         ServerSettings.model_validate(args)
 
 

@@ -1,4 +1,4 @@
-"""What decides the version that is served: late replicas, faults, challengers, reloads."""
+"""The version controller: late replicas, faults, challengers, reloads."""
 
 import asyncio
 import dataclasses
@@ -22,10 +22,10 @@ from posefleet.serve.deployments.versions import (
     ShadowStats,
     VersionController,
 )
-from posefleet.serve.http.routes import _model_info
+from posefleet.serve.http.routes import describe_model
 
-DECIDER: Any = VersionController.func_or_class
-"""The class itself, without a Ray Serve round it."""
+CONTROLLER: Any = VersionController.func_or_class
+"""The class itself, without Ray Serve around it."""
 
 KEY, RIVAL = "pose", f"pose{CHALLENGER}"
 SOURCES = {KEY: f"models:/pose@{CHAMPION}", RIVAL: f"models:/pose@{ALIAS}"}
@@ -43,7 +43,7 @@ V1, V2, V3 = map(version, (1, 2, 3))
 
 @dataclasses.dataclass
 class Registry:
-    """Stands in for the look-up."""
+    """Stands in for the resolution of sources."""
 
     found: dict[str, ServedVersion | Exception]
     asked: list[str] = dataclasses.field(default_factory=list)
@@ -61,9 +61,9 @@ class Registry:
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """Version 1 is champion, nobody is challenger. Reports are quick, and time is that of the tests' own clock."""
+    """Version 1 is champion, there is no challenger. Reports are frequent, and time is that of the tests' own clock."""
     registry = Registry({SOURCES[KEY]: V1})
-    monkeypatch.setattr(versions, "_look_up", registry)
+    monkeypatch.setattr(versions, "_resolve_source", registry)
     monkeypatch.setattr(versions, "REPORT_S", 0.02)
     monkeypatch.setattr(versions, "_GONE_S", 0.2)
     monkeypatch.setattr(versions, "time", SimpleNamespace(monotonic=now))
@@ -71,27 +71,27 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     return registry
 
 
-async def at_once(look_up: Callable[..., ServedVersion], *arguments: str) -> ServedVersion:
-    return look_up(*arguments)
+async def at_once(resolve: Callable[..., ServedVersion], *arguments: str) -> ServedVersion:
+    return resolve(*arguments)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     run_at_once(asyncio.wait_for(test, 20))
 
 
-def report(replica: str, serves: ServedVersion | None = None, key: str = KEY, **more: Any) -> ReplicaStatus:
-    return ReplicaStatus(model=key, replica=replica, serves=serves, **more)
+def report(replica: str, serving: ServedVersion | None = None, key: str = KEY, **more: Any) -> ReplicaStatus:
+    return ReplicaStatus(model=key, replica=replica, serving=serving, **more)
 
 
 class Follower:
-    """A replica that does what it is told."""
+    """A replica that serves what the controller says, but for a version that it cannot load."""
 
-    def __init__(self, decider: Any, name: str, *, refuses: ServedVersion | None = None) -> None:
-        self.decider, self.name, self.refuses = decider, name, refuses
-        self.serves: ServedVersion | None = None
+    def __init__(self, controller: Any, name: str, *, broken: ServedVersion | None = None) -> None:
+        self.controller, self.name, self.broken = controller, name, broken
+        self.serving: ServedVersion | None = None
 
     async def __aenter__(self) -> "Follower":
-        self.serves = await self.decider.report(report(self.name))
+        self.serving = await self.controller.report(report(self.name))
         self._task = asyncio.create_task(self._follow())
         return self
 
@@ -101,75 +101,75 @@ class Follower:
     async def _follow(self) -> None:
         failed: tuple[ServedVersion, str] | None = None
         while True:
-            wanted = await self.decider.report(report(self.name, self.serves, failed=failed))
-            failed = (wanted, "its weights are damaged") if wanted == self.refuses else None
+            target = await self.controller.report(report(self.name, self.serving, failed=failed))
+            failed = (target, "its weights are damaged") if target == self.broken else None
             if not failed:
-                self.serves = wanted
+                self.serving = target
             await asyncio.sleep(versions.REPORT_S)
 
 
 # ---------------------------------------------------------------------------------------------------- one version
 
 
-def test_replicas_that_come_late_serve_what_the_others_do(registry: Registry) -> None:
+def test_a_replica_that_starts_late_serves_the_version_of_the_others(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        assert await asyncio.gather(*(decider.report(report(name)) for name in "abc")) == [V1, V1, V1]
+        controller = CONTROLLER(SOURCES, "")
+        assert await asyncio.gather(*(controller.report(report(name)) for name in "abc")) == [V1, V1, V1]
         registry.move(KEY, V2)
-        assert await decider.report(report("late")) == V1
-        assert registry.asked == [SOURCES[KEY]], "looked up once for all"
-        assert (await decider.models())[KEY] == (SOURCES[KEY], V1, 0)
-        await decider.report(report("late", V1))
-        assert (await decider.models())[KEY][2] == 1
+        assert await controller.report(report("late")) == V1
+        assert registry.asked == [SOURCES[KEY]], "resolved once for all"
+        assert (await controller.models())[KEY] == (SOURCES[KEY], V1, 0)
+        await controller.report(report("late", V1))
+        assert (await controller.models())[KEY][2] == 1
 
     run(test())
 
 
-def test_after_a_fault_the_version_is_the_one_that_replicas_serve(registry: Registry) -> None:
+def test_a_restarted_controller_keeps_the_version_that_replicas_serve(registry: Registry) -> None:
     async def test() -> None:
         registry.move(KEY, V2)
-        decider = DECIDER(SOURCES, "")
-        assert await decider.report(report("a", V1)) == V1
-        assert await decider.report(report("new")) == V1
+        controller = CONTROLLER(SOURCES, "")
+        assert await controller.report(report("a", V1)) == V1
+        assert await controller.report(report("new")) == V1
         assert registry.asked == []
 
     run(test())
 
 
-def test_a_registry_that_does_not_answer_stops_the_start_until_it_does(registry: Registry) -> None:
+def test_the_first_report_fails_until_the_registry_answers(registry: Registry) -> None:
     async def test() -> None:
         registry.move(KEY, RuntimeError("MLflow is away"))
-        decider = DECIDER(SOURCES, "")
+        controller = CONTROLLER(SOURCES, "")
         with pytest.raises(ValueError, match="MLflow is away"):
-            await decider.report(report("a"))
+            await controller.report(report("a"))
         registry.move(KEY, V1)
-        assert await decider.report(report("a")) == V1
+        assert await controller.report(report("a")) == V1
 
     run(test())
 
 
 def test_a_reload_waits_for_replicas_whose_reports_are_late(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        await decider.report(report("a", V1))
+        controller = CONTROLLER(SOURCES, "")
+        await controller.report(report("a", V1))
         await asyncio.sleep(1.1 * versions._GONE_S)
         registry.move(KEY, V2)
-        reload = asyncio.create_task(decider.reload(KEY, 5))
+        reload = asyncio.create_task(controller.reload(KEY, 5))
         await asyncio.sleep(versions._GONE_S / 2)
-        assert await decider.report(report("a", V1)) == V2
-        await decider.report(report("a", V1, failed=(V2, "its weights are damaged")))
+        assert await controller.report(report("a", V1)) == V2
+        await controller.report(report("a", V1, failed=(V2, "its weights are damaged")))
         found = await reload
         assert isinstance(found, ErrorDetail) and "damaged" in found.detail
 
     run(test())
 
 
-def test_a_reload_with_no_replica_is_over_soon(registry: Registry) -> None:
+def test_a_reload_without_replicas_ends_soon(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        await decider.reload(KEY, 60)
+        controller = CONTROLLER(SOURCES, "")
+        await controller.reload(KEY, 60)
         registry.move(KEY, V2)
-        found = await decider.reload(KEY, 60)
+        found = await controller.reload(KEY, 60)
         assert (found["before"], found["version"], found["replicas"]) == ("1", "2", 0)
 
     run(test())
@@ -177,34 +177,34 @@ def test_a_reload_with_no_replica_is_over_soon(registry: Registry) -> None:
 
 def test_replicas_that_are_gone_are_forgotten(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
+        controller = CONTROLLER(SOURCES, "")
         for index in range(50):
-            await decider.report(report(f"gone {index}", V1))
+            await controller.report(report(f"gone {index}", V1))
         await asyncio.sleep(versions._GONE_S)
-        await decider.report(report("here", V1))
-        assert list(decider._models[KEY].reports) == ["here"]
-        assert (await decider.models())[KEY][2] == 1
+        await controller.report(report("here", V1))
+        assert list(controller._models[KEY].reports) == ["here"]
+        assert (await controller.models())[KEY][2] == 1
 
     run(test())
 
 
-def test_a_changed_configuration_looks_everything_up_again(
+def test_a_changed_user_config_resolves_every_source_again(
     registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        await decider.reconfigure({"release": 1})
+        controller = CONTROLLER(SOURCES, "")
+        await controller.reconfigure({"release": 1})
         assert registry.asked == [], "not at the start"
-        await decider.report(report("a"))
+        await controller.report(report("a"))
         registry.move(KEY, V2)
-        await decider.reconfigure({"release": 1})
-        assert await decider.report(report("a", V1)) == V1
-        await decider.reconfigure({"release": 2})
-        assert await decider.report(report("a", V1)) == V2
+        await controller.reconfigure({"release": 1})
+        assert await controller.report(report("a", V1)) == V1
+        await controller.reconfigure({"release": 2})
+        assert await controller.report(report("a", V1)) == V2
         registry.move(KEY, RuntimeError("MLflow is away"))
         with caplog.at_level(logging.CRITICAL, "ray.serve"):
-            await decider.reconfigure({"release": 3})
-        assert await decider.report(report("a", V2)) == V2, "as before"
+            await controller.reconfigure({"release": 3})
+        assert await controller.report(report("a", V2)) == V2, "as before"
 
     run(test())
 
@@ -212,36 +212,36 @@ def test_a_changed_configuration_looks_everything_up_again(
 # ---------------------------------------------------------------------------------------------------- challengers
 
 
-def test_a_challenger_is_looked_for_at_the_start_and_on_reloads_only(registry: Registry) -> None:
+def test_a_challenger_is_resolved_at_the_start_and_on_reloads_only(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
+        controller = CONTROLLER(SOURCES, "")
         for _ in range(5):
-            assert await decider.report(report("r", key=RIVAL)) is None
+            assert await controller.report(report("r", key=RIVAL)) is None
         registry.move(RIVAL, V2)
-        assert await decider.report(report("r", key=RIVAL)) is None
+        assert await controller.report(report("r", key=RIVAL)) is None
         assert registry.asked == [SOURCES[RIVAL]]
-        await decider.reload(KEY, 1.0)
-        assert await decider.report(report("r", key=RIVAL)) == V2
+        await controller.reload(KEY, 1.0)
+        assert await controller.report(report("r", key=RIVAL)) == V2
 
         registry.move(RIVAL, ValueError("no such alias"))
-        await decider.reload(KEY, 1.0)
-        assert await decider.report(report("r", V2, key=RIVAL)) is None, "what it serves still does not bring it back"
+        await controller.reload(KEY, 1.0)
+        assert await controller.report(report("r", V2, key=RIVAL)) is None, "its report does not bring it back"
 
     run(test())
 
 
-def test_a_registry_that_does_not_answer_takes_no_challenger_away(
+def test_a_registry_that_does_not_answer_leaves_the_challenger_in_place(
     registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
         registry.move(RIVAL, V2)
-        decider = DECIDER(SOURCES, "")
-        assert await decider.report(report("r", key=RIVAL)) == V2
+        controller = CONTROLLER(SOURCES, "")
+        assert await controller.report(report("r", key=RIVAL)) == V2
         registry.move(RIVAL, RuntimeError("MLflow is away"))
-        await decider.reload(KEY, 1.0)
-        assert await decider.report(report("r", V2, key=RIVAL)) == V2
-        fresh = DECIDER(SOURCES, "")
-        assert await fresh.report(report("r", key=RIVAL)) is None, "a champion can do without one"
+        await controller.reload(KEY, 1.0)
+        assert await controller.report(report("r", V2, key=RIVAL)) == V2
+        fresh = CONTROLLER(SOURCES, "")
+        assert await fresh.report(report("r", key=RIVAL)) is None, "a champion needs no challenger"
 
     with caplog.at_level(logging.CRITICAL, "ray.serve"):
         run(test())
@@ -260,39 +260,39 @@ def sums(champion: ServedVersion, challenger: ServedVersion, images: int) -> Sha
     )
 
 
-def test_comparisons_of_several_replicas_add_up_and_those_of_other_pairs_stay_apart(registry: Registry) -> None:
+def test_statistics_of_replicas_add_up_and_those_of_other_pairs_stay_apart(registry: Registry) -> None:
     async def test() -> None:
         registry.move(RIVAL, V2)
-        decider = DECIDER(SOURCES, "")
+        controller = CONTROLLER(SOURCES, "")
 
-        async def seen(replica: str, *shadowed: ShadowStats) -> None:
-            await decider.report(report(replica, V2, key=RIVAL, shadowed=shadowed))
+        async def compared(replica: str, *stats: ShadowStats) -> None:
+            await controller.report(report(replica, V2, key=RIVAL, shadow_stats=stats))
 
-        await decider.report(report("a", V1))
-        assert await decider.shadowed(KEY) is None
-        await seen("r", sums(V1, V2, 3))
-        await seen("s", sums(V1, V2, 4))
-        assert await decider.shadowed(KEY) == sums(V1, V2, 7)
+        await controller.report(report("a", V1))
+        assert await controller.shadow_stats(KEY) is None
+        await compared("r", sums(V1, V2, 3))
+        await compared("s", sums(V1, V2, 4))
+        assert await controller.shadow_stats(KEY) == sums(V1, V2, 7)
 
         registry.move(RIVAL, V3)
-        await decider.reload(KEY, 1.0)
-        assert await decider.shadowed(KEY) is None, "another challenger"
-        await seen("r", sums(V1, V2, 1), sums(V1, V3, 5))
-        await seen("s", sums(V1, V2, 1))
-        assert await decider.shadowed(KEY) == sums(V1, V3, 5), "late reports of the old one change nothing"
+        await controller.reload(KEY, 1.0)
+        assert await controller.shadow_stats(KEY) is None, "another challenger"
+        await compared("r", sums(V1, V2, 1), sums(V1, V3, 5))
+        await compared("s", sums(V1, V2, 1))
+        assert await controller.shadow_stats(KEY) == sums(V1, V3, 5), "late reports of the old one change nothing"
 
     run(test())
 
 
-def test_of_pairs_long_ago_nothing_is_kept(registry: Registry) -> None:
+def test_only_the_latest_pairs_are_kept(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        for number in range(2 * versions._PAIRS):
+        controller = CONTROLLER(SOURCES, "")
+        for number in range(2 * versions._MAX_PAIRS):
             both = (sums(V1, version(number), 1), sums(V1, V2, 1))
-            await decider.report(report("r", V2, key=RIVAL, shadowed=both))
-        assert len(decider._shadowed) == versions._PAIRS
-        assert decider._shadowed[KEY, V1.checkpoint, V2.checkpoint].images == 2 * versions._PAIRS + 1
-        assert not decider._models[RIVAL].reports["r"][1].shadowed
+            await controller.report(report("r", V2, key=RIVAL, shadow_stats=both))
+        assert len(controller._shadow_stats) == versions._MAX_PAIRS
+        assert controller._shadow_stats[KEY, V1.checkpoint, V2.checkpoint].images == 2 * versions._MAX_PAIRS + 1
+        assert not controller._models[RIVAL].reports["r"][1].shadow_stats
 
     run(test())
 
@@ -302,116 +302,116 @@ def test_of_pairs_long_ago_nothing_is_kept(registry: Registry) -> None:
 
 def test_a_reload_waits_for_all_replicas(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        async with Follower(decider, "a") as a, Follower(decider, "b") as b:
+        controller = CONTROLLER(SOURCES, "")
+        async with Follower(controller, "a") as a, Follower(controller, "b") as b:
             registry.move(KEY, V2)
-            assert await decider.reload(KEY, 5.0) == {"model": KEY, "before": "1", "version": "2", "replicas": 2}
-            assert a.serves == b.serves == V2
+            assert await controller.reload(KEY, 5.0) == {"model": KEY, "before": "1", "version": "2", "replicas": 2}
+            assert a.serving == b.serving == V2
 
     run(test())
 
 
-def test_a_version_that_one_replica_cannot_load_is_taken_back_from_all(registry: Registry) -> None:
+def test_all_replicas_go_back_if_one_cannot_load_a_version(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        async with Follower(decider, "a") as a, Follower(decider, "b", refuses=V2) as b:
+        controller = CONTROLLER(SOURCES, "")
+        async with Follower(controller, "a") as a, Follower(controller, "b", broken=V2) as b:
             registry.move(KEY, V2)
-            for _ in range(2):  # also when it is tried again
-                refused = await decider.reload(KEY, 5.0)
-                assert isinstance(refused, ErrorDetail) and refused.reason == "reload_failed"
-                assert refused.detail == ("models:/pose/2: its weights are damaged; models:/pose/1 is served as before")
+            for _ in range(2):  # the second time: a failed version can be tried again
+                rejected = await controller.reload(KEY, 5.0)
+                assert isinstance(rejected, ErrorDetail) and rejected.reason == "reload_failed"
+                assert rejected.detail == ("models:/pose/2: its weights are damaged; still serving models:/pose/1")
             await asyncio.sleep(3 * versions.REPORT_S)
-            assert a.serves == b.serves == V1
-            b.refuses = None
-            assert (await decider.reload(KEY, 5.0))["version"] == "2"
+            assert a.serving == b.serving == V1
+            b.broken = None
+            assert (await controller.reload(KEY, 5.0))["version"] == "2"
 
     run(test())
 
 
-def test_a_replica_that_does_not_swap_in_time_ends_the_reload(registry: Registry) -> None:
+def test_a_replica_that_does_not_swap_in_time_fails_the_reload(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
+        controller = CONTROLLER(SOURCES, "")
 
         async def stubborn() -> None:
             while True:
-                await decider.report(report("stubborn", V1))
+                await controller.report(report("stubborn", V1))
                 await asyncio.sleep(versions.REPORT_S)
 
         task = asyncio.create_task(stubborn())
-        async with Follower(decider, "a") as a:
+        async with Follower(controller, "a") as a:
             registry.move(KEY, V2)
             start = now()
-            refused = await decider.reload(KEY, 0.3)
+            rejected = await controller.reload(KEY, 0.3)
             assert now() - start < 2
-            assert isinstance(refused, ErrorDetail)
-            assert "after 0.3 s 1 of 2 replicas do not serve it" in refused.detail
+            assert isinstance(rejected, ErrorDetail)
+            assert "after 0.3 s 1 of 2 replicas do not serve it" in rejected.detail
             await asyncio.sleep(3 * versions.REPORT_S)
-            assert a.serves == V1
+            assert a.serving == V1
         task.cancel()
 
     run(test())
 
 
-def test_a_replica_that_dies_meanwhile_is_not_waited_for(registry: Registry) -> None:
+def test_a_reload_does_not_wait_for_a_replica_that_died(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        async with Follower(decider, "a"):
-            await decider.report(report("dead", V1))
+        controller = CONTROLLER(SOURCES, "")
+        async with Follower(controller, "a"):
+            await controller.report(report("dead", V1))
             registry.move(KEY, V2)
-            assert (await decider.reload(KEY, 5.0))["replicas"] == 1
+            assert (await controller.reload(KEY, 5.0))["replicas"] == 1
 
     run(test())
 
 
-def test_a_source_that_is_not_there_changes_nothing(registry: Registry) -> None:
+def test_a_source_that_does_not_exist_changes_nothing(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        async with Follower(decider, "a") as a:
+        controller = CONTROLLER(SOURCES, "")
+        async with Follower(controller, "a") as a:
             registry.move(KEY, ValueError("no such alias"))
-            refused = await decider.reload(KEY, 5.0)
-            assert refused == ErrorDetail("reload_failed", "no such alias; models:/pose/1 is served as before")
-            assert a.serves == V1
+            rejected = await controller.reload(KEY, 5.0)
+            assert rejected == ErrorDetail("reload_failed", "no such alias; still serving models:/pose/1")
+            assert a.serving == V1
 
     run(test())
 
 
-def test_two_reloads_at_once_come_one_after_the_other(registry: Registry) -> None:
+def test_two_reloads_at_once_run_one_after_the_other(registry: Registry) -> None:
     async def test() -> None:
-        decider = DECIDER(SOURCES, "")
-        async with Follower(decider, "a") as a:
+        controller = CONTROLLER(SOURCES, "")
+        async with Follower(controller, "a") as a:
             registry.move(KEY, V2)
-            first = asyncio.create_task(decider.reload(KEY, 5.0))
-            second = asyncio.create_task(decider.reload(KEY, 5.0))
-            told = await asyncio.gather(first, second)
-            assert [(done["before"], done["version"]) for done in told] == [("1", "2"), ("2", "2")]
-            assert a.serves == V2
+            first = asyncio.create_task(controller.reload(KEY, 5.0))
+            second = asyncio.create_task(controller.reload(KEY, 5.0))
+            outcomes = await asyncio.gather(first, second)
+            assert [(done["before"], done["version"]) for done in outcomes] == [("1", "2"), ("2", "2")]
+            assert a.serving == V2
 
     run(test())
 
 
-def test_a_refused_reload_right_after_a_fault_leaves_the_choice_to_the_replicas(registry: Registry) -> None:
+def test_a_failed_reload_after_a_restart_leaves_the_version_to_the_replicas(registry: Registry) -> None:
     async def test() -> None:
         registry.move(KEY, ValueError("no such alias"))
-        decider = DECIDER(SOURCES, "")
-        refused = await decider.reload(KEY, 1.0)
-        assert isinstance(refused, ErrorDetail) and "nothing is served as before" in refused.detail
-        assert await decider.report(report("a", V1)) == V1
+        controller = CONTROLLER(SOURCES, "")
+        rejected = await controller.reload(KEY, 1.0)
+        assert isinstance(rejected, ErrorDetail) and "no version is served yet" in rejected.detail
+        assert await controller.report(report("a", V1)) == V1
 
     run(test())
 
 
-def test_no_password_of_a_store_is_told(registry: Registry) -> None:
+def test_passwords_of_stores_are_redacted(registry: Registry) -> None:
     async def test() -> None:
         address = "https://me:s3cr3t@host/checkpoint"
-        decider = DECIDER({KEY: address}, "")
+        controller = CONTROLLER({KEY: address}, "")
         registry.found[address] = ValueError("no answer from postgresql://mlflow:s3cr3t@host/mlflow")
-        refused = await decider.reload(KEY, 1.0)
-        assert isinstance(refused, ErrorDetail) and "from postgresql://mlflow:***@host/mlflow" in refused.detail
+        rejected = await controller.reload(KEY, 1.0)
+        assert isinstance(rejected, ErrorDetail) and "from postgresql://mlflow:***@host/mlflow" in rejected.detail
         settings = ServerSettings(models=(ServedModel(name="pose", source=address),))
-        source, wanted, _ = (await decider.models())[KEY]
+        version = (await controller.models())[KEY].version
         secret = dataclasses.replace(V1, checkpoint=address)
-        for known in (wanted, secret):
-            info = _model_info(settings.models[0], source, known, settings)
+        for known in (version, secret):
+            info = describe_model(settings.models[0], known)
             assert info["source"] == "https://me:***@host/checkpoint" and "s3cr3t" not in str(info)
 
     run(test())
