@@ -1,8 +1,8 @@
-"""Coarse-pose filtering: which boxes are worth a refinement, decided by bottom-up poses instead of by box NMS.
+"""Coarse-pose filtering: bottom-up poses choose the boxes that are refined, instead of box NMS.
 
-Algorithm 1 of DetPoseNet, where the pseudo-code, the text and the figures differ made consistent: a box without a pose
-is a false detection, a box whose pose was already accepted is redundant, and a pose that no box of its own shows gets
-a box round its keypoints. Pure functions of the boxes and poses of one image, on the host. Letters: D boxes, N poses,
+This is Algorithm 1 of DetPoseNet. Its pseudo-code, text and figures differ; this version is consistent: a box without a
+pose is a false detection, a box whose pose was already accepted is redundant, and a pose without a box of its own gets
+a box around its keypoints. Pure functions of the boxes and poses of one image, on the host. Letters: D boxes, N poses,
 K keypoints.
 """
 
@@ -17,7 +17,7 @@ from posefleet.models.parts.ops.assign import pseudo_boxes
 from posefleet.models.parts.ops.nms import box_iou
 
 Source = Literal["normal", "recovered", "unmatched"]
-"""A detected box; a box round the second pose of a detected box; a box round a pose without a box."""
+"""Origin of a box: detected; made around the second pose of a detected box; made around a pose without a box."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,19 +25,21 @@ class FilterConfig:
     """Which boxes are refined."""
 
     mode: Literal["coarse", "nms", "none"] = "coarse"
-    """Coarse-pose filtering, box NMS, or every box."""
+    """Coarse-pose filtering, box NMS, or no filter (every box is refined, which is slow)."""
     delta_kpt: int = 3
-    """A pose with at most this many keypoints is a false detection, 1..8."""
+    """A pose with at most this many keypoints is a false detection; at least 0, usually 1..8. Raised, fewer false boxes
+    and fewer mostly hidden people are refined."""
     t_oks: float = 0.7
-    """OKS from which two poses are one person, usually 0.4..0.9; above 1 nobody is redundant."""
+    """OKS from which two poses count as one person, usually 0.4..0.9. Raised, more overlapping people and duplicates
+    remain; above 1 no pose is redundant."""
     t_cov: float = 0.6
-    """0..1, share of a pose's keypoints that a box must contain to be a box of that pose."""
+    """0..1, share of a pose's keypoints that a box must contain to belong to that pose. Raised, fewer boxes match."""
     margin: float = 1.2
-    """Side of a box made from keypoints, in sides of their tight box, 1..1.5."""
+    """Side of a box made from keypoints, in sides of their tight box, 1..2, usually up to 1.5."""
     recover_unmatched: bool = True
-    """Also refine poses that no box contains."""
+    """Also refine poses that no box contains. This finds people whom the detector misses, and costs time."""
     nms_threshold: float = 0.5
-    """IoU of boxes above which ``nms`` drops the lower score, 0..1."""
+    """0..1, IoU of boxes above which ``nms`` drops the box of lower score. Raised, more boxes remain."""
 
     def __post_init__(self) -> None:
         if self.delta_kpt < 0:
@@ -50,16 +52,16 @@ class FilterConfig:
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """What passed, in the order of acceptance."""
+    """The boxes that passed the filter, in the order of acceptance."""
 
     boxes: Tensor
     """(n, 4) xyxy, pixels."""
     scores: Tensor
     """(n,) in [0, 1]."""
     poses: list[int]
-    """Row of the pose in each box, -1 where no pose was asked."""
+    """Row of the pose of each box; -1 where the mode uses no poses."""
     sources: list[Source]
-    """Where each box comes from."""
+    """Origin of each box."""
 
 
 def filter_boxes(
@@ -71,7 +73,7 @@ def filter_boxes(
     size: tuple[int, int],
     config: FilterConfig,
 ) -> Filtered:
-    """The boxes of one image that are refined.
+    """Choose the boxes of one image that are refined.
 
     Args:
         boxes: (D, 4) xyxy, pixels.
@@ -80,7 +82,7 @@ def filter_boxes(
         keypoint_scores: (N, K), above 0 where a keypoint was identified.
         sigmas: (K,) deviations of the schema.
         size: (height, width) of the image, pixels.
-        config: The rules.
+        config: Mode and thresholds.
     """
     order = scores.argsort(descending=True, stable=True)
     boxes, scores = boxes[order], scores[order]
@@ -103,10 +105,10 @@ def _by_poses(
     size: tuple[int, int],
     config: FilterConfig,
 ) -> Filtered:
-    """Decide about every pose once, in the order of the algorithm's tuples.
+    """Decide about every pose once, in the order of the algorithm's tuples (box, pose).
 
-    A pose that was dropped stays dropped, because accepted poses only become more, and an accepted one is redundant
-    to itself: only the first tuple of a pose matters.
+    Only the first tuple of a pose matters. A dropped pose stays dropped, because the set of accepted poses only grows.
+    An accepted pose makes its own later tuples redundant.
     """
     identified = keypoint_scores > 0
     own_boxes = boxes_of_poses(keypoints, identified, size, config.margin)
@@ -140,9 +142,9 @@ def _by_poses(
 def _first_tuple(
     boxes: Tensor, keypoints: Tensor, identified: Tensor, own_boxes: Tensor, t_cov: float
 ) -> tuple[Tensor, Tensor]:
-    """When each pose is decided (N,), and with which box (N,), -1 where no box contains it.
+    """The turn of each pose (N,), and its box (N,), -1 where no box contains it.
 
-    Tuples are all boxes (best first) with the pose that fits them best, then all boxes with their other poses.
+    Tuples are all boxes (best first) with their best pose, then all boxes with their other poses.
     """
     count, people = len(boxes), len(keypoints)
     last = 2 * count * people  # poses without a box come at the end, in their own order
@@ -162,7 +164,7 @@ def _first_tuple(
 
 
 def boxes_of_poses(keypoints: Tensor, identified: Tensor, size: tuple[int, int], margin: float) -> Tensor:
-    """Tight boxes (N, 4) of identified keypoints, ``margin`` times as large, clipped to an image of ``size``."""
+    """Tight boxes (N, 4) of identified keypoints, their sides scaled by ``margin``, clipped to an image of ``size``."""
     tight = pseudo_boxes(keypoints, identified)
     centre, half = (tight[:, :2] + tight[:, 2:]) / 2, (tight[:, 2:] - tight[:, :2]) * margin / 2
     limit = torch.tensor([size[1], size[0]], dtype=tight.dtype)
@@ -172,14 +174,14 @@ def boxes_of_poses(keypoints: Tensor, identified: Tensor, size: tuple[int, int],
 # ---------------------------------------------------------------------------------------------------- oracles
 
 Oracle = Literal["no_false", "no_missed", "annotated"]
-"""Boxes without those that show nobody, with those of missed people, or the annotated ones alone."""
+"""Correction of boxes: remove those without a person, add those of missed people, or use the annotated ones alone."""
 
 _FOUND = 0.5
-"""IoU from which a box shows the person of a true box."""
+"""IoU from which a box counts as a detection of an annotated box."""
 
 
 def correct_boxes(boxes: Tensor, scores: Tensor, annotated: Tensor, oracle: Oracle) -> tuple[Tensor, Tensor]:
-    """Boxes (D, 4) and their scores (D,) corrected by the true boxes (M, 4); boxes from the annotated have score 1."""
+    """Correct boxes (D, 4) and their scores (D,) by annotated boxes (M, 4); annotated boxes get score 1."""
     if oracle == "annotated":
         return annotated, scores.new_ones(len(annotated))
     found = box_iou(boxes[:, None], annotated[None]) >= _FOUND  # (D, M)

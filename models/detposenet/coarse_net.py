@@ -1,4 +1,5 @@
-"""The network behind bottom-up coarse poses: an hourglass with keypoint maps and part affinity fields (Cao et al.)."""
+"""The network of bottom-up coarse poses: an hourglass that predicts keypoint maps and part affinity fields (Cao et
+al.)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,18 +15,22 @@ class CoarseConfig:
     """Network and targets of coarse poses."""
 
     width: int = 256
-    """Channels of the hourglass, a multiple of 16; tails have half of them, then twice as many."""
+    """Channels of the hourglass, a multiple of 16. Tails have half of them, then twice as many. Fewer is faster and
+    needs less memory."""
     depth: int = 4
-    """Times the hourglass halves its maps, at least 1; the coarsest stride is 4 * 2^depth pixels."""
+    """Number of times the hourglass halves its maps, at least 1; the coarsest stride is 4 * 2^depth pixels. More sees
+    more context."""
     norm: Norm = "batch"
-    """BatchNorm, whose statistics are of one worker's batch, or GroupNorm, for small batches."""
+    """BatchNorm, whose statistics come from one worker's batch, or GroupNorm, for small batches."""
     sigma: float = 7.0
-    """Deviation of the Gaussians round keypoints, pixels of the input, above 0."""
+    """Standard deviation of the Gaussians around keypoints, pixels of the input, above 0. Raised, the maps are easier
+    to learn and peaks less exact."""
     limb_width: float = 8.0
-    """Distance from a limb up to which a cell belongs to it, pixels of the input, above 0."""
+    """Distance from a limb up to which a cell belongs to it, pixels of the input, above 0. Raised, limbs are thicker
+    and those of close people overlap."""
     limb_overhang: float = 0.0
-    """How far a limb's cells go beyond its ends, pixels of the input: 0 as in the formula, OpenPose's code has
-    ``limb_width``. Peaks lie on cells, so without half a cell of it limbs of a few cells are not found again."""
+    """Length by which a limb's cells extend beyond its ends, pixels of the input: 0 as in the formula; OpenPose's code
+    has ``limb_width``. Peaks lie on cells, so limbs of a few cells are found only with at least half a cell of it."""
 
     def __post_init__(self) -> None:
         if self.width % 16 or self.depth < 1:
@@ -37,20 +42,20 @@ class CoarseConfig:
 
 
 class CoarseMaps(NamedTuple):
-    """What the network says about B images."""
+    """Outputs of the network for B images."""
 
     heat: Tensor
     """(B, K, H / 4, W / 4), about 1 at keypoints."""
     paf: Tensor
     """(B, 2 L, H / 4, W / 4), the direction x, y of each of the L limbs."""
     downs: list[Tensor]
-    """Features of the way down, finest first (stride 4), for a detector."""
+    """Features of the way down, finest first (stride 4); a shared detector reads them."""
     ups: list[Tensor]
-    """Features of the way up, finest first."""
+    """Features of the way up, finest first (stride 4); a shared detector reads them."""
 
 
 class CoarseNet(nn.Module):
-    """Stem, hourglass, trunk and two tails."""
+    """Stem, hourglass, trunk and two tails: one for keypoint maps, one for affinity fields."""
 
     stride = Stem.stride
 
@@ -65,14 +70,14 @@ class CoarseNet(nn.Module):
         self.paf = _tail(width, 2 * limbs, norm)
 
     def forward(self, pixels: Tensor) -> CoarseMaps:
-        """Normalised images (B, 3, H, W)."""
+        """Normalised images (B, 3, H, W) -> keypoint maps, affinity fields and features."""
         downs, ups = self.hourglass(self.stem(pixels))
         features = self.trunk(ups[0])
         return CoarseMaps(self.heat(features), self.paf(features), downs, ups)
 
 
 def _tail(width: int, maps: int, norm: Norm) -> nn.Sequential:
-    """OpenPose's first stage with 3x3 convolutions."""
+    """Layers like OpenPose's first stage, with 3x3 convolutions: features -> ``maps`` channels."""
     half = width // 2
     return nn.Sequential(
         conv_norm_relu(width, half, 3, norm),

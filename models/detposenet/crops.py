@@ -1,11 +1,12 @@
-"""Square crops round boxes, cut from images on their device, and the way of points into them and back."""
+"""Square crops around boxes, cut from images on their device, and the conversion of points into crops and back."""
 
 import torch
 from torch import Tensor
 
 
 def square_boxes(boxes: Tensor, padding: float | Tensor) -> Tensor:
-    """Squares round the centres of boxes (N, 4); the side is ``padding`` (a number or (N,)) times the longer side.
+    """Squares (N, 4) around the centres of boxes (N, 4); the side is ``padding`` (a number or (N,)) times the longer
+    side of the box.
 
     A square is never smaller than a pixel.
     """
@@ -16,7 +17,7 @@ def square_boxes(boxes: Tensor, padding: float | Tensor) -> Tensor:
 
 
 def crop_images(pixels: Tensor, image: Tensor, squares: Tensor, size: int) -> Tensor:
-    """Cut and resample; pixels outside an image are 0, the mean colour of normalised images.
+    """Cut squares out of images and resample them. Pixels outside an image are 0, the mean of normalised images.
 
     Args:
         pixels: (B, 3, H, W) normalised.
@@ -25,7 +26,7 @@ def crop_images(pixels: Tensor, image: Tensor, squares: Tensor, size: int) -> Te
         size: Side of the crops, pixels.
 
     Returns:
-        (N, 3, size, size). Where that is less than the square, pixels are averaged.
+        (N, 3, size, size). Where a square has more pixels, they are averaged.
     """
     from torchvision.ops import roi_align  # seconds to import
 
@@ -36,10 +37,10 @@ def crop_images(pixels: Tensor, image: Tensor, squares: Tensor, size: int) -> Te
 
 
 def into_crops(points: Tensor, squares: Tensor, size: int) -> Tensor:
-    """Points (N, K, 2) of the image -> pixels of crops of ``size``."""
+    """Points (N, K, 2), pixels of the image -> pixels of crops of ``size``."""
     return (points - squares[:, None, :2]) * (size / (squares[:, 2] - squares[:, 0]))[:, None, None]
 
 
 def out_of_crops(points: Tensor, squares: Tensor, size: int) -> Tensor:
-    """Inverse of :func:`into_crops`."""
+    """Inverse of :func:`into_crops`: pixels of crops -> pixels of the image."""
     return points * ((squares[:, 2] - squares[:, 0]) / size)[:, None, None] + squares[:, None, :2]

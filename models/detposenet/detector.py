@@ -1,9 +1,9 @@
-"""Boxes of people, without a final NMS: Faster R-CNN on the features of an hourglass, or torchvision's as it is.
+"""Detection of people without a final NMS: Faster R-CNN on features of an hourglass, or torchvision's published one.
 
-The detector on hourglass features is trained with the losses of torchvision, but nothing is drawn at random: where
-Faster R-CNN samples anchors and proposals, every one counts with its expected share of such a sample. So losses are
-sums over all ranks, and two ranks do what one does. Letters: B images, A anchors, R regions of an image (proposals and
-true boxes), M people of an image (padded), W channels.
+The detector on hourglass features is trained with the losses of torchvision, but draws nothing at random: where
+Faster R-CNN samples anchors and proposals, each one is weighted by the probability that the sample contains it. Losses
+are therefore sums over all ranks, and two ranks give the gradients of one. Letters: B images, A anchors, R regions of
+an image (proposals and annotated boxes), M people of an image (padded), W channels.
 """
 
 from collections.abc import Sequence
@@ -24,35 +24,36 @@ from posefleet.models.parts.ops.nms import box_iou
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorConfig:
-    """Where boxes come from."""
+    """Which detector finds boxes, and how many boxes it keeps."""
 
     kind: Literal["shared", "torchvision"] = "shared"
-    """``shared``: built on the coarse net's features and trained with it. ``torchvision``: Faster R-CNN R50-FPN as it
-    is published for COCO, never trained here."""
+    """``shared``: built on the coarse net's features and trained with it. ``torchvision``: the published Faster R-CNN
+    R50-FPN for COCO, which is never trained here."""
     score_floor: float = 0.05
-    """Score below which a box is dropped, 0..1."""
+    """0..1: boxes of lower score are dropped. Raised, fewer boxes are refined, which is faster and misses people."""
     max_boxes: int = 300
-    """Boxes of an image, best first, at least 1."""
+    """Largest number of boxes of an image, at least 1; the best are kept. More costs time."""
     pretrained: bool = False
-    """``torchvision`` with its COCO weights, downloaded on first use; without them it is untrained."""
+    """Load COCO weights into ``torchvision``, downloaded on first use; without weights it is untrained."""
     weights: str = ""
-    """``torchvision`` from a local file of its state dict (.pth) instead; needs ``pretrained: false``."""
+    """Local file with the state dict (.pth) of ``torchvision``; needs ``pretrained: false``."""
     size: int = 800
-    """Short side that ``torchvision`` resizes images to, pixels."""
+    """Short side to which ``torchvision`` resizes images, pixels. Smaller is faster and misses small people."""
     width: int = 256
-    """Channels of the pyramid of ``shared``."""
+    """Channels of the pyramid of ``shared``. Fewer is faster."""
     hidden: int = 1024
-    """Width of the two fully connected layers of ``shared``."""
+    """Width of the two fully connected layers of ``shared``. Less is faster."""
     anchor_scale: float = 8.0
-    """Side of an anchor, cells of its level."""
+    """Side of an anchor, cells of its level. Raised, anchors fit larger people."""
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height over width of anchors."""
+    """Height divided by width of the anchors of a cell; each ratio adds an anchor."""
     per_level: int = 1000
-    """Proposals of each level before NMS, at least 1."""
+    """Largest number of proposals of each level before NMS, at least 1."""
     proposals: int = 512
-    """Proposals of an image after NMS, in training and prediction, at least 1."""
+    """Number of proposals of an image after NMS, in training and prediction, at least 1. More is slower and needs more
+    memory."""
     proposal_nms: float = 0.7
-    """IoU of proposals of one level above which the lower score is dropped, 0..1."""
+    """IoU of proposals of one level above which the lower score is dropped, in (0, 1]. Raised, more remain."""
 
     def __post_init__(self) -> None:
         if self.pretrained and self.weights:
@@ -78,13 +79,13 @@ class Boxes(NamedTuple):
 
 
 def boxes_on_host(found: Sequence[Boxes]) -> list[Boxes]:
-    """The same boxes of every image on the host, copied at once."""
+    """Copy the boxes of all images to the host, in one transfer."""
     packed = torch.cat([torch.cat([boxes, scores[:, None]], dim=1) for boxes, scores in found]).cpu()
     return [Boxes(part[:, :4], part[:, 4]) for part in packed.split([len(scores) for _, scores in found])]
 
 
 class DetectorLosses(NamedTuple):
-    """Sums over a batch, and the sizes of the samples that they are means over."""
+    """Sums of the four losses over a batch, and the expected sample sizes (anchors, regions) that divide them."""
 
     rpn_cls: Tensor
     rpn_box: Tensor
@@ -96,7 +97,7 @@ class DetectorLosses(NamedTuple):
 
 ANCHOR_SAMPLE, ANCHOR_POSITIVES = 256, 0.5
 REGION_SAMPLE, REGION_POSITIVES = 512, 0.25
-"""Sizes of Faster R-CNN's samples of an image, and the largest share of positives in them."""
+"""Faster R-CNN's sample sizes per image, and the largest share of positives in a sample."""
 
 
 class SharedDetector(nn.Module):
@@ -119,8 +120,8 @@ class SharedDetector(nn.Module):
         self.levels = nn.ModuleList(nn.Conv2d(in_channels, config.width, 1) for _ in strides)
         self.rpn = RPNHead(config.width, len(config.ratios))
         self.pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], output_size=7, sampling_ratio=2)
-        # It would guess scales and levels from the first images it sees. FPN's rule puts 224 px on stride 16, for
-        # anchors of 8 cells.
+        # By default the pool infers scales and levels from its first images. FPN's rule assigns 224 px to stride 16,
+        # for anchors of 8 cells.
         self.pool.scales = [1 / stride for stride in strides]
         first = strides[0].bit_length() - 1
         self.pool.map_levels = LevelMapper(first, first + len(strides) - 1, round(224 * config.anchor_scale / 8))
@@ -143,7 +144,7 @@ class SharedDetector(nn.Module):
 
         iou = box_iou(anchors[None, :, None], gt_boxes[:, None]).where(valid[:, None], -1.0)  # (B, A, M)
         best, match = iou.max(-1)
-        # Whoever no anchor fits well gets the ones that fit best.
+        # A person whom no anchor fits well gets the anchors that fit best.
         most = iou.amax(1, keepdim=True)
         positive = (best >= 0.7) | ((iou == most) & (most > 0)).any(-1)
         weights = expected_sample(positive, (best < 0.3) & ~positive, ANCHOR_SAMPLE, ANCHOR_POSITIVES)
@@ -178,7 +179,7 @@ class SharedDetector(nn.Module):
         return [Boxes(boxes[image, :count], scores[image, :count]) for image, count in enumerate(counts)]
 
     def _rpn(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """Anchors (A, 4), their logits (B, A) and offsets (B, A, 4), and how many belong to each level."""
+        """Anchors (A, 4), their logits (B, A) and offsets (B, A, 4), and the number of anchors of each level."""
         logits, deltas = self.rpn(pyramid)
         sizes = map_sizes(pyramid)
         ratios = self.config.ratios
@@ -224,7 +225,7 @@ class SharedDetector(nn.Module):
 
 
 class TorchvisionDetector(nn.Module):
-    """Faster R-CNN R50-FPN of torchvision: people only, every box above the floor."""
+    """Faster R-CNN R50-FPN of torchvision, without NMS: every box of a person above the score floor."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -246,7 +247,7 @@ class TorchvisionDetector(nn.Module):
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "TorchvisionDetector":
-        """It never trains: in training mode it would want targets."""
+        """Stay in eval mode: in training mode torchvision's detector requires targets."""
         return super().train(False)
 
     @torch.no_grad()
@@ -258,7 +259,7 @@ class TorchvisionDetector(nn.Module):
 
 
 def expected_sample(positive: Tensor, negative: Tensor, size: int, share: float) -> Tensor:
-    """The probability that each element is drawn.
+    """The probability that a sample of Faster R-CNN contains each element.
 
     Faster R-CNN draws ``size`` elements of an image, of them at most ``share`` positives, and fills up with negatives.
 
@@ -282,7 +283,7 @@ def anchor_boxes(
     ratios: Sequence[float],
     device: torch.device,
 ) -> Tensor:
-    """Anchors (A, 4) xyxy round the corners of cells: cell (x, y) of stride s is the point (x s, y s).
+    """Anchors (A, 4) xyxy, pixels, around the corners of cells: cell (x, y) of stride s is the point (x s, y s).
 
     Args:
         sizes: (height, width) of each level, cells.
@@ -301,7 +302,7 @@ def anchor_boxes(
 
 
 def _encode(coder: Any, gt_boxes: Tensor, regions: Tensor) -> Tensor:
-    """Offsets (B, R, 4) from regions to true boxes; degenerate boxes give finite numbers that nobody reads."""
+    """Offsets (B, R, 4) from regions to annotated boxes. Degenerate boxes give finite numbers, which have weight 0."""
     low, extent = gt_boxes[..., :2], (gt_boxes[..., 2:] - gt_boxes[..., :2]).clamp(min=1e-3)
     regions = torch.cat(
         [regions[..., :2], regions[..., :2] + (regions[..., 2:] - regions[..., :2]).clamp(min=1e-3)], -1

@@ -1,8 +1,8 @@
 """Hourglass networks (Newell et al.): a stem to stride 4, then down to coarse maps and up again, with skips.
 
-A residual is a pre-activation bottleneck. Widths follow the published 256 channels: the stem has a quarter and a half
-of ``width`` on its way. Letters: B images, W channels (``width``), level i of an hourglass has 2^i times the stride of
-its input.
+A residual is a pre-activation bottleneck. The proportions are those of the published 256 channels: inside the stem,
+layers have a quarter and then a half of ``width``. Letters: B images, W channels (``width``); level i of an hourglass
+has 2^i times the stride of its input.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from posefleet.models.parts.layers.blocks import Norm, norm_layer
 
 MAP_STD = 1e-3
-"""Deviation of the initial weights of layers that give maps."""
+"""Standard deviation of the initial weights of layers that predict maps."""
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel: int, norm: Norm, stride: int = 1) -> nn.Sequential:
@@ -23,7 +23,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel: int, norm: Norm,
 
 
 def map_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """The 1x1 convolution that gives maps; it starts near zero."""
+    """The 1x1 convolution that predicts maps; its outputs start near zero."""
     layer = nn.Conv2d(in_channels, out_channels, 1)
     nn.init.normal_(layer.weight, std=MAP_STD)
     assert layer.bias is not None
@@ -83,7 +83,7 @@ class Hourglass(nn.Module):
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """(B, W, h, w) -> the features of the way down and of the way up, each ``depth + 1`` maps, finest first.
 
-        The first of the way down is the input, the first of the way up the result.
+        The first map of the way down is the input; the first map of the way up is the result.
         """
         downs = [x]
         for down in self.down:
@@ -97,7 +97,7 @@ class Hourglass(nn.Module):
 
 
 class Trunk(nn.Sequential):
-    """What follows an hourglass: residual, 1x1 convolution, norm, ReLU."""
+    """Layers after an hourglass: residual, 1x1 convolution, norm, ReLU."""
 
     def __init__(self, width: int, norm: Norm) -> None:
         super().__init__(Residual(width, width, norm), conv_norm_relu(width, width, 1, norm))

@@ -1,8 +1,8 @@
-"""Keypoint masking (Ke et al.): pixels of a training crop are copied so that a keypoint vanishes or seems doubled.
+"""Keypoint masking (Ke et al.): an augmentation that copies pixels of a crop, to hide a keypoint or to double it.
 
-``background`` pastes a patch without keypoints over a keypoint, which then looks occluded; ``duplication`` pastes the
-surroundings of a keypoint somewhere else, a decoy. Labels stay as they are. All crops are treated at once, in one
-gather. Letters: N crops, K keypoints, R patches of a crop, T tries, S side of a crop.
+``background`` pastes a patch without keypoints over a keypoint, which then appears occluded. ``duplication`` pastes the
+surroundings of a keypoint elsewhere, as a decoy. Labels do not change. One gather processes all crops at once.
+Letters: N crops, K keypoints, R patches of a crop, T tries, S side of a crop.
 """
 
 import math
@@ -15,24 +15,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskingConfig:
-    """Which patches are pasted. It is meant for fine-tuning, so it is off by default."""
+    """Which patches are pasted. Masking is meant for fine-tuning, so it is off by default."""
 
     kind: Literal["off", "background", "duplication", "both"] = "off"
-    """Which of the two; ``both`` draws one for each crop."""
+    """Hide keypoints, double them, or do one of the two at random in each crop (``both``)."""
     probability: float = 0.5
-    """Share of crops that are changed, 0..1."""
+    """0..1, share of crops that are changed. Raised, training is harder and teaches more about occlusion."""
     most: int = 3
-    """Keypoints of a crop that are masked or doubled: 1 to this many."""
+    """Largest number of keypoints of a crop that are hidden or doubled, at least 1; the number is random from 1."""
     patch: tuple[float, float] = (0.08, 0.16)
-    """Range of a patch's side, in sides of the crop."""
+    """Range (low, high) of a patch's side, in sides of the crop. Larger patches hide more."""
     background_clearance: float = 1.5
-    """Least distance of a background patch's centre from all labelled keypoints, in sides of the patch."""
+    """Smallest distance of a background patch's centre from all labelled keypoints, in sides of the patch."""
     decoy_distance: tuple[float, float] = (1.5, 4.0)
-    """Range of a decoy's distance from its keypoint, in sides of the patch."""
+    """Range (low, high) of a decoy's distance from its keypoint, in sides of the patch."""
     decoy_clearance: float = 1.0
-    """Least distance of a decoy from all labelled keypoints, in sides of the patch."""
+    """Smallest distance of a decoy from all labelled keypoints, in sides of the patch."""
     tries: int = 20
-    """Places drawn for each patch; if none is clear, nothing is pasted."""
+    """Number of random places tried for each patch, at least 1; if none is clear, nothing is pasted. More costs time
+    and pastes more often."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
@@ -47,13 +48,16 @@ class MaskingConfig:
 
 @torch.no_grad()
 def mask_keypoints(crops: Tensor, keypoints: Tensor, labelled: Tensor, config: MaskingConfig) -> Tensor:
-    """Crops with pasted patches; the random numbers are torch's.
+    """Paste patches into crops, at random places (torch's generator).
 
     Args:
         crops: (N, 3, S, S).
         keypoints: (N, K, 2) xy, pixels of the crop.
         labelled: (N, K) bool.
-        config: What to paste.
+        config: Which patches to paste.
+
+    Returns:
+        (N, 3, S, S).
     """
     if config.kind == "off" or config.probability == 0:
         return crops
@@ -64,7 +68,7 @@ def mask_keypoints(crops: Tensor, keypoints: Tensor, labelled: Tensor, config: M
 def _draw_patches(
     keypoints: Tensor, labelled: Tensor, size: int, config: MaskingConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centres of sources and destinations (N, R, 2), sides (N, R), all whole pixels, and which are used (N, R)."""
+    """Centres of sources and of destinations (N, R, 2) and sides (N, R), all whole pixels; and (N, R) bool, used."""
     count, rows = keypoints.shape[:2]
     device = keypoints.device
     patches = min(config.most, rows)
@@ -80,7 +84,7 @@ def _draw_patches(
     points = keypoints.gather(1, chosen[..., None].expand(-1, -1, 2)).floor()  # (N, R, 2)
     sides = (uniform(count, patches, low=config.patch[0], high=config.patch[1]) * size).round().clamp(min=1)
 
-    # Where the other end is.
+    # Where patches come from (background) or go to (decoys).
     decoy = uniform(count, 1, 1) < {"background": 0.0, "duplication": 1.0}.get(config.kind, 0.5)  # (N, 1, 1)
     angle = uniform(count, patches, config.tries, high=2 * math.pi)
     reach = uniform(count, patches, config.tries, low=config.decoy_distance[0], high=config.decoy_distance[1])
@@ -98,7 +102,7 @@ def _draw_patches(
 
 
 def _paste(crops: Tensor, sources: Tensor, destinations: Tensor, sides: Tensor, used: Tensor) -> Tensor:
-    """Copy squares; parts that would come from outside a crop are left alone."""
+    """Copy squares of pixels; pixels whose source lies outside the crop stay."""
     size = crops.shape[-1]
     steps = torch.arange(size, device=crops.device, dtype=destinations.dtype)
     index = torch.arange(size * size, device=crops.device).view(1, size, size).expand(len(crops), -1, -1)

@@ -1,15 +1,15 @@
 """DetPoseNet: top-down pose estimation whose boxes are filtered by bottom-up poses (Ke et al.).
 
-One network gives boxes of people, without NMS, and coarse poses from keypoint maps and part affinity fields. The
-coarse poses then decide about the boxes: a box without a pose is dropped, so is one whose pose is already taken, and
-poses without a box get one. Each box that is left is refined once, by a stacked hourglass that is supervised at
-several scales, regresses its maps again from all of them, and minds the skeleton in its loss. People who overlap
-survive where NMS of boxes would merge them, and far fewer crops are refined.
+One network predicts boxes of people, without NMS, and coarse poses from keypoint maps and part affinity fields. The
+coarse poses filter the boxes: a box without a pose is dropped, a box whose pose is already taken is dropped, and a
+pose without a box gets one. Each remaining box is refined once, by a stacked hourglass. It is supervised at several
+scales, regresses its maps again from all of them, and has a loss that weights keypoints by the skeleton. People who
+overlap remain where box NMS would merge them, and far fewer crops are refined.
 
-No code was published and most numbers are open; where the paper contradicts itself, see ``parts/coarse_filter.py``.
-Deviations: crowds are masked by their boxes, not by their outlines; the detector's losses are expectations over the
-samples that Faster R-CNN draws. The coarse net starts from scratch, so its small map losses need a large ``loss.kpt``
-beside a detector that trains the same features.
+No code was published and most numbers are open; ``box_filter.py`` resolves the paper's contradictions. Deviations:
+crowds are masked by their boxes, not by their outlines; the detector's losses are expectations over the samples that
+Faster R-CNN draws. The coarse net starts from random weights, so its small map losses need a large ``loss.kpt`` beside
+a detector that trains the same features.
 
 Letters: B images, M people of an image (padded), N crops, K keypoints, L limbs.
 """
@@ -46,27 +46,29 @@ from posefleet.models.parts.ops.heatmaps import draw_gaussians
 from posefleet.models.parts.ops.losses import mean_counts
 
 _REACH = 4
-"""Deviations after which a Gaussian is cut off."""
+"""Distance from its centre, in standard deviations, at which a Gaussian is cut off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Weights and forms of the losses."""
+    """Weights and forms of the losses. A raised weight makes that part learn faster than the others."""
 
     det: float = 1.0
     """Weight of the detector's four losses, usually 0.1..10."""
     kpt: float = 1.0
-    """Weight of the coarse maps; they are mean squares of sparse maps and start near 0.001."""
+    """Weight of the coarse maps' losses. They are mean squares of sparse maps and start near 0.001, so beside a shared
+    detector they need a large weight."""
     prs: float = 1.0
-    """Weight of the refinement."""
+    """Weight of the refinement's losses."""
     sa_loss: bool = True
-    """Structure-aware loss: a keypoint answers also for its neighbours in the skeleton."""
+    """Structure-aware loss: the error of a keypoint also counts for its neighbours in the skeleton."""
     neighbours: float = 0.5
-    """Weight of a neighbour's error in it (alpha_2), 0..1."""
+    """Weight of a neighbour's error in the structure-aware loss (alpha_2), 0..1. Raised, keypoints with many neighbours
+    count more."""
     norm: refinement.LossNorm = "squared"
-    """Error of a map of the refinement: mean square, or root of the sum of squares."""
+    """Error of a map of the refinement: mean square (``squared``), or root of the sum of squares (``plain``)."""
     scale_weights: tuple[float, ...] = ()
-    """Weights of the scales of the refinement, finest first; empty: equal."""
+    """Weights of the scales of the refinement, finest first, one for each of ``prs.depth``; empty: equal weights."""
 
     def __post_init__(self) -> None:
         if self.neighbours < 0 or min((*self.scale_weights, 0.0)) < 0:
@@ -77,14 +79,16 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputConfig:
-    """What is returned."""
+    """Which poses are returned, and how they are scored."""
 
     keypoint_floor: float = 0.2
-    """Keypoints with a higher score count in the score of a pose, 0..1."""
+    """0..1: only keypoints with a higher score count in the score of a pose. Raised, uncertain keypoints lower the
+    score less."""
     final_oks_nms: float = 0.0
-    """OKS from which the lower of two refined poses is dropped, 0..1. 0: off, because the filter replaces it."""
+    """0..1, OKS from which the lower of two refined poses is dropped. 0 switches it off, because the filter replaces
+    it. Raised from a low value, more poses remain."""
     max_poses: int = 20
-    """Poses of one image, at least 1; COCO counts 20."""
+    """Largest number of poses of one image, at least 1; COCO evaluates 20."""
 
     def __post_init__(self) -> None:
         for name in ("keypoint_floor", "final_oks_nms"):
@@ -99,22 +103,22 @@ class Config:
     coarse: CoarseConfig = field(default_factory=CoarseConfig)
     """Network and targets of coarse poses."""
     paf: PafConfig = field(default_factory=PafConfig)
-    """How its maps become poses."""
+    """How coarse maps become poses."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    """Where boxes come from."""
+    """Which detector finds boxes."""
     filter: FilterConfig = field(default_factory=FilterConfig)
     """Which boxes are refined."""
     prs: PrsConfig = field(default_factory=PrsConfig)
-    """The refinement."""
+    """Pose refinement sub-net: crops, network and targets."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
-    """Keypoint masking of crops that the refinement trains on."""
+    """Keypoint masking of the crops that train the refinement."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Losses and their weights."""
+    """Weights and forms of the losses."""
     output: OutputConfig = field(default_factory=OutputConfig)
-    """What is returned."""
+    """Which poses are returned, and how they are scored."""
     learn: Literal["both", "coarse", "prs"] = "both"
-    """Train everything together, or only the coarse net with its detector, or only the refinement. The rest is
-    frozen, so it should come from a checkpoint (``run.init_from``)."""
+    """Train everything together, only the coarse net with its detector, or only the refinement. The other part is
+    frozen, so its weights should come from a checkpoint (``run.init_from``)."""
 
     def __post_init__(self) -> None:
         scales = len(self.loss.scale_weights)
@@ -133,10 +137,10 @@ class Model(nn.Module):
     sigmas: Tensor
     structure: Tensor
     diagnostics: dict[str, Tensor]
-    """What the last training step saw, as 0-dim tensors on the device: ``crops`` (people refined per image) and
-    ``left_out`` (share of the people that had no room among the crops)."""
+    """Statistics of the last training step, 0-dim tensors on the device: ``crops`` (people refined per image) and
+    ``left_out`` (share of the people who were not among the crops)."""
     refined: list[int]
-    """Runs of the refinement in each image of the last prediction: the paper's measure of cost."""
+    """Number of crops refined in each image of the last prediction: the paper's measure of cost."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
         super().__init__()
@@ -164,7 +168,7 @@ class Model(nn.Module):
 
     @property
     def score_rule(self) -> str:
-        """How poses are ranked, for the protocol that stands beside every AP."""
+        """How poses are ranked, in words. Reports print it beside every AP."""
         output, filtering = self.config.output, self.config.filter
         boxes = {
             "coarse": f"boxes filtered by coarse poses at OKS {filtering.t_oks:g}",
@@ -175,8 +179,8 @@ class Model(nn.Module):
         return f"box * mean of keypoint scores > {output.keypoint_floor:g}, {boxes}, {last}"
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
-        """Weighted losses ``heat`` and ``paf`` of the coarse maps, ``rpn_cls``, ``rpn_box``, ``roi_cls``, ``roi_box``
-        of a shared detector, ``mss`` and, if it is switched on, ``msr`` of the refinement."""
+        """Weighted losses: ``heat`` and ``paf`` of the coarse maps; ``rpn_cls``, ``rpn_box``, ``roi_cls``, ``roi_box``
+        of a shared detector; ``mss`` and, if switched on, ``msr`` of the refinement."""
         pixels = self.normalise(images)
         padded = pad_people(people, self.sigmas.device)
         terms: dict[str, _Term] = {}
@@ -193,8 +197,8 @@ class Model(nn.Module):
         return {name: term.total / count for (name, term), count in zip(terms.items(), counts.unbind(), strict=True)}
 
     def forward_features(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """The network up to boxes: (B, 3, H, W) RGB images in 0..255, any dtype, to ``heat`` and ``paf``, one map each,
-        and the ``pyramid`` of a shared detector."""
+        """Run the network up to the detector: (B, 3, H, W) RGB images in 0..255, any dtype, to ``heat`` and ``paf``
+        (one map each) and the ``pyramid`` of a shared detector."""
         coarse = self.coarse(self.normalise(images))
         maps = {"heat": [coarse.heat], "paf": [coarse.paf]}
         if isinstance(self.detector, SharedDetector):
@@ -208,7 +212,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def predict_in(self, images: Tensor, people: Sequence[People], oracle: Oracle) -> list[Poses]:
-        """The same in boxes that were corrected by those of the annotated ``people``."""
+        """Like :meth:`predict`, but with boxes that are corrected by those of the annotated ``people``."""
         chosen = [
             Boxes(*correct_boxes(boxes, scores, annotated.boxes[~annotated.crowd].cpu(), oracle))
             for (boxes, scores), annotated in zip(self.chosen_boxes(images), people, strict=True)
@@ -217,7 +221,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def candidates(self, images: Tensor) -> list[Poses]:
-        """Refined poses of every image before suppression; several passes over an image can be concatenated."""
+        """Refined poses of every image before suppression; those of several passes can be concatenated."""
         return self.refine(self.normalise(images), self.chosen_boxes(images))
 
     @torch.no_grad()
@@ -237,20 +241,20 @@ class Model(nn.Module):
         return suppress_by_oks(poses, self.sigmas, threshold, self.config.output.max_poses)
 
     def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
-        """Remove what several passes over an image found twice, by the OKS that makes coarse poses redundant."""
+        """Remove poses that several passes over an image found twice, by the OKS that makes coarse poses redundant."""
         threshold = self.config.output.final_oks_nms or self.config.filter.t_oks
         return suppress_by_oks(poses, self.sigmas, threshold, self.config.output.max_poses)
 
     @torch.no_grad()
     def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
-        """The cells of the affinity fields of each person, for drawing.
+        """The cells of the affinity fields of each person, to be drawn.
 
         Args:
             size: (height, width) of the images, pixels.
-            people: Of each image.
+            people: People of each image.
 
         Returns:
-            For each image, one entry.
+            For each image, a list of one entry: the limbs.
         """
         stride, coarse = self.coarse.stride, self.config.coarse
         padded = pad_people(people, self.sigmas.device)
@@ -288,10 +292,10 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def _training_crops(self, pixels: Tensor, people: PaddedPeople) -> "_Crops":
-        """``crops_per_image`` crops for each image, wherever in the batch their people are.
+        """``crops_per_image`` times B crops of people from the whole batch.
 
-        People are drawn where there are too many. Crops that are left over repeat people, which keeps them out of
-        the way of BatchNorm, and teach nothing.
+        If there are more people, they are chosen at random. If there are fewer, the remaining crops repeat people with
+        weight 0, so that the statistics of BatchNorm come from people only.
         """
         config = self.config.prs
         valid = people.valid.flatten()
@@ -338,7 +342,7 @@ class Model(nn.Module):
     # ------------------------------------------------------------------------------------------------ losses
 
     def _coarse_terms(self, maps: CoarseMaps, people: PaddedPeople) -> dict[str, "_Term"]:
-        """Mean squares over all cells, known or not."""
+        """Squared errors of the coarse maps; their divisor counts all cells, also those of weight 0."""
         with torch.autocast(maps.heat.device.type, enabled=False):
             size = (maps.heat.shape[-2], maps.heat.shape[-1])
             heat, paf, weights = self.coarse_targets(people, size)
@@ -370,7 +374,7 @@ class Model(nn.Module):
 
             def term(scales: Scales) -> Tensor:
                 weights = (loss.scale_weights or (1.0,) * len(targets))[: len(scales)]
-                if len(scales) == 1:  # the only scale there is counts whole
+                if len(scales) == 1:  # a single scale always has the full weight
                     weights = (1.0,)
                 errors = [self._scale_loss(m, t, crops) for m, t in zip(scales, targets, strict=False)]
                 return sum((w * e for w, e in zip(weights, errors, strict=True)), count.new_zeros(())) / sum(weights)
@@ -404,11 +408,11 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def refine(self, pixels: Tensor, boxes: list[Boxes]) -> list[Poses]:
-        """One pose for each box, best first; all boxes of a batch are refined together.
+        """One pose for each box, best first. All boxes of a batch are refined together.
 
         Args:
             pixels: (B, 3, H, W) normalised images.
-            boxes: Of each image.
+            boxes: Boxes of each image.
         """
         config, device = self.config.prs, pixels.device
         counts = self.refined = [len(found.boxes) for found in boxes]
@@ -441,13 +445,13 @@ class Model(nn.Module):
         if not self.config.prs.flip_average or not len(crops):
             return maps
         mirrored = final_maps(*self.refiner(crops.flip(-1))).float()[:, self.flip_index].flip(-1)
-        # Cell i is the point i * stride, so that its mirror image is cell (size - i), one further than flip says.
+        # Cell i is the point i * stride, so its mirror image is cell (size - i): one cell further than flip gives.
         mirrored = torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=-1)
         return (maps + mirrored) / 2
 
 
 class _Term(NamedTuple):
-    """A loss as a sum, and the count that divides it once it is averaged over ranks."""
+    """A loss as a sum, and this rank's count; the average of the counts over ranks divides the sum."""
 
     total: Tensor
     divisor: Tensor
@@ -458,7 +462,7 @@ class _Crops(NamedTuple):
 
     pixels: Tensor  # (N, 3, size, size) normalised
     keypoints: Tensor  # (N, K, 2) px of the crop
-    labelled: Tensor  # (N, K) bool, keypoints that teach
+    labelled: Tensor  # (N, K) bool, keypoints that have a loss
     used: Tensor  # (N,) bool, False for repetitions
 
 

@@ -1,6 +1,6 @@
-"""Part affinity fields: maps of limb directions, and the poses that they make of keypoint peaks (Cao et al.).
+"""Part affinity fields: maps of limb directions, which group peaks of keypoint maps into poses (Cao et al.).
 
-A field holds at every cell of a limb the unit vector along it; channel 2 l is x and 2 l + 1 is y of limb l. Cell
+At every cell of a limb a field has the unit vector along the limb; channel 2 l is x and 2 l + 1 is y of limb l. Cell
 (x, y) of a map of stride s is the point (x s, y s) pixels. Letters: B images, M people, K keypoints, L limbs,
 C candidates of each keypoint, T points sampled on a limb.
 """
@@ -15,23 +15,24 @@ from torch import Tensor
 from posefleet.models.parts.ops.heatmaps import local_peaks
 
 _SHORTEST = 1e-6
-"""Pixels below which a limb has no direction."""
+"""Length, pixels, up to which a limb has no direction."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PafConfig:
-    """How peaks and fields become poses; OpenPose's rules."""
+    """How peaks and fields become poses, by OpenPose's rules."""
 
     peak_threshold: float = 0.1
-    """Value of a keypoint map above which a peak counts, usually 0.05..0.3."""
+    """Value of a keypoint map above which a peak counts, usually 0.05..0.3. Raised, fewer keypoints are found, and
+    fewer of them are false."""
     max_peaks: int = 30
-    """Peaks of each keypoint, at least 1."""
+    """Largest number of peaks of each keypoint in an image, at least 1. More costs time."""
     samples: int = 10
-    """Points on a limb where the field is read, at least 2."""
+    """Number of points on a limb at which the field is read, at least 2. More is more exact and slower."""
     threshold: float = 0.05
-    """Field along the limb that a point must exceed, usually 0.02..0.1."""
+    """Component of the field along the limb that a point must exceed, usually 0.02..0.1. Raised, fewer limbs form."""
     share: float = 0.8
-    """0..1, share of points that must exceed it."""
+    """0..1, share of points of a limb that must exceed ``threshold``. Raised, fewer limbs form."""
 
     def __post_init__(self) -> None:
         if self.max_peaks < 1 or self.samples < 2:
@@ -47,14 +48,14 @@ class CoarsePoses:
     keypoints: Tensor
     """(N, K, 2) float32 xy, pixels; 0 where a keypoint is missing."""
     scores: Tensor
-    """(N, K), height of the peak, 0 where a keypoint is missing."""
+    """(N, K) values of the peaks; 0 where a keypoint is missing."""
 
     def __len__(self) -> int:
         return len(self.keypoints)
 
     @property
     def identified(self) -> Tensor:
-        """(N, K) bool, the keypoints that were found."""
+        """(N, K) bool, True where a keypoint was found."""
         return self.scores > 0
 
 
@@ -79,7 +80,7 @@ def limb_cells(
         size: (height, width) of the map, cells.
         stride: Pixels per cell.
         width: Largest distance from the limb's line, pixels.
-        overhang: How far cells go beyond both ends, pixels; with 0 the ends themselves still count.
+        overhang: Length by which cells extend beyond both ends, pixels; with 0 the ends themselves still count.
 
     Returns:
         (B, M, L, height, width) bool and the directions (B, M, L, 2).
@@ -130,7 +131,7 @@ def group_poses(
     image_height: int,
     config: PafConfig,
 ) -> list[CoarsePoses]:
-    """Poses of every image.
+    """Group peaks of keypoint maps into poses, for every image.
 
     Args:
         heat: (B, K, h, w) keypoint maps.
@@ -164,7 +165,7 @@ def limb_scores(
     image_height: int,
     config: PafConfig,
 ) -> Tensor:
-    """How well the field supports every pair of candidates of every limb.
+    """Score every pair of candidates of every limb by the field between them.
 
     Args:
         cells: (B, K, C, 2) xy, cells.
@@ -196,8 +197,8 @@ def limb_scores(
 def assemble(scores: np.ndarray, edges: Sequence[tuple[int, int]], keypoints: int) -> np.ndarray:
     """Grow poses limb by limb.
 
-    A limb joins the pose that holds one of its ends, or joins two poses that have no keypoint in common; a limb that
-    contradicts both, or touches nobody, opens a pose.
+    A limb extends the pose that contains one of its ends, or joins two poses that have no keypoint in common. A limb
+    that contradicts these poses, or touches none, starts a new pose.
 
     Args:
         scores: (L, C, C), 0 for pairs that are no limb.
@@ -230,7 +231,7 @@ def assemble(scores: np.ndarray, edges: Sequence[tuple[int, int]], keypoints: in
 
 
 def _best_pairs(scores: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of a limb, best first, every candidate in at most one."""
+    """Pairs of candidates of a limb, best first; each candidate is in at most one pair."""
     rows, columns = scores.nonzero()
     order = np.argsort(-scores[rows, columns], kind="stable")
     taken_rows: set[int] = set()

@@ -1,4 +1,4 @@
-"""OKS between predicted poses, and the suppression built on it."""
+"""Suppression of duplicate poses by the OKS between predicted poses."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ def pose_oks(keypoints: Tensor, identified: Tensor, sigmas: Tensor) -> Tensor:
 
     Args:
         keypoints: (..., N, K, 2) xy, pixels.
-        identified: (..., N, K) bool, the keypoints that a pose has.
+        identified: (..., N, K) bool, True for keypoints that a pose has.
         sigmas: (K,) deviations of the schema.
 
     Returns:
-        (..., N, N) in [0, 1]; 0 where no keypoint is in both.
+        (..., N, N) in [0, 1]; 0 where two poses have no keypoint in common.
     """
     low, high = pseudo_boxes(keypoints, identified).split(2, dim=-1)
     areas = (high - low).prod(-1)  # (..., N)
@@ -32,7 +32,7 @@ def pose_oks(keypoints: Tensor, identified: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def greedy_keep(alike: Tensor) -> list[int]:
-    """Rows of (N, N) bool, on the host, taken in order unless one taken before is alike."""
+    """Rows of (N, N) bool, on the host, kept in order; a row is skipped if an earlier kept row is alike."""
     kept: list[int] = []
     free = torch.ones(len(alike), dtype=torch.bool)
     for row in range(len(alike)):
@@ -46,7 +46,7 @@ def suppress_by_oks(poses: Sequence[Poses], sigmas: Tensor, threshold: float, li
     """The best poses of every image, none of which is at least ``threshold`` similar to a better one.
 
     Args:
-        poses: Of each image, in any order; may come from several passes over it.
+        poses: Poses of each image, in any order; they may come from several passes over it.
         sigmas: (K,) deviations of the schema.
         threshold: OKS; above 1 nothing is suppressed.
         limit: Poses kept of an image.

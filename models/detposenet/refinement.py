@@ -1,7 +1,6 @@
-"""Networks that refine the pose of one person in a crop: stacked hourglasses with supervision at several scales, or
-HRNet.
+"""Refinement of the pose of one person in a crop: its networks (stacked hourglasses or HRNet), settings and loss.
 
-The hourglass gives keypoint maps after every step of its way up (multi-scale supervision) and, after the last stack,
+The hourglass predicts keypoint maps after every step of its way up (multi-scale supervision). After the last stack it
 regresses them once more from all scales together (multi-scale regression; Ke et al.). Letters: N crops, K keypoints,
 W channels, S scales (``depth``), finest first.
 """
@@ -26,38 +25,40 @@ class PrsConfig:
     network: Literal["hourglass", "hrnet_w48"] = "hourglass"
     """Stacked hourglass, or HRNet with a single map per keypoint and the plain squared error."""
     size: int = 256
-    """Side of a crop, pixels, a multiple of 4 * 2^depth."""
+    """Side of a crop, pixels, a multiple of 4 * 2^depth. Larger crops are more exact, slower, and need more memory."""
     padding: float = 1.25
-    """Side of a crop in units of the longer side of the box, 1..2."""
+    """Side of a crop in units of the longer side of the box, 1..2. Raised, crops show more context and people are
+    smaller."""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """Range of a random factor on the side of a crop in training."""
+    """Range (low, high) of a random factor on the side of a crop in training. Wider is stronger augmentation."""
     crops_per_image: int = 4
-    """People of a training batch that are refined, per image on average; more people are chosen at random. At
-    least 1."""
+    """Number of people of a training batch that are refined, per image on average, at least 1. If a batch has more
+    people, they are chosen at random. More costs memory and time in proportion."""
     chunk: int = 256
-    """Crops of one forward pass in prediction, at least 1; bounds memory."""
+    """Largest number of crops of one forward pass in prediction, at least 1. Lower it if memory runs out."""
     stacks: int = 2
-    """Hourglasses, 1..8."""
+    """Number of hourglasses, 1..8. More is more accurate and slower."""
     width: int = 256
-    """Channels, a multiple of 16."""
+    """Channels, a multiple of 16. Fewer is faster and needs less memory."""
     depth: int = 4
-    """Times an hourglass halves its maps, and the number of scales."""
+    """Number of times an hourglass halves its maps, which is also the number of scales."""
     norm: Norm = "batch"
-    """BatchNorm or GroupNorm (small batches)."""
+    """BatchNorm, or GroupNorm for small batches."""
     mss: bool = True
-    """Multi-scale supervision: a loss on the maps of every scale instead of the finest alone."""
+    """Multi-scale supervision: a loss on the maps of every scale, instead of the finest alone."""
     msr: bool = True
     """Multi-scale regression from all scales after the last stack; its finest maps are the result."""
     sigma: float = 1.0
-    """Deviation of the Gaussian targets, cells of the map it is for, 0.5..3."""
+    """Standard deviation of the Gaussian targets, cells of their own map, 0.5..3. Raised, maps are easier to learn and
+    peaks less exact."""
     coarser_targets: Literal["redraw", "avgpool", "maxpool"] = "redraw"
-    """Targets of coarser scales: Gaussians of the same deviation in their own cells, or the finest ones pooled."""
+    """Targets of coarser scales: Gaussians of the same deviation in their own cells, or the finest targets pooled."""
     flip_average: bool = True
-    """Average the maps of a crop and its mirror image in prediction."""
+    """Average the maps of a crop and its mirror image in prediction, which doubles the time of the refinement."""
     backbone: BackboneConfig = field(
         default_factory=lambda: BackboneConfig(name="hrnet_w48", frozen_stages=0, norm="trained")
     )
-    """Of ``hrnet_w48``; the hourglass starts from scratch."""
+    """Backbone of the network ``hrnet_w48``; the hourglass has none and starts from random weights."""
 
     def __post_init__(self) -> None:
         if self.size % (Stem.stride * 2**self.depth):
@@ -83,7 +84,7 @@ Scales = list[Tensor]
 
 
 class HourglassRefiner(nn.Module):
-    """Stacked hourglass with MSS and MSR."""
+    """Stacked hourglass with multi-scale supervision and regression."""
 
     def __init__(self, config: PrsConfig, keypoints: int) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class HourglassRefiner(nn.Module):
         self.stem = Stem(width, norm)
         self.hourglasses = nn.ModuleList(Hourglass(width, config.depth, norm) for _ in range(stacks))
         self.trunks = nn.ModuleList(Trunk(width, norm) for _ in range(stacks))
-        # Coarser maps only where something learns from them.
+        # Coarser maps exist only where a loss reads them: DDP needs a gradient for every parameter.
         scales = [config.depth if config.mss or (config.msr and stack == stacks - 1) else 1 for stack in range(stacks)]
         self.maps = nn.ModuleList(MapConvs(width, keypoints, count) for count in scales)
         self.from_features = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(stacks - 1))
@@ -99,7 +100,7 @@ class HourglassRefiner(nn.Module):
         self.msr = MultiScaleRegression(width, keypoints, config.depth, norm) if config.msr else None
 
     def forward(self, crops: Tensor) -> tuple[list[Scales], Scales]:
-        """Normalised crops (N, 3, size, size) -> the maps of every stack, and those of the regression (or none)."""
+        """Normalised crops (N, 3, size, size) -> the maps of every stack, and of the regression (empty without it)."""
         x, stacks = self.stem(crops), []
         for index, (hourglass, trunk, maps) in enumerate(zip(self.hourglasses, self.trunks, self.maps, strict=True)):
             _, ups = hourglass(x)
@@ -111,7 +112,7 @@ class HourglassRefiner(nn.Module):
 
 
 class MapConvs(nn.ModuleList):
-    """A 1x1 convolution for each of some scales, finest first."""
+    """One 1x1 convolution for each scale, finest first."""
 
     def __init__(self, width: int, keypoints: int, scales: int) -> None:
         super().__init__(map_conv(width, keypoints) for _ in range(scales))
@@ -122,7 +123,7 @@ class MapConvs(nn.ModuleList):
 
 
 class MultiScaleRegression(nn.Module):
-    """All scales of the last stack, brought to the finest size, and its features -> maps of all scales again."""
+    """Regresses the maps of all scales again, from those of the last stack (resized to the finest) and its features."""
 
     def __init__(self, width: int, keypoints: int, scales: int, norm: Norm) -> None:
         super().__init__()
@@ -158,12 +159,12 @@ class HRNetRefiner(nn.Module):
 
 
 def build_refiner(config: PrsConfig, keypoints: int) -> HourglassRefiner | HRNetRefiner:
-    """The network that the settings name."""
+    """Build the network that ``config.network`` names."""
     return (HourglassRefiner if config.network == "hourglass" else HRNetRefiner)(config, keypoints)
 
 
 def final_maps(stacks: list[Scales], regressed: Scales) -> Tensor:
-    """The maps that count: the finest of the regression, or of the last stack where there is none."""
+    """The maps of the result: the finest of the regression, or of the last stack without regression."""
     return regressed[0] if regressed else stacks[-1][0]
 
 
@@ -179,12 +180,12 @@ def structure_weights(edges: Sequence[tuple[int, int]], keypoints: int, neighbou
 def structure_aware_loss(
     maps: Tensor, targets: Tensor, labelled: Tensor, weights: Tensor, *, norm: LossNorm = "squared"
 ) -> Tensor:
-    """Sum over samples.
+    """Sum over crops of the mean over keypoints of weighted map errors (eq. 2).
 
     Args:
         maps: (N, K, h, w).
         targets: (N, K, h, w).
-        labelled: (N, K) 0 or 1; other maps teach nothing.
+        labelled: (N, K) 0 or 1; maps of keypoints that are not labelled have no loss.
         weights: (K,) see :func:`structure_weights`.
         norm: ``squared``: the mean square over cells; ``plain``: the root of the sum of squares.
     """

@@ -1,4 +1,4 @@
-"""Boxes from cells: distances to the four sides, and a loss on their overlap."""
+"""Boxes predicted at cells: distances to the four sides, and a loss on the overlap of boxes."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from torch import Tensor
 Activation = Literal["exp", "relu"]
 
 _MOST = 6.0
-"""exp of more than this, in strides, is no box any more; without a limit one bad prediction is an infinite loss."""
+"""Upper limit of the input of exp, whose output is in cells; without it one bad prediction makes the loss infinite."""
 
 
 def decode_boxes(points: Tensor, strides: Tensor, outputs: Tensor, activation: Activation = "exp") -> Tensor:
@@ -28,7 +28,10 @@ def decode_boxes(points: Tensor, strides: Tensor, outputs: Tensor, activation: A
 
 
 def giou_loss(boxes: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of 1 - GIoU (Rezatofighi et al.); boxes and targets (..., 4) xyxy, weights (...)."""
+    """Weighted sum of 1 - GIoU (Rezatofighi et al.); boxes and targets (..., 4) xyxy, weights (...).
+
+    torchvision's loss gives the same values, but indexes by a mask, for which the host waits for the device.
+    """
     low, high = torch.maximum(boxes[..., :2], targets[..., :2]), torch.minimum(boxes[..., 2:], targets[..., 2:])
     shared = (high - low).clamp(min=0).prod(-1)
     areas = [(b[..., 2:] - b[..., :2]).prod(-1) for b in (boxes, targets)]

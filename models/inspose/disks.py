@@ -1,7 +1,8 @@
-"""Offsets in a small disk round every keypoint, which give back what a coarse map rounds away (Shi et al., InsPose).
+"""Offsets in a small disk around every keypoint, which restore the precision that coarse maps lose (Shi et al.,
+InsPose).
 
-A cell p (whole numbers, column and row) in reach of a keypoint at P (in cells) learns P - p. Keypoints of a type
-share their two channels, whoever they belong to; a cell in reach of several takes the nearest.
+A cell p (whole column and row) in the disk of a keypoint at P (in cells) learns P - p. Keypoints of one type share two
+channels, for all people; a cell in several disks learns the nearest keypoint.
 """
 
 from typing import Literal, NamedTuple
@@ -17,7 +18,7 @@ Shape = Literal["disk", "square"]
 
 
 class Disks(NamedTuple):
-    """What the offsets of B images should be, K keypoints."""
+    """Targets of the offsets of B images, K keypoints."""
 
     offsets: Tensor
     """(B, 2K, h, w) cells, dx before dy; meaningless outside the disks."""
@@ -28,7 +29,7 @@ class Disks(NamedTuple):
 def disk_radii(
     boxes: Tensor, stride: int, radius: Radius = "auto", *, overlap: float = 0.9, max_radius: int = 3
 ) -> Tensor:
-    """Radius (...), whole cells, of the disks of people with boxes (..., 4) in pixels; ``auto``: by the box's size."""
+    """Radius (...), whole cells, of the disks of people with boxes (..., 4), pixels; ``auto`` depends on the size."""
     if radius != "auto":
         return torch.full_like(boxes[..., 0], radius)
     width, height = ((boxes[..., 2:] - boxes[..., :2]) / stride).unbind(-1)
@@ -70,7 +71,7 @@ def disk_targets(
     inside = (own_cells(cells, size) == cells).all(-1)
     claims = (near | (window == 0).all(-1)) & inside & labelled[..., None]
 
-    # Nearest first, then the first person among equals: two minima, so that the order of writing never matters.
+    # The nearest keypoint wins, then the first person among equals. Two minima make this independent of write order.
     channel = torch.arange(count, device=keypoints.device)[:, None]
     column, row = own_cells(cells, size).long().unbind(-1)
     slot = ((channel * height + row) * width + column).flatten(1)  # (B, M * K * n)
@@ -90,7 +91,7 @@ def disk_targets(
 
 
 def read_disks(offsets: Tensor, image: Tensor, column: Tensor, row: Tensor) -> Tensor:
-    """The offset at one cell of each keypoint.
+    """Read the offset of each keypoint at one cell.
 
     Args:
         offsets: (B, 2K, h, w) cells, dx before dy.

@@ -1,9 +1,9 @@
-"""A small network of 1x1 convolutions whose weights are predicted: one for each instance, all run at once.
+"""Small networks of 1x1 convolutions whose weights are predicted, one network for each instance; all run at once.
 
-Every instance sees the same feature map of its image and where each cell lies from its own location (Tian et al.,
-CondInst). Running N of them is one grouped convolution with N groups; written as a batched product it takes half of
-the time of the convolution kernel on a CPU. Coordinates are rank one (a row plus a column), so they are added to the
-first layer instead of being stacked under the features. Always float32.
+The inputs of an instance are the feature map of its image, and the coordinates of each cell relative to the instance
+(Tian et al., CondInst). N networks are one grouped convolution with N groups; as a batched product it takes half the
+time on a CPU. The product of weights and coordinates is a row plus a column, so it is added to the first layer's
+output and coordinates are not stacked with the features. Always float32.
 
 Letters: N instances, B images, C channels of the features, K outputs, h, w size of the map.
 """
@@ -20,17 +20,18 @@ class DynamicConfig:
     """The network of one instance."""
 
     depth: int = 3
-    """Layers, 1..4; ReLU between them."""
+    """Number of layers, 1..4, with ReLU between them. More layers have more predicted parameters and cost time."""
     width: int = 8
-    """Channels of the hidden layers, at least 1."""
+    """Channels of the hidden layers, at least 1. The number of predicted parameters grows with its square."""
     features: int = 8
-    """Channels of the shared feature map; even."""
+    """Channels of the shared feature map, an even number."""
     rel_coords: bool = True
-    """Two more input channels: where a cell lies from the location of the instance."""
+    """Add two input channels: the position of a cell relative to the instance. Without them instances of an image
+    differ by their weights alone."""
     coordinate_scale: float = 8.0
-    """Strides that are one unit of these coordinates, above 0."""
+    """Number of strides in one unit of these coordinates, above 0. Raised, coordinates are smaller numbers."""
     scale_by_level: bool = True
-    """Count in strides of the instance's own level, so that large people have large units; else in those of the map."""
+    """Use the stride of the instance's own level, so that large people have large units; else the stride of the map."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.depth <= 4:
@@ -46,12 +47,12 @@ class DynamicConfig:
         return list(zip([*inputs[1:], outputs], inputs, strict=True))
 
     def sizes(self, outputs: int) -> list[int]:
-        """How the predicted parameters of one instance split up: weight and bias of each layer in turn."""
+        """Numbers of predicted parameters of one instance: weight and bias of each layer in turn."""
         return [size for out, into in self.layers(outputs) for size in (out * into, out)]
 
 
 class Directions(NamedTuple):
-    """Where the cells of a map lie from each of N locations, in units of the coordinates."""
+    """Positions of the cells of a map relative to each of N instances, in units of ``coordinate_scale`` strides."""
 
     across: Tensor
     """(N, w), positive to the right."""
@@ -78,12 +79,15 @@ def directions(
 def run_instances(
     theta: Tensor, features: Tensor, image: Tensor, where: Directions, config: DynamicConfig, outputs: int
 ) -> Tensor:
-    """Maps of all instances.
+    """Run the networks of all instances.
 
     Args:
         theta: (N, sum of ``config.sizes(outputs)``) parameters; inputs of the first layer: features, x, y.
         features: (B, C, h, w).
-        image: (N,) int64, whose features an instance sees.
+        image: (N,) int64, the image of each instance.
+        where: Positions of the cells relative to each instance.
+        config: Depth and width of the networks.
+        outputs: K.
 
     Returns:
         (N, K, h, w) float32; no ReLU after the last layer.

@@ -1,8 +1,9 @@
-"""Head of instance-aware networks (Shi et al., InsPose): for every cell a score and the weights of a small network
-that finds the keypoints of the cell's person on one shared feature map; offsets and keypoint maps know no instances.
+"""Head of instance-aware networks (Shi et al., InsPose).
 
-The layers that give the weights (``controller``) and the boxes (``box``) are the widest, and their output is wanted at
-few cells: the head returns the features they read (``controls``), see ``parts/sparse.py``.
+For every cell it predicts a score, and the weights of a small network that locates the keypoints of the cell's person
+on one shared feature map. Offsets and keypoint maps are the same for all people. The layers that predict weights
+(``controller``) and boxes (``box``) are the widest, and their output is needed at few cells. The head therefore returns
+the features that they read (``controls``), and ``sparse.conv_at`` runs them.
 """
 
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, s
 from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, subtract_base_grid
 
 PRIOR = 0.01
-"""Probability of a person that an untrained network gives."""
+"""Probability of a person that an untrained network predicts."""
 KEYPOINT_PRIOR = 0.1
-"""Probability of a keypoint that an untrained map gives."""
+"""Probability of a keypoint that an untrained map predicts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,33 +29,36 @@ class InstanceHeadConfig:
     """What the head predicts, and how wide and deep it is. Norms are GroupNorm everywhere."""
 
     channels: int = 256
-    """Channels of the pyramid and of the towers; a multiple of 4 below 128, of 32 above."""
+    """Channels of the pyramid and of the towers; a multiple of 4 below 128, of 32 above. Fewer is faster and needs less
+    memory."""
     tower_depth: int = 4
-    """3x3 convolutions of the towers on all levels, at least 1."""
+    """Number of 3x3 convolutions of the towers on all levels, at least 1. Fewer is faster, and sees less context."""
     kpnet: DynamicConfig = field(default_factory=DynamicConfig)
     """The network of one instance."""
     controller_std: float = 0.01
-    """Deviation of the initial weights of the layer that gives the parameters of that network, above 0."""
+    """Standard deviation of the initial weights of the layer that predicts the parameters of that network, above 0.
+    Raised, the networks of instances differ more at the start."""
     feature_channels: int = 128
-    """Channels of the branch that makes the shared feature map."""
+    """Channels of the branch that computes the shared feature map."""
     feature_depth: int = 4
-    """3x3 convolutions of that branch, at least 1."""
+    """Number of 3x3 convolutions of that branch, at least 1."""
     disk: bool = True
-    """Offsets round keypoints, which repair what the maps' stride rounds away."""
+    """Predict offsets around keypoints, which restore the precision that the maps' stride loses."""
     heatmap: bool = True
-    """Auxiliary keypoint map, in training only."""
+    """Auxiliary keypoint map. It is computed in training only, so prediction is as fast with it."""
     map_branch: Literal["separate", "joint"] = "separate"
-    """Offsets and keypoint map from two branches of two layers at stride 8, or from one branch of three at stride 4."""
+    """Predict offsets and keypoint map by two branches of two layers at stride 8, or by one branch of three layers at
+    stride 4, which is finer and slower."""
     map_channels: int = 256
     """Channels of those branches."""
     tags: bool = False
-    """Associative embedding of keypoints, in training only. Needs ``map_branch: joint``."""
+    """Associative embedding of keypoints, computed in training only. Needs ``map_branch: joint``."""
     direct: bool = False
-    """A branch that gives a whole pose as offsets from the cell."""
+    """Add a branch that predicts a whole pose as offsets from the cell."""
     direct_channels: int = 512
     """Channels of that branch."""
     align: bool = False
-    """Deformable convolutions that read where the direct pose has ``align_keypoints``. Needs ``direct``."""
+    """Add deformable convolutions that read at the ``align_keypoints`` of the direct pose. Needs ``direct``."""
     align_keypoints: tuple[str, ...] = (
         "nose",
         "left_shoulder",
@@ -66,15 +70,15 @@ class InstanceHeadConfig:
         "left_ankle",
         "right_ankle",
     )
-    """Names of nine keypoints, one for each tap."""
+    """Names of nine keypoints, one for each tap of the deformable convolutions."""
     gradient_mul: float = 0.1
-    """0..1: share of the taps' gradient that reaches the direct pose."""
+    """0..1: factor on the gradient that flows from the taps to the direct pose; 0 stops it."""
     bbox_head: bool = False
-    """Boxes, with which suppression then decides."""
+    """Predict boxes, which ``nms_boxes: detected`` uses for suppression. Cells are then chosen by annotated boxes."""
     box_activation: Activation = "exp"
-    """What makes distances of them."""
+    """Function that turns outputs of the box layer into distances to the four sides, in cells."""
     deform_kernel: Kernel = "auto"
-    """Implementation of the deformable convolution; see ``parts/deform.py``."""
+    """Implementation of the deformable convolution; all give the same result. ``auto`` chooses the fastest."""
 
     def __post_init__(self) -> None:
         if self.tower_depth < 1 or self.feature_depth < 1:
@@ -108,7 +112,7 @@ class Head(nn.Module):
     """Towers on all levels, and the branches on P3."""
 
     taps: Tensor
-    """Channels of the direct pose that give the taps of the alignment: y and x of each."""
+    """Channels of the direct pose that steer the taps of the alignment: y and x of each."""
 
     def __init__(self, config: InstanceHeadConfig, schema: KeypointSchema) -> None:
         super().__init__()
@@ -129,7 +133,7 @@ class Head(nn.Module):
         if config.align:
             unknown = set(config.align_keypoints) - set(schema.keypoints)
             if unknown:
-                raise ValueError(f"align_keypoints names {sorted(unknown)}, which schema {schema.name} has not")
+                raise ValueError(f"align_keypoints names {sorted(unknown)}, which schema {schema.name} does not have")
             chosen = [schema.keypoints.index(name) for name in config.align_keypoints]
             taps = torch.tensor([channel for k in chosen for channel in (2 * k + 1, 2 * k)])
             self.register_buffer("taps", taps, persistent=False)

@@ -1,4 +1,4 @@
-"""Maps in which exactly one cell should fire, the one that holds the keypoint: cell floor(x / stride) of each axis."""
+"""Maps of one keypoint of one person, in which only the keypoint's cell should be high: floor(x / stride) per axis."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ def keypoint_cells(keypoints: Tensor, size: tuple[int, int], stride: int) -> Ten
 
     Args:
         keypoints: (..., 2) xy, pixels.
-        size: (height, width) of the map, cells; keypoints outside go to the nearest cell.
+        size: (height, width) of the map, cells; keypoints outside have the nearest cell.
         stride: Pixels per cell.
 
     Returns:
@@ -21,32 +21,32 @@ def keypoint_cells(keypoints: Tensor, size: tuple[int, int], stride: int) -> Ten
 
 
 def own_cells(positions: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., 2) column and row, whole numbers, of the cell that each position (..., 2), in cells, falls into."""
+    """Column and row (..., 2), whole numbers, of the cell that contains each position (..., 2), in cells."""
     column, row = positions.floor().unbind(-1)
     return torch.stack([column.clamp(0, size[1] - 1), row.clamp(0, size[0] - 1)], dim=-1)
 
 
 def cell_cross_entropy(maps: Tensor, cells: Tensor) -> Tensor:
-    """-log of the softmax over all cells, at the right one: (...) from maps (..., h, w) and ``cells`` (...)."""
+    """Cross-entropy (...) of the softmax over all cells of maps (..., h, w), whose right cells are ``cells`` (...)."""
     flat = maps.float().flatten(-2)
     return flat.logsumexp(-1) - flat.gather(-1, cells[..., None])[..., 0]
 
 
 def peaks(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where maps (..., h, w) are largest.
+    """The largest cell of each map (..., h, w).
 
     Returns:
         column, row, both (...) int64, and the softmax over all cells there, (...) in [0, 1].
     """
     maps = maps.float()
-    # Two short searches: the largest value of a whole map at once, with its index, takes several times as long.
+    # Two searches along one axis each: one search over the whole map, with its index, takes several times as long.
     value, row = maps.amax(-1).max(-1)
     column = maps.gather(-2, row[..., None, None].expand(*row.shape, 1, maps.shape[-1]))[..., 0, :].argmax(-1)
     return column, row, 1 / (maps - value[..., None, None]).exp_().sum((-2, -1))
 
 
 def rescale(maps: Tensor, factor: float, mode: str = "bilinear") -> Tensor:
-    """(N, C, h, w) with ``factor`` times as many cells per side; not aligned at the corners."""
+    """Resize (N, C, h, w) to ``factor`` times as many cells per side, corners not aligned."""
     if factor == 1:
         return maps
     resized: Tensor = F.interpolate(maps.float(), scale_factor=factor, mode=mode, align_corners=False)
@@ -54,7 +54,7 @@ def rescale(maps: Tensor, factor: float, mode: str = "bilinear") -> Tensor:
 
 
 def tag_losses(tags: Tensor, cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """Pull the tags of a person together and push those of different people apart.
+    """Losses of the associative embedding: pull the tags of a person together, push those of two people apart.
 
     Args:
         tags: (B, K, h, w), one number for each cell and keypoint.
@@ -62,8 +62,8 @@ def tag_losses(tags: Tensor, cells: Tensor, labelled: Tensor) -> tuple[Tensor, T
         labelled: (B, M, K) bool.
 
     Returns:
-        Sums over images of: the mean over people of the mean squared distance of their tags from their own mean; half
-        the mean over ordered pairs of people of exp(-d^2), d being the distance of their means.
+        Two sums over images. Pull: the mean over people of the mean squared distance of their tags from their own mean.
+        Push: half the mean over ordered pairs of people of exp(-d^2), where d is the distance of their means.
     """
     at = tags.float().flatten(2).gather(2, cells.transpose(1, 2)).transpose(1, 2)  # (B, M, K)
     number = labelled.sum(-1).clamp(min=1)

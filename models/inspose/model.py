@@ -1,13 +1,14 @@
 """InsPose: instance-aware dynamic networks for single-stage multi-person pose estimation (Shi et al., 2021).
 
-Every cell of P3..P7 says whether a person answers to it and gives the weights of a tiny network (KP-Net). Run over one
-shared feature map and the coordinates relative to the cell, it draws one map per keypoint of that person over the
-whole image, trained such that only the right cell fires. Offsets in a disk round every keypoint, the same for all
-people, return what the stride of these maps rounds away; a keypoint map helps training and is not used afterwards.
+Every cell of P3..P7 predicts whether it belongs to a person, and the weights of a tiny network (KP-Net). Its inputs are
+one shared feature map and the coordinates relative to the cell. It predicts one map per keypoint of that person over
+the whole image, in which only the keypoint's cell should be high. Offsets in a disk around every keypoint, the same for
+all people, restore the precision that the stride of these maps loses. A keypoint map helps training and is not used
+afterwards.
 
-The defaults follow the paper; :meth:`Config.official` is the authors' later, stronger release. Not as published: the
-weights of KP-Nets are computed only for the cells that need them; people are too thin (``assign.min_side``) by the
-pixels of the network's input instead of the original image; the release's OKS targets mix units (``loss.oks_units``).
+The defaults follow the paper; :meth:`Config.official` is the authors' later, stronger release. Deviations: the weights
+of KP-Nets are computed only for the cells that need them; ``assign.min_side`` is measured in pixels of the network's
+input instead of the original image; the release's OKS targets mix units, ours do not by default (``loss.oks_units``).
 
 Letters: B images, M people of an image (padded), P cells, N positive or candidate cells, K keypoints.
 """
@@ -52,17 +53,20 @@ class MapConfig:
     """The maps of keypoints and offsets, and their targets."""
 
     map_stride: Literal[16, 8, 4, 2] = 8
-    """Pixels per cell to which KP-Net's maps, and the offsets of a separate branch, are resized from stride 8."""
+    """Pixels per cell to which KP-Net's maps, and the offsets of a separate branch, are resized from stride 8. Lowered,
+    maps are finer, slower, and need more memory."""
     bicubic: bool = False
-    """Double the maps of keypoints before their peaks are read (prediction only)."""
+    """Double the size of the keypoint maps before their peaks are read; in prediction only, which it slows down."""
     disk_radius: Radius = "auto"
-    """Cells; ``auto``: 0..3 by the size of the person."""
+    """Radius of the disks, cells; ``auto``: 0..3 by the size of the person."""
     disk_shape: Shape = "disk"
-    """Cells that learn an offset to a keypoint."""
+    """Shape of the region whose cells learn an offset to the keypoint."""
     overlap: float = 0.9
-    """0..1, IoU that boxes off by the radius of a Gaussian, or of an ``auto`` disk, still have; less is wider."""
+    """0..1, IoU that a box shifted by the radius of a Gaussian, or of an ``auto`` disk, still has. Lowered, radii are
+    larger."""
     chunk: int = 50
-    """KP-Nets run at once, at least 1: bounds memory. If training has more, maps are computed again in backward."""
+    """Largest number of KP-Nets run at once, at least 1; lower it if memory runs out. If training has more KP-Nets, the
+    backward pass computes their maps again, which costs time."""
 
     def __post_init__(self) -> None:
         if not 0 < self.overlap < 1:
@@ -73,32 +77,35 @@ class MapConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Weights (eq. 3) and forms of the losses."""
+    """Weights (eq. 3) and forms of the losses. A raised weight makes that part learn faster than the others."""
 
     cls: float = 1.0
     """Weight of the classification."""
     kpf: float = 1.0
     """Weight of the keypoint maps of people (eq. 4)."""
     disk: float = 1.0
-    """Weight of the offsets round keypoints, in cells."""
+    """Weight of the offsets around keypoints, whose error is in cells."""
     heatmap: float = 1.0
     """Weight of the auxiliary keypoint map."""
     direct: float = 1.0
-    """Weight of the direct pose, in cells."""
+    """Weight of the direct pose, whose error is in cells."""
     box: float = 1.0
     """Weight of the boxes."""
     tags: float = 1.0
     """Weight of the associative embedding."""
     cls_form: Literal["focal", "varifocal"] = "focal"
-    """Positives learn 1, or the OKS of the pose that their KP-Net gives now."""
+    """Target of positives: 1 (``focal``), or the OKS of the pose that their KP-Net predicts now (``varifocal``)."""
     oks_units: Literal["px", "code_mixed"] = "px"
-    """Of that OKS; ``code_mixed`` takes distances in cells but areas in pixels, as the release does: far too high."""
+    """Units of that OKS. ``code_mixed`` takes distances in cells but areas in pixels, as the release does, which makes
+    the OKS far too high."""
     weak_quality: float = 0.1
-    """0..1, what positives of people without keypoints learn (``assign.unlabelled``)."""
+    """0..1, target of positives of people without keypoints (``assign.unlabelled: weak_positive``)."""
     count_images: bool = False
-    """Add the number of images to the number of positives that divides the classification."""
+    """Divide the classification loss by the number of positives plus the number of images, instead of positives alone.
+    This makes batches with few people count less."""
     kpf_per: Literal["keypoint", "cell"] = "keypoint"
-    """Divide the keypoint maps' loss by the labelled keypoints of positive cells, or (eq. 4) by the cells."""
+    """Divide the keypoint maps' loss by the number of labelled keypoints of positive cells, or (eq. 4) of these
+    cells."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weak_quality <= 1:
@@ -110,22 +117,22 @@ class Config:
     """InsPose; the defaults are the paper's."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """Where features come from."""
+    """Network that computes features C3..C5."""
     head: InstanceHeadConfig = field(default_factory=InstanceHeadConfig)
-    """What is predicted."""
+    """What the head predicts."""
     assign: AssignConfig = field(default_factory=AssignConfig)
-    """Which cells answer for whom."""
+    """Which cells are assigned to which people."""
     maps: MapConfig = field(default_factory=MapConfig)
-    """Maps of keypoints and offsets."""
+    """Maps of keypoints and offsets, and their targets."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Losses and their weights."""
+    """Weights and forms of the losses."""
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(score_floor=0.1, top_k=500, max_poses=100))
-    """Which cells become poses, and how duplicates lose."""
+    """Which cells become poses, and how duplicates are suppressed."""
     top_of: Literal["image", "level"] = "image"
-    """What ``decode.top_k`` counts in."""
+    """``decode.top_k`` counts cells of the whole image, or of each level."""
     nms_boxes: Literal["keypoints", "direct", "detected"] = "keypoints"
-    """Boxes that decide on duplicates: of the final keypoints, of the direct pose, or those of the box head. The last
-    two need no KP-Net, so it runs for survivors only."""
+    """Boxes that suppression compares: those of the final keypoints, of the direct pose, or of the box head. The last
+    two are known before KP-Nets run, so KP-Nets run only for cells that survive, which is faster."""
 
     def __post_init__(self) -> None:
         if self.nms_boxes == "direct" and not self.head.direct:
@@ -164,8 +171,8 @@ class Model(DenseModel[Config]):
     decoder: ClassVar = ("head.controller", "head.box")
     sigmas: Tensor
     diagnostics: dict[str, Tensor]
-    """What the last training step saw, as 0-dim tensors on the device: ``positives`` (cells per image), ``hit`` (mean
-    probability that the map of a labelled keypoint gives to its cell)."""
+    """Statistics of the last training step, 0-dim tensors on the device: ``positives`` (positive cells per image),
+    ``hit`` (mean probability that the map of a labelled keypoint gives to its cell)."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
         super().__init__()
@@ -180,12 +187,12 @@ class Model(DenseModel[Config]):
 
     @property
     def score_rule(self) -> str:
-        """How poses are ranked, for the protocol that stands beside every AP."""
+        """How poses are ranked, in words. Reports print it beside every AP."""
         decode, boxes = self.config.decode, self.config.nms_boxes
         return f"cls, cls > {decode.score_floor:g}, {decode.nms} NMS of {boxes} boxes at {decode.nms_threshold:g}"
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
-        """Weighted losses ``cls``, ``kpf`` and, as switched on, ``disk``, ``heatmap``, ``direct``, ``box``, ``pull``,
+        """Weighted losses ``cls``, ``kpf`` and, if switched on, ``disk``, ``heatmap``, ``direct``, ``box``, ``pull``,
         ``push``."""
         assigned = self._assign((images.shape[-2], images.shape[-1]), people)
         maps = self.forward_features(images, auxiliary=True)
@@ -193,7 +200,7 @@ class Model(DenseModel[Config]):
             return self._losses(maps, assigned)
 
     def forward_features(self, images: Tensor, *, auxiliary: bool = False) -> Maps:
-        """The network alone: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
+        """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
         maps: Maps = self.head(self.neck(self.backbone(images)), auxiliary=auxiliary)
         return maps
 
@@ -201,21 +208,21 @@ class Model(DenseModel[Config]):
     def predict(self, images: Tensor) -> list[Poses]:
         """At most ``decode.max_poses`` poses of every image, best first.
 
-        Suppression by other boxes than those of keypoints has been done by ``decode``, before KP-Nets ran.
+        If ``nms_boxes`` is not ``keypoints``, :meth:`decode` has already suppressed duplicates, before KP-Nets ran.
         """
         found = self.candidates(images)
         return self.suppress(found) if self.config.nms_boxes == "keypoints" else found
 
     @torch.no_grad()
     def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
-        """The cells that answer for people and those that learn an offset to a keypoint, for drawing.
+        """The cells that are assigned to people, and those that learn an offset to a keypoint, to be drawn.
 
         Args:
             size: (height, width) of the images, pixels.
-            people: Of each image.
+            people: People of each image.
 
         Returns:
-            For each image, two entries; one without offsets.
+            For each image, a list of two entries; of one entry without offsets.
         """
         assigned = self._assign(size, people)
         cells, stride = assigned.cells, self.disk_stride
@@ -247,8 +254,8 @@ class Model(DenseModel[Config]):
 
     def _losses(self, maps: Maps, assigned: Assigned) -> dict[str, Tensor]:
         head, loss, people = self.config.head, self.config.loss, assigned.people
-        # The host waits here, for what the device did before the network. A bound instead of the number would run
-        # KP-Nets for nobody: it is two to three times as large.
+        # The host waits here for the assignment, which ran before the network. A bound would need no wait, but it is
+        # two to three times the number, and KP-Nets would run for padding.
         rows = positive_cells(assigned.trained, max(1, assigned.trained_count()))
         targets = targets_at(rows, assigned.cells, people)
         targets = replace(targets, labelled=targets.labelled & rows.used[:, None])  # unused rows teach nothing
@@ -298,7 +305,7 @@ class Model(DenseModel[Config]):
         def run(target: Tensor, *instances: Tensor) -> tuple[Tensor, Tensor]:
             logits = self._instance_maps(features, *instances)
             entropy = cell_cross_entropy(logits, target)
-            if self.config.loss.cls_form == "focal":  # which does not ask where the peaks are
+            if self.config.loss.cls_form == "focal":  # the focal loss does not need the peaks
                 return entropy, entropy.new_zeros(len(target), 0, 2)
             column, row, _ = peaks(logits.detach())
             return entropy, torch.stack([column, row], dim=-1).float()
@@ -380,8 +387,8 @@ class Model(DenseModel[Config]):
         return [Poses(*row) for row in zip(*columns, strict=True)]
 
     def _best_cells(self, maps: Maps, cells: Cells, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Scores and indices (B, n) of candidate cells, best first, after suppression if it needs no KP-Net; score 0
-        marks what is none."""
+        """Scores and indices (B, n) of candidate cells, best first, after suppression if it needs no KP-Net. A score of
+        0 marks padding."""
         config = self.config
         probabilities = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
         sizes = [h * w for h, w in cells.sizes]
@@ -392,7 +399,7 @@ class Model(DenseModel[Config]):
         return pick_cells(scores, chosen, self._cell_boxes(maps, cells, chosen, size), config.decode)
 
     def _cell_boxes(self, maps: Maps, cells: Cells, chosen: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, n, 4) xyxy px of cells (B, n): detected, or round the direct poses; cut by the image."""
+        """(B, n, 4) xyxy px of cells (B, n): predicted boxes, or boxes of the direct poses; clipped to the image."""
         image = torch.arange(len(chosen), device=chosen.device)[:, None].expand_as(chosen).flatten()
         cell = chosen.flatten()
         points, strides = cells.points[cell], cells.strides[cell]

@@ -1,6 +1,6 @@
-"""Reading and convolving a pyramid at a few cells only, where a layer's output is needed nowhere else.
+"""Reading and convolving a pyramid at a few cells only, for layers whose output is needed only there.
 
-Rows name cells of a batch: ``image`` (N,) in [0, B) and ``cell`` (N,), an index into ``Cells``.
+Rows identify cells of a batch: ``image`` (N,) in [0, B) and ``cell`` (N,), an index into ``Cells``.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ def read_at(levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells)
 
 
 def conv_at(layer: nn.Conv2d, levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells) -> Tensor:
-    """What a size-preserving, square convolution gives at N cells: (N, O), float32.
+    """The output (N, O), float32, of a size-preserving, square convolution at N cells.
 
-    Equal to :func:`read_at` of the convolved maps, whose other cells are never computed.
+    It equals :func:`read_at` of the convolved maps, but other cells are never computed.
     """
     patches = _patches(levels, image, cell, cells, reach=layer.kernel_size[0] // 2)
     weight = layer.weight.float().permute(0, 2, 3, 1).flatten(1)  # (O, k * k * C)
@@ -29,7 +29,7 @@ def conv_at(layer: nn.Conv2d, levels: Sequence[Tensor], image: Tensor, cell: Ten
 
 
 def _patches(levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells, *, reach: int) -> Tensor:
-    """(N, (2 reach + 1)^2, C) values round each cell on its own level, row-major; 0 outside the map."""
+    """(N, (2 reach + 1)^2, C) values around each cell on its own level, row-major; 0 outside the map."""
     level = cells.levels[cell][:, None, None]
     x, y = (cells.points[cell] / cells.strides[cell][:, None]).floor().long().unbind(1)
     steps = torch.arange(-reach, reach + 1, device=cell.device)
@@ -48,9 +48,9 @@ def _patches(levels: Sequence[Tensor], image: Tensor, cell: Tensor, cells: Cells
 
 
 def in_chunks(run: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
-    """What ``run`` makes of N rows, if it treats each alone; at most ``size`` at a time.
+    """Apply ``run`` to N rows, at most ``size`` at a time, and concatenate the results. Rows must be independent.
 
-    Several chunks keep nothing for the backward pass: it runs them again, one after the other.
+    If there are several chunks, they store nothing for the backward pass, which runs them again, one after the other.
 
     Args:
         run: (n, ...) tensors, one for each of ``rows``, -> (n, ...) tensors.

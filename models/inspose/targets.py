@@ -1,6 +1,6 @@
-"""Which cells answer for whom where every positive cell predicts a network of its own (see ``instance_head``).
+"""Assignment of cells to people for InsPose, where every positive cell predicts a network of its own (see ``head``).
 
-Nothing here depends on predictions, so it is settled before the network runs.
+Nothing here depends on predictions, so it runs before the network.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +17,20 @@ from posefleet.models.parts.ops.cells import Cells
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AssignConfig:
-    """Which cells answer for whom."""
+    """Which cells are assigned to which people."""
 
     center_half_side: float = 1.5
-    """Half the side of the square round a person's centre, strides, in (0, 3]."""
+    """Half the side of the square around a person's centre whose cells are positive, strides, in (0, 3]. Raised, a
+    person gets more cells, and training costs more."""
     min_side: float = 1.0
-    """Pixels of the input image: people whose pseudo box is thinner count as unlabelled."""
+    """Pixels of the input image: people whose pseudo box is thinner count as unlabelled. Raised, more small people are
+    left out."""
     unlabelled: Literal["ignore", "negative", "weak_positive"] = "ignore"
-    """Cells in the box of a person without keypoints: no loss, background, or positives of low quality at its centre.
-    Crowds are never positive."""
+    """Cells in the box of a person without keypoints: no loss; or negatives; or positives of low quality at the centre
+    of the box. Crowds are never positive."""
     max_positives: int = 0
-    """Positive cells of one image that train a network, evenly spread; 0: all. Bounds time, not memory."""
+    """Largest number of positive cells of one image that train a network, evenly spread; 0: all. It limits time, not
+    memory."""
 
     def __post_init__(self) -> None:
         if not 0 < self.center_half_side <= 3:
@@ -39,29 +42,29 @@ class AssignConfig:
 
 
 class Assigned(NamedTuple):
-    """Which of P cells of B images answer for whom."""
+    """The people to whom P cells of B images are assigned."""
 
     cells: Cells
     people: PaddedPeople
-    """People who are too thin are not ``valid``."""
+    """People of the images; those who are too thin are not ``valid``."""
     person: Tensor
-    """(B, P) int64, -1 for nobody."""
+    """(B, P) int64, the person of each cell; -1 for none."""
     trained: Tensor
-    """(B, P) int64, the same for cells that train a network, else -1."""
+    """(B, P) int64, the person of each cell that trains a network; -1 for other cells."""
     trained_count: Callable[[], int]
-    """Number of these cells; waits for the device."""
+    """Returns the number of cells that train a network; waits for the device."""
 
 
 @torch.no_grad()
 def assign_instances(
     cells: Cells, people: Sequence[People], config: AssignConfig, *, annotated_boxes: bool = False
 ) -> Assigned:
-    """Who answers for whom.
+    """Assign cells to people.
 
     Args:
-        cells: P cells; everything goes to their device.
-        people: Of each image.
-        annotated_boxes: People are as large as their annotated box instead of their pseudo box.
+        cells: P cells; everything is computed on their device.
+        people: People of each image.
+        annotated_boxes: Choose cells by the annotated box of a person instead of the pseudo box.
     """
     padded = pad_people(people, cells.points.device)
     thinnest = (padded.boxes[..., 2:] - padded.boxes[..., :2]).amin(-1)
@@ -77,17 +80,17 @@ def assign_instances(
 
 
 def outside_unlabelled(cells: Cells, people: PaddedPeople, config: AssignConfig) -> Tensor:
-    """(B, P) bool, False for cells about whose people nothing is said: positive ones in such a box too, unlike
-    ``positives.known_cells``."""
+    """(B, P) bool, False for cells in the box of a person without keypoints or of a crowd, if ``config.unlabelled`` is
+    ``ignore``. Unlike ``positives.known_cells``, this includes positive cells in such a box."""
     unknown = unlabelled_cells(cells, people)
     return ~unknown if config.unlabelled == "ignore" else torch.ones_like(unknown)
 
 
 def send_to_host(number: Tensor) -> Callable[[], int]:
-    """Start to copy a 0-dim tensor; what is returned waits for the copy and gives the number.
+    """Start to copy a 0-dim tensor to the host. The returned function waits for the copy and returns the number.
 
-    The wait ends once the device has got as far as this call. Ask before the network and read after it has been
-    queued, and the device never runs dry.
+    The wait ends when the device has reached this call. Call it before the network and read the number after the
+    network is queued, so that the device never idles.
     """
     if number.device.type == "cpu":
         return lambda: int(number)

@@ -161,7 +161,7 @@ def test_taps_on_the_regular_grid_make_alignment_a_convolution() -> None:
 
 
 def test_a_schema_without_the_keypoints_of_the_taps_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"align_keypoints names \['nose'\], which schema crowdpose14 has not"):
+    with pytest.raises(ValueError, match=r"align_keypoints names \['nose'\], which schema crowdpose14 does not have"):
         Head(OFFICIAL.head, CROWDPOSE14)
 
 
