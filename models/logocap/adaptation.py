@@ -20,32 +20,38 @@ class AdaptConfig:
     """How rough poses are adapted."""
 
     mode: Literal["full", "partial", "kem", "none"] = "full"
-    """``none``: the rough pose. ``kem``: the best cell of the global window. ``partial``: the best candidate by its
-    attraction map. ``full``: the window convolved with the attraction map."""
+    """``none``: keep the rough pose. ``kem``: take the best cell of the global window. ``partial``: take the best
+    candidate by its attraction map. ``full``: take the best cells of the window convolved with the attraction map."""
     kem_size: int = 11
-    """S, candidates along a side, odd, 7..19."""
+    """S, number of candidates along a side of the local mesh, odd, usually 7..19. Raised, keypoints can move further,
+    and time and memory grow with its square."""
     kem_step: float = 1.0
-    """Pixels between candidates of the keypoint with the least deviation; less for smaller images."""
+    """Pixels between candidates of the keypoint with the smallest sigma. Raised, keypoints can move further and less
+    exactly; smaller images need smaller steps."""
     message_channels: tuple[int, ...] = (512, 256, 128)
-    """Widths of the 3x3 convolutions of message passing; none leaves the 1x1 output layer."""
+    """Widths of the 3x3 convolutions of message passing; if empty, only the 1x1 output layer remains. Narrower is
+    faster."""
     attentive_norm: bool = True
-    """Attentive Norm after the second of them."""
+    """Use Attentive Norm after the second of these convolutions."""
     mixture: int = 20
-    """Affine transforms that Attentive Norm mixes, at least 1."""
+    """Number of affine transforms that Attentive Norm mixes, at least 1."""
     window: int = 97
-    """W, pixels, odd, larger than ``kem_size``."""
+    """W, side of the global window, pixels, odd, larger than ``kem_size``. Raised, keypoints can move further, and time
+    and memory grow with its square."""
     window_sigmas: float = 3.0
-    """Deviations of the window's Gaussian between its centre and its border; the paper keeps 3."""
+    """Distance from the window's centre to its border, in standard deviations of its Gaussian; the paper has 3. Raised,
+    the window fades faster and keypoints stay closer to the rough pose."""
     top_weight: float = 0.75
-    """0.5..1, share of the best cell in the mean of the two best."""
+    """0.5..1, weight of the best cell in the mean of the two best cells; 1 takes the best cell alone."""
     assign: Literal["best", "clampmean"] = "best"
-    """Person of an instance: the largest mean over keypoints of the best candidate's OKS term, or (paper) the
-    largest mean over all candidates of terms clamped at 0.5."""
+    """Person of an instance: the one with the largest mean over keypoints of the best candidate's OKS term, or (paper)
+    with the largest mean over all candidates of terms clamped at 0.5."""
     positive_oks: float = 0.5
-    """0..1: instances none of whose candidates forms a pose of this OKS do not train adaptation."""
+    """0..1: an instance trains adaptation only if its candidates can form a pose of at least this OKS. Raised, fewer
+    and better instances train."""
     instances: int = 12
-    """At most this many of an image train adaptation, the most confident first. If there are fewer they repeat with
-    weight 0, so that batch statistics are those of trained instances."""
+    """Number of instances of an image that train adaptation, at least 1, the most confident first. If there are fewer,
+    they repeat with weight 0, so that batch statistics are those of trained instances. More costs memory."""
 
     def __post_init__(self) -> None:
         for name in ("kem_size", "window"):
@@ -66,17 +72,17 @@ class AdaptConfig:
 
     @property
     def window_sigma(self) -> float:
-        """Deviation of the window's Gaussian, pixels."""
+        """Standard deviation of the window's Gaussian, pixels."""
         return (self.window // 2) / self.window_sigmas
 
     @property
     def attracts(self) -> bool:
-        """Whether there are attraction maps."""
+        """True if the mode uses attraction maps."""
         return self.mode in ("partial", "full")
 
 
 class Instances(NamedTuple):
-    """Rough poses that train adaptation, T of each image, with what is known of their people. No gradients."""
+    """Rough poses that train adaptation, T of each image, and the annotations of their people. No gradients."""
 
     poses: Tensor
     """(B, T, K, 2) pixels."""
@@ -85,21 +91,22 @@ class Instances(NamedTuple):
     terms: Tensor
     """(B, T, K, S, S), OKS term of every candidate; 0 for unlabelled keypoints."""
     keypoints: Tensor
-    """(B, T, K, 2) pixels, the person."""
+    """(B, T, K, 2) pixels, annotated keypoints of the person."""
     labelled: Tensor
-    """(B, T, K) bool."""
+    """(B, T, K) bool, True for labelled keypoints of the person."""
     oks: Tensor
-    """(B, T), of the best pose that one place in all meshes forms."""
+    """(B, T), the largest OKS of a pose that has the same mesh position (row, column) at all keypoints."""
     used: Tensor
-    """(B, T) bool, False for rows that only fill up."""
+    """(B, T) bool, False for repeated rows."""
 
     def gain(self) -> Tensor:
-        """(B, T, K): how much better than the rough keypoint its best candidate is; 0 in unused rows."""
+        """(B, T, K): OKS term of the best candidate minus that of the rough keypoint; 0 in unused rows."""
         centre = self.terms.shape[-1] // 2
         return (self.terms.amax((-2, -1)) - self.terms[..., centre, centre]) * self.used[..., None]
 
-    def diagnose(self) -> dict[str, Tensor]:
-        """See ``Model.diagnostics``."""
+    def stats(self) -> dict[str, Tensor]:
+        """Statistics to log, 0-dim tensors: ``trained`` (instances per image), ``rough_oks`` and ``best_oks`` (means
+        over trained instances of the OKS of the rough pose and of the best candidates)."""
         centre = self.terms.shape[-1] // 2
         count = self.used.sum().clamp(min=1)
         share = self.used[..., None] / self.labelled.sum(-1, keepdim=True).clamp(min=1) / count
@@ -111,7 +118,7 @@ class Instances(NamedTuple):
 
 
 def message_passing(config: AdaptConfig, norm: Norm, in_channels: int, keypoints: int) -> nn.Sequential:
-    """Convolutions over the meshes of all keypoints of an instance: (N, C, S, S) -> (N, K, S, S)."""
+    """The network of message passing, over the meshes of all keypoints of an instance: (N, C, S, S) -> (N, K, S, S)."""
     layers: list[nn.Module] = []
     for i, channels in enumerate(config.message_channels):
         attentive = config.attentive_norm and i == 1
@@ -126,15 +133,15 @@ def message_passing(config: AdaptConfig, norm: Norm, in_channels: int, keypoints
 
 @torch.no_grad()
 def training_instances(poses: Tensor, people: PaddedPeople, sigmas: Tensor, config: AdaptConfig) -> Instances:
-    """The rough poses that train adaptation.
+    """Choose the rough poses that train adaptation, and assign people to them.
 
     Args:
         poses: (B, T, K, 2) pixels, most confident first.
-        people: Of each image.
+        people: People of each image.
         sigmas: (K,) deviations of the schema.
 
     Returns:
-        ``config.instances`` of each image.
+        ``config.instances`` rows of each image.
     """
     axes = candidate_axes(poses, sigmas, config.kem_size, config.kem_step)
     similar = axis_similarity(axes[:, :, None], people.keypoints[:, None], people.areas[:, None], sigmas)
@@ -157,7 +164,7 @@ def training_instances(poses: Tensor, people: PaddedPeople, sigmas: Tensor, conf
 
 
 def _person_of(similar: Tensor, people: PaddedPeople, config: AdaptConfig) -> Tensor:
-    """(B, T) the person of every instance from (B, T, M, K, S, 2) similarities along the axes."""
+    """The person (B, T) of every instance, from OKS terms (B, T, M, K, S, 2) along the axes."""
     if config.assign == "best":
         best = similar.amax(-2).prod(-1)  # (B, T, M, K): the best column and the best row
         labelled = people.labelled[:, None]
@@ -173,12 +180,12 @@ _EPSILON = 1e-3
 
 
 class AttentiveNorm(nn.Module):
-    """A norm without affine, then scale and shift mixed from tables by weights that depend on the instance.
+    """A norm without affine; then a scale and a shift, mixed from tables with weights that depend on the instance.
 
     Args:
         channels: C.
-        mixture: Entries J of each table.
-        kind: The norm below.
+        mixture: J, number of entries of each table.
+        kind: The norm: BatchNorm or GroupNorm.
     """
 
     def __init__(self, channels: int, mixture: int, kind: Norm = "batch") -> None:

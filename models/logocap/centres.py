@@ -1,6 +1,6 @@
-"""People as centres of a map, and keypoints as offsets from the centre (DEKR, LOGO-CAP).
+"""Centres of people in a map, and keypoints as offsets from the centres (DEKR, LOGO-CAP).
 
-Cell j of a map of stride s stands for pixel s * j, and an offset is cell - keypoint, in cells. Letters: B images,
+Cell j of a map of stride s is at pixel s * j, and an offset is cell - keypoint, in cells. Letters: B images,
 M people of an image (padded), T centres of an image, K keypoints, (h, w) cells.
 """
 
@@ -15,32 +15,32 @@ class Centres(NamedTuple):
     """The T best centres of every image, best first."""
 
     scores: Tensor
-    """(B, T), the centre map there; 0 where the map has fewer maxima."""
+    """(B, T), values of the centre map; 0 where the map has fewer maxima."""
     cells: Tensor
-    """(B, T, 2) int64 xy, the cell whose offsets hold."""
+    """(B, T, 2) int64 xy, the cell whose offsets give the pose."""
     points: Tensor
     """(B, T, 2) float32 xy, pixels."""
 
 
 class OffsetTargets(NamedTuple):
-    """What the offsets of every cell learn."""
+    """Targets of the offsets of every cell."""
 
     person: Tensor
-    """(B, K, h, w) int64, the person who owns this keypoint's offset in this cell, -1 for nobody."""
+    """(B, K, h, w) int64, the person whose keypoint this cell's offset learns; -1 for none."""
     offsets: Tensor
-    """(B, 2K, h, w) cells, x before y; 0 for nobody."""
+    """(B, 2K, h, w) cells, x before y; 0 where no person is learned."""
 
 
 def top_centres(centre_map: Tensor, count: int, stride: int, *, pool: int, half_pixel_fix: bool) -> Centres:
-    """Maxima of a centre map that is upsampled to pixels.
+    """The best maxima of a centre map that is upsampled to pixels.
 
     Args:
         centre_map: (B, 1, h, w).
         count: T.
         stride: Pixels per cell.
         pool: Side of the square in which a maximum is the largest value, pixels, odd.
-        half_pixel_fix: Upsampling puts cell j at index s * j + (s - 1) / 2. Without the fix that index is taken for
-            a pixel; with it the point is the centre's cell itself.
+        half_pixel_fix: Upsampling puts cell j at index s * j + (s - 1) / 2. Without the fix the point is the index of
+            the maximum, read as a pixel; with it the point is the pixel s * j of the centre's cell.
     """
     up = F.interpolate(centre_map, scale_factor=float(stride), mode="bilinear", align_corners=False).clamp(min=0)
     maxima = up.where(up == F.max_pool2d(up, pool, stride=1, padding=pool // 2), 0.0)
@@ -65,11 +65,11 @@ def offset_targets(
     size: tuple[int, int],
     radius: int,
 ) -> OffsetTargets:
-    """Offsets of the cells round every centre; where people meet, the smaller one owns the cell.
+    """Targets of the offsets in the cells around every centre. Where regions overlap, the smaller person gets the cell.
 
     Args:
         centres: (B, M, 2) xy, cells.
-        drawn: (B, M) bool, who has a centre; it must also lie on the map.
+        drawn: (B, M) bool, True for people who have a centre; it must also lie on the map.
         keypoints: (B, M, K, 2) xy, cells.
         labelled: (B, M, K) bool; keypoints off the map do not count.
         areas: (B, M), any unit; of equal ones the later person wins.

@@ -1,9 +1,10 @@
-"""Keypoint expansion maps (LOGO-CAP): what surrounds a rough keypoint, near by as a mesh of candidates, further away
-as a window of the keypoint map, and how the two are put together.
+"""Keypoint expansion maps (LOGO-CAP): a local mesh of candidates around a rough keypoint, a global window of the
+keypoint map around it, and the convolution of the two.
 
-Both meshes are products of columns and rows, so most things factor: a candidate's OKS term, the Gaussian prior of the
-window and even its bilinear sampling are one factor for each axis. Letters: K keypoints, D channels, S candidates along
-a side, W pixels along the side of a window, (h, w) cells; leading dimensions (B, T) are images and instances.
+Both are grids of columns and rows, so most computations factor: a candidate's OKS term, the Gaussian prior of the
+window and its bilinear sampling are products of one factor for each axis. Letters: K keypoints, D channels,
+S candidates along a side, W pixels along the side of a window, (h, w) cells; leading dimensions (B, T) are images and
+instances.
 """
 
 import torch
@@ -12,13 +13,13 @@ from torch import Tensor
 
 
 def candidate_axes(poses: Tensor, sigmas: Tensor, size: int, step: float = 1.0) -> Tensor:
-    """Columns and rows of the mesh of candidates round every keypoint (Algorithm 1).
+    """Columns and rows of the mesh of candidates around every keypoint (Algorithm 1).
 
     Args:
         poses: (..., K, 2) xy, pixels.
         sigmas: (K,) deviations of the schema; a mesh stretches in proportion.
         size: S, odd.
-        step: Pixels between candidates of the keypoint with the least deviation.
+        step: Pixels between candidates of the keypoint with the smallest sigma.
 
     Returns:
         (..., K, S, 2) pixels: candidate (i, j) has x from entry j and y from entry i.
@@ -36,10 +37,10 @@ def candidate_mesh(axes: Tensor) -> Tensor:
 
 
 def axis_similarity(axes: Tensor, keypoints: Tensor, areas: Tensor, sigmas: Tensor) -> Tensor:
-    """OKS terms along each axis: candidate (i, j) is as similar as entry (j, x) times entry (i, y).
+    """OKS terms along each axis: the OKS term of candidate (i, j) is entry (j, x) times entry (i, y).
 
     Args:
-        axes: (..., K, S, 2) pixels, broadcasting with
+        axes: (..., K, S, 2) pixels; leading dimensions broadcast with those of ``keypoints`` and ``areas``.
         keypoints: (..., K, 2) annotated xy, pixels.
         areas: (...) square pixels.
         sigmas: (K,) deviations of the schema.
@@ -57,10 +58,10 @@ def outer(axes: Tensor) -> Tensor:
 
 
 def sample_candidates(features: Tensor, axes: Tensor, stride: int) -> Tensor:
-    """Features at every candidate, bilinear; outside the map they are those of its border.
+    """Features at every candidate, by bilinear interpolation; outside the map the border is repeated.
 
     Args:
-        features: (B, D, h, w); cell j stands for pixel stride * j.
+        features: (B, D, h, w); cell j is at pixel stride * j.
         axes: (B, T, K, S, 2) pixels.
 
     Returns:
@@ -77,18 +78,18 @@ def sample_candidates(features: Tensor, axes: Tensor, stride: int) -> Tensor:
 
 
 def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shift: float, sigma: float) -> Tensor:
-    """Windows of the keypoint maps round every keypoint, fading out like a Gaussian (global KEM).
+    """Windows of the keypoint maps around every keypoint, multiplied by a Gaussian (global KEM).
 
-    The maps are upsampled to pixels and sampled at whole steps from each keypoint, both bilinear. Everything is one
-    factor for each axis, so a window is two small matrix products of the cells under it, without the upsampled map.
+    The maps are upsampled to pixels and sampled at whole steps from each keypoint, both bilinear. Both factor into
+    axes, so a window is two small matrix products with the cells under it; the upsampled map is never built.
 
     Args:
         maps: (B, K, h, w).
         poses: (B, T, K, 2) xy, pixels.
         window: W, odd.
         stride: Pixels per cell.
-        shift: Pixel x is read at index x + shift of the upsampled map; beyond its border as at its border.
-        sigma: Deviation of the Gaussian, pixels.
+        shift: Pixel x is read at index x + shift of the upsampled map; outside, the border is repeated.
+        sigma: Standard deviation of the Gaussian, pixels.
 
     Returns:
         (B, T, K, W, W).
@@ -98,8 +99,7 @@ def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shi
     fade = torch.exp(-steps[:-1].square() / (2 * sigma**2))[:, None]  # (W, 1)
 
     def reader(position: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-        """The n cells (B, T, K, n) under a window along one axis, and how much each step reads of them
-        (B, T, K, W, n)."""
+        """The n cells (B, T, K, n) under a window along one axis, and their weights in each step (B, T, K, W, n)."""
         first = position.floor()
         index = (first[..., None] + steps).clamp(0, cells * stride - 1)  # of the upsampled map, W + 1 of them
         read = ((index + 0.5) / stride - 0.5).clamp(0, cells - 1)  # in cells
@@ -119,7 +119,7 @@ def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shi
 
 
 def window_axes(poses: Tensor, window: int) -> Tensor:
-    """Columns and rows (..., K, W, 2), pixels, of the windows round keypoints (..., K, 2)."""
+    """Columns and rows (..., K, W, 2), pixels, of the windows around keypoints (..., K, 2)."""
     reach = window // 2
     return poses[..., None, :] + torch.arange(-reach, reach + 1, device=poses.device)[:, None]
 
@@ -127,7 +127,7 @@ def window_axes(poses: Tensor, window: int) -> Tensor:
 def convolve_windows(windows: Tensor, kernels: Tensor) -> Tensor:
     """True convolution, zero padding, of every window with its own kernel, divided by the kernel's size.
 
-    By Fourier transforms, which for thousands of small windows is several times faster than a grouped convolution.
+    Fourier transforms do this for thousands of small windows several times faster than a grouped convolution.
 
     Args:
         windows: (..., W, W).
@@ -138,7 +138,7 @@ def convolve_windows(windows: Tensor, kernels: Tensor) -> Tensor:
     """
     window, size = windows.shape[-1], kernels.shape[-1]
     reach = size // 2
-    length = _fast_length(window + reach)  # what wraps round falls on the rim that is cut off
+    length = _fast_length(window + reach)  # values that wrap around land on the rim that is cut off
     lengths = (length, length)
     spectrum = torch.fft.rfft2(windows, s=lengths) * torch.fft.rfft2(kernels / size**2, s=lengths)
     full: Tensor = torch.fft.irfft2(spectrum, s=lengths)
@@ -146,11 +146,11 @@ def convolve_windows(windows: Tensor, kernels: Tensor) -> Tensor:
 
 
 def top_two(windows: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """Convex mean of the two largest cells of every window.
+    """Weighted mean of the two largest cells of every window.
 
     Args:
         windows: (..., W, W).
-        weight: Of the largest, 0.5..1; the second has the rest.
+        weight: Weight of the largest cell, 0.5..1; the second has the rest.
 
     Returns:
         Its position (..., 2) xy from the centre, in cells, and its value (...).
@@ -163,7 +163,7 @@ def top_two(windows: Tensor, weight: float) -> tuple[Tensor, Tensor]:
 
 
 def _fast_length(least: int) -> int:
-    """The next length with no prime factor above 5."""
+    """The smallest length of at least ``least`` that has no prime factor above 5."""
     length = least
     while True:
         rest = length

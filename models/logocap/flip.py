@@ -1,8 +1,8 @@
-"""Flip averaging: dense predictions of an image and of its mirror image, averaged before anything is decoded.
+"""Flip averaging: dense predictions of an image and of its mirror image are averaged before decoding.
 
-Cell j of a map of stride s stands for pixel s * j, and a mirrored image of width W has pixel x at W - x. Mirroring the
-map would take cell j from cell W / s - 1 - j, which stands for pixel W - s - s * j: s pixels off. So the mirrored image
-is moved by s pixels first.
+Cell j of a map of stride s is at pixel s * j, and a mirrored image of width W has pixel x at W - x. Flipping the map
+takes cell j from cell W / s - 1 - j, which is at pixel W - s - s * j: s pixels off. So the mirrored image is moved by
+s pixels first.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ def mirror_images(images: Tensor, stride: int) -> Tensor:
 
 
 def unmirror_map(maps: Tensor, flip_index: Sequence[int]) -> Tensor:
-    """Maps (B, C, h, w) of mirrored images as maps of the images.
+    """Turn maps (B, C, h, w) of mirrored images into maps of the images.
 
     Args:
-        flip_index: The channel that each channel trades places with, e.g. left and right keypoints.
+        flip_index: For each channel, the channel of its mirror image, e.g. the left keypoint for the right one.
     """
     return maps.flip(-1)[:, list(flip_index)]
 
 
 def unmirror_offsets(offsets: Tensor, flip_index: Sequence[int]) -> Tensor:
-    """Offsets (B, 2K, h, w), x before y, of mirrored images as offsets of the images."""
+    """Turn offsets (B, 2K, h, w), x before y, of mirrored images into offsets of the images."""
     swapped = unmirror_map(offsets, [2 * k + axis for k in flip_index for axis in (0, 1)])
     x, y = swapped.unflatten(1, (-1, 2)).unbind(2)
     return torch.stack([-x, y], dim=2).flatten(1, 2)

@@ -1,16 +1,16 @@
 """LOGO-CAP: learning local-global contextual adaptation for pose estimation (Xue et al., CVPR 2022).
 
-A map of centres and offsets from them gives rough poses (centre-offset regression). Round every rough keypoint a small
-mesh of candidates (local keypoint expansion map) samples embeddings; convolutional message passing over the meshes of
-all keypoints of a person turns them into attraction maps that predict each candidate's OKS term. A wide window of the
-keypoint map (global expansion map) is convolved with the person's own attraction map, and the keypoint is read from
-the two best cells of the result.
+A map of centres, and offsets from them, give rough poses (centre-offset regression). Around every rough keypoint a
+small mesh of candidates (local keypoint expansion map) samples embeddings. Convolutional message passing over the
+meshes of all keypoints of a person turns them into attraction maps, which predict each candidate's OKS term. A wide
+window of the keypoint map (global expansion map) is convolved with the attraction map of the same keypoint. The mean of
+the two best cells of the result is the adapted keypoint.
 
-Numbers are the paper's; where its formulas and the released code differ, the code is the default and the paper a
-switch. Deviations: crowds and people without keypoints are masked by their boxes, because no segmentation reaches
-a method; an area that is too small for a centre is measured in the input image; adaptation trains on a fixed number
-of instances of each image, so that no shape depends on the data; flip averaging moves the mirrored image by one cell,
-without which the two maps are a cell apart; convolution with attraction maps goes through Fourier transforms.
+Numbers are the paper's. Where its formulas and the released code differ, the code is the default and a setting selects
+the paper. Deviations: crowds and people without keypoints are masked by their boxes, because methods get no
+segmentations; ``target.min_area`` is measured in the input image; adaptation trains on a fixed number of instances of
+each image, so that no shape depends on the data; flip averaging moves the mirrored image by one cell, without which
+the two maps are a cell apart; convolution with attraction maps uses Fourier transforms.
 
 Letters: B images, M people of an image (padded), T instances of an image, K keypoints, (h, w) cells of stride 4,
 S candidates along the side of a local mesh, W pixels along the side of a global window.
@@ -48,10 +48,10 @@ from posefleet.models.parts.ops.cells import read_cells
 from posefleet.models.parts.ops.losses import l2_loss, mean_counts, smooth_l1_loss
 
 STRIDE = 4
-"""Pixels per cell of all maps; cell j stands for pixel 4 j."""
+"""Pixels per cell of all maps; cell j is at pixel 4 j."""
 
 _NOTHING = 1e-6
-"""Values of adapted maps up to this are rounding errors."""
+"""Values of adapted maps up to this limit are rounding errors."""
 
 Maps = dict[str, list[Tensor]]
 """Dense predictions, one map each: ``heat`` (B, K + 1, h, w), the centre last; ``offset`` (B, 2K, h, w), cells, x
@@ -60,22 +60,22 @@ before y; ``embedding`` (B, D, h, w), absent without attraction maps."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CentreHeadConfig:
-    """How wide the heads are."""
+    """How wide the heads are, and their norm."""
 
     heat_channels: int = 32
-    """Hidden channels of the keypoint and centre maps; HRNet-W48 has 48."""
+    """Hidden channels of the keypoint and centre maps; the paper has 48 with HRNet-W48."""
     offset_channels: int = 256
     """Hidden channels of the offsets."""
     embedding_channels: int = 64
-    """Channels sampled at every candidate, 16..128."""
+    """Channels sampled at every candidate, usually 16..128. Fewer needs less memory and time."""
     mixing_channels: int = 0
-    """Channels of 3x3 convolutions between backbone and heads, for backbones that do not mix their scales at stride 4
-    as HRNet does; 0: none."""
+    """Channels of 3x3 convolutions between backbone and heads; 0: no such convolutions. Backbones that do not mix their
+    scales at stride 4, as HRNet does, need them."""
     mixing_depth: int = 2
     """Number of those convolutions, at least 1."""
     separate_mixing: bool = False
-    """Mix the levels once more for the offsets alone. Maps and offsets pull shared convolutions apart, so that in short
-    trainings the offsets, whose loss weighs little, learn slowly."""
+    """Use a second set of these convolutions for the offsets. The loss of the offsets has a small weight, so with
+    shared convolutions the offsets learn slowly in short trainings."""
     norm: Norm = "batch"
     """Norm of heads and message passing: BatchNorm as in the paper, whose statistics are those of one process, or
     GroupNorm for small batches (then channels must be multiples of 4 up to 128, of 32 above)."""
@@ -89,7 +89,7 @@ class CentreHeadConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Weights and forms of the losses."""
+    """Weights and forms of the losses. A raised weight makes that part learn faster than the others."""
 
     heat: float = 1.0
     """Weight of the keypoint and centre maps."""
@@ -106,10 +106,10 @@ class LossConfig:
     offset_count: Literal["coordinates", "cells"] = "coordinates"
     """What divides the offset loss: trained coordinates, or (paper) trained cells."""
     beta: float = 1 / 9
-    """Where the offset loss turns linear, cells, above 0."""
+    """Error at which the offset loss becomes linear, cells, above 0. Raised, small errors count less."""
     kam_weight: Literal["gain", "oks"] = "gain"
-    """Weight of a keypoint's attraction map: how much better than the rough keypoint a candidate is, or (paper) the
-    instance's OKS times the keypoint's best term."""
+    """Weight of a keypoint's attraction map: the OKS term that its best candidate gains over the rough keypoint, or
+    (paper) the instance's OKS times the keypoint's best term."""
     refine_weight: Literal["gain", "none"] = "gain"
     """Weight of a keypoint's adapted map: the same gain, or (paper) 1."""
 
@@ -120,22 +120,24 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig:
-    """Which centres become poses, and how duplicates lose."""
+    """Which centres become poses, and how duplicates are suppressed."""
 
     centres: int = 30
-    """T, the best centres of each image, 1..1024; also in training, before ``adapt.instances``."""
+    """T, number of best centres of each image, 1..1024; training chooses ``adapt.instances`` from them. More finds more
+    people in crowds, and costs time and memory."""
     centre_pool: int = 3
-    """Side of the square in which a centre is the largest value, pixels, odd."""
+    """Side of the square in which a centre must be the largest value, pixels, odd. Raised, close centres merge."""
     min_centre: float = 0.01
-    """Centres below are dropped, except the best, 0..1."""
+    """0..1: centres of lower value are dropped, except the best one. Raised, prediction is faster and finds fewer."""
     near_distance: float = 0.05
-    """Keypoints are near if closer than this share of the diagonal of a pose's box."""
+    """Keypoints of two poses are near if closer than this share of the diagonal of a pose's box. Raised, more poses are
+    duplicates."""
     near_keypoints: int = 8
-    """Poses with more near keypoints are duplicates."""
+    """A pose with more near keypoints than this is a duplicate. Raised, fewer poses are duplicates."""
     max_poses: int = 30
-    """Poses of one image, at least 1; COCO counts 20."""
+    """Largest number of poses of one image, at least 1; COCO evaluates 20."""
     flip_average: bool = False
-    """Average the maps with those of the mirrored image, as the paper's results do."""
+    """Average the maps with those of the mirrored image, as the paper's results do. It doubles the network's time."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.centres <= 1024 or self.max_poses < 1:
@@ -151,20 +153,21 @@ class Config:
     backbone: BackboneConfig = field(
         default_factory=lambda: BackboneConfig(name="hrnet_w32", frozen_stages=0, norm="trained")
     )
-    """Where features come from."""
+    """Network that computes features at strides 4, 8, 16 and 32."""
     head: CentreHeadConfig = field(default_factory=CentreHeadConfig)
-    """How wide the heads are."""
+    """How wide the heads are, and their norm."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     """How rough poses are adapted."""
     target: TargetConfig = field(default_factory=TargetConfig)
-    """What the maps learn."""
+    """Targets of the maps."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Losses and their weights."""
+    """Weights and forms of the losses."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Which centres become poses, and how duplicates lose."""
+    """Which centres become poses, and how duplicates are suppressed."""
     half_pixel_fix: bool = False
-    """Read upsampled maps where upsampling puts their cells, 1.5 px further right and down than the released code,
-    whose offsets and attraction maps learn that shift; and take a centre for its cell, not its peak's pixel."""
+    """Read upsampled maps where upsampling puts their cells: 1.5 px further right and down than the released code,
+    whose offsets and attraction maps learn that shift. A centre is then its cell's pixel, not its peak's. Networks
+    trained without the fix need it off."""
 
     def __post_init__(self) -> None:
         if self.adapt.attracts and self.adapt.instances > self.decode.centres:
@@ -181,8 +184,7 @@ class Model(nn.Module):
     decoder: ClassVar = ("message_passing",)
     sigmas: Tensor
     diagnostics: dict[str, Tensor]
-    """What the last training step saw, as 0-dim tensors on the device, means over trained instances: ``trained``
-    (instances of an image), ``rough_oks`` and ``best_oks`` (of the rough pose, and of the best candidates)."""
+    """Statistics of the last training step, 0-dim tensors on the device; :meth:`Instances.stats` describes them."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
         super().__init__()
@@ -211,7 +213,7 @@ class Model(nn.Module):
 
     @property
     def score_rule(self) -> str:
-        """How poses are ranked, for the protocol that stands beside every AP."""
+        """How poses are ranked, in words. Reports print it beside every AP."""
         decode, mode = self.config.decode, self.config.adapt.mode
         values = {"none": "map", "kem": "window", "partial": "attraction", "full": "adapted map"}[mode]
         flipped = ", flip-averaged maps" if decode.flip_average else ""
@@ -232,9 +234,10 @@ class Model(nn.Module):
             return self._losses(maps, padded, instances, kams)
 
     def forward_features(self, images: Tensor, *, offsets: bool = True) -> Maps:
-        """The network up to instances: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions.
+        """Run the network up to instances: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions.
 
-        Without ``offsets`` there are the levels that they are made of instead, unless the norm is that of whole maps.
+        Without ``offsets`` the result has the levels instead, from which :meth:`_offsets_at` computes offsets at a few
+        cells. GroupNorm needs whole maps, so with it offsets are always computed.
         """
         levels = self.backbone(images)
         of_maps = of_offsets = [self.mix(levels)] if self.mix is not None else levels
@@ -251,7 +254,7 @@ class Model(nn.Module):
         return maps
 
     def _offsets_at(self, maps: Maps, cells: Tensor) -> Tensor:
-        """Offsets (B, T, 2K) float32 at cells (B, T, 2), the only ones that a prediction needs."""
+        """Offsets (B, T, 2K) float32 at cells (B, T, 2); a prediction needs no others."""
         if "offset" in maps:
             return read_cells(maps["offset"][0].float(), cells)
         offsets: Tensor = self.offset(self.fuse.at(maps["levels"], cells, self.parts[1]))
@@ -265,7 +268,7 @@ class Model(nn.Module):
         return kams
 
     def _windows(self, heat: Tensor, poses: Tensor, window: int) -> Tensor:
-        """Windows (B, T, K, W, W) of the keypoint maps in (B, K + 1, h, w) round poses (B, T, K, 2)."""
+        """Windows (B, T, K, W, W) of the keypoint maps in (B, K + 1, h, w) around poses (B, T, K, 2)."""
         sigma = self.config.adapt.window_sigma
         return sample_windows(heat[:, :-1].float(), poses, window, STRIDE, shift=self.shift, sigma=sigma)
 
@@ -276,7 +279,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def candidates(self, images: Tensor) -> list[Poses]:
-        """Poses of every image before suppression; several passes over an image can be concatenated."""
+        """Poses of every image before suppression; those of several passes over an image can be concatenated."""
         maps = self.forward_features(images, offsets=self.config.decode.flip_average)
         if self.config.decode.flip_average:
             mirrored = self.forward_features(mirror_images(images, STRIDE))
@@ -295,14 +298,14 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:
-        """The cells whose offsets learn people, for drawing.
+        """The cells whose offsets learn people, to be drawn.
 
         Args:
             size: (height, width) of the images, pixels.
-            people: Of each image.
+            people: People of each image.
 
         Returns:
-            For each image, one entry.
+            For each image, a list of one entry: the cells with offsets.
         """
         padded = pad_people(people, self.sigmas.device)
         targets = owner_targets(padded, (size[0] // STRIDE, size[1] // STRIDE), STRIDE, self.config.target)
@@ -328,7 +331,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def _instances(self, maps: Maps, people: PaddedPeople) -> Instances:
-        """The instances that train adaptation: found as in inference, judged by the people."""
+        """The instances that train adaptation: rough poses as in prediction, matched with the annotated people."""
         centres = self._centres(maps["heat"][0])
         poses = rough_poses(self._offsets_at(maps, centres.cells), centres, STRIDE)
         return training_instances(poses, people, self.sigmas, self.config.adapt)
@@ -360,7 +363,7 @@ class Model(nn.Module):
                 sums["refine"] = self._refine_loss(heat, kams, instances, per_map)
                 counts.append(instances.used.sum())
             if self.training:
-                self.diagnostics = instances.diagnose()
+                self.diagnostics = instances.stats()
         means = mean_counts(torch.stack(counts))
         return {
             name: getattr(loss, name) * total / mean for (name, total), mean in zip(sums.items(), means, strict=True)
@@ -392,7 +395,7 @@ class Model(nn.Module):
             centres = self._centres(maps["heat"][0])
             kept = centres.scores >= self.config.decode.min_centre
             kept[:, 0] = True
-            most = int(kept.sum(1).max())  # the host waits here, so that nothing is computed for nobody
+            most = int(kept.sum(1).max())  # the host waits here, so that no padding is adapted
             centres = Centres(*(values[:, :most] for values in centres))
             rough = rough_poses(self._offsets_at(maps, centres.cells), centres, STRIDE)
             axes = candidate_axes(rough, self.sigmas, adapt.kem_size, adapt.kem_step)
@@ -423,7 +426,7 @@ class Model(nn.Module):
             move, values = top_two(windows, 1.0)
         else:
             move, values = top_two(convolve_windows(windows, kams), adapt.top_weight)
-        # Where nothing is above rounding error the best cell is any cell, and the rough keypoint is better.
+        # Where no value exceeds rounding errors, the best cell is arbitrary: keep the rough keypoint.
         return rough + move.where((values > _NOTHING)[..., None], 0.0), values
 
 

@@ -15,9 +15,10 @@ def suppress_near(poses: Sequence[Poses], *, distance: float, keypoints: int, li
     Candidates may come from several passes over the same image (scales, flips): concatenate them first.
 
     Args:
-        poses: Of each image.
+        poses: Poses of each image.
         distance: Keypoints of two poses are near if closer than this share of the diagonal of the first one's box.
         keypoints: Poses with more near keypoints than this are duplicates.
+        limit: Poses kept of an image.
     """
     ordered = [p[p.scores.argsort(descending=True, stable=True)] for p in poses]
     kept = pick_near(
@@ -34,8 +35,8 @@ def suppress_near(poses: Sequence[Poses], *, distance: float, keypoints: int, li
 def pick_near(poses: Tensor, scores: Tensor, *, distance: float, keypoints: int) -> Tensor:
     """Which poses survive.
 
-    Poses are visited in order, unless already suppressed. The best pose of the visited one's duplicates (itself
-    included) survives if it is not suppressed yet, and suppresses the others.
+    Poses are visited in order, except suppressed ones. Of the visited pose and its duplicates, the best one survives,
+    unless it was suppressed before, and suppresses the others.
 
     Args:
         poses: (B, N, K, 2) xy, any unit.

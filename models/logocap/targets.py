@@ -1,6 +1,6 @@
-"""What maps of keypoints, centres and offsets learn from people (LOGO-CAP, section 3.1).
+"""Targets of the maps of keypoints, centres and offsets (LOGO-CAP, section 3.1).
 
-Cell j of a map of stride s stands for pixel s * j. Letters: B images, M people of an image (padded), K keypoints,
+Cell j of a map of stride s is at pixel s * j. Letters: B images, M people of an image (padded), K keypoints,
 (h, w) cells.
 """
 
@@ -18,22 +18,26 @@ from posefleet.models.parts.ops.heatmaps import draw_gaussians, drawn_cells
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetConfig:
-    """What the maps learn."""
+    """Targets of the maps."""
 
     heat_sigma: float = 2.0
-    """Deviation of the Gaussians round keypoints, cells, 1.5..3."""
+    """Standard deviation of the Gaussians around keypoints, cells, above 0, usually 1.5..3. Raised, maps are easier to
+    learn and peaks less exact."""
     centre_sigma: float = 4.0
-    """Deviation of the Gaussians round centres, cells, 3..6."""
+    """Standard deviation of the Gaussians around centres, cells, above 0, usually 3..6. Raised, centres of close people
+    merge."""
     offset_radius: int = 4
-    """Offsets train in a square of twice this side round centres, cells, 2..6."""
+    """Half the side of the square around a centre in which offsets train, cells, at least 1, usually 2..6. Raised, more
+    cells train, and squares of close people overlap."""
     refined_sigma: float = 4.0
-    """Deviation of the adapted map's target, pixels; the paper says 16, the window's."""
+    """Standard deviation of the adapted map's target, pixels, above 0; the paper has 16, the window's. Raised, adapted
+    keypoints are less exact."""
     background: float = 0.1
-    """Weight of the maps' loss where nothing is drawn, 0..1."""
+    """0..1, weight of the maps' loss in cells outside all Gaussians. Raised, maps have fewer false peaks."""
     min_area: float = 1024.0
-    """People smaller than this have no centre, square pixels of the input."""
+    """People with a smaller area have no centre, square pixels of the input. Lowered, small people train, too."""
     mask_unlabelled: bool = True
-    """No loss of the maps inside boxes of crowds and of people without keypoints."""
+    """Skip the loss of the maps inside boxes of crowds and of people without keypoints."""
 
     def __post_init__(self) -> None:
         if min(self.heat_sigma, self.centre_sigma, self.refined_sigma) <= 0 or self.offset_radius < 1:
@@ -69,7 +73,7 @@ def heat_targets(
 
 
 def owner_targets(people: PaddedPeople, size: tuple[int, int], stride: int, config: TargetConfig) -> OffsetTargets:
-    """Whose offsets the cells round the centres of people learn, and the offsets."""
+    """Targets of the offsets in the cells around the centres of people."""
     keypoints = people.keypoints / stride
     centres = person_centres(keypoints, people.labelled)
     radius = config.offset_radius
@@ -77,5 +81,5 @@ def owner_targets(people: PaddedPeople, size: tuple[int, int], stride: int, conf
 
 
 def _has_centre(people: PaddedPeople, config: TargetConfig) -> Tensor:
-    """(B, M) bool."""
+    """(B, M) bool, True for people with keypoints whose area is at least ``config.min_area``."""
     return people.valid & (people.areas >= config.min_area)
