@@ -97,7 +97,7 @@ OPEN = {
     "platform/comparison": "ablation budget compare figures html sources",
     "platform/config": "cli experiment loading",
     "platform/inference": "evaluate latency onnx predictor split",
-    "platform/monitoring": "monitor",
+    "platform/monitoring": "profiler stragglers watchdog",
     "platform/prediction": "batch inputs worker",
     "platform/promotion": "agreement checks gate release shadow",
     "platform/runtime": "activity logs paths placement progress redaction worker",
