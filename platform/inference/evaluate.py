@@ -1,4 +1,4 @@
-"""Predicts and scores a data set, shared among ranks."""
+"""Evaluates a model on a data set that the ranks share among them."""
 
 import contextlib
 from collections.abc import Callable
@@ -29,12 +29,12 @@ def evaluate(
     step: int = 0,
     keep: Callable[[dict[int, Poses]], None] | None = None,
 ) -> Evaluation | None:
-    """Predict a split and score it; each rank predicts its part and matches it, rank 0 adds up.
+    """Predict a split and score it; each rank predicts and matches its part, rank 0 accumulates the matches.
 
     Args:
         model: On ``worker.device``; left in the mode it was in.
         open_split: Opens the split with a transform; default: the shards of ``experiment.data.eval``.
-        step: Training step that pictures and plots are filed under.
+        step: Training step under which images and plots are logged.
         keep: Called on rank 0 with all poses, in pixels of the original images.
 
     Returns:
@@ -112,7 +112,7 @@ def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
 
 
 def ground_truth(source: SampleSource, rank: int = 0, world_size: int = 1) -> GroundTruth:
-    """The people of the images of a source; of those that a rank predicts, if it has a rank."""
+    """The ground truth of the images of ``source`` that ``rank`` predicts; with the defaults, of all images."""
     return GroundTruth.from_records(
         (record["image_id"], (record["width"], record["height"]), record["people"])
         for record in source.records(rank, world_size)

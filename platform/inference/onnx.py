@@ -1,4 +1,4 @@
-"""A checkpoint's network as an ONNX file that describes itself, and the model of such a file.
+"""Exports a checkpoint's network to an ONNX file that describes itself, and loads such a file as a model.
 
 The graph goes from uint8 images to the named maps of ``forward_features``, for any batch and any size that is a
 multiple of 32; normalisation is inside. Poses are made of the maps by the model's own code, in PyTorch, whoever
@@ -31,7 +31,7 @@ from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
 
 OPSET = 20
-"""Of ONNX: DeformConv needs 19."""
+"""Version of ONNX's operator set; DeformConv needs at least 19."""
 FORMAT = "1"
 """Of the metadata and of what lies in the file; a new one makes cached files of the old one unread."""
 INPUT = "images"
@@ -39,13 +39,13 @@ _KEY, _DECODER = "posefleet.", "decoder."
 
 
 class Agreement(NamedTuple):
-    """How far two predictors are apart on the same images."""
+    """How much the poses of two predictors differ on the same images."""
 
     images: int
     poses: int
     """Poses of the first that have a partner among the second's, the nearest one left."""
     unpaired: int
-    """Poses of either that have none."""
+    """Poses of either predictor without a partner."""
     pixels: float
     """Largest difference of a coordinate, pixels of the original image."""
     scores: float
@@ -282,7 +282,7 @@ def _read(path: str) -> tuple[bytes, Any, dict[str, str]]:
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    """All tensors of a graph, and of the graphs in it."""
+    """All tensors of a graph and of its subgraphs."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)

@@ -1,4 +1,4 @@
-"""The one way from images to poses: what evaluation, batch prediction and serving all call.
+"""Predicts poses from images; evaluation, batch prediction and serving all use this.
 
 predictor = Predictor.from_registry("models:/smpr@champion")
 prediction = predictor("people.jpg")
@@ -32,10 +32,10 @@ ImageInput = str | Path | bytes | np.ndarray
 """An image file's path, URI or bytes, or (H, W, 3) uint8 RGB pixels."""
 
 Backend = Literal["torch", "onnxruntime"]
-"""What computes the network; poses are made of what it says by the same code."""
+"""What computes the network; the same code turns its outputs into poses."""
 
 DECIMALS = 5
-"""Of coordinates and scores in JSON: far below what anybody can see, and shorter than a float32 in full."""
+"""Decimals of coordinates and scores in JSON: far below what anybody can see, and shorter than a float32 in full."""
 
 
 class _Candidates(Protocol):
@@ -46,7 +46,7 @@ class _Candidates(Protocol):
 
 
 class _Refiner(Protocol):
-    """What a top-down method must offer for boxes that know the truth."""
+    """What a top-down method must offer for boxes that use the ground truth."""
 
     def predict_in(self, images: Tensor, people: Sequence[People], oracle: str) -> list[Poses]: ...
 
@@ -76,7 +76,7 @@ class Prediction:
         return picture
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it: ``width``, ``height``, ``poses``."""
+        """The prediction for JSON: ``width``, ``height``, ``poses``."""
         height, width = self.image.shape[:2]
         return {"width": width, "height": height, "poses": describe_poses(self.poses, self.schema)}
 
@@ -173,7 +173,7 @@ class Predictor:
             tracking: Where models are registered; see ``registry.find_model``.
 
         Raises:
-            CheckpointError: There is none, or it is damaged.
+            CheckpointError: There is no checkpoint at ``path``, or it is damaged.
             ValueError: ONNX Runtime is not installed, or is asked to run on another device than the CPU.
         """
         path, exported = resolve_path(path), path.endswith(".onnx")
@@ -202,7 +202,7 @@ class Predictor:
             options: See :meth:`from_checkpoint`.
 
         Raises:
-            ValueError: It is no such address.
+            ValueError: ``address`` is not an address of this form.
             CheckpointError: There is no such model, or its files are damaged.
         """
         if not address.startswith(MODELS):
@@ -310,7 +310,7 @@ class Predictor:
         return [_clip(poses, size) for poses, size in zip(merged, views[0].original_sizes.tolist(), strict=True)]
 
     def _merge(self, views: Sequence[Batch]) -> list[Poses]:
-        """All candidates of all views together, scored by the truth if asked for, then suppressed once."""
+        """All candidates of all views together, scored by the ground truth if asked for, then suppressed once."""
         model = cast(_Candidates, self.model)
         found: list[list[Poses]] = [[] for _ in range(len(views[0]))]
         for view in views:

@@ -18,7 +18,7 @@ from posefleet.platform.tracking.runs import DataInput
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """The images that are judged on: a folder of shards, or COCO's files where they lie."""
+    """Annotated images for scoring: a folder of shards, or COCO's own files."""
 
     shards: str = ""
     """Absolute path or URI."""
@@ -28,7 +28,7 @@ class Split:
         """The images in their stored order.
 
         Raises:
-            DataError: They cannot be used.
+            DataError: The images or annotations cannot be used.
         """
         if self.source:
             return FolderDataset(self.source, schema, transform)
@@ -47,7 +47,7 @@ class Split:
         return f"{manifest.split}, {manifest.samples:,} images"
 
     def as_input(self) -> DataInput:
-        """For MLflow's records."""
+        """The description of the images that MLflow records."""
         if not self.source:
             manifest = read_manifest(self.shards)
             return DataInput(name=manifest.split, use="gate", fingerprint=manifest.fingerprint, source=self.shards)
