@@ -39,7 +39,7 @@ def test_an_unknown_schema_names_the_known_ones() -> None:
 
 
 def test_rows_of_different_number_are_refused() -> None:
-    with pytest.raises(ValueError, match="equal lengths"):
+    with pytest.raises(ValueError, match="tensors must have equal lengths"):
         Poses(torch.zeros(2, 17, 2), torch.zeros(2, 17), torch.zeros(3))
 
 

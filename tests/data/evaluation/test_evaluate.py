@@ -504,7 +504,7 @@ def test_bad_input_is_named() -> None:
 
 def test_a_backend_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ValueError, match="needs faster-coco-eval: pip install"):
+    with pytest.raises(ValueError, match="needs faster-coco-eval: pip install faster-coco-eval"):
         evaluate(truth_of([person(standing())]), {}, COCO17, backend="faster")
 
 
