@@ -24,6 +24,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
+from posefleet.data.io.cluster import start_ray
 from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
@@ -133,8 +134,7 @@ def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None)
         callbacks: list[Any] = [_save_before_resize(run, scaling.min_workers)] if scaling.elastic else []
     except FatalError as error:
         return Outcome(error=str(error))
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING, log_to_driver=True)
+    start_ray()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # workers: it prints what is said to a redirected stdout
     beside_us = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     reports = Queue(actor_options={"num_cpus": 0, "label_selector": beside_us}) if report else None

@@ -26,6 +26,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
+from posefleet.data.io.cluster import start_ray
 from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.checkpoints.format import CheckpointError, read_meta
 from posefleet.platform.checkpoints.load import load_model
@@ -99,8 +100,7 @@ def run_search(search: Search, config: SearchConfig, parent: Run) -> bool:
     Raises:
         ValueError: The cluster is too small for a single trial.
     """
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    start_ray(level=logging.ERROR, worker_output=False)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that failed has no AP
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # no tables beside the progress line
