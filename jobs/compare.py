@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from posefleet.command_line import Given, fail, one_of
-from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.config.cli import WORKERS, override, parse_with_settings
 
 if TYPE_CHECKING:
@@ -95,7 +94,6 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when a training failed, 2 on bad arguments."""
-    collect_garbage_rarely()
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoints.format import CheckpointError

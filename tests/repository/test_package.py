@@ -19,9 +19,13 @@ from packaging.requirements import Requirement
 import posefleet
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_JOBS = ("__init__", "__main__", "demo")
-"""The demo imports nothing heavy itself: it starts other processes."""
-JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem not in NOT_JOBS)
+NOT_JOBS = ("__init__", "__main__", "cli", "demo")
+"""The command line hands on to the others. The demo imports nothing heavy itself: it starts other processes."""
+JOBS = sorted(
+    path.stem
+    for path in (ROOT / "jobs").glob("*.py")
+    if path.stem not in NOT_JOBS and not path.stem.startswith("train_")  # these run jobs/train.py
+)
 PACKAGES = ("data", "models", "platform", "serve", "jobs")
 RARELY = (50_000, 20, 20)
 
@@ -31,7 +35,7 @@ for job in sys.argv[1:]:
     gc.set_threshold(700, 10, 10)
     main = importlib.import_module(f"posefleet.jobs.{job}").main
     assert gc.get_threshold() == (700, 10, 10), f"importing {job} changed the collector"
-    sys.argv = [job, "--help"]
+    sys.argv = [job, *(["smpr"] if job == "train" else []), "--help"]
     sys.stdout.write(f"{job} begins\\n")
     try:
         main()
