@@ -8,7 +8,6 @@ posefleet evaluate --checkpoint CHECKPOINT --evaluate.oracle_scores true    # wh
 Settings are those of the checkpoint's experiment; options change them for this evaluation.
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -52,7 +51,6 @@ def _evaluate(options: Options, overrides: Given) -> int:
     from posefleet.data.coco.results import write_results
     from posefleet.data.coco.source import find_source
     from posefleet.data.io.files import write_file
-    from posefleet.data.keypoints import load_schema
     from posefleet.data.loading.coco_dataset import FolderDataset
     from posefleet.data.structures import Poses
     from posefleet.memory import keep_freed_memory
@@ -65,9 +63,6 @@ def _evaluate(options: Options, overrides: Given) -> int:
 
     path = find_checkpoint(resolve_path(options.checkpoint))
     experiment = override(read_meta(path).experiment, overrides)
-    experiment = dataclasses.replace(
-        experiment, data=dataclasses.replace(experiment.data, eval=resolve_path(experiment.data.eval))
-    )
     keep_freed_memory()
     worker = LocalWorker()
     model, _ = load_model(path, experiment=experiment)
@@ -75,8 +70,7 @@ def _evaluate(options: Options, overrides: Given) -> int:
     if options.source:
         images = resolve_path(options.images) or None
         source = find_source(resolve_path(options.source), options.split, images=images)
-        schema = load_schema(experiment.schema)
-        open_split = lambda view: FolderDataset(source, schema, view)  # noqa: E731
+        open_split = lambda view: FolderDataset(source, experiment.keypoints, view)  # noqa: E731
     elif not experiment.data.eval:
         raise ValueError("nothing to evaluate on; give --source PATH or --data.eval SHARDS")
     out = resolve_path(options.out)

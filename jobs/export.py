@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from posefleet.command_line import Given
+from posefleet.command_line import Given, report_error
 from posefleet.platform.config.cli import override, parse_with_settings
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _export(options, overrides)
     except (ValueError, OSError, CheckpointError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        report_error(error)
         return 2
 
 
@@ -113,22 +113,21 @@ def _export(options: Options, overrides: Given) -> int:
 def _pictures(options: Options, experiment: "Experiment", *, chosen: bool) -> tuple[str, "list[np.ndarray]"]:
     """Decoded images to check on, and what they are."""
     from posefleet.data.coco.source import find_source
-    from posefleet.data.keypoints import load_schema
     from posefleet.data.synthetic.scenes import SceneConfig, render_scene
     from posefleet.platform.inference.split import Split
     from posefleet.platform.runtime.paths import resolve_path
 
     count = options.check.images
     if options.source:
-        images = resolve_path(options.images) if options.images else None
+        images = resolve_path(options.images) or None
         split = Split(source=find_source(resolve_path(options.source), options.split, images))
     elif chosen:
-        split = Split(shards=resolve_path(experiment.data.eval))
+        split = Split(shards=experiment.data.eval)
     else:
         resize = experiment.data.resize
         config = SceneConfig(width=(resize.short_side, resize.long_side), height=(resize.short_side, resize.short_side))
         return f"{count} rendered images", [render_scene(config, seed)[0] for seed in range(count)]
-    samples = split.open(load_schema(experiment.schema), lambda sample, _: sample)
+    samples = split.open(experiment.keypoints, lambda sample, _: sample)
     positions = range(min(count, len(samples)))
     return str(split), [sample.image for sample in samples.samples(positions)]
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from posefleet.command_line import fail, parse
+from posefleet.command_line import fail, parse, report_error
 
 if TYPE_CHECKING:
     from posefleet.platform.prediction.batch import BatchResult
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, CheckpointError) as error:
         fail(str(error))
     except OSError as error:
-        sys.stderr.write(f"error: {error}; give the same command again, and it goes on from there\n")
+        report_error(f"{error}; give the same command again, and it goes on from there")
         return 1
     sys.stdout.write(_summary(result, output))
     counts = result.counts

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posefleet.command_line import Given, fail, one_of
+from posefleet.command_line import Given, fail, one_of, report_error
 from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
 from posefleet.platform.runtime.paths import MODELS, resolve_path
-from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import TrackingError, pages, store_uri
 from posefleet.platform.tracking.registry import (
     CHALLENGER,
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _rollback(options)
         return _crown(options, overrides) if options.from_shadow else _promote(options, overrides)
     except errors as error:
-        sys.stderr.write(f"error: {error}\n")
+        report_error(error)
         return 2
 
 
@@ -249,7 +249,6 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
         raise ValueError("evaluate.oracle_scores and evaluate.oracle_boxes know the truth: they cannot be served")
     return dataclasses.replace(
         experiment,
-        data=dataclasses.replace(experiment.data, eval=resolve_path(experiment.data.eval)),
         evaluate=dataclasses.replace(experiment.evaluate, backend="pycocotools"),
     )
 
@@ -260,7 +259,7 @@ def _split(options: Options, experiment: "Experiment") -> "Split":
     from posefleet.platform.inference.split import Split
 
     if options.source:
-        images = resolve_path(options.images) if options.images else None
+        images = resolve_path(options.images) or None
         return Split(source=find_source(resolve_path(options.source), options.split, images))
     if not experiment.data.eval:
         raise ValueError("nothing to judge on; give --data.eval SHARDS or --source PATH")
@@ -282,7 +281,6 @@ def _store(given: str, checkpoint: str) -> str:
 def _release(
     named: str, meta: "Meta", experiment: "Experiment", split: "Split", verdict: "GateReport", folder: Path
 ) -> Release:
-    from posefleet.data.keypoints import load_schema
     from posefleet.platform.config.loading import to_dict, to_yaml
 
     scores = verdict.evaluation.as_dict() if verdict.evaluation else {}
@@ -307,7 +305,7 @@ def _release(
         folder=folder,
         method=experiment.method,
         schema=experiment.schema,
-        keypoints=load_schema(experiment.schema).keypoints,
+        keypoints=experiment.keypoints.keypoints,
         experiment=experiment.run.experiment,
         training_run=meta.provenance.get("run_id", ""),
         step=meta.step,
@@ -321,10 +319,10 @@ def _release(
 
 def _tell(version: Version, alias: str, uri: str, rival: Version | None) -> None:
     was = f", version {rival.number} is the previous one" if rival and alias == CHAMPION else ""
-    store = redacted(uri)
+    address = f"{MODELS}{version.name}@{alias}"
     sys.stdout.write(
-        f"{MODELS}{version.name}@{alias} is version {version.number}{was}\n"
-        f"  use    MLFLOW_TRACKING_URI={store} python jobs/evaluate.py --checkpoint {MODELS}{version.name}@{alias}\n"
+        f"{address} is version {version.number}{was}\n"
+        f"  use    MLFLOW_TRACKING_URI={redact(uri)} python jobs/evaluate.py --checkpoint {address}\n"
         f"  pages  {pages(uri)}\n"
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from posefleet.command_line import parse
+from posefleet.command_line import parse, report_error
 
 if TYPE_CHECKING:
     from posefleet.data.coco.source import Source
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         schema = load_schema(options.schema)
-        images = resolve_path(options.images) if options.images else None
+        images = resolve_path(options.images) or None
         source = find_source(resolve_path(options.source), options.split, images)
         if not options.skip_doctor and not _healthy(source, schema, options.allow_errors):
             return 1
@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parallel=not options.in_process,
         )
     except DataError as error:
-        sys.stderr.write(f"error: {error}\n")
+        report_error(error)
         return 1
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        report_error(error)
         return 2
     sys.stdout.write(_summary(result, root))
     return 0
@@ -98,7 +98,7 @@ def _healthy(source: "Source", schema: "KeypointSchema", allow_errors: bool) -> 
     if report.errors:
         sys.stderr.write(report.as_text())
         if not allow_errors:
-            sys.stderr.write(f"error: {source.annotation_file}: {kinds}; correct it, or go on with --allow-errors\n")
+            report_error(f"{source.annotation_file}: {kinds}; correct it, or go on with --allow-errors")
     elif kinds:
         sys.stderr.write(f"warning: {kinds}; python -m posefleet.data.doctor says more\n")
     return allow_errors or not report.errors

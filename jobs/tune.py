@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posefleet.command_line import Given, fail, one_of
+from posefleet.command_line import Given, fail, one_of, report_error
 from posefleet.platform.config.cli import DATA, WORKERS, configured, override, parse_with_settings
 
 if TYPE_CHECKING:
@@ -130,8 +130,6 @@ def _planned(options: Options, overrides: Given) -> _Plan:
         checkpoint = options.checkpoint
         base = configured(options.method, options.config, overrides)
         folder = options.out or f"{base.run.storage}/tune-{options.method}"
-    data = dataclasses.replace(base.data, train=resolve_path(base.data.train), eval=resolve_path(base.data.eval))
-    base = dataclasses.replace(base, data=data)
     if not base.data.eval:
         raise ValueError("nothing to score on; give --data.eval SHARDS")
     settled = {"checkpoint": checkpoint, "samples": options.samples or (200 if options.decode_only else 16)}
@@ -220,7 +218,7 @@ def _train(plan: _Plan) -> int:
         parent.finish("FAILED" if whole else "KILLED", curves=False)
         if not whole:
             return STOPPED
-        sys.stderr.write(f"error: {error}\n")
+        report_error(error)
         return 1
     with RunLogger(parent, system_every=0) as sink:
         for file in report_files(plan.folder):

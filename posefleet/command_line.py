@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import logging
 import shutil
 import sys
 import textwrap
@@ -28,6 +29,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from posefleet.light_import import parsed, source_file
 from posefleet.memory import collect_garbage_rarely
 from posefleet.option_names import nearest
+from posefleet.platform.runtime.redaction import redact, redact_logs
 
 T = TypeVar("T")
 Given = dict[str, list[str]]
@@ -200,6 +202,7 @@ def parse(
         The command's own options, and what was given of the others.
     """
     collect_garbage_rarely()  # torch is imported next
+    redact_logs(logging.lastResort)  # shows warnings on stderr where nobody has set up logging
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     own = options(kind)
     taken = [option.path for option in own]
@@ -276,8 +279,13 @@ def completions(listing: Callable[[], object], previous: str, current: str) -> l
 
 def fail(message: str) -> NoReturn:
     """End a command over bad input: a message, no traceback, exit status 2."""
-    sys.stderr.write(f"error: {message}\n")
+    report_error(message)
     raise SystemExit(2)
+
+
+def report_error(message: object) -> None:
+    """Write ``error: message`` to stderr, without secrets."""
+    sys.stderr.write(f"error: {redact(str(message))}\n")
 
 
 # ------------------------------------------------------------------------------------------------------- parsing

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from posefleet.command_line import Argument, parse
+from posefleet.command_line import Argument, parse, report_error
 
 ABOUT = """Find what is wrong with a data set of keypoints in COCO's format before it costs GPU hours.
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         splits = [options.split] if options.split else find_splits(options.path) or ["train2017"]
         sources = [find_source(options.path, split, options.images) for split in splits]
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        report_error(error)
         return 2
     reports = [examine(source, schema, workers=options.workers, progress=True) for source in sources]
     sys.stdout.write("\n".join(report.as_text() for report in reports))

@@ -7,7 +7,6 @@ from typing import Any
 
 from posefleet.data.io.files import read_json
 from posefleet.platform.runtime.paths import resolve_path
-from posefleet.platform.runtime.redaction import redacted
 from posefleet.platform.tracking import registry
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
@@ -52,7 +51,7 @@ def _folder(run_id: str) -> str:
     try:
         run = tracking.read_run(uri, run_id)
     except TrackingError as error:
-        raise ValueError(f"{run_id} is neither a folder nor a run in {redacted(uri)}: {error}") from None
+        raise ValueError(f"{run_id} is neither a folder nor a run in {uri}: {error}") from None
     if "folder" not in run.tags:
         raise ValueError(f"MLflow run {run_id} ({run.name}) has no tag 'folder' with its folder; give that folder")
     return run.tags["folder"]

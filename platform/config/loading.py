@@ -16,7 +16,7 @@ from posefleet.models import load_method
 from posefleet.option_names import nearest
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.paths import resolve_path
-from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.runtime.redaction import redact
 
 
 def build_experiment(values: Mapping[str, Any], *, where: str = "configuration") -> Experiment:
@@ -141,4 +141,4 @@ def _plain(value: Any, passwords: bool) -> Any:
         return {key: _plain(item, passwords) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item, passwords) for item in value]
-    return redacted(value) if isinstance(value, str) and not passwords else value
+    return redact(value) if isinstance(value, str) and not passwords else value

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import fsspec
 
-from posefleet.platform.runtime.redaction import redact
+from posefleet.platform.runtime.redaction import redact_logs
 
 MOST_BYTES = 20 * 2**20
 """Of a log file; then it becomes NAME.jsonl.1, and that one goes."""
@@ -65,6 +65,7 @@ def log_to_folder(folder: str, name: str, *, run: str = "", terminal: int = logg
     ours.setLevel(logging.DEBUG)
     for handler in added:
         root.addHandler(handler)
+    redact_logs(*root.handlers)
     try:
         yield
     finally:
@@ -136,10 +137,10 @@ class _JsonLines(logging.Formatter):
             "level": record.levelname,
             **self._process,
             "logger": record.name,
-            "message": redact(record.getMessage()),
+            "message": record.getMessage(),
         }
         if record.threadName and record.threadName != threading.main_thread().name:
             line["thread"] = record.threadName
         if record.exc_info:
-            line["error"] = redact(self.formatException(record.exc_info))
+            line["error"] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from posefleet.command_line import HELP, fail, parse
+from posefleet.command_line import HELP, fail, parse, report_error
 from posefleet.platform.runtime.redaction import restored
 from posefleet.platform.tracking.client import TrackingError, explained, tracking_uri
 from posefleet.platform.tracking.runs import SyncOptions
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         count = sync_spool(options.spool_dir, options.uri)
     except (ValueError, TrackingError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        report_error(error)
         return 1
     sys.stdout.write(f"{count} events sent from {options.spool_dir}\n")
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posefleet.platform.runtime.paths import STORAGE, resolve_path
-from posefleet.platform.runtime.redaction import redacted, restored
+from posefleet.platform.runtime.redaction import redact, restored
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +23,10 @@ DATABASES = ("postgresql", "mysql", "mssql")
 
 
 class TrackingError(RuntimeError):
-    """MLflow refused or could not be reached; the message says where and why."""
+    """MLflow refused or could not be reached; the message says where and why, without passwords."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))  # it may pass through other processes before it is shown
 
 
 def default_uri(storage: str) -> str:
@@ -54,9 +57,9 @@ def tracking_uri(uri: str) -> str:
         return f"sqlite:///{Path(rest[3:]).absolute()}"
     advice = "use sqlite:////absolute/path/mlflow.db or the http(s):// address of an MLflow server"
     if scheme == "file" or not rest:
-        raise ValueError(f"tracking URI {redacted(uri)!r}: MLflow no longer writes runs to a folder; {advice}")
+        raise ValueError(f"tracking URI {redact(uri)!r}: MLflow no longer writes runs to a folder; {advice}")
     known = ", ".join(("sqlite", "http", "https", *DATABASES))
-    raise ValueError(f"tracking URI {redacted(uri)!r} is not one of {known}; {advice}")
+    raise ValueError(f"tracking URI {redact(uri)!r} is not one of {known}; {advice}")
 
 
 def store_uri(given: str = "", storage: str = STORAGE) -> str:
@@ -72,7 +75,7 @@ def store_uri(given: str = "", storage: str = STORAGE) -> str:
 
 def pages(uri: str) -> str:
     """Where a person sees the pages of a store: its address, or the command that serves them; passwords are hidden."""
-    return redacted(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
+    return redact(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -114,12 +117,12 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"MLflow at {redacted(uri)}: {first_line(error)}") from error
+        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """What ``error`` says, without passwords and short enough for a log line."""
-    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
+    """The first line of ``error``, short enough for a log; redacted before a cut could split an address."""
+    return redact((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
 def clean_name(name: object) -> str:

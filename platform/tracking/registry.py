@@ -30,7 +30,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from posefleet.platform.runtime.paths import MODELS
-from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import clean_name, connect, explained, first_line, store_uri
 from posefleet.platform.tracking.runs import LONGEST_DIGEST, DataInput, flatten, start_run
 
@@ -173,7 +173,7 @@ def find_model(address: str, uri: str = "") -> str:
 
 
 def _find(client: "MlflowClient", uri: str, address: str, name: str, alias: str | None, version: str | None) -> Version:
-    model, shown = _model(client, name), redacted(uri)
+    model, shown = _model(client, name), redact(uri)
     if model is None:
         known = ", ".join(sorted(model.name for model in client.search_registered_models()))
         raise ValueError(f"{address}: {shown} has no model {name!r}, but {known or 'none at all; see jobs/promote.py'}")
@@ -228,7 +228,7 @@ def _local_copy(source: str, uri: str) -> str:
     from mlflow.artifacts import download_artifacts
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "posefleet", "models")
-    kept = cache / hashlib.sha256(f"{redacted(uri)} {source}".encode()).hexdigest()[:32]
+    kept = cache / hashlib.sha256(f"{redact(uri)} {source}".encode()).hexdigest()[:32]
     if not kept.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
@@ -249,7 +249,7 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
     Raises:
         TrackingError: The registry refused or could not be reached; what had been created is deleted again.
     """
-    uri, release = store_uri(uri), replace(release, tags={key: redacted(text) for key, text in release.tags.items()})
+    uri, release = store_uri(uri), replace(release, tags={key: redact(text) for key, text in release.tags.items()})
     with explained(uri), contextlib.ExitStack() as undo:
         client = connect(uri)
         if _model(client, name) is None:

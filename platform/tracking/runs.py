@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from posefleet.command_line import Argument
-from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def find_runs(uri: str, experiment_name: str, filter_string: str = "") -> list[R
         client = connect(uri)
         experiment = client.get_experiment_by_name(experiment_name)
         if experiment is None:
-            raise TrackingError(f"{redacted(uri)} has no experiment {experiment_name!r}")
+            raise TrackingError(f"{uri} has no experiment {experiment_name!r}")
         runs, token = [], None
         while token != "":
             page = client.search_runs([experiment.experiment_id], filter_string, page_token=token)
@@ -195,7 +195,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             flat |= {f"{clean_name(name)}.{inner}": text for inner, text in flatten(value).items()}
             continue
-        text = redacted(json.dumps(value, default=str) if isinstance(value, list | tuple | Mapping) else str(value))
+        text = redact(json.dumps(value, default=str) if isinstance(value, list | tuple | Mapping) else str(value))
         if len(text) > LONGEST_PARAM:
             text = f"{text[: LONGEST_PARAM - 40]} ... ({len(text)} characters)"
         flat[clean_name(name)] = text
@@ -225,7 +225,7 @@ def _continue_run(
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        _log.warning("MLflow at %s does not answer (%s); run %s goes on", redacted(uri), first_line(error), run_id)
+        _log.warning("MLflow at %s does not answer (%s); run %s goes on", redact(uri), first_line(error), run_id)
         return
     if changed:
         _log.warning("run %s goes on with other settings: %s", run_id, changed)
@@ -263,7 +263,7 @@ def _log_inputs(client: "MlflowClient", run_id: str, inputs: Sequence[DataInput]
 
     def entry(data: DataInput) -> DatasetInput:
         scheme, found, _ = data.source.partition("://")
-        source = json.dumps({"uri": redacted(data.source)})
+        source = json.dumps({"uri": redact(data.source)})
         dataset = Dataset(data.name, data.fingerprint[:LONGEST_DIGEST], scheme if found else "local", source)
         return DatasetInput(dataset, [InputTag("mlflow.data.context", data.use)])
 
@@ -285,7 +285,7 @@ def _source_tags() -> dict[str, str]:
 
 
 def _shown(tags: Mapping[str, str]) -> dict[str, str]:
-    return {name: redacted(text) for name, text in tags.items()}
+    return {name: redact(text) for name, text in tags.items()}
 
 
 def _summary(run: Any) -> RunSummary:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posefleet.data.io.files import read_json
-from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.runtime.redaction import redact
 
 Event = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Spool:
         header = spool.folder / "run.json"
         if header.exists() and (other := spool.header()["run_id"]) != run_id:
             raise ValueError(f"{folder} holds events of run {other}, not of {run_id}: give every run its own folder")
-        _write_whole(header, json.dumps({"uri": redacted(uri), "run_id": run_id}))
+        _write_whole(header, json.dumps({"uri": redact(uri), "run_id": run_id}))
         return spool
 
     def header(self) -> dict[str, str]:

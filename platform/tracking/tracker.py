@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import first_line, tracking_uri
 from posefleet.platform.tracking.sender import Sender
 from posefleet.platform.tracking.spool import Event, Spool
@@ -74,7 +74,7 @@ class Tracker:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self._log("tags", values={name: str(text) for name, text in tags.items()})
+        self._log("tags", values={name: redact(str(text)) for name, text in tags.items()})
 
     def log_artifact(self, path: Path | str, folder: str = "") -> None:
         """Store a file, or what a directory holds, in an artifact folder; it is copied before the call returns."""
@@ -162,7 +162,7 @@ class Tracker:
                 if not failures:
                     _log.warning(
                         "MLflow at %s fails (%s); training goes on, events are kept in %s until it answers",
-                        redacted(self.uri),
+                        redact(self.uri),
                         first_line(error),
                         self.spool.folder,
                     )

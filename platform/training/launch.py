@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from posefleet.command_line import report_error
 from posefleet.platform.checkpoints.format import CheckpointError
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime import logs
@@ -49,7 +50,7 @@ def train(experiment: Experiment) -> int:
         check_data(experiment)
         experiment, run = open_run(experiment)
     except (ValueError, OSError, CheckpointError, TrackingError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        report_error(error)
         return 1
     sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
     outcome = run_training(experiment, run)

@@ -27,7 +27,7 @@ from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
-from posefleet.platform.runtime.redaction import redacted, restored
+from posefleet.platform.runtime.redaction import redact, restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
 from posefleet.platform.tracking.tracker import Status, Tracker
@@ -188,7 +188,7 @@ def _read_run_file(folder: str) -> dict[str, str] | None:
 
 
 def _remember(run: Run, method: str) -> None:
-    content = {"run_id": run.run_id, "tracking_uri": redacted(run.tracking_uri), "method": method}
+    content = {"run_id": run.run_id, "tracking_uri": redact(run.tracking_uri), "method": method}
     write_file(f"{run.folder}/run.json", json.dumps(content, indent=1).encode())
 
 

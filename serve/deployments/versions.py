@@ -20,7 +20,7 @@ from posefleet.platform.checkpoints.format import Meta, read_meta
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.placement import STEADY
-from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.registry import find_version
 from posefleet.serve.deployments.errors import ErrorDetail
 from posefleet.serve.deployments.settings import CHALLENGER
@@ -201,12 +201,12 @@ class VersionController:
             try:
                 model.decide(await self._resolve(name))
             except ValueError as error:
-                return ErrorDetail("reload_failed", redacted(f"{error}; {_still_serving(before)}"))
+                return ErrorDetail("reload_failed", redact(f"{error}; {_still_serving(before)}"))
             if failure := await self._wait_until_served(model, timeout_s):
                 rejected, model.target, model.decided = model.target, before, decided
                 await self._wait_until_failures_cleared(model)
                 label = rejected.checkpoint if rejected else "no version"
-                return ErrorDetail("reload_failed", redacted(f"{label}: {failure}; {_still_serving(before)}"))
+                return ErrorDetail("reload_failed", redact(f"{label}: {failure}; {_still_serving(before)}"))
             return {
                 "model": name,
                 "before": before.version if before else None,
@@ -266,7 +266,7 @@ class VersionController:
             if key.endswith(CHALLENGER) and isinstance(error, ValueError):
                 _log.info("%s: no challenger: %s", key, error)
                 return None
-            raise ValueError(redacted(str(error))) from None
+            raise ValueError(redact(str(error))) from None
 
     async def _wait_until_served(self, model: _ModelState, timeout_s: float) -> str:
         """Wait until all replicas serve the target. Return why they do not, empty if they do."""

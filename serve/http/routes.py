@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
-from posefleet.platform.runtime.redaction import redacted
+from posefleet.platform.runtime.redaction import redact
 from posefleet.serve.deployments.errors import ApiError, ErrorDetail
 from posefleet.serve.deployments.settings import ServedModel
 from posefleet.serve.deployments.versions import ServedVersion, ShadowStats
@@ -199,12 +199,12 @@ def _request_bodies() -> dict[str, Any]:
 
 def describe_model(model: ServedModel, version: ServedVersion | None) -> dict[str, Any]:
     """The fields of ``schema.ModelInfo`` but ``default``, with passwords removed from addresses."""
-    info = {"name": model.name, "source": redacted(model.source), "score_threshold": model.score_threshold}
+    info = {"name": model.name, "source": redact(model.source), "score_threshold": model.score_threshold}
     if version is None:
         return info
     schema = load_schema(version.schema)
     keypoint_set = {"name": schema.name, "keypoints": schema.keypoints, "skeleton": schema.skeleton}
-    return asdict(version) | info | {"checkpoint": redacted(version.checkpoint), "keypoint_set": keypoint_set}
+    return asdict(version) | info | {"checkpoint": redact(version.checkpoint), "keypoint_set": keypoint_set}
 
 
 def _summarize(stats: ShadowStats | None) -> dict[str, Any]:
@@ -213,8 +213,8 @@ def _summarize(stats: ShadowStats | None) -> dict[str, Any]:
         return {"images": 0}
     return {
         "images": stats.images,
-        "champion": redacted(stats.champion),
-        "challenger": redacted(stats.challenger),
+        "champion": redact(stats.champion),
+        "challenger": redact(stats.challenger),
         "people": stats.pairs + stats.only_champion,
         "mean_oks": stats.oks / stats.pairs if stats.pairs else None,
         "only_champion": stats.only_champion,

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,16 @@ import pytest
 from mlflow_server import Server
 from small_settings import untrained_checkpoint
 
+from posefleet.command_line import fail, report_error
 from posefleet.platform.checkpoints.format import read_content
 from posefleet.platform.config.cli import override
 from posefleet.platform.config.loading import build_experiment, to_dict, to_yaml
-from posefleet.platform.runtime.redaction import redacted, restored
+from posefleet.platform.runtime.redaction import redact, restored
 from posefleet.platform.tracking.__main__ import sync_spool
 from posefleet.platform.tracking.client import TrackingError, pages, store_uri, tracking_uri
 from posefleet.platform.tracking.registry import find_version
 from posefleet.platform.tracking.runs import find_runs, flatten, start_run
+from posefleet.platform.tracking.runs import read_run as read_mlflow_run
 from posefleet.platform.tracking.spool import Spool
 from posefleet.platform.tracking.tracker import Tracker
 from posefleet.platform.training.launch import train
@@ -43,8 +47,22 @@ HIDDEN = "postgresql://mlflow:***@db.example:5432/mlflow"
             "postgresql://h/db?user=u&password=***&sslmode=require",
         ),
         ("postgresql://u@/db?host=/run&sslpassword=p", "postgresql://u@/db?host=/run&sslpassword=***"),
-        ("https://host/file?X-Amz-Signature=abc&x=1", "https://host/file?X-Amz-Signature=abc&x=1"),
+        ("https://host/file?X-Amz-Signature=abc&x=1", "https://host/file?X-Amz-Signature=***&x=1"),
         ("https://host/file?sig=abc&x=1", "https://host/file?sig=***&x=1"),
+        ("h?X-Amz-Credential=AK%2F1&X-Amz-Date=2&part=3", "h?X-Amz-Credential=***&X-Amz-Date=***&part=3"),
+        ("/v1?pwd=a&passwd=b&api_key=c&auth-token=d#x", "/v1?pwd=***&passwd=***&api_key=***&auth-token=***"),
+        ("https://ghp_t0ken@host/x.git", "https://***@host/x.git"),
+        ("git+https://ghp_0123456789abcdefXYZ:x-oauth-basic@h/x", "git+https://***:***@h/x"),
+        ("Authorization: Bearer abc.def-1 refused", "Authorization: Bearer *** refused"),
+        ("{'Authorization': 'Basic bWU6aHVudGVy', 'a': 1}", "{'Authorization': 'Basic ***', 'a': 1}"),
+        ("authorization: AWS4-HMAC-SHA256 Credential=A, Signature=b\nHost: h", "authorization: ***\nHost: h"),
+        ("with bearer  abc.def", "with bearer  ***"),
+        ("token opensesame! was refused", "token *** was refused"),
+        ("https://host/opensesame%21/x", "https://host/***/x"),
+        ("http://host:5000/ has 3 tokens of width 256", "http://host:5000/ has 3 tokens of width 256"),
+        ("write to me@example.org", "write to me@example.org"),
+        ("photos/me@home.jpg", "photos/me@home.jpg"),
+        ("https://host/find?mail=me@example.org", "https://host/find?mail=me@example.org"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("s3://bucket/a@b:c", "s3://bucket/a@b:c"),
         ("models:/smpr@champion", "models:/smpr@champion"),
@@ -53,8 +71,46 @@ HIDDEN = "postgresql://mlflow:***@db.example:5432/mlflow"
         ("ratio 3:4 @ home", "ratio 3:4 @ home"),
     ],
 )
-def test_passwords_of_addresses_are_hidden_and_nothing_else(text: str, shown: str) -> None:
-    assert redacted(text) == shown
+def test_secrets_are_hidden_and_nothing_else(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSEFLEET_TOKEN", "opensesame!")
+    assert redact(text) == shown
+    assert redact(shown) == shown, "once more changes nothing"
+
+
+def test_an_address_that_an_earlier_version_wrote_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those hid less: user names of any length, tokens as users and X-Amz-... stood in run.json."""
+    user = "service-account-for-training"
+    for whole, kept in (
+        (DATABASE, HIDDEN),
+        (f"postgresql://{user}:p@db/x", f"postgresql://{user}:***@db/x"),
+        ("https://h/x?token=a&X-Amz-Date=2", "https://h/x?token=***&X-Amz-Date=2"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
+        assert restored(kept) == restored(redact(whole)) == whole
+
+
+def test_errors_of_commands_and_warnings_without_logging_hide_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fail(f"no run of {DATABASE}")
+    report_error(ValueError(DATABASE))
+    assert capsys.readouterr().err == f"error: no run of {HIDDEN}\nerror: {HIDDEN}\n"
+    command = (
+        "import logging, sys; from posefleet.jobs.evaluate import Options; from posefleet.command_line import parse;"
+        "parse(Options, ['--checkpoint', 'x'], about='');"
+        f"logging.getLogger('posefleet').warning('%s is away', {DATABASE!r})"
+    )
+    shown = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert shown.stderr == f"{HIDDEN} is away\n"
+
+
+def test_tags_and_parameters_in_mlflow_hide_secrets(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run_id = start_run(uri, "x", "y", params={"a": {"b": DATABASE}}, tags={"c": "Bearer t0ken"})
+    with Tracker(uri, run_id, tmp_path / "spool", system_every=0) as tracker:
+        tracker.set_tags({"d": DATABASE})
+    run = read_mlflow_run(uri, run_id)
+    assert run.params["a.b"] == run.tags["d"] == HIDDEN and run.tags["c"] == "Bearer ***"
+    assert PASSWORD.encode() not in b"".join(path.read_bytes() for path in (tmp_path / "spool").rglob("*.*"))
 
 
 def test_a_kept_address_is_made_whole_by_one_that_differs_only_in_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
