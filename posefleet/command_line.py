@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import io
 import logging
+import re
 import shutil
 import sys
 import textwrap
@@ -370,12 +371,13 @@ def _help(command: str, about: str, visible: list[Option], hidden: int, values: 
             shown = f"{_plain_text(title).rstrip('.')} (--{prefix}.*):" if prefix else "Settings of the experiment:"
             lines += [""] if last is None else ["", shown]
             last = prefix
-        lines += _entry(option, values, width)
+        lines += _entry(option, values, width, whole=not hidden or option.section == "")
     more = f"--help-all shows {hidden} more options." if hidden else "These are all options."
     return "\n".join([*lines, "", f"  {more}"]) + "\n"
 
 
-def _entry(option: Option, values: Mapping[str, Any], width: int) -> list[str]:
+def _entry(option: Option, values: Mapping[str, Any], width: int, *, whole: bool) -> list[str]:
+    """The lines of an option; unless ``whole``, with the first sentence of its help."""
     head = f"  {_spelling(option)}" + ("" if option.positional else f" {option.metavar}")
     default = values.get(option.path, option.default)
     if option.required and default is MISSING:
@@ -384,7 +386,10 @@ def _entry(option: Option, values: Mapping[str, Any], width: int) -> list[str]:
         note = ""
     else:
         note = f" (default: {_shown(default)})"
-    text = textwrap.wrap(_plain_text(option.help) + note, width - COLUMN, break_on_hyphens=False) or [""]
+    told = _plain_text(option.help)
+    if not whole:
+        told = re.split(r"(?<=[.])\s+(?=[A-Z])", told, maxsplit=1)[0]
+    text = textwrap.wrap(told + note, width - COLUMN, break_on_hyphens=False) or [""]
     if len(head) < COLUMN - 1:
         return [f"{head:{COLUMN}}{text[0]}", *(f"{'':{COLUMN}}{line}" for line in text[1:])]
     return [head, *(f"{'':{COLUMN}}{line}" for line in text)]
