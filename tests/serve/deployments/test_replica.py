@@ -35,9 +35,10 @@ class Controller:
         return self.version
 
 
-@pytest.fixture
-def version(people_shards: Path, tmp_path: Path) -> ServedVersion:
-    checkpoint = untrained_checkpoint(small_settings(people_shards, tmp_path), tmp_path)
+@pytest.fixture(scope="module")
+def version(people_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> ServedVersion:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    checkpoint = untrained_checkpoint(small_settings(people_shards, folder), folder)
     return ServedVersion(
         checkpoint=checkpoint, name="", version=None, data=None, ap=None, run_id=None, step=6, method="smpr",
         schema="coco17",
