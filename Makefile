@@ -1,4 +1,4 @@
-# Every target sets up what it needs: a virtual environment in .venv with the pinned packages of constraints.txt.
+# Every target first creates what it needs: a virtual environment in .venv with the pinned packages of constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,13 +8,13 @@ READY := $(VENV)/ready
 .PHONY: help demo test test-slow test-browser chaos check bench install clean
 
 help:
-	@echo "make demo       the whole way on this machine: data, doctor, shards, training, evaluation"
-	@echo "make test       the test suite (minutes)"
-	@echo "make test-slow  the tests that train to a bar, and the long ones"
-	@echo "make test-browser  the page in a browser; wants /usr/bin/chromium"
-	@echo "make chaos      breaks processes, nodes, cables, disks and servers; what was lost, and for how long"
-	@echo "make check      format, lint, types"
-	@echo "make bench      measured ratios against plain libraries"
+	@echo "make demo          runs the whole pipeline on this machine: data, doctor, shards, training, evaluation"
+	@echo "make test          runs the test suite (minutes)"
+	@echo "make test-slow     runs the tests that train up to a required AP, and other long tests"
+	@echo "make test-browser  tests the page in a browser; needs /usr/bin/chromium"
+	@echo "make chaos         breaks processes, nodes, cables, disks and servers; reports what was lost and for how long"
+	@echo "make check         checks format, lint and types"
+	@echo "make bench         measures ratios against plain libraries"
 
 install: $(READY)
 
