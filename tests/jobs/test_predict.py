@@ -58,7 +58,7 @@ def test_bad_images_are_told_of_and_only_bad_ones_are_status_1(
 @pytest.mark.parametrize(
     ("source", "more", "message"),
     [
-        ("empty", (), "no image and no video among 0 files; looked for names that end in .jpg"),
+        ("empty", (), "no image and no video among 0 files; searched for names that end in .jpg"),
         ("nowhere", (), "no such file or folder"),
         ("val2017", ("--model", "nowhere"), "no checkpoint in"),
         ("val2017", ("--max-people", "0"), "max_people 0 must be at least 1"),
