@@ -1,1 +1,1 @@
-"""What a person submits to the cluster; every file also runs as ``python jobs/<name>.py``."""
+"""The jobs that people submit to a Ray cluster; each file also runs here as ``python jobs/<name>.py``."""

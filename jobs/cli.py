@@ -1,4 +1,4 @@
-"""The command ``posefleet``: one verb for each job. A verb's options are those of the job's own file."""
+"""The command ``posefleet``: each verb runs a job, and takes the options that the job's own file takes."""
 
 import importlib
 import os
@@ -23,17 +23,17 @@ VERBS = {
     "serve": ("jobs.serve", "Serve models over HTTP."),
     "demo": ("jobs.demo", "Run the whole pipeline on this machine with rendered people."),
 }
-"""Verb -> module below posefleet whose ``main`` runs it, and what it does."""
+"""Verb -> (module in the package posefleet whose ``main`` runs it, what the verb does)."""
 
 COMPLETION = (
     '[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit\n'
     "complete -o default -C 'posefleet --complete' posefleet\n"
 )
-"""For bash and zsh."""
+"""Shell code that switches on completion of ``posefleet`` in bash and zsh."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: that of the verb: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    """Run a verb and return its exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in HELP:
         sys.stdout.write(_overview())
@@ -58,7 +58,7 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 
 def _overview() -> str:
-    verbs = "".join(f"  {verb:10}{told}\n" for verb, (_, told) in VERBS.items())
+    verbs = "".join(f"  {verb:10}{description}\n" for verb, (_, description) in VERBS.items())
     return (
         "usage: posefleet COMMAND [--OPTION VALUE ...]\n\n"
         f"COCO keypoints to a served multi-person pose estimator, on a Ray cluster.\n\n{verbs}\n"
@@ -70,7 +70,7 @@ def _overview() -> str:
 
 
 def _completions() -> list[str]:
-    """Words that may stand where the cursor is, as bash asks for them with ``complete -C``."""
+    """Words that fit at the cursor; bash asks for them with ``complete -C`` and ``COMP_LINE``, ``COMP_POINT``."""
     line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "10000"))]
     _, *words = line.split() or [""]
     current = "" if line.endswith(" ") or not words else words.pop()

@@ -1,4 +1,4 @@
-"""Compare methods under equal conditions: train them on one budget, or take finished runs; tables, a plot, a page.
+"""Compare methods under equal conditions, trained on one budget or from finished runs: writes tables, a plot, a page.
 
 posefleet compare --methods all --data synthetic --minutes 5
 posefleet compare --methods smpr,pfs --data /data/shards --recipe paper --epochs 30 --backbone resnet50 \\
@@ -29,48 +29,49 @@ if TYPE_CHECKING:
     from posefleet.platform.runtime.worker import LocalWorker
 
     Trials = dict[tuple[str, int], tuple[Experiment, Experiment]]
-    """(row, seed) -> the experiment that is trained, and the one that its weights are scored with."""
+    """(row, seed) -> (experiment that is trained, experiment with which its weights are scored)."""
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 IMAGES, HELD_OUT = 4000, 150
-"""Rendered images to train on and to score on."""
+"""Number of rendered images for training, and number for scoring."""
 
 BEST = 5
-"""Trials of a search that are compared."""
+"""Number of trials of a search that are compared by default."""
 
 SYNTHETIC = {"synthetic": "easy", "synthetic-crowded": "crowded", "synthetic-large": "large"}
-"""Values of ``--data`` that render people, and the kind of scenes."""
+"""Value of ``--data`` that asks for rendered people -> kind of scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is compared, and how it is trained first."""
+    """What to compare, and how to train it first."""
 
     methods: Annotated[str, "NAMES"] = ""
     """Train these methods and compare them: all, or names with commas, such as smpr,pfs."""
     runs: Annotated[tuple[str, ...], "RUN"] = ()
     """Compare finished runs: folders, checkpoints, MLflow run ids, models:/NAME@ALIAS."""
     search: Annotated[str, "FOLDER"] = ""
-    """Compare the best trials of a search with the trial that it began from."""
+    """Compare the best trials of a search with trial 0, which has the settings that the search started from."""
     registry: Annotated[tuple[str, ...], "MODEL"] | None = None
-    """Compare champion, challenger and previous version of these registered models; without names, of all."""
+    """Compare champion, challenger and previous version of these registered models. Without names: of all models."""
     ablate: Annotated[str, "METHOD"] = ""
     """Train the rows of the method's published ablation."""
     top: Annotated[int, "N"] | None = None
     """With --search: number of its best trials. Default: 5."""
     data: Annotated[str, "FOLDER"] = "synthetic"
-    """Folder of shards with train2017/ and val2017/. Or people rendered for this: synthetic, synthetic-crowded (people
-    before people), synthetic-large (512 px)."""
+    """Folder of shards with train2017/ and val2017/. Or render people: synthetic, synthetic-crowded (people hide
+    people), synthetic-large (512 px)."""
     eval: Annotated[str, "SHARDS"] = ""
     """Shards to score on. Default: those of --data, or each run's own."""
     minutes: float | None = None
-    """Training time of each run, minutes, from the measured time of its steps. More minutes, higher AP."""
+    """Training time of each run, minutes; the measured time of its steps gives its epochs. More minutes, higher AP."""
     epochs: float | None = None
     """Passes over the training images of each run, instead of --minutes. Default: those of the recipe."""
     rows: Annotated[tuple[str, ...], "ROW"] = ()
     """With --ablate: rows to train, by name or number. Default: all."""
     seeds: int = 1
-    """With --ablate: trainings of each row, from --seed on. More seeds show the spread and take as much longer."""
+    """With --ablate: number of seeds that each row is trained with; --seed is the first. More seeds show the spread and
+    take proportionally longer."""
     recipe: Literal["demo", "paper"] = "demo"
     """Settings to start from: jobs/configs/METHOD_demo.yaml (CPU, minutes) or METHOD.yaml (GPUs, as published)."""
     backbone: Annotated[str, "NAME"] = ""
@@ -78,7 +79,7 @@ class Options:
     scratch: bool = False
     """Start backbones at random, so that no weights are downloaded."""
     out: Annotated[str, "FOLDER"] = "runs/compare"
-    """Folder on a disk for data, runs, tables, plot and page. The same folder goes on where the last command ended."""
+    """Folder on a disk for data, runs, tables, plot and page. A folder that was used before is continued."""
 
     def __post_init__(self) -> None:
         one_of(self, "methods", "runs", "search", "registry", "ablate")
@@ -93,7 +94,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 when a training failed, 2 on bad arguments."""
+    """Compare what the options name. Exit status: 0 finished, 1 a training failed, 2 bad arguments."""
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoints.format import CheckpointError
@@ -148,19 +149,19 @@ def _methods(options: Options, overrides: Given, out: Path) -> dict[str, "Experi
 
 
 def _budget(options: Options) -> str:
-    """What every method was given, as a sentence."""
+    """The training budget of each method, as a sentence."""
     if options.minutes is not None:
         return f"{options.minutes:g} minutes of training each, on {options.data}."
     return f"{options.epochs:g} epochs each, on {options.data}." if options.epochs is not None else ""
 
 
 def _common(methods: Sequence[str], options: Options, overrides: Given, out: Path) -> Given:
-    """Options that every experiment gets; synthetic data is made here."""
+    """Settings that every experiment gets: its data and the folder of its runs. Renders synthetic data first."""
     from posefleet.models import load_method
     from posefleet.platform.runtime.paths import resolve_path
 
     for method in methods:
-        load_method(method)  # an unknown name is told, with the known ones, before anything is rendered
+        load_method(method)  # reports an unknown name, and the known ones, before anything is rendered
     rendered = options.data in SYNTHETIC
     shards = _synthetic(options.data, out) if rendered else resolve_path(options.data).rstrip("/")
     places = {"data.train": f"{shards}/train2017", "data.eval": options.eval or f"{shards}/val2017"}
@@ -168,11 +169,11 @@ def _common(methods: Sequence[str], options: Options, overrides: Given, out: Pat
 
 
 def _experiment(method: str, settings: Mapping[str, Any], options: Options, arguments: Given) -> "Experiment":
-    """The method's recipe, with ``settings`` (dotted names) and then the command line over it."""
+    """The method's recipe, changed by ``settings`` (dotted names), then by the options of the command line."""
     from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
 
     values = read_yaml(CONFIGS / f"{method}{'_demo' if options.recipe == 'demo' else ''}.yaml")
-    values["train"] = {**values.get("train", {}), "eval_every": 1e9}  # once, at the end
+    values["train"] = {**values.get("train", {}), "eval_every": 1e9}  # evaluate once, at the end
     values = with_settings(values, settings)
     experiment = override(build_experiment(values, where=f"{method} with {settings}"), arguments)
     if not hasattr(experiment.model, "backbone"):
@@ -186,7 +187,7 @@ def _experiment(method: str, settings: Mapping[str, Any], options: Options, argu
 
 
 def _synthetic(data: str, out: Path) -> str:
-    """Render and shard people, unless that was done before."""
+    """Render people and write them as shards, unless the shards exist; returns the folder of the shards."""
     from posefleet.data.coco.source import find_source
     from posefleet.data.keypoints import COCO17
     from posefleet.data.shards.build import shard_coco
@@ -208,7 +209,7 @@ def _synthetic(data: str, out: Path) -> str:
 
 
 def _ablate(options: Options, overrides: Given, out: Path) -> int:
-    """Train every row once for each seed, then show the ladder and its orderings."""
+    """Train every row once for each seed, then write their scores and whether they rank as in the paper."""
     from posefleet.platform.comparison import ablation, budget
     from posefleet.platform.comparison import compare as comparison
     from posefleet.platform.comparison import figures as comparison_figures
@@ -239,7 +240,7 @@ def _ablate(options: Options, overrides: Given, out: Path) -> int:
 
 
 def _ladder_page(trials: "Trials", worker: "LocalWorker") -> str:
-    """The rows of the first seed side by side."""
+    """HTML page that compares the rows of the first seed."""
     from posefleet.platform.comparison import budget
     from posefleet.platform.comparison import compare as comparison
     from posefleet.platform.comparison import html as page
@@ -264,7 +265,7 @@ def _ladder(method: str) -> "list[Row]":
 
 
 def _trials(rows: "Sequence[Row]", options: Options, common: Given) -> "Trials":
-    """What is trained and scored; all rows before the next seed, so that a whole ladder is there early."""
+    """Experiments of all rows, seed by seed, so that scores of all rows are there early."""
     from posefleet.platform.comparison.budget import budgeted
 
     def experiment(settings: Mapping[str, Any]) -> "Experiment":
@@ -287,7 +288,7 @@ def _trials(rows: "Sequence[Row]", options: Options, common: Given) -> "Trials":
     return trials
 
 
-# ---------------------------------------------------------------------------------------------------- what came out
+# ---------------------------------------------------------------------------------------------------- finished runs
 
 
 def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
@@ -304,8 +305,8 @@ def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
     for name, run in runs.items():
         sys.stderr.write(f"scoring and timing {name}\n")
         entries.append(comparison.score_run(name, run, LocalWorker(), data=data))
-    minus = comparison.differences(entries)
-    text = comparison.as_markdown(entries, minus)
+    differences = comparison.differences(entries)
+    text = comparison.as_markdown(entries, differences)
     if warning:
         text += f"\n\nNot the same conditions: {warning}."
     out.mkdir(parents=True, exist_ok=True)
@@ -316,13 +317,13 @@ def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
         comparison_figures.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png"
     )
     warnings = [f"Not the same conditions: {warning}."] if warning else []
-    (out / "comparison.html").write_text(page.render(entries, minus, about=about, warnings=warnings))
+    (out / "comparison.html").write_text(page.render(entries, differences, about=about, warnings=warnings))
     sys.stdout.write(f"{text}\n\n{_written(out, 'comparison')}")
     return 0
 
 
 def _written(out: Path, name: str) -> str:
-    """Where everything is, for the end of the output."""
+    """Paths of the written files, for the end of the output."""
     kinds = {"table": "md", "plot": "png", "page": "html"}
     return "".join(f"  {kind:5}  {out / name}.{suffix}\n" for kind, suffix in kinds.items())
 

@@ -1,8 +1,8 @@
-"""The whole way on this machine, with no data and no GPU: what ``make demo`` runs.
+"""Run the whole pipeline on this machine, without data and without a GPU; ``make demo`` runs this.
 
-Starts a Ray head of its own, renders people, examines and shards them, trains SMPR with two DDP workers through
-``ray job submit``, evaluates, says where to look, and stops what it started. An installed posefleet runs it as
-``python -m posefleet.jobs.demo``, from any folder.
+Starts its own Ray head, renders people, examines and shards them, trains SMPR with two DDP workers through
+``ray job submit``, evaluates, prints where the results are, and stops what it started. An installed posefleet runs it
+from any folder as ``python -m posefleet.jobs.demo``.
 """
 
 import json
@@ -27,7 +27,7 @@ CONFIG = Path(__file__).with_name("configs") / "smpr_demo.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much of everything."""
+    """Amount of data and training in the demo."""
 
     train: int
     val: int
@@ -39,20 +39,20 @@ SIZES = {"full": Size(train=4000, val=150, epochs=3.0), "mini": Size(train=32, v
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where the demo works, and how much it does."""
+    """Folder and size of the demo."""
 
     out: Annotated[Path, "FOLDER"] = Path("runs/demo")
-    """Folder for data, run and pictures. What it held is deleted."""
+    """Folder for data, run and images. Its old content is deleted."""
     size: Literal["full", "mini"] = "full"
-    """full takes 7 to 15 minutes on two cores; mini only shows that every step works."""
+    """full takes 7 to 15 minutes on two cores; mini only checks that every step works."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 when every step went well."""
+    """Run the demo. Exit status: 0 every step succeeded, 1 a step failed, 2 bad arguments."""
     options, _ = parse(Options, arguments, command="demo", about=__doc__ or "")
     out = options.out.absolute()
     size = SIZES[options.size]
-    began = time.monotonic()
+    start = time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
     try:
         with _ray_head() as cluster:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = out / "runs" / "demo"
     sys.stdout.write(
         f"\nAP {refined:.3f} on {size.val} held-out images (of the initial poses: {initial:.3f}), "
-        f"after {(time.monotonic() - began) / 60:.1f} minutes\n"
+        f"after {(time.monotonic() - start) / 60:.1f} minutes\n"
         f"  overlays, curves  {run / 'report'}\n"
         f"  checkpoints       {run / 'checkpoints'}\n"
         f"  tracking          {Path(sys.executable).parent / 'mlflow'} ui "
@@ -113,7 +113,11 @@ class _Cluster:
     environment: dict[str, str]
 
     def submit(self, module: str, *arguments: object) -> None:
-        """Run a module of posefleet as a job on the cluster and follow it to its end."""
+        """Run a module of posefleet as a job on the cluster, and wait until it ends.
+
+        Raises:
+            CalledProcessError: The job failed.
+        """
         command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", self.address]
         if root := _checkout():
             command += ["--working-dir", root]
@@ -123,15 +127,15 @@ class _Cluster:
 
 @contextmanager
 def _ray_head() -> Iterator[_Cluster]:
-    """A Ray head of our own: free ports, its own folder, ended by its process id."""
+    """A Ray head with free ports and a temporary folder of its own; only this process is ended afterwards."""
     _say("starting a Ray head")
     ports = {name: _free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
     ports |= {name: _free_port() for name in ("dashboard-agent-listen-port", "metrics-export-port")}
-    # Unix socket paths must be short, so not under --out.
+    # Ray puts Unix sockets here, and their paths must be short, so the folder is not under --out.
     temp = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",  # everything listens on this machine only, and not for long
+        "RAY_AUTH_MODE": "disabled",  # the head listens on this machine only, for the minutes of the demo
         "RAY_DEDUP_LOGS": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     }
@@ -177,8 +181,8 @@ def _wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _checkout() -> Path | None:
-    """The folder whose code jobs bring along; None where posefleet is installed, and so there for every job."""
-    root = Path(__file__).resolve().parents[1]  # of the package itself where it is installed, without links
+    """The checkout that jobs upload as their code; None where posefleet is installed, so that every job has it."""
+    root = Path(__file__).resolve().parents[1]  # the package itself, without links, where posefleet is installed
     return root if (root / "posefleet" / "jobs").is_symlink() else None
 
 

@@ -1,11 +1,11 @@
-"""Score a checkpoint on a COCO-format split: AP, per-keypoint AP and what goes wrong.
+"""Score a checkpoint on a split in COCO's format: AP, AP of each keypoint, and kinds of errors.
 
 posefleet evaluate --checkpoint runs/smpr-20261121-120000 --data.eval datasets/coco-shards/val2017
 posefleet evaluate --checkpoint CHECKPOINT --source /data/coco --split val2017 --evaluate.flip true
 posefleet evaluate --checkpoint CHECKPOINT --source /data/ochuman/val.json --images /data/ochuman/images
-posefleet evaluate --checkpoint CHECKPOINT --evaluate.oracle_scores true    # what perfect ranking would reach
+posefleet evaluate --checkpoint CHECKPOINT --evaluate.oracle_scores true    # the AP of perfect ranking
 
-Settings are those of the checkpoint's experiment; options change them for this evaluation.
+Settings come from the checkpoint's experiment; options change them for this evaluation.
 """
 
 import json
@@ -20,7 +20,7 @@ from posefleet.platform.config.cli import EVALUATE, override, parse_with_setting
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is scored, and on what."""
+    """What to score, and on which images."""
 
     checkpoint: Annotated[str, "PATH"]
     """A checkpoint, a run's folder (its best checkpoint), or models:/NAME@champion of the registry."""
@@ -29,17 +29,17 @@ class Options:
     split: Annotated[str, "NAME"] = "val2017"
     """Split of --source."""
     images: Annotated[str, "PATH"] = ""
-    """Image folder, where --source is an annotation file."""
+    """Image folder, if --source is an annotation file."""
     out: Annotated[str, "FILE.json"] = ""
-    """Also write the poses as COCO results, and the numbers beside them (FILE.metrics.json)."""
+    """Also write the poses to this file as COCO results, and the metrics to FILE.metrics.json."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 on bad arguments and bad data."""
+    """Score a checkpoint. Exit status: 0 finished, 2 bad arguments or bad data."""
     options, overrides = parse_with_settings(
         Options, arguments, command="evaluate", about=__doc__ or "", shown=EVALUATE
     )
-    from posefleet.platform.checkpoints.format import CheckpointError  # after --help: torch takes seconds
+    from posefleet.platform.checkpoints.format import CheckpointError  # after --help: importing torch is slow
 
     try:
         return _evaluate(options, overrides)
@@ -83,8 +83,8 @@ def _evaluate(options: Options, overrides: Given) -> int:
     if result:
         sys.stdout.write(f"{path}\n{result}\n")
         if out:
-            numbers = json.dumps(result.as_dict(), indent=1).encode() + b"\n"
-            write_file(f"{out.removesuffix('.json')}.metrics.json", numbers)
+            metrics = json.dumps(result.as_dict(), indent=1).encode() + b"\n"
+            write_file(f"{out.removesuffix('.json')}.metrics.json", metrics)
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Write a checkpoint as an ONNX file, and check that ONNX Runtime finds the poses that PyTorch finds.
+"""Write a checkpoint as an ONNX file, and check that ONNX Runtime predicts the same poses as PyTorch.
 
 posefleet export --checkpoint models:/smpr@champion --out smpr.onnx
 posefleet export --checkpoint runs/smpr-a --out smpr.onnx --source /data/coco --split val2017
 
-Settings are those of the checkpoint's experiment; what is exported has the options below. docs/export.md says what lies
-in the file.
+Settings come from the checkpoint's experiment; options change them in the written file. docs/export.md describes
+the file.
 """
 
 import dataclasses
@@ -28,28 +28,28 @@ class Check:
     """How ONNX Runtime is compared with PyTorch."""
 
     images: int = 16
-    """Images to check on."""
+    """Number of images on which the poses are compared."""
     pixels: float = 0.1
-    """Largest difference of a coordinate, pixels of the original image. Lower is stricter."""
+    """Largest allowed difference of a coordinate, pixels of the original image. Lower is stricter."""
     scores: float = 1e-3
-    """Largest difference of a score, 0..1. Lower is stricter."""
+    """Largest allowed difference of a score, 0..1. Lower is stricter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is exported, and on what it is checked."""
+    """What to export, and which images to check it on."""
 
     checkpoint: Annotated[str, "PATH"]
     """A checkpoint, a run's folder, or models:/NAME@ALIAS."""
     out: Annotated[str, "FILE.onnx"]
-    """The file, which appears once it was checked."""
+    """File to write; it is written only after the check passes."""
     source: Annotated[str, "PATH"] = ""
-    """Check on images of COCO's layout or of an annotation file. Default: those of --data.eval SHARDS if that is given,
-    else rendered people."""
+    """Check on the images of a data set in COCO's layout or of an annotation file. Default: those of --data.eval SHARDS
+    if that is given, else rendered people."""
     split: Annotated[str, "NAME"] = "val2017"
     """Split of --source."""
     images: Annotated[str, "PATH"] = ""
-    """Image folder, where --source is an annotation file."""
+    """Image folder, if --source is an annotation file."""
     check: Check = field(default_factory=Check)
     """How ONNX Runtime is compared with PyTorch."""
 
@@ -61,11 +61,11 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when written, 1 when poses differ too much (nothing is written), 2 on bad input."""
+    """Export a checkpoint. Exit status: 0 written, 1 poses differ too much and nothing is written, 2 bad input."""
     options, overrides = parse_with_settings(
         Options, arguments, command="export", about=__doc__ or "", shown=("data.eval", "evaluate.flip")
     )
-    from posefleet.platform.checkpoints.format import CheckpointError  # after --help: torch takes seconds
+    from posefleet.platform.checkpoints.format import CheckpointError  # after --help: importing torch is slow
 
     try:
         return _export(options, overrides)
@@ -87,14 +87,14 @@ def _export(options: Options, overrides: Given) -> int:
 
     checkpoint = find_checkpoint(resolve_path(options.checkpoint))
     experiment = override(read_meta(checkpoint).experiment, overrides)
-    what, pictures = _pictures(options, experiment, chosen="data.eval" in overrides)
+    what, images = _check_images(options, experiment, chosen="data.eval" in overrides)
     graph = export_onnx(checkpoint, experiment=experiment)
     exact = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, precision="float32"))
-    expected = Predictor(load_model(checkpoint, experiment=exact)[0], exact, device="cpu").predict_images(pictures)
+    expected = Predictor(load_model(checkpoint, experiment=exact)[0], exact, device="cpu").predict_images(images)
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder, "candidate.onnx")
         candidate.write_bytes(graph)
-        found = Predictor.from_checkpoint(str(candidate), bfloat16=False).predict_images(pictures)
+        found = Predictor.from_checkpoint(str(candidate), bfloat16=False).predict_images(images)
     agreement = Agreement.of(expected, found)
     pixels, scores = options.check.pixels, options.check.scores
     sys.stdout.write(
@@ -110,8 +110,8 @@ def _export(options: Options, overrides: Given) -> int:
     return 0
 
 
-def _pictures(options: Options, experiment: "Experiment", *, chosen: bool) -> tuple[str, "list[np.ndarray]"]:
-    """Decoded images to check on, and what they are."""
+def _check_images(options: Options, experiment: "Experiment", *, chosen: bool) -> tuple[str, "list[np.ndarray]"]:
+    """A description of the images to check on, and the decoded images."""
     from posefleet.data.coco.source import find_source
     from posefleet.data.synthetic.scenes import SceneConfig, render_scene
     from posefleet.platform.inference.split import Split
