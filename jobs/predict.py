@@ -1,4 +1,4 @@
-"""Find the people in a folder of photographs, in videos, in a COCO data set: here, or on a Ray cluster.
+"""Predict poses in a folder of images, in videos or in a COCO data set: on this machine or on a Ray cluster.
 
 posefleet predict --model models:/smpr@champion --input photos/ --output poses/
 posefleet predict --model runs/smpr-r50 --input 'clips/*.mp4' --output poses/ --overlays
@@ -6,9 +6,9 @@ posefleet predict --model runs/smpr-r50 --input /data/coco --split val2017 --out
 ray job submit --working-dir . -- python jobs/predict.py --model models:/smpr@champion \\
     --input s3://bucket/photos --output s3://bucket/poses
 
-OUTPUT gets poses.parquet (one row a pose), images.parquet (one row an image or frame), results.json (COCO results),
-bad_images.json (what could not be read, and why) and summary.json. A run that is cut off is finished by running the
-same command again; nothing is predicted twice but what was under way. docs/prediction.md says more.
+Writes to OUTPUT: poses.parquet (one row per pose), images.parquet (one row per image or frame), results.json (COCO
+results), bad_images.json (images that could not be read, and why) and summary.json. To finish an interrupted run, run
+the same command again; only images that were in progress are predicted again. See docs/prediction.md.
 """
 
 import sys
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is predicted with which model, what is kept, and who predicts."""
+    """The model, its input and output, the poses to keep, and the workers."""
 
     model: Annotated[str, "MODEL"]
     """models:/NAME@ALIAS, the folder of a run, or a checkpoint."""
@@ -32,11 +32,11 @@ class Options:
     """A folder, a pattern in quotes, an image, a video, a COCO annotation file, COCO's layout (with --split), or a
     folder of shards; on a disk that every node sees, s3://, gs://."""
     output: Annotated[str, "FOLDER"]
-    """Folder for everything that comes out."""
+    """Folder for all results."""
     split: Annotated[str, "NAME"] = ""
     """Split of a data set in COCO's layout: val2017, ..."""
     images: Annotated[str, "PATH"] = ""
-    """Image folder of a COCO data set, where it is not at its usual place."""
+    """Image folder of a COCO data set, if it is not at its usual place."""
     score_threshold: float | None = None
     """Leave out poses with a lower score, 0..1. Raise it for fewer false poses, lower it to miss fewer people. Default:
     keep all."""
@@ -47,9 +47,9 @@ class Options:
     keypoint_threshold: float = 0.0
     """Do not draw keypoints with a lower score, 0..1."""
     most_pixels: int = 100_000_000
-    """Larger images, in pixels, are bad ones; this bounds memory."""
+    """Images with more pixels count as bad images; this bounds memory."""
     batch_size: int | None = None
-    """Images of a forward pass. More use more memory; the result does not depend on it. Default: the model's own."""
+    """Images in a forward pass. More images use more memory; the poses stay the same. Default: the model's own."""
     workers: int | None = None
     """Largest number of worker processes. Default: what the cluster has room for now."""
     cpus_per_worker: float = 1.0
@@ -63,11 +63,12 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 finished, bad images or not; 1 nothing could be predicted or written; 2 bad arguments."""
+    """Predict poses. Exit status: 0 finished, even if some images are bad, 1 no image could be read or a file failed to
+    be read or written, 2 bad arguments."""
     options, _ = parse(Options, arguments, command="predict", about=__doc__ or "")
     from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.prediction.batch import WorkerPool, predict_images
-    from posefleet.platform.prediction.inputs import list_images  # imports torch, which --help does without
+    from posefleet.platform.prediction.inputs import list_images  # imports torch, which --help does not need
     from posefleet.platform.prediction.worker import PredictionOptions
     from posefleet.platform.runtime.paths import resolve_path
 
@@ -107,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _summary(result: "BatchResult", output: str) -> str:
     counts = result.counts
-    seen = f"{counts.images:,} images" + (f" and {counts.frames:,} frames of videos" if counts.frames else "")
-    lines = [f"{output}: {counts.poses:,} poses in {seen}, {counts.with_nobody:,} of them with nobody"]
+    inputs = f"{counts.images:,} images" + (f" and {counts.frames:,} frames of videos" if counts.frames else "")
+    lines = [f"{output}: {counts.poses:,} poses in {inputs}, {counts.with_nobody:,} of them with nobody"]
     if counts.bad:
         lines.append(f"  {counts.bad:,} could not be read: {output}/bad_images.json says why")
     if result.predicted:

@@ -1,4 +1,4 @@
-"""Put a trained model into the MLflow registry, through a gate of measured checks, or go back to the one before.
+"""Promote a trained model in the MLflow registry if it passes a gate of measured checks, or roll back to the previous.
 
 posefleet promote --run runs/smpr-a --to champion --data.eval /data/shards/val2017
 posefleet promote --search runs/tune-smpr --to challenger --data.eval /data/shards/val2017 --gate.latency_ms 80
@@ -6,7 +6,7 @@ posefleet promote --run models:/smpr@challenger --to champion --source /data/coc
 posefleet promote --from-shadow http://HOST:8000/v1/models/smpr --model smpr
 posefleet promote --rollback --model smpr
 
-Settings are those of the checkpoint's experiment; what is registered has the options below.
+Settings come from the checkpoint's experiment; options change them in the registered version.
 """
 
 import dataclasses
@@ -47,29 +47,29 @@ from posefleet.platform.promotion.release import promotion_summary, release_desc
 
 @dataclass(frozen=True, kw_only=True)
 class GateOptions:
-    """What the gate asks of a candidate; ``shadow_*`` with ``--from-shadow``."""
+    """Limits that a candidate must meet to pass the gate; those of ``shadow_*`` apply with ``--from-shadow``."""
 
     tolerance: Annotated[float, "AP"] = 0.01
-    """How far the candidate's AP may lie below the champion's: the whole 95% interval of the difference over draws of
-    images must lie above minus this. Lower is stricter; a negative value asks for a gain."""
+    """How far the candidate's AP may lie below the champion's: the 95% bootstrap interval over images of the difference
+    must lie above minus this value. Lower is stricter; a negative value demands a gain."""
     keypoint_floor: Annotated[float, "AP"] = 0.0
-    """AP that every keypoint alone must reach, 0..1. Higher is stricter."""
+    """Minimum AP of each single keypoint, 0..1. Higher is stricter."""
     latency_ms: Annotated[float, "MS"] = 0.0
-    """Longest time from a decoded image to its poses on this machine, milliseconds. 0: measured, but no bound."""
+    """Longest time from decoded image to its poses on this machine, milliseconds. 0: measured, but no bound."""
     latency_people: int = 10
-    """People in the image whose time is measured."""
+    """Number of people in the image on which the time is measured."""
     served_images: int = 64
-    """Images whose served poses are compared with the evaluated ones. More are surer and slower."""
+    """Number of images on which served and evaluated poses are compared. More images are more reliable and slower."""
     shadow_images: int = 100
-    """Fewest live images that both versions must have seen."""
+    """Minimum number of live images that both versions must have predicted."""
     shadow_people: int = 1000
-    """Fewest people that the champion must have found on these images."""
+    """Minimum number of people that the champion must have found in these images."""
     shadow_oks: Annotated[float, "OKS"] = 0.8
-    """Mean OKS, 0..1, that the poses of people whom both found must reach. Higher is stricter."""
+    """Minimum mean OKS, 0..1, between the two poses of each person whom both versions found. Higher is stricter."""
     shadow_missed: Annotated[float, "SHARE"] = 0.1
-    """Largest share of the champion's people, 0..1, that the challenger may miss. Lower is stricter."""
+    """Largest share, 0..1, of the champion's people that the challenger may miss. Lower is stricter."""
     shadow_slower: Annotated[float, "TIMES"] = 2.0
-    """The challenger may take this many times the champion's time. Lower is stricter. 0: no bound."""
+    """Largest ratio of the challenger's time to the champion's. Lower is stricter. 0: no bound."""
 
     def __post_init__(self) -> None:
         if min(self.latency_people, self.served_images) < 1:
@@ -78,20 +78,20 @@ class GateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which version is promoted, and what it is judged on."""
+    """Which version to promote, and which images to check it on."""
 
     run: Annotated[str, "PATH"] = ""
     """Promote a run's folder (its best checkpoint), a checkpoint, or models:/NAME@ALIAS."""
     search: Annotated[str, "FOLDER"] = ""
     """Promote the best trained trial of a search."""
     from_shadow: Annotated[str, "URL"] = ""
-    """Make the challenger of --model champion if a server that shows both of them live images says that they agree:
-    http://HOST:8000/v1/models/NAME. $POSEFLEET_TOKEN holds the server's token if it wants one. With --data.eval or
-    --source the challenger is scored on annotations too."""
+    """Make the challenger of --model champion if both agree on live images. The server that sends images to both has
+    the measured agreement at http://HOST:8000/v1/models/NAME. If it requires a token, put it into $POSEFLEET_TOKEN.
+    With --data.eval or --source the challenger is also scored on annotated images."""
     rollback: bool = False
     """Make the previous champion of --model champion again."""
     to: Literal["champion", "challenger"] | None = None
-    """Alias that the new version gets; with --run and --search."""
+    """With --run and --search: alias of the new version."""
     model: Annotated[str, "NAME"] = ""
     """Registered model. Default: the name of the method."""
     tracking: Annotated[str, "URI"] = ""
@@ -101,11 +101,11 @@ class Options:
     split: Annotated[str, "NAME"] = "val2017"
     """Split of --source."""
     images: Annotated[str, "PATH"] = ""
-    """Image folder, where --source is an annotation file."""
+    """Image folder, if --source is an annotation file."""
     force: bool = False
-    """Promote in spite of failed checks; the version says so."""
+    """Promote in spite of failed checks; a tag of the version records this."""
     gate: GateOptions = field(default_factory=GateOptions)
-    """What the gate asks of the candidate; shadow_* with --from-shadow."""
+    """Limits that the candidate must meet to pass the gate; shadow_* apply with --from-shadow."""
 
     def __post_init__(self) -> None:
         one_of(self, "run", "search", "from_shadow", "rollback")
@@ -118,12 +118,12 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when promoted, 1 when the gate refused (nothing is registered), 2 on bad input."""
+    """Promote or roll back. Exit status: 0 done, 1 the gate failed and nothing changed, 2 bad input."""
     options, overrides = parse_with_settings(Options, arguments, command="promote", about=__doc__ or "", shown=EVALUATE)
     if options.rollback and overrides:
         fail(f"--rollback takes no settings such as --{next(iter(overrides))}")
     errors: tuple[type[Exception], ...] = (ValueError, TrackingError)
-    if not options.rollback:  # going back must be quick, and torch takes seconds
+    if not options.rollback:  # a rollback must be quick, and importing torch takes seconds
         from posefleet.platform.checkpoints.format import CheckpointError
         from posefleet.platform.promotion.shadow import ShadowError
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.rollback:
             return _rollback(options)
-        return _crown(options, overrides) if options.from_shadow else _promote(options, overrides)
+        return _promote_from_shadow(options, overrides) if options.from_shadow else _promote(options, overrides)
     except errors as error:
         report_error(error)
         return 2
@@ -158,34 +158,34 @@ def _promote(options: Options, overrides: Given) -> int:
     split = _split(options, experiment)
     name = check_name(options.model or experiment.method)
     uri = _store(options.tracking, checkpoint)
-    rival = find_alias(uri, name, CHAMPION)
-    champion = find_checkpoint(rival.address, tracking=uri) if rival else ""
+    current = find_alias(uri, name, CHAMPION)
+    champion = find_checkpoint(current.address, tracking=uri) if current else ""
     keep_freed_memory()
     bounds = GateThresholds(**_bounds(options))
     with tempfile.TemporaryDirectory() as folder:
-        verdict = run_gate(checkpoint, experiment, champion, split, bounds, Path(folder))
-        against = f" against {rival.address}, the champion" if rival else ""
-        sys.stdout.write(f"{checkpoint}{against}\n{verdict}\n")
-        if verdict.failed and not options.force:
+        report = run_gate(checkpoint, experiment, champion, split, bounds, Path(folder))
+        against = f" against {current.address}, the champion" if current else ""
+        sys.stdout.write(f"{checkpoint}{against}\n{report}\n")
+        if report.failed and not options.force:
             sys.stderr.write(
-                f"not promoted: {', '.join(verdict.failed)} failed; nothing was registered (--force does it anyway)\n"
+                f"not promoted: {', '.join(report.failed)} failed; nothing was registered (--force does it anyway)\n"
             )
             return 1
-        release = _release(named, meta, experiment, split, verdict, Path(folder))
+        release = _release(named, meta, experiment, split, report, Path(folder))
         assert options.to
         version = promote(uri, name, release, options.to)
-    _tell(version, options.to, uri, rival)
+    _print_promoted(version, options.to, uri, current)
     return 0
 
 
 def _bounds(options: Options, *, shadow: bool = False) -> dict[str, Any]:
-    """Values of the gate's options: of --from-shadow's, or of the others."""
+    """Values of the gate's options: those named ``shadow_*``, without that prefix, or all others."""
     given = dataclasses.asdict(options.gate)
     return {key.removeprefix("shadow_"): value for key, value in given.items() if key.startswith("shadow_") == shadow}
 
 
-def _crown(options: Options, overrides: Given) -> int:
-    """The challenger, as it is and as it was compared, becomes champion: aliases move, and nothing is registered."""
+def _promote_from_shadow(options: Options, overrides: Given) -> int:
+    """Make the challenger champion, exactly the version that was compared: move aliases, register nothing."""
     from posefleet.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
@@ -195,10 +195,10 @@ def _crown(options: Options, overrides: Given) -> int:
 
     uri = store_uri(options.tracking)
     challenger = find_version(f"{MODELS}{check_name(options.model)}@{CHALLENGER}", uri)
-    rival = find_alias(uri, options.model, CHAMPION)
-    seen = read_shadowing(options.from_shadow, os.environ.get("POSEFLEET_TOKEN", ""))
+    current = find_alias(uri, options.model, CHAMPION)
+    shadowing = read_shadowing(options.from_shadow, os.environ.get("POSEFLEET_TOKEN", ""))
     checkpoint = find_checkpoint(challenger.address, tracking=uri)
-    champion = find_checkpoint(rival.address, tracking=uri) if rival else ""
+    champion = find_checkpoint(current.address, tracking=uri) if current else ""
     own = read_meta(checkpoint).experiment
     experiment = _experiment(own, overrides)
     if (experiment.model, experiment.evaluate) != (own.model, _experiment(own, {}).evaluate):
@@ -209,24 +209,27 @@ def _crown(options: Options, overrides: Given) -> int:
     split = _split(options, experiment) if given else None
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        verdict = run_gate(checkpoint, experiment, champion, split, GateThresholds(**_bounds(options)), Path(folder))
+        report = run_gate(checkpoint, experiment, champion, split, GateThresholds(**_bounds(options)), Path(folder))
     compared = shadow_checks(
-        seen, rival.address if rival else "", challenger.address, ShadowThresholds(**_bounds(options, shadow=True))
+        shadowing,
+        current.address if current else "",
+        challenger.address,
+        ShadowThresholds(**_bounds(options, shadow=True)),
     )
-    verdict = dataclasses.replace(verdict, checks=verdict.checks + compared)
-    against = f" against {rival.address}, the champion" if rival else ""
-    sys.stdout.write(f"{challenger.address}{against}\n{verdict}\n")
-    if verdict.failed and not options.force:
-        sys.stderr.write(f"not promoted: {', '.join(verdict.failed)} failed; no alias moved (--force does it anyway)\n")
+    report = dataclasses.replace(report, checks=report.checks + compared)
+    against = f" against {current.address}, the champion" if current else ""
+    sys.stdout.write(f"{challenger.address}{against}\n{report}\n")
+    if report.failed and not options.force:
+        sys.stderr.write(f"not promoted: {', '.join(report.failed)} failed; no alias moved (--force does it anyway)\n")
         return 1
-    tags = shadow_tags(seen, verdict)
-    replaced = promote_challenger(uri, challenger, tags, promotion_summary(tags, verdict))
-    _tell(challenger, CHAMPION, uri, replaced)
+    tags = shadow_tags(shadowing, report)
+    replaced = promote_challenger(uri, challenger, tags, promotion_summary(tags, report))
+    _print_promoted(challenger, CHAMPION, uri, replaced)
     return 0
 
 
 def _best_trial(search: str) -> str:
-    """Folder of the run of the trial with the highest AP, of those that were trained to their end."""
+    """Folder of a run: that of the trial with the highest AP among those trained to their end."""
     from posefleet.data.io.files import read_json
 
     path = Path(resolve_path(search), "trials.json")
@@ -243,7 +246,7 @@ def _best_trial(search: str) -> str:
 
 
 def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
-    """The candidate's settings as they will be served, scored so that an interval can be told."""
+    """The candidate's settings as they will be served, with the backend whose matches give a bootstrap interval."""
     experiment = override(own, overrides)
     if experiment.evaluate.oracle_scores or experiment.evaluate.oracle_boxes != "none":
         raise ValueError("evaluate.oracle_scores and evaluate.oracle_boxes know the truth: they cannot be served")
@@ -263,12 +266,12 @@ def _split(options: Options, experiment: "Experiment") -> "Split":
         return Split(source=find_source(resolve_path(options.source), options.split, images))
     if not experiment.data.eval:
         raise ValueError("nothing to judge on; give --data.eval SHARDS or --source PATH")
-    read_manifest(experiment.data.eval)  # what is no shard folder is told before anything is measured
+    read_manifest(experiment.data.eval)  # fails on a wrong folder before anything is measured
     return Split(shards=experiment.data.eval)
 
 
 def _store(given: str, checkpoint: str) -> str:
-    """The registry's address: what is given, or the environment's, or that of the run that the checkpoint is of."""
+    """URI of the registry: the given one, else the environment's, else that of the run that wrote the checkpoint."""
     from posefleet.platform.training.run import read_run
 
     if given or os.environ.get("MLFLOW_TRACKING_URI"):
@@ -279,28 +282,28 @@ def _store(given: str, checkpoint: str) -> str:
 
 
 def _release(
-    named: str, meta: "Meta", experiment: "Experiment", split: "Split", verdict: "GateReport", folder: Path
+    named: str, meta: "Meta", experiment: "Experiment", split: "Split", report: "GateReport", folder: Path
 ) -> Release:
     from posefleet.platform.config.loading import to_dict, to_yaml
 
-    scores = verdict.evaluation.as_dict() if verdict.evaluation else {}
-    (folder / "gate.txt").write_text(f"{verdict}\n")
+    scores = report.evaluation.as_dict() if report.evaluation else {}
+    (folder / "gate.txt").write_text(f"{report}\n")
     (folder / "experiment.yaml").write_text(to_yaml(experiment))
-    judged = split.as_input()
+    data = split.as_input()
     tags = {
         "AP": f"{scores.get('AP', float('nan')):.4f}",
-        "split": judged.name,
-        "gate": "failed" if verdict.failed else "passed",
+        "split": data.name,
+        "gate": "failed" if report.failed else "passed",
         "method": experiment.method,
         "schema": experiment.schema,
         "checkpoint": named,
         "step": str(meta.step),
         "promoted_by": signed(),
         "data.train": meta.provenance.get("data", "unknown"),
-        "data.gate": judged.fingerprint,
+        "data.gate": data.fingerprint,
     }
-    if verdict.failed:
-        tags["forced"] = f"{', '.join(verdict.failed)} failed; forced by {tags['promoted_by']}"
+    if report.failed:
+        tags["forced"] = f"{', '.join(report.failed)} failed; forced by {tags['promoted_by']}"
     return Release(
         folder=folder,
         method=experiment.method,
@@ -311,14 +314,14 @@ def _release(
         step=meta.step,
         settings=to_dict(experiment),
         metrics=scores,
-        split=judged,
+        split=data,
         tags=tags,
-        description=release_description(tags, verdict),
+        description=release_description(tags, report),
     )
 
 
-def _tell(version: Version, alias: str, uri: str, rival: Version | None) -> None:
-    was = f", version {rival.number} is the previous one" if rival and alias == CHAMPION else ""
+def _print_promoted(version: Version, alias: str, uri: str, replaced: Version | None) -> None:
+    was = f", version {replaced.number} is the previous one" if replaced and alias == CHAMPION else ""
     address = f"{MODELS}{version.name}@{alias}"
     sys.stdout.write(
         f"{address} is version {version.number}{was}\n"

@@ -1,10 +1,10 @@
 """Serve models over HTTP with Ray Serve: on this machine until Ctrl-C, or on a running cluster.
 
-posefleet serve                                       the shipped serve/config.yaml on http://127.0.0.1:8000
+posefleet serve                                       the shipped serve/config.yaml, on http://127.0.0.1:8000
 posefleet serve my.yaml
-posefleet serve my.yaml --deploy http://HEAD:8265     on a cluster; the same command changes it later
+posefleet serve my.yaml --deploy http://HEAD:8265     on a cluster; run it again to update
 
-These are `serve run CONFIG` and `serve deploy CONFIG` of Ray Serve. docs/serving.md explains the config.
+They run `serve run CONFIG` and `serve deploy CONFIG` of Ray Serve. docs/serving.md explains the config.
 """
 
 import os
@@ -21,16 +21,16 @@ CONFIG = Path(__file__).resolve().parents[1] / "serve" / "config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is served, and where."""
+    """What to serve, and where."""
 
     config: Annotated[Path, Argument("CONFIG")] = CONFIG
     """YAML file: models, batching, replicas, host and port."""
     deploy: Annotated[str, "URL"] = ""
-    """Address of a cluster's dashboard, http://HEAD:8265: deploy there instead of serving from this machine."""
+    """Deploy to the cluster with this dashboard address, http://HEAD:8265, instead of serving from this machine."""
 
 
 def command(options: Options) -> list[str]:
-    """The command of Ray Serve."""
+    """The command line of Ray Serve that does what the options ask for."""
     serve = [sys.executable, "-m", "ray.serve.scripts"]
     if options.deploy:
         return [*serve, "deploy", "--address", options.deploy, str(options.config)]
@@ -38,12 +38,12 @@ def command(options: Options) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: that of Ray Serve, or 2 on bad arguments."""
+    """Serve or deploy. Exit status: that of Ray Serve, or 2 on bad arguments."""
     options, _ = parse(Options, arguments, command="serve", about=__doc__ or "")
     if not options.config.is_file():
         fail(f"no config file {options.config}; the shipped one is {CONFIG}")
     program, *rest = command(options)
-    os.execv(program, [program, *rest])  # Ray Serve gets the signals itself
+    os.execv(program, [program, *rest])  # replaces this process, so that Ray Serve receives its signals
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Write a COCO keypoint data set as shards: here, or on a Ray cluster.
+"""Write a COCO keypoint data set as shards: on this machine or on a Ray cluster.
 
 posefleet shard --source /data/coco --split train2017 --out /data/shards
 ray job submit --working-dir . -- python jobs/shard_coco.py --source /nfs/coco --split train2017 --out s3://bucket/coco
 
-The shards of a split go to OUT/SPLIT. A run that is cut off is finished by running the same command again; a run that
-finds everything done changes nothing. Damaged, missing or mismatched images are left out and named.
+The shards of a split go to OUT/SPLIT. To finish an interrupted run, run the same command again; if all shards are
+complete, nothing changes. Damaged, missing or mismatched images are left out and listed.
 """
 
 import sys
@@ -24,30 +24,30 @@ MAX_SKIPPED_SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is sharded, and where to."""
+    """Data set to write as shards, and where to write them."""
 
     source: Annotated[str, "PATH"]
     """Data set folder in COCO's layout, or an annotation file."""
     split: Annotated[str, "NAME"]
     """Split of the data set: train2017, val2017, ..."""
     out: Annotated[str, "FOLDER"]
-    """Where to: a folder that every node sees, s3://bucket/prefix, ... The shards go to its subfolder SPLIT."""
+    """Folder that every node sees, s3://bucket/prefix, ... The shards go to its subfolder SPLIT."""
     images: Annotated[str, "PATH"] = ""
-    """Image folder, where it is not at its usual place."""
+    """Image folder, if it is not at its usual place."""
     schema: Annotated[str, "NAME"] = "coco17"
     """Keypoint schema: names and order of the keypoints."""
     shard_mib: float = 128.0
-    """Size of a shard, MiB. Larger shards make fewer files and a coarser shuffle."""
+    """Size of a shard, MiB. Larger shards give fewer files and a coarser shuffle."""
     shuffle_seed: int = 0
-    """Seed of the order of images in the shards."""
+    """Seed of the random order of images in the shards."""
     limit: int | None = None
     """Take only the first N images. Default: all."""
     in_process: bool = False
     """Write in this process without Ray, for small data sets."""
     skip_doctor: bool = False
-    """Do not examine the annotations first."""
+    """Do not check the annotations with the doctor first."""
     allow_errors: bool = False
-    """Go on although the doctor finds errors in the annotations."""
+    """Continue even if the doctor finds errors in the annotations."""
 
     def __post_init__(self) -> None:
         if self.skip_doctor and self.allow_errors:
@@ -55,9 +55,9 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 finished, 1 the data set cannot be used, 2 bad arguments."""
+    """Write the shards. Exit status: 0 finished, 1 the data set cannot be used, 2 bad arguments."""
     options, _ = parse(Options, arguments, command="shard", about=__doc__ or "")
-    from posefleet.data.coco.source import find_source  # imports torch, which --help does without
+    from posefleet.data.coco.source import find_source  # imports torch, which --help does not need
     from posefleet.data.errors import DataError
     from posefleet.data.keypoints import load_schema
     from posefleet.data.shards.build import shard_coco
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _healthy(source: "Source", schema: "KeypointSchema", allow_errors: bool) -> bool:
-    """Examine the annotations; the images are looked at as they are written."""
+    """Whether the annotations may be used; images are checked later, when they are written."""
     from posefleet.data.doctor.examine import examine
 
     report = examine(source, schema, check_images=False)

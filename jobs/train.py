@@ -1,4 +1,4 @@
-"""Train a method on shards: alone, or on a Ray cluster.
+"""Train a method on shards: in this process or on a Ray cluster.
 
 posefleet train smpr --config jobs/configs/smpr.yaml --data.train /data/shards/train2017 --scaling.num_workers 4
 python jobs/train.py smpr --config jobs/configs/smpr_demo.yaml --data.train /data/shards/train --scaling.num_workers 0
@@ -14,11 +14,11 @@ from posefleet.platform.config.cli import parse_experiment
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MOST_SHOWN = 12
-"""Settings of a method in ``--help``, which fits on two screens."""
+"""Number of a method's settings in ``--help``, so that it fits on two screens."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
+    """Train the method named first. Exit status: 0 finished, 1 failed, 2 bad arguments, 130 stopped on request."""
     method, *rest = sys.argv[1:] if arguments is None else arguments or [""]
     if not method or method.startswith("-"):
         from posefleet.light_import import light_import
@@ -33,15 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_method(method: str, arguments: Sequence[str] | None = None) -> int:
-    """What every jobs/train_METHOD.py runs; the exit status of :func:`main`."""
+    """Train ``method``; every jobs/train_METHOD.py runs this. Returns an exit status, see :func:`main`."""
     experiment = parse_experiment(method, arguments, shown=_changed(method))
-    from posefleet.platform.training.launch import train  # Ray and MLflow take seconds, and --help needs neither
+    from posefleet.platform.training.launch import train  # imports Ray and MLflow, which --help does not need
 
     return train(experiment)
 
 
 def _changed(method: str) -> list[str]:
-    """Settings of the method that people change: those in its shipped configs, those of the published one first."""
+    """Settings of the method that people change: those in its shipped configs, the published config's first."""
     import yaml
 
     def names(values: Mapping[str, Any], prefix: str) -> Iterator[str]:

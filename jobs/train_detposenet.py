@@ -1,4 +1,4 @@
-"""Train DetPoseNet on shards: alone, or on a Ray cluster.
+"""Train DetPoseNet on shards: in this process or on a Ray cluster.
 
 python jobs/train_detposenet.py --config jobs/configs/detposenet_demo.yaml --data.train SHARDS --scaling.num_workers 0
 ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_detposenet.py \\

@@ -1,4 +1,4 @@
-"""Train PFS on shards: alone, or on a Ray cluster.
+"""Train PFS on shards: in this process or on a Ray cluster.
 
 python jobs/train_pfs.py --config jobs/configs/pfs_demo.yaml --data.train SHARDS --scaling.num_workers 0
 ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_pfs.py \\

@@ -1,4 +1,4 @@
-"""Train SMPR on shards: alone, or on a Ray cluster.
+"""Train SMPR on shards: in this process or on a Ray cluster.
 
 python jobs/train_smpr.py --config jobs/configs/smpr_demo.yaml --data.train SHARDS --scaling.num_workers 0
 ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/train_smpr.py \\
