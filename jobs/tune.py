@@ -1,4 +1,4 @@
-"""Search settings: by training them, or, of decoding alone, on what one checkpoint's network said.
+"""Search for better settings: by training trials, or by decoding one checkpoint's network outputs again.
 
 posefleet tune --method smpr --config jobs/configs/smpr.yaml --space jobs/configs/spaces/smpr.yaml \\
     --samples 64 --concurrent 8 --data.train /data/shards/train2017 --data.eval /data/shards/val2017
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from posefleet.platform.tuning.space import Space
 
 PLAN = "plan.yaml"
-"""What a search was started with, in its folder."""
+"""File in the folder of a search: the options, space and experiment that it was started with."""
 
 STOPPED = 130
-"""Exit status of a search that someone stopped."""
+"""Exit status of a search that was stopped on request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is searched, and how."""
+    """What to search, and how."""
 
     method: Annotated[str, "METHOD"] = ""
     """Train trials of this method."""
     decode_only: bool = False
-    """Search decoding on one checkpoint, without training."""
+    """Search decoding settings on one checkpoint, without training."""
     resume: Annotated[str, "FOLDER"] = ""
-    """Go on with the search in this folder; --samples may ask for more trials."""
+    """Continue the search in this folder; --samples may ask for more trials."""
     config: Annotated[str, "FILE"] = ""
     """With --method: YAML file of the experiment that the search starts from."""
     checkpoint: Annotated[str, "PATH"] = ""
@@ -46,30 +46,30 @@ class Options:
     space: Annotated[str, "FILE"] = ""
     """YAML file of settings and their ranges, such as those in jobs/configs/spaces/."""
     samples: int | None = None
-    """Number of trials in all. More trials find better settings and take as much longer. Default: 16; with
+    """Total number of trials. More trials find better settings and take proportionally longer. Default: 16; with
     --decode-only 200."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """How settings are drawn: tpe by what was good so far, random blindly, grid each combination once."""
+    """How settings are drawn: tpe learns from earlier trials, random does not, grid takes each combination once."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the sampler."""
     out: Annotated[str, "FOLDER"] = ""
-    """Folder on a disk; the same one goes on. Default: runs/tune-METHOD; with --decode-only runs/tune."""
+    """Folder on a disk; a search in it is continued. Default: runs/tune-METHOD; with --decode-only runs/tune."""
     objectives: Annotated[str, "NAMES"] = "AP"
-    """With --method: AP, or AP and costs with commas: parameters, gflops, predict_ms."""
+    """With --method: AP, or AP and costs, separated by commas: parameters, gflops, predict_ms."""
     concurrent: int = 0
-    """With --method: trials at a time. 0: as many as there is room for."""
+    """With --method: number of trials that run at the same time. 0: as many as fit on the cluster."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"
-    """With --method: asha stops trials that are worse than others were at their age. pbt trains a population whose
-    worst members go on as copies of the best with settings a little off."""
+    """With --method: asha stops trials that are worse than others after the same number of epochs. pbt trains a
+    population and replaces its worst members by copies of the best with slightly changed settings."""
     reduction: float = 3.0
-    """With --scheduler asha: it keeps the best 1/X of the trials at each rung. Raise it to stop more trials early."""
+    """With --scheduler asha: asha keeps the best 1/X of the trials at each rung. Raise it to stop more trials early."""
     grace: float = 0.0
-    """With --method: epochs before asha may stop a trial, and between looks of pbt. Raise it where learning starts
+    """With --method: epochs before asha may stop a trial, and between replacements by pbt. Raise it if learning starts
     slowly. 0: one evaluation."""
     retries: int = 2
-    """With --method: times that a trial whose process died is started again."""
+    """With --method: how often a trial is restarted after its process died."""
     images: int = 0
-    """With --decode-only: score on the first N images. Fewer are faster and less exact. 0: all."""
+    """With --decode-only: score on the first N images. Fewer images are faster and less exact. 0: all."""
 
     def __post_init__(self) -> None:
         one_of(self, "method", "decode_only", "resume")
@@ -83,7 +83,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 when no trial came to anything, 2 on bad arguments and bad data, 130 when stopped."""
+    """Run a search. Exit status: 0 finished, 1 no trial has a result, 2 bad arguments or bad data, 130 stopped."""
     options, overrides = parse_with_settings(
         Options, arguments, command="tune", about=__doc__ or "", shown=(*DATA, "train.epochs", *WORKERS)
     )
@@ -100,17 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """A search that can begin or go on."""
+    """Everything that a search needs to start or to continue."""
 
     folder: Path
     options: dict[str, Any]
     base: "Experiment"
     space: "Space"
     written: dict[str, Any]
-    """The content of the plan's file."""
+    """Content of the file ``PLAN``."""
 
     def keep(self) -> None:
-        """Write the plan, once the search it belongs to is known to be sound."""
+        """Write the plan into the search's folder; called after the search was checked."""
         import yaml
 
         (self.folder / PLAN).write_text(yaml.safe_dump(self.written, sort_keys=False))
@@ -133,10 +133,10 @@ def _planned(options: Options, overrides: Given) -> _Plan:
     if not base.data.eval:
         raise ValueError("nothing to score on; give --data.eval SHARDS")
     settled = {"checkpoint": checkpoint, "samples": options.samples or (200 if options.decode_only else 16)}
-    kept = {**dataclasses.asdict(options), **settled}
+    saved = {**dataclasses.asdict(options), **settled}
     for name in ("resume", "config", "space", "out"):
-        del kept[name]
-    return _plan(folder, kept, base, read_yaml(options.space), options.space)
+        del saved[name]
+    return _plan(folder, saved, base, read_yaml(options.space), options.space)
 
 
 def _resumed(options: Options, overrides: Given) -> _Plan:
@@ -149,11 +149,11 @@ def _resumed(options: Options, overrides: Given) -> _Plan:
     if not path.exists():
         raise ValueError(f"{options.resume} holds no search: there is no {PLAN} in it")
     plan = read_yaml(path)
-    kept = plan["options"] | ({"samples": options.samples} if options.samples else {})
+    saved = plan["options"] | ({"samples": options.samples} if options.samples else {})
     if options.space:
         plan["space"] = read_yaml(options.space)
     return _plan(
-        str(path.parent), kept, build_experiment(plan["experiment"]), plan["space"], options.space or str(path)
+        str(path.parent), saved, build_experiment(plan["experiment"]), plan["space"], options.space or str(path)
     )
 
 
@@ -206,30 +206,30 @@ def _train(plan: _Plan) -> int:
     parent = open_search(base, str(plan.folder), {"space": plan.written["space"], **options})
     sys.stderr.write(f"search {plan.folder}\n")
     try:
-        whole = run_search(search, engine, parent)
+        complete = run_search(search, engine, parent)
     except BaseException:
         parent.finish("KILLED", curves=False)
         raise
-    if not whole:
+    if not complete:
         sys.stderr.write(f"stopped; python jobs/tune.py --resume {plan.folder} goes on\n")
     try:
-        text = log_search(search, _gain_of_runs(search) if whole else "")
-    except ValueError as error:  # there is nothing to tell of yet, or in the end
-        parent.finish("FAILED" if whole else "KILLED", curves=False)
-        if not whole:
+        text = log_search(search, _gain_of_runs(search) if complete else "")
+    except ValueError as error:  # no trial has a result
+        parent.finish("FAILED" if complete else "KILLED", curves=False)
+        if not complete:
             return STOPPED
         report_error(error)
         return 1
-    with RunLogger(parent, system_every=0) as sink:
+    with RunLogger(parent, system_every=0) as logger:
         for file in report_files(plan.folder):
-            sink.log_bytes(file.name, file.read_bytes())
-    parent.finish("FINISHED" if whole else "KILLED", curves=False)
+            logger.log_bytes(file.name, file.read_bytes())
+    parent.finish("FINISHED" if complete else "KILLED", curves=False)
     sys.stdout.write(f"{text}\n\n{_where(plan.folder)}")
-    return 0 if whole else STOPPED
+    return 0 if complete else STOPPED
 
 
 def _gain_of_runs(search: Any) -> str:
-    """The best trial against the default, scored once more on the same images."""
+    """Sentence on the best trial against the default: both are scored again on the same images."""
     from posefleet.platform.checkpoints.load import load_model
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.inference.evaluate import evaluate
@@ -290,15 +290,15 @@ def _decode_only(plan: _Plan) -> int:
 
 
 def _gain(best: "Evaluation", own: "Evaluation", other: str) -> str:
-    """What the search brought, and whether that is more than chance on these images."""
+    """Sentence on the gain in AP of the best settings over ``other``, and whether it exceeds noise on these images."""
     from posefleet.data.evaluation.bootstrap import CONFIDENCE, difference
 
     if best.matches is None or own.matches is None:
         return ""
     found = difference(best.matches, own.matches)
-    judged = "more than noise" if found.certain else "may be noise"
+    certainty = "more than noise" if found.certain else "may be noise"
     return (
-        f"Best against {other}: AP {found}, {judged}; in brackets {CONFIDENCE:.0%} of draws of images. "
+        f"Best against {other}: AP {found}, {certainty}; in brackets {CONFIDENCE:.0%} of draws of images. "
         "It was chosen on these images, so expect less on others."
     )
 

@@ -1,12 +1,12 @@
 """posefleet: COCO keypoints to a served multi-person pose estimator, on a Ray cluster.
 
-Importing it changes nothing in the process that imports it.
+The import has no side effects on the importing process.
 """
 
 from pathlib import Path as _Path
 
 __version__ = "0.1.0"
-"""pyproject.toml reads it from here."""
+"""Version of the package; pyproject.toml reads it from here."""
 
 _folder = _Path(__file__).parent
 _lost = [name for name in ("data", "models", "platform", "serve", "jobs") if not (_folder / name).is_dir()]

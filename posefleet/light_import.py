@@ -1,11 +1,11 @@
-"""Settings of a module without the libraries that the module needs.
+"""Reads the settings of a module without importing the libraries that the module needs.
 
-The settings of a method stand beside its network, in a file that imports torch, and torch takes seconds. ``--help``
-needs the settings alone. So this module runs the statements of a file that need nothing but the standard library and
-this project: constants, types, functions and dataclasses. It leaves out every other statement.
+A method's settings are in the file of its network, which imports torch, and that import takes seconds. ``--help`` needs
+only the settings. So this module runs those statements of a file that need only the standard library and this project:
+constants, types, functions and dataclasses. It leaves out every other statement.
 
-The classes found in this way describe options. They are not the classes of the imported module: no object of theirs
-is handed on.
+The classes that it finds only describe options. They differ from the classes of the imported module, so no object of
+them is passed on.
 """
 
 import ast
@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent
 
 
 def light_import(module: str, name: str) -> Any:
-    """``name`` of ``module``, without importing torch or any other library; of the imported module where it cannot.
+    """The object ``name`` of ``module``, without importing torch or any other library; if it needs one, the module is
+    imported.
 
     Args:
         module: Full name of a module of this project, such as ``posefleet.models.smpr``.
@@ -30,7 +31,7 @@ def light_import(module: str, name: str) -> Any:
     namespace = _namespace(module)
     if name in namespace:
         return namespace[name]
-    for statement in parsed(source_file(module)).body:  # a package hands on what another file defines
+    for statement in parsed(source_file(module)).body:  # a package re-exports names of its modules
         if isinstance(statement, ast.ImportFrom) and statement.module and statement.module.startswith(f"{PACKAGE}."):
             for alias in statement.names:
                 if name == (alias.asname or alias.name):
@@ -39,7 +40,7 @@ def light_import(module: str, name: str) -> Any:
 
 
 def source_file(module: str) -> Path:
-    """The file of a module of this project.
+    """The source file of a module of this project.
 
     Raises:
         ModuleNotFoundError: There is no such file.
@@ -53,13 +54,13 @@ def source_file(module: str) -> Path:
 
 @functools.cache
 def parsed(file: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """The syntax tree of a Python file, cached."""
     return ast.parse(file.read_text())
 
 
 @functools.cache
 def _namespace(module: str) -> dict[str, Any]:
-    """Names of ``module`` that need no library; all of them if it was imported before."""
+    """Names of ``module`` that need no library -> objects; all of its names if the module is already imported."""
     if module in sys.modules:
         return vars(sys.modules[module])
     try:
@@ -70,7 +71,7 @@ def _namespace(module: str) -> dict[str, Any]:
     statements = parsed(file).body
     wanted = _names_outside_functions(statements)
     for statement in statements:
-        # A statement that needs a library, or a name that an earlier one would have set, is left out.
+        # Leaves out a statement that needs a library, or a name of a statement that was left out.
         with contextlib.suppress(NameError, AttributeError, ImportError):
             if isinstance(statement, ast.ImportFrom) and (statement.module or "").partition(".")[0] == PACKAGE:
                 namespace.update(_imported(statement, wanted))
@@ -80,7 +81,7 @@ def _namespace(module: str) -> dict[str, Any]:
 
 
 def _imported(statement: ast.ImportFrom, wanted: set[str]) -> Iterator[tuple[str, Any]]:
-    """Those of ``wanted`` that ``from posefleet... import ...`` gives, as far as they need no library."""
+    """(name, object) for each name in ``wanted`` that ``from posefleet... import ...`` defines without a library."""
     assert statement.module
     for alias in statement.names:
         name = alias.asname or alias.name
@@ -94,7 +95,7 @@ def _imported(statement: ast.ImportFrom, wanted: set[str]) -> Iterator[tuple[str
 
 
 def _names_outside_functions(statements: Iterable[ast.AST]) -> set[str]:
-    """Names that are read when the statements run; functions are only defined then."""
+    """Names that are read when the statements run; bodies of functions do not run, so their names do not count."""
     found, waiting = set[str](), list(statements)
     while waiting:
         node = waiting.pop()
@@ -106,7 +107,7 @@ def _names_outside_functions(statements: Iterable[ast.AST]) -> set[str]:
 
 
 class _Module:
-    """A submodule, for ``module.name``."""
+    """Stands for an imported submodule, so that ``module.name`` works."""
 
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.__dict__.update(namespace)
@@ -119,9 +120,9 @@ def _is_standard(statement: ast.Import | ast.ImportFrom) -> bool:
 
 def _run(statement: ast.stmt, namespace: dict[str, Any]) -> None:
     for node in ast.walk(statement):
-        if isinstance(node, ast.ClassDef):  # checks may ask what was left out, and options are described, not checked
+        if isinstance(node, ast.ClassDef):  # checks may use names that were left out, and no options are made
             node.body = [part for part in node.body if getattr(part, "name", "") != "__post_init__"]
-        if isinstance(node, ast.FunctionDef):  # types of functions name torch.Tensor, and no option needs them
+        if isinstance(node, ast.FunctionDef):  # they may name torch.Tensor, and no option needs them
             node.returns = None
             for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
                 argument.annotation = None

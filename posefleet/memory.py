@@ -1,26 +1,27 @@
-"""Memory settings of the processes that posefleet owns: jobs, workers, replicas. Importing posefleet sets none.
+"""Memory settings of posefleet's own processes: jobs, workers, replicas. Importing posefleet changes none of them.
 
-glibc hands every large tensor back to the kernel when it is freed and page-faults it in again at the next step. How
-much of a training step that costs depends on the kernel and the size of the images; ``tests/bench/bench_step.py``
-measures it. Training workers and the loaders of batches ask the library not to.
+glibc returns every large tensor to the kernel when it is freed, and the next step causes page faults to get the memory
+back. The cost of this in a training step depends on the kernel and the size of the images;
+``tests/bench/bench_step.py`` measures it. Training workers and batch loaders switch this off.
 
-Python's cyclic garbage collector starts after 700 new objects (2000 since 3.12). Importing torch makes a million that
-stay, and the collector walks through them over and over: 0.5 of 8 s of an import, and so of every ``--help``.
+Python's cyclic garbage collector starts after 700 new objects (2000 since 3.12). Importing torch creates a million
+objects that stay, and the collector scans them again and again: 0.5 s of the 8 s of an import, and so of every
+``--help``.
 """
 
 import ctypes
 import gc
 import sys
 
-# From glibc's malloc.h.
+# Parameters of mallopt, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory stay with the process: no mmap for large blocks, no trimming, one arena.
+    """Keep freed memory in this process: no mmap for large blocks, no trimming, one arena.
 
     Returns:
-        Whether the C library understood; only glibc does, elsewhere nothing changes.
+        Whether the C library accepted the settings; only glibc does, with others nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -34,6 +35,6 @@ def keep_freed_memory() -> bool:
 def collect_garbage_rarely() -> None:
     """Let Python's cyclic garbage collector start after 50,000 new objects in this process.
 
-    Jobs call it before they import torch, workers and replicas where they start.
+    Jobs call it before they import torch, workers and replicas when they start.
     """
     gc.set_threshold(50_000, 20, 20)

@@ -1,4 +1,4 @@
-"""The nearest option, or key of a config file, to a name that does not exist: by spelling and by meaning."""
+"""Suggests an option, or a key of a config file, for a name that does not exist: by spelling and by meaning."""
 
 from collections.abc import Iterable
 
@@ -71,17 +71,17 @@ SYNONYMS: dict[str, str] = {
     "seeds": "repeats num_seeds",
     "count": "images num_images",
 }
-"""Option -> other names under which people look for it."""
+"""Option -> other names that people use for it, separated by spaces."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The name in ``known`` that ``name`` was probably meant to be; empty where none is near.
+    """The name in ``known`` that ``name`` probably means; empty if none is close.
 
     Args:
-        name: What was given, such as ``optim.learning_rate`` or ``batch-size``.
+        name: Unknown name that was given, such as ``optim.learning_rate`` or ``batch-size``.
         known: Names that exist, such as ``optim.lr``.
     """
-    import difflib  # only for mistakes
+    import difflib  # needed only for wrong names
 
     names = {_plain(option): option for option in known}
     wanted = _plain(name)
@@ -90,7 +90,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_meaning = [
         plain for plain in map(_plain, SYNONYMS) if plain in names and last in SYNONYMS[_spelled(plain)].split()
     ]
-    # --lr is optim.lr; --model.lr too. Of several, the one whose sections are spelled most alike.
+    # --lr and --model.lr both mean optim.lr. Of several candidates, take the one whose sections are spelled most alike.
     if candidates := by_meaning if wanted == last and len(by_end) > 1 else by_end or by_meaning:
         return names[max(candidates, key=lambda plain: difflib.SequenceMatcher(None, plain, wanted).ratio())]
     ends = {plain.rpartition(".")[2]: plain for plain in reversed(names)}
