@@ -1,8 +1,8 @@
-"""Command lines: options from documented dataclasses, short help, and errors of one line.
+"""Parses command lines: options from documented dataclasses, short help, and errors of one line.
 
 Every command describes its options as a dataclass: a field is an option, its default is the option's default, and the
-string below it is its help. The parser is argparse, and pydantic checks the values as it does those of config files.
-Neither is imported before it is needed: ``--help`` takes a few tenths of a second.
+string below it is its help. argparse parses, and pydantic checks the values as it checks those of config files.
+pydantic is imported only when values are checked, so ``--help`` takes a few tenths of a second.
 
 Names: ``--name VALUE`` or ``--name=VALUE``; the field ``decode_only`` is ``--decode-only``, and a field in a section
 is ``--section.field``. True or false is ``--name true``, ``--name false``, or ``--name`` alone for true. A list takes
@@ -34,19 +34,19 @@ from posefleet.platform.runtime.redaction import redact, redact_logs
 
 T = TypeVar("T")
 Given = dict[str, list[str]]
-"""Options as they stand on a command line: dotted name -> its values, still text."""
+"""Options given on a command line: dotted name -> values, as text."""
 
 HELP = frozenset({"-h", "--help", "--help-all"})
 
 LIST_OPTIONS = "--list-options"
-"""Asks a command for its options, one a line, each with its choices: for completion in a shell."""
+"""Option that makes a command list its options, one per line with its choices, for completion in a shell."""
 
 COLUMN = 34
-"""Where the help of an option starts."""
+"""Column in which the help of an option starts."""
 
 
 class Argument(str):
-    """Name of a value that is given by its place, without ``--``: ``path: Annotated[str, Argument("PATH")]``."""
+    """Name of a positional argument, as in ``path: Annotated[str, Argument("PATH")]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,31 +57,31 @@ class Option:
     """Dotted name of the field, such as ``optim.lr``."""
     type: Any
     default: Any
-    """``dataclasses.MISSING``: it must be given."""
+    """Default value; ``dataclasses.MISSING`` if the option must be given."""
     help: str
     section: str = ""
-    """What its section is about (``data.resize``); empty: the command itself."""
+    """Help of the innermost section around it (``data.resize``); empty if it is an option of the command itself."""
     group: str = ""
-    """What the outermost section around it is about (``data``)."""
+    """Help of the outermost section around it (``data``)."""
 
     @property
     def flag(self) -> str:
-        """How it is spelled on a command line."""
+        """The option as written on a command line, with ``--``."""
         return "--" + (self.path if "." in self.path else self.path.replace("_", "-"))
 
     @property
     def required(self) -> bool:
-        """Whether it must be given."""
+        """Whether the option must be given."""
         return self.default is MISSING
 
     @property
     def positional(self) -> bool:
-        """Whether its value is given by its place, without its name."""
+        """Whether the option is a positional argument."""
         return isinstance(_split(self.type)[1], Argument)
 
     @property
     def arity(self) -> int | Literal["*", "?"] | None:
-        """Number of its values, as argparse writes it."""
+        """Number of values of the option, in the notation of argparse's ``nargs``; None: one."""
         kind = _split(self.type)[0]
         if typing.get_origin(kind) is tuple:
             parts = typing.get_args(kind)
@@ -90,13 +90,13 @@ class Option:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """Values that it takes, where they are few."""
+        """All values that the option allows, if it is a bool or a ``Literal``; otherwise empty."""
         kind = _split(self.type)[0]
         return (True, False) if kind is bool else typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
     @property
     def metavar(self) -> str:
-        """What stands for its value in help."""
+        """Placeholder for the option's value in help, such as ``N`` or ``{true,false}``."""
         kind, named = _split(self.type)
         if named:
             return f"{named} ..." if self.arity == "*" else named
@@ -108,10 +108,10 @@ class Option:
         return _TYPES.get(kind, "VALUE")
 
     def convert(self, values: Sequence[str]) -> Any:
-        """The typed value.
+        """Convert the texts of a command line to the option's typed value.
 
         Raises:
-            ValueError: It is of another type; the message names the option.
+            ValueError: The value has the wrong type; the message names the option.
         """
         import pydantic
 
@@ -130,20 +130,21 @@ _TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def options(kind: type, prefix: str = "", section: str = "", group: str = "", values: Any = None) -> list[Option]:
-    """The options of a dataclass and of those in it, in the order of its fields.
+    """The options of a dataclass and of its nested dataclasses, in the order of the fields.
 
     Args:
-        prefix: Stands before every name: ``"model."``.
-        section: What the fields are about, for titles in help.
-        group: What the section around them is about; empty: ``section``.
-        values: An object of ``kind`` whose values are the defaults.
+        kind: The dataclass.
+        prefix: Put before every name, such as ``"model."``.
+        section: Help of the section of the fields, for titles in help.
+        group: Help of the outermost section around them; empty: ``section``.
+        values: Object of ``kind`` whose values become the defaults; None: the defaults of the fields.
     """
-    result, hints, told = [], typing.get_type_hints(kind, include_extras=True), documentation(kind)
+    result, hints, docs = [], typing.get_type_hints(kind, include_extras=True), documentation(kind)
     for field in dataclasses.fields(kind):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if values is not None:
             default = getattr(values, field.name)
-        path, text = prefix + field.name, told.get(field.name, "")
+        path, text = prefix + field.name, docs.get(field.name, "")
         if inner := dataclass_in(hints[field.name]):
             text = text or (inner.__doc__ or "").partition("\n")[0]
             inside = None if default is MISSING else default
@@ -155,21 +156,21 @@ def options(kind: type, prefix: str = "", section: str = "", group: str = "", va
 
 
 def dataclass_in(hint: Any) -> Any:
-    """The dataclass that a type is, or may be (``Section | None``); None where there is none."""
+    """The dataclass in a type hint (``Section`` or ``Section | None``); None if the hint has none."""
     return next((c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)), None)
 
 
 def documentation(kind: type) -> dict[str, str]:
-    """The string below each field of a dataclass, of its bases too."""
+    """Field -> the docstring below it, for the fields of a dataclass and of its base classes."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
-            found |= _below_fields(_file_of(base)).get(base.__qualname__, {})
+            found |= _field_docstrings(_file_of(base)).get(base.__qualname__, {})
     return found
 
 
 def summary(module: str) -> str:
-    """The first sentence of a module's docstring."""
+    """The first paragraph of a module's docstring, on one line; does not import the module."""
     text = ast.get_docstring(parsed(source_file(module))) or ""
     return text.partition("\n\n")[0].replace("\n", " ")
 
@@ -186,24 +187,25 @@ def parse(
     open_section: str = "",
     values: Callable[[Mapping[str, list[str]]], Mapping[str, Any]] | None = None,
 ) -> tuple[T, Given]:
-    """The options of a command line; exits with 0 after ``--help`` and ``--help-all``, with 2 on bad arguments.
+    """Parse a command line; exits with 0 after ``--help``, ``--help-all`` or ``LIST_OPTIONS``, 2 on bad arguments.
 
     Args:
         kind: Dataclass of the command's own options.
-        arguments: None: those of this process.
+        arguments: Command line without the program; None: that of this process.
         about: What the command does, for help.
-        command: Verb and its arguments: ``train smpr``.
-        program: How the program is called that has this verb.
-        more: Options of something else, such as the experiment, which are handed on.
-        shown: Dotted names of those that ``--help`` shows, in this order; the others are in ``--help-all``.
-        open_section: Any name is taken under this section (``"model."``), as only later is known what it has.
-        values: From what was given, the values that stand for defaults in help: those of a config file.
+        command: Verb and its arguments, such as ``train smpr``.
+        program: Name of the program that has this verb.
+        more: Further options, such as those of the experiment; their values are returned as text.
+        shown: Dotted names of the options in ``more`` that ``--help`` shows, in this order; ``--help-all`` shows all.
+        open_section: Section (``"model."``) in which any name is accepted, because its options are known only later.
+        values: Takes the given options and returns the values shown as defaults in help, such as those of a config
+            file.
 
     Returns:
-        The command's own options, and what was given of the others.
+        The command's own options, and the given ones of ``more``.
     """
     collect_garbage_rarely()  # torch is imported next
-    redact_logs(logging.lastResort)  # shows warnings on stderr where nobody has set up logging
+    redact_logs(logging.lastResort)  # this handler shows warnings on stderr if logging is not set up
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     own = options(kind)
     taken = [option.path for option in own]
@@ -216,12 +218,12 @@ def parse(
     try:
         if not HELP.isdisjoint(tokens):
             rest = [token for token in tokens if token not in HELP]
-            defaults = values(_split_off(rest, every, open_section)) if values else {}
+            defaults = values(_parse_tokens(rest, every, open_section)) if values else {}
             order = [*taken, *(path for path in shown if path not in taken)]
             visible = list(every.values()) if whole else [every[path] for path in order if path in every]
             sys.stdout.write(_help(f"{program} {command}".strip(), about, visible, len(every) - len(visible), defaults))
             raise SystemExit(0)
-        given = _split_off(tokens, every, open_section)
+        given = _parse_tokens(tokens, every, open_section)
         chosen = {option.path: option.convert(given.pop(option.path)) for option in own if option.path in given}
         for option in own:
             if option.required and option.path not in chosen:
@@ -232,10 +234,10 @@ def parse(
 
 
 def convert(given: Mapping[str, Sequence[str]], known: Iterable[Option]) -> dict[str, Any]:
-    """Typed values of options, by dotted name.
+    """Typed values of the given options, by dotted name.
 
     Raises:
-        ValueError: An option does not exist, or its value has another type.
+        ValueError: An option is not in ``known``, or its value has the wrong type.
     """
     by_path = {option.path: option for option in known}
     for path in given:
@@ -245,10 +247,10 @@ def convert(given: Mapping[str, Sequence[str]], known: Iterable[Option]) -> dict
 
 
 def one_of(chosen: Any, *names: str) -> None:
-    """Check that exactly one of a command's options was given, as ``__post_init__`` of its dataclass does.
+    """Check that exactly one of the options ``names`` was given; for ``__post_init__`` of a command's dataclass.
 
     Raises:
-        ValueError: None of them is given, or several.
+        ValueError: None of them was given, or more than one.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(chosen)}
     flags = {name: "--" + name.replace("_", "-") for name in names}
@@ -258,18 +260,19 @@ def one_of(chosen: Any, *names: str) -> None:
 
 
 def unknown(flag: str, known: Iterable[Option]) -> str:
-    """The message about an option that does not exist."""
+    """Error message for an option that does not exist; suggests the nearest of ``known``."""
     flags = {option.path.replace("_", "-") if "." not in option.path else option.path: option for option in known}
     guess = nearest(flag, flags)
     return f"unknown option {flag}" + (f"; did you mean {flags[guess].flag}?" if guess else "; --help-all lists all")
 
 
 def completions(listing: Callable[[], object], previous: str, current: str) -> list[str]:
-    """What may stand on a command line after ``previous``: options, or the choices of an option.
+    """Words that may follow ``previous`` on a command line: options, or the choices of an option.
 
     Args:
         listing: Runs the command with ``LIST_OPTIONS``.
-        current: What is typed of the word.
+        previous: Word before the cursor's.
+        current: The part of the word at the cursor that is typed already.
     """
     with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
         listing()
@@ -279,7 +282,7 @@ def completions(listing: Callable[[], object], previous: str, current: str) -> l
 
 
 def fail(message: str) -> NoReturn:
-    """End a command over bad input: a message, no traceback, exit status 2."""
+    """End the command because of bad input: writes ``error: message`` without a traceback, exit status 2."""
     report_error(message)
     raise SystemExit(2)
 
@@ -297,13 +300,13 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message.removeprefix("argument "))
 
 
-def _split_off(tokens: Sequence[str], every: Mapping[str, Option], open_section: str) -> Given:
-    """What a command line says of each option, as text."""
+def _parse_tokens(tokens: Sequence[str], every: Mapping[str, Option], open_section: str) -> Given:
+    """Parse ``tokens`` with argparse into the values of each given option, as text."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     spelled = {_key(option.flag): option.flag for option in every.values()}
     for option in every.values():
         if option.positional:
-            parser.add_argument(option.path, nargs="?")  # parse() says what is missing, in the words of its help
+            parser.add_argument(option.path, nargs="?")  # parse() reports a missing one, with its help
         else:
             _add(parser, option.flag, option.path, option.arity)
     tokens = [_respelled(token, spelled) for token in tokens]
@@ -327,7 +330,7 @@ def _add(parser: argparse.ArgumentParser, flag: str, path: str, arity: int | str
 
 
 def _respelled(token: str, spelled: Mapping[str, str]) -> str:
-    """``--data.batch-size 4`` is ``--data.batch_size 4``, and ``--decode_only`` is ``--decode-only``."""
+    """The token with its option spelled as declared: ``--decode_only`` becomes ``--decode-only``."""
     flag, equals, value = token.partition("=")
     return f"{spelled.get(_key(flag), flag)}{equals}{value}" if token.startswith("--") else token
 
@@ -345,7 +348,7 @@ def _is_number(token: str) -> bool:
 
 
 def _build(kind: type[T], chosen: Mapping[str, Any]) -> T:
-    """An object of the command's dataclass; ``a.b`` goes into its section ``a``."""
+    """An object of the dataclass ``kind`` from values by dotted name; ``a.b`` is field ``b`` of section ``a``."""
     sections: dict[str, dict[str, Any]] = {}
     plain: dict[str, Any] = {}
     for path, value in chosen.items():
@@ -377,7 +380,7 @@ def _help(command: str, about: str, visible: list[Option], hidden: int, values: 
 
 
 def _entry(option: Option, values: Mapping[str, Any], width: int, *, whole: bool) -> list[str]:
-    """The lines of an option; unless ``whole``, with the first sentence of its help."""
+    """Lines of help on an option: with its whole help, or with the first sentence unless ``whole``."""
     head = f"  {_spelling(option)}" + ("" if option.positional else f" {option.metavar}")
     default = values.get(option.path, option.default)
     if option.required and default is MISSING:
@@ -386,13 +389,13 @@ def _entry(option: Option, values: Mapping[str, Any], width: int, *, whole: bool
         note = ""
     else:
         note = f" (default: {_shown(default)})"
-    told = _plain_text(option.help)
+    text = _plain_text(option.help)
     if not whole:
-        told = re.split(r"(?<=[.])\s+(?=[A-Z])", told, maxsplit=1)[0]
-    text = textwrap.wrap(told + note, width - COLUMN, break_on_hyphens=False) or [""]
+        text = re.split(r"(?<=[.])\s+(?=[A-Z])", text, maxsplit=1)[0]
+    wrapped = textwrap.wrap(text + note, width - COLUMN, break_on_hyphens=False) or [""]
     if len(head) < COLUMN - 1:
-        return [f"{head:{COLUMN}}{text[0]}", *(f"{'':{COLUMN}}{line}" for line in text[1:])]
-    return [head, *(f"{'':{COLUMN}}{line}" for line in text)]
+        return [f"{head:{COLUMN}}{wrapped[0]}", *(f"{'':{COLUMN}}{line}" for line in wrapped[1:])]
+    return [head, *(f"{'':{COLUMN}}{line}" for line in wrapped)]
 
 
 def _plain_text(text: str) -> str:
@@ -421,7 +424,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _split(hint: Any) -> tuple[Any, str]:
-    """A type without ``Annotated`` and ``None``, and the name of its values in help (empty: none)."""
+    """A type without ``Annotated`` and ``None``, and the placeholder for its value in help (empty if it has none)."""
     name = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, str)), "")
     kind = _bare(hint)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
@@ -436,8 +439,8 @@ def _file_of(kind: type) -> Path:
 
 
 @functools.cache
-def _below_fields(file: Path) -> dict[str, dict[str, str]]:
-    """Class -> field -> the string below it."""
+def _field_docstrings(file: Path) -> dict[str, dict[str, str]]:
+    """Class -> field -> the docstring below the field, for all top-level classes of a file."""
     found: dict[str, dict[str, str]] = {}
     for node in parsed(file).body:
         if isinstance(node, ast.ClassDef):

@@ -22,8 +22,7 @@ ROOT = Path(__file__).parent
 
 
 def light_import(module: str, name: str) -> Any:
-    """The object ``name`` of ``module``, without importing torch or any other library; if it needs one, the module is
-    imported.
+    """The object ``name`` of ``module``; imports the module, and thereby torch, only if the object needs a library.
 
     Args:
         module: Full name of a module of this project, such as ``posefleet.models.smpr``.

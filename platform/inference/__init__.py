@@ -1,3 +1,3 @@
-"""From images to poses, for evaluation, batch prediction and serving alike.
+"""Predicts poses from images for evaluation, batch prediction and serving.
 
-Doors: ``predictor``, ``evaluate``, ``onnx``, ``split``, ``latency``."""
+Other packages import ``predictor``, ``evaluate``, ``onnx``, ``split`` and ``latency``."""

@@ -1,4 +1,4 @@
-"""Evaluates a model on a data set that the ranks share among them."""
+"""Evaluates a model on a data set; each rank predicts a part of it."""
 
 import contextlib
 from collections.abc import Callable
@@ -29,18 +29,20 @@ def evaluate(
     step: int = 0,
     keep: Callable[[dict[int, Poses]], None] | None = None,
 ) -> Evaluation | None:
-    """Predict a split and score it; each rank predicts and matches its part, rank 0 accumulates the matches.
+    """Predict a split and score it: each rank predicts and matches its part, and rank 0 accumulates the matches.
 
     Args:
         model: On ``worker.device``; left in the mode it was in.
-        open_split: Opens the split with a transform; default: the shards of ``experiment.data.eval``.
-        step: Training step under which images and plots are logged.
+        open_split: Opens the split with a transform. Default: opens the shards ``experiment.data.eval``.
+        step: Training step with which images and plots are logged.
         keep: Called on rank 0 with all poses, in pixels of the original images.
 
     Returns:
-        The scores on rank 0, None on the others.
+        The scores on rank 0, None on the other ranks.
     """
-    from posefleet.platform.visualization.report import log_evaluation  # matplotlib; not needed to train
+    from posefleet.platform.visualization.report import (
+        log_evaluation,
+    )  # imports matplotlib, which training does not need
 
     schema = experiment.keypoints
     worker.watch.enter(Phase.EVALUATION)
@@ -69,30 +71,30 @@ def evaluate(
                 shown.append((batches[0], poses))
             worker.watch.beat()
     model.train(was_training)
-    result = _scored(found, datasets[0], experiment, worker, predictor.score_rule)
-    if keep and (everything := _gathered(found, worker)) is not None:
-        keep(everything)
+    result = _score(found, datasets[0], experiment, worker, predictor.score_rule)
+    if keep and (all_poses := _gather(found, worker)) is not None:
+        keep(all_poses)
     if result and worker.sink:
         log_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
     return result
 
 
-def _scored(
+def _score(
     found: dict[int, Poses], split: SampleSource, experiment: Experiment, worker: LocalWorker, score_rule: str
 ) -> Evaluation | None:
-    """The scores of what all ranks found, on rank 0: each rank matches its own poses, if the backend can do that."""
+    """Scores of the poses of all ranks, on rank 0; with pycocotools each rank matches its own poses first."""
     schema, settings = experiment.keypoints, experiment.evaluate
     most = settings.max_detections
     if settings.backend == "pycocotools":
         people = ground_truth(split, worker.rank, worker.world_size)
         parts = worker.gather(match_images(people, found, schema, max_poses=most))
         return summarize(parts, schema, max_detections=most, score_rule=score_rule) if parts else None
-    everything = _gathered(found, worker)
-    if everything is None:
+    all_poses = _gather(found, worker)
+    if all_poses is None:
         return None
     return score(
         ground_truth(split),
-        everything,
+        all_poses,
         schema,
         max_detections=most,
         backend=settings.backend,
@@ -100,19 +102,19 @@ def _scored(
     )
 
 
-def _gathered(found: dict[int, Poses], worker: LocalWorker) -> dict[int, Poses] | None:
-    """What all ranks found, by image id, on rank 0; None on the others."""
+def _gather(found: dict[int, Poses], worker: LocalWorker) -> dict[int, Poses] | None:
+    """Poses of all ranks by image id, on rank 0; None on the other ranks."""
     parts = worker.gather(found)
     return None if parts is None else {image_id: poses for part in parts for image_id, poses in part.items()}
 
 
 def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
-    """All images of the shards that the experiment is scored on, in their order."""
+    """All images of the shards ``experiment.data.eval``, in their stored order, passed through ``view``."""
     return ShardDataset(experiment.data.eval, view.schema, view, labelled_only=False, seed=None)
 
 
 def ground_truth(source: SampleSource, rank: int = 0, world_size: int = 1) -> GroundTruth:
-    """The ground truth of the images of ``source`` that ``rank`` predicts; with the defaults, of all images."""
+    """The ground truth of the images of ``source`` that ``rank`` predicts; with the defaults, of all its images."""
     return GroundTruth.from_records(
         (record["image_id"], (record["width"], record["height"]), record["people"])
         for record in source.records(rank, world_size)

@@ -1,4 +1,4 @@
-"""Measures how long a model takes from a decoded image to its poses."""
+"""Measures a model's size, operations and time from a decoded image to its poses."""
 
 import dataclasses
 import statistics
@@ -14,13 +14,17 @@ from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.runtime.worker import LocalWorker
 
 CROWDS = (1, 5, 10, 30)
-"""People in the images that prediction is timed on."""
+"""Numbers of people in the images on which prediction is timed."""
 
 
 def predict_costs(
     model: nn.Module, experiment: Experiment, worker: LocalWorker, *, people: int, repeats: int = 5
 ) -> dict[str, float]:
-    """``parameters``, ``gflops`` and ``predict_ms`` of an image with so many people, as in ``Cost``."""
+    """``parameters``, ``gflops`` and ``predict_ms`` for an image with ``people`` people, named as in ``Cost``.
+
+    Returns:
+        Number of parameters, 1e9 floating point operations for the image, median milliseconds of ``repeats`` runs.
+    """
     predictor = predictor_of(model, experiment, worker)
     with FlopCounterMode(display=False) as counter:
         predictor.predict_images([_scene(people)])
@@ -32,13 +36,13 @@ def predict_costs(
 
 
 def predictor_of(model: nn.Module, experiment: Experiment, worker: LocalWorker) -> Predictor:
-    """For scenes, which have no annotations, so that oracles are left off."""
-    honest = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
-    return Predictor(model, dataclasses.replace(experiment, evaluate=honest), device=worker.device)
+    """A predictor with oracles off, since they need annotations and the rendered images have none."""
+    settings = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
+    return Predictor(model, dataclasses.replace(experiment, evaluate=settings), device=worker.device)
 
 
 def predict_ms(predictor: Predictor, people: int, *, repeats: int = 5) -> float:
-    """Milliseconds from a decoded image with so many people to its poses, median."""
+    """Median milliseconds, over ``repeats`` runs, from a decoded image with ``people`` people to its poses."""
     image, seconds = _scene(people), []
     for _ in range(repeats + 1):  # the first one warms up
         start = time.perf_counter()
@@ -48,7 +52,7 @@ def predict_ms(predictor: Predictor, people: int, *, repeats: int = 5) -> float:
 
 
 def _scene(people: int) -> np.ndarray:
-    """(256, 256, 3) uint8, always the same for the same number of people."""
+    """Rendered image, (256, 256, 3) uint8; the same number of people always gives the same image."""
     scale = min(0.9, 2.0 / people**0.5)
     config = SceneConfig(people=(people, people), scale=(0.6 * scale, scale), crowd_rate=0.0, unlabelled_rate=0.0)
     return render_scene(config, people)[0]

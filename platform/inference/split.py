@@ -1,4 +1,4 @@
-"""The annotated images that a promotion or a comparison is scored on."""
+"""Annotated images for scoring models in a promotion or a comparison."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ class Split:
     """Annotated images for scoring: a folder of shards, or COCO's own files."""
 
     shards: str = ""
-    """Absolute path or URI."""
+    """Absolute path or URI of a folder of shards; empty if ``source`` is given."""
     source: Source | None = None
+    """Data set in COCO's own files, read instead of shards."""
 
     def open(self, schema: KeypointSchema, transform: Transform) -> SampleSource:
-        """The images in their stored order.
+        """The images in their stored order, each passed through ``transform``.
 
         Raises:
             DataError: The images or annotations cannot be used.
@@ -35,7 +36,7 @@ class Split:
         return ShardDataset(self.shards, schema, transform, labelled_only=False, seed=None)
 
     def faults(self, schema: KeypointSchema) -> list[str]:
-        """What makes numbers on these images wrong, in sentences."""
+        """Errors in the images or annotations that make scores wrong, one text for each; empty if there are none."""
         if self.source:
             return [f"{found.code}: {found.count}" for found in examine(self.source, schema).errors]
         return check_shards(self.shards)
@@ -47,7 +48,7 @@ class Split:
         return f"{manifest.split}, {manifest.samples:,} images"
 
     def as_input(self) -> DataInput:
-        """The description of the images that MLflow records."""
+        """Name, fingerprint and path of the images, for MLflow to record as a run's input."""
         if not self.source:
             manifest = read_manifest(self.shards)
             return DataInput(name=manifest.split, use="gate", fingerprint=manifest.fingerprint, source=self.shards)

@@ -1,4 +1,4 @@
-"""Writes the tags and the description that a registered version gets from what the gate measured."""
+"""Writes the tags and the description of a registered version from the gate's measurements."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from posefleet.platform.promotion.shadow import Shadowing
 
 
-def shadow_tags(seen: "Shadowing", report: "GateReport") -> dict[str, str]:
-    """Tags of a challenger that is promoted: what shadow traffic measured, the gate's result, and who promoted it."""
-    numbers = {f"shadow.{key}": value for key, value in seen.model_dump().items() if value is not None}
-    tags = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in numbers.items()}
+def shadow_tags(shadowing: "Shadowing", report: "GateReport") -> dict[str, str]:
+    """Tags of a promoted challenger: the measurements of shadow traffic, the gate's result, and who promoted it.
+
+    Returns:
+        Tag name -> text; tags ``shadow.*`` hold the fields of ``shadowing`` that have a value.
+    """
+    values = {f"shadow.{key}": value for key, value in shadowing.model_dump().items() if value is not None}
+    tags = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
     tags |= {"shadow.gate": "failed" if report.failed else "passed", "crowned_by": signed()}
     if report.failed:
         tags["forced"] = f"{', '.join(report.failed)} failed; forced by {tags['crowned_by']}"
@@ -21,7 +25,7 @@ def shadow_tags(seen: "Shadowing", report: "GateReport") -> dict[str, str]:
 
 
 def promotion_summary(tags: Mapping[str, str], report: "GateReport") -> str:
-    """Markdown for the page of a challenger that was promoted."""
+    """Markdown for the registry page of a challenger that was promoted with ``tags`` of :func:`shadow_tags`."""
     return _description(
         f"Champion by {tags['crowned_by']}, after {tags['shadow.images']} live images beside "
         f"{tags.get('shadow.champion', 'nothing')}.",
@@ -31,13 +35,13 @@ def promotion_summary(tags: Mapping[str, str], report: "GateReport") -> str:
 
 
 def release_description(tags: Mapping[str, str], report: "GateReport") -> str:
-    """Markdown for the page of a new version."""
+    """Markdown for the registry page of a new version: AP, method, schema, step, checks and evaluation."""
     head = f"AP {tags['AP']} on {tags['split']}: {tags['method']}, {tags['schema']}, step {tags['step']}."
     return _description(head, tags, report)
 
 
 def _description(head: str, tags: Mapping[str, str], report: "GateReport") -> str:
-    """The head, then who forced the promotion, the checks, and the table of the evaluation, where there are any."""
+    """Markdown: the head, who forced the promotion (if forced), the checks, and the evaluation's table (if any)."""
     forced = f"\n\n**Forced**: {tags['forced']}." if "forced" in tags else ""
     table = f"\n\n```\n{report.evaluation}\n```" if report.evaluation else ""
     return f"{head}{forced}\n\n```\n{report}\n```{table}"
