@@ -40,9 +40,7 @@ def evaluate(
     Returns:
         The scores on rank 0, None on the other ranks.
     """
-    from posefleet.platform.visualization.report import (
-        log_evaluation,
-    )  # imports matplotlib, which training does not need
+    from posefleet.platform.visualization.report import log_evaluation  # matplotlib, which training does not need
 
     schema = experiment.keypoints
     worker.watch.enter(Phase.EVALUATION)

@@ -1,9 +1,9 @@
 """Exports a checkpoint's network to an ONNX file that describes itself, and loads such a file as a model.
 
 The graph goes from uint8 images to the named maps of ``forward_features``, for any batch and any size that is a
-multiple of 32; normalisation is inside. Poses are made of the maps by the model's own code, in PyTorch, whoever
-computed the maps. The weights which that code needs (``Model.decoder``) lie in the file as initialisers that no node
-reads.
+multiple of 32; normalisation is inside. The model's own PyTorch code decodes the maps into poses, whether PyTorch or
+ONNX Runtime computed them. The weights that this code needs (``Model.decoder``) are in the file as initialisers that no
+node reads.
 
 ONNX, ONNX Script and ONNX Runtime are optional: ``pip install 'posefleet[onnx]'``.
 """
@@ -33,7 +33,7 @@ from posefleet.platform.config.loading import build_experiment, to_dict
 OPSET = 20
 """Version of ONNX's operator set; DeformConv needs at least 19."""
 FORMAT = "1"
-"""Of the metadata and of what lies in the file; a new one makes cached files of the old one unread."""
+"""Version of the metadata and the content of the file; cached files of another version are not used."""
 INPUT = "images"
 _KEY, _DECODER = "posefleet.", "decoder."
 
@@ -43,13 +43,13 @@ class Agreement(NamedTuple):
 
     images: int
     poses: int
-    """Poses of the first that have a partner among the second's, the nearest one left."""
+    """Number of pairs: a pose of the first predictor and the nearest pose of the second that is not paired yet."""
     unpaired: int
-    """Poses of either predictor without a partner."""
+    """Number of poses of either predictor without a partner."""
     pixels: float
-    """Largest difference of a coordinate, pixels of the original image."""
+    """Largest difference of a coordinate within a pair, pixels of the original image."""
     scores: float
-    """Largest difference of a score of a pose or a keypoint."""
+    """Largest difference of a pose score or a keypoint score within a pair."""
 
     def __str__(self) -> str:
         alone = f", {self.unpaired} without a partner" if self.unpaired else ""
@@ -59,13 +59,13 @@ class Agreement(NamedTuple):
         )
 
     def within(self, pixels: float, scores: float) -> bool:
-        """Whether every pose has a partner that differs by no more."""
+        """Whether every pose has a partner, and no pair differs by more than ``pixels`` and ``scores``."""
         return not self.unpaired and self.pixels <= pixels and self.scores <= scores
 
     @classmethod
     def of(cls, ours: Sequence[Poses], theirs: Sequence[Poses]) -> Self:
-        """Compare the poses of each image."""
-        parts = [_apart(a, b) for a, b in zip(ours, theirs, strict=True)]
+        """Compare the poses that two predictors found in the same images, image by image."""
+        parts = [_compare_poses(a, b) for a, b in zip(ours, theirs, strict=True)]
         return cls(
             images=len(parts),
             poses=sum(part.poses for part in parts),
@@ -76,22 +76,22 @@ class Agreement(NamedTuple):
 
 
 class OnnxNetwork:
-    """What an exported graph says about images, as the model's ``forward_features`` would; runs on the CPU.
+    """Computes the maps of an exported graph, in place of a model's ``forward_features``, with ONNX Runtime on the CPU.
 
-    It computes with as many threads as PyTorch does when it is made.
+    It uses as many threads as PyTorch uses when the object is created.
     """
 
     def __init__(self, graph: bytes) -> None:
-        runtime = _need("onnxruntime")
+        runtime = _import("onnxruntime")
         options = runtime.SessionOptions()
-        options.log_severity_level = 3  # it warns of the initialisers that no node reads
+        options.log_severity_level = 3  # lower levels warn about the initialisers that no node reads
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch decodes on the same cores
         self._session: Any = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._names = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, images: Tensor, **_options: bool) -> dict[str, list[Tensor]]:
-        """(B, 3, H, W) uint8 RGB images to named maps, float32; options for more or less of them change nothing."""
+        """(B, 3, H, W) uint8 RGB images to named maps, float32; options that select maps have no effect."""
         pixels = images.to(torch.uint8).contiguous().numpy()
         maps: dict[str, list[Tensor]] = {}
         for name, values in zip(self._names, self._session.run(None, {INPUT: pixels}), strict=True):
@@ -100,18 +100,18 @@ class OnnxNetwork:
 
 
 def export_onnx(checkpoint: str, *, experiment: Experiment | None = None) -> bytes:
-    """A checkpoint as an ONNX file, in float32.
+    """Convert a checkpoint to the bytes of an ONNX file, in float32.
 
     Args:
         checkpoint: See :func:`posefleet.platform.checkpoints.resolve.find_checkpoint`.
-        experiment: Settings to write into the file instead of the checkpoint's own (another decoding, say).
+        experiment: Settings to write into the file instead of the checkpoint's own, such as other decoding settings.
 
     Raises:
-        CheckpointError: It is damaged, or its network cannot be expressed in ONNX.
-        ValueError: A package is missing, or the method does not say where its network ends.
+        CheckpointError: The checkpoint is damaged, or its network cannot be expressed in ONNX.
+        ValueError: A package is missing, or the method's model has no ``decoder``.
     """
-    onnx = _need("onnx")
-    _need("onnxscript")
+    onnx = _import("onnx")
+    _import("onnxscript")
     model, experiment = load_model(checkpoint, experiment=experiment)
     if not hasattr(model, "decoder"):
         raise ValueError(f"method {experiment.method!r} does not say where its network ends: its Model has no decoder")
@@ -126,7 +126,7 @@ def export_onnx(checkpoint: str, *, experiment: Experiment | None = None) -> byt
     sizes = {0: torch.export.Dim("batch", min=1, max=65536), 2: STRIDE * height, 3: STRIDE * width}
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about itself
+            warnings.simplefilter("ignore")  # the exporter warns about its own code
             program = torch.onnx.export(
                 _Flat(model).eval(),
                 (example,),
@@ -138,40 +138,40 @@ def export_onnx(checkpoint: str, *, experiment: Experiment | None = None) -> byt
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # whatever the exporter meets
+    except Exception as error:  # the exporter raises many types
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise CheckpointError(f"the network of {checkpoint} cannot be expressed in ONNX: {reason}") from error
     assert program is not None
     proto = program.model_proto
     for name, values in _decoder_weights(model).items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(values.numpy(), _DECODER + name))
-    facts = _facts(checkpoint, experiment, shapes) | {"weights": _digest(onnx, proto)}
+    facts = _metadata(checkpoint, experiment, shapes) | {"weights": _digest(onnx, proto)}
     onnx.helper.set_model_props(proto, {_KEY + name: value for name, value in facts.items()})
     graph: bytes = proto.SerializeToString()
     return graph
 
 
 def read_facts(path: str) -> dict[str, str]:
-    """What an exported file says of itself: ``method``, ``keypoints``, ``experiment``, ...
+    """Metadata of an exported file: ``method``, ``keypoints``, ``experiment``, ...
 
     Raises:
-        CheckpointError: It is damaged, or no file of :func:`export_onnx`.
+        CheckpointError: The file is damaged, or was not written by :func:`export_onnx`.
         ValueError: A package is missing.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     return _read(path)[2]
 
 
 def load_onnx(path: str) -> tuple[nn.Module, Experiment]:
-    """The model of an exported file, in eval mode, and its experiment.
+    """Load the model of an exported file, in eval mode, and its experiment.
 
-    Its network is the file's graph; only prediction works.
+    The file's graph is the model's network, so the model can predict but not be trained.
 
     Args:
         path: Local path or URI.
 
     Raises:
-        CheckpointError: It is missing, damaged, or no file of :func:`export_onnx`.
+        CheckpointError: The file is missing or damaged, or was not written by :func:`export_onnx`.
         ValueError: A package is missing.
     """
     try:
@@ -180,7 +180,7 @@ def load_onnx(path: str) -> tuple[nn.Module, Experiment]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     experiment = build_experiment(json.loads(facts["experiment"]), where=path)
     model = build_model(experiment, pretrained=False)
-    to_array = _need("onnx").numpy_helper.to_array
+    to_array = _import("onnx").numpy_helper.to_array
     stored = {
         tensor.name.removeprefix(_DECODER): torch.from_numpy(to_array(tensor).copy())
         for tensor in proto.graph.initializer
@@ -200,7 +200,8 @@ def load_onnx(path: str) -> tuple[nn.Module, Experiment]:
 def cached_onnx(checkpoint: str) -> str:
     """Path of the ONNX file of a checkpoint, exported on first use and kept under ``~/.cache``.
 
-    The file is found again by what the checkpoint says of itself, which has the SHA-256 of its weights.
+    The name of the file is a hash of the versions of format, operator set and PyTorch, and of the checkpoint's content
+    record, which holds the SHA-256 of its weights.
 
     Raises:
         CheckpointError: See :func:`export_onnx`.
@@ -218,7 +219,7 @@ def cached_onnx(checkpoint: str) -> str:
 
 
 class _Flat(nn.Module):
-    """The network with a list of maps as its output."""
+    """The model's network with a flat list of maps as its output, as the exporter needs it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -234,7 +235,7 @@ def _decoder_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name.startswith(parts)}
 
 
-def _facts(checkpoint: str, experiment: Experiment, shapes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+def _metadata(checkpoint: str, experiment: Experiment, shapes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
     content, schema = read_content(checkpoint), experiment.keypoints
     provenance = content["provenance"]
     images = {
@@ -263,13 +264,13 @@ def _facts(checkpoint: str, experiment: Experiment, shapes: Mapping[str, tuple[i
 
 
 def _read(path: str) -> tuple[bytes, Any, dict[str, str]]:
-    """The bytes of a file, the parsed file, and what it says of itself."""
-    onnx = _need("onnx")
+    """The bytes of a file, the parsed file, and its metadata; checks format and weights."""
+    onnx = _import("onnx")
     with fsspec.open(path, "rb") as stream:
         graph: bytes = stream.read()
     try:
         proto = onnx.load_model_from_string(graph)
-    except Exception as error:  # protobuf's own, which moves between versions
+    except Exception as error:  # protobuf's error class differs between its versions
         raise CheckpointError(f"{path} is damaged, or no ONNX file: {error}") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto.graph)):
         raise CheckpointError(f"{path} is refused: it names other files to read weights from; export it again")
@@ -282,7 +283,7 @@ def _read(path: str) -> tuple[bytes, Any, dict[str, str]]:
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    """All tensors of a graph and of its subgraphs."""
+    """All tensors of an ONNX graph and of its subgraphs."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -295,7 +296,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _digest(onnx: Any, proto: Any) -> str:
-    """SHA-256 of the values of all initialisers."""
+    """SHA-256 of the names, types, shapes and values of all initialisers of an ONNX model."""
     total = hashlib.sha256()
     for tensor in sorted(proto.graph.initializer, key=lambda tensor: tensor.name):
         total.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}".encode())
@@ -303,10 +304,13 @@ def _digest(onnx: Any, proto: Any) -> str:
     return total.hexdigest()
 
 
-def _apart(ours: Poses, theirs: Poses) -> Agreement:
-    """Each pose of ours, best first, with the nearest of theirs that is left: ties may be ranked either way."""
-    apart = (ours.keypoints[:, None] - theirs.keypoints[None]).abs().amax((-2, -1))  # (N, M)
-    distances = apart.nan_to_num(torch.inf).numpy()
+def _compare_poses(ours: Poses, theirs: Poses) -> Agreement:
+    """Compare the poses of one image: pair each pose of ours, best first, with the nearest unpaired pose of theirs.
+
+    Pairs do not follow the ranking, because poses with equal scores may be in any order.
+    """
+    differences = (ours.keypoints[:, None] - theirs.keypoints[None]).abs().amax((-2, -1))  # (N, M)
+    distances = differences.nan_to_num(torch.inf).numpy()
     pixels, scores, pairs = 0.0, 0.0, min(distances.shape)
     for row in range(pairs):
         column = int(distances[row].argmin())
@@ -321,7 +325,7 @@ def _score_gaps(one: Poses, other: Poses) -> Iterable[float]:
     yield float((one.keypoint_scores - other.keypoint_scores).abs().nan_to_num(torch.inf).max())
 
 
-def _need(package: str) -> Any:
+def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Predicts poses from images; evaluation, batch prediction and serving all use this.
+"""Predicts poses from images; evaluation, batch prediction and serving use it.
 
 predictor = Predictor.from_registry("models:/smpr@champion")
 prediction = predictor("people.jpg")
@@ -32,21 +32,21 @@ ImageInput = str | Path | bytes | np.ndarray
 """An image file's path, URI or bytes, or (H, W, 3) uint8 RGB pixels."""
 
 Backend = Literal["torch", "onnxruntime"]
-"""What computes the network; the same code turns its outputs into poses."""
+"""Library that computes the network; the same PyTorch code decodes its outputs into poses."""
 
 DECIMALS = 5
-"""Decimals of coordinates and scores in JSON: far below what anybody can see, and shorter than a float32 in full."""
+"""Decimals of coordinates (pixels) and scores in JSON: finer than anyone can see, and shorter than a full float32."""
 
 
 class _Candidates(Protocol):
-    """What a method must offer for more than plain prediction: poses before and after suppression."""
+    """What a model needs for flip, multi-scale and oracle scores: poses before and after suppression (NMS)."""
 
     def candidates(self, images: Tensor) -> list[Poses]: ...
     def suppress(self, poses: list[Poses]) -> list[Poses]: ...
 
 
 class _Refiner(Protocol):
-    """What a top-down method must offer for boxes that use the ground truth."""
+    """What the model of a top-down method needs for oracle boxes: prediction in boxes that use the ground truth."""
 
     def predict_in(self, images: Tensor, people: Sequence[People], oracle: str) -> list[Poses]: ...
 
@@ -63,8 +63,11 @@ class Prediction:
     def plot(
         self, path: str | Path | None = None, *, score_threshold: float = 0.1, keypoint_threshold: float = 0.0
     ) -> np.ndarray:
-        """The image with its poses drawn on it, (H, W, 3) uint8; also written to ``path``, by its ending."""
-        picture = draw_poses(
+        """The image with its poses drawn on it, (H, W, 3) uint8 RGB; also written to ``path`` in its suffix's format.
+
+        Poses and keypoints with lower scores, 0..1, than the thresholds are not drawn.
+        """
+        drawn = draw_poses(
             self.image,
             self.poses,
             self.schema,
@@ -72,20 +75,20 @@ class Prediction:
             keypoint_threshold=keypoint_threshold,
         )
         if path is not None:
-            Path(path).write_bytes(encode_image(picture, Path(path).suffix))
-        return picture
+            Path(path).write_bytes(encode_image(drawn, Path(path).suffix))
+        return drawn
 
     def as_dict(self) -> dict[str, Any]:
-        """The prediction for JSON: ``width``, ``height``, ``poses``."""
+        """The prediction as a dict for JSON: ``width``, ``height`` (pixels) and ``poses`` (see ``describe_poses``)."""
         height, width = self.image.shape[:2]
         return {"width": width, "height": height, "poses": describe_poses(self.poses, self.schema)}
 
 
 def describe_poses(poses: Poses, schema: KeypointSchema, *, keypoint_threshold: float = 0.0) -> list[dict[str, Any]]:
-    """Poses with names, in plain numbers, pixels, best first.
+    """Poses as dicts for JSON, best first: score, box and named keypoints, in pixels.
 
     Args:
-        keypoint_threshold: Keypoints with lower scores are left out; the box is that of all keypoints in any case.
+        keypoint_threshold: Keypoints with lower scores are left out; the box always includes all keypoints.
     """
     rows = zip(
         poses.scores.double().numpy().round(DECIMALS).tolist(),
@@ -109,20 +112,20 @@ def describe_poses(poses: Poses, schema: KeypointSchema, *, keypoint_threshold: 
 
 
 class Predictor:
-    """A model with everything around it: sizes, device, precision, test-time augmentation.
+    """Predicts with a model: resizes images and sets device, precision and test-time augmentation.
 
-    The same images give the same poses wherever they are predicted.
+    An image gets the same poses in evaluation, batch prediction and serving.
     """
 
     def __init__(self, model: nn.Module, experiment: Experiment, *, device: torch.device | str | None = None) -> None:
         """
         Args:
             model: A method's model; it is moved to ``device`` and put in eval mode.
-            experiment: Gives resize, test-time augmentation and precision.
+            experiment: Its settings of resize, test-time augmentation and precision are used.
             device: Default: where the model's parameters are.
 
         Raises:
-            ValueError: Test-time augmentation or an oracle is asked of a method that does not offer it.
+            ValueError: The settings ask for test-time augmentation or an oracle that the method does not offer.
         """
         self.method = experiment.method
         self.schema: KeypointSchema = experiment.keypoints
@@ -160,21 +163,21 @@ class Predictor:
         backend: Backend = "torch",
         tracking: str = "",
     ) -> Self:
-        """The predictor of a trained model.
+        """Create a predictor from a trained model.
 
         Args:
-            path: A checkpoint, the folder of a run (its best one), ``models:/NAME@ALIAS``, or a file that
+            path: A checkpoint, the folder of a run (its best checkpoint), ``models:/NAME@ALIAS``, or a file that
                 ``jobs/export.py`` wrote (``*.onnx``, always run by ONNX Runtime).
             device: Default: the GPU if there is one.
             bfloat16: Run the network in bfloat16; default: as it was trained and evaluated.
             channels_last: Memory layout of the network; default: as it was trained.
-            backend: ``onnxruntime`` exports a checkpoint on first use, see ``export.cached_onnx``. It runs on the CPU,
+            backend: ``onnxruntime`` exports a checkpoint on first use, see ``onnx.cached_onnx``. It runs on the CPU,
                 in float32 whatever ``bfloat16`` says, with as many threads as PyTorch has now.
-            tracking: Where models are registered; see ``registry.find_model``.
+            tracking: MLflow store of registered models; see ``registry.find_model``.
 
         Raises:
             CheckpointError: There is no checkpoint at ``path``, or it is damaged.
-            ValueError: ONNX Runtime is not installed, or is asked to run on another device than the CPU.
+            ValueError: ONNX Runtime is not installed, or ``device`` is not the CPU with it.
         """
         path, exported = resolve_path(path), path.endswith(".onnx")
         if not exported:
@@ -196,7 +199,7 @@ class Predictor:
 
     @classmethod
     def from_registry(cls, address: str, **options: Any) -> Self:
-        """The predictor of a registered model, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        """Create a predictor from a registered model, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
 
         Args:
             options: See :meth:`from_checkpoint`.
@@ -211,43 +214,43 @@ class Predictor:
 
     @property
     def score_rule(self) -> str:
-        """How poses are ranked, for the protocol that stands beside every AP."""
+        """How pose scores are computed, in words, for the protocol that is reported with every AP."""
         rule: str = getattr(self.model, "score_rule", "not stated")
         if self.oracle_boxes != "none":
             rule = f"ORACLE: boxes corrected by the truth ({self.oracle_boxes}) after: {rule}"
         return f"ORACLE: true OKS before NMS instead of: {rule}" if self.oracle_scores else rule
 
     def transforms(self) -> list[EvalTransform]:
-        """One transform for each scale; ``predict`` takes one batch of each."""
+        """One evaluation transform for each scale; ``predict`` takes one batch for each."""
         return [EvalTransform(resize, self.schema) for resize in self.resizes]
 
     @overload
-    def __call__(self, pictures: ImageInput) -> Prediction: ...
+    def __call__(self, images: ImageInput) -> Prediction: ...
     @overload
-    def __call__(self, pictures: list[ImageInput]) -> list[Prediction]: ...
-    def __call__(self, pictures: ImageInput | list[ImageInput]) -> Prediction | list[Prediction]:
-        """Poses of a picture, or of several.
+    def __call__(self, images: list[ImageInput]) -> list[Prediction]: ...
+    def __call__(self, images: ImageInput | list[ImageInput]) -> Prediction | list[Prediction]:
+        """Predict the poses of one image or of a list of images.
 
         Raises:
-            DataError: One cannot be decoded.
-            OSError: One cannot be read.
+            DataError: An image cannot be decoded.
+            OSError: An image cannot be read.
             ValueError: Scores or boxes are to come from annotations, and these images have none.
         """
-        images = [_load(picture) for picture in (pictures if isinstance(pictures, list) else [pictures])]
+        arrays = [_load(image) for image in (images if isinstance(images, list) else [images])]
         found = [
             Prediction(image, poses, self.schema)
-            for image, poses in zip(images, self.predict_images(images), strict=True)
+            for image, poses in zip(arrays, self.predict_images(arrays), strict=True)
         ]
-        return found if isinstance(pictures, list) else found[0]
+        return found if isinstance(images, list) else found[0]
 
     def predict_images(self, images: Sequence[np.ndarray]) -> list[Poses]:
-        """Poses of decoded images.
+        """Predict the poses of decoded images, ``batch_size`` images at a time.
 
         Args:
             images: (H, W, 3) uint8 RGB, of any sizes.
 
         Returns:
-            For each image its poses in its own pixels, best first, on the CPU.
+            For each image its poses, in its own pixels, best first, on the CPU.
 
         Raises:
             ValueError: Scores or boxes are to come from annotations, and these images have none.
@@ -258,7 +261,7 @@ class Predictor:
         return poses
 
     def prepare(self, image: np.ndarray) -> list[Sample]:
-        """A decoded image, (H, W, 3) uint8 RGB, as each of ``transforms()`` has it; safe to call in any thread.
+        """Apply each of ``transforms()`` to a decoded image, (H, W, 3) uint8 RGB; safe to call in any thread.
 
         Raises:
             ValueError: Scores or boxes are to come from annotations, and an image has none.
@@ -269,21 +272,28 @@ class Predictor:
         return [view(sample) for view in self.transforms()]
 
     def need_no_truth(self) -> None:
-        """Raise ``ValueError`` if scores or boxes are to come from annotations, which images alone do not have."""
+        """Check that no oracle is on: oracles take scores or boxes from annotations, and plain images have none.
+
+        Raises:
+            ValueError: ``evaluate.oracle_scores`` or ``evaluate.oracle_boxes`` is on.
+        """
         if self.oracle_scores or self.oracle_boxes != "none":
             name = "oracle_scores" if self.oracle_scores else "oracle_boxes"
             raise ValueError(f"evaluate.{name} needs annotated people; leave it off to predict images")
 
     def predict_prepared(self, prepared: Sequence[Sequence[Sample]]) -> list[Poses]:
-        """Poses of images that went through :meth:`prepare`, as one batch."""
+        """Predict the poses of images prepared by :meth:`prepare`, as one batch."""
         return self.predict([collate(view) for view in zip(*prepared, strict=True)])
 
     @torch.inference_mode()
     def predict(self, views: Sequence[Batch]) -> list[Poses]:
-        """Poses of the same images seen at each of ``transforms()``, in pixels of the original images.
+        """Predict the poses of a batch of images from one view for each of ``transforms()``.
 
-        Images that need padding to different shapes go through the network apart: what an image is padded to changes
-        what is found in it, and that must not depend on the others in its batch.
+        Images that need padding to different shapes go through the network separately: padding changes the poses, and
+        the poses of an image must not depend on the other images in its batch.
+
+        Returns:
+            For each image its poses, in pixels of the original image, on the CPU.
         """
         groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
         for row, shapes in enumerate(zip(*map(_own_shapes, views), strict=True)):
@@ -310,15 +320,15 @@ class Predictor:
         return [_clip(poses, size) for poses, size in zip(merged, views[0].original_sizes.tolist(), strict=True)]
 
     def _merge(self, views: Sequence[Batch]) -> list[Poses]:
-        """All candidates of all views together, scored by the ground truth if asked for, then suppressed once."""
+        """Suppress the candidates of all views of an image together; oracle scores, if on, are set before that."""
         model = cast(_Candidates, self.model)
         found: list[list[Poses]] = [[] for _ in range(len(views[0]))]
         for view in views:
             images = view.images.to(self.device, non_blocking=True)
-            straight = [model.candidates(images)]
+            sets = [model.candidates(images)]
             if self.flip:
-                straight.append([self._unflip(p, images.shape[-1]) for p in model.candidates(images.flip(-1))])
-            for candidates in straight:
+                sets.append([self._unflip(p, images.shape[-1]) for p in model.candidates(images.flip(-1))])
+            for candidates in sets:
                 if self.oracle_scores:
                     candidates = [
                         score_by_ground_truth(poses, people.to(self.device), self._sigmas)
@@ -335,8 +345,8 @@ class Predictor:
 
 
 def _own_shapes(view: Batch) -> list[tuple[int, int]]:
-    """(H, W) that each image of a batch would be padded to alone; evaluation resizes and does nothing else."""
-    scales = view.matrices[:, [1, 0], [1, 0]]  # of height and width
+    """(H, W) to which each image of a batch would be padded alone; holds because evaluation only resizes images."""
+    scales = view.matrices[:, [1, 0], [1, 0]]  # scales of height and width
     sizes = (scales * view.original_sizes.flip(1)).round().long().tolist()
     return [(round_up(height), round_up(width)) for height, width in sizes]
 
@@ -351,10 +361,10 @@ def _clip(poses: Poses, size: Sequence[int]) -> Poses:
     return Poses(torch.minimum(poses.keypoints.clamp(min=0), limit), poses.keypoint_scores, poses.scores)
 
 
-def _load(picture: ImageInput) -> np.ndarray:
-    if isinstance(picture, np.ndarray):
-        return picture
-    if isinstance(picture, bytes):
-        return decode_image(picture)
-    with fsspec.open(str(picture), "rb") as file:
-        return decode_image(file.read(), what=str(picture))
+def _load(image: ImageInput) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, bytes):
+        return decode_image(image)
+    with fsspec.open(str(image), "rb") as file:
+        return decode_image(file.read(), what=str(image))
