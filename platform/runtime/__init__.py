@@ -1,3 +1,3 @@
-"""What every process needs: paths, redaction, logs, progress, placement and the worker seam. Imports nothing heavy.
+"""What every process needs: paths, redaction, logs, progress, node placement and the worker interface.
 
 Doors: ``paths``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``."""

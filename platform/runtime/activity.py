@@ -1,8 +1,8 @@
-"""What one training process is doing and for how long: a few clock readings a step, and nothing that waits.
+"""Records what a training process is doing and since when. A step costs a few clock readings and never waits.
 
-The loop says what it enters; collective operations say so themselves. From this come the phases that ``watchdog``
-tells, the time that a rank spends on its own work (:class:`StepTimer`, compared in ``ranks``), and the ranges of a
-profile (``profiling``).
+The training loop reports each phase that it enters; collective operations report their own waits. Three modules of
+``monitoring`` use the records: ``watchdog`` reports the phase of a stalled process, ``stragglers`` compares the time
+that each rank spends on its own work (:class:`StepTimer`), and ``profiler`` names the ranges of a trace.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from torch import nn
 
 
 class Phase(StrEnum):
-    """What a training process is at."""
+    """What a training process is doing."""
 
     START = "starting"
     DATA = "waiting for data"
@@ -28,10 +28,10 @@ class Phase(StrEnum):
 
 
 class StepTimer:
-    """Seconds of a rank's own work in each step: without the time in which it waits for other ranks.
+    """Measures the seconds of a rank's own work in each step, without the time that it waits for other ranks.
 
-    On a GPU the marks are events in its stream, read when they have passed: nobody waits for them.
-    In the second step of a start DDP synchronises ranks inside its forward; that one wait counts as own work.
+    On a GPU, events in its stream mark the times. They are read after they have completed, so the host never waits.
+    In the second step after a start, DDP synchronises the ranks inside its forward; that wait counts as own work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,31 +42,36 @@ class StepTimer:
         self._steps: list[tuple[list[tuple[Any, Any]], float, int]] = []
 
     def start(self) -> None:
-        """A step begins."""
+        """Start a step, which starts with own work."""
         self._running, self._spans = True, []
         self.resume()
 
     def pause(self) -> None:
-        """From here on others are waited for."""
+        """Stop counting own work: the rank starts to wait for other ranks."""
         if self._opened is not None:
             self._spans.append((self._opened, self._mark()))
             self._opened = None
 
     def resume(self) -> None:
-        """Own work again."""
+        """Count own work again after a wait; no effect between steps."""
         if self._running and self._opened is None:
             self._opened = self._mark()
 
     def stop(self, waited: float, parts: int) -> None:
-        """The step is over: ``parts`` micro-batches, for whose data it waited so many seconds."""
+        """End the step.
+
+        Args:
+            waited: Seconds that the step waited for data.
+            parts: Micro-batches of the step.
+        """
         self.pause()
         self._running = False
         self._steps.append((self._spans, waited, parts))
 
     def take(self) -> tuple[float, float]:
-        """Mean seconds of own work for a micro-batch since the last call, and those of them that data was waited for.
+        """Mean seconds of own work per micro-batch since the last call, and how many of them were a wait for data.
 
-        (0, 0) where no step has ended on the device yet.
+        (0, 0) if no step has ended on the device since then.
         """
         ended = next((i for i, step in enumerate(self._steps) if not self._passed(step[0][-1][1])), len(self._steps))
         steps, self._steps = self._steps[:ended], self._steps[ended:]
@@ -91,23 +96,23 @@ class StepTimer:
 
 
 class Activity:
-    """Of one process; the watchdog reads it from another thread."""
+    """The phase and the progress of one process; the watchdog reads it from another thread."""
 
     def __init__(self) -> None:
         self.phase = Phase.START
         self.since = self.last = time.monotonic()
-        """When the phase began, and when something was last completed."""
+        """When the phase began, and when a step, batch or checkpoint was last completed; monotonic seconds."""
         self.beats = 0
-        """Steps, evaluated batches and checkpoints that were completed."""
+        """Number of completed steps, evaluated batches and checkpoints."""
         self.step = 0
         self.stopwatch: StepTimer | None = None
         self.after_step: Callable[[], None] | None = None
         self.mark_range: Callable[[str], None] | None = None
-        """Called with the phase that begins, while a profile is taken."""
+        """Called with the name of each phase that begins; set while a profile is recorded."""
         self._waited = 0.0
 
     def enter(self, phase: Phase) -> None:
-        """Something else begins."""
+        """Record that ``phase`` begins now."""
         now = time.monotonic()
         if self.phase is Phase.DATA:
             self._waited += now - self.since
@@ -118,12 +123,12 @@ class Activity:
             self.mark_range(phase.value)
 
     def beat(self) -> None:
-        """Something was completed, so nothing hangs."""
+        """Record that a step, evaluated batch or checkpoint was completed, so the process does not hang."""
         self.beats += 1
         self.last = time.monotonic()
 
     def step_ended(self, step: int, parts: int) -> None:
-        """That step, of ``parts`` micro-batches on this rank."""
+        """Record the end of optimiser step ``step``, which had ``parts`` micro-batches on this rank."""
         self.step = step
         self.beat()
         if self.stopwatch:
@@ -134,7 +139,7 @@ class Activity:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within, other ranks are waited for."""
+        """Context in which this rank waits for other ranks."""
         before = self.phase
         if before is Phase.OTHERS:
             yield
@@ -147,24 +152,29 @@ class Activity:
 
     @contextlib.contextmanager
     def attached(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Within, the end of the own backward pass is seen: what follows is the wait for the other ranks' gradients."""
+        """Context in which the time after this rank's own backward pass counts as a wait for other ranks' gradients.
 
-        def begin(module: nn.Module, arguments: Any) -> None:
+        Args:
+            network: The model as the loop calls it, wrapped in DDP where there are several ranks.
+            optimizer: Its step ends the wait.
+        """
+
+        def before_forward(module: nn.Module, arguments: Any) -> None:
             self._own(Phase.COMPUTE)
 
-        def ahead_of_the_reduction(module: nn.Module, arguments: Any, losses: dict[str, torch.Tensor]) -> None:
+        def after_forward(module: nn.Module, arguments: Any, losses: dict[str, torch.Tensor]) -> None:
             first = next((loss for loss in losses.values() if loss.requires_grad), None)
             if first is not None:
-                # Called back in the order of the queue, and DDP queues its wait later, when the gradients are there.
+                # Callbacks run in the order they were queued; DDP queues its wait later, when gradients are ready.
                 first.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(self._others))
 
-        def step(*_: Any) -> None:
+        def before_step(*_: Any) -> None:
             self._own(Phase.COMPUTE)
 
         hooks = (
-            network.register_forward_pre_hook(begin),
-            network.register_forward_hook(ahead_of_the_reduction),
-            optimizer.register_step_pre_hook(step),
+            network.register_forward_pre_hook(before_forward),
+            network.register_forward_hook(after_forward),
+            optimizer.register_step_pre_hook(before_step),
         )
         try:
             yield

@@ -1,9 +1,10 @@
-"""Log lines that a machine can read, one file for each process of a run; people go on reading the terminal.
+"""Writes a JSON log file for each process of a run, and keeps the terminal readable for people.
 
-FOLDER/logs/driver.jsonl, rank0.jsonl, ...   one JSON object a line, appended by every start of the run
+FOLDER/logs/driver.jsonl, rank0.jsonl, ...   one JSON object per line; every start of the run appends
 
-Each line has ``time`` (UTC), ``level``, ``run``, ``rank`` (or what the process is), ``node``, ``process``, ``logger``
-and ``message``, and an ``error`` with the traceback where there is one. What looks like a secret stays out of them.
+Each line has ``time`` (UTC), ``level``, ``run``, ``rank`` (or the name of the process), ``node``, ``process`` (its
+id), ``logger`` and ``message``; ``thread`` outside the main thread, and ``error`` with the traceback of an exception.
+Secrets are redacted.
 """
 
 import contextlib
@@ -25,24 +26,23 @@ import fsspec
 from posefleet.platform.runtime.redaction import redact_logs
 
 MOST_BYTES = 20 * 2**20
-"""Of a log file; then it becomes NAME.jsonl.1, and that one goes."""
+"""Maximum size of a log file; a full one becomes NAME.jsonl.1 and replaces the file of that name."""
 
 TERMINAL = "%(levelname)s %(name)s: %(message)s"
 
 OURS = "posefleet"
-"""The logger above all of this package's."""
+"""Name of the parent of all loggers in this package."""
 
 
 @contextlib.contextmanager
 def log_to_folder(folder: str, name: str, *, run: str = "", terminal: int = logging.WARNING) -> Iterator[None]:
-    """Within, this process's log goes to ``FOLDER/logs/NAME.jsonl``: all of ours, and warnings of others.
+    """Context in which this process logs to ``FOLDER/logs/NAME.jsonl``: posefleet's lines, and others' warnings.
 
     Args:
-        folder: Of a run; a path, or a URI, to which the file is copied at the end (until then it lies in
-            :func:`local_folder`).
-        name: Of the process: ``rank3``, ``driver``.
-        run: Name of the run; default: that of its folder.
-        terminal: Level from which on lines go to the terminal, too, where nobody has set up logging before.
+        folder: Folder of the run. For a URI, the file is in :func:`local_folder` until the end and is then copied.
+        name: Name of the process: ``rank3``, ``driver``.
+        run: Name of the run. Default: the name of its folder.
+        terminal: Minimum level of the lines that also go to the terminal. No effect if logging is already set up.
     """
     run = run or folder.rstrip("/").rpartition("/")[2]
     path = local_folder(folder) / f"{name}.jsonl"
@@ -58,7 +58,7 @@ def log_to_folder(folder: str, name: str, *, run: str = "", terminal: int = logg
         shown.setLevel(terminal)
         added.append(shown)
     for handler in root.handlers:
-        if handler.level == logging.NOTSET:  # it must not show what is for the file alone
+        if handler.level == logging.NOTSET:  # it would show our DEBUG lines, which are for the file alone
             handler.addFilter(_for_people)
     level, ours_level = root.level, ours.level
     root.setLevel(min(level, logging.WARNING))
@@ -80,14 +80,14 @@ def log_to_folder(folder: str, name: str, *, run: str = "", terminal: int = logg
 
 
 def local_folder(folder: str) -> Path:
-    """Where the log files of a run are while it runs; on this machine also where the run is kept in a bucket."""
+    """Folder of a run's log files while it runs: FOLDER/logs, or a temporary folder here where FOLDER is a URI."""
     if "://" not in folder:
         return Path(folder, "logs")
     return Path(tempfile.gettempdir(), "posefleet", re.sub(r"\W+", "-", folder), "logs")
 
 
 def flush() -> None:
-    """Bring what was logged to the disk; for whoever ends the process without cleaning up."""
+    """Write buffered log lines to disk; call it before ending the process without cleanup."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
@@ -107,24 +107,24 @@ def _deliver(path: Path, folder: str) -> None:
 
 
 class _File(RotatingFileHandler):
-    """A disk that takes no more lines costs these lines: neither the run, nor a traceback for each on the terminal."""
+    """A log file that drops lines when the disk is full, so that neither the run fails nor the terminal fills up."""
 
     def flush(self) -> None:
-        """Raises nothing."""
+        """Flush the file; errors of the disk are ignored."""
         with contextlib.suppress(OSError):
             super().flush()
 
     def close(self) -> None:
-        """Raises nothing."""
+        """Close the file; errors of the disk are ignored."""
         with contextlib.suppress(OSError):
             super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Says nothing."""
+        """Drop the line without printing a traceback."""
 
 
 class _JsonLines(logging.Formatter):
-    """A record as one line of JSON."""
+    """Formats a record as one line of JSON."""
 
     def __init__(self, run: str, rank: str) -> None:
         super().__init__()

@@ -1,20 +1,20 @@
-"""Where relative paths of settings and options start; imports nothing that takes time."""
+"""Resolves relative paths of settings and options; imports only the standard library, so that ``--help`` is fast."""
 
 import os
 from pathlib import Path
 
 STORAGE = "runs"
-"""Folder under which runs are kept unless something else is said."""
+"""Default folder that holds the runs."""
 
 MODELS = "models:/"
-"""What names of models in the registry begin with, as in ``models:/smpr@champion``."""
+"""Prefix of addresses in the model registry, as in ``models:/smpr@champion``."""
 
 
 def resolve_path(path: str) -> str:
-    """An absolute path (or the URI, unchanged) for ``path``.
+    """The absolute form of ``path``; a URI, a registry address and an empty string stay as they are.
 
-    Relative paths start at $POSEFLEET_HOME, else at the current folder; in a Ray job that folder is temporary, so
-    there they start at the home folder.
+    Relative paths start at $POSEFLEET_HOME if it is set. Otherwise they start at the current folder, or in a Ray job,
+    whose current folder is temporary, at the home folder.
     """
     if not path or "://" in path or path.startswith(MODELS):
         return path

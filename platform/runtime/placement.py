@@ -1,18 +1,19 @@
-"""Where things run on a cluster with labelled nodes (docs/cluster.md). Nodes without labels fulfil every selector here.
+"""Label selectors that place processes on the nodes of a cluster (docs/cluster.md).
 
-Ray's selectors: ``!spot`` also holds where a node does not have that label at all.
+Every selector here is a negation such as ``!spot``. Ray matches a negation on nodes without the label too, so a
+cluster without labels runs everything anywhere.
 """
 
 from collections.abc import Mapping
 
 MARKET, ROLE = "ray.io/market-type", "posefleet/role"
-"""Labels of a node: ``spot`` or ``on-demand``; ``head``, ``data``, ``train`` or ``serve``."""
+"""Label keys of a node. Markets: ``spot``, ``on-demand``. Roles: ``head``, ``data``, ``train``, ``serve``."""
 
 STEADY: Mapping[str, str] = {MARKET: "!spot"}
-"""For processes that others hang on: drivers of trials, what receives requests, what decides on versions."""
+"""For processes that others depend on: drivers of trials, HTTP ingress, and the control of served versions."""
 
 TRAINING: Mapping[str, str] = {ROLE: "!serve"}
-"""For workers of a training: what serves keeps its GPUs."""
+"""For training workers: they stay off serving nodes, so that replicas keep their GPUs."""
 
 SERVING: Mapping[str, str] = {MARKET: "!spot", ROLE: "!train"}
-"""For replicas of models."""
+"""For model replicas: they stay off spot nodes and training nodes."""

@@ -1,4 +1,4 @@
-"""The progress line of rank 0: a live bar on a terminal, now and then a plain line elsewhere."""
+"""The progress display of rank 0: a live bar on a terminal, a plain line from time to time elsewhere."""
 
 import sys
 import time
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 30.0
-"""Where nobody watches, a line this often."""
+"""Seconds between two plain lines where the stream is not a terminal."""
 
 
 class ProgressLine:
-    """Shows a total in samples and one line of text about it; silent on ranks other than 0."""
+    """Shows how many samples of a total are done, and a line of text; prints nothing unless ``active`` (rank 0)."""
 
     def __init__(self, total: int, *, done: int = 0, active: bool = True, stream: TextIO | None = None) -> None:
         self._total = total
@@ -47,7 +47,7 @@ class ProgressLine:
             self._bar.stop()
 
     def update(self, done: int, text: str) -> None:
-        """``done`` samples of the total are through; ``text`` says how it stands."""
+        """Show that ``done`` samples of the total are processed, with ``text``, such as the current losses."""
         self._done = done
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, description=text)
@@ -56,7 +56,7 @@ class ProgressLine:
             self._write(f"{100 * done // max(1, self._total):3d}%  {text}  ETA {self._remaining()}")
 
     def say(self, text: str) -> None:
-        """A line that stays, such as the result of an evaluation."""
+        """Print a line that stays, such as the result of an evaluation."""
         if self._bar:
             self._bar.console.print(text, highlight=False)
         elif self._active:
@@ -75,5 +75,5 @@ class ProgressLine:
 
 
 def losses_text(losses: Mapping[str, float]) -> str:
-    """``cls 0.12  init 0.30``: the losses in short."""
+    """The losses as short text: ``cls 0.120  init 0.300``."""
     return "  ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in losses.items())

@@ -1,8 +1,8 @@
-"""The seam between training and whatever runs it.
+"""The interface between the training loop and the launcher of its processes.
 
-``loop.fit`` is handed a worker and asks it who it is (rank, world size, device), to wrap the model, to exchange small
-things with the other workers, to log, and to report once per evaluation. :class:`LocalWorker` answers for one process,
-or for the processes of torchrun; ``train.RayWorker`` adds what Ray Train wants to know.
+``loop.fit`` takes a worker. The worker gives its rank, world size and device, wraps the model, exchanges small objects
+with the other workers, logs, and reports once per evaluation. :class:`LocalWorker` works in a single process and under
+torchrun; ``ray_trainer.RayWorker`` also reports to Ray Train.
 """
 
 import os
@@ -21,7 +21,7 @@ from posefleet.platform.runtime.activity import Activity
 
 
 class Sink(Protocol):
-    """Where rank 0 leaves what should be kept of a run; ``tracker.Tracker`` is one."""
+    """Where rank 0 logs the metrics and files of a run, such as ``tracker.Tracker``."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
     def log_bytes(self, name: str, data: bytes) -> None: ...
@@ -29,21 +29,21 @@ class Sink(Protocol):
 
 
 class FatalError(RuntimeError):
-    """Trying again would fail the same way: bad input, a loss that is not finite, a full disk."""
+    """An error that a retry would meet again: bad input, a loss that is not finite, a full disk."""
 
 
 class LocalWorker:
-    """One training process: alone, or one of torchrun's."""
+    """A single training process, or one of the processes of torchrun."""
 
     replaced_on_failure = False
-    """Whether whoever started this worker starts it again after an error, so that trying again may help."""
+    """Whether the launcher starts this worker again after an error, so that a retry may help."""
 
     def __init__(self, *, device: torch.device | str | None = None, sink: Sink | None = None, folder: str = "") -> None:
         """
         Args:
-            device: Default: a GPU where there is one.
-            sink: Of rank 0.
-            folder: Of the run, where all ranks may leave files; empty: nowhere.
+            device: Default: the GPU of this local rank, or the CPU where there is no GPU.
+            sink: Where rank 0 logs; None on other ranks.
+            folder: Folder of the run, to which every rank may write files. Empty: none.
         """
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -69,7 +69,7 @@ class LocalWorker:
 
     @property
     def node(self) -> str:
-        """The machine, for people who look for it."""
+        """Host name of the machine."""
         return platform.node()
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -78,18 +78,18 @@ class LocalWorker:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers is not in torch 2.11
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 lacks the new name of broadcast_buffers
             return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def reduce(self, values: Tensor) -> Tensor:
-        """Sum of ``values`` over workers."""
+        """Sum of ``values`` over workers, in place; every rank must call it."""
         if self.world_size > 1:
             with self.watch.waiting():
                 dist.all_reduce(values)
         return values
 
     def gather(self, item: Any) -> list[Any] | None:
-        """The ``item`` of every rank, on rank 0; None on the others."""
+        """The ``item`` of every rank in a list on rank 0, None on other ranks; every rank must call it."""
         if self.world_size == 1:
             return [item]
         items: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
@@ -98,7 +98,7 @@ class LocalWorker:
         return items
 
     def broadcast(self, item: Any) -> Any:
-        """Rank 0's ``item``, on every rank."""
+        """The ``item`` of rank 0, on every rank; every rank must call it."""
         box = [item]
         if self.world_size > 1:
             with self.watch.waiting():
@@ -106,31 +106,36 @@ class LocalWorker:
         return box[0]
 
     def agree(self, problem: str | None) -> None:
-        """Raise ``FatalError`` on every rank if any rank has a problem; all ranks must call it."""
+        """Raise ``FatalError`` on every rank if any rank has a ``problem``; every rank must call it."""
         problems: list[str | None] = [problem]
         if self.world_size > 1:
             problems = [None] * self.world_size
             with self.watch.waiting():
                 dist.all_gather_object(problems, problem)
-        told = [text for text in problems if text]
-        if told:
-            raise FatalError("\n".join(dict.fromkeys(told)))
+        messages = [text for text in problems if text]
+        if messages:
+            raise FatalError("\n".join(dict.fromkeys(messages)))
 
     def stop_requested(self) -> bool:
-        """Someone asked this run to stop; asked on every rank, answered yes on any."""
+        """Whether the run should stop. Every rank calls it; one rank that returns True stops all."""
         return False
 
     def checkpoint_requested(self) -> bool:
-        """A checkpoint is wanted soon, as workers are about to go or come; asked on every rank at every look at the
-        losses, answered yes on any."""
+        """Whether to write a checkpoint soon, because workers are about to leave or join.
+
+        Every rank calls it on each step that logs the losses; one rank that returns True is enough.
+        """
         return False
 
     def saved(self) -> None:
-        """A checkpoint was written; every rank learns it."""
+        """Called on every rank after a checkpoint was written."""
 
     def leave(self, name: str, data: bytes) -> None:
-        """Keep a small file of this rank, such as ``profile/rank1.txt``: under ``report`` of the run's folder, and from
-        rank 0 as an artifact."""
+        """Keep a small file of this rank, such as ``profile/rank1.txt``.
+
+        Rank 0 logs it as an artifact through ``sink``. A rank without a sink writes it under ``report`` in the folder
+        of the run.
+        """
         if self.sink:
             self.sink.log_bytes(name, data)
         elif self.folder:
@@ -138,5 +143,5 @@ class LocalWorker:
                 stream.write(data)
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Tell the launcher how the run stands; every rank calls it equally often."""
+        """Report the metrics of an evaluation to the launcher; every rank must call it equally often."""
         self.reports.append(dict(metrics))
