@@ -1,4 +1,4 @@
-"""Command line of tracking: ``python -m posefleet.platform.tracking sync SPOOL_DIR``."""
+"""The command that sends a spool to MLflow: ``python -m posefleet.platform.tracking sync SPOOL_DIR``."""
 
 import sys
 from collections.abc import Sequence
@@ -13,17 +13,18 @@ from posefleet.platform.tracking.spool import Spool
 
 
 def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
-    """Send what a training left in its spool; safe at any time, as often as you like, also beside a running training.
+    """Send the events that a training run left in its spool; safe to repeat, and while the run is training.
 
     Args:
-        uri: Where to send it; None: where the training meant to; a password comes from $MLFLOW_TRACKING_URI.
+        spool_dir: The spool folder of the run.
+        uri: MLflow store. None: the store of the training run, with its password from $MLFLOW_TRACKING_URI.
 
     Returns:
         The number of events sent.
 
     Raises:
-        ValueError: The folder is not a spool.
-        TrackingError: MLflow does not answer or refuses; the events stay.
+        ValueError: The folder is not a spool, or the URI is not usable.
+        TrackingError: MLflow refuses the events or does not answer; they stay in the spool.
     """
     spool = Spool(spool_dir)
     header = spool.header()
@@ -33,7 +34,7 @@ def sync_spool(spool_dir: Path | str, uri: str | None = None) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``sync SPOOL_DIR``: returns the exit status."""
+    """Run ``sync SPOOL_DIR`` and return the exit status."""
     program = "python -m posefleet.platform.tracking"
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if verb != "sync" and verb not in HELP:

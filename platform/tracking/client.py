@@ -1,7 +1,7 @@
-"""The way to MLflow: addresses, clients, and errors that say where.
+"""Connects to MLflow: tracking URIs, clients, and errors that name the server.
 
-Only ``MlflowClient`` is used: active runs and MLFLOW_EXPERIMENT_ID, MLFLOW_RUN_ID or MLFLOW_TRACKING_URI of the
-environment change nothing.
+The package uses only ``MlflowClient``, so an active run, MLFLOW_EXPERIMENT_ID and MLFLOW_RUN_ID have no effect.
+MLFLOW_TRACKING_URI is read by :func:`store_uri` alone, and by ``redaction.restored`` for a redacted address.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ class TrackingError(RuntimeError):
     """MLflow refused or could not be reached; the message says where and why, without passwords."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))  # it may pass through other processes before it is shown
+        super().__init__(redact(message))  # redacted here, as other processes may receive it before it is shown
 
 
 def default_uri(storage: str) -> str:
-    """The tracking database beside the runs under ``storage``, an absolute path or ``file://`` URI.
+    """URI of the tracking database beside the runs under ``storage``, an absolute path or ``file://`` URI.
 
     Raises:
         ValueError: The storage is relative or remote (a database cannot live in a bucket).
@@ -45,10 +45,12 @@ def default_uri(storage: str) -> str:
 
 
 def tracking_uri(uri: str) -> str:
-    """``uri`` as MLflow wants it: a relative sqlite path becomes absolute, for workers have other current folders.
+    """``uri`` in the form that MLflow needs.
+
+    A relative sqlite path becomes absolute, because workers have other current folders.
 
     Raises:
-        ValueError: MLflow would refuse it, or lose what it is given.
+        ValueError: MLflow would refuse the URI, or lose the data logged to it.
     """
     scheme, _, rest = uri.partition(":")
     if scheme in ("http", "https") or scheme.partition("+")[0] in DATABASES:
@@ -63,10 +65,10 @@ def tracking_uri(uri: str) -> str:
 
 
 def store_uri(given: str = "", storage: str = STORAGE) -> str:
-    """The store that ``given`` names, else $MLFLOW_TRACKING_URI, else the database beside the runs under ``storage``.
+    """URI of the MLflow store: ``given``, else $MLFLOW_TRACKING_URI, else the database beside the runs in ``storage``.
 
     Raises:
-        ValueError: It cannot be used, see :func:`tracking_uri`, :func:`default_uri` and
+        ValueError: The URI cannot be used, see :func:`tracking_uri`, :func:`default_uri` and
             :func:`~posefleet.platform.runtime.redaction.restored`.
     """
     uri = restored(given) or os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -74,12 +76,12 @@ def store_uri(given: str = "", storage: str = STORAGE) -> str:
 
 
 def pages(uri: str) -> str:
-    """Where a person sees the pages of a store: its address, or the command that serves them; passwords are hidden."""
+    """How to open MLflow's pages of a store: its http address, or the command that serves them; without passwords."""
     return redact(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of a tracking server or database, which is made if it is new."""
+    """A client of a tracking server or of a database; a new sqlite database is created."""
     settle_mlflow()
     from mlflow import MlflowClient
 
@@ -88,17 +90,17 @@ def connect(uri: str) -> "MlflowClient":
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     with database.with_suffix(".lock").open("w") as lock, warnings.catch_warnings():
-        fcntl.flock(lock, fcntl.LOCK_EX)  # MLflow lets two processes create the tables at once, and one of them fails
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes that create MLflow's tables at the same time, one fails
         if not database.exists():
-            warnings.simplefilter("ignore")  # of the migrations
+            warnings.simplefilter("ignore")  # the migrations warn
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def settle_mlflow() -> None:
-    """Make MLflow quiet, silent to third parties and quick to give up (it retries for minutes), unless told otherwise.
+    """Set environment variables that MLflow reads, unless they are set already: few log lines, no telemetry, one retry.
 
-    It reads these settings from the environment only, some of them when it is imported. The import takes over a
-    second: no function here does it before it must.
+    Without them MLflow retries for minutes. It reads some of them when it is imported, so this must run first. The
+    import takes over a second; functions here import MLflow only where they use it.
     """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -110,7 +112,7 @@ def settle_mlflow() -> None:
 
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises inside into a :class:`TrackingError`."""
+    """Context that turns an ``MlflowException`` into a :class:`TrackingError` that names the store ``uri``."""
     settle_mlflow()
     from mlflow.exceptions import MlflowException
 
@@ -121,10 +123,10 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of ``error``, short enough for a log; redacted before a cut could split an address."""
+    """The first line of ``error``, at most 300 characters; redacted before the cut, which may split an address."""
     return redact((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
 def clean_name(name: object) -> str:
-    """``name`` with what MLflow refuses in names replaced."""
+    """``name`` for MLflow: characters that it refuses become ``_``, at most 250 characters."""
     return re.sub(r"[^\w/.\- :]", "_", str(name))[:250]

@@ -1,15 +1,15 @@
-"""The model registry: versions of models, the aliases that say which one is served, and the way from a name to files.
+"""The model registry: registers versions of models, moves the aliases that select the served version, and finds files.
 
-A version is a checkpoint without the state of its training, and what speaks for it:
+A version holds a checkpoint without its training state, and the evidence for it:
 
-    MLmodel            signature and description for MLflow's pages; holds no flavour that MLflow could run
-    checkpoint/        model.safetensors and meta.json, see ``checkpoint``
+    MLmodel            signature and description for MLflow's pages; has no flavour that MLflow could run
+    checkpoint/        model.safetensors and meta.json, see ``checkpoints/format.py``
     experiment.yaml    all settings
-    gate.txt           the checks before it was registered
-    evaluation/        table, curves and pictures
+    gate.txt           results of the checks before registration
+    evaluation/        table, curves and images
 
-``champion`` is served, ``previous`` was served before it, ``challenger`` may become champion. Nothing here imports
-torch: going back to the previous champion must be quick.
+``champion`` is served, ``previous`` was the champion before it, ``challenger`` may become champion. Nothing here
+imports torch, so that a rollback to the previous champion is quick.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 CHECKPOINT = "checkpoint"
-"""Folder of the checkpoint among the files of a version."""
+"""Name of the checkpoint's folder among the files of a version."""
 
 _ADDRESS = re.compile(rf"{MODELS}(?P<name>[\w.-]+)(@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 
@@ -54,48 +54,48 @@ class Version:
     """A registered version of a model."""
 
     name: str
-    """Of the model."""
+    """Name of the model."""
     number: str
     tags: dict[str, str]
     source: str
-    """Path or URI of its files."""
+    """Path or URI of the version's files."""
 
     @property
     def address(self) -> str:
-        """What :func:`find_model` finds it by."""
+        """Registry address of the version, ``models:/NAME/VERSION``, which :func:`find_model` takes."""
         return f"{MODELS}{self.name}/{self.number}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
-    """What becomes a version."""
+    """What :func:`promote` registers as a version."""
 
     folder: Path
-    """Holds the files of the version, but for MLmodel, which is added."""
+    """Folder with the files of the version; :func:`promote` adds MLmodel to it."""
     method: str
     schema: str
     """Name of the keypoint schema."""
     keypoints: tuple[str, ...]
     experiment: str
-    """MLflow experiment that the model is listed in."""
+    """MLflow experiment that lists the model."""
     training_run: str
-    """MLflow run id of the training; one that the store does not know, or an empty one, is left out."""
+    """MLflow run id of the training run; ignored if it is empty or the store has no such run."""
     step: int
-    """Of training."""
+    """Optimiser steps of the checkpoint."""
     settings: Mapping[str, Any]
     metrics: Mapping[str, float]
-    """Of the evaluation on ``split``."""
+    """Metrics of the evaluation on ``split``."""
     split: DataInput
     tags: Mapping[str, str]
     description: str
-    """Markdown."""
+    """Text for the page of the version, in Markdown."""
 
 
 def signed() -> str:
-    """Who does something, and when, for tags."""
+    """Text for a tag that says who acted and when: ``USER at YYYY-MM-DD hh:mm:ss UTC``."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
+    except (KeyError, OSError):  # the user id of a container may have no name
         user = str(os.getuid())
     return f"{user} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
@@ -104,10 +104,10 @@ def signed() -> str:
 
 
 def check_name(name: str) -> str:
-    """``name`` if it can be a model's.
+    """``name``, if it is valid as the name of a model.
 
     Raises:
-        ValueError: It cannot: addresses such as ``models:/NAME@ALIAS`` would not be understood.
+        ValueError: The name has characters that an address such as ``models:/NAME@ALIAS`` cannot hold.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"model name {name!r}: use letters, digits, '.', '_' and '-' only")
@@ -115,7 +115,7 @@ def check_name(name: str) -> str:
 
 
 def find_alias(uri: str, name: str, alias: str) -> Version | None:
-    """The version of a model that has an alias; None where no version has it, or there is no such model.
+    """The version of model ``name`` that has ``alias``; None if no version has it or there is no such model.
 
     Raises:
         TrackingError: The registry does not answer.
@@ -128,7 +128,7 @@ def find_alias(uri: str, name: str, alias: str) -> Version | None:
 
 
 def model_names(uri: str = "") -> list[str]:
-    """Of all registered models.
+    """Sorted names of all registered models.
 
     Raises:
         ValueError: There is no such store.
@@ -145,14 +145,15 @@ def model_names(uri: str = "") -> list[str]:
 
 
 def find_version(address: str, uri: str = "") -> Version:
-    """The version that an address means now.
+    """The version to which a registry address points now.
 
     Args:
         address: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
-        uri: The store, see :func:`~posefleet.platform.tracking.client.store_uri`.
+        uri: MLflow store, see :func:`~posefleet.platform.tracking.client.store_uri`.
 
     Raises:
-        ValueError: The address is malformed, or there is no such model, alias or version; names those there are.
+        ValueError: The address is malformed, or there is no such store, model, alias or version. The message lists
+            the models, aliases or versions that exist.
         TrackingError: The registry does not answer.
     """
     if not (parts := _ADDRESS.fullmatch(address)):
@@ -163,9 +164,9 @@ def find_version(address: str, uri: str = "") -> Version:
 
 
 def find_model(address: str, uri: str = "") -> str:
-    """Path of the checkpoint of a registered version; files of a remote store are copied to this machine once.
+    """Local path of the checkpoint of a registered version; files of a remote store are copied here once.
 
-    The arguments and errors are those of :func:`find_version`.
+    Takes the arguments of :func:`find_version` and raises its errors.
     """
     version, uri = find_version(address, uri), store_uri(uri)
     with explained(uri):
@@ -189,7 +190,7 @@ def _find(client: "MlflowClient", uri: str, address: str, name: str, alias: str 
 
 
 def _existing(uri: str, address: str) -> str:
-    """``uri``, unless it is a database that is not there: looking for a model must not create one."""
+    """``uri``; ``ValueError`` if it is a database that does not exist, as a search for a model must not create it."""
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ValueError(f"{address}: there is no registry {uri}; say which one with MLFLOW_TRACKING_URI")
     return uri
@@ -222,7 +223,7 @@ def _told(aliases: Mapping[str, str]) -> str:
 
 
 def _local_copy(source: str, uri: str) -> str:
-    """``source`` if it lies on this machine, else a copy of it; versions never change, so one copy is enough."""
+    """Local path of ``source``, of a cached copy if it is remote; versions never change, so one copy is enough."""
     if urlparse(source).scheme in ("", "file"):
         return url2pathname(urlparse(source).path)
     from mlflow.artifacts import download_artifacts
@@ -233,7 +234,7 @@ def _local_copy(source: str, uri: str) -> str:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             whole = download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=uri)
-            with contextlib.suppress(OSError):  # another process was faster
+            with contextlib.suppress(OSError):  # another process has made the copy in the meantime
                 Path(whole).rename(kept)
     return str(kept)
 
@@ -242,12 +243,12 @@ def _local_copy(source: str, uri: str) -> str:
 
 
 def promote(uri: str, name: str, release: Release, alias: str) -> Version:
-    """Register a release as the next version of model ``name`` and give it an alias: all of it, or nothing.
+    """Register ``release`` as the next version of model ``name`` and give it ``alias``, both or neither.
 
-    A new champion makes the one before it ``previous``.
+    If the version becomes ``champion``, the champion before it becomes ``previous``.
 
     Raises:
-        TrackingError: The registry refused or could not be reached; what had been created is deleted again.
+        TrackingError: The registry refused or could not be reached; everything created so far is deleted.
     """
     uri, release = store_uri(uri), replace(release, tags={key: redact(text) for key, text in release.tags.items()})
     with explained(uri), contextlib.ExitStack() as undo:
@@ -269,7 +270,7 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
             model_id=model_id,
         )
         undo.callback(_attempt, client.delete_model_version, name, str(version.version))
-        # A server does this itself; a database without one does not.
+        # An MLflow server sets this tag itself; a plain database does not.
         client.set_logged_model_tags(
             model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}
         )
@@ -280,14 +281,14 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
 
 
 def rollback(uri: str, name: str) -> tuple[Version, Version | None]:
-    """Make the previous champion of model ``name`` the champion again, and the one that is it now the previous one.
+    """Make the previous champion of model ``name`` the champion again; the current champion becomes ``previous``.
 
     Returns:
-        The champion, and the one that it replaced.
+        The new champion, and the champion that it replaced (None if there was none).
 
     Raises:
         ValueError: There is no such model, or it has no previous champion.
-        TrackingError: The registry does not answer; the aliases are as they were.
+        TrackingError: The registry does not answer; the aliases are unchanged.
     """
     address = f"{MODELS}{name}@{PREVIOUS}"
     uri = _existing(store_uri(uri), address)
@@ -303,35 +304,38 @@ def rollback(uri: str, name: str) -> tuple[Version, Version | None]:
 
 
 def promote_challenger(uri: str, challenger: Version, tags: Mapping[str, str], description: str) -> Version | None:
-    """Make a challenger champion, the version itself and as it is; the model then has no challenger any more.
+    """Make the version ``challenger`` champion without registering a new version; it loses the alias ``challenger``.
 
     Args:
-        uri: The store.
-        challenger: The version.
-        tags: More of them, for it.
-        description: Markdown that is added to its page.
+        uri: MLflow store.
+        challenger: Version to promote.
+        tags: Tags to add to the version.
+        description: Markdown to put in front of the version's description.
 
     Returns:
-        The champion before, which is the previous one now.
+        The champion before, which is ``previous`` now; None if there was none.
 
     Raises:
-        TrackingError: The registry refused or could not be reached; the aliases are as they were.
+        TrackingError: The registry refused or could not be reached; the aliases are unchanged.
     """
     uri, name, number = store_uri(uri), challenger.name, challenger.number
     with explained(uri):
         client = connect(uri)
-        before, rival = find_alias(uri, name, CHAMPION), find_alias(uri, name, CHALLENGER)
-        known = client.get_model_version(name, number).description or ""
-        still = rival is not None and rival.number == number
-        _move(client, name, {CHAMPION: number} | ({CHALLENGER: None} if still else {}))
+        before, current = find_alias(uri, name, CHAMPION), find_alias(uri, name, CHALLENGER)
+        earlier = client.get_model_version(name, number).description or ""
+        is_challenger = current is not None and current.number == number
+        _move(client, name, {CHAMPION: number} | ({CHALLENGER: None} if is_challenger else {}))
         for key, value in tags.items():
             _attempt(client.set_model_version_tag, name, number, key, value)
-        _attempt(client.update_model_version, name, number, f"{description}\n\n{known}")
+        _attempt(client.update_model_version, name, number, f"{description}\n\n{earlier}")
         return before
 
 
 def _move(client: "MlflowClient", name: str, aliases: Mapping[str, str | None]) -> None:
-    """Point aliases at versions, or at none; the champion before becomes the previous one. All are moved, or none."""
+    """Set each alias to a version number, or remove it where the number is None; all of them or none.
+
+    If the champion changes, the champion before becomes ``previous``.
+    """
     before = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
     after = dict(aliases)
     if CHAMPION in aliases and CHAMPION in before and before[CHAMPION] != aliases[CHAMPION]:
@@ -351,7 +355,7 @@ def _set_alias(client: "MlflowClient", name: str, alias: str, number: str | None
 
 
 def _attempt(step: Callable[..., object], *arguments: object) -> None:
-    """A step that does not stop those after it if it fails."""
+    """Call ``step``; an error of MLflow is logged and does not stop the caller."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -364,7 +368,7 @@ def _attempt(step: Callable[..., object], *arguments: object) -> None:
 
 
 def _known_run(client: "MlflowClient", run_id: str) -> str:
-    """``run_id`` if the store has such a run, else nothing: a checkpoint may come from elsewhere."""
+    """``run_id`` if the store has such a run, else an empty string: the checkpoint may come from another store."""
     from mlflow.exceptions import MlflowException
 
     if not run_id:
@@ -379,7 +383,7 @@ def _known_run(client: "MlflowClient", run_id: str) -> str:
 
 
 def _open_run(uri: str, name: str, release: Release, training: str) -> str:
-    """The run of the promotion itself, whose metrics are those of the model, so that the training's stay its own."""
+    """Open a run for the promotion, which holds the model's metrics, so that the training run's stay unchanged."""
     parent = {"mlflow.parentRunId": training} if training else {}
     return start_run(
         uri, release.experiment, f"promote {name}", params={}, tags={**release.tags, **parent}, inputs=[release.split]
@@ -389,7 +393,7 @@ def _open_run(uri: str, name: str, release: Release, training: str) -> str:
 def _log_model(
     client: "MlflowClient", name: str, release: Release, run_id: str, source_run: str, undo: contextlib.ExitStack
 ) -> tuple[str, str]:
-    """The model as the experiment's pages list it: its id, and where its files are."""
+    """Create MLflow's logged model, which the experiment's pages list; returns its id and the location of its files."""
     from mlflow.entities import LoggedModelOutput, Metric
 
     model = client.create_logged_model(
@@ -415,11 +419,11 @@ def _log_model(
 
 
 def _report(folder: Path, model: "LoggedModel") -> str:
-    """Markdown for the page of a version: its figures, and links to its overlays and to all files."""
+    """Markdown for the page of a version: its figures, links to its overlays and a link to all files."""
     address = f"ajax-api/2.0/mlflow/logged-models/{model.model_id}/artifacts/files?artifact_file_path="
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     lines = [f"[all files](#/experiments/{model.experiment_id}/models/{model.model_id}/artifacts)"]
-    lines += [f"[{name}]({address}{name})" for name in names if name.endswith(".jpg")]  # too wide for that page
+    lines += [f"[{name}]({address}{name})" for name in names if name.endswith(".jpg")]  # too wide to show on the page
     lines += [f"![{name}]({address}{name})" for name in names if name.endswith(".png")]
     return "\n\n".join(lines)
 
@@ -428,7 +432,7 @@ def _write_mlmodel(release: Release, model_id: str, run_id: str) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
-    keypoints = Property("keypoints", Array(Array(DataType.double)))  # x, y in pixels, and a score
+    keypoints = Property("keypoints", Array(Array(DataType.double)))  # (K, 3): x and y in pixels, and a score
     person = Object([keypoints, Property("score", DataType.double)])
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema([ColSpec(Array(person), "poses")])

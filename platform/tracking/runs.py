@@ -1,8 +1,8 @@
-"""Experiment tracking: the one door to MLflow.
+"""Creates, continues and reads MLflow runs.
 
-The driver opens a run (:func:`start_run`) and hands its id to the workers; rank 0 logs through a
-:class:`~posefleet.platform.tracking.tracker.Tracker`, which puts events into a spool on disk. A :class:`Sender` empties
-spools, while training runs or later::
+The driver opens a run (:func:`start_run`) and passes its id to the workers. Rank 0 logs through a
+:class:`~posefleet.platform.tracking.tracker.Tracker`, which writes events to a spool on disk. A ``sender.Sender``
+sends them to MLflow while training runs; after an outage, this command sends the rest::
 
     python -m posefleet.platform.tracking sync SPOOL_DIR
 """
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LONGEST_PARAM = 1000
-"""Characters of a parameter; MLflow refuses more than 6000 and its tables are unreadable long before."""
+"""Maximum characters of a parameter; MLflow refuses more than 6000, and its tables are unreadable well below that."""
 LONGEST_DIGEST = 36
-"""Characters of a fingerprint; MLflow's limit."""
+"""Maximum characters of a data fingerprint, MLflow's limit."""
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Lets the pages open with charts of training instead of traces of language models."""
+"""Makes MLflow's pages open with training charts instead of traces of language models."""
 
 _log = logging.getLogger(__name__)
 
 
 def git_revision(path: Path | str = ".") -> str:
-    """Commit of the checkout that holds ``path``, with ``-dirty`` when files differ from it; "unknown" without git.
+    """Commit of the checkout that holds ``path``, with ``-dirty`` if files differ from it; "unknown" without git.
 
-    A submitted job is shipped without its ``.git``: set POSEFLEET_REVISION in its environment to say what it is.
+    $POSEFLEET_REVISION wins if it is set. Set it for a submitted job, which is shipped without its ``.git``.
     """
     if revision := os.environ.get("POSEFLEET_REVISION"):
         return revision
@@ -61,7 +61,7 @@ class RunSummary:
     status: str
     params: dict[str, str]
     metrics: dict[str, float]
-    """The value at the last step of every metric."""
+    """Value of every metric at its last step."""
     tags: dict[str, str]
     artifact_uri: str
 
@@ -72,9 +72,9 @@ class DataInput:
 
     name: str
     use: str
-    """What for, such as ``train``."""
+    """Purpose in the run, such as ``train``."""
     fingerprint: str
-    """Of its content."""
+    """Hash of the data's content."""
     source: str
     """Path or URI."""
 
@@ -90,24 +90,27 @@ def start_run(
     artifact_location: str | None = None,
     resume_run_id: str | None = None,
 ) -> str:
-    """Open a run, or continue one; called by the driver, before any worker logs.
+    """Open or continue a run; the driver calls it before any worker logs.
 
     Args:
-        uri: See :func:`tracking_uri`.
-        experiment_name: Created when it is new.
-        params: Settings; nested mappings become dotted names (``optim.lr``). When a continued run has other
-            settings than it began with, the new value becomes a tag ``resumed.<name>``: MLflow's parameters are final.
-        inputs: Data sets, for the column of that name in MLflow's tables; a continued run keeps those it began with.
+        uri: MLflow store, see :func:`~posefleet.platform.tracking.client.tracking_uri`.
+        experiment_name: MLflow experiment; created if it does not exist.
+        run_name: Name of a new run.
+        params: Settings; nested mappings become dotted names (``optim.lr``). If a setting of a continued run has
+            changed, the new value becomes a tag ``resumed.<name>``, because MLflow's parameters are final.
+        tags: Tags to add or change. A new run continues a run that is still RUNNING without metrics and has the same
+            tag ``folder``, if there is one: a driver that died right after opening it left it behind.
+        inputs: Data sets, for MLflow's column "Dataset". A run continued by ``resume_run_id`` keeps its own.
         artifact_location: Path or URI under which a new experiment keeps its artifacts. None: beside the sqlite
             database, or what the server decides.
-        resume_run_id: The run to continue. It goes on without MLflow when the server is down.
+        resume_run_id: The run to continue. If the server is down, the function logs a warning and returns the id.
 
     Returns:
         The run id.
 
     Raises:
         ValueError: The URI is not usable.
-        TrackingError: A new run cannot be created, or the run to continue does not exist.
+        TrackingError: MLflow cannot create the run, or the run to continue does not exist.
     """
     uri = tracking_uri(uri)
     flat, tags = flatten(params), _shown({**_source_tags(), **tags})
@@ -129,10 +132,10 @@ def start_run(
 
 
 def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
-    """Add tags to a run, or change them.
+    """Add or change tags of a run.
 
     Raises:
-        TrackingError: There is no such run, or no answer.
+        TrackingError: There is no such run, or MLflow does not answer.
     """
     uri = tracking_uri(uri)
     with explained(uri):
@@ -145,7 +148,7 @@ def read_run(uri: str, run_id: str) -> RunSummary:
     """The summary of one run.
 
     Raises:
-        TrackingError: There is no such run, or no answer.
+        TrackingError: There is no such run, or MLflow does not answer.
     """
     uri = tracking_uri(uri)
     with explained(uri):
@@ -153,10 +156,10 @@ def read_run(uri: str, run_id: str) -> RunSummary:
 
 
 def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
-    """Every (step, value) of the metrics called ``names``, by step; a name that was never logged has none.
+    """Every (step, value) of the metrics ``names``, sorted by step; an empty list for a metric that was never logged.
 
     Raises:
-        TrackingError: There is no such run, or no answer.
+        TrackingError: There is no such run, or MLflow does not answer.
     """
     uri = tracking_uri(uri)
     with explained(uri):
@@ -166,10 +169,13 @@ def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[
 
 
 def find_runs(uri: str, experiment_name: str, filter_string: str = "") -> list[RunSummary]:
-    """Runs of an experiment, newest first; ``filter_string`` is MLflow's, e.g. ``"params.method = 'smpr'"``.
+    """Runs of an experiment, newest first.
+
+    Args:
+        filter_string: Filter in MLflow's syntax, such as ``"params.method = 'smpr'"``. Empty: all runs.
 
     Raises:
-        TrackingError: There is no such experiment, or no answer.
+        TrackingError: There is no such experiment, or MLflow does not answer.
     """
     uri = tracking_uri(uri)
     with explained(uri):
@@ -188,7 +194,7 @@ def find_runs(uri: str, experiment_name: str, filter_string: str = "") -> list[R
 def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as dotted names and text: ``{"optim": {"lr": 0.1}}`` -> ``{"optim.lr": "0.1"}``.
 
-    Passwords of addresses are hidden.
+    Secrets are redacted, and text longer than ``LONGEST_PARAM`` is cut.
     """
     flat: dict[str, str] = {}
     for name, value in settings.items():
@@ -203,7 +209,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _abandoned(client: "MlflowClient", experiment_id: str, folder: str | None) -> str | None:
-    """The run that a driver opened for ``folder`` and died before it could note its id there."""
+    """Id of a run that a driver opened for ``folder`` before it died without recording the id there; else None."""
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         if folder and run.data.tags.get("folder") == folder and not run.data.metrics:
             return str(run.info.run_id)
@@ -242,7 +248,7 @@ def _experiment_id(client: "MlflowClient", name: str, artifact_location: str | N
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise error
-            # else another driver was faster
+            # another driver created it in the meantime
     return experiment.experiment_id
 
 
@@ -254,7 +260,7 @@ def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str]) -> 
     from mlflow.entities import Param
 
     entries = [Param(name, text) for name, text in params.items()]
-    for start in range(0, len(entries), 100):  # MLflow's limit of a request
+    for start in range(0, len(entries), 100):  # MLflow's limit per request
         client.log_batch(run_id, params=entries[start : start + 100])
 
 
@@ -272,7 +278,7 @@ def _log_inputs(client: "MlflowClient", run_id: str, inputs: Sequence[DataInput]
 
 
 def _source_tags() -> dict[str, str]:
-    """Revision (``git``), and program and commit under the names that MLflow's pages know."""
+    """Tags with the revision (``git``), and with program and commit under the names that MLflow's pages show."""
     revision = git_revision()
     commit, dirty, _ = revision.partition("-dirty")
     return {
@@ -305,7 +311,7 @@ def _summary(run: Any) -> RunSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class SyncOptions:
-    """What is sent, and where to."""
+    """Which events to send, and where."""
 
     spool_dir: Annotated[Path, Argument("SPOOL_DIR")]
     """The spool folder of the run."""

@@ -1,9 +1,8 @@
-"""From a spool on disk to MLflow, each point once.
+"""Sends the events of a spool to MLflow; sending an event twice changes nothing.
 
-Everything may safely be sent twice. A metric has one point per step: a point is sent unless the server already has one
-of that name at that step. So events that are sent again after a crash, and steps that are trained again after a resume
-from an older checkpoint, leave the charts as one uninterrupted run would have drawn them (the first value stays). Tags,
-artifacts and status are assignments.
+A metric has one point per step: a point is sent unless the server already has one of that name at that step. The first
+value stays. So the charts look like those of an uninterrupted run after events are sent again because of a crash, or
+after steps are trained again from an older checkpoint. Tags, artifacts and status are assignments.
 """
 
 import math
@@ -18,16 +17,19 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 POINTS_PER_REQUEST = 1000
-"""MLflow's own limit."""
+"""Maximum metric points per request, MLflow's limit."""
 
 
 class Sender:
-    """Sends the events of a spool to one run, as the server knows it when this is made; not reusable after an error."""
+    """Sends the events of a spool to one run.
+
+    It reads the state of the run from the server once, when it is created. Create a new one after an error.
+    """
 
     def __init__(self, uri: str, run_id: str) -> None:
         """
         Raises:
-            MlflowException: There is no answer, or no such run.
+            MlflowException: There is no such run, or MLflow does not answer.
         """
         self._client = connect(uri)
         self._run_id = run_id
@@ -38,7 +40,7 @@ class Sender:
         self._earlier_steps: dict[str, set[int]] = {}
 
     def send(self, spool: Spool) -> int:
-        """Send what is pending; returns the number of events. Whatever it raises, nothing is lost."""
+        """Send the pending events and return their number. After an error, the events not sent stay in the spool."""
         with spool.sending():
             pending = spool.pending()
             for batch in _batches(pending):
@@ -48,7 +50,7 @@ class Sender:
             return len(pending)
 
     def _send_batch(self, events: list[Event], folder: Path) -> None:
-        """``events`` are metrics, or one event of another kind."""
+        """Send ``events``: several metrics events, or a single event of another kind."""
         event = events[0]
         match event["kind"]:
             case "metrics":
@@ -61,7 +63,7 @@ class Sender:
                 kept = folder / event["file"]
                 upload = self._client.log_artifacts if kept.is_dir() else self._client.log_artifact
                 upload(self._run_id, str(kept), event["folder"] or None)
-            case "status" if event["time"] >= self._ended:  # else the run went on from another spool meanwhile
+            case "status" if event["time"] >= self._ended:  # an older one is outdated: another spool continued the run
                 if event["status"] == "RUNNING":
                     self._client.update_run(self._run_id, status="RUNNING")
                 else:
@@ -75,7 +77,7 @@ class Sender:
         for event in events:
             step = event["step"]
             if step is None:
-                step = max(0, event["time"] - self._started) // 1000  # the machine's own axis: seconds of the run
+                step = max(0, event["time"] - self._started) // 1000  # system metrics: seconds since the run started
             for name, value in event["values"].items():
                 if self._is_new(key := clean_name(name), step, accepted):
                     accepted.add((key, step))
@@ -83,10 +85,10 @@ class Sender:
         return points
 
     def _is_new(self, key: str, step: int, accepted: set[tuple[str, int]]) -> bool:
-        """Neither the server nor ``accepted``, the points of the same request, has ``key`` at ``step``."""
+        """Whether neither the server nor ``accepted``, the points of this request, has ``key`` at ``step``."""
         if step > self._last_step.get(key, -math.inf):
             self._last_step[key] = step
-            self._earlier_steps.pop(key, None)  # caught up; histories can be long
+            self._earlier_steps.pop(key, None)  # no longer needed, and a history can be long
             return True
         if key not in self._earlier_steps:
             history = self._client.get_metric_history(self._run_id, key)
@@ -99,7 +101,7 @@ class Sender:
 
 
 def _batches(pending: Sequence[tuple[Event, int]]) -> Iterator[list[tuple[Event, int]]]:
-    """Runs of metrics that fit one request; every other event alone. Order is kept."""
+    """Split events into batches, in order: consecutive metrics that fit one request, every other event alone."""
     batch: list[tuple[Event, int]] = []
     points = 0
     for event, offset in pending:

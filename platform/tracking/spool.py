@@ -1,8 +1,8 @@
-"""Events of one run on disk, in order, until the tracking server has them.
+"""Keeps the events of a run on disk, in order, until the tracking server has them.
 
-A spool is a folder: ``run.json`` (which run, on which server), ``events.jsonl`` (append-only, one event a line),
-``sent`` (how many bytes of it the server has) and ``artifacts/`` (copies of the files that wait). It may live on any
-local or shared file system; put it beside the checkpoints, so that a restart on another machine finds it.
+A spool is a folder with ``run.json`` (the run and its server), ``events.jsonl`` (append-only, one event per line),
+``sent`` (how many bytes of ``events.jsonl`` the server has) and ``artifacts/`` (copies of the files to send). It may
+be on any local or shared file system. Put it beside the checkpoints, so that a restart on another machine finds it.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Spool:
-    """The events of one run. Several processes may hold the same spool; :meth:`sending` takes turns."""
+    """The events of one run. Several processes may open the same spool; :meth:`sending` lets one at a time send."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -34,7 +34,7 @@ class Spool:
 
     @classmethod
     def create(cls, folder: Path | str, uri: str, run_id: str) -> "Spool":
-        """Open the spool of a run, new or left by an earlier process.
+        """Open the spool of a run, a new one or that of an earlier process.
 
         Raises:
             ValueError: The folder holds the events of another run.
@@ -51,7 +51,7 @@ class Spool:
         """``uri``, without its password, and ``run_id``.
 
         Raises:
-            ValueError: The folder is not a spool, or a damaged one.
+            ValueError: The folder is not a spool, or its ``run.json`` is damaged.
         """
         header: dict[str, str] | None = read_json(str(self.folder / "run.json"))
         if header is None:
@@ -59,7 +59,7 @@ class Spool:
         return header
 
     def append(self, events: list[Event]) -> None:
-        """Store ``events``; they survive a crash of this machine once the call returns."""
+        """Write ``events`` to disk; once the call returns, they survive a crash of this machine."""
         for event in events:
             if event["kind"] == "artifact":
                 _sync_files(self.folder / event["file"])
@@ -87,7 +87,7 @@ class Spool:
         return kept.relative_to(self.folder).as_posix()
 
     def pending(self) -> list[tuple[Event, int]]:
-        """What the server does not have: each event with the offset to mark once it is sent."""
+        """The events that the server does not have, each with the offset for :meth:`mark_sent`."""
         if not self._events.exists():
             return []
         offset = int(self._sent.read_text()) if self._sent.exists() else 0
@@ -105,7 +105,10 @@ class Spool:
         return waiting
 
     def mark_sent(self, offset: int, events: list[Event]) -> None:
-        """The server has ``events`` and everything else before ``offset``. Losing this mark only sends them again."""
+        """Record that the server has ``events`` and all events before ``offset``, and delete their artifacts.
+
+        If a crash loses this mark, the events are sent again, which changes nothing on the server.
+        """
         _write_whole(self._sent, str(offset))
         for event in events:
             if event["kind"] == "artifact":
@@ -113,14 +116,14 @@ class Spool:
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
-        """One process sends at a time; the others wait here."""
+        """Context that one process at a time enters to send; other processes wait."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Replace ``path``: a reader sees the old text or the new one."""
+    """Replace the content of ``path`` atomically: a reader sees the old text or the new one."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(text)
     new.replace(path)

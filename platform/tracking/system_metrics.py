@@ -1,4 +1,4 @@
-"""Reads the CPU, memory, disk, network and GPU use of this machine."""
+"""Reads the CPU, memory and GPU use of this machine."""
 
 import time
 from typing import Any
@@ -7,9 +7,9 @@ import psutil
 
 
 class SystemMetrics:
-    """Load and memory of this machine and its GPUs, under the names that MLflow's pages know.
+    """Samples the load and memory of this machine and its GPUs, under the names that MLflow's pages show.
 
-    MLflow's own monitor is not used: its thread ends for good at the first request that fails.
+    It replaces MLflow's own monitor, whose thread ends for good at the first request that fails.
     """
 
     def __init__(self, every: float) -> None:
@@ -20,7 +20,7 @@ class SystemMetrics:
         psutil.cpu_percent()  # the first call has no interval to measure
 
     def sample(self) -> dict[str, float]:
-        """``system/...`` values, or nothing when the last sample is younger than the interval."""
+        """Values named ``system/...``; empty if the interval since the last sample is not over, or is 0."""
         if not self._every or time.monotonic() < self._next:
             return {}
         self._next = time.monotonic() + self._every

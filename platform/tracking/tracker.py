@@ -1,8 +1,8 @@
-"""Logging of a run from rank 0: a queue in memory, a spool on disk, a thread that sends.
+"""Logs a run from rank 0 through a queue in memory, a spool on disk and a thread that sends.
 
-Training never waits for the tracking server and never fails because of it. One background thread writes what was
-logged to a :class:`~posefleet.platform.tracking.spool.Spool` every second and sends it from there every five. While
-the server is down events stay in the spool; this process, a restart with the same spool, or
+Training never waits for the tracking server and never fails because of it. A background thread writes logged events
+to a :class:`~posefleet.platform.tracking.spool.Spool` every second and sends them to the server every five seconds.
+While the server is down, events stay in the spool. This process, a restart with the same spool, or
 ``python -m posefleet.platform.tracking sync`` sends them later.
 """
 
@@ -22,21 +22,20 @@ from posefleet.platform.tracking.spool import Event, Spool
 from posefleet.platform.tracking.system_metrics import SystemMetrics
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-"""RUNNING: others go on with the run."""
+"""Status of a run. A tracker that closes with RUNNING leaves the run to another process."""
 
 STORE_EVERY = 1.0
-"""Seconds between two writes to the spool: what a killed process may lose, unless it calls ``store``."""
+"""Seconds between two writes to the spool; a killed process loses that much unless it has called ``store``."""
 LONGEST_PAUSE = 10.0
-"""Seconds between two tries while the server is down."""
+"""Maximum seconds between two attempts to send while the server is down."""
 
 _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Logs one run. No method blocks on the server or raises because of it.
+    """Logs one run. No method raises because of the server; only ``flush`` and ``close`` wait for it, for ``timeout``.
 
-    Use it as a context manager: leaving it normally closes the run as FINISHED, an exception as FAILED, Ctrl-C as
-    KILLED.
+    Use it as a context manager: a normal exit closes the run as FINISHED, an exception as FAILED, Ctrl-C as KILLED.
     """
 
     def __init__(
@@ -44,11 +43,11 @@ class Tracker:
     ) -> None:
         """
         Args:
-            uri: See :func:`posefleet.platform.tracking.client.tracking_uri`.
-            run_id: From :func:`posefleet.platform.tracking.runs.start_run`.
-            spool_dir: Where events wait for the server; one folder per run, kept over restarts.
-            send_every: Seconds between two requests.
-            system_every: Seconds between two samples of the machine (``system/...``); 0: none.
+            uri: MLflow store, see :func:`posefleet.platform.tracking.client.tracking_uri`.
+            run_id: MLflow run id from :func:`posefleet.platform.tracking.runs.start_run`.
+            spool_dir: Spool folder of this run, in which events wait for the server; the same after a restart.
+            send_every: Seconds between two attempts to send.
+            system_every: Seconds between two samples of the machine's load (``system/...``). 0: none.
 
         Raises:
             ValueError: The URI is not usable, or the spool holds another run.
@@ -69,43 +68,45 @@ class Tracker:
         self._thread.start()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add one point to each metric at a training step; costs microseconds."""
+        """Add one point to each metric at training step ``step``; takes microseconds."""
         self._log("metrics", step=step, values={name: float(value) for name, value in metrics.items()})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run."""
+        """Set tags of the run; secrets in their text are redacted."""
         self._log("tags", values={name: redact(str(text)) for name, text in tags.items()})
 
     def log_artifact(self, path: Path | str, folder: str = "") -> None:
-        """Store a file, or what a directory holds, in an artifact folder; it is copied before the call returns."""
+        """Log a file, or the content of a directory, under the artifact folder ``folder``; copies it to the spool."""
         self._log_files(lambda: self.spool.keep(path), folder, str(path))
 
     def log_bytes(self, name: str, data: bytes) -> None:
-        """Store ``data``, such as a PNG, as the artifact ``name`` (``plots/curve.png``)."""
+        """Log ``data``, such as a PNG, as the artifact ``name`` (``plots/curve.png``)."""
         folder, _, file = name.rpartition("/")
         self._log_files(lambda: self.spool.keep_bytes(file, data), folder, name)
 
     def log_text(self, name: str, text: str) -> None:
-        """Store ``text`` as the artifact ``name``."""
+        """Log ``text`` as the artifact ``name``."""
         self.log_bytes(name, text.encode())
 
     def store(self) -> None:
-        """Put what was logged so far into the spool before this returns; where the disk refuses, it stays in memory."""
+        """Write everything logged so far to the spool. If the disk fails, log a warning and keep it in memory."""
         try:
             self._store()
         except OSError as error:
             _log.warning("%s cannot be written: %s", self.spool.folder, error)
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until the server has everything logged so far; False when it has not after ``timeout`` seconds."""
+        """Wait until the server has everything logged so far; False if it does not after ``timeout`` seconds."""
         done = threading.Event()
         self._flushes.put(done)
         self._wake.set()
         return done.wait(timeout)
 
     def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
-        """Log no more, and leave the run as ``status`` says. What the server has not taken after ``timeout`` seconds
-        stays in the spool."""
+        """Stop logging and set the run's ``status``.
+
+        Events that the server does not have after ``timeout`` seconds stay in the spool.
+        """
         if self._closed:
             return
         self._log("status", status=status)
@@ -140,7 +141,7 @@ class Tracker:
         self._events.put({"kind": kind, "time": time.time_ns() // 1_000_000, **content})  # milliseconds, as MLflow
 
     def _work(self) -> None:
-        """The background thread: samples of the machine, events to disk, events to the server."""
+        """Body of the background thread: sample the machine, write events to disk, send them to the server."""
         machine = SystemMetrics(self._system_every)
         sender: Sender | None = None
         waiting: list[threading.Event] = []
@@ -157,7 +158,7 @@ class Tracker:
                     continue
                 sender = sender or Sender(self.uri, self.run_id)
                 sender.send(self.spool)
-            # A network, a database, a bucket, a disk: whatever they raise, training goes on and we try again.
+            # The network, database, bucket or disk may raise anything. Training goes on, and the next round retries.
             except Exception as error:
                 if not failures:
                     _log.warning(
@@ -183,4 +184,4 @@ class Tracker:
 
 
 def _drain(waiting: "queue.SimpleQueue[Any]") -> list[Any]:
-    return [waiting.get() for _ in range(waiting.qsize())]  # nobody else takes from these queues
+    return [waiting.get() for _ in range(waiting.qsize())]  # no other consumer, so get never blocks
