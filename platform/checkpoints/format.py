@@ -1,12 +1,12 @@
-"""Checkpoints: a directory that describes itself, appears whole or not at all, and is read without pickle.
+"""The checkpoint format: a folder that describes itself, is written atomically, and is read without pickle.
 
     step-00000812/
-        model.safetensors   the weights that are evaluated and served (averaged ones where the run averages)
-        state.pt            what training needs to go on: optimiser, raw weights, average; read with weights_only
-        meta.json           experiment, step, position in the data, metrics, revision; sizes and SHA-256 of the others
+        model.safetensors   weights to evaluate and serve (the averaged weights if the run averages)
+        state.pt            state to resume training: optimiser, raw weights, average; read with weights_only
+        meta.json           experiment, step, position in the data, metrics, revision; size and SHA-256 of the others
 
-``meta.json`` is written last, so a directory without it, or whose files differ from it, is not a checkpoint: readers
-pass over it and take the one before. Locally the directory is also renamed into place when whole.
+``meta.json`` is written last. A folder without it, or with files that differ from it, is not a complete checkpoint:
+readers skip it and take the one before. On a local disk, the folder is also renamed into place when it is complete.
 """
 
 import hashlib
@@ -43,33 +43,33 @@ _CONTENT = {
     "experiment": dict,
     "files": dict,
 }
-"""What ``meta.json`` holds, with its types."""
+"""Required keys of ``meta.json`` and the types of their values."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message says which and what is still intact."""
+    """A checkpoint cannot be written or read; the message names it, and what is still intact after a failed write."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
-    """What ``meta.json`` holds."""
+    """The content of ``meta.json`` that describes the training run."""
 
     experiment: Experiment
     step: int
     """Optimiser steps taken."""
     position: int
-    """Samples seen, over all epochs."""
+    """Samples seen in all epochs together."""
     metrics: dict[str, float]
-    """Of the evaluation at this step; empty where there was none."""
+    """Metrics of the evaluation at this step; empty if there was none."""
     provenance: dict[str, str]
     """Git revision, data fingerprint, run id, ..."""
 
 
 def read_content(path: str) -> dict[str, Any]:
-    """The raw ``meta.json`` of a checkpoint.
+    """The content of a checkpoint's ``meta.json`` as plain values; the experiment in it is not validated.
 
     Raises:
-        CheckpointError: ``path`` is not a checkpoint.
+        CheckpointError: ``path`` is not a checkpoint, or its ``meta.json`` is damaged.
     """
     try:
         content = read_json(f"{path}/{META}")
@@ -87,10 +87,11 @@ def read_content(path: str) -> dict[str, Any]:
 
 
 def read_meta(path: str) -> Meta:
-    """What ``meta.json`` says, with the experiment validated.
+    """The content of a checkpoint's ``meta.json``, with the experiment validated.
 
     Raises:
-        CheckpointError: ``path`` is not a checkpoint.
+        CheckpointError: ``path`` is not a checkpoint, or its ``meta.json`` is damaged.
+        ValueError: A setting of the experiment is unknown or wrong.
     """
     content = read_content(path)
     return Meta(
@@ -109,10 +110,10 @@ def verify(path: str) -> None:
 
 
 def read_state(path: str) -> dict[str, Any]:
-    """``state.pt``, read without running any code from it.
+    """The training state in ``state.pt``; reading it runs no code from the file.
 
     Raises:
-        CheckpointError: It is missing or damaged, or holds more than tensors and plain values.
+        CheckpointError: The file is missing or damaged, or holds more than tensors and plain values.
     """
     try:
         return read_tensors(io.BytesIO(_read_file(path, STATE)), f"{path}/{STATE}")
@@ -121,10 +122,10 @@ def read_state(path: str) -> dict[str, Any]:
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """``model.safetensors``.
+    """The weights in ``model.safetensors`` by name, on the CPU.
 
     Raises:
-        CheckpointError: It is missing or damaged.
+        CheckpointError: The file is missing or damaged.
     """
     try:
         return safetensors.torch.load(_read_file(path, WEIGHTS))
@@ -139,13 +140,13 @@ def copy_for_use(
     experiment: Experiment | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Copy what evaluation and serving need of a checkpoint, which is all but the state of its training.
+    """Copy a checkpoint without its training state, which evaluation and serving do not need.
 
     Args:
-        path: The checkpoint.
-        folder: Becomes a checkpoint; made if it is new.
-        experiment: What the copy says of its settings (another decoding, say); default: what the checkpoint says.
-        metrics: What the copy says of its scores; default: what the checkpoint says.
+        path: Checkpoint to copy.
+        folder: Folder of the copy, created if it does not exist.
+        experiment: Settings of the copy, such as another decoding. Default: those of the checkpoint.
+        metrics: Metrics of the copy. Default: those of the checkpoint.
 
     Raises:
         CheckpointError: The checkpoint is missing or damaged.
@@ -162,7 +163,7 @@ def copy_for_use(
 
 
 def _read_file(path: str, file: str) -> bytes:
-    """The bytes of one file of a checkpoint, checked against ``meta.json``."""
+    """The bytes of one file of a checkpoint; ``CheckpointError`` if its size or SHA-256 differs from ``meta.json``."""
     recorded = read_content(path)["files"].get(file)
     if not isinstance(recorded, dict):
         raise CheckpointError(f"{path} has no {file}")

@@ -11,10 +11,15 @@ from posefleet.platform.config.experiment import Experiment
 
 
 def load_weights(model: nn.Module, path: str, *, method: str, schema: str) -> None:
-    """Put a checkpoint's weights into ``model``.
+    """Load the weights of the checkpoint ``path`` into ``model``.
+
+    Args:
+        method: Name of the method that the checkpoint must have.
+        schema: Name of the keypoint schema that the checkpoint must have.
 
     Raises:
-        CheckpointError: It is of another method or schema, or does not fit; the first misfit is named.
+        CheckpointError: The checkpoint has another method or schema, or its weights do not fit. The message names the
+            first weight that is missing or has another shape.
     """
     content = read_content(path)
     for what, expected in (("method", method), ("schema", schema)):
@@ -35,14 +40,15 @@ def load_weights(model: nn.Module, path: str, *, method: str, schema: str) -> No
 
 
 def load_model(path: str, *, experiment: Experiment | None = None) -> tuple[nn.Module, Experiment]:
-    """The model of a checkpoint on the CPU, in eval mode, and its experiment; nothing else is needed.
+    """Build the model of a checkpoint on the CPU, in eval mode, and return it with its experiment.
 
     Args:
-        path: Checkpoint directory, local or URI.
-        experiment: Settings to use instead of the checkpoint's own (another decoding, say); the method must agree.
+        path: Checkpoint folder, a local path or a URI. It holds everything that is needed.
+        experiment: Settings to use instead of the checkpoint's own, such as another decoding; the method and the
+            keypoint schema must be the same.
 
     Raises:
-        CheckpointError: ``path`` is not a whole checkpoint, or the settings do not fit its weights.
+        CheckpointError: ``path`` is not a complete checkpoint, or the settings do not fit its weights.
     """
     experiment = experiment or read_meta(path).experiment
     model = build_model(experiment, pretrained=False)
@@ -51,10 +57,11 @@ def load_model(path: str, *, experiment: Experiment | None = None) -> tuple[nn.M
 
 
 def build_model(experiment: Experiment, *, pretrained: bool = True) -> nn.Module:
-    """A fresh model of the experiment's method.
+    """Build a new model of the experiment's method.
 
     Args:
-        pretrained: False leaves out published weights, which a checkpoint is about to replace.
+        experiment: Its ``method``, ``model`` and ``schema`` define the model.
+        pretrained: False skips the published weights; use it when a checkpoint replaces them anyway.
     """
     config = experiment.model if pretrained else _untrained(experiment.model)
     model: nn.Module = load_method(experiment.method).Model(config, experiment.keypoints)
@@ -62,7 +69,7 @@ def build_model(experiment: Experiment, *, pretrained: bool = True) -> nn.Module
 
 
 def _untrained(config: Any) -> Any:
-    """The same settings, but no part of the model, however deep, downloads or reads weights."""
+    """The same settings with every nested ``pretrained`` and ``weights`` off, so that no part reads any weights."""
     nested = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     changes = {name: _untrained(value) for name, value in nested.items() if dataclasses.is_dataclass(value)}
     if "pretrained" in nested:

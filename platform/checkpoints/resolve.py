@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a path, a run folder or a registry address means."""
+"""Finds the checkpoint for a path, a run folder or a registry address."""
 
 import fsspec
 
@@ -10,14 +10,17 @@ from posefleet.platform.tracking.registry import find_model
 
 
 def find_checkpoint(path: str, *, tracking: str = "") -> str:
-    """``path`` itself if it is a checkpoint; of a run's folder, or a folder of checkpoints, the best or the latest one.
+    """Path of the checkpoint that ``path`` means.
+
+    A checkpoint is returned as it is. In the folder of a run, or a folder of checkpoints, it is the best checkpoint,
+    or the latest if none has a score.
 
     Args:
-        path: Path or URI; or a version of a registered model, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
-        tracking: Where models are registered, see ``registry.find_model``.
+        path: Path or URI, or the address of a registered version: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        tracking: MLflow store of the registry, see ``registry.find_model``.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no checkpoint, or the registry has no such version or does not answer.
     """
     if path.startswith(MODELS):
         try:

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: which exist, which is best, and which are deleted."""
+"""Writes the checkpoints of a run, finds the latest and the best, and deletes the others."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """The checkpoints of one run, under a folder or URI."""
+    """The checkpoints of one run, in the folder or URI ``root``; keeps the ``keep`` latest and the best."""
 
     def __init__(self, root: str, *, keep: int = 2) -> None:
         self.root = root.rstrip("/")
@@ -43,10 +43,15 @@ class CheckpointStore:
         self._fs, self._path = fsspec.url_to_fs(self.root)
 
     def save(self, meta: Meta, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
-        """Write one checkpoint, drop those no longer kept, and return the new one's path.
+        """Write a checkpoint, delete those that are no longer kept, and return the path of the new one.
+
+        Args:
+            meta: Step, metrics and experiment of the run; the step names the folder.
+            weights: Weights to evaluate and serve.
+            state: Tensors and plain values to resume training.
 
         Raises:
-            CheckpointError: It cannot be written; earlier checkpoints are as they were.
+            CheckpointError: The checkpoint cannot be written; earlier checkpoints are unchanged.
         """
         name = f"step-{meta.step:08d}"
         buffer = io.BytesIO()
@@ -79,7 +84,7 @@ class CheckpointStore:
         return f"{self.root}/{name}"
 
     def _intact(self, new: str) -> str:
-        """What is left when ``new`` could not be written."""
+        """Text for an error: which checkpoint is intact after ``new`` could not be written."""
         try:
             earlier = [name for name in self.names() if name != new]
         except OSError:
@@ -87,10 +92,10 @@ class CheckpointStore:
         return f"{self.root}/{earlier[-1]} is intact" if earlier else "there is no earlier one"
 
     def start_from(self, path: str) -> None:
-        """Let a run go on from a copy of the checkpoint in the local folder ``path``, and drop its own.
+        """Replace the checkpoints of this run by a copy of the one in the local folder ``path``, to resume from it.
 
         Raises:
-            CheckpointError: It is damaged; the run's own are as they were.
+            CheckpointError: The checkpoint is damaged; those of this run are unchanged.
         """
         verify(path)
         meta = read_meta(path)
@@ -101,13 +106,13 @@ class CheckpointStore:
                 self._fs.rm(f"{self._path}/{other}", recursive=True)
 
     def names(self) -> list[str]:
-        """Names of the checkpoint folders that have a ``meta.json``, oldest first; they may still be damaged."""
+        """Names of the checkpoint folders that have a ``meta.json``, oldest first; their files may be damaged."""
         self._fs.invalidate_cache()
         found = self._fs.glob(f"{self._path}/step-*/{META}")
         return sorted(str(path).split("/")[-2] for path in found)
 
     def latest(self) -> str | None:
-        """Path of the newest checkpoint that is whole, or None."""
+        """Path of the newest intact checkpoint, or None; logs a warning for each damaged one that it skips."""
         for name in reversed(self.names()):
             path = f"{self.root}/{name}"
             try:
@@ -119,19 +124,19 @@ class CheckpointStore:
         return None
 
     def best(self, metric: str = "AP") -> str | None:
-        """Path of the checkpoint with the highest ``metric`` (the newest of equals), or None where none has it."""
+        """Path of the checkpoint with the highest ``metric``, the newest if several are equal; None if none has it."""
         scored = [(value, name) for name, value in self._scores(metric).items()]
         return f"{self.root}/{max(scored)[1]}" if scored else None
 
     def _scores(self, metric: str) -> dict[str, float]:
         scores = {}
         for name in self.names():
-            with contextlib.suppress(CheckpointError):  # damaged: as if it were not there
+            with contextlib.suppress(CheckpointError):  # a damaged checkpoint has no score
                 scores[name] = read_content(f"{self.root}/{name}")["metrics"].get(metric, math.nan)
         return {name: value for name, value in scores.items() if math.isfinite(value)}
 
     def _write(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write the files in their order: ``meta.json``, by which a folder is a checkpoint, comes last."""
+        """Write the files in the given order; ``meta.json``, which makes the folder a checkpoint, is the last."""
         if isinstance(self._fs, LocalFileSystem):
             self._write_folder(name, files)
             return
@@ -141,12 +146,12 @@ class CheckpointStore:
             write_file(f"{self.root}/{name}/{file}", data)
 
     def _write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
-        """On a disk: under another name, flushed, and renamed when whole."""
+        """Write to a local disk: to a temporary folder, with fsync, which is renamed when it is complete."""
         final, unfinished = Path(self._path, name), Path(self._path, f".{name}.{os.getpid()}.tmp")
         replaced = unfinished.with_suffix(".old")
         try:
-            for left in Path(self._path).glob(".step-*"):  # by killed writers
-                shutil.rmtree(left)
+            for leftover in Path(self._path).glob(".step-*"):  # of killed processes
+                shutil.rmtree(leftover)
             unfinished.mkdir(parents=True, exist_ok=True)
             for file, data in files.items():
                 with (unfinished / file).open("wb") as stream:
@@ -163,9 +168,9 @@ class CheckpointStore:
             raise
 
     def _drop_others(self, newest: str) -> None:
-        """Keep the latest ones up to ``newest`` and the best."""
+        """Delete all checkpoints but the ``keep`` latest up to ``newest``, and the best."""
         for name in self.names():
-            if name > newest:  # damaged: otherwise the run had gone on from there
+            if name > newest:  # it is damaged; otherwise the run would have resumed from it
                 self._fs.rm(f"{self._path}/{name}", recursive=True)
         best = self.best()
         for name in self.names()[: -self.keep]:
