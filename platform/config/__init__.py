@@ -1,3 +1,3 @@
-"""The experiment: everything that determines a run, typed, from YAML and the command line.
+"""The experiment: all typed settings that determine a run, from YAML files and the command line.
 
 Doors: ``experiment`` (the fields), ``loading`` (dictionaries and YAML), ``cli`` (command lines)."""

@@ -1,7 +1,7 @@
-"""The experiment's options on a command line: ``--config FILE``, and ``--section.field VALUE`` over it.
+"""Reads an experiment from the command line: ``--config FILE``, and ``--section.field VALUE``, which wins over it.
 
-The options are listed and their values are checked without torch, so ``--help`` and a mistyped option take a few
-tenths of a second.
+Options are listed and checked without importing torch, so ``--help`` and a mistyped option take a few tenths of a
+second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,12 @@ TRAIN = (
     *WORKERS,
     *("run.name", "run.storage", "run.tracking", "run.init_from"),
 )
-"""Options that people change, which ``--help`` shows; the others are in ``--help-all``."""
+"""Options that people often change. ``--help`` shows these, ``--help-all`` shows all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What a training job takes beside the settings of its experiment."""
+    """Options of a training job besides the settings of its experiment."""
 
     config: Annotated[str, "FILE"] = ""
     """YAML file with settings, such as one of jobs/configs/. The options below win over it."""
@@ -42,10 +42,10 @@ class TrainOptions:
 
 
 def experiment_options(method: str = "") -> list[Option]:
-    """The options of an experiment; ``model.*`` are those of the method's own Config.
+    """The options of an experiment, with ``model.*`` from the ``Config`` of the method.
 
     Args:
-        method: Empty: without ``model.*``.
+        method: Name of the method. Empty: leave out ``model.*``.
 
     Raises:
         ValueError: There is no such method.
@@ -62,13 +62,14 @@ def experiment_options(method: str = "") -> list[Option]:
 
 
 def parse_experiment(method: str, arguments: Sequence[str] | None = None, *, shown: Sequence[str] = ()) -> "Experiment":
-    """The experiment of a training job's command line.
+    """The experiment that the command line of a training job describes.
 
     Exits with status 2 and a message on bad input, with 0 after ``--help`` and ``--help-all``.
 
     Args:
-        arguments: None: those of this process.
-        shown: Options of the method that ``--help`` shows.
+        method: Name of the method to train.
+        arguments: Command line without the program. None: that of this process.
+        shown: Dotted names of the method's options that ``--help`` shows.
     """
     try:
         more = experiment_options(method)
@@ -91,13 +92,15 @@ def parse_experiment(method: str, arguments: Sequence[str] | None = None, *, sho
 def parse_with_settings(
     kind: type[T], arguments: Sequence[str] | None, *, command: str, about: str, shown: Sequence[str]
 ) -> tuple[T, Given]:
-    """The options of a job, and settings of the experiments that it works on, for :func:`override`.
+    """The options of a job, and the experiment settings given with them, as text for :func:`override`.
 
-    Settings of the model (``--model.*``) are checked later, when the method is known.
+    Settings of the model (``--model.*``) are not checked here, because the method is not known yet.
 
     Args:
         kind: Dataclass of the job's own options.
-        arguments: None: those of this process.
+        arguments: Command line without the program. None: that of this process.
+        command: Name of the job in the command ``posefleet``.
+        about: Text at the top of ``--help``.
         shown: Dotted names of the settings that ``--help`` shows.
     """
     return parse(
@@ -112,10 +115,15 @@ def parse_with_settings(
 
 
 def configured(method: str, config: str, given: Mapping[str, Sequence[str]]) -> "Experiment":
-    """The experiment of a config file (empty: none) with options of a command line over it.
+    """The experiment of a config file and of command-line options, which win over the file.
+
+    Args:
+        method: Name of the method to train.
+        config: Path of a YAML file. Empty: none.
+        given: Dotted names of options and their values as text.
 
     Raises:
-        ValueError: A setting is unknown, wrong or missing.
+        ValueError: A setting is unknown, wrong or missing, or the file is for another method.
     """
     settings = convert(given, experiment_options(method))
     from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings  # torch takes seconds
@@ -134,10 +142,11 @@ def configured(method: str, config: str, given: Mapping[str, Sequence[str]]) -> 
 
 
 def override(defaults: "Experiment", given: Mapping[str, Sequence[str]]) -> "Experiment":
-    """``defaults`` with options of a command line over it.
+    """The experiment ``defaults`` with some settings replaced by command-line options.
 
     Args:
-        given: Dotted names of options and their values as text, as :func:`posefleet.command_line.parse` returns them.
+        defaults: Experiment whose other settings stay.
+        given: Dotted names of options and their values as text, from :func:`posefleet.command_line.parse`.
 
     Raises:
         ValueError: An option is unknown or wrong, or the options contradict each other.
@@ -149,7 +158,7 @@ def override(defaults: "Experiment", given: Mapping[str, Sequence[str]]) -> "Exp
 
 
 def _values_of_file(given: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
-    """Values of ``--config FILE`` by dotted name, which help shows as the defaults."""
+    """Values in ``--config FILE`` by dotted name; ``--help`` shows them as defaults."""
     import yaml
 
     found: dict[str, Any] = {}

@@ -1,7 +1,8 @@
-"""The experiment: everything that determines a run, typed, from YAML and the command line.
+"""The experiment: all settings that determine a run, as typed dataclasses.
 
-A YAML file gives sections and fields by name; ``--section.field value`` on the command line wins over it. Unknown
-keys and wrong types are errors that name the key and the valid ones.
+A YAML file sets fields by section and name; ``--section.field value`` on the command line wins over the file. An
+unknown key or a wrong type is an error that names the key; for an unknown key, also the valid ones. The text below a
+field is its help on the command line.
 """
 
 import functools
@@ -20,20 +21,21 @@ WAIT = 5
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Which steps of which ranks are looked at."""
+    """Which steps are profiled, and on which ranks."""
 
     steps: int
+    """Number of steps to profile."""
     wait: int = WAIT
-    """Steps before, which are slower than the others."""
+    """Steps to skip first; the first steps are slower than later ones."""
     everywhere: bool = False
-    """On all ranks, not only on rank 0."""
+    """Profile all ranks instead of rank 0 alone."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From what a command line says.
+        """Parse ``steps=N``, ``steps=N,wait=N`` or ``steps=N,wait=N,ranks=all``; ``ranks=0`` is the default.
 
         Raises:
-            ValueError: It says something else.
+            ValueError: ``text`` has another form, or a number is too small.
         """
         given: dict[str, str] = {}
         for part in text.split(","):
@@ -60,36 +62,36 @@ class OptimConfig:
     """Optimiser and learning-rate schedule."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    """sgd is SGD with momentum, adamw is AdamW, whose rates are about 10 to 100 times lower."""
+    """sgd is SGD with momentum; adamw is AdamW, which needs a learning rate about 10 to 100 times lower."""
     lr: float = 0.02
-    """Learning rate after warm-up, for ``optim.lr_batch`` images a step. Higher learns faster until the loss
+    """Learning rate after warm-up, for ``optim.lr_batch`` images per step. A higher rate learns faster until the loss
     diverges."""
     lr_batch: int = 0
-    """Images a step that ``optim.lr`` was chosen for; the rate scales linearly with the real number, so that more
-    workers or larger batches need no other ``optim.lr``. 0: do not scale."""
+    """Images per step for which ``optim.lr`` was chosen; the learning rate scales linearly with the real number, so
+    more workers or larger batches need no other ``optim.lr``. 0: do not scale."""
     backbone_lr: float = 1.0
-    """Factor on the rate of parameters under ``backbone``."""
+    """Factor on the learning rate of parameters under ``backbone``."""
     bias_lr: float = 1.0
-    """Factor on the rate of biases."""
+    """Factor on the learning rate of biases."""
     momentum: float = 0.9
     """Momentum of SGD, beta1 of AdamW."""
     weight_decay: float = 1e-4
-    """L2 (SGD) or decoupled (AdamW) decay of weights; biases and norms never decay. Higher fits the training images
-    less closely."""
+    """L2 (SGD) or decoupled (AdamW) decay of weights; biases and norms never decay. A higher decay fits the training
+    images less closely."""
     schedule: Literal["step", "cosine", "constant"] = "step"
-    """How the rate falls over the run."""
+    """How the learning rate falls over the run."""
     milestones: tuple[float, ...] = ()
-    """Epochs after which ``step`` multiplies the rate by ``gamma``."""
+    """Epochs after which the schedule ``step`` multiplies the learning rate by ``gamma``."""
     gamma: float = 0.1
-    """Factor of ``step``."""
+    """Factor on the learning rate at each milestone of the schedule ``step``."""
     warmup_steps: int = 500
-    """Optimiser steps of warm-up."""
+    """Number of warm-up steps of the optimiser."""
     warmup_factor: float = 1 / 3
-    """Share of the rate that warm-up starts with."""
+    """Factor on the learning rate at the start of warm-up."""
     warmup: Literal["constant", "linear"] = "constant"
-    """Stay at ``warmup_factor``, or rise from it."""
+    """constant keeps ``warmup_factor`` during warm-up; linear rises from it to 1."""
     clip_norm: float = 35.0
-    """Largest norm of all gradients together. 0: do not clip."""
+    """Maximum norm of all gradients together. 0: do not clip."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -102,26 +104,26 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where the shards are and how images become batches."""
+    """Training and evaluation data, and how images become batches."""
 
     train: str
     """Shard folder to train on: a path or URI that every worker can read."""
     eval: str = ""
     """Shard folder to evaluate on. Empty: no evaluation while training."""
     resize: Resize = field(default_factory=Resize)
-    """Size of inputs, in training and evaluation."""
+    """Size of input images in training and evaluation."""
     augment: Augment = field(default_factory=Augment)
-    """Random geometry in training."""
+    """Random geometric augmentation in training."""
     batch_size: int = 8
-    """Images per worker and forward pass. More use more memory and make steps fewer; scale ``optim.lr`` with them
-    (``optim.lr_batch``)."""
+    """Images per worker and forward pass. A larger batch uses more memory and takes fewer steps per epoch; scale
+    ``optim.lr`` with it (``optim.lr_batch``)."""
     eval_batch_size: int = 8
-    """Images per worker and forward pass in evaluation. More are faster and use more memory."""
+    """Images per worker and forward pass in evaluation. A larger batch is faster and uses more memory."""
     loaders: int = 2
-    """Processes per worker that decode images. Raise it while the device waits for data. 0: decode in the worker
+    """Processes per worker that decode images. Raise it if the device waits for data. 0: decode in the worker
     itself."""
     window: int = 4096
-    """Samples that are shuffled together, on top of the shuffled shards. More mix better and use more memory."""
+    """Samples that are shuffled together, after the shards are shuffled. More mix better and use more memory."""
     labelled_only: bool = True
     """Train only on images with at least one labelled keypoint."""
 
@@ -135,36 +137,37 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How long and with which arithmetic."""
+    """Length, precision, checkpoints and monitoring of training."""
 
     epochs: float = 100
-    """Passes over the training images; a fraction is allowed. More passes take longer and usually reach a higher AP."""
+    """Passes over the training images; may be a fraction. More passes take longer and usually reach a higher AP."""
     accumulate: int = 1
     """Forward and backward passes per optimiser step. Raise it for a larger batch in the same memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is faster and needs less memory on GPUs: the network runs under autocast, geometry and losses stay in
     float32."""
     channels_last: bool = True
-    """NHWC memory: faster convolutions on CPU and on tensor cores."""
+    """Store images as NHWC, which makes convolutions faster on CPUs and tensor cores."""
     compile: bool = False
-    """Compile the model with torch.compile: minutes at the start, then faster steps."""
+    """Compile the model with torch.compile: takes minutes at the start, then steps are faster."""
     ema_decay: float = 0.0
-    """Decay of the averaged weights that are evaluated and served, below 1. Closer to 1 averages over more steps. 0:
-    none."""
+    """Decay, below 1, of the averaged weights that are evaluated and served. A value closer to 1 averages over more
+    steps. 0: none."""
     log_every: int = 20
-    """Steps between looks at the losses; only then does the host wait for the device."""
+    """Steps between two logs of the losses; the host waits for the device only then."""
     eval_every: float = 1.0
-    """Epochs between evaluations (and checkpoints). Lower sees a problem earlier and spends more time on evaluation."""
+    """Epochs between evaluations (and checkpoints). A lower value shows problems earlier and costs more time."""
     checkpoint_every: int = 0
-    """Steps between additional checkpoints inside an epoch. Lower loses fewer steps when all workers die and writes
-    more. 0: none."""
+    """Steps between additional checkpoints within an epoch. A lower value loses fewer steps when all workers die, and
+    writes more. 0: none."""
     keep_checkpoints: int = 2
-    """Latest checkpoints that are kept; the best one is always kept too."""
+    """Number of latest checkpoints to keep; the best one is always kept too."""
     stall_s: float = 600.0
-    """Seconds without a step, evaluated batch or checkpoint after which every rank tells where it hangs; three times as
-    many for its first step. 0: never."""
+    """Seconds without a step, evaluated batch or checkpoint after which every rank logs where it hangs; three times as
+    many before its first step. 0: never."""
     stall_end_s: float = 0.0
-    """Seconds after which such a worker also ends itself, and the run goes on from its last checkpoint. 0: never."""
+    """Seconds of such a stall after which the worker ends itself and the run resumes from its last checkpoint; above
+    ``stall_s``. 0: never."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_every", "eval_every", "keep_checkpoints"):
@@ -185,23 +188,25 @@ class EvaluateConfig:
     """How poses are predicted and scored."""
 
     flip: bool = False
-    """Also predict the mirrored image and average: usually a higher AP for twice the time."""
+    """Predict the mirrored image too and average both: usually a higher AP, for twice the time."""
     scales: tuple[int, ...] = ()
-    """Short sides in pixels of multi-scale prediction: each adds the time of a prediction. Empty: ``data.resize``
-    alone."""
+    """Short sides, in pixels, of multi-scale prediction; each costs the time of one prediction. Empty: the size of
+    ``data.resize`` alone."""
     max_side: int = 2000
-    """Pixels that the long side may not pass in multi-scale prediction."""
+    """Maximum pixels of the long side in multi-scale prediction."""
     max_detections: int = 20
-    """Poses per image that are scored, best first; COCO's protocol takes 20."""
+    """Maximum number of poses per image that are scored, best first; COCO's protocol has 20."""
     oracle_scores: bool = False
-    """Score candidates by their true OKS before duplicates are removed: what perfect ranking would reach."""
+    """Replace the scores of candidates by their OKS with the ground truth before duplicates are removed: the AP that
+    perfect ranking would reach."""
     oracle_boxes: Literal["none", "no_false", "no_missed", "annotated"] = "none"
-    """Correct boxes by the annotated ones before poses are refined in them: without those that show nobody, with
-    those that were missed, or the annotated ones alone. For top-down methods."""
+    """Correct the predicted boxes with the annotated ones before poses are refined in them: no_false drops boxes
+    without a person, no_missed adds missed people, annotated takes only annotated boxes. For top-down methods."""
     backend: Literal["pycocotools", "faster"] = "pycocotools"
-    """Scorer: the reference, or faster-coco-eval (same numbers) where it is installed."""
+    """COCO scorer: pycocotools is the reference; faster is faster-coco-eval, which must be installed, and gives the
+    same numbers."""
     overlays: int = 8
-    """Evaluation images that are drawn with truth and prediction."""
+    """Number of evaluation images that are drawn with ground truth and prediction."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,19 +214,19 @@ class ScalingConfig:
     """The workers of the run."""
 
     num_workers: int = 1
-    """Training processes. More finish sooner, and a step has ``data.batch_size`` images of each. 0: train in this
-    process, without Ray."""
+    """Number of training processes. More finish sooner; each adds ``data.batch_size`` images to a step. 0: train in
+    this process, without Ray."""
     min_workers: int = 0
-    """Fewest training processes that the run goes on with when nodes go; each then computes more of every step, which
-    stays the same. 0: all of ``num_workers``, else the run waits for new nodes."""
+    """Minimum number of training processes with which the run continues when nodes are lost; each then computes a
+    larger part of every step, which stays the same. 0: ``num_workers``, so the run waits for new nodes."""
     grow_every: float = 60.0
-    """Seconds between looks for room for more workers, where there are fewer than ``num_workers``."""
+    """Seconds between checks for free resources while there are fewer than ``num_workers`` workers."""
     use_gpu: bool = False
-    """Reserve one GPU for each worker. Without it workers compute on CPUs."""
+    """Reserve one GPU for each worker. Without it, workers compute on CPUs."""
     cpus_per_worker: float = 1.0
-    """CPUs that each worker reserves; also its number of threads. Leave one free on small machines."""
+    """CPUs reserved for each worker, and its number of threads. Leave one CPU free on small machines."""
     max_failures: int = 3
-    """Times that lost workers are replaced and the run goes on from its last checkpoint. -1: always."""
+    """How often lost workers are replaced and the run resumes from its last checkpoint. -1: always."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:
@@ -235,34 +240,34 @@ class ScalingConfig:
 
     @property
     def elastic(self) -> bool:
-        """Whether the number of workers may change while the run goes on."""
+        """Whether the number of workers may change during the run."""
         return 0 < self.min_workers < self.num_workers
 
     @property
     def threads_per_worker(self) -> int:
-        """Threads that PyTorch computes with in each of ``num_workers`` processes."""
+        """Number of PyTorch threads in each training process."""
         return max(1, int(self.cpus_per_worker))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Where the run is kept and found again."""
+    """Name, storage, MLflow tracking and initial weights of the run."""
 
     name: str = ""
-    """Name of the run. A name that exists is resumed (see ``run.resume``). Empty: method, date and time."""
+    """Name of the run. A run with this name is resumed (see ``run.resume``). Empty: method, date and time."""
     storage: str = STORAGE
-    """Folder or URI under which runs are kept; shared by all nodes. Relative paths start at $POSEFLEET_HOME, else
-    at the current folder, or in a Ray job, whose folder is temporary, at the home folder."""
+    """Folder or URI that holds the runs; all nodes must share it. Relative paths start at $POSEFLEET_HOME, else at the
+    current folder, or in a Ray job, whose folder is temporary, at the home folder."""
     tracking: str = ""
     """MLflow store: sqlite:/// or http(s)://. Empty: $MLFLOW_TRACKING_URI, else mlflow.db under ``storage``."""
     experiment: str = "posefleet"
-    """MLflow experiment that the run is listed in."""
+    """MLflow experiment that lists the run."""
     resume: bool = True
-    """Go on with a run of the same name; false makes an existing name an error."""
+    """Resume a run of the same name; false makes an existing name an error."""
     parent: str = ""
-    """MLflow run that this one is listed under, such as that of the search which it is a trial of."""
+    """Id of the MLflow run under which this run is listed, such as the search that this run is a trial of."""
     init_from: str = ""
-    """Checkpoint, run's folder, or models:/NAME@ALIAS, whose weights the run starts from (fine-tuning); ignored when
+    """Checkpoint, folder of a run, or models:/NAME@ALIAS whose weights the run starts from (fine-tuning); ignored when
     the run resumes."""
     profile: str = ""
     """Steps to profile, such as steps=5,wait=10,ranks=all; also --profile. Empty: none."""
@@ -274,14 +279,14 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything that determines a run. ``model`` holds the method's own ``Config``."""
+    """All settings that determine a run; ``model`` holds the ``Config`` of the method."""
 
     method: str
-    """File name of the method in models/."""
+    """Name of the method, a module in models/."""
     schema: str = "coco17"
     """Name of the keypoint schema: names and order of the keypoints."""
     seed: int = 0
-    """Seed of weights, sample order and augmentation; the same seed repeats a run."""
+    """Seed of initial weights, sample order and augmentation; the same seed repeats a run."""
     model: Any
     """The method's settings."""
     data: DataConfig
@@ -301,5 +306,5 @@ class Experiment:
 
     @property
     def images_per_step(self) -> int:
-        """Images of one optimiser step, over all workers."""
+        """Images per optimiser step, of all workers together."""
         return self.data.batch_size * max(1, self.scaling.num_workers) * self.train.accumulate

@@ -1,4 +1,4 @@
-"""Builds a validated experiment from nested dictionaries and YAML files, and turns it back into them."""
+"""Builds a validated experiment from nested dictionaries or a YAML file, and converts it back."""
 
 import copy
 import dataclasses
@@ -20,12 +20,17 @@ from posefleet.platform.runtime.redaction import redact
 
 
 def build_experiment(values: Mapping[str, Any], *, where: str = "configuration") -> Experiment:
-    """A validated experiment from nested dictionaries; its relative paths become absolute here and nowhere else.
+    """Build a validated experiment from nested dictionaries, with its relative paths made absolute.
+
+    Args:
+        values: Settings by section and field; ``method`` is required.
+        where: Source of the values, for error messages.
 
     Raises:
-        ValueError: A key is unknown or missing, or a value has the wrong type; the message names it and the choices.
+        ValueError: A key is unknown or missing, or a value is invalid. The message names the key, and for an unknown
+            key the valid ones.
     """
-    import pydantic  # here and not above: workers and --help do without it
+    import pydantic  # imported here because workers and --help do not need it
 
     method = values.get("method")
     if not isinstance(method, str):
@@ -45,7 +50,7 @@ def build_experiment(values: Mapping[str, Any], *, where: str = "configuration")
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The experiment with absolute folders, so that every process of the run means the same ones."""
+    """The experiment with absolute paths, so that all processes of the run use the same folders."""
     data, run = experiment.data, experiment.run
     return dataclasses.replace(
         experiment,
@@ -55,10 +60,14 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
 
 
 def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` of a config file with ``settings`` by dotted names (``optim.lr``) over them; neither changes.
+    """A copy of ``values`` in which ``settings`` replace or add values.
+
+    Args:
+        values: Nested dictionaries of a config file; not changed.
+        settings: Values by dotted name, such as ``optim.lr``.
 
     Raises:
-        ValueError: A name goes on below a setting that is no section.
+        ValueError: A dotted name treats a setting as a section, as in ``optim.lr.x``.
     """
     result = copy.deepcopy(dict(values))
     for dotted, value in settings.items():
@@ -73,10 +82,10 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
 
 
 def to_dict(experiment: Experiment, *, passwords: bool = False) -> dict[str, Any]:
-    """Nested dictionaries of plain values; ``build_experiment`` takes them back.
+    """The experiment as nested dictionaries of plain values, which ``build_experiment`` reads.
 
     Args:
-        passwords: Leave those of addresses in: for what is handed on, not for what is kept or shown.
+        passwords: Keep the passwords of addresses. Set it only to pass the settings on, never to store or show them.
     """
     return typing.cast(dict[str, Any], _plain(dataclasses.asdict(experiment), passwords))
 
@@ -87,7 +96,7 @@ def to_yaml(experiment: Experiment) -> str:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The nested dictionaries of a config file.
+    """The settings in a config file as nested dictionaries.
 
     Raises:
         ValueError: The file is missing or is not YAML with named sections.
@@ -105,7 +114,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 @functools.cache
 def experiment_type(method: str) -> type[Experiment]:
-    """``Experiment`` whose ``model`` has the type of the method's own config."""
+    """Subclass of ``Experiment`` whose field ``model`` has the type of the method's ``Config``."""
     config: type = load_method(method).Config
     return dataclasses.make_dataclass(
         "Experiment",
