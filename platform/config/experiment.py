@@ -14,9 +14,10 @@ from posefleet.data.transforms import Augment, Resize
 from posefleet.platform.runtime.paths import STORAGE
 
 GRAMMAR = "write steps=5, or steps=5,wait=10,ranks=all"
-
+"""Advice in the error about a malformed profile setting."""
 
 WAIT = 5
+"""Default number of steps to skip before a profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +167,8 @@ class TrainConfig:
     """Seconds without a step, evaluated batch or checkpoint after which every rank logs where it hangs; three times as
     many before its first step. 0: never."""
     stall_end_s: float = 0.0
-    """Seconds of such a stall after which the worker ends itself and the run resumes from its last checkpoint; above
-    ``stall_s``. 0: never."""
+    """Seconds without a step, evaluated batch or checkpoint after which a worker ends itself and the run resumes from
+    its last checkpoint; more than ``stall_s``, and three times as many before its first step. 0: never."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_every", "eval_every", "keep_checkpoints"):
