@@ -37,8 +37,8 @@ def test_a_run_is_scored_and_timed(entry: comparison.Entry) -> None:
     assert 2.9e6 < cost.parameters < 3.1e6
     assert cost.train_images_per_second > 0
     assert list(cost.predict_ms) == [1, 5, 10, 30] and min(cost.predict_ms.values()) > 0
-    # At 224 px it takes 0.41e9 multiply-adds, a twentieth of them in these two layers. An image of 64 px has a twelfth of
-    # the pixels.
+    # At 224 px it takes 0.41e9 multiply-adds, a twentieth of them in these two layers.
+    # An image of 64 px has a twelfth of the pixels.
     assert 0.9 * 2 * 0.41 / 12.25 < cost.gflops < 1.8 * 2 * 0.41 / 12.25
 
 
