@@ -27,13 +27,13 @@ def test_every_measure_runs(tmp_path: Path) -> None:
 
 
 def test_sizes_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
-    options = ["--measure", "truth", "--sizes", "20", "2000", "--json", str(tmp_path / "numbers.json")]
+    options = ["--measure", "truth", "--sizes", "20", "20000", "--json", str(tmp_path / "numbers.json")]
     done = subprocess.run(
         [sys.executable, str(BENCH / "bench_growth.py"), *options], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     small, large = json.loads((tmp_path / "numbers.json").read_text())
-    assert (small["size"], large["size"]) == (20, 2000) and small["cpu"] < large["cpu"]
+    assert (small["size"], large["size"]) == (20, 20_000) and small["cpu"] < large["cpu"]
     assert small["before"] < 2 * large["before"] and large["peak"] >= large["before"]
     assert "| ground truth (`truth`) | 20 |" in done.stdout
 
