@@ -15,7 +15,9 @@ MINIMAL = {"method": "smpr", "data": {"train": "shards"}}
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid_and_begins_with_its_command(path: Path) -> None:
     build_experiment(read_yaml(path), where=str(path))
-    assert path.read_text().startswith(("# ray job submit", "# python", "# make"))
+    command = "".join(path.read_text().splitlines(keepends=True)[:2])
+    assert command.startswith(("# ray job submit", "# posefleet train", "# make"))
+    assert command.startswith("# make") or f"--config jobs/configs/{path.name}" in command
 
 
 def test_an_experiment_survives_the_way_through_yaml() -> None:
