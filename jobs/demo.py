@@ -83,7 +83,7 @@ def _steps(out: Path, size: Size, cluster: "_Cluster") -> tuple[float, float]:
             *("posefleet.data.synthetic", "--out", coco, "--split", split, "--count", count),
             *("--easy", "--seed", seed, "--workers", os.cpu_count() or 1),
         )
-    _say("asking the doctor")
+    _say("checking the data with posefleet doctor")
     _run("posefleet.data.doctor", coco, "--split", "train2017")
     _say("sharding: the training images over the cluster, the few others without it")
     cluster.submit("posefleet.jobs.shard_coco", "--source", coco, "--split", "train2017", "--out", shards)

@@ -249,7 +249,7 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
     """The candidate's settings as they will be served, with the backend whose matches give a bootstrap interval."""
     experiment = override(own, overrides)
     if experiment.evaluate.oracle_scores or experiment.evaluate.oracle_boxes != "none":
-        raise ValueError("evaluate.oracle_scores and evaluate.oracle_boxes know the truth: they cannot be served")
+        raise ValueError("evaluate.oracle_scores and evaluate.oracle_boxes need annotations: they cannot be served")
     return dataclasses.replace(
         experiment,
         evaluate=dataclasses.replace(experiment.evaluate, backend="pycocotools"),
@@ -265,7 +265,7 @@ def _split(options: Options, experiment: "Experiment") -> "Split":
         images = resolve_path(options.images) or None
         return Split(source=find_source(resolve_path(options.source), options.split, images))
     if not experiment.data.eval:
-        raise ValueError("nothing to judge on; give --data.eval SHARDS or --source PATH")
+        raise ValueError("no images to evaluate on; give --data.eval SHARDS or --source PATH")
     read_manifest(experiment.data.eval)  # fails on a wrong folder before anything is measured
     return Split(shards=experiment.data.eval)
 

@@ -217,7 +217,7 @@ class Predictor:
         """How pose scores are computed, in words, for the protocol that is reported with every AP."""
         rule: str = getattr(self.model, "score_rule", "not stated")
         if self.oracle_boxes != "none":
-            rule = f"ORACLE: boxes corrected by the truth ({self.oracle_boxes}) after: {rule}"
+            rule = f"ORACLE: boxes corrected by the ground truth ({self.oracle_boxes}) after: {rule}"
         return f"ORACLE: true OKS before NMS instead of: {rule}" if self.oracle_scores else rule
 
     def transforms(self) -> list[EvalTransform]:
@@ -266,12 +266,12 @@ class Predictor:
         Raises:
             ValueError: Scores or boxes are to come from annotations, and an image has none.
         """
-        self.need_no_truth()
+        self.refuse_oracles()
         size = (image.shape[1], image.shape[0])
         sample = Sample(image, People.empty(len(self.schema)), 0, IDENTITY, size)
         return [view(sample) for view in self.transforms()]
 
-    def need_no_truth(self) -> None:
+    def refuse_oracles(self) -> None:
         """Check that no oracle is on: oracles take scores or boxes from annotations, and plain images have none.
 
         Raises:

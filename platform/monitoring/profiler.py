@@ -49,10 +49,10 @@ def profiled(profile: Profile | None, worker: "LocalWorker") -> Iterator[None]:
         with tempfile.TemporaryDirectory() as folder:
             trace = Path(folder, "trace.json.gz")
             taken.export_chrome_trace(str(trace))
-            worker.leave(f"{name}.json.gz", trace.read_bytes())
+            worker.save_file(f"{name}.json.gz", trace.read_bytes())
         costly = "self_cuda_time_total" if worker.device.type == "cuda" else "self_cpu_time_total"
         table = taken.key_averages().table(sort_by=costly, row_limit=ROWS, max_name_column_width=60)
-        worker.leave(f"{name}.txt", table.encode())
+        worker.save_file(f"{name}.txt", table.encode())
         log.warning("profile of %d steps up to %d: report/%s.txt, .json.gz", profile.steps, watch.step, name)
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])

@@ -22,7 +22,7 @@ class Phase(StrEnum):
     DATA = "waiting for data"
     COMPUTE = "forward and backward"
     OTHERS = "all-reduce, waiting for other ranks"
-    LOOK = "reading losses from the device"
+    READ_LOSSES = "reading losses from the device"
     EVALUATION = "evaluation"
     CHECKPOINT = "checkpoint"
 

@@ -130,7 +130,7 @@ class LocalWorker:
     def saved(self) -> None:
         """Called on every rank after a checkpoint was written."""
 
-    def leave(self, name: str, data: bytes) -> None:
+    def save_file(self, name: str, data: bytes) -> None:
         """Keep a small file of this rank, such as ``profile/rank1.txt``.
 
         Rank 0 logs it as an artifact through ``sink``. A rank without a sink writes it under ``report`` in the folder

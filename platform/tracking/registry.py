@@ -177,11 +177,12 @@ def _find(client: "MlflowClient", uri: str, address: str, name: str, alias: str 
     model, shown = _model(client, name), redact(uri)
     if model is None:
         known = ", ".join(sorted(model.name for model in client.search_registered_models()))
-        raise ValueError(f"{address}: {shown} has no model {name!r}, but {known or 'none at all; see jobs/promote.py'}")
+        has = f"it has {known}" if known else "it has no models; posefleet promote registers one"
+        raise ValueError(f"{address}: {shown} has no model {name!r}; {has}")
     if alias is not None:
         if found := _aliased(client, model, alias):
             return found
-        raise ValueError(f"{address}: model {name!r} in {shown} has no alias {alias!r}, but {_told(model.aliases)}")
+        raise ValueError(f"{address}: model {name!r} in {shown} has no alias {alias!r}, but {_listed(model.aliases)}")
     numbers = [str(found.version) for found in client.search_model_versions(f"name='{name}'")]
     if version not in numbers:
         known = ", ".join(sorted(numbers, key=int))
@@ -218,7 +219,7 @@ def _version(found: "ModelVersion") -> Version:
     )
 
 
-def _told(aliases: Mapping[str, str]) -> str:
+def _listed(aliases: Mapping[str, str]) -> str:
     return ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases.items())) or "none"
 
 

@@ -88,7 +88,7 @@ class TrainingMonitor:
             FatalError: A loss of any rank is not finite.
         """
         worker, steps = self._worker, len(self._losses)
-        worker.watch.enter(Phase.LOOK)
+        worker.watch.enter(Phase.READ_LOSSES)
         losses = torch.stack(self._losses)  # (steps, names)
         requests = losses.new_tensor([worker.stop_requested(), worker.checkpoint_requested()])
         not_finite = (~losses.isfinite()).any().float()[None]

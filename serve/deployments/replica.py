@@ -350,7 +350,7 @@ class Replica:
             backend=settings.backend,
             tracking=self._tracking,
         )
-        predictor.need_no_truth()
+        predictor.refuse_oracles()
         if settings.compile:
             predictor.model.compile()
         return _Loaded(version, predictor)

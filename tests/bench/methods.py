@@ -9,7 +9,7 @@ backward, optimizer), the same of Keypoint R-CNN, and how many times faster the 
 does not judge: the exit status is 0. Needs torch, torchvision, timm, NumPy and OpenCV.
 
 The models are those of jobs/configs/METHOD.yaml with random weights. Neither side averages with a mirrored image.
-Random weights find nobody, or everybody everywhere, so ours are told what to find: 20 people are painted into the
+Random weights find nobody, or everybody everywhere, so ours are given what to find: 20 people are painted into the
 image, and the network's last layers, after they have done their work, give what a good network would say of them.
 
 * SMPR, PFS, InsPose: high scores at all cells that training assigns to people (several for each person, as duplicates

@@ -104,8 +104,8 @@ class Nodes:
         import ray
 
         (number,) = [known["NodeID"] for known in ray.nodes() if node.name in known["Resources"]]
-        told = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", f"--node-id={number}"]
-        command = ["drain-node", f"--address={self.address}", *told, f"--deadline-remaining-seconds={seconds}"]
+        drain_options = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", f"--node-id={number}"]
+        command = ["drain-node", f"--address={self.address}", *drain_options, f"--deadline-remaining-seconds={seconds}"]
         subprocess.run([*RAY, *command], check=True, capture_output=True)
 
     def close(self) -> None:

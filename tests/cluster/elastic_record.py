@@ -100,13 +100,13 @@ def last_taken(parts: list[Part]) -> dict[int, Step]:
         )
         firsts = [part for part in these if part.rank == 0]
         workers = firsts[-1].workers
-        crew = {part.rank: part for part in these if part.workers == workers}
-        computed = [m for part in crew.values() for m in part.images]
+        group = {part.rank: part for part in these if part.workers == workers}
+        computed = [m for part in group.values() for m in part.images]
         assert sorted(computed) == sorted(seen), f"step {number}: micro-batches {computed} of {sorted(seen)}"
         steps[number] = Step(
             workers=workers,
             images=tuple(next(iter(seen[m])) for m in sorted(seen)),
-            loss=sum(part.loss for part in crew.values()) / workers,
+            loss=sum(part.loss for part in group.values()) / workers,
             times=len(firsts),
         )
     return steps

@@ -87,9 +87,9 @@ def test_a_killed_search_goes_on_with_nothing_lost_or_repeated(
     assert refused.value.code == 2 and "holds a search of another space" in capsys.readouterr().err
 
     resumed = start("--resume", out)
-    told, errors = resumed.communicate()
+    output, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
-    assert "2 trials, 0 stopped early, 0 failed." in told
+    assert "2 trials, 0 stopped early, 0 failed." in output
     trials = json.loads((out / "trials.json").read_text())
     assert [trial["trial"] for trial in trials] == [0, 1] and all(trial["scores"] for trial in trials)
     assert {file: file.stat().st_mtime for file in before} == before  # the first trial was not trained again

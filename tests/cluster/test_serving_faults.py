@@ -68,12 +68,12 @@ def server(cluster: Cluster, checkpoint: str, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         server.deploy()
-        wait_for(lambda: whole(cluster), 120, lambda: str(told_by_serve(cluster)))
+        wait_for(lambda: whole(cluster), 120, lambda: str(status_of_serve(cluster)))
         server.wait_until_ready()
         yield server
 
 
-def told_by_serve(cluster: Cluster) -> dict[str, Any]:
+def status_of_serve(cluster: Cluster) -> dict[str, Any]:
     """What Serve knows of its proxies and replicas."""
     with urllib.request.urlopen(f"{cluster.dashboard}/api/serve/applications/", timeout=10) as answer:
         return json.load(answer)
@@ -81,21 +81,21 @@ def told_by_serve(cluster: Cluster) -> dict[str, Any]:
 
 def whole(cluster: Cluster, gone: Set[Process] = frozenset()) -> bool:
     """Whether two nodes serve, and the last of them without the processes that are gone."""
-    told = told_by_serve(cluster)
-    deployments = told["applications"].get("posefleet", {"deployments": {}})["deployments"]
+    status = status_of_serve(cluster)
+    deployments = status["applications"].get("posefleet", {"deployments": {}})["deployments"]
     running = [
         sum(replica["state"] == "RUNNING" for replica in deployments[name]["replicas"])
         for name in ("pose", "Ingress")
         if name in deployments
     ]
-    proxies = {proxy["status"] for proxy in told["proxies"].values()}
+    proxies = {proxy["status"] for proxy in status["proxies"].values()}
     living = [set(cluster.nodes[-1].processes(title)) - gone for title in TITLES.values()]
     return running == [2, 2] and proxies == {"HEALTHY"} and all(living)
 
 
 @dataclass
 class Clients:
-    """Four clients that know what they should be told."""
+    """Four clients that know the right answers."""
 
     cluster: Cluster
     server: Server
@@ -113,7 +113,7 @@ class Clients:
             before = len(load.answers)
             start = time.monotonic()
             gone = fault()
-            wait_for(lambda: whole(self.cluster, gone), 180, lambda: str(told_by_serve(self.cluster)))
+            wait_for(lambda: whole(self.cluster, gone), 180, lambda: str(status_of_serve(self.cluster)))
             seconds = time.monotonic() - start
             after = len(load.answers)
         with Load(self.server, "/v1/poses", self.bodies, clients=4) as calm:

@@ -101,7 +101,7 @@ def test_a_slow_disk_costs_its_time(case: Case, undisturbed: Ending, tell: Calla
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "told", "fault"),
+    ("name", "spoil", "reason", "fault"),
     [
         ("train2017/shard-000001.tar", lambda shard: os.truncate(shard, 1000), "truncated", "a shard is truncated"),
         ("val2017/shard-000000.tar", os.unlink, "cannot open it", "a shard of the evaluation is gone"),
@@ -111,7 +111,7 @@ def test_a_slow_disk_costs_its_time(case: Case, undisturbed: Ending, tell: Calla
 def test_a_bad_shard_is_named_and_the_same_command_goes_on_once_it_is_good(
     name: str,
     spoil: Callable[[Path], None],
-    told: str,
+    reason: str,
     fault: str,
     case: Case,
     people_shards: Path,
@@ -126,7 +126,7 @@ def test_a_bad_shard_is_named_and_the_same_command_goes_on_once_it_is_good(
     case.wait_for_step(5)
     spoil(shards / name)
     assert case.wait(command) == 1
-    assert name in case.last_words() and told in case.last_words(), case.said
+    assert name in case.last_words() and reason in case.last_words(), case.said
     shutil.copy(people_shards / name, shards / name)
     case.happens()
     assert case.run() == 0, case.said

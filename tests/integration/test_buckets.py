@@ -124,9 +124,9 @@ def test_a_server_that_refuses_for_good_costs_no_earlier_checkpoint(
     proxy.fail(-1, "PUT", "POST")
     with pytest.raises(CheckpointError) as failed:
         save(root, experiment, 2)
-    told = str(failed.value)
-    assert f"cannot write checkpoint {root}/step-00000002: s3://bucket/refuses/checkpoints/step-00000002/" in told
-    assert "says the test" in told and f"{first} is intact" in told and "start the same command again" in told
+    output = str(failed.value)
+    assert f"cannot write checkpoint {root}/step-00000002: s3://bucket/refuses/checkpoints/step-00000002/" in output
+    assert "says the test" in output and f"{first} is intact" in output and "start the same command again" in output
     assert object_store.objects() == before
     proxy.fail(-1)
     with pytest.raises(
@@ -200,10 +200,10 @@ def test_a_training_whose_bucket_goes_away_ends_with_one_error_and_goes_on_later
     small_run["train"]["epochs"] = 2
     proxy.fail(-1, "PUT", "POST")
     assert train(build_experiment(small_run)) == 1
-    told = capfd.readouterr().err
-    assert told.count("error:") == 1 and "Traceback" not in told, told
-    assert "error: cannot write checkpoint s3://bucket/runs/gone/checkpoints/step-00000012: s3://bucket/runs/" in told
-    assert "says the test" in told and "step-00000006 is intact" in told
+    output = capfd.readouterr().err
+    assert output.count("error:") == 1 and "Traceback" not in output, output
+    assert "error: cannot write checkpoint s3://bucket/runs/gone/checkpoints/step-00000012: s3://bucket/runs/" in output
+    assert "says the test" in output and "step-00000006 is intact" in output
     after = object_store.objects()
     assert {path: data for path, data in after.items() if path in before} == before
 

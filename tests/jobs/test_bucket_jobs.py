@@ -154,9 +154,9 @@ def test_no_secret_of_a_job_is_left_anywhere(
     settings = in_the_bucket(small_run, bucket, "", "secret")
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(settings))
-    told = job("train_smpr", "--config", config, **secrets, TMPDIR=str(tmp_path))
-    assert told.returncode == 0, told.stderr
-    assert "mlflow:***@127.0.0.1" in told.stderr
+    done = job("train_smpr", "--config", config, **secrets, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "mlflow:***@127.0.0.1" in done.stderr
 
     client = MlflowClient(server.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("posefleet").experiment_id])
@@ -165,7 +165,7 @@ def test_no_secret_of_a_job_is_left_anywhere(
     assert any(path.startswith("bucket/mlflow/") and path.endswith("model.safetensors") for path in objects)
     local = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert any(path.endswith("mlflow.db") for path in local) and any(path.endswith("events.jsonl") for path in local)
-    everywhere = {"output": (told.stdout + told.stderr).encode(), **objects, **local}
+    everywhere = {"output": (done.stdout + done.stderr).encode(), **objects, **local}
     for secret in (SECRET, "t0ken-of-the-test", "passw0rd-of-the-test"):
         assert [where for where, data in everywhere.items() if secret.encode() in data] == []
 
@@ -188,8 +188,8 @@ def test_the_whole_way_over_a_cluster_to_a_served_champion(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     for split in ("train2017", "val2017"):
-        told = job("shard_coco", "--source", f"{bucket}/coco", "--split", split, "--out", f"{bucket}/over")
-        assert told.returncode == 0, told.stderr
+        done = job("shard_coco", "--source", f"{bucket}/coco", "--split", split, "--out", f"{bucket}/over")
+        assert done.returncode == 0, done.stderr
 
     settings = in_the_bucket(small_run, bucket, "", "over")
     settings["data"] |= {"train": f"{bucket}/over/train2017", "eval": f"{bucket}/over/val2017", "batch_size": 2}
@@ -197,20 +197,20 @@ def test_the_whole_way_over_a_cluster_to_a_served_champion(
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(settings))
     for epochs in (1, 2):
-        told = job("train_smpr", "--config", config, "--train.epochs", epochs)
-        assert told.returncode == 0, told.stderr
+        done = job("train_smpr", "--config", config, "--train.epochs", epochs)
+        assert done.returncode == 0, done.stderr
     assert read_meta(f"{bucket}/runs/over/checkpoints/step-00000012").position == 48
 
-    told = job("export", "--checkpoint", f"{bucket}/runs/over", "--out", f"{bucket}/smpr.onnx",
+    done = job("export", "--checkpoint", f"{bucket}/runs/over", "--out", f"{bucket}/smpr.onnx",
                "--model.decode.score_floor", "0", "--check.images", 2)  # fmt: skip
-    assert told.returncode == 0, told.stdout + told.stderr
-    told = job(
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = job(
         "predict", "--model", f"{bucket}/runs/over", "--input", f"{bucket}/photos", "--output", f"{bucket}/poses/over"
     )
-    assert told.returncode == 0 and "in 7 images" in told.stdout, told.stderr
-    told = job("promote", "--run", f"{bucket}/runs/over", "--to", "champion", "--model", "pose",
+    assert done.returncode == 0 and "in 7 images" in done.stdout, done.stderr
+    done = job("promote", "--run", f"{bucket}/runs/over", "--to", "champion", "--model", "pose",
                "--gate.latency_people", 1, "--gate.served_images", 1, "--model.decode.score_floor", "0")  # fmt: skip
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert [path for path in object_store.objects() if path.startswith("bucket/mlflow/") and "MLmodel" in path]
 
     sys.path.append(str(ROOT / "tests" / "serve"))

@@ -41,9 +41,9 @@ def light(program: str) -> str:
     script = f"import runpy, sys\ntry: exec({program!r})\nexcept SystemExit as end: assert not end.code, end.code\n"
     script += f"finally: assert not set(sys.modules) & set({HEAVY}), set(sys.modules) & set({HEAVY})"
     environment = os.environ | {"COLUMNS": "120"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert output.returncode == 0, output.stderr
+    return output.stdout
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
@@ -63,16 +63,16 @@ def test_help_of_a_job_needs_no_library(job: str) -> None:
 def test_the_long_help_has_every_option_and_each_says_what_it_does(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = {}
+    output = {}
     for asked in ("--help-all", "--help", cli.LIST_OPTIONS):
         with pytest.raises(SystemExit) as end:
             cli.main([*arguments, asked])
         assert end.value.code == 0
-        told[asked] = capsys.readouterr().out
-    for line in told[cli.LIST_OPTIONS].splitlines():
+        output[asked] = capsys.readouterr().out
+    for line in output[cli.LIST_OPTIONS].splitlines():
         flag = line.split()[0]
-        assert f"  {flag} " in told["--help-all"] or flag == "--path" or flag == "--config", flag
-    assert len(told["--help"]) <= len(told["--help-all"])
+        assert f"  {flag} " in output["--help-all"] or flag == "--path" or flag == "--config", flag
+    assert len(output["--help"]) <= len(output["--help-all"])
 
 
 @pytest.mark.parametrize("method", available_methods())
@@ -80,11 +80,11 @@ def test_the_options_are_the_settings_themselves(method: str) -> None:
     """What is read of a file without importing it has the names, types, defaults and help of the imported classes."""
     model = options(load_method(method).Config, "model.")
     real = [option for each in options(Experiment) for option in (model if each.path == "model" else [each])]
-    told = light(
+    output = light(
         "from posefleet.platform.config.cli import experiment_options\n"
         f"for o in experiment_options({method!r}): print((o.path, o.type, o.required or o.default, o.help))"
     )
-    assert told.splitlines() == [str((o.path, o.type, o.required or o.default, o.help)) for o in real]
+    assert output.splitlines() == [str((o.path, o.type, o.required or o.default, o.help)) for o in real]
     assert all(option.help for option in real)
 
 
@@ -100,31 +100,31 @@ def test_a_job_and_the_command_take_the_same_options(method: str, capsys: pytest
 
 
 def test_help_shows_settings_of_the_method_that_people_change() -> None:
-    told = run("train", "smpr", "--help").stdout
+    output = run("train", "smpr", "--help").stdout
     for option in ("--config", "--data.train", "--optim.lr", "--model.backbone.name", "--model.neck", "--run.name"):
-        assert f"  {option} " in told
-    assert "--train.stall_s" not in told
+        assert f"  {option} " in output
+    assert "--train.stall_s" not in output
     assert {option.path for option in experiment_options()} >= set(TRAIN)
 
 
 def test_help_shows_the_values_of_the_config_as_defaults(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("method: smpr\noptim: {lr: 0.125}\n")
-    told = run("train", "smpr", "--config", str(config), "--help").stdout
-    assert "(default: 0.125)" in told[told.index("--optim.lr ") :].partition("--optim.lr_batch")[0]
+    output = run("train", "smpr", "--config", str(config), "--help").stdout
+    assert "(default: 0.125)" in output[output.index("--optim.lr ") :].partition("--optim.lr_batch")[0]
 
 
 def test_the_overview_lists_the_verbs_in_the_order_of_work() -> None:
-    told = run("--help").stdout
-    places = [told.index(f"\n  {verb} ") for verb in cli.VERBS]
+    output = run("--help").stdout
+    places = [output.index(f"\n  {verb} ") for verb in cli.VERBS]
     assert places == sorted(places)
     assert " ".join(cli.VERBS) == "doctor shard train evaluate compare tune promote export predict serve demo"
-    assert run().stdout == told
+    assert run().stdout == output
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    told = run("--version")
-    assert told.returncode == 0 and told.stdout.startswith("posefleet ")
+    output = run("--version")
+    assert output.returncode == 0 and output.stdout.startswith("posefleet ")
 
 
 @pytest.mark.parametrize(
@@ -170,10 +170,10 @@ def test_bad_arguments_are_one_line_and_status_2(
 ) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert end.value.code == 2
-    assert told.err.startswith("error: ") and told.err.count("\n") == 1 and told.out == ""
-    assert message in told.err
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1 and output.out == ""
+    assert message in output.err
 
 
 def test_a_mistyped_option_is_told_before_torch_is_imported() -> None:
@@ -181,8 +181,8 @@ def test_a_mistyped_option_is_told_before_torch_is_imported() -> None:
         "import sys\nfrom posefleet.jobs.cli import main\ntry: main(['train', 'smpr', '--optim.lr', 'fast'])\n"
         "except SystemExit as end: assert end.code == 2 and 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert output.returncode == 0, output.stderr
 
 
 def test_what_needs_a_library_is_taken_from_the_imported_module() -> None:
@@ -191,8 +191,8 @@ def test_what_needs_a_library_is_taken_from_the_imported_module() -> None:
         "assert light('posefleet.models.smpr', 'Config').__name__ == 'Config' and 'torch' not in sys.modules\n"
         "assert issubclass(light('posefleet.models.smpr', 'Model'), sys.modules['torch'].nn.Module)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert output.returncode == 0, output.stderr
 
 
 def test_what_all_commands_share_stands_below_the_packages() -> None:
@@ -229,10 +229,10 @@ def test_a_shell_completes_verbs_methods_options_and_choices() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_the_completion_script_is_one_that_the_shell_takes(shell: str) -> None:
     try:
-        told = subprocess.run([shell, "-c", run("--completion").stdout], capture_output=True, text=True)
+        output = subprocess.run([shell, "-c", run("--completion").stdout], capture_output=True, text=True)
     except FileNotFoundError:
         pytest.skip(f"no {shell} here")
-    assert told.stderr == ""
+    assert output.stderr == ""
 
 
 # ------------------------------------------------------------------------------------------------- the parser

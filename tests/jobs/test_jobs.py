@@ -22,7 +22,7 @@ JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if path.stem !=
 
 
 @dataclass(frozen=True)
-class Told:
+class Done:
     """How a command ended."""
 
     returncode: int
@@ -32,16 +32,16 @@ class Told:
     """What it took of the processor: unlike time on the clock, the same beside other work."""
 
 
-def in_a_process(*arguments: object) -> Told:
+def in_a_process(*arguments: object) -> Done:
     command = [sys.executable, *(str(argument) for argument in arguments)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Told(told.returncode, told.stdout, told.stderr, seconds)
+    return Done(done.returncode, done.stdout, done.stderr, seconds)
 
 
-def run(script: str, *arguments: object) -> Told:
+def run(script: str, *arguments: object) -> Done:
     """The script with its arguments, here: a process of its own would import everything again, which takes seconds.
 
     Raises:
@@ -62,7 +62,7 @@ def run(script: str, *arguments: object) -> Told:
         status = end.code
     finally:
         sys.argv = argv
-    return Told(status, out.getvalue(), err.getvalue())
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 @functools.cache
@@ -73,10 +73,10 @@ def _seconds_of_torch() -> float:
 @pytest.mark.parametrize("job", JOBS)
 def test_help_comes_soon_and_says_something(job: str) -> None:
     """In 1.5 times what importing torch takes (2 s where nothing else runs), for machines are not equally fast."""
-    told = in_a_process(f"jobs/{job}", "--help")
-    assert told.returncode == 0
-    assert len(told.stdout.splitlines()) > 5
-    if told.cpu_seconds >= 1.5 * _seconds_of_torch():  # beside other work both take longer: side by side, then
+    done = in_a_process(f"jobs/{job}", "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 5
+    if done.cpu_seconds >= 1.5 * _seconds_of_torch():  # beside other work both take longer: side by side, then
         assert any(
             in_a_process(f"jobs/{job}", "--help").cpu_seconds < 1.5 * in_a_process("-c", "import torch").cpu_seconds
             for _ in range(2)
@@ -91,21 +91,21 @@ def trained(people_shards: Path, new_database: Path, tmp_path_factory: pytest.Te
     shutil.copy(new_database, folder / "runs")
     config = folder / "small.yaml"
     config.write_text(yaml.safe_dump(small_settings(people_shards, folder / "runs")))
-    told = run("jobs/train_smpr.py", "--config", config)
-    assert told.returncode == 0, told.stderr
-    assert str(folder / "runs" / "small" / "report") in told.stderr
+    done = run("jobs/train_smpr.py", "--config", config)
+    assert done.returncode == 0, done.stderr
+    assert str(folder / "runs" / "small" / "report") in done.stderr
     return folder / "runs" / "small"
 
 
 def test_a_checkpoint_is_scored_on_shards_and_on_files_alike(trained: Path, people_coco: Path, tmp_path: Path) -> None:
     shards, files = tmp_path / "shards.json", tmp_path / "files.json"
-    told = run("jobs/evaluate.py", "--checkpoint", trained, "--out", shards)
-    assert told.returncode == 0, told.stderr
-    assert "AP50" in told.stdout and "score:" in told.stdout
-    told = run(
+    done = run("jobs/evaluate.py", "--checkpoint", trained, "--out", shards)
+    assert done.returncode == 0, done.stderr
+    assert "AP50" in done.stdout and "score:" in done.stdout
+    done = run(
         "jobs/evaluate.py", "--checkpoint", trained, "--source", people_coco, "--split", "val2017", "--out", files
     )
-    assert told.returncode == 0, told.stderr
+    assert done.returncode == 0, done.stderr
     assert shards.with_suffix(".metrics.json").read_text() == files.with_suffix(".metrics.json").read_text()
     assert json.loads(shards.read_text()) == json.loads(files.read_text())
 
@@ -119,10 +119,10 @@ def test_a_checkpoint_is_scored_on_shards_and_on_files_alike(trained: Path, peop
     ],
 )
 def test_evaluation_says_what_is_wrong_with_its_arguments(arguments: tuple[str, ...], message: str) -> None:
-    told = run("jobs/evaluate.py", *arguments)
-    assert told.returncode == 2
-    assert message in told.stderr
-    assert "Traceback" not in told.stderr
+    done = run("jobs/evaluate.py", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_decoding_is_searched_and_the_best_settings_score_the_same_in_an_evaluation(
@@ -131,23 +131,23 @@ def test_decoding_is_searched_and_the_best_settings_score_the_same_in_an_evaluat
     space, out = tmp_path / "space.yaml", tmp_path / "tune"
     space.write_text("model.decode.nms: [linear, hard]\nmodel.decode.score_floor: {low: 0.0, high: 0.02}\n")
     search = ("jobs/tune.py", "--decode-only", "--checkpoint", trained, "--space", space, "--out", out)
-    told = run(*search, "--samples", 4)
-    assert told.returncode == 0, told.stderr
-    assert "4 trials, 0 failed" in told.stdout and str(out / "best.yaml") in told.stdout
-    assert "Best against the checkpoint's own settings: AP +0." in told.stdout
-    told = run(*search, "--samples", 6)
+    done = run(*search, "--samples", 4)
+    assert done.returncode == 0, done.stderr
+    assert "4 trials, 0 failed" in done.stdout and str(out / "best.yaml") in done.stdout
+    assert "Best against the checkpoint's own settings: AP +0." in done.stdout
+    done = run(*search, "--samples", 6)
     trials = json.loads((out / "trials.json").read_text())
-    assert told.returncode == 0 and [trial["trial"] for trial in trials] == list(range(6))
+    assert done.returncode == 0 and [trial["trial"] for trial in trials] == list(range(6))
 
     best = max(trials, key=lambda trial: trial["scores"]["AP"])
     options = [str(part) for name, value in best["settings"].items() for part in (f"--{name}", value)]
-    told = run("jobs/evaluate.py", "--checkpoint", trained, "--out", tmp_path / "results.json", *options)
-    assert told.returncode == 0, told.stderr
+    done = run("jobs/evaluate.py", "--checkpoint", trained, "--out", tmp_path / "results.json", *options)
+    assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "results.metrics.json").read_text())
     assert best["scores"]["AP"] == pytest.approx(metrics["AP"], abs=1e-9)
 
-    told = run("jobs/compare.py", "--search", out)
-    assert told.returncode == 2 and "is a search of decoding" in told.stderr
+    done = run("jobs/compare.py", "--search", out)
+    assert done.returncode == 2 and "is a search of decoding" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -161,18 +161,18 @@ def test_decoding_is_searched_and_the_best_settings_score_the_same_in_an_evaluat
 def test_a_space_that_makes_no_sense_is_refused(trained: Path, tmp_path: Path, space: str, message: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(space)
-    told = run("jobs/tune.py", "--decode-only", "--checkpoint", trained, "--space", path, "--out", tmp_path / "tune")
-    assert told.returncode == 2 and message in told.stderr
+    done = run("jobs/tune.py", "--decode-only", "--checkpoint", trained, "--space", path, "--out", tmp_path / "tune")
+    assert done.returncode == 2 and message in done.stderr
     assert not (tmp_path / "tune").exists()
 
 
 def test_finished_runs_are_compared(trained: Path, tmp_path: Path) -> None:
-    told = run("jobs/compare.py", "--runs", trained, "--out", tmp_path / "out")
-    assert told.returncode == 0, told.stderr
-    assert "| small |" in told.stdout and "ms, 30 people" in told.stdout
+    done = run("jobs/compare.py", "--runs", trained, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "| small |" in done.stdout and "ms, 30 people" in done.stdout
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["small"]["parameters"] == 2_967_681
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
-    assert str(tmp_path / "out" / "comparison.html") in told.stdout
+    assert str(tmp_path / "out" / "comparison.html") in done.stdout
     assert "Poses of small in image" in (tmp_path / "out" / "comparison.html").read_text()
 
 
@@ -185,18 +185,18 @@ def test_finished_runs_are_compared(trained: Path, tmp_path: Path) -> None:
     ],
 )
 def test_comparison_says_what_is_wrong_with_its_arguments(arguments: tuple[str, ...], message: str) -> None:
-    told = run("jobs/compare.py", *arguments)
-    assert told.returncode == 2
-    assert message in told.stderr
-    assert "Traceback" not in told.stderr
+    done = run("jobs/compare.py", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_demo_in_miniature(tmp_path: Path) -> None:
-    told = in_a_process("jobs/demo.py", "--size", "mini", "--out", tmp_path / "demo")
-    assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-3000:]
-    assert "held-out images" in told.stdout
+    done = in_a_process("jobs/demo.py", "--size", "mini", "--out", tmp_path / "demo")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "held-out images" in done.stdout
     report = tmp_path / "demo" / "runs" / "demo" / "report"
     assert {path.name for path in report.iterdir()} == {"curves", "evaluation", "experiment.yaml", "targets"}
     assert (tmp_path / "demo" / "results_refined.json").exists()

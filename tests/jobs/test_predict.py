@@ -89,11 +89,11 @@ def test_help_needs_neither_torch_nor_ray_and_names_the_options() -> None:
     script = "import sys; sys.argv = ['x', '--help']; import runpy\n"
     script += "try: runpy.run_path('jobs/predict.py', run_name='__main__')\n"
     script += "except SystemExit as end: assert end.code == 0 and not {'torch', 'ray'} & set(sys.modules)"
-    told = subprocess.run([sys.executable, "-c", script], cwd=REPO, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run([sys.executable, "-c", script], cwd=REPO, check=True, capture_output=True, text=True).stdout
     for option in ("--model", "--input", "--output", "--split", "--score-threshold", "--max-people", "--overlays"):
-        assert option in told
+        assert option in output
     for option in ("--batch-size", "--workers", "--gpus-per-worker", "--most-pixels", "--tracking"):
-        assert option in told
+        assert option in output
 
 
 def test_a_killed_run_is_finished_by_the_same_command(

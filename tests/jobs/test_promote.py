@@ -39,8 +39,8 @@ def test_a_run_becomes_champion_and_the_next_one_can_be_taken_back(
     run: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--run", str(run), "--to", "champion", *QUICK]) == 0
-    told = capsys.readouterr().out
-    assert "no champion to compare with" in told and "models:/smpr@champion is version 1\n" in told
+    output = capsys.readouterr().out
+    assert "no champion to compare with" in output and "models:/smpr@champion is version 1\n" in output
     (first,) = versions(store)
     assert first.tags["gate"] == "passed" and first.tags["split"] == "val2017" and "forced" not in first.tags
     assert first.tags["checkpoint"] == str(run) and first.tags["data.train"] == "d" * 64
@@ -49,8 +49,8 @@ def test_a_run_becomes_champion_and_the_next_one_can_be_taken_back(
     assert (files / "evaluation" / "step-0000006" / "precision_recall.png").exists()
 
     assert main(["--run", str(run), "--to", "champion", *QUICK]) == 0
-    told = capsys.readouterr().out
-    assert "against models:/smpr/1, the champion" in told and "version 2, version 1 is the previous one" in told
+    output = capsys.readouterr().out
+    assert "against models:/smpr/1, the champion" in output and "version 2, version 1 is the previous one" in output
 
     assert main(["--rollback", "--model", "smpr", "--tracking", store]) == 0
     assert capsys.readouterr().out == (
@@ -63,8 +63,8 @@ def test_the_gate_refuses_unless_it_is_forced_and_that_leaves_a_trace(
 ) -> None:
     promote = ["--run", str(run), "--to", "champion", "--model", "all", *QUICK, "--gate.keypoint_floor", "0.9"]
     assert main(promote) == 1
-    told = capsys.readouterr()
-    assert "FAIL  keypoints" in told.out and "not promoted: keypoints failed; nothing was registered" in told.err
+    output = capsys.readouterr()
+    assert "FAIL  keypoints" in output.out and "not promoted: keypoints failed; nothing was registered" in output.err
     assert versions(store) == []
     assert main([*promote, "--force"]) == 0
     (version,) = versions(store)
@@ -120,7 +120,7 @@ def test_evaluation_takes_the_champion(run: Path, store: str, tmp_path: Path, mo
     [
         (("--run", "/nowhere", "--to", "champion"), "no checkpoint in /nowhere"),
         (("--run", "RUN", "--to", "champion", "--data.eval", "/nowhere"), "/nowhere: no manifest.json"),
-        (("--run", "RUN", "--to", "champion", "--data.eval", ""), "nothing to judge on"),
+        (("--run", "RUN", "--to", "champion", "--data.eval", ""), "no images to evaluate on"),
         (("--run", "RUN", "--to", "champion", "--tracking", "http://127.0.0.1:9"), "MLflow at http://127.0.0.1:9: "),
         (("--run", "RUN", "--to", "champion", "--model", "a/b"), "model name 'a/b'"),
         (("--run", "RUN", "--to", "champion", "--evaluate.oracle_scores", "true"), "they cannot be served"),
@@ -134,8 +134,8 @@ def test_bad_input_is_told_before_anything_is_registered(
 ) -> None:
     places = {"RUN": str(run), "STORE": store}
     assert main([places.get(argument, argument) for argument in arguments]) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.startswith("error: ")
+    output = capsys.readouterr().err
+    assert message in output and output.startswith("error: ")
     assert versions(store) == []
 
 
@@ -234,9 +234,11 @@ def test_a_challenger_that_agrees_on_live_images_becomes_champion_itself(
     monkeypatch.setenv("POSEFLEET_TOKEN", "secret")
     assert main(["--from-shadow", shown.address, *ALIKE]) == 0
     assert shown.asked == [("/v1/models/smpr/shadow", "Bearer secret")]
-    told = capsys.readouterr().out
-    assert "models:/smpr/2 against models:/smpr/1, the champion" in told and "pass  agreement   mean OKS 0.900" in told
-    assert "models:/smpr@champion is version 2, version 1 is the previous one" in told
+    output = capsys.readouterr().out
+    assert (
+        "models:/smpr/2 against models:/smpr/1, the champion" in output and "pass  agreement   mean OKS 0.900" in output
+    )
+    assert "models:/smpr@champion is version 2, version 1 is the previous one" in output
     assert aliases(both) == {"champion": "2", "previous": "1"}, "and nobody is challenger"
     _, version = versions(both)
     assert version.tags["shadow.mean_oks"] == "0.9" and version.tags["shadow.people"] == "2000"
@@ -264,9 +266,9 @@ def test_a_challenger_that_does_not_agree_stays_one_unless_it_is_forced(
     shown.body = json.dumps(AGREED | {"champion": "models:/smpr/7"}).encode()
     command = ["--from-shadow", shown.address, *ALIKE, "--gate.shadow_oks", "0.95"]
     assert main(command) == 1
-    told = capsys.readouterr()
-    assert "not promoted: pair, agreement failed; no alias moved" in told.err
-    assert "compared models:/smpr/2 with models:/smpr/7  [models:/smpr/2 with models:/smpr/1]" in told.out
+    output = capsys.readouterr()
+    assert "not promoted: pair, agreement failed; no alias moved" in output.err
+    assert "compared models:/smpr/2 with models:/smpr/7  [models:/smpr/2 with models:/smpr/1]" in output.out
     assert aliases(both) == {"champion": "1", "challenger": "2"}
     assert main([*command, "--force"]) == 0
     assert versions(both)[1].tags["forced"].startswith("pair, agreement failed; forced by ")
@@ -291,8 +293,8 @@ def test_servers_that_do_not_tell_are_named(both: str, shown: Shown, capsys: pyt
         shown.headers = {"Location": f"{shown.address}/elsewhere"} if status == 302 else {}
         shown.asked.clear()
         assert main(["--from-shadow", shown.address, *ALIKE]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("error: ") and message in told and len(shown.asked) == 1
+        output = capsys.readouterr().err
+        assert output.startswith("error: ") and message in output and len(shown.asked) == 1
     assert aliases(both) == {"champion": "1", "challenger": "2"}
 
 

@@ -45,8 +45,8 @@ def run(project: Path, *command: str) -> str:
 
 def test_the_method_of_the_documentation_fulfils_the_contract(extended: Path) -> None:
     files = ("tests/models/test_contract.py", "tests/repository/test_layout.py")
-    told = run(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "toy", *files)
-    assert re.search(r"[1-9]\d passed", told) and "failed" not in told
+    output = run(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "toy", *files)
+    assert re.search(r"[1-9]\d passed", output) and "failed" not in output
 
 
 def test_the_method_of_the_documentation_has_60_lines(extended: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_method_of_the_documentation_has_60_lines(extended: Path) -> None:
 
 
 def test_the_method_of_the_documentation_trains(extended: Path, people_shards: Path, tmp_path: Path) -> None:
-    told = run(
+    output = run(
         extended,
         *("jobs/train_toy.py", "--config", "jobs/configs/toy.yaml"),
         *(
@@ -70,5 +70,5 @@ def test_the_method_of_the_documentation_trains(extended: Path, people_shards: P
         *("--data.resize.short_side", "64", "--data.resize.long_side", "64", "--data.augment.crop", "64"),
         *("--train.epochs", "1", "--scaling.num_workers", "0", "--run.storage", str(tmp_path), "--run.name", "toy"),
     )
-    assert re.search(r"AP \d\.\d{3}", told)
+    assert re.search(r"AP \d\.\d{3}", output)
     assert (tmp_path / "toy" / "checkpoints").is_dir()

@@ -53,21 +53,25 @@ def test_importing_posefleet_leaves_the_garbage_collector_as_it_is() -> None:
     modules = (
         "posefleet, posefleet.data.loading.shard_dataset, posefleet.platform.training.ray_trainer, posefleet.serve.app"
     )
-    told = python(
+    output = python(
         "-c", f"import gc; before = gc.get_threshold(); import {modules}; print(before == gc.get_threshold())"
     )
-    assert told.stdout == "True\n", told.stderr
+    assert output.stdout == "True\n", output.stderr
 
 
 def test_jobs_collect_garbage_rarely() -> None:
-    told = python("-c", MAINS, *JOBS)
-    assert told.returncode == 0, told.stderr
-    assert [line for line in told.stderr.splitlines() if line.endswith(str(RARELY))] == [f"{j} {RARELY}" for j in JOBS]
+    output = python("-c", MAINS, *JOBS)
+    assert output.returncode == 0, output.stderr
+    assert [line for line in output.stderr.splitlines() if line.endswith(str(RARELY))] == [
+        f"{j} {RARELY}" for j in JOBS
+    ]
 
 
 def test_loaders_of_batches_collect_garbage_rarely() -> None:
-    told = python("-c", "import gc, posefleet.data.loading.loader as s; s._begin_worker(0); print(gc.get_threshold())")
-    assert told.stdout == f"{RARELY}\n", told.stderr
+    output = python(
+        "-c", "import gc, posefleet.data.loading.loader as s; s._begin_worker(0); print(gc.get_threshold())"
+    )
+    assert output.stdout == f"{RARELY}\n", output.stderr
 
 
 def test_a_copy_that_lost_its_links_says_what_to_do(tmp_path: Path) -> None:
@@ -80,10 +84,10 @@ def test_a_copy_that_lost_its_links_says_what_to_do(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         patch.delenv("PYTHONPATH", raising=False)
-        told = python("-c", "import posefleet.data.errors")
-    assert told.returncode == 1
-    assert f"ImportError: {package / 'data'} is not a folder" in told.stderr
-    assert "Clone the repository with git on Linux or macOS" in told.stderr
+        output = python("-c", "import posefleet.data.errors")
+    assert output.returncode == 1
+    assert f"ImportError: {package / 'data'} is not a folder" in output.stderr
+    assert "Clone the repository with git on Linux or macOS" in output.stderr
 
 
 def tracked(*folders: str) -> set[str]:
@@ -116,9 +120,9 @@ json.dump(files, sys.stdout)
 
 def test_the_wheel_takes_every_file_of_the_five_folders() -> None:
     """As setuptools lists them, without a build."""
-    told = subprocess.run([sys.executable, "-W", "ignore", "-c", LISTED], cwd=ROOT, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert {name for name in json.loads(told.stdout) if "__pycache__" not in name} == packaged()
+    output = subprocess.run([sys.executable, "-W", "ignore", "-c", LISTED], cwd=ROOT, capture_output=True, text=True)
+    assert output.returncode == 0, output.stderr
+    assert {name for name in json.loads(output.stdout) if "__pycache__" not in name} == packaged()
 
 
 BUILD = """
@@ -131,13 +135,13 @@ getattr(build_meta, sys.argv[1])(sys.argv[2])
 def build(kind: str, source: Path, out: Path) -> Path:
     """The ``wheel`` or ``sdist`` of a source folder."""
     out.mkdir()
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", BUILD, f"build_{kind}", str(out)],
         cwd=source,
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert output.returncode == 0, output.stdout + output.stderr
     (built,) = out.iterdir()
     return built
 
@@ -183,16 +187,16 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path) -> None
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "posefleet.jobs.demo", "--size", "mini"],
         cwd=empty,
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-3000:]
-    assert "held-out images" in told.stdout
-    assert str(tmp_path / "installed" / "posefleet" / "jobs" / "configs" / "smpr_demo.yaml") in told.stdout
+    assert output.returncode == 0, output.stdout[-3000:] + output.stderr[-3000:]
+    assert "held-out images" in output.stdout
+    assert str(tmp_path / "installed" / "posefleet" / "jobs" / "configs" / "smpr_demo.yaml") in output.stdout
     assert [path.name for path in empty.iterdir()] == ["runs"]
 
 

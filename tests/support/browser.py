@@ -1,6 +1,6 @@
 """What a person does on the page of a pose server, for tests: steps of a real browser.
 
-Steps take the page; whoever serves it, its answers must be right. Debian's Chromium is used where it is installed.
+Each step takes the page; the server behind it must answer correctly. Debian's Chromium is used where it is installed.
 """
 
 import re
@@ -43,20 +43,20 @@ def open_browser() -> Iterator["sync_api.Browser"]:
 def open_page(browser: "sync_api.Browser", address: str, **context: object) -> Iterator["sync_api.Page"]:
     """The page of the server at ``address``, which ends with a slash.
 
-    At the end it must have asked no other host, and said no error to the console: no script of its own failed and
-    nothing broke the policy under which it was sent.
+    On exit, checks that the page requested nothing from another host and logged no error: no script failed, and
+    nothing violated its content security policy.
     """
     with browser.new_context(**context) as opened:
         opened.set_default_timeout(20_000)
         page = opened.new_page()
-        asked, errors = list[str](), list[str]()
-        page.on("request", lambda request: asked.append(request.url))
+        requested, errors = list[str](), list[str]()
+        page.on("request", lambda request: requested.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto(address)
         yield page
-        assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
-        # A refused request is told to the console by the browser itself.
+        assert [url for url in requested if not url.startswith((address, "blob:", "data:"))] == []
+        # A refused request is logged to the console by the browser itself.
         assert [error for error in errors if not error.startswith("Failed to load resource")] == []
 
 

@@ -1,4 +1,4 @@
-"""An event loop whose clock is told, not measured: sleeps take no time, and no busy machine makes them longer."""
+"""An event loop with a virtual clock: sleeps take no time, and a busy machine does not make them longer."""
 
 import asyncio
 import selectors

@@ -23,7 +23,7 @@ from posefleet.platform.training import loop
 
 
 class StoppingWorker(LocalWorker):
-    """Asks to stop from the ``looks``-th time on that it is asked whether to; 0: never."""
+    """``should_stop`` returns True from its ``looks``-th call on; 0: never."""
 
     def __init__(self, looks: int, folder: str = "") -> None:
         super().__init__(device="cpu", folder=folder)

@@ -48,7 +48,7 @@ class ObjectStore:
         raise AssertionError((folder / "moto.log").read_text())
 
     def objects(self) -> dict[str, bytes]:
-        """All that the bucket holds, asked for without our own code."""
+        """All objects of the bucket, read with s3fs and not with the code under test."""
         fs = fsspec.filesystem("s3", endpoint_url=self.address, skip_instance_cache=True)
         return {path: fs.cat_file(path) for path in fs.find(BUCKET)}
 

@@ -29,7 +29,7 @@ def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: i
 
     multiprocessing.get_context("forkserver").set_forkserver_preload([*RANKS, "torch._dynamo"])  # optimisers need that
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the server that forks is told no other way
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the fork server takes it from nowhere else
     try:
         forkserver.ensure_running()
     finally:
@@ -92,15 +92,15 @@ def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
             process.send_signal(number)
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120, told: Callable[[], str] = str) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 120, detail: Callable[[], str] = str) -> None:
     """Look ten times a second until ``what`` is true.
 
     Raises:
-        AssertionError: It is not after ``seconds``; with what ``told`` says then.
+        AssertionError: It is not after ``seconds``; the message ends with ``detail()``.
     """
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, f"not after {seconds} s: {told()}"
+        assert time.monotonic() < end, f"not after {seconds} s: {detail()}"
         time.sleep(0.1)
 
 

@@ -84,7 +84,7 @@ class Server:
         return time.monotonic() - start
 
     def processes(self, title: str = "") -> list[psutil.Process]:
-        """Those of Ray, its workers and their children whose title has that in it."""
+        """Processes of Ray, its workers and their children whose title contains ``title``."""
         found = []
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.Error):
@@ -180,7 +180,7 @@ def running_server(
 
 @dataclass(slots=True)
 class Load:
-    """Clients that ask one after another, until told to stop."""
+    """Clients that send one request after another until they are stopped."""
 
     server: Server
     path: str
@@ -188,9 +188,9 @@ class Load:
     clients: int
     statuses: Counter[int] = field(default_factory=Counter)
     answers: list[tuple[float, int, Any]] = field(default_factory=list)
-    """(when it was asked, which body, JSON) of those with status 200."""
+    """(time of the request, index of its body, JSON) of each answer with status 200."""
     waits: list[tuple[float, float]] = field(default_factory=list)
-    """(when it was asked, when it was answered) of the same."""
+    """(time of the request, time of the answer) of the same answers."""
     errors: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 

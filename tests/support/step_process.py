@@ -18,7 +18,7 @@ from posefleet.platform.training.step import StepShare, train_step
 
 PEOPLE = (3, 0, 1, 2)
 """In the one image of each micro-batch."""
-CREWS = {"a crew of three": (3, 1), "a crew of two, twice": (2, 2)}
+GROUPS = {"three workers": (3, 1), "two workers, two batches a step": (2, 2)}
 """Micro-batches that a step may have: workers that the run was made for, and how many each has."""
 METHODS = ("detposenet", "logocap with batch norm", "smpr")
 """One that draws random numbers, one that follows its batches, one whose counts depend on its predictions."""
@@ -56,19 +56,19 @@ def one_step(network: nn.Module, share: StepShare) -> dict[str, Tensor]:
 
 
 def run(rank: int, folder: str) -> None:
-    """Join a group of two and let rank 0 write what a step of every crew and method leave to ``folder``."""
+    """Join a group of two and let rank 0 write what a step of every group and method leaves into ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = {}
-    for crew, (workers, accumulate) in CREWS.items():
+    for group, (workers, accumulate) in GROUPS.items():
         for method in METHODS:
             network = LocalWorker(device="cpu").prepare(build(method))
-            found[crew, method] = one_step(network, StepShare(rank, 2, workers, accumulate))
+            found[group, method] = one_step(network, StepShare(rank, 2, workers, accumulate))
     if rank == 0:
         torch.save(found, Path(folder) / "found.pt")
     dist.destroy_process_group()
 
 
-def alone(crew: str, method: str) -> dict[str, Tensor]:
+def alone(group: str, method: str) -> dict[str, Tensor]:
     """What one process finds."""
-    return one_step(build(method), StepShare(0, 1, *CREWS[crew]))
+    return one_step(build(method), StepShare(0, 1, *GROUPS[group]))

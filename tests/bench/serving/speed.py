@@ -136,9 +136,9 @@ def latency(
                 row = "".join(f"{v:9.1f}" for v in np.percentile([s.ms for s in shots], (50, 95, 99)))
                 print(f"{size:5g}{pixels:>13}{count:9}{len(shots):9}{failed:8}{row}")
         for size, values in added.items():
-            told = " ".join(f"{value:.1f}" for value in values)
+            shown = " ".join(f"{value:.1f}" for value in values)
             print(
-                f"added for one client, {size:g} MB: median {statistics.median(values):.1f} ms ({told}); target <= 10"
+                f"added for one client, {size:g} MB: median {statistics.median(values):.1f} ms ({shown}); target <= 10"
             )
 
 
@@ -207,7 +207,7 @@ def switches(
         checkpoint = checkpoint or untrained("smpr_demo", folder)
         bodies = photographs(8)
         clients = stack.enter_context(Clients.start())
-        told = {"p50 ms, 1 client": [], "images/s, 16 clients": []}
+        shown = {"p50 ms, 1 client": [], "images/s, 16 clients": []}
         print(f"changed: {dict(environment)} {dict(config)} {dict(model)}")
         for number in range(rounds):
             turns = []
@@ -218,14 +218,14 @@ def switches(
                     {"models": [described]}, environment=environment if changed else {}, **options
                 ) as server:
                     turns.append(_turn(server, clients, bodies, seconds))
-            for values, pair in zip(told.values(), zip(*turns, strict=True), strict=True):
+            for values, pair in zip(shown.values(), zip(*turns, strict=True), strict=True):
                 values.append(pair)
             print(
                 f"round {number + 1}: "
-                + "; ".join(f"{name} {v[-1][0]:.1f} -> {v[-1][1]:.1f}" for name, v in told.items()),
+                + "; ".join(f"{name} {v[-1][0]:.1f} -> {v[-1][1]:.1f}" for name, v in shown.items()),
                 flush=True,
             )
-        for name, pairs in told.items():
+        for name, pairs in shown.items():
             print(ratio_line(f"{name}, changed / as it is", [after / before for before, after in pairs], "none"))
 
 

@@ -194,8 +194,8 @@ def _figure(shots: Sequence[Shot], replicas: Sequence[tuple[float, int]], plan: 
     for part in plan:
         for axes in (top, middle, bottom):
             axes.axvline(begin, color=GREY, linewidth=0.6, linestyle=":")
-        told = "1 client" if part.clients == 1 else f"{part.clients} clients"
-        top.annotate(told, (begin, 1), (4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
+        shown = "1 client" if part.clients == 1 else f"{part.clients} clients"
+        top.annotate(shown, (begin, 1), (4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
                      va="top", fontsize=8, color=GREY)  # fmt: skip
         begin += part.seconds
     return figure

@@ -28,7 +28,7 @@ def lists_of(path: Path, *names: str) -> dict[str, list[Any]]:
 @settings(deadline=None, max_examples=60)
 @given(
     content=st.dictionaries(st.sampled_from(["a", "b", "c", "ü"]), VALUES, max_size=4),
-    chunk=st.sampled_from([4, 5, 7, 16, 1000]),  # the encoding is told from the first four bytes
+    chunk=st.sampled_from([4, 5, 7, 16, 1000]),  # the encoding is found from the first four bytes
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
     indent=st.sampled_from([None, 1]),
 )

@@ -93,8 +93,8 @@ def test_a_file_says_what_it_is(method: str, exported: Make, checkpoint: Make) -
     proto = onnx.load(exported(method))
     onnx.checker.check_model(proto)
     (given,) = proto.graph.input
-    told = json.loads(facts["input"])
-    assert given.name == told["name"] == "images" and told["layout"] == "NCHW" and told["type"] == "uint8"
+    output = json.loads(facts["input"])
+    assert given.name == output["name"] == "images" and output["layout"] == "NCHW" and output["type"] == "uint8"
     outputs = json.loads(facts["outputs"])
     assert [output.name for output in proto.graph.output] == list(outputs)
     maps = build(method).eval().forward_features(images(1, 256, 256))
@@ -195,8 +195,8 @@ def test_the_job_checks_and_writes(
     out = tmp_path / "new" / "smpr.onnx"
     data = ["--source", str(people_coco), "--split", "val2017", "--check.images", "3"]
     assert job.main(["--checkpoint", checkpoint("smpr"), "--out", str(out), *data]) == 0
-    told = capsys.readouterr().out
-    assert "poses in 3 images: at most" in told and f"{out}, " in told
+    output = capsys.readouterr().out
+    assert "poses in 3 images: at most" in output and f"{out}, " in output
     assert read_facts(str(out))["method"] == "smpr"
     assert [path.name for path in out.parent.iterdir()] == ["smpr.onnx"]
 
@@ -225,7 +225,7 @@ def test_the_job_helps_before_it_imports_torch_and_tells_what_is_wrong(
         "try: main(['--help'])\n"
         "finally: assert 'torch' not in sys.modules"
     )
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "--check.pixels" in told and "0.1" in told
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--check.pixels" in output and "0.1" in output
     assert job.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "a.onnx")]) == 2
     assert "no checkpoint in" in capsys.readouterr().err

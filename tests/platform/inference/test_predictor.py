@@ -1,4 +1,4 @@
-"""From images to poses: flipped and scaled views, and scores that know the truth."""
+"""From images to poses: flipped and scaled views, and scores from the ground truth."""
 
 import json
 from pathlib import Path
@@ -153,7 +153,7 @@ def test_oracle_boxes_are_given_the_people_and_are_for_top_down_methods_alone() 
     predictor = Predictor(Refiner(BOLD_AND_GOOD), settings)
     (found,) = predictor.predict([batch_of(BLANK, person(standing(156)))])
     torch.testing.assert_close(found.keypoints, standing(156)[None])
-    assert predictor.score_rule.startswith("ORACLE: boxes corrected by the truth (annotated) after: how bold")
+    assert predictor.score_rule.startswith("ORACLE: boxes corrected by the ground truth (annotated) after: how bold")
     with pytest.raises(ValueError, match="oracle_boxes needs annotated people"):
         predictor([BLANK])
     with pytest.raises(ValueError, match="oracle_boxes annotated is for top-down methods"):
@@ -202,9 +202,9 @@ def test_pictures_may_be_paths_bytes_or_pixels(trained: str, tmp_path: Path) -> 
 def test_json_has_the_schemas_names_and_loses_nothing_that_counts(trained: str) -> None:
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     prediction = Predictor.from_checkpoint(trained, device="cpu")(image)
-    told = json.loads(json.dumps(prediction.as_dict()))
-    assert (told["width"], told["height"]) == (120, 90)
-    for index, pose in enumerate(told["poses"]):
+    output = json.loads(json.dumps(prediction.as_dict()))
+    assert (output["width"], output["height"]) == (120, 90)
+    for index, pose in enumerate(output["poses"]):
         assert [keypoint["name"] for keypoint in pose["keypoints"]] == list(COCO17.keypoints)
         places = [[keypoint["x"], keypoint["y"]] for keypoint in pose["keypoints"]]
         assert np.abs(np.array(places) - prediction.poses.keypoints[index].numpy()).max() <= 1e-5

@@ -24,8 +24,8 @@ def status(rank: int, step: int, phase: Phase, seconds: float = 60.0) -> RankSta
 
 
 def test_the_rank_that_does_not_wait_is_behind() -> None:
-    told = [status(0, 7, Phase.OTHERS), status(1, 7, Phase.DATA, 61.4), status(2, 7, Phase.OTHERS)]
-    assert describe_stall(told, 3) == (
+    output = [status(0, 7, Phase.OTHERS), status(1, 7, Phase.DATA, 61.4), status(2, 7, Phase.OTHERS)]
+    assert describe_stall(output, 3) == (
         "rank 1 on node1 is behind, after step 7, in phase 'waiting for data' for 61 s; rank 0, 2 waits for it"
     )
 
@@ -71,8 +71,8 @@ def test_a_stall_is_reported_with_stacks_and_so_is_its_end(tmp_path: Path) -> No
         wait_for(lambda: bool(messages(tmp_path, "ERROR")))
         watch.beat()
         wait_for(lambda: bool(messages(tmp_path, "WARNING")))
-    (told,) = messages(tmp_path, "ERROR")
-    assert "rank 0 on node0 stands still, after step 7, in phase 'waiting for data'" in told
+    (output,) = messages(tmp_path, "ERROR")
+    assert "rank 0 on node0 stands still, after step 7, in phase 'waiting for data'" in output
     stacks = (tmp_path / "logs" / "stall-rank0.txt").read_text()
     assert stacks.startswith("rank 0 on node0: waiting for data")
     assert "thread MainThread" in stacks and "wait_for" in stacks
@@ -89,9 +89,9 @@ def test_ranks_exchange_status_in_the_folder_and_one_reports(tmp_path: Path) -> 
         dog(second, tmp_path, rank=1, world_size=2, stall_s=2.0).watching(),
     ):
         wait_for(lambda: bool(messages(tmp_path, "ERROR")))
-    (told,) = messages(tmp_path, "ERROR")
-    assert "rank 1 on node1 is behind, after step 7, in phase 'forward and backward'" in told
-    assert "rank 0 waits for it" in told
+    (output,) = messages(tmp_path, "ERROR")
+    assert "rank 1 on node1 is behind, after step 7, in phase 'forward and backward'" in output
+    assert "rank 0 waits for it" in output
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_a_hung_rank_is_named_and_its_worker_ends(
     with pytest.raises(mp.ProcessExitedException) as ended:
         in_processes(2, settings, tmp_path, trouble=f"hang in {trouble}")
     assert ended.value.exit_code == EXIT_STALLED
-    *_, told = [
+    *_, output = [
         line for rank in (0, 1) for line in logged(tmp_path / f"logs/rank{rank}.jsonl") if line["level"] == "ERROR"
     ]
-    assert told["rank"] == 0
-    assert f"is behind, after step 2, in phase {phase.value!r}" in told["message"]
-    assert "rank 1 on" in told["message"] and "rank 0 waits for it" in told["message"]
+    assert output["rank"] == 0
+    assert f"is behind, after step 2, in phase {phase.value!r}" in output["message"]
+    assert "rank 1 on" in output["message"] and "rank 0 waits for it" in output["message"]
     assert "fit_process.py" in (tmp_path / "logs" / "stall-rank1.txt").read_text()
     assert CheckpointStore(str(tmp_path / "checkpoints")).latest().endswith("000002")  # type: ignore[union-attr]
 
@@ -125,16 +125,16 @@ def test_a_slow_rank_is_named(small_run: dict[str, Any], tmp_path: Path, trouble
     settings = with_settings(small_run, data={"batch_size": 2, "eval": ""}, train={"epochs": 4 / 3, "log_every": 1})
     in_processes(2, settings, tmp_path, trouble=f"slow in {trouble}")
     lines = logged(tmp_path / "logs" / "rank0.jsonl")
-    told = next(line["message"] for line in lines if "is slow" in line["message"])
-    assert told.startswith("rank 1 on ") and told.endswith(cause)
+    output = next(line["message"] for line in lines if "is slow" in line["message"])
+    assert output.startswith("rank 1 on ") and output.endswith(cause)
 
 
 def test_a_process_that_holds_the_lock_is_reported_by_faulthandler(tmp_path: Path) -> None:
     with dog(Activity(), tmp_path, rank=1, world_size=2).watching():
         time.sleep(0.2)
         ctypes.PyDLL(None).usleep(1_200_000)  # unlike CDLL, keeps the lock
-    told = (tmp_path / "logs" / "frozen-rank1.txt").read_text()
-    assert "test_a_process_that_holds_the_lock" in told
+    output = (tmp_path / "logs" / "frozen-rank1.txt").read_text()
+    assert "test_a_process_that_holds_the_lock" in output
 
 
 def test_nothing_is_left_where_nothing_stood_still(tmp_path: Path) -> None:

@@ -139,11 +139,11 @@ def test_messages_have_no_password(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = f"http://mlflow:{PASSWORD}@127.0.0.1:9"
-    told = [pages(away), pages(DATABASE)]
+    messages = [pages(away), pages(DATABASE)]
     for uri in (f"ftp://mlflow:{PASSWORD}@host/x", f"file://mlflow:{PASSWORD}@host/x"):
         with pytest.raises(ValueError) as bad:
             tracking_uri(uri)
-        told.append(str(bad.value))
+        messages.append(str(bad.value))
     for ask in (
         lambda: start_run(away, "x", "y", params={}, tags={}),
         lambda: find_runs(away, "x"),
@@ -151,14 +151,14 @@ def test_messages_have_no_password(
     ):
         with pytest.raises(TrackingError) as refused:
             ask()
-        told.append(str(refused.value))
+        messages.append(str(refused.value))
     with caplog.at_level(logging.INFO):
         tracker = Tracker(away, "0" * 32, tmp_path / "spool", send_every=0.1, system_every=0)
         tracker.log_metrics({"loss": 1.0}, 1)
         tracker.close(timeout=3.0)
-    told.append(caplog.text)
+    messages.append(caplog.text)
     assert "mlflow:***@127.0.0.1:9" in caplog.text
-    assert all(PASSWORD not in text and "***" in text for text in told), told
+    assert all(PASSWORD not in text and "***" in text for text in messages), messages
     assert Spool(tmp_path / "spool").header()["uri"] == "http://mlflow:***@127.0.0.1:9"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match="kept without its password"):
@@ -195,10 +195,10 @@ def test_a_run_goes_on_at_an_address_with_a_password_and_leaves_it_nowhere(
     known = read_run(str(tmp_path / "runs" / "small"))
     assert known is not None and known.tracking_uri == address("another-s3cr3t")
 
-    told = capfd.readouterr()
-    assert "kept without its password" in told.err and "mlflow:***@127.0.0.1" in told.err
+    captured = capfd.readouterr()
+    assert "kept without its password" in captured.err and "mlflow:***@127.0.0.1" in captured.err
     files = [path for folder in ("runs", "store", "artifacts") for path in (tmp_path / folder).rglob("*")]
     kept = {str(path): path.read_bytes() for path in files if path.is_file()}
     assert any(path.endswith("meta.json") for path in kept) and any(path.endswith("mlflow.db") for path in kept)
-    for where, data in {**kept, "output": (told.out + told.err).encode()}.items():
+    for where, data in {**kept, "output": (captured.out + captured.err).encode()}.items():
         assert b"s3cr3t" not in data, where

@@ -32,7 +32,7 @@ def micro_batches(*values: list[float]) -> list[Any]:
     return [SimpleNamespace(images=torch.tensor(part), people=None) for part in values]
 
 
-def test_one_worker_divides_by_the_counts_of_the_crew() -> None:
+def test_one_worker_divides_by_the_counts_of_all_workers() -> None:
     # Sums 1, 2, 6 of 1, 2, 3 values: the mean count is 2, the losses are 1/2, 2/2, 6/2, and their mean 3/2. Divided by
     # its own count, every micro-batch would have had 1, 1, 2 and the step 4/3.
     network = Scale()
@@ -44,8 +44,8 @@ def test_one_worker_divides_by_the_counts_of_the_crew() -> None:
     assert network.w.item() == pytest.approx(-0.5)
 
 
-def test_counts_are_of_the_micro_batches_that_a_crew_would_compute_at_one_time() -> None:
-    # A crew of 2, twice: (1, 3 values) and (2, 2). Mean counts 2 and 2, sums 2, 6, 4, 8: losses 1, 3, 2, 4.
+def test_counts_are_of_the_micro_batches_that_its_workers_compute_at_one_time() -> None:
+    # Two workers, two batches: (1, 3 values) and (2, 2). Mean counts 2 and 2, sums 2, 6, 4, 8: losses 1, 3, 2, 4.
     network = Scale()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     parts = micro_batches([2.0], [2.0, 2.0, 2.0], [2.0, 2.0], [4.0, 4.0])
@@ -78,7 +78,7 @@ def test_more_workers_than_the_run_was_made_for_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """(crew, method) -> what two workers of it leave after a step."""
+    """(group, method) -> what two workers of it leave after a step."""
     folder = tmp_path_factory.mktemp("steps")
     in_ranks(step_process.run, (str(folder),), 2)
     found: dict[tuple[str, str], dict[str, Tensor]] = torch.load(folder / "found.pt")
@@ -86,11 +86,11 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
 
 
 @pytest.mark.parametrize("method", step_process.METHODS)
-@pytest.mark.parametrize("crew", step_process.CREWS)
+@pytest.mark.parametrize("group", step_process.GROUPS)
 def test_one_worker_and_two_take_the_same_step(
-    crew: str, method: str, two_workers: dict[tuple[str, str], dict[str, Tensor]], one_thread: None
+    group: str, method: str, two_workers: dict[tuple[str, str], dict[str, Tensor]], one_thread: None
 ) -> None:
-    one, two = step_process.alone(crew, method), two_workers[crew, method]
+    one, two = step_process.alone(group, method), two_workers[group, method]
     assert one.keys() == two.keys()
     for name in one:
         if "gradient" not in name:
