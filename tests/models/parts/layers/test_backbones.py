@@ -27,6 +27,7 @@ def images(size: int = 64) -> torch.Tensor:
         ("resnet50", [512, 1024, 2048]),
         ("hrnet_w32", [64, 128, 256]),
         (LITE0, [40, 112, 320]),
+        ("resnet10t", [128, 256, 512]),
     ],
 )
 def test_a_backbone_says_what_it_delivers(name: str, channels: list[int]) -> None:
@@ -42,7 +43,9 @@ def test_other_strides_can_be_asked_for() -> None:
     assert [tuple(m.shape[1:]) for m in backbone(images())] == [(64, 16, 16), (128, 8, 8)]
 
 
-@pytest.mark.parametrize(("name", "frozen_stages"), [("resnet18", 0), ("hrnet_w32", 1), (LITE0, 0), (LITE0, 4)])
+@pytest.mark.parametrize(
+    ("name", "frozen_stages"), [("resnet18", 0), ("resnet26d", 1), ("hrnet_w32", 1), (LITE0, 0), (LITE0, 4)]
+)
 def test_folded_norms_compute_what_the_network_computed(name: str, frozen_stages: int, tmp_path: Path) -> None:
     options = {"feature_location": ""} if name.startswith("hrnet") else {}
     network = timm.create_model(name, features_only=True, out_indices=(2, 3, 4), **options)
@@ -115,6 +118,11 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_settings_that_contradict_are_refused() -> None:
     with pytest.raises(ValueError, match="pretrained is true and weights is 'package'"):
         BackboneConfig(name=LITE0, weights="package")
+    for name in ("resnetv2_50", "vit_base_patch16_224", "hrnet"):
+        with pytest.raises(ValueError, match=rf"must be a ResNet, HRNet or .* not '{name}'"):
+            BackboneConfig(name=name)
+    with pytest.raises(ValueError, match=r"'resnet19' is no network of timm .* resnet18, "):
+        Backbone(plain("resnet19"))
     with pytest.raises(ValueError, match="but name is 'resnet18'"):
         BackboneConfig(name="resnet18", pretrained=False, weights="package")
     with pytest.raises(ValueError, match="frozen_stages must be"):
