@@ -5,6 +5,7 @@ Starts its own Ray head, renders people, examines and shards them, trains SMPR w
 from any folder as ``python -m posefleet.jobs.demo``.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -80,11 +81,11 @@ def _steps(out: Path, size: Size, cluster: "_Cluster") -> tuple[float, float]:
     for split, count, seed in (("train2017", size.train, 1), ("val2017", size.val, 2)):
         _say(f"rendering {count} images of people: {coco / split}")
         _run(
-            *("posefleet.data.synthetic", "--out", coco, "--split", split, "--count", count),
+            *("posefleet.data.synthetic.__main__", "--out", coco, "--split", split, "--count", count),
             *("--easy", "--seed", seed, "--workers", os.cpu_count() or 1),
         )
     _say("checking the data with posefleet doctor")
-    _run("posefleet.data.doctor", coco, "--split", "train2017")
+    _run("posefleet.data.doctor.__main__", coco, "--split", "train2017")
     _say("sharding: the training images over the cluster, the few others without it")
     cluster.submit("posefleet.jobs.shard_coco", "--source", coco, "--split", "train2017", "--out", shards)
     _run("posefleet.jobs.shard_coco", "--source", coco, "--split", "val2017", "--out", shards, "--in-process")
@@ -187,7 +188,14 @@ def _checkout() -> Path | None:
 
 
 def _run(module: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", module, *(str(a) for a in arguments)], check=True)
+    """Run ``main`` of a module here; a process of its own would import torch again, which takes seconds.
+
+    Raises:
+        CalledProcessError: It returned another status than 0.
+    """
+    texts = [str(argument) for argument in arguments]
+    if status := importlib.import_module(module).main(texts):
+        raise subprocess.CalledProcessError(status, ["python", "-m", module, *texts])
 
 
 def _free_port() -> int:

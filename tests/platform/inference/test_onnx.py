@@ -190,7 +190,7 @@ def test_agreement_is_of_the_nearest_poses_and_notices_what_is_alone_or_no_numbe
 
 
 def test_the_job_checks_and_writes(
-    checkpoint: Make, people_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Make, no_export: None, people_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "smpr.onnx"
     data = ["--source", str(people_coco), "--split", "val2017", "--check.images", "3"]
