@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from posefleet.command_line import Given, fail, one_of, report_error
 from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
+from posefleet.platform.promotion.release import promotion_summary, release_description, shadow_tags
+from posefleet.platform.promotion.thresholds import GateThresholds
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import TrackingError, pages, store_uri
@@ -42,38 +44,6 @@ if TYPE_CHECKING:
     from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.inference.split import Split
     from posefleet.platform.promotion.gate import GateReport
-from posefleet.platform.promotion.release import promotion_summary, release_description, shadow_tags
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateOptions:
-    """Limits that a candidate must meet to pass the gate; those of ``shadow_*`` apply with ``--from-shadow``."""
-
-    tolerance: Annotated[float, "AP"] = 0.01
-    """How far the candidate's AP may lie below the champion's: the 95% bootstrap interval over images of the difference
-    must lie above minus this value. Lower is stricter; a negative value demands a gain."""
-    keypoint_floor: Annotated[float, "AP"] = 0.0
-    """Minimum AP of each single keypoint, 0..1. Higher is stricter."""
-    latency_ms: Annotated[float, "MS"] = 0.0
-    """Longest time from decoded image to its poses on this machine, milliseconds. 0: measured, but no bound."""
-    latency_people: int = 10
-    """Number of people in the image on which the time is measured."""
-    served_images: int = 64
-    """Number of images on which served and evaluated poses are compared. More images are more reliable and slower."""
-    shadow_images: int = 100
-    """Minimum number of live images that both versions must have predicted."""
-    shadow_people: int = 1000
-    """Minimum number of people that the champion must have found in these images."""
-    shadow_oks: Annotated[float, "OKS"] = 0.8
-    """Minimum mean OKS, 0..1, between the two poses of each person whom both versions found. Higher is stricter."""
-    shadow_missed: Annotated[float, "SHARE"] = 0.1
-    """Largest share, 0..1, of the champion's people that the challenger may miss. Lower is stricter."""
-    shadow_slower: Annotated[float, "TIMES"] = 2.0
-    """Largest ratio of the challenger's time to the champion's. Lower is stricter. 0: no bound."""
-
-    def __post_init__(self) -> None:
-        if min(self.latency_people, self.served_images) < 1:
-            raise ValueError("--gate.latency_people and --gate.served_images must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +74,7 @@ class Options:
     """Image folder, if --source is an annotation file."""
     force: bool = False
     """Promote in spite of failed checks; a tag of the version records this."""
-    gate: GateOptions = field(default_factory=GateOptions)
+    gate: GateThresholds = field(default_factory=GateThresholds)
     """Limits that the candidate must meet to pass the gate; shadow_* apply with --from-shadow."""
 
     def __post_init__(self) -> None:
@@ -148,7 +118,6 @@ def _promote(options: Options, overrides: Given) -> int:
     from posefleet.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.promotion.checks import GateThresholds
     from posefleet.platform.promotion.gate import run_gate
 
     named = resolve_path(_best_trial(options.search) if options.search else options.run)
@@ -161,9 +130,8 @@ def _promote(options: Options, overrides: Given) -> int:
     current = find_alias(uri, name, CHAMPION)
     champion = find_checkpoint(current.address, tracking=uri) if current else ""
     keep_freed_memory()
-    bounds = GateThresholds(**_bounds(options))
     with tempfile.TemporaryDirectory() as folder:
-        report = run_gate(checkpoint, experiment, champion, split, bounds, Path(folder))
+        report = run_gate(checkpoint, experiment, champion, split, options.gate, Path(folder))
         against = f" against {current.address}, the champion" if current else ""
         sys.stdout.write(f"{checkpoint}{against}\n{report}\n")
         if report.failed and not options.force:
@@ -178,18 +146,12 @@ def _promote(options: Options, overrides: Given) -> int:
     return 0
 
 
-def _bounds(options: Options, *, shadow: bool = False) -> dict[str, Any]:
-    """Values of the gate's options: those named ``shadow_*``, without that prefix, or all others."""
-    given = dataclasses.asdict(options.gate)
-    return {key.removeprefix("shadow_"): value for key, value in given.items() if key.startswith("shadow_") == shadow}
-
-
 def _promote_from_shadow(options: Options, overrides: Given) -> int:
     """Make the challenger champion, exactly the version that was compared: move aliases, register nothing."""
     from posefleet.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.promotion.checks import GateThresholds, ShadowThresholds, shadow_checks
+    from posefleet.platform.promotion.checks import shadow_checks
     from posefleet.platform.promotion.gate import run_gate
     from posefleet.platform.promotion.shadow import read_shadowing
 
@@ -209,13 +171,8 @@ def _promote_from_shadow(options: Options, overrides: Given) -> int:
     split = _split(options, experiment) if given else None
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        report = run_gate(checkpoint, experiment, champion, split, GateThresholds(**_bounds(options)), Path(folder))
-    compared = shadow_checks(
-        shadowing,
-        current.address if current else "",
-        challenger.address,
-        ShadowThresholds(**_bounds(options, shadow=True)),
-    )
+        report = run_gate(checkpoint, experiment, champion, split, options.gate, Path(folder))
+    compared = shadow_checks(shadowing, current.address if current else "", challenger.address, options.gate)
     report = dataclasses.replace(report, checks=report.checks + compared)
     against = f" against {current.address}, the champion" if current else ""
     sys.stdout.write(f"{challenger.address}{against}\n{report}\n")

@@ -16,41 +16,10 @@ from posefleet.platform.inference.latency import predict_ms
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion.shadow import Shadowing
+from posefleet.platform.promotion.thresholds import GateThresholds
 
 MOST_PIXELS, MOST_SCORE = 0.01, 1e-4
 """Largest difference between a served pose and the evaluated one: of keypoints in pixels of the image, of scores."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GateThresholds:
-    """Bounds of the gate's checks."""
-
-    tolerance: float
-    """AP that the candidate may lie below the champion. Raised, worse candidates pass; negative, it demands a gain."""
-    keypoint_floor: float
-    """AP that every keypoint alone must reach. Raised, a candidate fails on one weak keypoint."""
-    latency_ms: float
-    """Maximum milliseconds from a decoded image to its poses; 0: measured, but without a bound."""
-    latency_people: int
-    """People in the image that is timed. Raised, methods that work per person take longer."""
-    served_images: int
-    """Images whose served poses are compared with the evaluated ones. Raised, the gate takes longer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShadowThresholds:
-    """Bounds of the checks of a challenger that predicted live images beside the champion."""
-
-    images: int
-    """Minimum number of images that both must have predicted."""
-    people: int
-    """Minimum number of people that the champion must have found in the compared images."""
-    oks: float
-    """Minimum mean OKS between the two poses of a person. Raised, the challenger must agree more closely."""
-    missed: float
-    """Maximum share of the champion's people whom the challenger did not find."""
-    slower: float
-    """Maximum milliseconds per image, as a multiple of the champion's; 0: reported, but without a bound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +122,7 @@ def served_as_evaluated(predictor: Predictor, split: Split, evaluated: Mapping[i
     )
 
 
-def shadow_checks(seen: Shadowing, champion: str, challenger: str, bounds: ShadowThresholds) -> tuple[Check, ...]:
+def shadow_checks(seen: Shadowing, champion: str, challenger: str, bounds: GateThresholds) -> tuple[Check, ...]:
     """Check what a server measured of a challenger beside the champion on live images.
 
     Args:
@@ -172,26 +141,26 @@ def shadow_checks(seen: Shadowing, champion: str, challenger: str, bounds: Shado
     enough = Check(
         name="live",
         value=f"{seen.images:,} images with {people:,} people",
-        bound=f"at least {bounds.images:,} with {bounds.people:,}",
-        passed=seen.images >= bounds.images and people >= bounds.people,
+        bound=f"at least {bounds.shadow_images:,} with {bounds.shadow_people:,}",
+        passed=seen.images >= bounds.shadow_images and people >= bounds.shadow_people,
     )
     alike = Check(
         name="agreement",
         value="nobody was found by both" if seen.mean_oks is None else f"mean OKS {seen.mean_oks:.3f}",
-        bound=f"at least {bounds.oks:.3f}",
-        passed=seen.mean_oks is not None and seen.mean_oks >= bounds.oks,
+        bound=f"at least {bounds.shadow_oks:.3f}",
+        passed=seen.mean_oks is not None and seen.mean_oks >= bounds.shadow_oks,
     )
     missed = Check(
         name="missed",
         value=f"{seen.only_champion or 0:,} of {people:,} people, {seen.missed:.1%}; "
         f"{seen.only_challenger or 0:,} were found by the challenger alone",
-        bound=f"at most {bounds.missed:.1%}",
-        passed=seen.missed <= bounds.missed,
+        bound=f"at most {bounds.shadow_missed:.1%}",
+        passed=seen.missed <= bounds.shadow_missed,
     )
     slower = Check(
         name="slower",
         value=f"{seen.challenger_ms or 0:.1f} ms an image, the champion's {seen.champion_ms or 0:.1f}",
-        bound=f"at most {bounds.slower:g} times as long" if bounds.slower else "no bound given",
-        passed=not bounds.slower or seen.slower <= bounds.slower,
+        bound=f"at most {bounds.shadow_slower:g} times as long" if bounds.shadow_slower else "no bound given",
+        passed=not bounds.shadow_slower or seen.slower <= bounds.shadow_slower,
     )
     return pair, enough, alike, missed, slower

@@ -18,16 +18,8 @@ from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
-from posefleet.platform.promotion.checks import (
-    Check,
-    GateThresholds,
-    ap,
-    clean,
-    finite,
-    keypoints,
-    latency,
-    served_as_evaluated,
-)
+from posefleet.platform.promotion.checks import Check, ap, clean, finite, keypoints, latency, served_as_evaluated
+from posefleet.platform.promotion.thresholds import GateThresholds
 from posefleet.platform.runtime.worker import LocalWorker, Sink
 from posefleet.platform.tracking.registry import CHECKPOINT
 

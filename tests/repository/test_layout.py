@@ -99,7 +99,7 @@ OPEN = {
     "platform/inference": "evaluate latency onnx predictor split",
     "platform/monitoring": "profiler stragglers watchdog",
     "platform/prediction": "batch inputs worker",
-    "platform/promotion": "agreement checks gate release shadow",
+    "platform/promotion": "agreement checks gate release shadow thresholds",
     "platform/runtime": "activity logs paths placement progress redaction worker",
     "platform/tracking": "client registry runs tracker",
     "platform/training": "launch loop optim run step",

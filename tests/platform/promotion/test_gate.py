@@ -22,9 +22,9 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion import checks as gate_checks
-from posefleet.platform.promotion.checks import GateThresholds, ShadowThresholds
 from posefleet.platform.promotion.gate import GateReport, run_gate
 from posefleet.platform.promotion.shadow import Shadowing
+from posefleet.platform.promotion.thresholds import GateThresholds
 
 BOUNDS = GateThresholds(tolerance=0.01, keypoint_floor=0.0, latency_ms=0.0, latency_people=2, served_images=4)
 
@@ -224,7 +224,7 @@ def test_other_weights_are_not_served_as_evaluated(
 # ---------------------------------------------------------------------------------------------------- live images
 
 ONE, TWO = "models:/smpr/1", "models:/smpr/2"
-LIVE = ShadowThresholds(images=100, people=1000, oks=0.8, missed=0.1, slower=2.0)
+LIVE = GateThresholds()
 SEEN = Shadowing(
     images=500, champion=ONE, challenger=TWO, people=2000, mean_oks=0.9, only_champion=100, only_challenger=50,
     champion_ms=10.0, challenger_ms=15.0,
@@ -239,10 +239,10 @@ def failed(seen: Shadowing, champion: str = ONE, challenger: str = TWO, **bounds
 
 def test_a_challenger_that_agrees_passes_and_every_bound_can_fail() -> None:
     assert failed(SEEN) == []
-    assert failed(SEEN, images=501) == failed(SEEN, people=2001) == ["live"]
-    assert failed(SEEN, oks=0.91) == ["agreement"]
-    assert failed(SEEN, missed=0.049) == ["missed"]
-    assert failed(SEEN, slower=1.4) == ["slower"] and failed(SEEN, slower=0.0) == []
+    assert failed(SEEN, shadow_images=501) == failed(SEEN, shadow_people=2001) == ["live"]
+    assert failed(SEEN, shadow_oks=0.91) == ["agreement"]
+    assert failed(SEEN, shadow_missed=0.049) == ["missed"]
+    assert failed(SEEN, shadow_slower=1.4) == ["slower"] and failed(SEEN, shadow_slower=0.0) == []
 
 
 def test_the_compared_versions_must_be_the_ones_to_promote() -> None:
@@ -257,4 +257,4 @@ def test_the_compared_versions_must_be_the_ones_to_promote() -> None:
 def test_without_images_or_people_the_checks_fail() -> None:
     assert {"pair", "live", "agreement", "slower"} <= set(failed(Shadowing(images=0)))
     nobody = SEEN.model_copy(update={"people": 0, "mean_oks": None, "only_champion": 0})
-    assert failed(nobody, people=0, oks=0.0) == ["agreement"]
+    assert failed(nobody, shadow_people=0, shadow_oks=0.0) == ["agreement"]
