@@ -49,15 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _evaluate(options: Options, overrides: Given) -> int:
     from posefleet.data.coco.results import write_results
-    from posefleet.data.coco.source import find_source
     from posefleet.data.io.files import write_file
-    from posefleet.data.loading.coco_dataset import FolderDataset
     from posefleet.data.structures import Poses
     from posefleet.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.load import load_model
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.inference.evaluate import evaluate
+    from posefleet.platform.inference.split import Split
     from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.runtime.worker import LocalWorker
 
@@ -66,20 +65,16 @@ def _evaluate(options: Options, overrides: Given) -> int:
     keep_freed_memory()
     worker = LocalWorker()
     model, _ = load_model(path, experiment=experiment)
-    open_split = None
-    if options.source:
-        images = resolve_path(options.images) or None
-        source = find_source(resolve_path(options.source), options.split, images=images)
-        open_split = lambda view: FolderDataset(source, experiment.keypoints, view)  # noqa: E731
-    elif not experiment.data.eval:
-        raise ValueError("nothing to evaluate on; give --source PATH or --data.eval SHARDS")
+    split = Split.named(
+        resolve_path(options.source), options.split, resolve_path(options.images), shards=experiment.data.eval
+    )
     out = resolve_path(options.out)
 
     def keep(poses: dict[int, Poses]) -> None:
         if out:
             write_results(out, poses)
 
-    result = evaluate(model.to(worker.device), experiment, worker, open_split=open_split, keep=keep)
+    result = evaluate(model.to(worker.device), experiment, worker, open_split=split.view, keep=keep)
     if result:
         sys.stdout.write(f"{path}\n{result}\n")
         if out:

@@ -112,21 +112,18 @@ def _export(options: Options, overrides: Given) -> int:
 
 def _check_images(options: Options, experiment: "Experiment", *, chosen: bool) -> tuple[str, "list[np.ndarray]"]:
     """A description of the images to check on, and the decoded images."""
-    from posefleet.data.coco.source import find_source
     from posefleet.data.synthetic.scenes import SceneConfig, render_scene
     from posefleet.platform.inference.split import Split
     from posefleet.platform.runtime.paths import resolve_path
 
     count = options.check.images
-    if options.source:
-        images = resolve_path(options.images) or None
-        split = Split(source=find_source(resolve_path(options.source), options.split, images))
-    elif chosen:
-        split = Split(shards=experiment.data.eval)
-    else:
+    if not (options.source or chosen):
         resize = experiment.data.resize
         config = SceneConfig(width=(resize.short_side, resize.long_side), height=(resize.short_side, resize.short_side))
         return f"{count} rendered images", [render_scene(config, seed)[0] for seed in range(count)]
+    split = Split.named(
+        resolve_path(options.source), options.split, resolve_path(options.images), shards=experiment.data.eval
+    )
     samples = split.open(experiment.keypoints, lambda sample, _: sample)
     positions = range(min(count, len(samples)))
     return str(split), [sample.image for sample in samples.samples(positions)]

@@ -16,11 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from posefleet.command_line import Given, fail, one_of, report_error
 from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
-from posefleet.platform.promotion.release import promotion_summary, release_description, shadow_tags
 from posefleet.platform.promotion.thresholds import GateThresholds
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.runtime.redaction import redact
@@ -28,7 +27,6 @@ from posefleet.platform.tracking.client import TrackingError, pages, store_uri
 from posefleet.platform.tracking.registry import (
     CHALLENGER,
     CHAMPION,
-    Release,
     Version,
     check_name,
     find_alias,
@@ -36,11 +34,9 @@ from posefleet.platform.tracking.registry import (
     promote,
     promote_challenger,
     rollback,
-    signed,
 )
 
 if TYPE_CHECKING:
-    from posefleet.platform.checkpoints.format import Meta
     from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.inference.split import Split
     from posefleet.platform.promotion.gate import GateReport
@@ -115,12 +111,15 @@ def _rollback(options: Options) -> int:
 
 
 def _promote(options: Options, overrides: Given) -> int:
+    """Register the best checkpoint of a run, or another checkpoint, as a new version."""
     from posefleet.memory import keep_freed_memory
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
+    from posefleet.platform.comparison.sources import trained_trials
     from posefleet.platform.promotion.gate import run_gate
+    from posefleet.platform.promotion.release import new_release
 
-    named = resolve_path(_best_trial(options.search) if options.search else options.run)
+    named = resolve_path(trained_trials(options.search)[0]["run"] if options.search else options.run)
     checkpoint = find_checkpoint(named, tracking=options.tracking)
     meta = read_meta(checkpoint)
     experiment = _experiment(meta.experiment, overrides)
@@ -132,16 +131,10 @@ def _promote(options: Options, overrides: Given) -> int:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         report = run_gate(checkpoint, experiment, champion, split, options.gate, Path(folder))
-        against = f" against {current.address}, the champion" if current else ""
-        sys.stdout.write(f"{checkpoint}{against}\n{report}\n")
-        if report.failed and not options.force:
-            sys.stderr.write(
-                f"not promoted: {', '.join(report.failed)} failed; nothing was registered (--force does it anyway)\n"
-            )
+        if not _accepted(report, checkpoint, current, options.force, "nothing was registered"):
             return 1
-        release = _release(named, meta, experiment, split, report, Path(folder))
         assert options.to
-        version = promote(uri, name, release, options.to)
+        version = promote(uri, name, new_release(named, meta, experiment, split, report, Path(folder)), options.to)
     _print_promoted(version, options.to, uri, current)
     return 0
 
@@ -153,6 +146,7 @@ def _promote_from_shadow(options: Options, overrides: Given) -> int:
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.promotion.checks import shadow_checks
     from posefleet.platform.promotion.gate import run_gate
+    from posefleet.platform.promotion.release import promotion_summary, shadow_tags
     from posefleet.platform.promotion.shadow import read_shadowing
 
     uri = store_uri(options.tracking)
@@ -167,17 +161,13 @@ def _promote_from_shadow(options: Options, overrides: Given) -> int:
         raise ValueError(
             "--from-shadow promotes the version that was compared: its settings cannot be changed; use --run for that"
         )
-    given = options.source or "data.eval" in overrides
-    split = _split(options, experiment) if given else None
+    split = _split(options, experiment) if options.source or "data.eval" in overrides else None
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         report = run_gate(checkpoint, experiment, champion, split, options.gate, Path(folder))
     compared = shadow_checks(shadowing, current.address if current else "", challenger.address, options.gate)
     report = dataclasses.replace(report, checks=report.checks + compared)
-    against = f" against {current.address}, the champion" if current else ""
-    sys.stdout.write(f"{challenger.address}{against}\n{report}\n")
-    if report.failed and not options.force:
-        sys.stderr.write(f"not promoted: {', '.join(report.failed)} failed; no alias moved (--force does it anyway)\n")
+    if not _accepted(report, challenger.address, current, options.force, "no alias moved"):
         return 1
     tags = shadow_tags(shadowing, report)
     replaced = promote_challenger(uri, challenger, tags, promotion_summary(tags, report))
@@ -185,21 +175,15 @@ def _promote_from_shadow(options: Options, overrides: Given) -> int:
     return 0
 
 
-def _best_trial(search: str) -> str:
-    """Folder of a run: that of the trial with the highest AP among those trained to their end."""
-    from posefleet.data.io.files import read_json
-
-    path = Path(resolve_path(search), "trials.json")
-    trials: list[dict[str, Any]] | None = read_json(str(path))
-    if trials is None:
-        raise ValueError(f"{search} is not the folder of a search: it has no trials.json")
-    trained = [trial for trial in trials if trial.get("run") and trial["scores"] and trial.get("stopped") is None]
-    if not trained:
-        raise ValueError(
-            f"none of the {len(trials)} trials in {path} was trained to its end; a search of decoding alone trains "
-            "none: promote its checkpoint with the settings of best.yaml as options"
-        )
-    return str(max(trained, key=lambda trial: trial["scores"]["AP"])["run"])
+def _accepted(report: "GateReport", candidate: str, champion: Version | None, force: bool, unchanged: str) -> bool:
+    """Print what the gate measured. False if a check failed without ``force``; ``unchanged`` says what that means."""
+    against = f" against {champion.address}, the champion" if champion else ""
+    sys.stdout.write(f"{candidate}{against}\n{report}\n")
+    if report.failed and not force:
+        failed = ", ".join(report.failed)
+        sys.stderr.write(f"not promoted: {failed} failed; {unchanged} (--force does it anyway)\n")
+        return False
+    return True
 
 
 def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
@@ -214,17 +198,11 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
 
 
 def _split(options: Options, experiment: "Experiment") -> "Split":
-    from posefleet.data.coco.source import find_source
-    from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.inference.split import Split
 
-    if options.source:
-        images = resolve_path(options.images) or None
-        return Split(source=find_source(resolve_path(options.source), options.split, images))
-    if not experiment.data.eval:
-        raise ValueError("no images to evaluate on; give --data.eval SHARDS or --source PATH")
-    read_manifest(experiment.data.eval)  # fails on a wrong folder before anything is measured
-    return Split(shards=experiment.data.eval)
+    return Split.named(
+        resolve_path(options.source), options.split, resolve_path(options.images), shards=experiment.data.eval
+    )
 
 
 def _store(given: str, checkpoint: str) -> str:
@@ -236,45 +214,6 @@ def _store(given: str, checkpoint: str) -> str:
     folder, found, _ = checkpoint.rpartition("/checkpoints/")
     run = read_run(folder) if found else None
     return store_uri(run.tracking_uri if run else "")
-
-
-def _release(
-    named: str, meta: "Meta", experiment: "Experiment", split: "Split", report: "GateReport", folder: Path
-) -> Release:
-    from posefleet.platform.config.loading import to_dict, to_yaml
-
-    scores = report.evaluation.as_dict() if report.evaluation else {}
-    (folder / "gate.txt").write_text(f"{report}\n")
-    (folder / "experiment.yaml").write_text(to_yaml(experiment))
-    data = split.as_input()
-    tags = {
-        "AP": f"{scores.get('AP', float('nan')):.4f}",
-        "split": data.name,
-        "gate": "failed" if report.failed else "passed",
-        "method": experiment.method,
-        "schema": experiment.schema,
-        "checkpoint": named,
-        "step": str(meta.step),
-        "promoted_by": signed(),
-        "data.train": meta.provenance.get("data", "unknown"),
-        "data.gate": data.fingerprint,
-    }
-    if report.failed:
-        tags["forced"] = f"{', '.join(report.failed)} failed; forced by {tags['promoted_by']}"
-    return Release(
-        folder=folder,
-        method=experiment.method,
-        schema=experiment.schema,
-        keypoints=experiment.keypoints.keypoints,
-        experiment=experiment.run.experiment,
-        training_run=meta.provenance.get("run_id", ""),
-        step=meta.step,
-        settings=to_dict(experiment),
-        metrics=scores,
-        split=data,
-        tags=tags,
-        description=release_description(tags, report),
-    )
 
 
 def _print_promoted(version: Version, alias: str, uri: str, replaced: Version | None) -> None:

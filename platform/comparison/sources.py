@@ -57,35 +57,42 @@ def _folder(run_id: str) -> str:
     return run.tags["folder"]
 
 
-def trials(folder: str, top: int) -> dict[str, str]:
-    """Runs of a search's best trials, highest AP first, then of trial 0, which has the search's initial settings.
-
-    Args:
-        folder: Folder of the search; holds ``trials.json``.
-        top: How many trials; only those that were trained to their end count.
+def trained_trials(folder: str) -> list[dict[str, Any]]:
+    """The trials of a search that were trained to their end, as ``trials.json`` has them; highest AP first.
 
     Raises:
-        ValueError: There is no search, no trial was trained to its end, or the trials have no runs.
+        ValueError: There is no search, or no trial was trained to its end.
     """
-    path = Path(resolve_path(folder), "trials.json")
-    listed = read_json(str(path))
-    if listed is None:
-        raise ValueError(f"no {path}; give the folder of a search, its --out")
-    scored = [trial for trial in listed if trial["scores"]]
-    complete = [trial for trial in scored if trial.get("stopped") is None]
+    listed = _listed_trials(folder)
+    complete = [trial for trial in listed if trial["scores"] and trial.get("stopped") is None]
     if not complete:
+        raise ValueError(f"{folder}: none of the {len(listed)} trials reached its end with scores")
+    trained = [trial for trial in complete if trial.get("run")]
+    if not trained:
         raise ValueError(
-            f"{path}: none of {len(listed)} trials reached its end with scores, so there is nothing to compare"
+            f"{folder} is a search of decoding: its trials are settings of one checkpoint and have no runs. search.md "
+            "lists their scores, and best.yaml has the best settings; give them as options with that checkpoint"
         )
-    complete = [trial for trial in complete if trial.get("run")]
-    if not complete:
-        raise ValueError(
-            f"{path.parent} is a search of decoding: its trials are settings of one checkpoint and have no runs to "
-            "compare. search.md lists their scores; jobs/evaluate.py scores that checkpoint with a trial's settings"
-        )
-    best = sorted(complete, key=lambda trial: -trial["scores"]["AP"])[:top]
-    first = [trial for trial in scored if trial["trial"] == 0 and trial.get("run") and trial not in best]
+    return sorted(trained, key=lambda trial: -trial["scores"]["AP"])
+
+
+def trials(folder: str, top: int) -> dict[str, str]:
+    """Runs of a search's ``top`` best trials, then of trial 0, which has the settings that the search started from.
+
+    Raises:
+        ValueError: See :func:`trained_trials`.
+    """
+    best = trained_trials(folder)[:top]
+    first = [t for t in _listed_trials(folder) if t["trial"] == 0 and t["scores"] and t.get("run") and t not in best]
     return {_trial_name(trial): trial["run"] for trial in [*best, *first]}
+
+
+def _listed_trials(folder: str) -> list[dict[str, Any]]:
+    path = Path(resolve_path(folder), "trials.json")
+    listed: list[dict[str, Any]] | None = read_json(str(path))
+    if listed is None:
+        raise ValueError(f"{folder} is not the folder of a search: there is no {path}")
+    return listed
 
 
 def _trial_name(trial: Mapping[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Self
 
 import fsspec
 
-from posefleet.data.coco.source import Source
+from posefleet.data.coco.source import Source, find_source
 from posefleet.data.doctor.examine import examine
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.loading.coco_dataset import FolderDataset
@@ -13,6 +14,7 @@ from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.loading.source import SampleSource, Transform
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
+from posefleet.data.transforms import EvalTransform
 from posefleet.platform.tracking.runs import DataInput
 
 
@@ -25,6 +27,27 @@ class Split:
     source: Source | None = None
     """Data set in COCO's own files, read instead of shards."""
 
+    @classmethod
+    def named(cls, source: str, split: str, images: str, *, shards: str) -> Self:
+        """The images that a command names: those of ``source`` if it is given, else those of ``shards``.
+
+        Args:
+            source: Data set in COCO's layout, or an annotation file; empty: none.
+            split: Split of ``source``.
+            images: Image folder of ``source``; empty: at its usual place.
+            shards: Absolute path or URI of a folder of shards; empty: none.
+
+        Raises:
+            DataError: There are no such images.
+            ValueError: Neither ``source`` nor ``shards`` is given.
+        """
+        if source:
+            return cls(source=find_source(source, split, images or None))
+        if not shards:
+            raise ValueError("no images to evaluate on; give --source PATH or --data.eval SHARDS")
+        read_manifest(shards)  # fails on a wrong folder before anything is measured
+        return cls(shards=shards)
+
     def open(self, schema: KeypointSchema, transform: Transform) -> SampleSource:
         """The images in their stored order, each passed through ``transform``.
 
@@ -34,6 +57,10 @@ class Split:
         if self.source:
             return FolderDataset(self.source, schema, transform)
         return ShardDataset(self.shards, schema, transform, labelled_only=False, seed=None)
+
+    def view(self, transform: EvalTransform) -> SampleSource:
+        """The images as an evaluation reads them; see :meth:`open`."""
+        return self.open(transform.schema, transform)
 
     def faults(self, schema: KeypointSchema) -> list[str]:
         """Errors in the images or annotations that make scores wrong, one text for each; empty if there are none."""

@@ -113,7 +113,7 @@ def _score(
         model.to(worker.device),
         experiment,
         worker,
-        open_split=lambda view: split.open(view.schema, view),
+        open_split=split.view,
         step=step,
         keep=poses.update,
     )

@@ -1,16 +1,64 @@
-"""Writes the tags and the description of a registered version from the gate's measurements."""
+"""Describes a version for the registry, from the gate's measurements: its files, tags and text."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from posefleet.platform.tracking.registry import signed
+from posefleet.platform.checkpoints.format import Meta
+from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.loading import to_dict, to_yaml
+from posefleet.platform.inference.split import Split
+from posefleet.platform.promotion.gate import GateReport
+from posefleet.platform.promotion.shadow import Shadowing
+from posefleet.platform.tracking.registry import Release, signed
 
-if TYPE_CHECKING:
-    from posefleet.platform.promotion.gate import GateReport
-    from posefleet.platform.promotion.shadow import Shadowing
+
+def new_release(
+    named: str, meta: Meta, experiment: Experiment, split: Split, report: GateReport, folder: Path
+) -> Release:
+    """What the registry keeps of a candidate that becomes a new version.
+
+    Args:
+        named: The candidate as it was named: a run, a checkpoint or a registry address.
+        meta: Metadata of its checkpoint.
+        experiment: Its settings in the registry.
+        split: Images that the gate scored it on.
+        report: Outcome of the gate.
+        folder: Folder with the files that the gate left; ``gate.txt`` and ``experiment.yaml`` are added.
+    """
+    scores = report.evaluation.as_dict() if report.evaluation else {}
+    (folder / "gate.txt").write_text(f"{report}\n")
+    (folder / "experiment.yaml").write_text(to_yaml(experiment))
+    data = split.as_input()
+    tags = {
+        "AP": f"{scores.get('AP', float('nan')):.4f}",
+        "split": data.name,
+        "gate": _outcome(report),
+        "method": experiment.method,
+        "schema": experiment.schema,
+        "checkpoint": named,
+        "step": str(meta.step),
+        "data.train": meta.provenance.get("data", "unknown"),
+        "data.gate": data.fingerprint,
+        **_signature(report, "promoted_by"),
+    }
+    head = f"AP {tags['AP']} on {tags['split']}: {tags['method']}, {tags['schema']}, step {tags['step']}."
+    return Release(
+        folder=folder,
+        method=experiment.method,
+        schema=experiment.schema,
+        keypoints=experiment.keypoints.keypoints,
+        experiment=experiment.run.experiment,
+        training_run=meta.provenance.get("run_id", ""),
+        step=meta.step,
+        settings=to_dict(experiment),
+        metrics=scores,
+        split=data,
+        tags=tags,
+        description=_description(head, tags, report),
+    )
 
 
-def shadow_tags(shadowing: "Shadowing", report: "GateReport") -> dict[str, str]:
+def shadow_tags(shadowing: Shadowing, report: GateReport) -> dict[str, str]:
     """Tags of a promoted challenger: the measurements of shadow traffic, the gate's result, and who promoted it.
 
     Returns:
@@ -18,29 +66,30 @@ def shadow_tags(shadowing: "Shadowing", report: "GateReport") -> dict[str, str]:
     """
     values = {f"shadow.{key}": value for key, value in shadowing.model_dump().items() if value is not None}
     tags = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
-    tags |= {"shadow.gate": "failed" if report.failed else "passed", "crowned_by": signed()}
-    if report.failed:
-        tags["forced"] = f"{', '.join(report.failed)} failed; forced by {tags['crowned_by']}"
-    return tags
+    return tags | {"shadow.gate": _outcome(report), **_signature(report, "crowned_by")}
 
 
-def promotion_summary(tags: Mapping[str, str], report: "GateReport") -> str:
+def promotion_summary(tags: Mapping[str, str], report: GateReport) -> str:
     """Markdown for the registry page of a challenger that was promoted with ``tags`` of :func:`shadow_tags`."""
-    return _description(
+    head = (
         f"Champion by {tags['crowned_by']}, after {tags['shadow.images']} live images beside "
-        f"{tags.get('shadow.champion', 'nothing')}.",
-        tags,
-        report,
+        f"{tags.get('shadow.champion', 'nothing')}."
     )
-
-
-def release_description(tags: Mapping[str, str], report: "GateReport") -> str:
-    """Markdown for the registry page of a new version: AP, method, schema, step, checks and evaluation."""
-    head = f"AP {tags['AP']} on {tags['split']}: {tags['method']}, {tags['schema']}, step {tags['step']}."
     return _description(head, tags, report)
 
 
-def _description(head: str, tags: Mapping[str, str], report: "GateReport") -> str:
+def _outcome(report: GateReport) -> str:
+    return "failed" if report.failed else "passed"
+
+
+def _signature(report: GateReport, name: str) -> dict[str, str]:
+    """The tag ``name`` with who promotes now, and the tag ``forced`` if checks failed."""
+    signature = signed()
+    forced = {"forced": f"{', '.join(report.failed)} failed; forced by {signature}"} if report.failed else {}
+    return {name: signature, **forced}
+
+
+def _description(head: str, tags: Mapping[str, str], report: GateReport) -> str:
     """Markdown: the head, who forced the promotion (if forced), the checks, and the evaluation's table (if any)."""
     forced = f"\n\n**Forced**: {tags['forced']}." if "forced" in tags else ""
     table = f"\n\n```\n{report.evaluation}\n```" if report.evaluation else ""

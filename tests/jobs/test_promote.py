@@ -100,7 +100,7 @@ def test_the_best_trained_trial_of_a_search_is_taken(
     assert versions(store)[0].tags["checkpoint"] == str(run)
     (search / "trials.json").write_text(json.dumps(trials[:1]))
     assert main(["--search", str(search), "--to", "challenger"]) == 2
-    assert "none of the 1 trials" in capsys.readouterr().err
+    assert "is a search of decoding" in capsys.readouterr().err
 
 
 def test_evaluation_takes_the_champion(run: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

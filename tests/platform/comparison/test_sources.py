@@ -53,8 +53,8 @@ def test_the_first_trial_is_taken_even_if_it_was_stopped(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("trials", "message"),
     [
-        ([{"scores": {"AP": 0.5}}], "is a search of decoding: .* have no runs to compare"),
-        ([{"reason": "bad"}, {"reason": "worse"}], "none of 2 trials reached its end with scores"),
+        ([{"scores": {"AP": 0.5}}], "is a search of decoding: .* have no runs"),
+        ([{"reason": "bad"}, {"reason": "worse"}], "none of the 2 trials reached its end with scores"),
     ],
 )
 def test_a_search_without_runs_is_refused(tmp_path: Path, trials: list[dict[str, Any]], message: str) -> None:
@@ -63,7 +63,7 @@ def test_a_search_without_runs_is_refused(tmp_path: Path, trials: list[dict[str,
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no .*trials\.json; give the folder of a search"):
+    with pytest.raises(ValueError, match=r"is not the folder of a search: there is no .*trials\.json"):
         sources.trials(str(tmp_path), 5)
 
 
