@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posefleet.command_line import Given, fail, one_of
+from posefleet.command_line import Given, Place, fail, one_of
 from posefleet.platform.config.cli import WORKERS, override, parse_with_settings
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Options:
     """Train these methods and compare them: all, or names with commas, such as smpr,pfs."""
     runs: Annotated[tuple[str, ...], "RUN"] = ()
     """Compare finished runs: folders, checkpoints, MLflow run ids, models:/NAME@ALIAS."""
-    search: Annotated[str, "FOLDER"] = ""
+    search: Annotated[str, Place("FOLDER")] = ""
     """Compare the best trials of a search with trial 0, which has the settings that the search started from."""
     registry: Annotated[tuple[str, ...], "MODEL"] | None = None
     """Compare champion, challenger and previous version of these registered models. Without names: of all models."""
@@ -61,7 +61,7 @@ class Options:
     data: Annotated[str, "FOLDER"] = "synthetic"
     """Folder of shards with train2017/ and val2017/. Or render people: synthetic, synthetic-crowded (people hide
     people), synthetic-large (512 px)."""
-    eval: Annotated[str, "SHARDS"] = ""
+    eval: Annotated[str, Place("SHARDS")] = ""
     """Shards to score on. Default: those of --data, or each run's own."""
     minutes: float | None = None
     """Training time of each run, minutes; the measured time of its steps gives its epochs. More minutes, higher AP."""
@@ -78,7 +78,7 @@ class Options:
     """The same backbone for every method that has one, such as resnet50."""
     scratch: bool = False
     """Start backbones at random, so that no weights are downloaded."""
-    out: Annotated[str, "FOLDER"] = "runs/compare"
+    out: Annotated[str, Place("FOLDER")] = "runs/compare"
     """Folder on a disk for data, runs, tables, plot and page. A folder that was used before is continued."""
 
     def __post_init__(self) -> None:
@@ -100,12 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.comparison import sources
     from posefleet.platform.comparison.budget import folder_of, train_all
-    from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.tracking.client import TrackingError
 
-    out = Path(resolve_path(options.out))
     if "://" in options.out:
         fail(f"--out {options.out} must be a folder on a disk")
+    out = Path(options.out)
     try:
         if options.ablate:
             return _ablate(options, overrides, out)

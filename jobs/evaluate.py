@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from posefleet.command_line import Given, fail
+from posefleet.command_line import Given, Place, fail
 from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
 
 
@@ -22,15 +22,15 @@ from posefleet.platform.config.cli import EVALUATE, override, parse_with_setting
 class Options:
     """What to score, and on which images."""
 
-    checkpoint: Annotated[str, "PATH"]
+    checkpoint: Annotated[str, Place("PATH")]
     """A checkpoint, a run's folder (its best checkpoint), or models:/NAME@champion of the registry."""
-    source: Annotated[str, "PATH"] = ""
+    source: Annotated[str, Place("PATH")] = ""
     """COCO's layout, or an annotation file (COCO, OCHuman, CrowdPose). Default: the shards of --data.eval."""
     split: Annotated[str, "NAME"] = "val2017"
     """Split of --source."""
-    images: Annotated[str, "PATH"] = ""
+    images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
-    out: Annotated[str, "FILE.json"] = ""
+    out: Annotated[str, Place("FILE.json")] = ""
     """Also write the poses to this file as COCO results, and the metrics to FILE.metrics.json."""
 
 
@@ -57,29 +57,25 @@ def _evaluate(options: Options, overrides: Given) -> int:
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.inference.evaluate import evaluate
     from posefleet.platform.inference.split import Split
-    from posefleet.platform.runtime.paths import resolve_path
     from posefleet.platform.runtime.worker import LocalWorker
 
-    path = find_checkpoint(resolve_path(options.checkpoint))
+    path = find_checkpoint(options.checkpoint)
     experiment = override(read_meta(path).experiment, overrides)
     keep_freed_memory()
     worker = LocalWorker()
     model, _ = load_model(path, experiment=experiment)
-    split = Split.named(
-        resolve_path(options.source), options.split, resolve_path(options.images), shards=experiment.data.eval
-    )
-    out = resolve_path(options.out)
+    split = Split.named(options.source, options.split, options.images, shards=experiment.data.eval)
 
     def keep(poses: dict[int, Poses]) -> None:
-        if out:
-            write_results(out, poses)
+        if options.out:
+            write_results(options.out, poses)
 
     result = evaluate(model.to(worker.device), experiment, worker, open_split=split.view, keep=keep)
     if result:
         sys.stdout.write(f"{path}\n{result}\n")
-        if out:
+        if options.out:
             metrics = json.dumps(result.as_dict(), indent=1).encode() + b"\n"
-            write_file(f"{out.removesuffix('.json')}.metrics.json", metrics)
+            write_file(f"{options.out.removesuffix('.json')}.metrics.json", metrics)
     return 0
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from posefleet.command_line import Given, report_error
+from posefleet.command_line import Given, Place, report_error
 from posefleet.platform.config.cli import override, parse_with_settings
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ class Check:
 class Options:
     """What to export, and which images to check it on."""
 
-    checkpoint: Annotated[str, "PATH"]
+    checkpoint: Annotated[str, Place("PATH")]
     """A checkpoint, a run's folder, or models:/NAME@ALIAS."""
-    out: Annotated[str, "FILE.onnx"]
+    out: Annotated[str, Place("FILE.onnx")]
     """File to write; it is written only after the check passes."""
-    source: Annotated[str, "PATH"] = ""
+    source: Annotated[str, Place("PATH")] = ""
     """Check on the images of a data set in COCO's layout or of an annotation file. Default: those of --data.eval SHARDS
     if that is given, else rendered people."""
     split: Annotated[str, "NAME"] = "val2017"
     """Split of --source."""
-    images: Annotated[str, "PATH"] = ""
+    images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
     check: Check = field(default_factory=Check)
     """How ONNX Runtime is compared with PyTorch."""
@@ -83,9 +83,8 @@ def _export(options: Options, overrides: Given) -> int:
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.inference.onnx import Agreement, export_onnx
     from posefleet.platform.inference.predictor import Predictor
-    from posefleet.platform.runtime.paths import resolve_path
 
-    checkpoint = find_checkpoint(resolve_path(options.checkpoint))
+    checkpoint = find_checkpoint(options.checkpoint)
     experiment = override(read_meta(checkpoint).experiment, overrides)
     what, images = _check_images(options, experiment, chosen="data.eval" in overrides)
     graph = export_onnx(checkpoint, experiment=experiment)
@@ -104,9 +103,8 @@ def _export(options: Options, overrides: Given) -> int:
         reason = "the poses differ too much" if agreement.poses else "no pose was found, so nothing could be compared"
         sys.stderr.write(f"not exported: {reason}; nothing was written to {options.out}\n")
         return 1
-    out = resolve_path(options.out)
-    write_file(out, graph)
-    sys.stdout.write(f"{out}, {len(graph) / 2**20:.1f} MiB\n")
+    write_file(options.out, graph)
+    sys.stdout.write(f"{options.out}, {len(graph) / 2**20:.1f} MiB\n")
     return 0
 
 
@@ -114,16 +112,13 @@ def _check_images(options: Options, experiment: "Experiment", *, chosen: bool) -
     """A description of the images to check on, and the decoded images."""
     from posefleet.data.synthetic.scenes import SceneConfig, render_scene
     from posefleet.platform.inference.split import Split
-    from posefleet.platform.runtime.paths import resolve_path
 
     count = options.check.images
     if not (options.source or chosen):
         resize = experiment.data.resize
         config = SceneConfig(width=(resize.short_side, resize.long_side), height=(resize.short_side, resize.short_side))
         return f"{count} rendered images", [render_scene(config, seed)[0] for seed in range(count)]
-    split = Split.named(
-        resolve_path(options.source), options.split, resolve_path(options.images), shards=experiment.data.eval
-    )
+    split = Split.named(options.source, options.split, options.images, shards=experiment.data.eval)
     samples = split.open(experiment.keypoints, lambda sample, _: sample)
     positions = range(min(count, len(samples)))
     return str(split), [sample.image for sample in samples.samples(positions)]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from posefleet.command_line import fail, parse, report_error
+from posefleet.command_line import Place, fail, parse, report_error
 
 if TYPE_CHECKING:
     from posefleet.platform.prediction.batch import BatchResult
@@ -28,14 +28,14 @@ class Options:
 
     model: Annotated[str, "MODEL"]
     """models:/NAME@ALIAS, the folder of a run, or a checkpoint."""
-    input: Annotated[str, "PATH"]
+    input: Annotated[str, Place("PATH")]
     """A folder, a pattern in quotes, an image, a video, a COCO annotation file, COCO's layout (with --split), or a
     folder of shards; on a disk that every node sees, s3://, gs://."""
-    output: Annotated[str, "FOLDER"]
+    output: Annotated[str, Place("FOLDER")]
     """Folder for all results."""
     split: Annotated[str, "NAME"] = ""
     """Split of a data set in COCO's layout: val2017, ..."""
-    images: Annotated[str, "PATH"] = ""
+    images: Annotated[str, Place("PATH")] = ""
     """Image folder of a COCO data set, if it is not at its usual place."""
     score_threshold: float | None = None
     """Leave out poses with a lower score, 0..1. Raise it for fewer false poses, lower it to miss fewer people. Default:
@@ -70,9 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.platform.prediction.batch import WorkerPool, predict_images
     from posefleet.platform.prediction.inputs import list_images  # imports torch, which --help does not need
     from posefleet.platform.prediction.worker import PredictionOptions
-    from posefleet.platform.runtime.paths import resolve_path
 
-    output = resolve_path(options.output).rstrip("/")
+    output = options.output.rstrip("/")
     try:
         wanted = PredictionOptions(
             score_threshold=options.score_threshold,
@@ -82,9 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overlays=options.overlays,
         )
         result = predict_images(
-            list_images(
-                resolve_path(options.input), split=options.split, images=resolve_path(options.images), ignore=output
-            ),
+            list_images(options.input, split=options.split, images=options.images, ignore=output),
             output,
             options.model,
             options=wanted,

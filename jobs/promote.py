@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from posefleet.command_line import Given, fail, one_of, report_error
+from posefleet.command_line import Given, Place, fail, one_of, report_error
 from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
 from posefleet.platform.promotion.thresholds import GateThresholds
-from posefleet.platform.runtime.paths import MODELS, resolve_path
+from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import TrackingError, pages, store_uri
 from posefleet.platform.tracking.registry import (
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 class Options:
     """Which version to promote, and which images to check it on."""
 
-    run: Annotated[str, "PATH"] = ""
+    run: Annotated[str, Place("PATH")] = ""
     """Promote a run's folder (its best checkpoint), a checkpoint, or models:/NAME@ALIAS."""
-    search: Annotated[str, "FOLDER"] = ""
+    search: Annotated[str, Place("FOLDER")] = ""
     """Promote the best trained trial of a search."""
     from_shadow: Annotated[str, "URL"] = ""
     """Make the challenger of --model champion if both agree on live images. The server that sends images to both has
@@ -62,11 +62,11 @@ class Options:
     """Registered model. Default: the name of the method."""
     tracking: Annotated[str, "URI"] = ""
     """MLflow store. Default: $MLFLOW_TRACKING_URI, else the one of the run, else mlflow.db under runs/."""
-    source: Annotated[str, "PATH"] = ""
+    source: Annotated[str, Place("PATH")] = ""
     """COCO's layout or an annotation file, instead of --data.eval."""
     split: Annotated[str, "NAME"] = "val2017"
     """Split of --source."""
-    images: Annotated[str, "PATH"] = ""
+    images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
     force: bool = False
     """Promote in spite of failed checks; a tag of the version records this."""
@@ -119,7 +119,7 @@ def _promote(options: Options, overrides: Given) -> int:
     from posefleet.platform.promotion.gate import run_gate
     from posefleet.platform.promotion.release import new_release
 
-    named = resolve_path(trained_trials(options.search)[0]["run"] if options.search else options.run)
+    named = trained_trials(options.search)[0]["run"] if options.search else options.run
     checkpoint = find_checkpoint(named, tracking=options.tracking)
     meta = read_meta(checkpoint)
     experiment = _experiment(meta.experiment, overrides)
@@ -200,9 +200,7 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
 def _split(options: Options, experiment: "Experiment") -> "Split":
     from posefleet.platform.inference.split import Split
 
-    return Split.named(
-        resolve_path(options.source), options.split, resolve_path(options.images), shards=experiment.data.eval
-    )
+    return Split.named(options.source, options.split, options.images, shards=experiment.data.eval)
 
 
 def _store(given: str, checkpoint: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from posefleet.command_line import parse, report_error
+from posefleet.command_line import Place, parse, report_error
 
 if TYPE_CHECKING:
     from posefleet.data.coco.source import Source
@@ -26,13 +26,13 @@ MAX_SKIPPED_SHOWN = 20
 class Options:
     """Data set to write as shards, and where to write them."""
 
-    source: Annotated[str, "PATH"]
+    source: Annotated[str, Place("PATH")]
     """Data set folder in COCO's layout, or an annotation file."""
     split: Annotated[str, "NAME"]
     """Split of the data set: train2017, val2017, ..."""
-    out: Annotated[str, "FOLDER"]
+    out: Annotated[str, Place("FOLDER")]
     """Folder that every node sees, s3://bucket/prefix, ... The shards go to its subfolder SPLIT."""
-    images: Annotated[str, "PATH"] = ""
+    images: Annotated[str, Place("PATH")] = ""
     """Image folder, if it is not at its usual place."""
     schema: Annotated[str, "NAME"] = "coco17"
     """Keypoint schema: names and order of the keypoints."""
@@ -61,15 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.data.errors import DataError
     from posefleet.data.keypoints import load_schema
     from posefleet.data.shards.build import shard_coco
-    from posefleet.platform.runtime.paths import resolve_path
 
     try:
         schema = load_schema(options.schema)
-        images = resolve_path(options.images) or None
-        source = find_source(resolve_path(options.source), options.split, images)
+        source = find_source(options.source, options.split, options.images or None)
         if not options.skip_doctor and not _healthy(source, schema, options.allow_errors):
             return 1
-        root = f"{resolve_path(options.out).rstrip('/')}/{options.split}"
+        root = f"{options.out.rstrip('/')}/{options.split}"
         result = shard_coco(
             source,
             root,

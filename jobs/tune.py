@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posefleet.command_line import Given, fail, one_of, report_error
+from posefleet.command_line import Given, Place, fail, one_of, report_error
 from posefleet.platform.config.cli import DATA, WORKERS, configured, override, parse_with_settings
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ class Options:
     """Train trials of this method."""
     decode_only: bool = False
     """Search decoding settings on one checkpoint, without training."""
-    resume: Annotated[str, "FOLDER"] = ""
+    resume: Annotated[str, Place("FOLDER")] = ""
     """Continue the search in this folder; --samples may ask for more trials."""
     config: Annotated[str, "FILE"] = ""
     """With --method: YAML file of the experiment that the search starts from."""
-    checkpoint: Annotated[str, "PATH"] = ""
+    checkpoint: Annotated[str, Place("PATH")] = ""
     """With --decode-only: a checkpoint, or a run's folder (its best checkpoint)."""
     space: Annotated[str, "FILE"] = ""
     """YAML file of settings and their ranges, such as those in jobs/configs/spaces/."""
@@ -52,7 +52,7 @@ class Options:
     """How settings are drawn: tpe learns from earlier trials, random does not, grid takes each combination once."""
     seed: int = 0
     """Seed of the sampler."""
-    out: Annotated[str, "FOLDER"] = ""
+    out: Annotated[str, Place("FOLDER")] = ""
     """Folder on a disk; a search in it is continued. Default: runs/tune-METHOD; with --decode-only runs/tune."""
     objectives: Annotated[str, "NAMES"] = "AP"
     """With --method: AP, or AP and costs, separated by commas: parameters, gflops, predict_ms."""
@@ -120,10 +120,9 @@ def _planned(options: Options, overrides: Given) -> _Plan:
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.config.loading import read_yaml
-    from posefleet.platform.runtime.paths import resolve_path
 
     if options.decode_only:
-        checkpoint = find_checkpoint(resolve_path(options.checkpoint))
+        checkpoint = find_checkpoint(options.checkpoint)
         base = override(read_meta(checkpoint).experiment, overrides)
         folder = options.out or "runs/tune"
     else:
@@ -141,11 +140,10 @@ def _planned(options: Options, overrides: Given) -> _Plan:
 
 def _resumed(options: Options, overrides: Given) -> _Plan:
     from posefleet.platform.config.loading import build_experiment, read_yaml
-    from posefleet.platform.runtime.paths import resolve_path
 
     if overrides:
         raise ValueError(f"a search goes on with the settings it has; --{next(iter(overrides))} cannot change them")
-    path = Path(resolve_path(options.resume)) / PLAN
+    path = Path(options.resume) / PLAN
     if not path.exists():
         raise ValueError(f"{options.resume} holds no search: there is no {PLAN} in it")
     plan = read_yaml(path)

@@ -30,6 +30,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from posefleet.light_import import parsed, source_file
 from posefleet.memory import collect_garbage_rarely
 from posefleet.option_names import nearest
+from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redact, redact_logs
 
 T = TypeVar("T")
@@ -47,6 +48,10 @@ COLUMN = 34
 
 class Argument(str):
     """Name of a positional argument, as in ``path: Annotated[str, Argument("PATH")]``."""
+
+
+class Place(str):
+    """Placeholder of a path or URI that becomes absolute, as in ``out: Annotated[str, Place("FOLDER")]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +125,14 @@ class Option:
         plain = [None if nothing and v.lower() in ("none", "null") else literal.get(v, v) for v in values]
         try:
             value = plain if isinstance(self.arity, int) or self.arity == "*" else plain[0]
-            return pydantic.TypeAdapter(self.type).validate_python(value)
+            return self.resolved(pydantic.TypeAdapter(self.type).validate_python(value))
         except pydantic.ValidationError as error:
             given = " ".join(values)
             raise ValueError(f"{self.flag} {given}: {error.errors()[0]['msg']}") from None
+
+    def resolved(self, value: Any) -> Any:
+        """``value``; made absolute by :func:`resolve_path` if the option is a :class:`Place`."""
+        return resolve_path(value) if isinstance(_split(self.type)[1], Place) else value
 
 
 _TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -224,10 +233,14 @@ def parse(
             sys.stdout.write(_help(f"{program} {command}".strip(), about, visible, len(every) - len(visible), defaults))
             raise SystemExit(0)
         given = _parse_tokens(tokens, every, open_section)
-        chosen = {option.path: option.convert(given.pop(option.path)) for option in own if option.path in given}
+        chosen: dict[str, Any] = {}
         for option in own:
-            if option.required and option.path not in chosen:
+            if option.path in given:
+                chosen[option.path] = option.convert(given.pop(option.path))
+            elif option.required:
                 raise ValueError(f"{_spelling(option)} is missing: {_plain_text(option.help.partition('.')[0])}")
+            else:
+                chosen[option.path] = option.resolved(option.default)
         return _build(kind, chosen), given
     except ValueError as error:
         fail(f"{error}")

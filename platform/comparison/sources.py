@@ -88,7 +88,7 @@ def trials(folder: str, top: int) -> dict[str, str]:
 
 
 def _listed_trials(folder: str) -> list[dict[str, Any]]:
-    path = Path(resolve_path(folder), "trials.json")
+    path = Path(folder, "trials.json")
     listed: list[dict[str, Any]] | None = read_json(str(path))
     if listed is None:
         raise ValueError(f"{folder} is not the folder of a search: there is no {path}")
