@@ -14,7 +14,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.runtime.placement import SERVING, STEADY
@@ -57,7 +56,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     gateway = (settings, models, challengers, versions)
     if settings.direct:
         default = settings.models[0]
-        return replicas(default.name, default, default.deployment, DirectReplica, *gateway)
+        return replicas(default.name, default, default.deployment, DirectReplica, gateway)
     ingress: serve.Application = Ingress.options(**settings.ingress).bind(*gateway)  # type: ignore[attr-defined]
     return ingress
 
@@ -67,15 +66,10 @@ def build(args: Mapping[str, Any]) -> serve.Application:
 class Ingress:
     """A replica that handles HTTP requests and sends their images to the replicas that predict."""
 
-    def __init__(
-        self,
-        settings: ServerSettings,
-        models: Mapping[str, DeploymentHandle[Any]],
-        challengers: Mapping[str, DeploymentHandle[Any]],
-        versions: DeploymentHandle[Any],
-    ) -> None:
+    def __init__(self, *gateway: Any) -> None:
+        """Takes the arguments of :class:`~posefleet.serve.http.gateway.Gateway`."""
         collect_garbage_rarely()
-        self._gateway = Gateway(settings, models, challengers, versions)
+        self._gateway = Gateway(*gateway)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._gateway)
@@ -86,21 +80,13 @@ class Ingress:
 class DirectReplica(Replica):
     """A replica of the default model that handles HTTP requests itself, which saves a copy between processes."""
 
-    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self,
-        settings: ServerSettings,
-        models: Mapping[str, DeploymentHandle[Any]],
-        challengers: Mapping[str, DeploymentHandle[Any]],
-        versions: DeploymentHandle[Any],
-        *replica: Any,
-    ) -> None:
+    async def __init__(self, gateway: tuple[Any, ...], *replica: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         """
         Args:
-            settings: As the next three, an argument of ``Gateway``.
-            models: The models but the default one.
+            gateway: Arguments of ``Gateway``; its models are those but the default one.
             replica: Arguments of ``Replica``.
         """
-        self._gateway = Gateway(settings, models, challengers, versions, local=self)
+        self._gateway = Gateway(*gateway, local=self)
         await super().__init__(*replica)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -1,4 +1,4 @@
-"""Reads over HTTP what a server measured of a challenger that predicted live images beside the champion."""
+"""What a server measures of a challenger that predicts live images beside the champion, and how it is read."""
 
 import http.client
 import urllib.error
@@ -18,23 +18,26 @@ class ShadowError(RuntimeError):
     """The server gave no valid answer; the message has the reason and what to do."""
 
 
-class Shadowing(BaseModel, frozen=True):
-    """Sums and means over the live images of the present pair; before the first image all but ``images`` are None."""
+class Shadowing(BaseModel, frozen=True, use_attribute_docstrings=True):
+    """How far the present champion and challenger agree on the live images that both predicted.
+
+    It is the server's answer. Before the first image all fields but ``images`` are None.
+    """
 
     images: int = Field(ge=0)
     champion: str | None = None
-    """``models:/NAME/VERSION``."""
+    """``models:/NAME/VERSION``, or the path of a checkpoint."""
     challenger: str | None = None
     people: int | None = Field(None, ge=0)
     """People whom the champion found."""
     mean_oks: float | None = Field(None, ge=0, le=1.001)
-    """Mean OKS over the people whom both found; None if there are none."""
+    """Mean OKS between the two poses of the people whom both found; None if there are none."""
     only_champion: int | None = Field(None, ge=0)
     """People whom only the champion found."""
     only_challenger: int | None = Field(None, ge=0)
     """People whom only the challenger found."""
     champion_ms: float | None = Field(None, ge=0)
-    """Mean milliseconds of predicting an image."""
+    """Mean milliseconds of an image: the time of its batch in the network divided by the images in the batch."""
     challenger_ms: float | None = Field(None, ge=0)
 
     @property

@@ -127,13 +127,7 @@ class Gateway:
         self, model: ServedModel, data: Any, query: PoseQuery, deadline: float
     ) -> PredictResult | ErrorDetail:
         for attempts_left in reversed(range(_ATTEMPTS)):
-            options = PredictOptions(
-                timeout_s=deadline - time.monotonic(),
-                score_threshold=query.score_threshold,
-                keypoint_threshold=query.keypoint_threshold,
-                max_people=query.max_people,
-                overlay=query.overlay,
-            )
+            options = PredictOptions(timeout_s=deadline - time.monotonic(), **query.model_dump())
             response = self._send(model, data, options)
             try:
                 async with asyncio.timeout(max(0.0, options.timeout_s)):

@@ -15,21 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.data.keypoints import load_schema
+from posefleet.platform.promotion.shadow import Shadowing
 from posefleet.platform.runtime.redaction import redact
 from posefleet.serve.deployments.errors import ApiError, ErrorDetail
 from posefleet.serve.deployments.settings import ServedModel
 from posefleet.serve.deployments.versions import ServedVersion, ShadowStats
 from posefleet.serve.http.gateway import Gateway
 from posefleet.serve.http.problems import problem
-from posefleet.serve.http.schema import (
-    ModelList,
-    PoseQuery,
-    PoseQueryParameters,
-    PosesAnswer,
-    Problem,
-    Reloaded,
-    ShadowSummary,
-)
+from posefleet.serve.http.schema import ModelList, PoseQuery, PoseQueryParameters, PosesAnswer, Problem, Reloaded
 from posefleet.serve.http.security import SecurityHeaders, check_token
 from posefleet.serve.http.uploads import read_uploads
 
@@ -38,8 +31,6 @@ PAGE = Path(__file__).parents[1] / "page"
 
 def create_api(gateway: Gateway) -> FastAPI:
     """Create the ASGI application whose routes answer through ``gateway``."""
-    settings, limits = gateway.settings, gateway.settings.limits
-
     api = FastAPIOffline(
         title="posefleet",
         description="Multi-person poses: image bytes in, named keypoints out.",
@@ -47,18 +38,42 @@ def create_api(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         responses={status: _PROBLEM for status in ("4XX", "5XX")},
     )
-    body = {"requestBody": {"required": True, "content": _request_bodies()}}
+    _add_poses(api, gateway)
+    _add_models(api, gateway)
+    _add_health(api, gateway)
+    _add_error_handlers(api, gateway)
+    if gateway.settings.page:
+
+        @api.get("/", include_in_schema=False)
+        async def page() -> FileResponse:
+            return FileResponse(PAGE / "index.html")
+
+        api.mount("/page", StaticFiles(directory=PAGE))
+    if origins := gateway.settings.access.origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    api.add_middleware(SecurityHeaders)
+    return api
+
+
+def _add_poses(api: FastAPI, gateway: Gateway) -> None:
+    """Add the routes that predict."""
+    limits = gateway.settings.limits
     answers: dict[int | str, dict[str, Any]] = {
         200: {"model": PosesAnswer, "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
     }
-
-    def check_access(request: Request) -> None:
-        if settings.access.token_for == "everything":
-            check_token(request)
+    described: dict[str, Any] = {
+        "responses": answers,
+        "openapi_extra": {"requestBody": {"required": True, "content": _request_bodies()}},
+    }
 
     async def poses(request: Request, query: PoseQuery, name: str | None) -> Response:
         start = time.monotonic()
-        check_access(request)
+        _check_access(request, gateway)
         model = gateway.model(name)
         request.state.model = model.name
         uploads = await read_uploads(request, limits)
@@ -77,17 +92,22 @@ def create_api(gateway: Gateway) -> FastAPI:
         }
         return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
 
-    @api.post("/v1/poses", responses=answers, openapi_extra=body, summary="Poses by the default model")
+    @api.post("/v1/poses", summary="Poses by the default model", **described)
     async def default_poses(request: Request, query: PoseQueryParameters) -> Response:
         return await poses(request, query, None)
 
-    @api.post("/v1/models/{name}/poses", responses=answers, openapi_extra=body, summary="Poses by one model")
+    @api.post("/v1/models/{name}/poses", summary="Poses by one model", **described)
     async def model_poses(request: Request, name: str, query: PoseQueryParameters) -> Response:
         return await poses(request, query, name)
 
+
+def _add_models(api: FastAPI, gateway: Gateway) -> None:
+    """Add the routes that tell and change which versions are served."""
+    settings = gateway.settings
+
     @api.get("/v1/models", response_model=ModelList, summary="The served models and their versions")
     async def models(request: Request) -> Any:
-        check_access(request)
+        _check_access(request, gateway)
         served = await gateway.served()
         return {
             "models": [
@@ -102,19 +122,21 @@ def create_api(gateway: Gateway) -> FastAPI:
     async def reload(request: Request, name: str) -> Any:
         check_token(request)
         model = gateway.model(name)
-        outcome = await gateway.versions.reload.remote(model.name, limits.reload_s)
+        outcome = await gateway.versions.reload.remote(model.name, settings.limits.reload_s)
         if isinstance(outcome, ErrorDetail):
             raise ApiError(outcome.reason, outcome.detail)
         return outcome
 
-    @api.get("/v1/models/{name}/shadow", response_model=ShadowSummary, summary="Champion and challenger on live images")
-    async def shadow(request: Request, name: str) -> Any:
-        check_access(request)
+    @api.get("/v1/models/{name}/shadow", summary="Champion and challenger on live images")
+    async def shadow(request: Request, name: str) -> Shadowing:
+        _check_access(request, gateway)
         model = gateway.model(name)
         if model.shadow is None:
             raise ApiError("unknown_model", f"{name} has no challenger; set `shadow` in the configuration")
         return _summarize(await gateway.versions.shadow_stats.remote(model.name))
 
+
+def _add_health(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/healthz", summary="This replica is alive")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -125,24 +147,10 @@ def create_api(gateway: Gateway) -> FastAPI:
             raise ApiError("no_model", f"not ready: {', '.join(unready)}")
         return {"status": "ready"}
 
-    if settings.page:
 
-        @api.get("/", include_in_schema=False)
-        async def page() -> FileResponse:
-            return FileResponse(PAGE / "index.html")
-
-        api.mount("/page", StaticFiles(directory=PAGE))
-
-    _add_error_handlers(api, gateway)
-    if settings.access.origins:
-        api.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.access.origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-        )
-    api.add_middleware(SecurityHeaders)
-    return api
+def _check_access(request: Request, gateway: Gateway) -> None:
+    if gateway.settings.access.token_for == "everything":
+        check_token(request)
 
 
 def _add_error_handlers(api: FastAPI, gateway: Gateway) -> None:
@@ -207,18 +215,17 @@ def describe_model(model: ServedModel, version: ServedVersion | None) -> dict[st
     return asdict(version) | info | {"checkpoint": redact(version.checkpoint), "keypoint_set": keypoint_set}
 
 
-def _summarize(stats: ShadowStats | None) -> dict[str, Any]:
-    """The fields of ``schema.ShadowSummary``."""
+def _summarize(stats: ShadowStats | None) -> Shadowing:
     if stats is None:
-        return {"images": 0}
-    return {
-        "images": stats.images,
-        "champion": redact(stats.champion),
-        "challenger": redact(stats.challenger),
-        "people": stats.pairs + stats.only_champion,
-        "mean_oks": stats.oks / stats.pairs if stats.pairs else None,
-        "only_champion": stats.only_champion,
-        "only_challenger": stats.only_challenger,
-        "champion_ms": stats.champion_ms / stats.images,
-        "challenger_ms": stats.challenger_ms / stats.images,
-    }
+        return Shadowing(images=0)
+    return Shadowing(
+        images=stats.images,
+        champion=redact(stats.champion),
+        challenger=redact(stats.challenger),
+        people=stats.pairs + stats.only_champion,
+        mean_oks=stats.oks / stats.pairs if stats.pairs else None,
+        only_champion=stats.only_champion,
+        only_challenger=stats.only_challenger,
+        champion_ms=stats.champion_ms / stats.images,
+        challenger_ms=stats.challenger_ms / stats.images,
+    )

@@ -115,22 +115,6 @@ class Reloaded(BaseModel):
     replicas: int = Field(description="Number of replicas that serve it now.")
 
 
-class ShadowSummary(BaseModel):
-    """How far the present champion and challenger agree on the live images that both predicted."""
-
-    images: int
-    champion: str | None = None
-    challenger: str | None = None
-    people: int | None = Field(None, description="Poses of the champion.")
-    mean_oks: float | None = Field(None, description="Mean OKS between the two poses of people whom both found.")
-    only_champion: int | None = Field(None, description="People whom the challenger missed.")
-    only_challenger: int | None = Field(None, description="People whom the champion missed.")
-    champion_ms: float | None = Field(
-        None, description="Mean milliseconds per image: the time of its batch divided by the images in the batch."
-    )
-    challenger_ms: float | None = None
-
-
 class Problem(BaseModel):
     """Why a request failed (RFC 9457, application/problem+json)."""
 
