@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -45,6 +45,8 @@ CHECKPOINT = "checkpoint"
 """Name of the checkpoint's folder among the files of a version."""
 
 _ADDRESS = re.compile(rf"{MODELS}(?P<name>[\w.-]+)(@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ def find_alias(uri: str, name: str, alias: str) -> Version | None:
     uri = store_uri(uri)
     with explained(uri):
         client = connect(uri)
-        model = _model(client, name)
+        model = _if_known(client.get_registered_model, name)
         return _aliased(client, model, alias) if model else None
 
 
@@ -174,7 +176,7 @@ def find_model(address: str, uri: str = "") -> str:
 
 
 def _find(client: "MlflowClient", uri: str, address: str, name: str, alias: str | None, version: str | None) -> Version:
-    model, shown = _model(client, name), redact(uri)
+    model, shown = _if_known(client.get_registered_model, name), redact(uri)
     if model is None:
         known = ", ".join(sorted(model.name for model in client.search_registered_models()))
         has = f"it has {known}" if known else "it has no models; posefleet promote registers one"
@@ -197,11 +199,12 @@ def _existing(uri: str, address: str) -> str:
     return uri
 
 
-def _model(client: "MlflowClient", name: str) -> "RegisteredModel | None":
+def _if_known(get: Callable[[str], _T], name: str) -> _T | None:
+    """What ``get`` returns for a name or id; None where MLflow knows no such thing."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_registered_model(name)
+        return get(name)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
@@ -254,10 +257,11 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
     uri, release = store_uri(uri), replace(release, tags={key: redact(text) for key, text in release.tags.items()})
     with explained(uri), contextlib.ExitStack() as undo:
         client = connect(uri)
-        if _model(client, name) is None:
+        if _if_known(client.get_registered_model, name) is None:
             client.create_registered_model(name)
             undo.callback(_attempt, client.delete_registered_model, name)
-        training = _known_run(client, release.training_run)
+        known = release.training_run and _if_known(client.get_run, release.training_run)
+        training = release.training_run if known else ""  # the checkpoint may come from another store
         run_id = _open_run(uri, name, release, training)
         undo.callback(_attempt, client.delete_run, run_id)
         model_id, source = _log_model(client, name, release, run_id, training or run_id, undo)
@@ -366,21 +370,6 @@ def _attempt(step: Callable[..., object], *arguments: object) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- MLflow's records
-
-
-def _known_run(client: "MlflowClient", run_id: str) -> str:
-    """``run_id`` if the store has such a run, else an empty string: the checkpoint may come from another store."""
-    from mlflow.exceptions import MlflowException
-
-    if not run_id:
-        return ""
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return ""
-        raise
-    return run_id
 
 
 def _open_run(uri: str, name: str, release: Release, training: str) -> str:

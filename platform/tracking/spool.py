@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posefleet.data.io.files import read_json
+from posefleet.data.io.files import read_json, write_file
 from posefleet.platform.runtime.redaction import redact
 
 Event = dict[str, Any]
@@ -44,7 +44,7 @@ class Spool:
         header = spool.folder / "run.json"
         if header.exists() and (other := spool.header()["run_id"]) != run_id:
             raise ValueError(f"{folder} holds events of run {other}, not of {run_id}: give every run its own folder")
-        _write_whole(header, json.dumps({"uri": redact(uri), "run_id": run_id}))
+        write_file(str(header), json.dumps({"uri": redact(uri), "run_id": run_id}).encode())
         return spool
 
     def header(self) -> dict[str, str]:
@@ -109,7 +109,7 @@ class Spool:
 
         If a crash loses this mark, the events are sent again, which changes nothing on the server.
         """
-        _write_whole(self._sent, str(offset))
+        write_file(str(self._sent), str(offset).encode())
         for event in events:
             if event["kind"] == "artifact":
                 shutil.rmtree((self.folder / event["file"]).parent, ignore_errors=True)
@@ -120,13 +120,6 @@ class Spool:
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace the content of ``path`` atomically: a reader sees the old text or the new one."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text)
-    new.replace(path)
 
 
 def _ends_with_newline(descriptor: int) -> bool:

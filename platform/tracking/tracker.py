@@ -84,10 +84,6 @@ class Tracker:
         folder, _, file = name.rpartition("/")
         self._log_files(lambda: self.spool.keep_bytes(file, data), folder, name)
 
-    def log_text(self, name: str, text: str) -> None:
-        """Log ``text`` as the artifact ``name``."""
-        self.log_bytes(name, text.encode())
-
     def store(self) -> None:
         """Write everything logged so far to the spool. If the disk fails, log a warning and keep it in memory."""
         try:

@@ -214,25 +214,8 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     if experiment.run.init_from and not CheckpointStore(f"{folder}/checkpoints").names():
         weights = find_checkpoint(experiment.run.init_from, tracking=experiment.run.tracking)
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
-    uri = _store(known, experiment)
-    inputs = _inputs(experiment)
-    run_id = tracking.start_run(
-        uri,
-        experiment.run.experiment,
-        name,
-        params=to_dict(experiment),
-        tags={
-            "method": experiment.method,
-            "folder": folder,
-            **({"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}),
-            **{f"data.{data.use}": data.fingerprint for data in inputs},
-        },
-        inputs=inputs,
-        resume_run_id=known["run_id"] if known else None,
-    )
-    run = Run(folder=folder, run_id=run_id, tracking_uri=uri)
-    if not known:
-        _remember(run, experiment.method)
+    parent = {"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}
+    run = _open(experiment, folder, known, name=name, params=to_dict(experiment), tags=parent)
     run.allow()
     return experiment, run
 
@@ -252,17 +235,34 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
     known = _read_run_file(folder)
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is of method {known['method']!r}, not {experiment.method!r}; choose another folder")
-    uri = _store(known, experiment)
+    params = {"search": settings, **to_dict(experiment)}
+    return _open(experiment, folder, known, name=Path(folder).name, params=params, tags={"kind": "search"})
+
+
+def _open(
+    experiment: Experiment,
+    folder: str,
+    known: Mapping[str, str] | None,
+    *,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> Run:
+    """Open the MLflow run of ``folder``, or go on with the ``known`` one, the content of the folder's ``run.json``."""
+    if known:
+        uri = restored(known["tracking_uri"], experiment.run.tracking)
+    else:
+        uri = store_uri(experiment.run.tracking, experiment.run.storage)
     inputs = _inputs(experiment)
     run_id = tracking.start_run(
         uri,
         experiment.run.experiment,
-        Path(folder).name,
-        params={"search": settings, **to_dict(experiment)},
+        name,
+        params=params,
         tags={
             "method": experiment.method,
             "folder": folder,
-            "kind": "search",
+            **tags,
             **{f"data.{data.use}": data.fingerprint for data in inputs},
         },
         inputs=inputs,
@@ -272,13 +272,6 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
     if not known:
         _remember(run, experiment.method)
     return run
-
-
-def _store(known: Mapping[str, str] | None, experiment: Experiment) -> str:
-    """Address of the MLflow store: that of the known run, or the experiment's."""
-    if known:
-        return restored(known["tracking_uri"], experiment.run.tracking)
-    return store_uri(experiment.run.tracking, experiment.run.storage)
 
 
 def _inputs(experiment: Experiment) -> list[tracking.DataInput]:
