@@ -203,11 +203,6 @@ def random_build(rng: np.random.Generator) -> Build:
     )
 
 
-def stand_at_ease() -> Posture:
-    """Upright, arms and legs slightly apart."""
-    return Posture((Limb(0, 14, 0, 8), Limb(0, 14, 0, 8)), (Limb(0, 6), Limb(0, 6)))
-
-
 def random_posture(rng: np.random.Generator) -> Posture:
     """Any posture, at about the frequency of photographs: mostly upright, sometimes seated, bent or lying."""
     draw = pick(rng, _ALL_POSTURES)

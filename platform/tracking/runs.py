@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from posefleet.command_line import Argument
 from posefleet.platform.runtime.redaction import redact
-from posefleet.platform.tracking.client import TrackingError, clean_name, connect, explained, first_line, tracking_uri
+from posefleet.platform.tracking.client import clean_name, connect, explained, first_line, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,29 +166,6 @@ def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[
         client = connect(uri)
         found = {name: client.get_metric_history(run_id, name) for name in names}
     return {name: sorted((point.step, point.value) for point in points) for name, points in found.items()}
-
-
-def find_runs(uri: str, experiment_name: str, filter_string: str = "") -> list[RunSummary]:
-    """Runs of an experiment, newest first.
-
-    Args:
-        filter_string: Filter in MLflow's syntax, such as ``"params.method = 'smpr'"``. Empty: all runs.
-
-    Raises:
-        TrackingError: There is no such experiment, or MLflow does not answer.
-    """
-    uri = tracking_uri(uri)
-    with explained(uri):
-        client = connect(uri)
-        experiment = client.get_experiment_by_name(experiment_name)
-        if experiment is None:
-            raise TrackingError(f"{uri} has no experiment {experiment_name!r}")
-        runs, token = [], None
-        while token != "":
-            page = client.search_runs([experiment.experiment_id], filter_string, page_token=token)
-            runs += [_summary(run) for run in page]
-            token = page.token or ""
-    return runs
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, str]:

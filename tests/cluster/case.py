@@ -16,11 +16,12 @@ from faults import Plan
 from nodes import Cluster, environment
 from processes import kill_family, wait_for
 from steps import Step, read_steps, samples_seen
+from tracked_runs import find_runs
 
 from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoints.format import WEIGHTS, read_content
 from posefleet.platform.checkpoints.store import CheckpointStore
-from posefleet.platform.tracking.runs import find_runs, read_metrics, read_run
+from posefleet.platform.tracking.runs import read_metrics, read_run
 from posefleet.platform.tracking.spool import Spool
 from posefleet.platform.training.run import read_run as open_run_of
 

@@ -14,13 +14,14 @@ from elastic_nodes import ElasticRun, Nodes, nodes, power_cut_and_new_node
 from elastic_record import last_taken
 from small_settings import small_settings
 from torch.nn.utils import parameters_to_vector
+from tracked_runs import find_runs
 
 from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.checkpoints.load import build_model, load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.tracking.runs import find_runs, read_metrics
+from posefleet.platform.tracking.runs import read_metrics
 
 pytestmark = [
     pytest.mark.slow,

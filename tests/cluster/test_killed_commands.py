@@ -15,9 +15,9 @@ from case import Case, place
 from nodes import environment
 from processes import kill_family, wait_for
 from small_settings import small_settings
+from tracked_runs import find_runs
 
 from posefleet.jobs.tune import main
-from posefleet.platform.tracking.runs import find_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -9,8 +9,11 @@ from posefleet.data.keypoints import COCO17
 from posefleet.data.synthetic.bodies import Figure, make_figure, random_look
 from posefleet.data.synthetic.canvas import Canvas, fixed_point
 from posefleet.data.synthetic.figures import PARTS_PER_PERSON, Painted, Part, paint_figure
-from posefleet.data.synthetic.postures import Build, stand_at_ease
+from posefleet.data.synthetic.postures import Build, Limb, Posture
 from posefleet.data.synthetic.scenes import annotate_person
+
+AT_EASE = Posture((Limb(0, 14, 0, 8), Limb(0, 14, 0, 8)), (Limb(0, 6), Limb(0, 6)))
+"""Upright, arms and legs slightly apart."""
 
 NAMES = {name: i for i, name in enumerate(COCO17.keypoints)}
 
@@ -18,7 +21,7 @@ NAMES = {name: i for i, name in enumerate(COCO17.keypoints)}
 def standing(yaw: float = 0.0) -> Figure:
     """A person of 200 pixels in short hair, the hips at (150, 130)."""
     look = replace(random_look(np.random.default_rng(0)), haircut="short", legwear="trousers")
-    return replace(make_figure(stand_at_ease(), Build(), look, 200.0, yaw), origin=(150.0, 130.0))
+    return replace(make_figure(AT_EASE, Build(), look, 200.0, yaw), origin=(150.0, 130.0))
 
 
 def empty_canvas(width: int = 300, height: int = 260) -> Canvas:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mlflow_server import Server
 from small_settings import untrained_checkpoint
+from tracked_runs import find_runs
 
 from posefleet.command_line import fail, report_error
 from posefleet.platform.checkpoints.format import read_content
@@ -20,7 +21,7 @@ from posefleet.platform.runtime.redaction import redact, restored
 from posefleet.platform.tracking.__main__ import sync_spool
 from posefleet.platform.tracking.client import TrackingError, pages, store_uri, tracking_uri
 from posefleet.platform.tracking.registry import find_version
-from posefleet.platform.tracking.runs import find_runs, flatten, start_run
+from posefleet.platform.tracking.runs import flatten, read_metrics, start_run
 from posefleet.platform.tracking.runs import read_run as read_mlflow_run
 from posefleet.platform.tracking.spool import Spool
 from posefleet.platform.tracking.tracker import Tracker
@@ -146,7 +147,7 @@ def test_messages_have_no_password(
         messages.append(str(bad.value))
     for ask in (
         lambda: start_run(away, "x", "y", params={}, tags={}),
-        lambda: find_runs(away, "x"),
+        lambda: read_metrics(away, "0" * 32, ["loss"]),
         lambda: find_version("models:/smpr@champion", away),
     ):
         with pytest.raises(TrackingError) as refused:

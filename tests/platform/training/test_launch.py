@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tracked_runs import find_runs
 
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.tracking.runs import find_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 

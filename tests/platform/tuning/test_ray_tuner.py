@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import yaml
 from processes import kill_a_child, wait_for
+from tracked_runs import find_runs
 
 from posefleet.jobs.tune import main
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.tracking.runs import RunSummary, find_runs, read_metrics
+from posefleet.platform.tracking.runs import RunSummary, read_metrics
 from posefleet.platform.training.run import Run, open_search
 from posefleet.platform.tuning.ray_tuner import SearchConfig, max_concurrent_trials, run_search
 from posefleet.platform.tuning.report import log_search
