@@ -12,11 +12,11 @@ posefleet compare --ablate smpr --data synthetic --epochs 0.7 --seeds 3 --rows b
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,12 +24,8 @@ from posefleet.command_line import Given, Place, fail, one_of
 from posefleet.platform.config.cli import WORKERS, override, parse_with_settings
 
 if TYPE_CHECKING:
-    from posefleet.platform.comparison.ablation import Row
+    from posefleet.platform.comparison.ablation import Row, Trials
     from posefleet.platform.config.experiment import Experiment
-    from posefleet.platform.runtime.worker import LocalWorker
-
-    Trials = dict[tuple[str, int], tuple[Experiment, Experiment]]
-    """(row, seed) -> (experiment that is trained, experiment with which its weights are scored)."""
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 IMAGES, HELD_OUT = 4000, 150
@@ -98,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parse(arguments)
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoints.format import CheckpointError
-    from posefleet.platform.comparison import sources
+    from posefleet.platform.comparison import report, sources
     from posefleet.platform.comparison.budget import folder_of, train_all
     from posefleet.platform.tracking.client import TrackingError
 
@@ -107,7 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Path(options.out)
     try:
         if options.ablate:
-            return _ablate(options, overrides, out)
+            rows, trials = _ablation(options, overrides, out)
+            if not train_all({trained.run.name: trained for trained, _ in trials.values()}):
+                return 1
+            sys.stdout.write(report.compare_rows(rows, trials, out))
+            return 0
         if options.methods:
             experiments = _methods(options, overrides, out)
             if not train_all(experiments):
@@ -120,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs, about = sources.registered(options.registry), "Registered models by version and alias."
         else:
             runs, about = sources.named_runs(options.runs), ""
-        return _compare(runs, options.eval, out, about)
+        sys.stdout.write(report.compare_runs(runs, out, data=options.eval, about=about))
+        return 0
     except (ValueError, DataError, CheckpointError, TrackingError) as error:
         fail(str(error))
 
@@ -207,50 +208,14 @@ def _synthetic(data: str, out: Path) -> str:
 # ---------------------------------------------------------------------------------------------------- ablations
 
 
-def _ablate(options: Options, overrides: Given, out: Path) -> int:
-    """Train every row once for each seed, then write their scores and whether they rank as in the paper."""
-    from posefleet.platform.comparison import ablation, budget
-    from posefleet.platform.comparison import compare as comparison
-    from posefleet.platform.comparison import figures as comparison_figures
-    from posefleet.platform.comparison.budget import train_all
-    from posefleet.platform.runtime.worker import LocalWorker
-    from posefleet.platform.visualization import plots
+def _ablation(options: Options, overrides: Given, out: Path) -> "tuple[list[Row], Trials]":
+    """The rows to train, and their experiments."""
+    from posefleet.platform.comparison.ablation import choose, plan_trials
 
-    rows = ablation.choose(_ladder(options.ablate), options.rows)
+    rows = choose(_ladder(options.ablate), options.rows)
     common = _common([options.ablate], options, overrides, out)
-    trials = _trials(rows, options, common)
-    if not train_all({experiment.run.name: experiment for experiment, _ in trials.values()}):
-        return 1
-    worker = LocalWorker()
-    scores: dict[str, dict[int, dict[str, float]]] = {row.name: {} for row in rows}
-    for (row, seed), (trained, decoded) in trials.items():
-        scores[row][seed] = comparison.scores(budget.folder_of(trained), decoded, worker)
-    found = ablation.orderings(rows, scores)
-    text = f"{ablation.as_markdown(rows, scores)}\n\n{ablation.orderings_as_markdown(found)}"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "ablation.md").write_text(text + "\n")
-    (out / "ablation.json").write_text(json.dumps(scores, indent=1) + "\n")
-    here = {row.name: [values["AP"] for values in scores[row.name].values()] for row in rows}
-    figure = comparison_figures.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows})
-    plots.save_png(figure, out / "ablation.png")
-    (out / "ablation.html").write_text(_ladder_page(trials, worker))
-    sys.stdout.write(f"{text}\n\n{_written(out, 'ablation')}")
-    return 0
-
-
-def _ladder_page(trials: "Trials", worker: "LocalWorker") -> str:
-    """HTML page that compares the rows of the first seed."""
-    from posefleet.platform.comparison import budget
-    from posefleet.platform.comparison import compare as comparison
-    from posefleet.platform.comparison import html as page
-
-    entries, (_, first) = [], next(iter(trials))
-    for (row, seed), (trained, decoded) in trials.items():
-        if seed == first:
-            sys.stderr.write(f"scoring and timing {row}\n")
-            entries.append(comparison.score_run(row, budget.folder_of(trained), worker, experiment=decoded))
-    about = f"The rows of an ablation, all with seed {first}; ablation.md has every seed and the paper's numbers."
-    return page.render(entries, comparison.differences(entries), about=about)
+    build = partial(_experiment, options.ablate, options=options, arguments=common)
+    return rows, plan_trials(rows, build, seeds=options.seeds, epochs=options.epochs, minutes=options.minutes)
 
 
 def _ladder(method: str) -> "list[Row]":
@@ -261,70 +226,6 @@ def _ladder(method: str) -> "list[Row]":
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ValueError(f"no ablation of {method!r}; configs/ladders/ has {names}")
     return read_ladder(path)
-
-
-def _trials(rows: "Sequence[Row]", options: Options, common: Given) -> "Trials":
-    """Experiments of all rows, seed by seed, so that scores of all rows are there early."""
-    from posefleet.platform.comparison.budget import budgeted
-
-    def experiment(settings: Mapping[str, Any]) -> "Experiment":
-        return _experiment(options.ablate, settings, options, common)
-
-    def of_seed(experiment: "Experiment", training: str, seed: int) -> "Experiment":
-        run = dataclasses.replace(experiment.run, name=f"{training}-seed{seed}")
-        return dataclasses.replace(experiment, seed=seed, run=run)
-
-    first = experiment({}).seed
-    trained = {row.training: of_seed(experiment(row.trained), row.training, first) for row in rows}
-    trained = budgeted(trained, epochs=options.epochs, minutes=options.minutes)
-    decoded = {row.name: experiment(row.decoded) for row in rows}
-    trials = {}
-    for seed in range(first, first + options.seeds):
-        for row in rows:
-            whole = of_seed(trained[row.training], row.training, seed)
-            other = decoded[row.name]
-            trials[row.name, seed] = whole, dataclasses.replace(whole, model=other.model, evaluate=other.evaluate)
-    return trials
-
-
-# ---------------------------------------------------------------------------------------------------- finished runs
-
-
-def _compare(runs: Mapping[str, str], data: str, out: Path, about: str) -> int:
-    from posefleet.platform.checkpoints.format import read_meta
-    from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.comparison import compare as comparison
-    from posefleet.platform.comparison import figures as comparison_figures
-    from posefleet.platform.comparison import html as page
-    from posefleet.platform.runtime.worker import LocalWorker
-    from posefleet.platform.visualization import plots
-
-    warning = comparison.same_data({n: read_meta(find_checkpoint(run)).experiment for n, run in runs.items()})
-    entries = []
-    for name, run in runs.items():
-        sys.stderr.write(f"scoring and timing {name}\n")
-        entries.append(comparison.score_run(name, run, LocalWorker(), data=data))
-    differences = comparison.differences(entries)
-    text = comparison.as_markdown(entries, differences)
-    if warning:
-        text += f"\n\nNot the same conditions: {warning}."
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.md").write_text(text + "\n")
-    (out / "comparison.json").write_text(json.dumps(comparison.as_dict(entries), indent=1) + "\n")
-    times = {entry.name: entry.cost.predict_ms for entry in entries}
-    plots.save_png(
-        comparison_figures.comparison_figure({e.name: e.evaluation.ap for e in entries}, times), out / "comparison.png"
-    )
-    warnings = [f"Not the same conditions: {warning}."] if warning else []
-    (out / "comparison.html").write_text(page.render(entries, differences, about=about, warnings=warnings))
-    sys.stdout.write(f"{text}\n\n{_written(out, 'comparison')}")
-    return 0
-
-
-def _written(out: Path, name: str) -> str:
-    """Paths of the written files, for the end of the output."""
-    kinds = {"table": "md", "plot": "png", "page": "html"}
-    return "".join(f"  {kind:5}  {out / name}.{suffix}\n" for kind, suffix in kinds.items())
 
 
 if __name__ == "__main__":

@@ -5,14 +5,17 @@ that it adds to those of the rows before it: under ``set`` if they need a traini
 they only change how poses are predicted from the weights of the last row that was trained.
 """
 
+import dataclasses
 import itertools
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posefleet.platform.comparison.budget import budgeted
+from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.visualization.tables import table
 
@@ -21,6 +24,9 @@ SHOWN = ("AP", "AP50", "AP75", "APM", "APL", "AR")
 
 Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Name of a row -> seed -> statistics in [0, 1]."""
+
+Trials = Mapping[tuple[str, int], tuple[Experiment, Experiment]]
+"""(row, seed) -> (experiment that is trained, experiment with which its weights are scored)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +84,40 @@ def choose(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
             raise ValueError(f"no row {name!r}; the ladder has {listed}")
     chosen = [known[name] for name in wanted]
     return [row for row in rows if row in chosen] if wanted else list(rows)
+
+
+def plan_trials(
+    rows: Sequence[Row],
+    build: Callable[[Mapping[str, Any]], Experiment],
+    *,
+    seeds: int,
+    epochs: float | None = None,
+    minutes: float | None = None,
+) -> Trials:
+    """Experiments of all rows, seed by seed, so that scores of all rows are there early.
+
+    Args:
+        rows: Rows of the ladder.
+        build: Builds an experiment with settings by dotted name; its seed is the first one.
+        seeds: Number of seeds.
+        epochs: Budget of each training, see :func:`~posefleet.platform.comparison.budget.budgeted`.
+        minutes: Budget of each training, likewise.
+    """
+
+    def of_seed(experiment: Experiment, training: str, seed: int) -> Experiment:
+        run = dataclasses.replace(experiment.run, name=f"{training}-seed{seed}")
+        return dataclasses.replace(experiment, seed=seed, run=run)
+
+    first = build({}).seed
+    trained = {row.training: of_seed(build(row.trained), row.training, first) for row in rows}
+    trained = budgeted(trained, epochs=epochs, minutes=minutes)
+    decoded = {row.name: build(row.decoded) for row in rows}
+    trials = {}
+    for seed in range(first, first + seeds):
+        for row in rows:
+            whole, other = of_seed(trained[row.training], row.training, seed), decoded[row.name]
+            trials[row.name, seed] = whole, dataclasses.replace(whole, model=other.model, evaluate=other.evaluate)
+    return trials
 
 
 def as_markdown(rows: Sequence[Row], scores: Scores) -> str:

@@ -5,18 +5,18 @@ import pytest
 from posefleet.jobs import compare
 from posefleet.models import available_methods
 from posefleet.platform.checkpoints.load import build_model
-from posefleet.platform.comparison import ablation
 from posefleet.platform.comparison.budget import budgeted
 
+SHARDS = ("--data", "/data/shards")
 DATA = {"data.train": ["/data/shards/train2017"]}
+OUT = Path("/out")
+
 LADDERS = sorted(path.stem for path in (compare.CONFIGS / "ladders").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("method", LADDERS)
 def test_every_row_of_a_ladder_differs_from_the_others_and_can_be_built(method: str) -> None:
-    options, _ = compare._parse(["--ablate", method])
-    rows = compare._ladder(method)
-    trials = compare._trials(rows, options, DATA)
+    rows, trials = compare._ablation(*compare._parse(["--ablate", method, *SHARDS]), OUT)
     assert [name for name, _ in trials] == [row.name for row in rows]
     assert len({str((scored.model, scored.evaluate)) for _, scored in trials.values()}) == len(rows)
     assert len({row.training for row in rows}) == len({str(row.trained) for row in rows})
@@ -26,9 +26,8 @@ def test_every_row_of_a_ladder_differs_from_the_others_and_can_be_built(method: 
 
 
 def test_a_row_is_trained_once_for_each_seed_and_the_run_is_named_after_it() -> None:
-    options, rest = compare._parse(["--ablate", "smpr", "--seeds", "2", "--seed", "5", "--epochs", "1"])
-    rows = ablation.choose(compare._ladder("smpr"), ["1", "+ PSM"])
-    trials = compare._trials(rows, options, {**DATA, **rest})
+    chosen = ["--rows", "1", "+ PSM", "--seeds", "2", "--seed", "5", "--epochs", "1"]
+    _, trials = compare._ablation(*compare._parse(["--ablate", "smpr", *chosen, *SHARDS]), OUT)
     trained = [experiment for experiment, _ in trials.values()]
     names = ["smpr-1-baseline-seed5", "smpr-5-psm-seed5", "smpr-1-baseline-seed6", "smpr-5-psm-seed6"]
     assert [e.run.name for e in trained] == names
@@ -37,8 +36,7 @@ def test_a_row_is_trained_once_for_each_seed_and_the_run_is_named_after_it() -> 
 
 
 def test_rows_that_only_decode_differently_share_a_training() -> None:
-    options, rest = compare._parse(["--ablate", "detposenet"])
-    trials = compare._trials(compare._ladder("detposenet"), options, {**DATA, **rest})
+    _, trials = compare._ablation(*compare._parse(["--ablate", "detposenet", *SHARDS]), OUT)
     assert {trained.run.name for trained, _ in trials.values()} == {"detposenet-1-box-nms-seed0"}
     assert {trained.model.filter.mode for trained, _ in trials.values()} == {"nms"}
     scored = {name: (e.model.filter.mode, e.evaluate.oracle_boxes) for (name, _), (_, e) in trials.items()}

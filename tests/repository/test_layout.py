@@ -94,7 +94,7 @@ OPEN = {
     "models/parts/ops": "assign cells decode heatmaps losses nms oks",
     "models/parts/regression": "dense_model oks_gate pose_head pose_loss positives pyramid_model",
     "platform/checkpoints": "format load resolve store",
-    "platform/comparison": "ablation budget compare figures html sources",
+    "platform/comparison": "ablation budget report sources",
     "platform/config": "cli experiment loading",
     "platform/inference": "evaluate latency onnx predictor split",
     "platform/monitoring": "profiler stragglers watchdog",
