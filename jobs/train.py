@@ -5,12 +5,11 @@ python jobs/train.py smpr --config jobs/configs/smpr_demo.yaml --data.train /dat
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from posefleet.command_line import fail
-from posefleet.platform.config.cli import parse_experiment
+from posefleet.command_line import HELP, fail
+from posefleet.platform.config.cli import dotted, parse_experiment
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MOST_SHOWN = 12
@@ -24,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from posefleet.light_import import light_import
 
         names = ", ".join(light_import("posefleet.models", "available_methods")())
-        if method not in ("-h", "--help", "--help-all"):
+        if method not in HELP:
             fail(f"the method is missing; give one of {names}: posefleet train METHOD")
         sys.stdout.write(f"usage: posefleet train METHOD [--OPTION VALUE ...]\n\n{__doc__}\n")
         sys.stdout.write(f"METHOD is one of {names}.\nposefleet train METHOD --help shows its options.\n")
@@ -44,17 +43,10 @@ def _changed(method: str) -> list[str]:
     """Settings of the method that people change: those in its shipped configs, the published config's first."""
     import yaml
 
-    def names(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                yield from names(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}"
-
     found: dict[str, None] = {}
     for file in (CONFIGS / f"{method}.yaml", CONFIGS / f"{method}_demo.yaml"):
         if file.exists():
-            found |= dict.fromkeys(names(yaml.safe_load(file.read_text()).get("model", {}), "model."))
+            found |= dict.fromkeys(dotted(yaml.safe_load(file.read_text()).get("model", {}), "model."))
     return list(found)[:MOST_SHOWN]
 
 

@@ -162,16 +162,17 @@ def _values_of_file(given: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
     import yaml
 
     found: dict[str, Any] = {}
-
-    def enter(values: Mapping[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            found[f"{prefix}{key}"] = value
-            if isinstance(value, dict):
-                enter(value, f"{prefix}{key}.")
-
     for path in given.get("config", []):
         try:
-            enter(yaml.safe_load(Path(path).read_text()), "")
+            found |= dotted(yaml.safe_load(Path(path).read_text()))
         except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
             raise ValueError(f"{path} is no config file: {error}") from None
+    return found
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name: ``{"optim": {"lr": 0.1}}`` -> ``{"optim.lr": 0.1}``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
