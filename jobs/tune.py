@@ -9,7 +9,7 @@ posefleet tune --decode-only --checkpoint runs/smpr-r50 --space jobs/configs/spa
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +18,6 @@ from posefleet.command_line import Given, Place, fail, one_of, report_error
 from posefleet.platform.config.cli import DATA, WORKERS, configured, override, parse_with_settings
 
 if TYPE_CHECKING:
-    from posefleet.data.evaluation.evaluate import Evaluation
     from posefleet.platform.config.experiment import Experiment
     from posefleet.platform.tuning.space import Space
 
@@ -90,10 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.data.errors import DataError
     from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.tracking.client import TrackingError
+    from posefleet.platform.tuning.report import NoResult
 
     try:
         plan = _resumed(options, overrides) if options.resume else _planned(options, overrides)
         return _decode_only(plan) if plan.options["decode_only"] else _train(plan)
+    except NoResult as error:
+        report_error(error)
+        return 1
     except (ValueError, DataError, CheckpointError, TrackingError, MemoryError) as error:
         fail(str(error))
 
@@ -172,20 +175,16 @@ def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[
     )
 
 
-# ---------------------------------------------------------------------------------------------------- with training
-
-
 def _train(plan: _Plan) -> int:
+    """Search by training trials."""
     from posefleet.data.shards.layout import read_manifest
     from posefleet.platform.training.loop import check_data
-    from posefleet.platform.training.run import RunLogger, open_search
-    from posefleet.platform.tuning.ray_tuner import SearchConfig, run_search
-    from posefleet.platform.tuning.report import log_search, report_files
+    from posefleet.platform.tuning.ray_tuner import SearchConfig, train_trials
     from posefleet.platform.tuning.study import Search
 
     options, base = plan.options, plan.base
     names = {field.name for field in dataclasses.fields(SearchConfig)}
-    engine = SearchConfig(**{name: value for name, value in options.items() if name in names})
+    config = SearchConfig(**{name: value for name, value in options.items() if name in names})
     check_data(base)
     search = Search(
         plan.folder,
@@ -201,65 +200,19 @@ def _train(plan: _Plan) -> int:
         objectives=options["objectives"].split(","),
     )
     plan.keep()
-    parent = open_search(base, str(plan.folder), {"space": plan.written["space"], **options})
-    sys.stderr.write(f"search {plan.folder}\n")
-    try:
-        complete = run_search(search, engine, parent)
-    except BaseException:
-        parent.finish("KILLED", curves=False)
-        raise
-    if not complete:
-        sys.stderr.write(f"stopped; python jobs/tune.py --resume {plan.folder} goes on\n")
-    try:
-        text = log_search(search, _gain_of_runs(search) if complete else "")
-    except ValueError as error:  # no trial has a result
-        parent.finish("FAILED" if complete else "KILLED", curves=False)
-        if not complete:
-            return STOPPED
-        report_error(error)
-        return 1
-    with RunLogger(parent, system_every=0) as logger:
-        for file in report_files(plan.folder):
-            logger.log_bytes(file.name, file.read_bytes())
-    parent.finish("FINISHED" if complete else "KILLED", curves=False)
-    sys.stdout.write(f"{text}\n\n{_where(plan.folder)}")
+    text, complete = train_trials(search, config, {"space": plan.written["space"], **options})
+    if text:
+        _print_report(text, plan.folder)
     return 0 if complete else STOPPED
 
 
-def _gain_of_runs(search: Any) -> str:
-    """Sentence on the best trial against the default: both are scored again on the same images."""
-    from posefleet.platform.checkpoints.load import load_model
-    from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.inference.evaluate import evaluate
-    from posefleet.platform.runtime.worker import LocalWorker
-
-    best, default = search.best(), search.default()
-    if best is None:
-        return ""
-    if default is None:
-        return "The default did not reach the end, so there is nothing to compare the best with."
-    if best == default:
-        return "No trial was better than the default."
-
-    def scored(trial: Any) -> "Evaluation":
-        model, experiment = load_model(find_checkpoint(trial.run))
-        worker = LocalWorker()
-        result = evaluate(model.to(worker.device), experiment, worker)
-        assert result is not None, "this is one process"
-        return result
-
-    return _gain(scored(best), scored(default), "the default")
-
-
-# ---------------------------------------------------------------------------------------------------- decoding only
-
-
 def _decode_only(plan: _Plan) -> int:
+    """Search settings of decoding, without training."""
     from posefleet.data.shards.layout import read_manifest
     from posefleet.memory import keep_freed_memory
     from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.tuning.decoding import Redecoder
-    from posefleet.platform.tuning.report import log_search
+    from posefleet.platform.tuning.report import gain, log_search
     from posefleet.platform.tuning.study import Search
 
     options, base = plan.options, plan.base
@@ -275,34 +228,17 @@ def _decode_only(plan: _Plan) -> int:
     }
     search = Search(plan.folder, base, plan.space, about=about, seed=options["seed"], sampler=options["sampler"])
     plan.keep()
-
-    def score(experiment: "Experiment") -> Mapping[str, float]:
-        return redecoder.evaluate(experiment).statistics
-
-    search.run(score, options["samples"])
-    best = search.best()
-    own = "the checkpoint's own settings"
-    remark = _gain(redecoder.evaluate(search.experiment(best)), redecoder.evaluate(base), own) if best else ""
-    sys.stdout.write(f"{log_search(search, remark)}\n\n{_where(plan.folder)}")
+    search.run(lambda experiment: redecoder.evaluate(experiment).statistics, options["samples"])
+    remark = ""
+    if best := search.best():
+        found = redecoder.evaluate(search.experiment(best))
+        remark = gain(found, redecoder.evaluate(base), "the checkpoint's own settings")
+    _print_report(log_search(search, remark), plan.folder)
     return 0
 
 
-def _gain(best: "Evaluation", own: "Evaluation", other: str) -> str:
-    """Sentence on the gain in AP of the best settings over ``other``, and whether it exceeds noise on these images."""
-    from posefleet.data.evaluation.bootstrap import CONFIDENCE, difference
-
-    if best.matches is None or own.matches is None:
-        return ""
-    found = difference(best.matches, own.matches)
-    certainty = "more than noise" if found.certain else "may be noise"
-    return (
-        f"Best against {other}: AP {found}, {certainty}; in brackets {CONFIDENCE:.0%} of draws of images. "
-        "It was chosen on these images, so expect less on others."
-    )
-
-
-def _where(folder: Path) -> str:
-    return f"  best   {folder / 'best.yaml'}\n  table  {folder / 'search.md'}\n"
+def _print_report(text: str, folder: Path) -> None:
+    sys.stdout.write(f"{text}\n\n  best   {folder / 'best.yaml'}\n  table  {folder / 'search.md'}\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
+from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.io.cluster import start_ray
 from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.checkpoints.format import CheckpointError, read_meta
@@ -33,6 +35,7 @@ from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment, ScalingConfig
 from posefleet.platform.config.loading import build_experiment, to_dict
+from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.latency import predict_costs
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.placement import STEADY, TRAINING
@@ -42,7 +45,8 @@ from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError
 from posefleet.platform.tracking.tracker import Status
 from posefleet.platform.training.launch import run_training
-from posefleet.platform.training.run import Run, RunLogger, open_run, read_run
+from posefleet.platform.training.run import Run, RunLogger, open_run, open_search, read_run
+from posefleet.platform.tuning.report import NoResult, gain, log_search, report_files
 from posefleet.platform.tuning.space import Choice, Range, apply, settings_of
 from posefleet.platform.tuning.study import Search, Trial
 
@@ -84,6 +88,65 @@ class SearchConfig:
             )
         if self.reduction <= 1 or self.grace < 0:
             raise ValueError(f"reduction {self.reduction} must be above 1 and grace {self.grace} not negative")
+
+
+def train_trials(search: Search, config: SearchConfig, settings: Mapping[str, Any]) -> tuple[str, bool]:
+    """Run a search in an MLflow run of its own, and write its report.
+
+    Args:
+        search: The trials; paths in its base experiment must be absolute.
+        config: How the trials are run.
+        settings: Settings of the search for its MLflow run, such as the space.
+
+    Returns:
+        The report, empty if the search was interrupted before a trial was complete; and whether all trials ended.
+
+    Raises:
+        ValueError: The cluster is too small for a single trial, or the folder holds a search of another method.
+        NoResult: All trials ended, and none is complete.
+        TrackingError: MLflow cannot open a new run.
+    """
+    parent = open_search(search.base, str(search.folder), settings)
+    sys.stderr.write(f"search {search.folder}\n")
+    try:
+        complete = run_search(search, config, parent)
+    except BaseException:
+        parent.finish("KILLED", curves=False)
+        raise
+    if not complete:
+        sys.stderr.write(f"stopped; python jobs/tune.py --resume {search.folder} goes on\n")
+    try:
+        text = log_search(search, _gain(search) if complete else "")
+    except NoResult:
+        parent.finish("FAILED" if complete else "KILLED", curves=False)
+        if complete:
+            raise
+        return "", complete
+    with RunLogger(parent, system_every=0) as logger:
+        for file in report_files(search.folder):
+            logger.log_bytes(file.name, file.read_bytes())
+    parent.finish("FINISHED" if complete else "KILLED", curves=False)
+    return text, complete
+
+
+def _gain(search: Search) -> str:
+    """Sentence on the best trial against the default: both are scored again on the same images."""
+    best, default = search.best(), search.default()
+    if best is None:
+        return ""
+    if default is None:
+        return "The default did not reach the end, so there is nothing to compare the best with."
+    if best == default:
+        return "No trial was better than the default."
+
+    def scored(trial: Trial) -> Evaluation:
+        model, experiment = load_model(find_checkpoint(trial.run))
+        worker = LocalWorker()
+        result = evaluate(model.to(worker.device), experiment, worker)
+        assert result is not None, "this is one process"
+        return result
+
+    return gain(scored(best), scored(default), "the default")
 
 
 def run_search(search: Search, config: SearchConfig, parent: Run) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from posefleet.data.evaluation.bootstrap import CONFIDENCE, difference
+from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.platform.config.loading import to_yaml
 from posefleet.platform.tuning import plots as search_plots
 from posefleet.platform.tuning.space import Range
@@ -18,6 +20,10 @@ SHOWN = 10
 """Number of best trials in the table, and of failures listed under it."""
 
 
+class NoResult(ValueError):
+    """No trial of a search is complete; the message gives the reason of each."""
+
+
 def log_search(search: Search, remark: str = "") -> str:
     """Write ``best.yaml``, ``trials.json``, ``search.md`` and figures into the search's folder; return ``search.md``.
 
@@ -26,12 +32,12 @@ def log_search(search: Search, remark: str = "") -> str:
         remark: Text at the end of ``search.md``.
 
     Raises:
-        ValueError: No trial is complete; the message gives the reason of each.
+        NoResult: No trial is complete.
     """
     best, trials = search.best(), search.trials()
     if best is None:
         reasons = "\n".join(f"  trial {trial.number}: {trial.reason or 'it was stopped early'}" for trial in trials)
-        raise ValueError(f"no trial ended with scores:\n{reasons}")
+        raise NoResult(f"no trial ended with scores:\n{reasons}")
     (search.folder / "best.yaml").write_text(to_yaml(search.experiment(best)))
     (search.folder / "trials.json").write_text(json.dumps([_as_dict(trial) for trial in trials], indent=1) + "\n")
     importance = search.importance()
@@ -40,6 +46,18 @@ def log_search(search: Search, remark: str = "") -> str:
     for name, figure in _figures(search, importance):
         save_png(figure, search.folder / name)
     return text
+
+
+def gain(best: Evaluation, own: Evaluation, other: str) -> str:
+    """Sentence on the gain in AP of the best settings over ``other``, and whether it exceeds noise on these images."""
+    if best.matches is None or own.matches is None:
+        return ""
+    found = difference(best.matches, own.matches)
+    certainty = "more than noise" if found.certain else "may be noise"
+    return (
+        f"Best against {other}: AP {found}, {certainty}; in brackets {CONFIDENCE:.0%} of draws of images. "
+        "It was chosen on these images, so expect less on others."
+    )
 
 
 def report_files(folder: Path) -> list[Path]:
