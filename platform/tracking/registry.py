@@ -178,7 +178,7 @@ def find_model(address: str, uri: str = "") -> str:
 def _find(client: "MlflowClient", uri: str, address: str, name: str, alias: str | None, version: str | None) -> Version:
     model, shown = _if_known(client.get_registered_model, name), redact(uri)
     if model is None:
-        known = ", ".join(sorted(model.name for model in client.search_registered_models()))
+        known = ", ".join(model_names(uri))
         has = f"it has {known}" if known else "it has no models; posefleet promote registers one"
         raise ValueError(f"{address}: {shown} has no model {name!r}; {has}")
     if alias is not None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import fsspec
 
@@ -108,7 +108,7 @@ class Run:
             return
         sink.log_profiles()
         if not sink.flush():
-            sink.close(status, patient=False)
+            sink.close(status, timeout=0.0)
             return
         try:
             if curves:
@@ -121,59 +121,40 @@ class Run:
         return tracking.read_metrics(self.tracking_uri, self.run_id, names)
 
 
-class RunLogger:
+class RunLogger(Tracker):
     """Logs for rank 0: metrics to MLflow, files to MLflow and to the run's ``report`` folder.
 
     Use it as a context manager. Leaving the context does not end the run; :meth:`Run.finish` does.
     """
 
     def __init__(self, run: Run, *, system_every: float = 10.0) -> None:
-        self._run = run
-        self._tracker = Tracker(run.tracking_uri, run.run_id, run.spool, system_every=system_every)
+        super().__init__(run.tracking_uri, run.run_id, run.spool, system_every=system_every)
+        self._report = f"{run.folder}/report"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self.close("RUNNING", patient=kind is None)  # an error waits for no server
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log metrics at an optimiser step; returns at once."""
-        self._tracker.log_metrics(metrics, step)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close("RUNNING", timeout=0.0 if kind else 30.0)  # an error waits for no server
 
     def log_bytes(self, name: str, data: bytes) -> None:
         """Log a small file, such as ``overlays/000812/139.jpg``; if the storage refuses it, the training continues."""
         try:
-            write_file(f"{self._run.folder}/report/{name}", data)
+            write_file(f"{self._report}/{name}", data)
         except OSError as error:
-            log.warning("%s/report/%s is not written: %s", self._run.folder, name, error)
-        self._tracker.log_bytes(name, data)
-
-    def store(self) -> None:
-        """Write everything logged so far to disk, where it survives this process."""
-        self._tracker.store()
+            log.warning("%s/%s is not written: %s", self._report, name, error)
+        super().log_bytes(name, data)
 
     def log_checkpoint(self, path: str) -> None:
         """Log the weights and the description of a checkpoint, which is all that serving and evaluation need."""
         with tempfile.TemporaryDirectory() as folder:
             copy_for_use(path, Path(folder))
-            self._tracker.log_artifact(folder, "checkpoint")
+            self.log_artifact(folder, "checkpoint")
 
     def log_profiles(self) -> None:
         """Log the profiles of ranks other than 0, which write them to the run's folder only."""
-        fs, path = fsspec.url_to_fs(f"{self._run.folder}/report/profile")
+        fs, path = fsspec.url_to_fs(f"{self._report}/profile")
         for file in fs.glob(f"{path}/rank*"):
             name = file.rpartition("/")[2]
             if not name.startswith("rank0-"):
-                self._tracker.log_bytes(f"profile/{name}", fs.cat_file(file))
-
-    def flush(self) -> bool:
-        """Give MLflow some time to receive everything; returns whether it did. The rest waits in the spool."""
-        return self._tracker.flush()
-
-    def close(self, status: Status, *, patient: bool = True) -> None:
-        """Stop logging and set the MLflow run's status; pass ``patient`` False if MLflow is known to be down."""
-        self._tracker.close(status, timeout=30.0 if patient else 0.0)
+                super().log_bytes(f"profile/{name}", fs.cat_file(file))
 
 
 def read_run(folder: str) -> Run | None:
