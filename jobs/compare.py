@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from posefleet.command_line import Given, Place, fail, one_of
 from posefleet.platform.config.cli import WORKERS, override, parse_with_settings
+from posefleet.platform.runtime.errors import PlatformError
 
 if TYPE_CHECKING:
     from posefleet.platform.comparison.ablation import Row, Trials
@@ -92,11 +93,8 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare what the options name. Exit status: 0 finished, 1 a training failed, 2 bad arguments."""
     options, overrides = _parse(arguments)
-    from posefleet.data.errors import DataError
-    from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.comparison import report, sources
     from posefleet.platform.comparison.budget import folder_of, train_all
-    from posefleet.platform.tracking.client import TrackingError
 
     if "://" in options.out:
         fail(f"--out {options.out} must be a folder on a disk")
@@ -122,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs, about = sources.named_runs(options.runs), ""
         sys.stdout.write(report.compare_runs(runs, out, data=options.eval, about=about))
         return 0
-    except (ValueError, DataError, CheckpointError, TrackingError) as error:
+    except (ValueError, PlatformError) as error:
         fail(str(error))
 
 

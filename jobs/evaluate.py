@@ -16,6 +16,7 @@ from typing import Annotated
 
 from posefleet.command_line import Given, Place, fail
 from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
+from posefleet.platform.runtime.errors import PlatformError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parse_with_settings(
         Options, arguments, command="evaluate", about=__doc__ or "", shown=EVALUATE
     )
-    from posefleet.platform.checkpoints.format import CheckpointError  # after --help: importing torch is slow
-
     try:
         return _evaluate(options, overrides)
-    except (ValueError, CheckpointError, OSError) as error:
+    except (ValueError, OSError, PlatformError) as error:
         fail(str(error))
 
 

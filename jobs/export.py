@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from posefleet.command_line import Given, Place, report_error
 from posefleet.platform.config.cli import override, parse_with_settings
+from posefleet.platform.runtime.errors import PlatformError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,11 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parse_with_settings(
         Options, arguments, command="export", about=__doc__ or "", shown=("data.eval", "evaluate.flip")
     )
-    from posefleet.platform.checkpoints.format import CheckpointError  # after --help: importing torch is slow
-
     try:
         return _export(options, overrides)
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, OSError, PlatformError) as error:
         report_error(error)
         return 2
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from posefleet.command_line import Place, fail, parse, report_error
+from posefleet.platform.runtime.errors import PlatformError
 
 if TYPE_CHECKING:
     from posefleet.platform.prediction.batch import BatchResult
@@ -66,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Predict poses. Exit status: 0 finished, even if some images are bad, 1 no image could be read or a file failed to
     be read or written, 2 bad arguments."""
     options, _ = parse(Options, arguments, command="predict", about=__doc__ or "")
-    from posefleet.platform.checkpoints.format import CheckpointError
     from posefleet.platform.prediction.batch import WorkerPool, predict_images
     from posefleet.platform.prediction.inputs import list_images  # imports torch, which --help does not need
     from posefleet.platform.prediction.worker import PredictionOptions
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pool=WorkerPool(workers=options.workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker),
             parallel=not options.in_process,
         )
-    except (ValueError, CheckpointError) as error:
+    except (ValueError, PlatformError) as error:
         fail(str(error))
     except OSError as error:
         report_error(f"{error}; give the same command again, and it goes on from there")

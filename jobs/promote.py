@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from posefleet.command_line import Given, Place, fail, one_of, report_error
 from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
 from posefleet.platform.promotion.thresholds import GateThresholds
+from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.redaction import redact
-from posefleet.platform.tracking.client import TrackingError, pages, store_uri
+from posefleet.platform.tracking.client import pages, store_uri
 from posefleet.platform.tracking.registry import (
     CHALLENGER,
     CHAMPION,
@@ -88,17 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parse_with_settings(Options, arguments, command="promote", about=__doc__ or "", shown=EVALUATE)
     if options.rollback and overrides:
         fail(f"--rollback takes no settings such as --{next(iter(overrides))}")
-    errors: tuple[type[Exception], ...] = (ValueError, TrackingError)
-    if not options.rollback:  # a rollback must be quick, and importing torch takes seconds
-        from posefleet.platform.checkpoints.format import CheckpointError
-        from posefleet.platform.promotion.shadow import ShadowError
-
-        errors = (*errors, CheckpointError, ShadowError)
     try:
         if options.rollback:
             return _rollback(options)
         return _promote_from_shadow(options, overrides) if options.from_shadow else _promote(options, overrides)
-    except errors as error:
+    except (ValueError, PlatformError) as error:
         report_error(error)
         return 2
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from posefleet.command_line import Given, Place, fail, one_of, report_error
 from posefleet.platform.config.cli import DATA, WORKERS, configured, override, parse_with_settings
+from posefleet.platform.runtime.errors import PlatformError
 
 if TYPE_CHECKING:
     from posefleet.platform.config.experiment import Experiment
@@ -86,9 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parse_with_settings(
         Options, arguments, command="tune", about=__doc__ or "", shown=(*DATA, "train.epochs", *WORKERS)
     )
-    from posefleet.data.errors import DataError
-    from posefleet.platform.checkpoints.format import CheckpointError
-    from posefleet.platform.tracking.client import TrackingError
     from posefleet.platform.tuning.report import NoResult
 
     try:
@@ -97,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NoResult as error:
         report_error(error)
         return 1
-    except (ValueError, DataError, CheckpointError, TrackingError, MemoryError) as error:
+    except (ValueError, MemoryError, PlatformError) as error:
         fail(str(error))
 
 

@@ -28,6 +28,7 @@ from posefleet.data.io.files import read_json
 from posefleet.models.parts.layers.safe_load import read_tensors
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
+from posefleet.platform.runtime.errors import PlatformError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ _CONTENT = {
 """Required keys of ``meta.json`` and the types of their values."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(PlatformError):
     """A checkpoint cannot be written or read; the message names it, and what is still intact after a failed write."""
 
 

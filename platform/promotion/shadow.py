@@ -8,13 +8,14 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
+from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.tracking.client import first_line
 
 _SECONDS, _BYTES = 10.0, 2**20
 """Timeout of the request, and the largest answer that is read."""
 
 
-class ShadowError(RuntimeError):
+class ShadowError(PlatformError):
     """The server gave no valid answer; the message has the reason and what to do."""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.paths import STORAGE, resolve_path
 from posefleet.platform.runtime.redaction import redact, restored
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 DATABASES = ("postgresql", "mysql", "mssql")
 
 
-class TrackingError(RuntimeError):
+class TrackingError(PlatformError):
     """MLflow refused or could not be reached; the message says where and why, without passwords."""
 
     def __init__(self, message: str) -> None:

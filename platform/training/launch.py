@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from posefleet.command_line import report_error
-from posefleet.platform.checkpoints.format import CheckpointError
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.tracking.client import TrackingError, pages
+from posefleet.platform.tracking.client import pages
 from posefleet.platform.training.loop import check_data
 from posefleet.platform.training.outcome import Outcome, ReportMetrics, fit_or_report
 from posefleet.platform.training.ray_trainer import train_on_ray
@@ -49,7 +49,7 @@ def train(experiment: Experiment) -> int:
     try:
         check_data(experiment)
         experiment, run = open_run(experiment)
-    except (ValueError, OSError, CheckpointError, TrackingError) as error:
+    except (ValueError, OSError, PlatformError) as error:
         report_error(error)
         return 1
     sys.stderr.write(f"run {experiment.run.name}: {run.folder}\n")
