@@ -97,8 +97,10 @@ def predict_images(
         parallel: Whether to predict on the Ray cluster; otherwise in this process, one chunk after the other.
 
     Raises:
-        CheckpointError: There is no such model.
-        ValueError: ``output`` holds predictions of another model, input or options; the message gives both values.
+        CheckpointError: There is no such checkpoint.
+        TrackingError: The registry does not answer.
+        ValueError: There is no such registered version, or ``output`` holds predictions of another model, input or
+            options; the message gives both values.
         DataError: A part in ``output`` is damaged.
         OSError: The storage does not answer, or a file cannot be written. The same call goes on from there.
     """

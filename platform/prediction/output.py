@@ -14,8 +14,7 @@ from posefleet.platform.checkpoints.format import copy_for_use, read_content
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.prediction.tables import Counts
 from posefleet.platform.runtime.paths import MODELS, resolve_path
-from posefleet.platform.tracking.client import store_uri
-from posefleet.platform.tracking.registry import find_alias
+from posefleet.platform.tracking.registry import find_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +35,16 @@ class ModelInfo:
         """Read the model at ``address`` (see :func:`predict_images`); an alias is resolved once.
 
         Raises:
-            CheckpointError: There is no such model.
+            CheckpointError: There is no such checkpoint.
+            ValueError: There is no such registered version.
+            TrackingError: The registry does not answer.
         """
         about: dict[str, Any] = {"model": address}
-        if address.startswith(MODELS) and "@" in address:  # the alias may move while this reads
-            name, _, alias = address.removeprefix(MODELS).partition("@")
-            path = find_checkpoint(address, tracking=tracking)  # its error names what is wrong with the address
-            if version := find_alias(store_uri(tracking), name, alias):
-                about["version"] = version.number
-                path = find_checkpoint(version.address, tracking=tracking)
-        else:
-            path = find_checkpoint(resolve_path(address), tracking=tracking)
+        named = resolve_path(address)
+        if named.startswith(MODELS):  # an alias may move while this reads
+            version = find_version(named, tracking)
+            about["version"], named = version.number, version.address
+        path = find_checkpoint(named, tracking=tracking)
         with tempfile.TemporaryDirectory() as folder:
             copy_for_use(path, Path(folder))
             files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}

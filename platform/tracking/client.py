@@ -123,6 +123,13 @@ def explained(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
 
 
+@contextlib.contextmanager
+def asking(uri: str) -> Iterator["MlflowClient"]:
+    """Context with a client of the store ``uri``; errors of MLflow become a :class:`TrackingError` that names it."""
+    with explained(uri):
+        yield connect(uri)
+
+
 def first_line(error: Exception) -> str:
     """The first line of ``error``, at most 300 characters; redacted before the cut, which may split an address."""
     return redact((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]

@@ -31,7 +31,7 @@ from urllib.request import url2pathname
 
 from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.redaction import redact
-from posefleet.platform.tracking.client import clean_name, connect, explained, first_line, store_uri
+from posefleet.platform.tracking.client import asking, clean_name, explained, first_line, store_uri
 from posefleet.platform.tracking.runs import LONGEST_DIGEST, DataInput, flatten, start_run
 
 if TYPE_CHECKING:
@@ -122,9 +122,7 @@ def find_alias(uri: str, name: str, alias: str) -> Version | None:
     Raises:
         TrackingError: The registry does not answer.
     """
-    uri = store_uri(uri)
-    with explained(uri):
-        client = connect(uri)
+    with asking(store_uri(uri)) as client:
         model = _if_known(client.get_registered_model, name)
         return _aliased(client, model, alias) if model else None
 
@@ -136,9 +134,8 @@ def model_names(uri: str = "") -> list[str]:
         ValueError: There is no such store.
         TrackingError: The registry does not answer.
     """
-    uri = _existing(store_uri(uri), "registered models")
-    with explained(uri):
-        client, names, token = connect(uri), list[str](), None
+    with asking(_existing(store_uri(uri), "registered models")) as client:
+        names, token = list[str](), None
         while token != "":
             page = client.search_registered_models(page_token=token)
             names += [model.name for model in page]
@@ -161,8 +158,8 @@ def find_version(address: str, uri: str = "") -> Version:
     if not (parts := _ADDRESS.fullmatch(address)):
         raise ValueError(f"{address!r} names no model; write {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION")
     uri = _existing(store_uri(uri), address)
-    with explained(uri):
-        return _find(connect(uri), uri, address, **parts.groupdict())
+    with asking(uri) as client:
+        return _find(client, uri, address, **parts.groupdict())
 
 
 def find_model(address: str, uri: str = "") -> str:
@@ -255,8 +252,7 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
         TrackingError: The registry refused or could not be reached; everything created so far is deleted.
     """
     uri, release = store_uri(uri), replace(release, tags={key: redact(text) for key, text in release.tags.items()})
-    with explained(uri), contextlib.ExitStack() as undo:
-        client = connect(uri)
+    with asking(uri) as client, contextlib.ExitStack() as undo:
         if _if_known(client.get_registered_model, name) is None:
             client.create_registered_model(name)
             undo.callback(_attempt, client.delete_registered_model, name)
@@ -297,8 +293,7 @@ def rollback(uri: str, name: str) -> tuple[Version, Version | None]:
     """
     address = f"{MODELS}{name}@{PREVIOUS}"
     uri = _existing(store_uri(uri), address)
-    with explained(uri):
-        client = connect(uri)
+    with asking(uri) as client:
         back = _find(client, uri, address, name, PREVIOUS, None)
         replaced = find_alias(uri, name, CHAMPION)
         _move(client, name, {CHAMPION: back.number})
@@ -324,8 +319,7 @@ def promote_challenger(uri: str, challenger: Version, tags: Mapping[str, str], d
         TrackingError: The registry refused or could not be reached; the aliases are unchanged.
     """
     uri, name, number = store_uri(uri), challenger.name, challenger.number
-    with explained(uri):
-        client = connect(uri)
+    with asking(uri) as client:
         before, current = find_alias(uri, name, CHAMPION), find_alias(uri, name, CHALLENGER)
         earlier = client.get_model_version(name, number).description or ""
         is_challenger = current is not None and current.number == number

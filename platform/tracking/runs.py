@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from posefleet.command_line import Argument
 from posefleet.platform.runtime.redaction import redact
-from posefleet.platform.tracking.client import clean_name, connect, explained, first_line, tracking_uri
+from posefleet.platform.tracking.client import asking, clean_name, first_line, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -114,8 +114,7 @@ def start_run(
     """
     uri = tracking_uri(uri)
     flat, tags = flatten(params), _shown({**_source_tags(), **tags})
-    with explained(uri):
-        client = connect(uri)
+    with asking(uri) as client:
         if resume_run_id is not None:
             _continue_run(client, uri, resume_run_id, flat, tags)
             return resume_run_id
@@ -137,9 +136,7 @@ def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
     Raises:
         TrackingError: There is no such run, or MLflow does not answer.
     """
-    uri = tracking_uri(uri)
-    with explained(uri):
-        client = connect(uri)
+    with asking(tracking_uri(uri)) as client:
         for name, text in _shown(tags).items():
             client.set_tag(run_id, name, text)
 
@@ -150,9 +147,8 @@ def read_run(uri: str, run_id: str) -> RunSummary:
     Raises:
         TrackingError: There is no such run, or MLflow does not answer.
     """
-    uri = tracking_uri(uri)
-    with explained(uri):
-        return _summary(connect(uri).get_run(run_id))
+    with asking(tracking_uri(uri)) as client:
+        return _summary(client.get_run(run_id))
 
 
 def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
@@ -161,9 +157,7 @@ def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[
     Raises:
         TrackingError: There is no such run, or MLflow does not answer.
     """
-    uri = tracking_uri(uri)
-    with explained(uri):
-        client = connect(uri)
+    with asking(tracking_uri(uri)) as client:
         found = {name: client.get_metric_history(run_id, name) for name in names}
     return {name: sorted((point.step, point.value) for point in points) for name, points in found.items()}
 
