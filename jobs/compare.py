@@ -168,6 +168,7 @@ def _common(methods: Sequence[str], options: Options, overrides: Given, out: Pat
 
 def _experiment(method: str, settings: Mapping[str, Any], options: Options, arguments: Given) -> "Experiment":
     """The method's recipe, changed by ``settings`` (dotted names), then by the options of the command line."""
+    from posefleet.models.parts.layers.backbones import InputConfig
     from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
 
     values = read_yaml(CONFIGS / f"{method}{'_demo' if options.recipe == 'demo' else ''}.yaml")
@@ -178,7 +179,8 @@ def _experiment(method: str, settings: Mapping[str, Any], options: Options, argu
         return experiment
     backbone = experiment.model.backbone
     if options.backbone:
-        backbone = dataclasses.replace(backbone, name=options.backbone, weights="", pretrained=True)
+        own = {"style": "pytorch", "input": InputConfig()}  # those of the weights that it gets now
+        backbone = dataclasses.replace(backbone, name=options.backbone, weights="", pretrained=True, **own)
     if options.scratch:
         backbone = dataclasses.replace(backbone, weights="", pretrained=False, frozen_stages=0, norm="trained")
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=backbone))

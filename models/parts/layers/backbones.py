@@ -5,7 +5,7 @@ A backbone reports its output (``channels``, ``strides``), so a configuration ne
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,28 @@ BackboneName = Literal["resnet18", "resnet50", "resnet101", "hrnet_w32", "hrnet_
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class InputConfig:
+    """The input that the weights of a backbone expect: channels in an order, minus a mean, divided by a deviation."""
+
+    order: Literal["rgb", "bgr"] = "rgb"
+    """Order of the channels. Images are RGB; ``bgr`` reverses them. Weights that were converted from Caffe read BGR."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of each channel, in ``order``, on a scale of 0..255. none: that of timm's weights, usually ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Deviation of each channel, in ``order``, on a scale of 0..255, above 0. none: that of timm's weights."""
+
+    def __post_init__(self) -> None:
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be above 0 for each channel, not {self.std}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"mean is {self.mean} but std is {self.std}; give both, or neither for timm's")
+
+
+CAFFE_INPUT = InputConfig(order="bgr", mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0))
+"""Input of the ResNets that Detectron converted from Caffe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
     """Which backbone is used, where its weights come from, and which stages learn."""
 
@@ -58,6 +80,12 @@ class BackboneConfig:
     norm: Literal["frozen", "trained"] = "frozen"
     """BatchNorm of the stages that learn. ``frozen`` keeps the statistics and affine of the initial weights, which
     suits small batches; ``trained`` learns both, which needs large batches."""
+    style: Literal["pytorch", "caffe"] = "pytorch"
+    """Which convolution of a ResNet's first block of a stage halves the map: the 3x3 (``pytorch``, as timm's and
+    torchvision's weights) or the first 1x1 (``caffe``, as weights converted from Caffe). It must be the weights'
+    own: the shapes are equal, so wrong weights load, but compute other features."""
+    input: InputConfig = field(default_factory=InputConfig)
+    """The input that the weights expect; it must be the weights' own, like ``style``."""
 
     def __post_init__(self) -> None:
         _family(self.name)
@@ -67,6 +95,14 @@ class BackboneConfig:
             raise ValueError(f"weights 'package' holds tf_efficientnet_lite0, but name is {self.name!r}")
         if not 0 <= self.frozen_stages <= 4:
             raise ValueError(f"frozen_stages must be 0..4, not {self.frozen_stages}")
+        if self.style == "caffe" and _family(self.name) != "resnet":
+            raise ValueError(f"style 'caffe' moves the stride of a ResNet's blocks, but name is {self.name!r}")
+        timm_weights = "pretrained is true" if self.pretrained else "weights is 'package'"
+        if self.pretrained or self.weights == "package":
+            if self.style == "caffe":
+                raise ValueError(f"style is 'caffe' but {timm_weights}: those weights have style 'pytorch'")
+            if self.input != InputConfig():
+                raise ValueError(f"input is {self.input} but {timm_weights}: those weights have an input of their own")
 
 
 class Backbone(nn.Module):
@@ -85,18 +121,25 @@ class Backbone(nn.Module):
     strides: list[int]
     """Pixels per cell of each returned map."""
     mean: Tensor
+    """(1, 3, 1, 1) on a scale of 0..255, in the order of the channels that the body reads."""
     std: Tensor
+    """Like ``mean``."""
 
     def __init__(self, config: BackboneConfig, strides: tuple[int, ...] = (8, 16, 32)) -> None:
         super().__init__()
-        self.body, normalisation = _build(config, strides)
+        self.body = _build(config, strides)
         self.channels = self.body.feature_info.channels()
         self.strides = list(strides)
-        for name, values in zip(("mean", "std"), normalisation, strict=True):
-            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.reverse = config.input.order == "bgr"
+        stored = self.body.pretrained_cfg
+        for name, values in (("mean", config.input.mean), ("std", config.input.std)):
+            values = torch.tensor(values) if values is not None else 255 * torch.tensor(stored[name])
+            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, channels[i], H / strides[i], W / strides[i]) of (B, 3, H, W) RGB images in 0..255."""
+        if self.reverse:
+            images = images.flip(1)
         pixels = images.to(self.mean.dtype, memory_format=torch.channels_last)
         features: list[Tensor] = self.body((pixels - self.mean) / self.std)
         return features
@@ -145,8 +188,8 @@ def _family(name: str) -> str:
     )
 
 
-def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple[list[float], list[float]]]:
-    """The network, and the (mean, std) of its input on a scale of 0..1."""
+def _build(config: BackboneConfig, strides: tuple[int, ...]) -> Any:
+    """timm's network with its weights, frozen stages and folded norms."""
     import timm  # takes a second to import, and `--help` does not need it
 
     family = _family(config.name)
@@ -165,6 +208,8 @@ def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple
         out_indices=tuple(stride.bit_length() - 2 for stride in strides),
         **options,
     )
+    if config.style == "caffe" and not _stride_first(body):
+        raise ValueError(f"style 'caffe' needs blocks of 1x1, 3x3, 1x1 convolutions; {config.name} has none")
     if config.weights:
         _load_weights(body, config)
 
@@ -178,8 +223,15 @@ def _build(config: BackboneConfig, strides: tuple[int, ...]) -> tuple[Any, tuple
             if 4 * 2**branch not in strides:
                 fusion.requires_grad_(False)
     _fold_norms(body, trained=config.norm == "trained")
-    settings = body.pretrained_cfg
-    return body, (list(settings["mean"]), list(settings["std"]))
+    return body
+
+
+def _stride_first(body: nn.Module) -> int:
+    """Move the stride of every bottleneck block from its 3x3 convolution to the 1x1 before; returns their number."""
+    blocks: list[Any] = [module for module in body.modules() if hasattr(module, "conv3")]
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    return len(blocks)
 
 
 def _load_weights(body: nn.Module, config: BackboneConfig) -> None:

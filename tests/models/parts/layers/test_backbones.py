@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
+from posefleet.models.parts.layers.backbones import CAFFE_INPUT, Backbone, BackboneConfig, InputConfig
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -127,6 +127,61 @@ def test_settings_that_contradict_are_refused() -> None:
         BackboneConfig(name="resnet18", pretrained=False, weights="package")
     with pytest.raises(ValueError, match="frozen_stages must be"):
         BackboneConfig(frozen_stages=5)
+
+
+def test_caffe_style_halves_the_map_in_the_first_convolution_of_a_block() -> None:
+    with torch.device("meta"):
+        maps = {style: {} for style in ("pytorch", "caffe")}
+        for style, seen in maps.items():
+            backbone = Backbone(BackboneConfig(pretrained=False, style=style))
+            for name, module in backbone.named_modules():
+                if name.endswith((".conv1", ".conv2", "layer3")):
+                    module.register_forward_hook(
+                        lambda _module, _in, out, seen=seen, name=name: seen.update({name: out.shape[-1]})
+                    )
+            backbone(torch.empty(1, 3, 64, 64, dtype=torch.uint8))
+    assert [maps["pytorch"][f"body.layer3.0.conv{i}"] for i in (1, 2)] == [8, 4]
+    assert [maps["caffe"][f"body.layer3.0.conv{i}"] for i in (1, 2)] == [4, 4]
+    others = {name for name in maps["pytorch"] if maps["pytorch"][name] != maps["caffe"][name]}
+    assert others == {f"body.layer{i}.0.conv1" for i in (2, 3, 4)}
+
+
+def test_the_input_is_normalised_as_the_weights_expect() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        plain_input = Backbone(plain("resnet18"))
+        caffe = Backbone(BackboneConfig(name="resnet18", pretrained=False, input=CAFFE_INPUT))
+        caffe.load_state_dict(plain_input.state_dict())
+        seen: list[torch.Tensor] = []
+        caffe.body.register_forward_pre_hook(lambda _body, inputs: seen.append(inputs[0]))
+        caffe(images())
+        blue, green, red = (images()[:, i].float() for i in (2, 1, 0))
+        expected = torch.stack([blue - 102.9801, green - 115.9465, red - 122.7717], dim=1)
+        torch.testing.assert_close(seen[0], expected)
+        for ours, theirs in zip(plain_input(images()), plain_input.body(imagenet(images())), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def imagenet(pixels: torch.Tensor) -> torch.Tensor:
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)).contiguous(memory_format=torch.channels_last)
+
+
+def test_an_input_or_style_that_is_not_the_weights_own_is_refused() -> None:
+    with pytest.raises(ValueError, match="style is 'caffe' but pretrained is true"):
+        BackboneConfig(style="caffe")
+    with pytest.raises(ValueError, match=r"order='bgr'.* but pretrained is true"):
+        BackboneConfig(input=CAFFE_INPUT)
+    with pytest.raises(ValueError, match="but weights is 'package'"):
+        BackboneConfig(name=LITE0, pretrained=False, weights="package", input=CAFFE_INPUT)
+    with pytest.raises(ValueError, match=r"style 'caffe' .* but name is 'hrnet_w32'"):
+        BackboneConfig(name="hrnet_w32", pretrained=False, style="caffe")
+    with pytest.raises(ValueError, match="resnet18 has none"), torch.device("meta"):
+        Backbone(BackboneConfig(name="resnet18", pretrained=False, style="caffe"))
+    with pytest.raises(ValueError, match=r"std must be above 0 .* not \(1.0, 0.0, 1.0\)"):
+        InputConfig(mean=(1.0, 1.0, 1.0), std=(1.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match="but std is None; give both"):
+        InputConfig(mean=(1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet50", 23_508_032), ("hrnet_w32", 29_305_536)])
