@@ -67,7 +67,7 @@ ORDER = (
     "models/parts models/parts/layers",
     "models/parts/ops",
     "models/parts/regression",
-    "models models/detposenet models/inspose models/logocap",
+    "models models/detposenet models/inspose models/logocap models/smpr",
     "platform/runtime",
     "platform/config platform/tracking platform/visualization",
     "platform/checkpoints platform/monitoring",

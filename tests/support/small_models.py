@@ -19,7 +19,7 @@ BACKBONE = BackboneConfig(name="test_resnet", pretrained=False)
 
 
 def _smpr() -> object:
-    from posefleet.models.smpr import Config, PoseHeadConfig
+    from posefleet.models.smpr.config import Config, PoseHeadConfig
 
     head = PoseHeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2)
     return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))

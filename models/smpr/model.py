@@ -5,7 +5,7 @@ computed from one feature vector. Sampling points computed from it steer a defor
 give an additive correction, the classification and a pose score that learns the OKS. The second stage trains only
 where the first pose is already good (OKS >= 0.5). A keypoint map on P3 helps training and is not used afterwards.
 
-The defaults follow the released code. :meth:`Config.paper` follows the paper's text, and RepPoints (its base) where the
+The defaults follow the released code. ``Config.paper()`` follows the paper's text, and RepPoints (its base) where the
 text is silent. Both deviate in one point: GroupNorm inside the alignment (``align_norm``), without which the second
 stage stops learning within a few steps. By default a cell of the keypoint map has one class;
 ``heatmap_target`` can keep all keypoints of a cell, or draw Gaussians.
@@ -13,27 +13,24 @@ stage stops learning within a few steps. By default a cell of the keypoint map h
 Letters: B images, M people of an image (padded), P cells, N positive cells, K keypoints.
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses
-from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.assign import PaddedPeople
 from posefleet.models.parts.ops.cells import decode_offsets, flatten_levels, map_sizes, pyramid_cells
-from posefleet.models.parts.ops.decode import DecodeConfig, best_poses
+from posefleet.models.parts.ops.decode import best_poses
 from posefleet.models.parts.ops.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
 from posefleet.models.parts.regression.oks_gate import assignment_stats, oks_gate
-from posefleet.models.parts.regression.pose_head import Maps, PoseHeadConfig
-from posefleet.models.parts.regression.pose_loss import PoseLoss, pose_loss
+from posefleet.models.parts.regression.pose_head import Maps
+from posefleet.models.parts.regression.pose_loss import pose_loss
 from posefleet.models.parts.regression.positives import (
     CellTargets,
-    PositivesConfig,
     assign,
     gather_rows,
     known_cells,
@@ -41,145 +38,8 @@ from posefleet.models.parts.regression.positives import (
     positives_of,
     targets_at,
 )
-from posefleet.models.parts.regression.pyramid_model import Neck, PyramidModel
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AssignConfig(PositivesConfig):
-    """Which cells train which part of the network. S1 are all assigned cells, S2 those that pass the OKS gate."""
-
-    oks_of: Literal["init", "refined"] = "init"
-    """The pose whose OKS filters cells, weights the regression and is the target of the pose score."""
-    refine_oks_threshold: float = 0.5
-    """0..1: cells whose pose has a lower OKS do not train the second stage. Raised, fewer and better first poses train
-    it, and training starts more slowly. The paper has 0.5."""
-    keep_best: bool = True
-    """The best cell of every person trains the second stage whatever its OKS. Without it an untrained network has no
-    cell above the threshold, so the second stage starts late."""
-    cls_target: Literal["s2", "s1"] = "s2"
-    """Positives of the classification: the cells of the second stage (S2), or all assigned cells (S1)."""
-    ignore_unlabelled: bool = False
-    """Skip the classification loss inside boxes of crowds and of people without keypoints; otherwise these cells are
-    negatives."""
-
-    def __post_init__(self) -> None:
-        PositivesConfig.__post_init__(self)
-        if not 0 <= self.refine_oks_threshold <= 1:
-            raise ValueError(f"refine_oks_threshold must be 0..1, not {self.refine_oks_threshold}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig:
-    """Weights (eq. 5) and forms of the losses. A raised weight makes that part learn faster than the others."""
-
-    cls: float = 1.0
-    """Weight of the classification."""
-    heatmap: float = 4.0
-    """Weight of the keypoint map."""
-    init: float = 0.05
-    """Weight of the first pose. Its error is in cells, summed over coordinates."""
-    refine: float = 0.1
-    """Weight of the second pose. Its error is in cells, summed over coordinates."""
-    psm: float = 1.0
-    """Weight of the pose score."""
-    regression: PoseLoss = "l1"
-    """Form of both pose losses; ``oks`` is 1 - OKS of a pose and its person."""
-    beta: float = 1 / 9
-    """Error at which ``smooth_l1`` becomes linear, cells, above 0. Raised, small errors count less."""
-    oks_weighted_regression: bool = True
-    """Weight each cell's pose loss by its OKS, and divide by the sum of weights instead of the number of cells."""
-    count_images: bool = True
-    """Divide the two focal losses by the number of positives plus the number of images, instead of positives alone.
-    This makes batches with few people count less."""
-    psm_target: Literal["s2", "s1"] = "s2"
-    """Cells that train the pose score: those of the second stage (all assigned cells if it has none), or all assigned
-    cells."""
-    heatmap_target: Literal["one_class", "multihot", "gaussian"] = "one_class"
-    """Targets of the keypoint map: a cell has the class of its last keypoint; or of all its keypoints (better for
-    images below 400 px); or Gaussians around the keypoints, with the focal loss made for Gaussians."""
-    gaussian_overlap: float = 0.9
-    """0..1, IoU that a box shifted by the radius of a Gaussian still has. Lowered, Gaussians are wider."""
-    gaussian_radius: int = 3
-    """Largest radius of a Gaussian, cells. Raised, Gaussians of large people are wider."""
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"beta must be above 0, not {self.beta}")
-        if not 0 < self.gaussian_overlap < 1:
-            raise ValueError(f"gaussian_overlap must be between 0 and 1, not {self.gaussian_overlap}")
-        if self.gaussian_radius < 0:
-            raise ValueError(f"gaussian_radius must not be negative, but is {self.gaussian_radius}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreConfig:
-    """Which pose is returned, and how poses are ranked."""
-
-    pose: Literal["refined", "initial"] = "refined"
-    """Stage whose pose is returned; without a second stage it is the first one's."""
-    rank: Literal["psm", "cls"] = "psm"
-    """Rank poses by classification and pose score, or by classification alone."""
-    exponent: float = 0.5
-    """0..1, the a of the score (classification^a * pose score^(1 - a))^2. Raised, the classification counts more."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.exponent <= 1:
-            raise ValueError(f"exponent must be 0..1, not {self.exponent}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """SMPR; the defaults are the authors' released setting."""
-
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """Network that computes features C3..C5."""
-    neck: Neck = "pafpn"
-    """Feature pyramid; ``pafpn`` adds a path from fine to coarse levels to ``fpn``, and costs more time."""
-    head: PoseHeadConfig = field(default_factory=PoseHeadConfig)
-    """What the head predicts."""
-    assign: AssignConfig = field(default_factory=AssignConfig)
-    """Which cells train which part."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Weights and forms of the losses."""
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-    """Which pose is returned, and how poses are ranked."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Which cells become poses, and how duplicates are suppressed."""
-
-    def __post_init__(self) -> None:
-        if self.assign.oks_of == "refined" and not self.head.refine:
-            raise ValueError("assign.oks_of is 'refined' but head.refine is false: there is no refined pose")
-        if self.head.centerness:
-            raise ValueError("head.centerness is true, but SMPR has no loss for it; head.psm takes its place")
-
-    @classmethod
-    def paper(cls) -> Self:
-        """The settings of the paper's text, and those of RepPoints where it is silent."""
-        return cls(
-            neck="fpn",
-            head=PoseHeadConfig(
-                tower_depth=3,
-                heatmap_channels=256,
-                offset_groups=1,
-                offset_bias=True,
-                offset_std=0.01,
-                gradient_mul=0.1,
-                level_scales=False,
-                hidden_layer=True,
-                output_kernel=1,
-            ),
-            assign=AssignConfig(
-                level_rule="reppoints",
-                center_half_side=0.75,
-                force_one=True,
-                cls_target="s1",
-                ignore_unlabelled=True,
-            ),
-            loss=LossConfig(
-                oks_weighted_regression=False, count_images=False, psm_target="s1", heatmap_target="multihot"
-            ),
-            decode=DecodeConfig(max_poses=100),
-        )
+from posefleet.models.parts.regression.pyramid_model import PyramidModel
+from posefleet.models.smpr.config import Config
 
 
 class Model(PyramidModel[Config]):

@@ -15,7 +15,8 @@ from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.cells import encode_offsets
 from posefleet.models.parts.ops.losses import mean_counts
 from posefleet.models.parts.regression.pose_head import Head, PoseHeadConfig
-from posefleet.models.smpr import AssignConfig, Config, LossConfig, Model
+from posefleet.models.smpr.config import AssignConfig, Config, LossConfig
+from posefleet.models.smpr.model import Model
 
 SMALL = Config(
     backbone=BackboneConfig(name="resnet18", pretrained=False),
