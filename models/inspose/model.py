@@ -96,8 +96,8 @@ class LossConfig:
     cls_form: Literal["focal", "varifocal"] = "focal"
     """Target of positives: 1 (``focal``), or the OKS of the pose that their KP-Net predicts now (``varifocal``)."""
     oks_units: Literal["px", "code_mixed"] = "px"
-    """Units of that OKS. ``code_mixed`` takes distances in cells but areas in pixels, as the release does, which makes
-    the OKS far too high."""
+    """Units of that OKS. ``code_mixed`` takes distances between whole cells but areas in pixels, as the released code
+    does, which makes the OKS far too high."""
     weak_quality: float = 0.1
     """0..1, target of positives of people without keypoints (``assign.unlabelled: weak_positive``)."""
     count_images: bool = False
@@ -336,9 +336,11 @@ class Model(DenseModel[Config]):
     def _quality(self, targets: CellTargets, poses: Tensor) -> Tensor:
         """(N,) OKS of poses (N, K, 2), whole cells of the keypoint maps; a constant for people without keypoints."""
         stride, loss = self.config.maps.map_stride, self.config.loss
-        poses, keypoints = (poses + 0.5) * stride, targets.keypoints
+        keypoints = targets.keypoints
         if loss.oks_units == "code_mixed":
-            poses, keypoints = poses / stride - 0.5, keypoints / stride
+            keypoints = (keypoints / stride).floor()
+        else:
+            poses = (poses + 0.5) * stride
         similarity = oks(poses, keypoints, targets.labelled, targets.areas, self.sigmas)
         return similarity.where(targets.labelled.any(1), loss.weak_quality)
 

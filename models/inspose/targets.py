@@ -23,11 +23,11 @@ class AssignConfig:
     """Half the side of the square around a person's centre whose cells are positive, strides, in (0, 3]. Raised, a
     person gets more cells, and training costs more."""
     min_side: float = 1.0
-    """Pixels of the input image: people whose pseudo box is thinner count as unlabelled. Raised, more small people are
-    left out."""
+    """Pixels of the input image: people whose pseudo box is thinner train nothing, and ``unlabelled`` says what the
+    cells in their box learn. Raised, more small people are left out."""
     unlabelled: Literal["ignore", "negative", "weak_positive"] = "ignore"
     """Cells in the box of a person without keypoints: no loss; or negatives; or positives of low quality at the centre
-    of the box. Crowds are never positive."""
+    of the box. Crowds and people thinner than ``min_side`` are never positive."""
     max_positives: int = 0
     """Largest number of positive cells of one image that train a network, evenly spread; 0: all. It limits time, not
     memory."""
@@ -46,7 +46,7 @@ class Assigned(NamedTuple):
 
     cells: Cells
     people: PaddedPeople
-    """People of the images; those who are too thin are not ``valid``."""
+    """People of the images; those who are too thin are not ``valid`` and have no labelled keypoints."""
     person: Tensor
     """(B, P) int64, the person of each cell; -1 for none."""
     trained: Tensor
@@ -67,16 +67,21 @@ def assign_instances(
         annotated_boxes: Choose cells by the annotated box of a person instead of the pseudo box.
     """
     padded = pad_people(people, cells.points.device)
-    thinnest = (padded.boxes[..., 2:] - padded.boxes[..., :2]).amin(-1)
-    padded = replace(padded, valid=padded.valid & (thinnest >= config.min_side))
+    weak = padded.counted & ~padded.valid & (_sides(padded.annotated_boxes) >= config.min_side)
+    valid = padded.valid & (_sides(padded.boxes) >= config.min_side)
+    padded = replace(padded, valid=valid, labelled=padded.labelled & valid[..., None])
     answering = replace(padded, boxes=padded.annotated_boxes) if annotated_boxes else padded
     if config.unlabelled == "weak_positive":
-        weak = padded.counted & ~padded.valid & (padded.annotated_boxes[..., 2] > padded.annotated_boxes[..., 0])
         boxes = padded.annotated_boxes.where(weak[..., None], answering.boxes)
         answering = replace(answering, boxes=boxes, valid=padded.valid | weak)
     person = assign_people(cells, answering, center_half_side=config.center_half_side)
     trained = thin_out(person, config.max_positives) if config.max_positives else person
     return Assigned(cells, padded, person, trained, send_to_host((trained >= 0).sum()))
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    """The shorter side (...) of boxes (..., 4) xyxy."""
+    return (boxes[..., 2:] - boxes[..., :2]).amin(-1)
 
 
 def outside_unlabelled(cells: Cells, people: PaddedPeople, config: AssignConfig) -> Tensor:

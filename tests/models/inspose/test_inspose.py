@@ -294,7 +294,10 @@ def test_quality_is_the_oks_of_the_peaks_in_pixels() -> None:
     exponent = 18 / (2 * 10_000 * (2 * torch.tensor(COCO17.sigmas)).square())
     quality = model._quality(targets, cells)
     torch.testing.assert_close(quality, torch.exp(-exponent).mean()[None])
-    assert quality < mixed._quality(targets, cells) < 1
+    assert quality < mixed._quality(targets, cells)
+    torch.testing.assert_close(mixed._quality(targets, cells), torch.ones(1))  # the cells are the keypoints' own
+    exponent = 1 / (2 * 10_000 * (2 * torch.tensor(COCO17.sigmas)).square())
+    torch.testing.assert_close(mixed._quality(targets, cells + torch.tensor([0.0, 1.0])), torch.exp(-exponent).mean()[None])
     nobody = replace(targets, labelled=~labelled)
     torch.testing.assert_close(model._quality(nobody, cells), torch.tensor([0.1]))
 

@@ -49,14 +49,33 @@ def test_annotated_boxes_can_decide_instead() -> None:
     assert points(assigned) == [[x, y] for y in (176, 208, 240) for x in (144, 176, 208)]
 
 
+THIN = person((100, 100, 100.5, 150), (80, 80, 130, 170))
+
+
 def test_a_person_thinner_than_a_pixel_is_ignored() -> None:
-    thin = person((100, 100, 100.5, 150), (80, 80, 130, 170))
-    assigned, config = assign(thin)
+    assigned, config = assign(THIN)
     assert assigned.trained_count() == 0
     inside = ((CELLS.points > torch.tensor([80.0, 80.0])) & (CELLS.points < torch.tensor([130.0, 170.0]))).all(1)
     torch.testing.assert_close(~outside_unlabelled(CELLS, assigned.people, config)[0], inside)
-    assert assigned.people.labelled.all()  # but it keeps its keypoints
+    assert not assigned.people.labelled.any()  # so that no map, offset or tag learns them either
     assert assign(person((100, 100, 120, 150), (80, 80, 130, 170)))[0].trained_count() > 0
+
+
+@pytest.mark.parametrize("unlabelled", ["negative", "weak_positive"])
+def test_a_person_thinner_than_a_pixel_can_be_background(unlabelled: str) -> None:
+    """The released code drops such people, so their cells are negatives."""
+    assigned, config = assign(THIN, unlabelled=unlabelled)
+    assert (assigned.person == -1).all() and not assigned.people.labelled.any()
+    assert outside_unlabelled(CELLS, assigned.people, config).all()
+
+
+def test_a_person_without_keypoints_in_a_box_thinner_than_a_pixel_is_no_weak_positive() -> None:
+    assigned, _ = assign(person((0, 0, 0, 0), (150.5, 100, 152.5, 220), visible=0), unlabelled="weak_positive")
+    assert points(assigned)
+    assigned, _ = assign(
+        person((0, 0, 0, 0), (150.5, 100, 152.5, 220), visible=0), unlabelled="weak_positive", min_side=3
+    )
+    assert not points(assigned)
 
 
 @pytest.mark.parametrize(("unlabelled", "ignored", "answers"), [("ignore", True, False), ("negative", False, False)])
