@@ -70,7 +70,8 @@ class Options:
     """With --ablate: number of seeds that each row is trained with; --seed is the first. More seeds show the spread and
     take proportionally longer."""
     recipe: Literal["demo", "paper"] = "demo"
-    """Settings to start from: jobs/configs/METHOD_demo.yaml (CPU, minutes) or METHOD.yaml (GPUs, as published)."""
+    """Settings to start from: jobs/configs/METHOD_demo.yaml (CPU, minutes), or METHOD_paper.yaml, or METHOD.yaml if
+    there is no such file (GPUs, as published)."""
     backbone: Annotated[str, "NAME"] = ""
     """The same backbone for every method that has one, such as resnet50."""
     scratch: bool = False
@@ -171,7 +172,8 @@ def _experiment(method: str, settings: Mapping[str, Any], options: Options, argu
     from posefleet.models.parts.layers.backbones import InputConfig
     from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
 
-    values = read_yaml(CONFIGS / f"{method}{'_demo' if options.recipe == 'demo' else ''}.yaml")
+    recipe = CONFIGS / f"{method}_{options.recipe}.yaml"
+    values = read_yaml(recipe if recipe.exists() else CONFIGS / f"{method}.yaml")
     values["train"] = {**values.get("train", {}), "eval_every": 1e9}  # evaluate once, at the end
     values = with_settings(values, settings)
     experiment = override(build_experiment(values, where=f"{method} with {settings}"), arguments)

@@ -46,18 +46,19 @@ class InstanceHeadConfig:
     """Predict offsets around keypoints, which restore the precision that the maps' stride loses."""
     heatmap: bool = True
     """Auxiliary keypoint map. It is computed in training only, so prediction is as fast with it."""
-    map_branch: Literal["separate", "joint"] = "separate"
+    map_branch: Literal["separate", "joint"] = "joint"
     """Predict offsets and keypoint map by two branches of two layers at stride 8, or by one branch of three layers at
     stride 4, which is finer and slower."""
-    map_channels: int = 256
-    """Channels of those branches."""
+    map_channels: int = 512
+    """Channels of those branches. Fewer is faster and needs less memory."""
     tags: bool = False
-    """Associative embedding of keypoints, computed in training only. Needs ``map_branch: joint``."""
-    direct: bool = False
+    """Associative embedding of keypoints, computed in training only. Nothing reads it in prediction. Needs
+    ``map_branch: joint``. The released code reads it one cell too far up and to the left; this code does not."""
+    direct: bool = True
     """Add a branch that predicts a whole pose as offsets from the cell."""
     direct_channels: int = 512
     """Channels of that branch."""
-    align: bool = False
+    align: bool = True
     """Add deformable convolutions that read at the ``align_keypoints`` of the direct pose. Needs ``direct``."""
     align_keypoints: tuple[str, ...] = (
         "nose",

@@ -1,4 +1,4 @@
-"""What a training of each method by its paper's recipe (jobs/configs/METHOD.yaml) takes: counted, not trained.
+"""What a training of each method by its paper's recipe takes: counted, not trained.
 
     python tests/bench/bench_paper.py [--methods smpr pfs] [--utilisation 0.15]
 
@@ -110,8 +110,9 @@ def computed(experiment: Experiment, step: Step, decode: float, utilisation: flo
 
 
 def recipe(method: str) -> Experiment:
-    """The shipped config."""
-    return build_experiment(read_yaml(CONFIGS / f"{method}.yaml"))
+    """The shipped config, jobs/configs/METHOD.yaml or inspose_paper.yaml."""
+    name = "inspose_paper" if method == "inspose" else method
+    return build_experiment(read_yaml(CONFIGS / f"{name}.yaml"))
 
 
 def side(experiment: Experiment) -> int:

@@ -8,7 +8,8 @@ backward, optimizer), the same of Keypoint R-CNN, and how many times faster the 
 (A B A B). Then how a prediction divides into network and the rest, and which of the targets are met. It reports and
 does not judge: the exit status is 0. Needs torch, torchvision, timm, NumPy and OpenCV.
 
-The models are those of jobs/configs/METHOD.yaml with random weights. Neither side averages with a mirrored image.
+The models are those of jobs/configs/METHOD.yaml (InsPose: inspose_paper.yaml) with random weights. Neither side
+averages with a mirrored image.
 Random weights find nobody, or everybody everywhere, so ours are given what to find: 20 people are painted into the
 image, and the network's last layers, after they have done their work, give what a good network would say of them.
 
@@ -64,11 +65,11 @@ ADAPTED_PEOPLE = 10
 
 
 def paper_config(method: str) -> Any:
-    """The model of jobs/configs/METHOD.yaml, without pretrained weights and flip averaging."""
+    """The model of jobs/configs/METHOD.yaml (inspose_paper.yaml), without pretrained weights and flip averaging."""
     module = load_method(method)
     resnet = BackboneConfig(pretrained=False)
     if method == "inspose":
-        return module.Config(backbone=replace(resnet, norm="trained"))
+        return replace(module.Config.paper(), backbone=replace(resnet, norm="trained"))
     if method == "logocap":
         return module.Config(backbone=replace(module.Config().backbone, pretrained=False))
     if method == "detposenet":

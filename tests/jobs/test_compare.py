@@ -4,6 +4,7 @@ import pytest
 
 from posefleet.jobs import compare
 from posefleet.models import available_methods
+from posefleet.models.inspose import Config as InsPose
 from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.comparison.budget import budgeted
 
@@ -61,6 +62,12 @@ def test_every_method_has_a_recipe_of_each_kind() -> None:
     for method in available_methods():
         for suffix in ("", "_demo"):
             assert Path(compare.CONFIGS, f"{method}{suffix}.yaml").exists()
+
+
+def test_the_recipe_of_the_paper_is_the_config_of_that_name() -> None:
+    options, _ = compare._parse(["--methods", "inspose", "--recipe", "paper"])
+    assert compare._experiment("inspose", {}, options, DATA).model == InsPose.paper()
+    assert compare._experiment("pfs", {}, options, DATA).train.epochs == 31  # pfs.yaml: there is no pfs_paper.yaml
 
 
 @pytest.mark.parametrize("method", available_methods())

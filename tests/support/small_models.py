@@ -36,7 +36,13 @@ def _inspose() -> object:
     from posefleet.models.inspose.model import Config, InstanceHeadConfig
 
     head = InstanceHeadConfig(
-        channels=16, tower_depth=1, feature_channels=16, feature_depth=1, map_channels=16, controller_std=0.1
+        channels=16,
+        tower_depth=1,
+        feature_channels=16,
+        feature_depth=1,
+        map_channels=16,
+        direct_channels=16,
+        controller_std=0.1,
     )
     return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0, top_k=100))
 

