@@ -134,6 +134,29 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}/{WEIGHTS} is refused: it is no file of safetensors ({error})") from None
 
 
+def encode_content(meta: Meta, files: Mapping[str, bytes]) -> bytes:
+    """The bytes of ``meta.json`` for a checkpoint that holds ``files``, the bytes of each by name."""
+    content = {
+        "format": 1,
+        "method": meta.experiment.method,
+        "schema": meta.experiment.schema,
+        "step": meta.step,
+        "position": meta.position,
+        "metrics": meta.metrics,
+        "provenance": meta.provenance,
+        "experiment": to_dict(meta.experiment),
+        "files": {
+            file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()
+        },
+    }
+    return json.dumps(content, indent=1).encode()
+
+
+def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
+    """The bytes of ``model.safetensors``."""
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+
+
 def copy_for_use(
     path: str,
     folder: Path,

@@ -1,9 +1,7 @@
 """Writes the checkpoints of a run, finds the latest and the best, and deletes the others."""
 
 import contextlib
-import hashlib
 import io
-import json
 import logging
 import math
 import os
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import safetensors.torch
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
@@ -25,11 +22,12 @@ from posefleet.platform.checkpoints.format import (
     WEIGHTS,
     CheckpointError,
     Meta,
+    encode_content,
+    encode_weights,
     read_content,
     read_meta,
     verify,
 )
-from posefleet.platform.config.loading import to_dict
 
 log = logging.getLogger(__name__)
 
@@ -56,23 +54,8 @@ class CheckpointStore:
         name = f"step-{meta.step:08d}"
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        files = {
-            WEIGHTS: safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in weights.items()}),
-            STATE: buffer.getvalue(),
-        }
-        sums = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
-        content = {
-            "format": 1,
-            "method": meta.experiment.method,
-            "schema": meta.experiment.schema,
-            "step": meta.step,
-            "position": meta.position,
-            "metrics": meta.metrics,
-            "provenance": meta.provenance,
-            "experiment": to_dict(meta.experiment),
-            "files": sums,
-        }
-        files[META] = json.dumps(content, indent=1).encode()
+        files = {WEIGHTS: encode_weights(weights), STATE: buffer.getvalue()}
+        files[META] = encode_content(meta, files)
         try:
             self._write(name, files)
             self._drop_others(name)
