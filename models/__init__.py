@@ -2,13 +2,17 @@
 
 A method is found by its name: ``models/<name>.py`` or ``models/<name>/__init__.py`` defines ``Config`` (a frozen
 dataclass) and ``Model`` (an ``nn.Module``, built as ``Model(config, schema)``, that implements :class:`PoseModel`).
-Doors: :func:`load_method`, :func:`available_methods` and the three protocols. Methods share ``parts``.
+A method whose authors published weights is a package with a module ``released`` (:class:`ReleasedModule`), which turns
+the authors' files into ours. Doors: :func:`load_method`, :func:`load_released`, :func:`available_methods`,
+:class:`Released` and the protocols. Methods share ``parts``.
 """
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 from torch import Tensor
 
@@ -53,6 +57,47 @@ class ExportableModel(PoseModel, Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """Weights that the authors of a method published, under our names."""
+
+    variant: str
+    """Which of the published models it is, such as ``ResNet-50``."""
+    config: Any
+    """``Config`` of the method: its preset ``released`` for this variant, with ``pretrained`` off."""
+    weights: Mapping[str, Tensor]
+    """State dict of ``Model(config, schema)``."""
+    keypoints: int
+    """Number of keypoints that the network predicts."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the experiment, dotted names such as ``data.resize.short_side``, in which this variant differs from
+    ``jobs/configs/METHOD_released.yaml``."""
+
+
+class ReleasedModule(Protocol):
+    """What the module ``models/<method>/released.py`` defines."""
+
+    MARK: str
+    """Name of a weight that every file of this method has, and no file of another method."""
+    SOURCE: str
+    """Address where the authors offer the files."""
+    LICENCE: str
+    """One sentence: the licence of the authors' repository, or that it has none."""
+    REPORTED: Mapping[str, str]
+    """Variant -> the AP that the authors report for it, and on which images."""
+
+    def released_weights(self, stored: Mapping[str, Tensor]) -> Released:
+        """Turn the state dict of an authors' file into ours.
+
+        Args:
+            stored: Weights by the authors' names. A prefix ``module.`` is already removed.
+
+        Raises:
+            ValueError: Weights are missing, left over, or of a shape that no variant has; the message names each.
+        """
+        ...
+
+
 def available_methods() -> list[str]:
     """Sorted names of the methods: the files and packages of this folder except ``parts``."""
     folder = Path(__file__).parent
@@ -67,6 +112,22 @@ def load_method(name: str) -> ModuleType:
     Raises:
         ValueError: No method has this name; the message lists the methods.
     """
+    _check_name(name)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def load_released(name: str) -> ReleasedModule | None:
+    """Import ``models/<name>/released.py``; None if the method has no such module.
+
+    Raises:
+        ValueError: No method has this name; the message lists the methods.
+    """
+    _check_name(name)
+    if not (Path(__file__).parent / name / "released.py").exists():
+        return None
+    return cast(ReleasedModule, importlib.import_module(f"{__name__}.{name}.released"))
+
+
+def _check_name(name: str) -> None:
     if name not in available_methods():
         raise ValueError(f"unknown method {name!r}; models/ has {', '.join(available_methods())}")
-    return importlib.import_module(f"{__name__}.{name}")

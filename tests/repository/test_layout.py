@@ -90,7 +90,7 @@ OPEN = {
     "data/loading": "coco_dataset loader shard_dataset source",
     "data/shards": "build layout verify",
     "data/synthetic": "dataset scenes",
-    "models/parts/layers": "backbones blocks deform_conv fpn fusion safe_load",
+    "models/parts/layers": "backbones blocks deform_conv fpn fusion released safe_load",
     "models/parts/ops": "assign cells decode heatmaps losses nms oks",
     "models/parts/regression": "dense_model oks_gate pose_head pose_loss positives pyramid_model",
     "platform/checkpoints": "format load resolve store",

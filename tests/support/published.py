@@ -1,0 +1,76 @@
+"""The facts in ``tests/published``: weights that a recipe draws under the authors' names, and what their code computed.
+
+Also files in the authors' formats, which tests of the import read instead of the authors' own.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).resolve().parents[1] / "published"
+SEED = 7
+"""Of the weights of SMPR and InsPose."""
+
+
+@cache
+def golden(method: str) -> dict[str, np.ndarray]:
+    """Inputs and outputs of the released code of a method, by the names in its file."""
+    with np.load(FOLDER / f"golden_{method}.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def array(method: str, name: str) -> Tensor:
+    """One array of :func:`golden` as a tensor."""
+    return torch.from_numpy(golden(method)[name])
+
+
+def draw(keys: list[tuple[str, list[int]]], seed: int = SEED) -> dict[str, Tensor]:
+    """Weights of the shapes ``keys``, drawn as the entry ``recipe`` of the golden files says, without its ``after``."""
+    rng = np.random.RandomState(seed)
+    weights: dict[str, Tensor] = {}
+    for name, shape in keys:
+        if name.endswith("num_batches_tracked"):
+            weights[name] = torch.tensor(0)
+            continue
+        if len(shape) == 4:
+            values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        elif name.endswith("running_var"):
+            values = 0.5 + rng.random_sample(shape)
+        elif name.endswith("running_mean"):
+            values = 0.2 * rng.standard_normal(shape)
+        elif name.endswith(".scale"):
+            values = 0.7 + 0.6 * rng.random_sample(shape)
+        elif name.endswith("weight"):
+            values = 0.8 + 0.4 * rng.random_sample(shape)
+        else:
+            values = 0.1 * rng.standard_normal(shape)
+        weights[name] = torch.from_numpy(np.asarray(values, dtype=np.float32))
+    return weights
+
+
+def released_keys(method: str) -> list[tuple[str, list[int]]]:
+    """Names and shapes of the released state dict of SMPR or InsPose, in its order."""
+    return [(name, shape) for name, shape in json.loads(str(golden(method)["keys"]))]
+
+
+@cache
+def inspose_weights() -> dict[str, Tensor]:
+    """The weights with which the released code of InsPose computed its golden outputs."""
+    weights = draw(released_keys("inspose"))
+    weights["bbox_head.conv_cls.bias"] -= 2.0
+    weights["bbox_head.controller.weight"] *= 0.3
+    return weights
+
+
+def save_mmdet(path: Path, weights: Mapping[str, Tensor], **extra: Any) -> Path:
+    """Write a checkpoint as mmdetection's runner does: weights beside its notes and the optimiser's state."""
+    meta = {"epoch": 36, "iter": 1000, "mmdet_version": "2.8.0", "CLASSES": ("person",), "hook_msgs": {}}
+    content = {"meta": meta, "state_dict": dict(weights), "optimizer": {"state": {}, "param_groups": []}, **extra}
+    torch.save(content, path)
+    return path
