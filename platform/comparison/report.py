@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def compare_runs(runs: Mapping[str, str], out: Path, *, data: str = "", about: s
         text="\n\n".join([comparison.as_markdown(entries, differences), *warnings]),
         content=comparison.as_dict(entries),
         figure=figures.comparison_figure(ap, {entry.name: entry.cost.predict_ms for entry in entries}),
-        page=html.render(entries, differences, about=about, warnings=warnings),
+        page=lambda: html.render(entries, differences, about=about, warnings=warnings),
     )
 
 
@@ -66,30 +66,35 @@ def compare_rows(rows: Sequence[ablation.Row], trials: ablation.Trials, out: Pat
     scores: dict[str, dict[int, dict[str, float]]] = {row.name: {} for row in rows}
     for (row, seed), (trained, decoded) in trials.items():
         scores[row][seed] = comparison.scores(folder_of(trained), decoded, worker)
-    entries, (_, first) = [], next(iter(trials))
-    for (row, seed), (trained, decoded) in trials.items():
-        if seed == first:
-            sys.stderr.write(f"scoring and timing {row}\n")
-            entries.append(comparison.score_run(row, folder_of(trained), worker, experiment=decoded))
-    about = f"The rows of an ablation, all with seed {first}; ablation.md has every seed and the paper's numbers."
-    orders = ablation.orderings_as_markdown(ablation.orderings(rows, scores))
     here = {row.name: [values["AP"] for values in scores[row.name].values()] for row in rows}
+    orders = ablation.orderings_as_markdown(ablation.orderings(rows, scores))
     return _write(
         out,
         "ablation",
         text=f"{ablation.as_markdown(rows, scores)}\n\n{orders}",
         content=scores,
         figure=figures.ablation_figure(here, {row.name: row.paper["AP"] / 100 for row in rows}),
-        page=html.render(entries, comparison.differences(entries), about=about),
+        page=lambda: _page_of_rows(trials, worker),
     )
 
 
-def _write(out: Path, name: str, *, text: str, content: object, figure: Figure, page: str) -> str:
-    """Write the four files; returns the tables and the paths of the files."""
+def _page_of_rows(trials: ablation.Trials, worker: LocalWorker) -> str:
+    """HTML page that compares the rows of the first seed."""
+    entries, (_, first) = [], next(iter(trials))
+    for (row, seed), (trained, decoded) in trials.items():
+        if seed == first:
+            sys.stderr.write(f"scoring and timing {row}\n")
+            entries.append(comparison.score_run(row, folder_of(trained), worker, experiment=decoded))
+    about = f"The rows of an ablation, all with seed {first}; ablation.md has every seed and the paper's numbers."
+    return html.render(entries, comparison.differences(entries), about=about)
+
+
+def _write(out: Path, name: str, *, text: str, content: object, figure: Figure, page: Callable[[], str]) -> str:
+    """Write the four files, the page last, as it may take long; returns the tables and the paths of the files."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.md").write_text(text + "\n")
     (out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     save_png(figure, out / f"{name}.png")
-    (out / f"{name}.html").write_text(page)
+    (out / f"{name}.html").write_text(page())
     kinds = {"table": "md", "plot": "png", "page": "html"}
     return f"{text}\n\n" + "".join(f"  {kind:5}  {out / name}.{suffix}\n" for kind, suffix in kinds.items())
