@@ -25,8 +25,8 @@ class SaveBeforeResize(ControllerCallback):
         """Called by Ray Train's controller, which ends no worker until this returns."""
         if not isinstance(current_state, ResizingState):
             return
-        self._run.request_checkpoint()
+        self._run.request("save")
         end = time.monotonic() + GROWTH_SECONDS
-        while self._run.checkpoint_requested() and time.monotonic() < end:
+        while self._run.requested("save") and time.monotonic() < end:
             time.sleep(0.1)
-        self._run.checkpoint_written()  # the next workers need not answer this request
+        self._run.withdraw("save")  # the next workers need not answer this request

@@ -84,7 +84,7 @@ def run_training(
                     outcome = fit_or_report(experiment, worker, run, sink)
             log.debug("ends: %s", outcome.error or "finished")
     except SystemExit:
-        run.request_stop()  # workers may run on for a moment after this process has ended
+        run.request("stop")  # workers may run on for a moment after this process has ended
         raise
     except BaseException:
         run.finish("FAILED")
@@ -102,7 +102,7 @@ def _signals(run: Run) -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        run.request_stop()
+        run.request("stop")
         os.write(2, b"stopping: the workers write a checkpoint first; again to end at once\n")
 
     if threading.current_thread() is not threading.main_thread():

@@ -82,7 +82,7 @@ class RayWorker(LocalWorker):
         """Remove the request for a checkpoint, which has been written."""
         self._saved = time.monotonic()
         if self._save:
-            self._run.checkpoint_written()
+            self._run.withdraw("save")
             self._save = False
 
     def report(self, metrics: Mapping[str, float]) -> None:
@@ -94,8 +94,8 @@ class RayWorker(LocalWorker):
         if self.rank or time.monotonic() - self._looked < ASK_SECONDS:
             return
         self._looked = time.monotonic()
-        self._stop = self._stop or self._run.stop_requested()
-        self._save = self._save or self._run.checkpoint_requested()
+        self._stop = self._stop or self._run.requested("stop")
+        self._save = self._save or self._run.requested("save")
 
 
 class _Forward(ray.train.UserCallback):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 
@@ -35,6 +35,9 @@ from posefleet.platform.visualization.report import log_curves
 
 log = logging.getLogger(__name__)
 
+Request = Literal["stop", "save"]
+"""What the workers of a run can be asked: to write a checkpoint and end, or to write one and go on."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -50,36 +53,14 @@ class Run:
         """The run's checkpoints."""
         return CheckpointStore(f"{self.folder}/checkpoints", keep=experiment.train.keep_checkpoints)
 
-    def request_stop(self) -> None:
-        """Ask the workers, wherever they are, to write a checkpoint and end."""
-        self._request("stop")
-
-    def stop_requested(self) -> bool:
-        """Whether ``request_stop`` was called since the run was opened; False while the storage does not answer."""
-        return self._requested("stop")
-
-    def allow(self) -> None:
-        """Forget an earlier request to stop."""
-        self._forget("stop")
-
-    def request_checkpoint(self) -> None:
-        """Ask the workers, wherever they are, to write a checkpoint and go on."""
-        self._request("save")
-
-    def checkpoint_requested(self) -> bool:
-        """Whether ``request_checkpoint`` was called and no checkpoint was written since."""
-        return self._requested("save")
-
-    def checkpoint_written(self) -> None:
-        """Remove the request of ``request_checkpoint``, because the checkpoint is written."""
-        self._forget("save")
-
-    def _request(self, name: str) -> None:
-        with fsspec.open(f"{self.folder}/{name}", "wb") as stream:
+    def request(self, what: Request) -> None:
+        """Ask the workers, wherever they are, by a file in the run's folder."""
+        with fsspec.open(f"{self.folder}/{what}", "wb") as stream:
             stream.write(b"")
 
-    def _requested(self, name: str) -> bool:
-        fs, path = fsspec.url_to_fs(f"{self.folder}/{name}")
+    def requested(self, what: Request) -> bool:
+        """Whether the workers are asked; False while the storage does not answer."""
+        fs, path = fsspec.url_to_fs(f"{self.folder}/{what}")
         fs.invalidate_cache()
         try:
             return bool(fs.exists(path))
@@ -87,9 +68,10 @@ class Run:
             log.warning("cannot see whether %s is there: %s", path, error)
             return False
 
-    def _forget(self, name: str) -> None:
-        if self._requested(name):
-            fs, path = fsspec.url_to_fs(f"{self.folder}/{name}")
+    def withdraw(self, what: Request) -> None:
+        """Remove a request that was met, or that an earlier start has left behind."""
+        if self.requested(what):
+            fs, path = fsspec.url_to_fs(f"{self.folder}/{what}")
             fs.rm(path)
 
     @property
@@ -197,7 +179,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
     parent = {"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}
     run = _open(experiment, folder, known, name=name, params=to_dict(experiment), tags=parent)
-    run.allow()
+    run.withdraw("stop")
     return experiment, run
 
 

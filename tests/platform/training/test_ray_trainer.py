@@ -56,7 +56,7 @@ def test_workers_that_cannot_save_are_not_waited_for_forever(run: Run, monkeypat
     monkeypatch.setattr(elastic, "GROWTH_SECONDS", 0.2)
     growing = ResizingState(scaling_decision=ResizeDecision(num_workers=2, resources_per_worker={"CPU": 1}))
     elastic.SaveBeforeResize(run).after_controller_state_update(RunningState(), growing)
-    assert not run.checkpoint_requested(), "the next workers would answer a request that nobody waits for"
+    assert not run.requested("save"), "the next workers would answer a request that nobody waits for"
 
 
 def test_while_a_node_is_about_to_go_checkpoints_follow_each_other(
@@ -71,7 +71,7 @@ def test_while_a_node_is_about_to_go_checkpoints_follow_each_other(
 
 
 def test_a_request_to_stop_is_remembered(run: Run, worker: train.RayWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.request_stop()
+    run.request("stop")
     assert worker.stop_requested()
     monkeypatch.setattr(train, "ASK_SECONDS", 60.0)
     assert worker.stop_requested(), "the loop asks twice: whether to look, and when it looks"
