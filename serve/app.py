@@ -53,11 +53,11 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         for model in settings.models
         if model.shadow
     }
-    gateway = (settings, models, challengers, versions)
+    gateway = {"settings": settings, "models": models, "challengers": challengers, "versions": versions}
     if settings.direct:
         default = settings.models[0]
         return replicas(default.name, default, default.deployment, DirectReplica, gateway)
-    ingress: serve.Application = Ingress.options(**settings.ingress).bind(*gateway)  # type: ignore[attr-defined]
+    ingress: serve.Application = Ingress.options(**settings.ingress).bind(**gateway)  # type: ignore[attr-defined]
     return ingress
 
 
@@ -66,10 +66,10 @@ def build(args: Mapping[str, Any]) -> serve.Application:
 class Ingress:
     """A replica that handles HTTP requests and sends their images to the replicas that predict."""
 
-    def __init__(self, *gateway: Any) -> None:
+    def __init__(self, **gateway: Any) -> None:
         """Takes the arguments of :class:`~posefleet.serve.http.gateway.Gateway`."""
         collect_garbage_rarely()
-        self._gateway = Gateway(*gateway)
+        self._gateway = Gateway(**gateway)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._gateway)
@@ -80,13 +80,13 @@ class Ingress:
 class DirectReplica(Replica):
     """A replica of the default model that handles HTTP requests itself, which saves a copy between processes."""
 
-    async def __init__(self, gateway: tuple[Any, ...], *replica: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(self, gateway: Mapping[str, Any], *replica: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         """
         Args:
             gateway: Arguments of ``Gateway``; its models are those but the default one.
             replica: Arguments of ``Replica``.
         """
-        self._gateway = Gateway(*gateway, local=self)
+        self._gateway = Gateway(**gateway, local=self)
         await super().__init__(*replica)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -256,7 +256,7 @@ def promote(uri: str, name: str, release: Release, alias: str) -> Version:
         if _if_known(client.get_registered_model, name) is None:
             client.create_registered_model(name)
             undo.callback(_attempt, client.delete_registered_model, name)
-        known = release.training_run and _if_known(client.get_run, release.training_run)
+        known = _if_known(client.get_run, release.training_run) if release.training_run else None
         training = release.training_run if known else ""  # the checkpoint may come from another store
         run_id = _open_run(uri, name, release, training)
         undo.callback(_attempt, client.delete_run, run_id)
