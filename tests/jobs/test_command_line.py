@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from posefleet.command_line import Argument, Option, documentation, options, parse
+from posefleet.command_line import Argument, Option, Place, documentation, options, parse
 from posefleet.jobs import cli
 from posefleet.models import available_methods, load_method
 from posefleet.option_names import SYNONYMS, nearest
@@ -158,7 +158,7 @@ def test_the_version_is_that_of_the_package() -> None:
         (["promote", "--run", "a"], "--to is missing; give --to champion or --to challenger"),
         (["promote", "--alias", "champion"], "--alias; did you mean --to?"),
         (["promote", "--run", "a", "--to", "best"], "--to best: Input should be 'champion' or 'challenger'"),
-        (["export", "--checkpoint", "a", "--out", "b"], "--out must end in .onnx, not b"),
+        (["export", "--checkpoint", "a", "--out", "b"], "--out must end in .onnx, not /"),
         (["shard", "--source", "a"], "--split is missing"),
         (["doctor"], "PATH is missing: Data set folder in COCO's layout"),
         (["serve", "none.yaml"], "no config file none.yaml; the shipped one is"),
@@ -203,7 +203,8 @@ def test_what_all_commands_share_stands_below_the_packages() -> None:
                     "posefleet.light_import",
                     "posefleet.memory",
                     "posefleet.option_names",
-                    "posefleet.platform.runtime.redaction",  # needs the standard library alone
+                    "posefleet.platform.runtime.paths",  # these two need the standard library alone
+                    "posefleet.platform.runtime.redaction",
                 ), path
 
 
@@ -305,6 +306,26 @@ def test_options_of_something_else_are_handed_on_as_text() -> None:
     )
     assert own.many_words == 2
     assert given == {"optim.lr": ["1"], "model.a.b": ["x", "y"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Options that name files."""
+
+    source: Annotated[str, Place("PATH")] = ""
+    """Source."""
+    out: Annotated[str, Place("FOLDER")] = "runs/x"
+    """Output."""
+    name: str = "a/b"
+    """Name."""
+
+
+def test_paths_are_absolute_given_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSEFLEET_HOME", str(tmp_path))
+    places, _ = parse(Places, [], about="")
+    assert (places.source, places.out, places.name) == ("", f"{tmp_path}/runs/x", "a/b")
+    places, _ = parse(Places, ["--source", "s3://a/b", "--out", "y", "--name", "c"], about="")
+    assert (places.source, places.out, places.name) == ("s3://a/b", f"{tmp_path}/y", "c")
 
 
 def test_the_help_of_a_field_is_the_string_below_it() -> None:
