@@ -130,7 +130,7 @@ def test_going_back_does_not_wait_for_torch() -> None:
     [
         ("models:/pose@best", r"has no alias 'best', but champion \(version 1\)"),
         ("models:/pose/7", r"has no version 7, but 1$"),
-        ("models:/other@champion", r"has no model 'other', but pose$"),
+        ("models:/other@champion", r"has no model 'other'; it has pose$"),
         ("models:/pose", r"write models:/NAME@ALIAS or models:/NAME/VERSION"),
         ("models:/pose/Production", r"write models:/NAME@ALIAS or models:/NAME/VERSION"),
     ],
