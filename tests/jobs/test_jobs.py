@@ -170,7 +170,7 @@ def test_finished_runs_are_compared(trained: Path, tmp_path: Path) -> None:
     done = run("jobs/compare.py", "--runs", trained, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "| small |" in done.stdout and "ms, 30 people" in done.stdout
-    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["small"]["parameters"] == 2_967_681
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["small"]["parameters"] == 416_721
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
     assert str(tmp_path / "out" / "comparison.html") in done.stdout
     assert "Poses of small in image" in (tmp_path / "out" / "comparison.html").read_text()
