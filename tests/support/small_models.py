@@ -53,7 +53,7 @@ def _logocap() -> object:
     from posefleet.models.logocap.targets import TargetConfig
 
     return Config(
-        backbone=BackboneConfig(name="resnet10t", pretrained=False),  # untrained, test_resnet finds no centre
+        backbone=BackboneConfig(name="resnet18", pretrained=False),  # untrained, smaller ones find none, or others
         head=CentreHeadConfig(heat_channels=8, offset_channels=16, embedding_channels=8, norm="group"),
         adapt=AdaptConfig(kem_size=5, message_channels=(16, 16, 8), mixture=4, window=13, instances=4),
         target=TargetConfig(heat_sigma=1.0, centre_sigma=1.0, offset_radius=2, refined_sigma=1.0, min_area=16),

@@ -135,8 +135,8 @@ class Backbone(nn.Module):
         self.reverse = config.input.order == "bgr"
         stored = self.body.pretrained_cfg
         for name, values in (("mean", config.input.mean), ("std", config.input.std)):
-            values = torch.tensor(values) if values is not None else 255 * torch.tensor(stored[name])
-            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+            channels = torch.tensor(values) if values is not None else 255 * torch.tensor(stored[name])
+            self.register_buffer(name, channels.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, channels[i], H / strides[i], W / strides[i]) of (B, 3, H, W) RGB images in 0..255."""
