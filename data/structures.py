@@ -1,8 +1,8 @@
 """Defines the data structures: annotated people, predicted poses, a sample (image with people), a batch of samples."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 STRIDE = 32
 """Batches are padded to multiples of this many pixels, the coarsest stride of the backbones."""
+
+MASK_STRIDE = 4
+"""Pixels per cell of a mask of ignored regions; cell j is at pixel 4 j. No map that a method trains is finer."""
 
 PAD_COLOUR = (124, 116, 104)
 """RGB of the padding: the ImageNet mean, so that normalised padding is about zero."""
@@ -19,22 +22,36 @@ PAD_COLOUR = (124, 116, 104)
 class _Rows:
     """Tensors of equal length, one row for each person or pose."""
 
+    OF_IMAGE: ClassVar[tuple[str, ...]] = ()
+    """Names of fields that belong to the image instead of its rows; tensors, or None."""
+
     def __post_init__(self) -> None:
-        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        lengths = {name: len(getattr(self, name)) for name in self.row_names()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{type(self).__name__}: tensors must have equal lengths, got {lengths}")
 
+    @classmethod
+    def row_names(cls) -> tuple[str, ...]:
+        """Names of the fields that have one row for each person or pose, in order."""
+        return tuple(field.name for field in fields(cls) if field.name not in cls.OF_IMAGE)
+
     def __getitem__(self, index: Tensor | slice | list[int]) -> Self:
-        return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
+        """Some rows; what belongs to the image is kept."""
+        return replace(self, **{name: getattr(self, name)[index] for name in self.row_names()})
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor changed."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{name: None if value is None else change(value) for name, value in tensors.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same rows on another device."""
-        return type(self)(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+        """The same on another device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """All rows of ``parts`` (at least one), in order."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        """All rows of ``parts`` (at least one), in order, without what belongs to an image."""
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in cls.row_names()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +68,18 @@ class People(_Rows):
     """(M,) float32 area of the person's mask in square pixels, which scales OKS."""
     crowd: Tensor
     """(M,) bool, True for a region that covers a group."""
+    outlined: Tensor = field(default=None)  # type: ignore[assignment]  # see __post_init__
+    """(M,) bool, True for those whose segmentation is part of ``mask``. Default: nobody."""
+    mask: Tensor | None = None
+    """(h, w) bool, True in cells inside the segmentation of a crowd or of a person without keypoints; cell (y, x) is at
+    pixel (``MASK_STRIDE`` y, ``MASK_STRIDE`` x). Losses of maps skip these cells, and the boxes of those who are not
+    ``outlined``. None: nobody is outlined."""
+    OF_IMAGE: ClassVar = ("mask",)
+
+    def __post_init__(self) -> None:
+        if self.outlined is None:
+            object.__setattr__(self, "outlined", torch.zeros_like(self.crowd))
+        _Rows.__post_init__(self)
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -109,6 +138,9 @@ class Sample:
     """(2, 3) float64, maps a point of the original image to a point of ``image`` (see ``transforms``)."""
     original_size: tuple[int, int]
     """(width, height) of the original image."""
+    outlines: tuple[str | None, ...] = ()
+    """The segmentation of each person of a stored image as COCO's compressed run lengths, None for those who have
+    none; empty: nobody has one. ``TrainTransform`` draws them into ``people.mask``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +162,8 @@ class Batch:
     """(B, 2, 3) float64, maps points of the original image to points of the input image."""
     original_sizes: Tensor
     """(B, 2) int64, (width, height) of the original images."""
+    masks: Tensor | None = None
+    """(B, H / ``MASK_STRIDE``, W / ``MASK_STRIDE``) bool, the masks of :class:`People`; None: no image has one."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -138,8 +172,9 @@ class Batch:
     def people(self) -> list[People]:
         """The people of each image, as views. ``counts`` is on the host, so this does not wait for a device."""
         parts, start = [], 0
-        for count in self.counts.tolist():
-            parts.append(self.packed_people[start : start + count])
+        masks = [None] * len(self) if self.masks is None else self.masks.unbind()
+        for count, mask in zip(self.counts.tolist(), masks, strict=True):
+            parts.append(replace(self.packed_people[start : start + count], mask=mask))
             start += count
         return parts
 
@@ -154,24 +189,21 @@ class Batch:
             self.image_ids[index],
             self.matrices[index],
             self.original_sizes[index],
+            None if self.masks is None else self.masks[(index, *map(slice, mask_shape(*shape)))],
         )
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch with images and people on ``device``; the other tensors stay on the host."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.packed_people.to(device, non_blocking=True),
-            self.counts,
-            self.image_ids,
-            self.matrices,
-            self.original_sizes,
-        )
+        """The batch with images, people and masks on ``device``; the other tensors stay on the host."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The batch with images and people in page-locked memory, from where a copy to a GPU need not wait."""
-        people = self.packed_people
-        pinned = People(*(getattr(people, field.name).pin_memory() for field in fields(people)))
-        return Batch(self.images.pin_memory(), pinned, self.counts, self.image_ids, self.matrices, self.original_sizes)
+        """The batch with images, people and masks in page-locked memory, from where a copy to a GPU need not wait."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with all tensors changed that a model reads."""
+        masks = None if self.masks is None else change(self.masks)
+        return replace(self, images=change(self.images), packed_people=self.packed_people.map(change), masks=masks)
 
 
 def _empty_images(count: int, height: int, width: int) -> Tensor:
@@ -199,7 +231,24 @@ def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] 
         torch.tensor([sample.image_id for sample in samples]),
         torch.from_numpy(np.stack([sample.matrix for sample in samples])),
         torch.tensor([sample.original_size for sample in samples]),
+        _pad_masks([sample.people.mask for sample in samples], mask_shape(height, width)),
     )
+
+
+def _pad_masks(masks: Sequence[Tensor | None], shape: tuple[int, int]) -> Tensor | None:
+    """Masks of B images in one (B, h, w) tensor of ``shape`` (h, w), False where nothing is known."""
+    if all(mask is None for mask in masks):
+        return None
+    padded = torch.zeros(len(masks), *shape, dtype=torch.bool)
+    for slot, mask in zip(padded, masks, strict=True):
+        if mask is not None:
+            slot[: mask.shape[0], : mask.shape[1]] = mask
+    return padded
+
+
+def mask_shape(height: int, width: int) -> tuple[int, int]:
+    """(h, w) of the mask of an image of ``height`` x ``width`` pixels."""
+    return -(-height // MASK_STRIDE), -(-width // MASK_STRIDE)
 
 
 def padded_shape(samples: Sequence[Sample]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ Every geometric change is one (2, 3) float64 matrix from the original image to t
 the matrix; its inverse moves predictions back to the original image.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.masks import draw_mask
 from posefleet.data.structures import PAD_COLOUR, People, Poses, Sample
 
 IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -118,7 +119,7 @@ def move_people(
 
     Keypoints outside the input image become unlabelled, boxes are clipped, areas scale with the determinant (a crop
     does not change the scale of a person). A person whose box does not overlap the input image is dropped; a keypoint
-    person of whom only the box remains stays as an unlabelled person.
+    person of whom only the box remains stays as an unlabelled person. A mask is not moved, and left out.
 
     Args:
         people: In pixels of the original image.
@@ -142,7 +143,7 @@ def move_people(
     low, high = corners.amin(1), corners.amax(1)
     boxes = torch.cat([torch.minimum(low.clamp(min=0), limit), torch.minimum(high.clamp(min=0), limit)], 1)
     determinant = float(abs(np.linalg.det(matrix[:, :2])))
-    moved = People(keypoints, visibility, boxes, people.areas * determinant, people.crowd)
+    moved = People(keypoints, visibility, boxes, people.areas * determinant, people.crowd, people.outlined)
     meets_frame = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1) | inside.any(1)
     return moved if bool(meets_frame.all()) else moved[meets_frame]
 
@@ -206,7 +207,10 @@ class Augment:
 
 @dataclass(frozen=True, slots=True)
 class TrainTransform:
-    """Transform of training samples: resize, then augment, with random numbers from the caller."""
+    """Transform of training samples: resize, then augment, with random numbers from the caller.
+
+    The result's ``people.mask`` has the outlines of crowds and of people without keypoints.
+    """
 
     resize: Resize
     augment: Augment
@@ -225,7 +229,12 @@ class TrainTransform:
         flipped = bool(rng.random() < augment.flip)
         if flipped:
             matrix = chain(matrix, mirror(size[0]))
-        matrix, size, people = self._crop(sample.people, matrix, size, flipped, rng)
+        outlined = _outlined(sample)
+        matrix, size, people = self._crop(replace(sample.people, outlined=outlined), matrix, size, flipped, rng)
+        if outlined.any():
+            drawn = zip(sample.outlines, outlined.tolist(), strict=True)
+            chosen = [outline for outline, wanted in drawn if outline is not None and wanted]
+            people = replace(people, mask=torch.from_numpy(draw_mask(chosen, original, matrix, size)))
         return Sample(warp(sample.image, matrix, size), people, sample.image_id, matrix, original)
 
     def _crop(
@@ -251,9 +260,17 @@ class TrainTransform:
         return cropped, window, moved
 
 
+def _outlined(sample: Sample) -> torch.Tensor:
+    """(M,) bool, the people of a stored sample whose segmentation is drawn: crowds, and people without keypoints."""
+    people = sample.people
+    if not sample.outlines:
+        return people.outlined
+    return torch.tensor([outline is not None for outline in sample.outlines]) & ~people.labelled
+
+
 @dataclass(frozen=True, slots=True)
 class EvalTransform:
-    """Transform of evaluation samples: resize only."""
+    """Transform of evaluation samples: resize only. Nothing is trained with them, so they have no mask."""
 
     resize: Resize
     schema: KeypointSchema

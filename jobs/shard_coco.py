@@ -107,13 +107,17 @@ def _summary(result: "ShardingResult", root: str) -> str:
     counts, size = manifest.counts, sum(shard.bytes for shard in manifest.shards)
     lines = [
         f"{root}: {manifest.samples:,} samples, {manifest.labelled:,} of them with keypoint people",
-        "  {people:,} people: {keypoint_people:,} with keypoints, {unlabelled:,} without, {crowd:,} crowds".format(
-            **counts
-        ),
+        "  {people:,} people: {keypoint_people:,} with keypoints, {unlabelled:,} without, {crowd:,} crowds; "
+        "{segmentations:,} segmentations of the last two".format(**counts),
         f"  {len(manifest.shards)} shards, {size / 2**20:,.1f} MiB; source fingerprint {manifest.fingerprint[:12]}",
     ]
     if counts["dropped_people"]:
         lines.append(f"  {counts['dropped_people']:,} people left out: coordinates that are not finite")
+    if counts["bad_segmentations"]:
+        lines.append(
+            f"  warning: {counts['bad_segmentations']:,} segmentations of crowds and of people without keypoints left "
+            "out, which cannot be used; losses ignore the boxes instead, and the doctor names them"
+        )
     if manifest.skipped:
         lines.append(f"  {len(manifest.skipped):,} images skipped:")
         lines += [f"    {image['reason']}: {image['detail']}" for image in manifest.skipped[:MAX_SKIPPED_SHOWN]]

@@ -1,10 +1,15 @@
-"""Makes and reads the record of an image: its size and people, as shards, splits and evaluation store them."""
+"""Makes and reads the record of an image: its size and people, as shards, splits and evaluation store them.
+
+Crowds and people without keypoints have the ``segmentation`` that losses ignore, as COCO's compressed run lengths.
+Records that earlier versions wrote have none.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posefleet.data.coco.annotations import Annotation, area_of, people_of
+from posefleet.data.coco.annotations import Annotation, area_of, is_keypoint_person, people_of
+from posefleet.data.coco.segmentations import encode_segmentation
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People
@@ -13,20 +18,30 @@ Record = dict[str, Any]
 
 
 def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> Record:
-    """The record of one image, with COCO's keys, without what training does not read (segmentation, urls)."""
+    """The record of one image, with COCO's keys, without what training does not read (urls, most segmentations).
+
+    Segmentations that cannot be used are left out.
+    """
+    size = image["width"], image["height"]
     return {
         "image_id": image["id"],
         "file_name": image["file_name"],
         "width": image["width"],
         "height": image["height"],
-        "people": [make_person(annotation) for annotation in annotations],
+        "people": [make_person(annotation, outline_of(annotation, size)[0], size) for annotation in annotations],
     }
 
 
-def make_person(annotation: Annotation) -> Record:
-    """The entry of one person in the record of an image."""
+def make_person(annotation: Annotation, outline: str | None, size: tuple[int, int]) -> Record:
+    """The entry of one person in the record of an image.
+
+    Args:
+        annotation: COCO's.
+        outline: From :func:`outline_of`.
+        size: (width, height) of the image.
+    """
     keypoints = annotation.get("keypoints") or []
-    return {
+    person = {
         "id": annotation["id"],
         "keypoints": keypoints,
         "bbox": annotation["bbox"],
@@ -34,6 +49,28 @@ def make_person(annotation: Annotation) -> Record:
         "iscrowd": int(bool(annotation.get("iscrowd", 0))),
         "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
     }
+    if outline is not None:
+        person["segmentation"] = {"size": [size[1], size[0]], "counts": outline}
+    return person
+
+
+def outline_of(annotation: Annotation, size: tuple[int, int]) -> tuple[str | None, str]:
+    """The segmentation of a crowd or of a person without keypoints.
+
+    Args:
+        annotation: COCO's.
+        size: (width, height) of the image.
+
+    Returns:
+        Compressed run lengths, None for keypoint people and where there is no usable segmentation; and what is wrong
+        with the segmentation, empty if nothing is.
+    """
+    if is_keypoint_person(annotation):
+        return None, ""
+    try:
+        return encode_segmentation(annotation.get("segmentation"), size), ""
+    except DataError as error:
+        return None, str(error)
 
 
 def encode_record(record: Record) -> bytes:
@@ -45,8 +82,8 @@ def encode_record(record: Record) -> bytes:
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
 
 
-def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, int], People]:
-    """The image id, (width, height) of the original image, and its people in pixels of that image.
+def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, int], People, tuple[str | None, ...]]:
+    """The image id, (width, height) of the original image, its people in pixels of that image, and their outlines.
 
     Raises:
         DataError: The bytes are not a record, or its people have another number of keypoints than ``schema``.
@@ -54,6 +91,19 @@ def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, 
     try:
         record = json.loads(data)
         size = (record["width"], record["height"])
-        return record["image_id"], size, people_of(record["people"], schema)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        return record["image_id"], size, people_of(record["people"], schema), outlines_in(record)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"not a record: {error!r} in {data[:80]!r}") from error
+
+
+def outlines_in(record: Record) -> tuple[str | None, ...]:
+    """The stored segmentation of each person of a record, see ``Sample.outlines``.
+
+    Raises:
+        DataError: The run lengths are no text.
+    """
+    found = tuple(person["segmentation"]["counts"] if "segmentation" in person else None for person in record["people"])
+    for outline in found:
+        if not isinstance(outline, str | None):
+            raise DataError(f"a record has a segmentation whose counts are a {type(outline).__name__}, expected a text")
+    return found if any(outline is not None for outline in found) else ()

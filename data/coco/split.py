@@ -23,7 +23,7 @@ from posefleet.data.coco.annotations import (
     person_category_ids,
     require_lists,
 )
-from posefleet.data.coco.records import Record, encode_record, make_person, make_record
+from posefleet.data.coco.records import Record, encode_record, make_person, make_record, outline_of
 from posefleet.data.errors import DataError
 from posefleet.data.io.json_stream import read_lists
 from posefleet.data.keypoints import KeypointSchema
@@ -35,15 +35,19 @@ class CocoSplit:
     When it is pickled, the copy gets its own temporary file.
     """
 
-    def __init__(self, image_ids: np.ndarray, pieces: "_Pieces", dropped: np.ndarray) -> None:
+    def __init__(
+        self, image_ids: np.ndarray, pieces: "_Pieces", dropped: np.ndarray, bad_segmentations: np.ndarray
+    ) -> None:
         self.image_ids = image_ids
         """(I,) int64, ascending."""
         self.dropped = dropped
         """(I,) int64, annotations of each image that are left out because they have a number that is not finite."""
+        self.bad_segmentations = bad_segmentations
+        """(I,) int64, crowds and people without keypoints of each image whose segmentation cannot be used."""
         self._pieces = pieces
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
-        return type(self), (self.image_ids, self._pieces, self.dropped)
+        return type(self), (self.image_ids, self._pieces, self.dropped, self.bad_segmentations)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -90,6 +94,8 @@ class _Packing:
         self._owners = array("q")  # image id of each piece
         self._images = array("q")  # image ids, each once, ascending
         self._dropped = array("q")  # image id of each annotation that was left out
+        self._bad_segmentations = array("q")  # image id of each segmentation that was left out
+        self._widths, self._heights = array("q"), array("q")  # of each of ``_images``
         self._person_categories: set[int] = set()
         self._people_from = 0  # number of the first piece that is a person
         self._labelled = False
@@ -100,25 +106,37 @@ class _Packing:
 
     def add_image(self, image: Any) -> None:
         check_image(image, self._file)
+        self._widths.append(image["width"])
+        self._heights.append(image["height"])
         self._add(image["id"], encode_record(make_record(image, [])).removesuffix(b"]}"))
 
     def sort_images(self) -> None:
         """Call this after the last image and before the first annotation."""
-        self._images = array("q", np.unique(np.array(self._owners, np.int64)).tobytes())
+        # Backwards, because of images with the same id the last counts.
+        ids, last = np.unique(np.array(self._owners, np.int64)[::-1], return_index=True)
+        self._images = array("q", ids.tobytes())
+        for sides in (self._widths, self._heights):
+            sides[:] = array("q", np.array(sides, np.int64)[::-1][last].tobytes())
         self._person_categories = person_category_ids(self._categories)
         self._people_from = len(self._owners)
 
     def add_annotation(self, annotation: Any) -> None:
         check_annotation(annotation, self._file)
         image_id, category = annotation["image_id"], annotation.get("category_id", 1)
-        if not (self._knows(image_id) and is_integer(category) and category in self._person_categories):
+        place = self._find(image_id)
+        if place is None or not (is_integer(category) and category in self._person_categories):
             return
         check_person(annotation, self._schema, self._file)
         self._labelled = self._labelled or is_keypoint_person(annotation)
+        size = self._widths[place], self._heights[place]
+        outline, fault = outline_of(annotation, size)
         try:
-            self._add(image_id, encode_record(make_person(annotation)))
+            self._add(image_id, encode_record(make_person(annotation, outline, size)))
         except ValueError:  # json cannot hold NaN and infinity
             self._dropped.append(image_id)
+            return
+        if fault:
+            self._bad_segmentations.append(image_id)
 
     def finish(self) -> CocoSplit:
         if not self._labelled:
@@ -131,12 +149,16 @@ class _Packing:
             people = rows[rows >= self._people_from].tolist()
             image = rows[len(rows) - len(people) - 1]  # of images with the same id the last counts
             records.add(b"%b%b]}" % (self._pieces.read(image), b",".join(map(self._pieces.read, people))))
-        places = np.searchsorted(image_ids, np.array(self._dropped, np.int64))
-        return CocoSplit(image_ids, records, np.bincount(places, minlength=len(image_ids)))
+        dropped, bad_segmentations = (
+            np.bincount(np.searchsorted(image_ids, np.array(found, np.int64)), minlength=len(image_ids))
+            for found in (self._dropped, self._bad_segmentations)
+        )
+        return CocoSplit(image_ids, records, dropped, bad_segmentations)
 
-    def _knows(self, image_id: int) -> bool:
+    def _find(self, image_id: int) -> int | None:
+        """Index of an image in ``_images``; None if the file has no such image."""
         place = bisect_left(self._images, image_id)
-        return place < len(self._images) and self._images[place] == image_id
+        return place if place < len(self._images) and self._images[place] == image_id else None
 
     def _add(self, owner: int, piece: bytes) -> None:
         self._pieces.add(piece)

@@ -26,6 +26,7 @@ from posefleet.data.coco.annotations import (
     person_category_ids,
     require_lists,
 )
+from posefleet.data.coco.records import outline_of
 from posefleet.data.coco.source import Source, image_path
 from posefleet.data.doctor.findings import Findings, Report, Statistics
 from posefleet.data.doctor.label_checks import BORDER, LabelChecks, Labels, repeats
@@ -249,10 +250,13 @@ def _is_person(annotation: Json, size: tuple[int, int], schema: KeypointSchema, 
     if area is None:
         findings.add("no_area")
         area = area_of(annotation)
-    if crowd:
-        findings.add("crowd")
-    elif not labelled:
-        findings.add("unlabelled")
+    if crowd or not labelled:
+        findings.add("crowd" if crowd else "unlabelled")
+        outline, fault = outline_of(annotation, size)
+        if fault:
+            findings.add("bad_segmentation", f"{what}: {fault}")
+        elif outline is None:
+            findings.add("no_segmentation")
     if min(width, height, area) <= 0:
         code = ("bad_box" if min(width, height) <= 0 else "bad_area") if labelled else "bad_box_unlabelled"
         findings.add(code, f"{what}: bbox {box}, area {area}")

@@ -97,6 +97,16 @@ CHECKS: dict[str, Check] = {
     "unlabelled": Check(
         "info", "People without a labelled keypoint, crowds aside.", "Nothing; losses and evaluation ignore them."
     ),
+    "no_segmentation": Check(
+        "info",
+        "Crowds and people without keypoints that have no segmentation.",
+        "Nothing; losses ignore their boxes, except where people with keypoints are.",
+    ),
+    "bad_segmentation": Check(
+        "warning",
+        "The segmentation of a crowd or of a person without keypoints cannot be used.",
+        "Correct it; sharding leaves it out, and losses ignore the box instead.",
+    ),
     # Keypoints.
     "wrong_keypoint_count": Check(
         "error", "A person has another number of keypoints than the schema.", "Choose the schema that fits."

@@ -6,7 +6,7 @@ import fsspec
 import numpy as np
 
 from posefleet.data.coco.annotations import people_of
-from posefleet.data.coco.records import Record
+from posefleet.data.coco.records import Record, outlines_in
 from posefleet.data.coco.source import Source, image_path
 from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
@@ -58,6 +58,5 @@ class FolderDataset(SampleSource):
             raise DataError(f"{path}: cannot read the image: {error}") from None
         people = people_of(record["people"], self.schema)
         size = (pixels.shape[1], pixels.shape[0])
-        return self.transform(
-            Sample(pixels, people, record["image_id"], np.eye(2, 3), size), np.random.default_rng(position)
-        )
+        sample = Sample(pixels, people, record["image_id"], np.eye(2, 3), size, outlines_in(record))
+        return self.transform(sample, np.random.default_rng(position))

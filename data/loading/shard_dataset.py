@@ -104,14 +104,14 @@ class ShardDataset(SampleSource):
 
     def _sample(self, member: "_Member", data: bytes, position: int) -> Sample:
         try:
-            image_id, original_size, people = decode_record(member.record(data), self.schema)
+            image_id, original_size, people, outlines = decode_record(member.record(data), self.schema)
             image = decode_image(member.image(data))
             if image.shape[1::-1] != original_size:
                 raise DataError(f"the image is {image.shape[1::-1]} (width, height), its record says {original_size}")
+            sample = Sample(image, people, image_id, IDENTITY, original_size, outlines)
+            return self.transform(sample, self.order.augmentation_rng(position))
         except DataError as error:
             raise _broken(member.path, f"the sample at byte {member.image_offset}: {error}") from error
-        sample = Sample(image, people, image_id, IDENTITY, original_size)
-        return self.transform(sample, self.order.augmentation_rng(position))
 
 
 # ---------------------------------------------------------------------------------------------------- reading

@@ -60,17 +60,18 @@ class SharedBatch:
     shape: tuple[int, ...]
     """Shape of the pixels: (B, H, W, 3)."""
     people: tuple[np.ndarray, ...]
-    """The fields of the packed :class:`People`, in order."""
-    rest: tuple[np.ndarray, ...]
+    """The rows of the packed :class:`People`, field by field, in order."""
+    rest: tuple[np.ndarray | None, ...]
     """The fields of the :class:`Batch` after these two, in order."""
 
     @classmethod
     def pack(cls, batch: Batch) -> Self:
         """Pack a batch whose images are in memory from :meth:`BufferPool.allocate`."""
         buffer = torch.empty(0, dtype=torch.uint8).set_(batch.images.untyped_storage())
-        people = tuple(getattr(batch.packed_people, field.name).numpy() for field in fields(People))
-        rest = tuple(getattr(batch, field.name).numpy() for field in fields(Batch)[2:])
-        return cls(buffer, tuple(batch.images.permute(0, 2, 3, 1).shape), people, rest)
+        people = tuple(getattr(batch.packed_people, name).numpy() for name in People.row_names())
+        rest = [getattr(batch, field.name) for field in fields(Batch)[2:]]
+        arrays = tuple(None if tensor is None else tensor.numpy() for tensor in rest)
+        return cls(buffer, tuple(batch.images.permute(0, 2, 3, 1).shape), people, arrays)
 
     def unpack(self) -> Batch:
         """The batch; the buffer may be reused once no tensor shares its memory."""
@@ -80,7 +81,8 @@ class SharedBatch:
         weakref.finalize(pixels, self.buffer.__setitem__, 0, _FREE).atexit = False
         images = torch.from_numpy(pixels).view(self.shape).permute(0, 3, 1, 2)
         people = People(*map(torch.from_numpy, self.people))
-        return Batch(images, people, *map(torch.from_numpy, self.rest))
+        rest = [None if array is None else torch.from_numpy(array) for array in self.rest]
+        return Batch(images, people, *rest)  # type: ignore[arg-type]  # only masks may be None
 
     def pin_memory(self) -> Batch:
         """The batch copied to page-locked memory, which frees the buffer; torch's loader calls this."""

@@ -185,6 +185,7 @@ def _count(record: Record) -> dict[str, int]:
         "keypoint_people": keypoint_people,
         "crowd": crowd,
         "unlabelled": len(people) - keypoint_people - crowd,
+        "segmentations": sum("segmentation" in person for person in people),
     }
 
 
@@ -218,7 +219,8 @@ def _with_progress(shards: Iterable[T], total: int) -> Iterable[T]:
 
 
 def _manifest(source: Source, schema: KeypointSchema, plan: Plan, shards: list[_Shard]) -> Manifest:
-    counts = Counter(dict.fromkeys(("images", "people", "keypoint_people", "crowd", "unlabelled"), 0))
+    kinds = ("images", "people", "keypoint_people", "crowd", "unlabelled", "segmentations")
+    counts = Counter(dict.fromkeys(kinds, 0))
     for shard in shards:
         counts.update(shard.counts)
     skipped = sorted((image for shard in shards for image in shard.skipped), key=lambda image: image["image_id"])
@@ -228,7 +230,12 @@ def _manifest(source: Source, schema: KeypointSchema, plan: Plan, shards: list[_
         schema=schema.name,
         fingerprint=plan.fingerprint,
         shards=tuple(shard.info for shard in shards if shard.info.samples),
-        counts={**counts, "skipped": len(skipped), "dropped_people": plan.dropped_people},
+        counts={
+            **counts,
+            "skipped": len(skipped),
+            "dropped_people": plan.dropped_people,
+            "bad_segmentations": plan.bad_segmentations,
+        },
         skipped=tuple(skipped),
     )
 

@@ -61,7 +61,8 @@ class Manifest:
     """sha256 of the source's file names, file sizes and annotations; independent of seed and shard size."""
     shards: tuple[ShardInfo, ...]
     counts: dict[str, int]
-    """Images and people in the shards, by kind, and how many were skipped or dropped."""
+    """Images and people in the shards, by kind; how many crowds and people without keypoints have a segmentation (none
+    in shards of earlier versions); and what was skipped, dropped or damaged."""
     skipped: tuple[dict[str, Any], ...]
     """Images that are not in the shards: image_id, file_name, reason, detail."""
 

@@ -68,6 +68,8 @@ class Plan:
     """sha256 over file names, sizes and annotations by image id; depends on neither seed nor shard size."""
     dropped_people: int
     """Annotations with a coordinate that is not finite; no shard holds them."""
+    bad_segmentations: int
+    """Crowds and people without keypoints whose segmentation cannot be used; shards hold them without it."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,7 +99,8 @@ def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int
     order = array("q", range(count))
     random.Random(seed).shuffle(order)
     rows = _cut(np.array(order, np.int64), sizes, shard_mib)
-    return Plan(split, sizes, rows, sha256.hexdigest(), int(split.dropped[:count].sum()))
+    dropped, bad_segmentations = (int(found[:count].sum()) for found in (split.dropped, split.bad_segmentations))
+    return Plan(split, sizes, rows, sha256.hexdigest(), dropped, bad_segmentations)
 
 
 def _cut(order: np.ndarray, sizes: np.ndarray, shard_mib: float) -> list[np.ndarray]:

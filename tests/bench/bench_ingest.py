@@ -163,8 +163,8 @@ def webdataset_batches(root: str, workers: int) -> Iterator[Batch]:
 
 
 def decode_sample(stored: dict[str, bytes]) -> Sample:
-    image_id, original_size, people = decode_record(stored["json"], COCO17)
-    sample = Sample(decode_image(stored["jpg"]), people, image_id, np.eye(2, 3), original_size)
+    image_id, original_size, people, outlines = decode_record(stored["json"], COCO17)
+    sample = Sample(decode_image(stored["jpg"]), people, image_id, np.eye(2, 3), original_size, outlines)
     return TRANSFORM(sample, np.random.default_rng(image_id))
 
 

@@ -101,8 +101,9 @@ def _image(number: int) -> dict[str, Any]:
 
 
 def _as_small(record: Record) -> Record:
-    """For a picture of a tenth of the size."""
-    return {**record, "width": WIDTH // 10, "height": HEIGHT // 10}
+    """For a picture of a tenth of the size, which no segmentation fits."""
+    people = [{key: value for key, value in person.items() if key != "segmentation"} for person in record["people"]]
+    return {**record, "width": WIDTH // 10, "height": HEIGHT // 10, "people": people}
 
 
 def _owners(images: int) -> Iterator[int]:
@@ -120,13 +121,16 @@ def _person_json(number: int) -> str:
     points = np.stack([left + width * rng.random(17), top + height * rng.random(17)], 1).round().astype(int)
     visible = rng.integers(0, 3, 17) if rng.random() < LABELLED else np.zeros(17, int)
     keypoints = np.column_stack([points * (visible > 0)[:, None], visible]).ravel().tolist()
-    outline = rng.uniform(0, 400, 50).round(2).tolist()
+    angle, radius = np.linspace(0, 2 * np.pi, 25), rng.uniform(0.3, 0.5, 25)
+    outline = np.stack(
+        [left + width * (0.5 + radius * np.cos(angle)), top + height * (0.5 + radius * np.sin(angle))], 1
+    )
     person = {
         "bbox": [round(value, 2) for value in (left, top, width, height)],
         "area": round(0.6 * width * height, 4),
         "iscrowd": 0,
         "num_keypoints": int((visible > 0).sum()),
         "keypoints": keypoints,
-        "segmentation": [outline],
+        "segmentation": [outline.round(2).ravel().tolist()],
     }
     return json.dumps(person).removeprefix("{")

@@ -57,11 +57,13 @@ def crowd(coco: Any) -> None:
     coco.add_person(1, iscrowd=1, keypoints=[0] * 51, num_keypoints=0)
 
 
-def unlabelled(coco: Any) -> None:
-    coco.add_person(1, keypoints=[0] * 51, num_keypoints=0)
+def unlabelled(coco: Any, **changes: Any) -> None:
+    coco.add_person(1, keypoints=[0] * 51, num_keypoints=0, **changes)
 
 
-FAULTS: list[tuple[str, int, Callable[[Any], object]]] = [
+SQUARE = [17, 4, 40, 4, 40, 40, 17, 40]
+
+FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("missing_image", 1, lambda c: image_file(c).unlink()),
     ("missing_image", 6, lambda c: [file.unlink() for file in c.folder.iterdir()]),
     ("corrupt_image", 1, lambda c: image_file(c).write_bytes(image_file(c).read_bytes()[:1000])),
@@ -103,6 +105,17 @@ FAULTS: list[tuple[str, int, Callable[[Any], object]]] = [
     ("box_outside", 1, lambda c: c.people[0].update(bbox=[40, 5, 30, 10])),
     ("no_area", 1, lambda c: c.people[0].pop("area")),
     ("crowd", 1, crowd),
+    ("no_segmentation", 1, crowd),
+    ("no_segmentation", 1, unlabelled),
+    ("no_segmentation", None, lambda c: c.people[0].pop("area")),  # of people with keypoints nobody needs one
+    ("no_segmentation", None, lambda c: unlabelled(c, segmentation=[SQUARE])),
+    ("bad_segmentation", None, lambda c: unlabelled(c, segmentation=[SQUARE])),
+    ("bad_segmentation", 1, lambda c: unlabelled(c, segmentation=[SQUARE[:-1]])),
+    ("bad_segmentation", 1, lambda c: unlabelled(c, segmentation=[[0, 0, 1e12, 0, 1e12, 1e12]])),
+    ("bad_segmentation", 1, lambda c: unlabelled(c, segmentation=["a", {}, None])),
+    ("bad_segmentation", 1, lambda c: unlabelled(c, segmentation={"size": [48, 64], "counts": "~~~"})),
+    ("bad_segmentation", 1, lambda c: unlabelled(c, segmentation={"size": [64, 48], "counts": [3072]})),
+    ("bad_segmentation", None, lambda c: c.people[0].update(segmentation="not read")),
     ("unlabelled", 1, unlabelled),
     ("wrong_keypoint_count", 1, lambda c: c.people[0].update(keypoints=[1, 1, 2] * 14)),
     ("bad_visibility", 1, lambda c: set_keypoint(c, 38, 12, 3)),
@@ -118,7 +131,7 @@ FAULTS: list[tuple[str, int, Callable[[Any], object]]] = [
 
 
 @pytest.mark.parametrize(("code", "count", "fault"), FAULTS, ids=[f"{i}-{f[0]}" for i, f in enumerate(FAULTS)])
-def test_a_seeded_fault_is_found(code: str, count: int, fault: Callable[[Any], object], tiny_coco: Any) -> None:
+def test_a_seeded_fault_is_found(code: str, count: int | None, fault: Callable[[Any], object], tiny_coco: Any) -> None:
     fault(tiny_coco)
     assert codes(tiny_coco.save().source).get(code) == count
 

@@ -15,14 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posefleet.data.coco.records import make_record
+from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.images import encode_jpeg
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.loading import shard_dataset as stream
+from posefleet.data.loading.coco_dataset import FolderDataset
 from posefleet.data.loading.loader import evaluation_batches, training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.shards.build import shard_coco
 from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
-from posefleet.data.structures import Batch
+from posefleet.data.structures import Batch, Sample
+from posefleet.data.synthetic.dataset import write_dataset
+from posefleet.data.synthetic.scenes import SceneConfig
 from posefleet.data.transforms import Augment, EvalTransform, Resize, TrainTransform
 
 EVAL = EvalTransform(Resize(short_side=32, long_side=64), COCO17)
@@ -195,7 +200,73 @@ def test_real_images_stream_through_shards(coco_mini: Path, tmp_path: Path) -> N
     assert [n for b in batches for n in b.counts.tolist()] == [len(annotations[image["id"]]) for image in images]
 
 
+@pytest.fixture(scope="module")
+def masked_root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Twelve rendered images, half of whose people have no keypoints, in two shards."""
+    folder = tmp_path_factory.mktemp("masked")
+    config = SceneConfig(width=(96, 128), height=(96, 128), unlabelled_rate=0.5, crowd_rate=0.5)
+    write_dataset(folder, "train2017", 12, config, seed=3, workers=1)
+    root = str(folder / "shards")
+    shard_coco(find_source(str(folder), "train2017"), root, COCO17, shard_mib=0.02, parallel=False)
+    return root
+
+
+def test_masks_stream_the_same_from_any_position_ranks_and_processes(masked_root: str) -> None:
+    transform = TrainTransform(Resize(short_side=64, long_side=96), Augment(crop=64, rotate=20), COCO17)
+    dataset = ShardDataset(masked_root, COCO17, transform, seed=5, window=8)
+    expected = dataset.batch(range(24)).masks
+    assert expected is not None and 0.02 < expected.float().mean() < 0.9
+    assert expected.any((1, 2)).sum() > 12
+    for workers, ranks in ((0, 1), (2, 1), (0, 2)):
+        for rank in range(ranks):
+            arguments = dict(batch_size=4, rank=rank, world_size=ranks, position=8, workers=workers)
+            with training_batches(dataset, **arguments) as batches:
+                for start in range(8 + 4 * rank, 24, 4 * ranks):
+                    batch = next(batches)
+                    assert batch.masks is not None
+                    height, width = batch.masks.shape[1:]
+                    assert torch.equal(batch.masks, expected[start : start + 4, :height, :width])
+                    assert all(p.outlined.any() or not p.mask.any() for p in batch.people)
+
+
+def test_people_with_keypoints_are_outlined_nowhere(masked_root: str) -> None:
+    batch = ShardDataset(masked_root, COCO17, TRAIN).batch(range(12))
+    assert batch.packed_people.outlined.any()
+    assert not (batch.packed_people.outlined & batch.packed_people.labelled).any()
+    assert ShardDataset(masked_root, COCO17, EVAL, seed=None).batch(range(12)).masks is None
+
+
+def test_images_of_a_folder_have_outlines_too(masked_root: str) -> None:
+    folder = Path(masked_root).parent
+    seen = []
+
+    def keep(sample: Sample, _: np.random.Generator) -> Sample:
+        seen.append((sample.image_id, sample.outlines))
+        return sample
+
+    FolderDataset(find_source(str(folder), "train2017"), COCO17, keep).samples(range(12))
+    from_folder = dict(seen)
+    seen.clear()
+    ShardDataset(masked_root, COCO17, keep, seed=None).samples(range(12))
+    assert dict(seen) == from_folder and any(from_folder.values())
+
+
 # ---------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("counts", ["garbage!", "0", "", "o" * 5000 + "0"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_segmentation_is_named_and_ends_the_workers(tmp_path: Path, counts: str, workers: int) -> None:
+    key, image, record = _sample(0)
+    record["people"][0] |= {"keypoints": [0] * 51, "segmentation": {"size": [32, 32], "counts": counts}}
+    info = write_shard(str(tmp_path), "shard-000000", [(key, image, record)])
+    write_manifest(str(tmp_path), Manifest(1, "train2017", "coco17", "0" * 64, (info,), {}, ()))
+    with (
+        training_batches(ShardDataset(tmp_path, COCO17, TRAIN), batch_size=1, workers=workers) as batches,
+        pytest.raises(DataError, match=r"shard-000000\.tar: the sample at byte 512: run lengths"),
+    ):
+        next(batches)
+    assert not multiprocessing.active_children()
 
 
 def test_shards_of_another_schema_are_refused(root: str) -> None:

@@ -1,6 +1,7 @@
 """Shared memory of batches is reused once no tensor uses it, and not before."""
 
 import pickle
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -35,6 +36,16 @@ def test_a_batch_arrives_as_it_was_sent() -> None:
     assert found.packed_people.visibility.dtype == torch.uint8
     assert torch.equal(found.counts, torch.tensor([1, 1])) and torch.equal(found.image_ids, torch.tensor([7, 7]))
     assert torch.equal(found.matrices, sent.matrices) and found.matrices.dtype == torch.float64
+
+
+def test_masks_arrive_as_they_were_sent() -> None:
+    image, mask = np.zeros((32, 64, 3), np.uint8), torch.rand(8, 16) < 0.5
+    people = People(torch.ones(1, 17, 2), torch.zeros(1, 17, dtype=torch.uint8), *map(torch.ones, [(1, 4), (1,), (1,)]))
+    people = replace(people, outlined=torch.tensor([True]), mask=mask)
+    sent = collate([Sample(image, people, 1, IDENTITY, (64, 32))], BufferPool(2).allocate)
+    found = arrived(sent)
+    assert found.masks is not None and torch.equal(found.masks[0], mask)
+    assert torch.equal(found.people[0].mask, mask) and found.packed_people.outlined.tolist() == [True]
 
 
 def test_the_memory_of_a_dropped_batch_is_reused() -> None:

@@ -47,7 +47,7 @@ def decoded(root: str) -> Iterator[tuple[int, tuple[int, int], tuple[int, ...]]]
         with fsspec.open(f"{root}/{info.name}.tar") as file:
             tar = file.read()
         for start, size, record_start, record_size, _ in read_members(root, info.name).tolist():
-            image_id, recorded, _ = decode_record(tar[record_start : record_start + record_size], COCO17)
+            image_id, recorded, _, _ = decode_record(tar[record_start : record_start + record_size], COCO17)
             yield image_id, recorded, decode_image(tar[start : start + size]).shape
 
 
@@ -59,6 +59,7 @@ def test_every_image_is_in_one_shard(tiny_coco: Any, tmp_path: Path) -> None:
     assert (manifest.samples, manifest.labelled, manifest.split, manifest.schema) == (6, 6, "train2017", "coco17")
     assert manifest.counts == {
         "images": 6, "people": 6, "keypoint_people": 6, "crowd": 0, "unlabelled": 0, "skipped": 0, "dropped_people": 0,
+        "segmentations": 0, "bad_segmentations": 0,
     }  # fmt: skip
     assert result.shards_written == len(manifest.shards)
 
@@ -201,6 +202,31 @@ def test_people_whose_numbers_are_not_finite_are_dropped_and_counted(tiny_coco: 
     tiny_coco.people[0]["bbox"][0] = float("nan")
     manifest = shard(tiny_coco.save(), tmp_path / "out").manifest
     assert (manifest.samples, manifest.counts["people"], manifest.counts["dropped_people"]) == (6, 5, 1)
+
+
+def test_segmentations_are_counted_and_those_that_cannot_be_used_left_out(tiny_coco: Any, tmp_path: Path) -> None:
+    nobody = {"keypoints": [0] * 51, "num_keypoints": 0}
+    tiny_coco.add_person(1, **nobody, segmentation=[[17, 4, 40, 4, 40, 40, 17, 40]])
+    tiny_coco.add_person(2, **nobody, segmentation="garbage")
+    tiny_coco.add_person(3, **nobody, iscrowd=1, segmentation={"size": [48, 64], "counts": [72, 3000]})
+    tiny_coco.add_person(4, **nobody)
+    counts = shard(tiny_coco.save(), tmp_path / "out").manifest.counts
+    assert (counts["unlabelled"], counts["crowd"]) == (3, 1)
+    assert (counts["segmentations"], counts["bad_segmentations"]) == (2, 1)
+
+
+def test_a_folder_of_an_earlier_version_gains_the_segmentations(
+    tiny_coco: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards without segmentations are those of another plan, so the same command writes them anew."""
+    nobody = {"keypoints": [0] * 51, "num_keypoints": 0, "segmentation": [[17, 4, 40, 4, 40, 40, 17, 40]]}
+    tiny_coco.add_person(1, **nobody)
+    tiny_coco.save()
+    with monkeypatch.context() as earlier:
+        earlier.setattr("posefleet.data.coco.split.outline_of", lambda *_: (None, ""))
+        assert shard(tiny_coco, tmp_path / "out").manifest.counts["segmentations"] == 0
+    assert shard(tiny_coco, tmp_path / "out").shards_written == 1
+    assert read_manifest(str(tmp_path / "out")).counts["segmentations"] == 1
 
 
 def test_relative_paths_are_those_of_the_caller(tiny_coco: Any, tmp_path: Path, monkeypatch: Any) -> None:

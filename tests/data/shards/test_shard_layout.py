@@ -97,8 +97,8 @@ def test_a_record_keeps_coco_names_and_comes_back_as_people(tiny_coco: Any) -> N
     data = encode_record(make_record(tiny_coco.images[0], tiny_coco.people[:1]))
     person = json.loads(data)["people"][0]
     assert list(person) == ["id", "keypoints", "bbox", "area", "iscrowd", "num_keypoints"]
-    image_id, size, people = decode_record(data, COCO17)
-    assert (image_id, size) == (1, (64, 48))
+    image_id, size, people, outlines = decode_record(data, COCO17)
+    assert (image_id, size, outlines) == (1, (64, 48), ())
     assert people.keypoints[0, 0].tolist() == [31, 7]
     assert people.areas.item() == pytest.approx(0.53 * 28 * 40)
 
