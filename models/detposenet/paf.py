@@ -198,7 +198,8 @@ def assemble(scores: np.ndarray, edges: Sequence[tuple[int, int]], keypoints: in
     """Grow poses limb by limb.
 
     A limb extends the pose that contains one of its ends, or joins two poses that have no keypoint in common. A limb
-    that contradicts these poses, or touches none, starts a new pose.
+    that touches no pose starts a new one. A limb that contradicts the poses that hold its ends is dropped, as in
+    OpenPose's code: a pose of its own would take one person's keypoints apart.
 
     Args:
         scores: (L, C, C), 0 for pairs that are no limb.
@@ -212,21 +213,17 @@ def assemble(scores: np.ndarray, edges: Sequence[tuple[int, int]], keypoints: in
     for (first, second), pairs in zip(edges, scores, strict=True):
         for a, b in _best_pairs(pairs):
             holders = [p for p in poses if p[first] == a or p[second] == b]
-            together = [p for p in holders if p[first] == a and p[second] == b]
-            if together:
-                continue
-            if len(holders) == 1:
+            if not holders:
+                pose = np.full(keypoints, -1, dtype=np.int64)
+                pose[first], pose[second] = a, b
+                poses.append(pose)
+            elif len(holders) == 1:
                 pose = holders[0]
                 if pose[first] in (-1, a) and pose[second] in (-1, b):
                     pose[first], pose[second] = a, b
-                    continue
-            elif len(holders) >= 2 and not ((holders[0] >= 0) & (holders[1] >= 0)).any():
+            elif not ((holders[0] >= 0) & (holders[1] >= 0)).any():
                 np.copyto(holders[0], holders[1], where=holders[1] >= 0)
                 poses = [p for p in poses if p is not holders[1]]
-                continue
-            pose = np.full(keypoints, -1, dtype=np.int64)
-            pose[first], pose[second] = a, b
-            poses.append(pose)
     return np.stack(poses) if poses else np.zeros((0, keypoints), dtype=np.int64)
 
 

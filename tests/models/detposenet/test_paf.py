@@ -133,9 +133,19 @@ def test_poses_grow_join_and_keep_apart() -> None:
     assert assemble(table, [(0, 1), (2, 3), (1, 2), (3, 4)], 5).tolist() == [[0, 0, 0, 0, 2]]
 
 
-def test_a_limb_that_contradicts_opens_a_pose_of_its_own() -> None:
+def test_a_limb_that_contradicts_is_dropped() -> None:
     table = np.zeros((3, 3, 3))
     table[0, 0, 0] = 0.9  # 0-1
     table[1, 0, 0] = 0.9  # 1-2
     table[2, 0, 1] = 0.9  # 0-2 wants another candidate of 2
-    assert assemble(table, [(0, 1), (1, 2), (0, 2)], 3).tolist() == [[0, 0, 0], [0, -1, 1]]
+    assert assemble(table, [(0, 1), (1, 2), (0, 2)], 3).tolist() == [[0, 0, 0]]
+
+
+def test_swapped_shoulders_leave_two_whole_poses() -> None:
+    """The limbs from the left hip cross over to the other person's shoulder; all others are right."""
+    table = np.stack([np.eye(2)] * len(EDGES))
+    crossed = EDGES.index((COCO17.keypoints.index("left_shoulder"), COCO17.keypoints.index("left_hip")))
+    table[crossed] = table[crossed][::-1]
+    found = assemble(table, EDGES, 17)
+    assert (found >= 0).sum(1).tolist() == [17, 17]
+    assert sorted(found.sum(0).tolist()) == [1] * 17  # each candidate is in one pose
