@@ -7,8 +7,8 @@ an image (proposals and annotated boxes), M people of an image (padded), W chann
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,12 +27,13 @@ class DetectorConfig:
     """Which detector finds boxes, and how many boxes it keeps."""
 
     kind: Literal["shared", "torchvision"] = "shared"
-    """``shared``: built on the coarse net's features and trained with it. ``torchvision``: the published Faster R-CNN
-    R50-FPN for COCO, which is never trained here."""
+    """``shared``: built on the coarse net's features and trained with it; needs no other weights. ``torchvision``: the
+    published Faster R-CNN R50-FPN for COCO, which is never trained here; the detector of the paper's tables."""
     score_floor: float = 0.05
     """0..1: boxes of lower score are dropped. Raised, fewer boxes are refined, which is faster and misses people."""
     max_boxes: int = 300
-    """Largest number of boxes of an image, at least 1; the best are kept. More costs time."""
+    """Largest number of boxes of an image, at least 1; the best are kept. Without NMS a person has tens of boxes: with
+    too few, people with lower scores are missed. More costs little time, because the filter drops most of them."""
     pretrained: bool = False
     """Load COCO weights into ``torchvision``, downloaded on first use; without weights it is untrained."""
     weights: str = ""
@@ -225,26 +226,41 @@ class SharedDetector(nn.Module):
 
 
 class TorchvisionDetector(nn.Module):
-    """Faster R-CNN R50-FPN of torchvision, without NMS: every box of a person above the score floor."""
+    """Faster R-CNN R50-FPN of torchvision for the 91 classes of COCO, without NMS: the best boxes of people.
+
+    torchvision keeps the best boxes of all classes together. Without NMS a few chairs would leave none of people, so
+    the scores of people are taken before the best are chosen. BatchNorm is frozen and adds nothing to the variance
+    (eps 0), as the published weights expect, wherever the weights come from.
+    """
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
+        from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
+        from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+        from torchvision.ops import FrozenBatchNorm2d
 
         self.config = config
-        weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1 if config.pretrained else None
-        with only_tensors(f"the download of {weights.url}") if weights else nullcontext():
-            self.network: Any = fasterrcnn_resnet50_fpn(
-                weights=weights,
-                weights_backbone=None,
-                min_size=config.size,
-                box_score_thresh=config.score_floor,
-                box_detections_per_img=config.max_boxes,
-                box_nms_thresh=1.0,  # no IoU is above 1: nothing is suppressed
-            )
+        backbone = resnet_fpn_backbone(
+            backbone_name="resnet50", weights=None, norm_layer=partial(FrozenBatchNorm2d, eps=0.0)
+        )
+        self.network: Any = FasterRCNN(backbone, num_classes=_CLASSES, min_size=config.size)
+        if config.pretrained:
+            published = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+            with only_tensors(f"the download of {published.url}"):
+                self.network.load_state_dict(published.get_state_dict(check_hash=True))
         if config.weights:
-            self.network.load_state_dict(read_tensors(config.weights))
+            self._load(config.weights)
         self.requires_grad_(False)
+        self.train()
+
+    def _load(self, path: str) -> None:
+        try:
+            self.network.load_state_dict(read_tensors(path))
+        except RuntimeError as error:
+            raise ValueError(
+                f"detector.weights {path} is no state dict of torchvision's fasterrcnn_resnet50_fpn with {_CLASSES} "
+                f"classes: {' '.join(str(error).split())[:300]}"
+            ) from None
 
     def train(self, mode: bool = True) -> "TorchvisionDetector":
         """Stay in eval mode: in training mode torchvision's detector requires targets."""
@@ -252,10 +268,32 @@ class TorchvisionDetector(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Boxes]:
-        """Boxes of people in every uint8 image (B, 3, H, W)."""
-        person = 1
-        found = self.network([image.float() / 255 for image in images])
-        return [Boxes(f["boxes"][f["labels"] == person], f["scores"][f["labels"] == person]) for f in found]
+        """Boxes of people in every uint8 image (B, 3, H, W), at most ``max_boxes``. Waits for the host."""
+        network, size = self.network, (images.shape[-2], images.shape[-1])
+        resized, _ = network.transform([image.float() / 255 for image in images])
+        features = network.backbone(resized.tensors)
+        proposals, _ = network.rpn(resized, features)
+        heads = network.roi_heads
+        pooled = heads.box_roi_pool(features, proposals, resized.image_sizes)
+        classes, offsets = heads.box_predictor(heads.box_head(pooled))
+        counts = [len(boxes) for boxes in proposals]
+        scores = classes.float().softmax(-1)[:, _PERSON].split(counts)
+        boxes = heads.box_coder.decode(offsets.float(), proposals)[:, _PERSON].split(counts)
+        shapes = zip(boxes, scores, resized.image_sizes, strict=True)
+        return [self._best(*of_image, size) for of_image in shapes]
+
+    def _best(self, boxes: Tensor, scores: Tensor, resized: tuple[int, int], size: tuple[int, int]) -> Boxes:
+        """The best boxes of an image: in pixels of the ``resized`` (height, width) one, to pixels of ``size``."""
+        boxes = _clip(boxes, resized)
+        wide = ((boxes[:, 2:] - boxes[:, :2]) > 0.01).all(1)
+        scores, order = scores.where(wide & (scores >= self.config.score_floor), 0.0).sort(descending=True, stable=True)
+        count = int((scores > 0).sum().clamp(max=self.config.max_boxes))
+        x, y = size[1] / resized[1], size[0] / resized[0]
+        return Boxes(boxes[order[:count]] * boxes.new_tensor([x, y, x, y]), scores[:count])
+
+
+_CLASSES, _PERSON = 91, 1
+"""Classes of torchvision's detectors for COCO, background included, and the class of people."""
 
 
 def expected_sample(positive: Tensor, negative: Tensor, size: int, share: float) -> Tensor:

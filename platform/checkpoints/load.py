@@ -25,8 +25,9 @@ def load_weights(model: nn.Module, path: str, *, method: str, schema: str) -> No
     for what, expected in (("method", method), ("schema", schema)):
         if content[what] != expected:
             raise CheckpointError(f"{path} is of {what} {content[what]!r}, this experiment's is {expected!r}")
-    weights = read_weights(path)
     own = model.state_dict()
+    # Frozen BatchNorm counts no batches; a checkpoint of a version in which this one was not frozen has the counter.
+    weights = {n: w for n, w in read_weights(path).items() if n in own or not n.endswith(".num_batches_tracked")}
     for name in [*own, *weights]:
         if name not in weights or name not in own:
             owner = "the checkpoint" if name not in weights else "the model"

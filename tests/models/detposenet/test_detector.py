@@ -1,5 +1,8 @@
 """Boxes: anchors, the expected sample, proposals, losses and what is returned."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -158,10 +161,123 @@ def test_torchvisions_detector_suppresses_nothing_and_never_trains() -> None:
     config = DetectorConfig(kind="torchvision", size=64, score_floor=0.0, max_boxes=7)
     detector = TorchvisionDetector(config).train()
     assert not detector.training and not any(p.requires_grad for p in detector.parameters())
-    assert detector.network.roi_heads.nms_thresh == 1.0
     found = detector.detect(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
     assert len(found) == 2
     assert all(boxes.shape == (len(scores), 4) and len(scores) <= 7 for boxes, scores in found)
+
+
+class Proposals(torch.nn.Module):
+    """Region proposals that are given, in pixels of the resized image."""
+
+    def __init__(self, boxes: torch.Tensor) -> None:
+        super().__init__()
+        self.boxes = boxes
+
+    def forward(self, *_: Any) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        return [self.boxes], {}
+
+
+def published_layout() -> Any:
+    """torchvision's Faster R-CNN as it builds it for its COCO weights: 91 classes, frozen BatchNorm without eps."""
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection._utils import overwrite_eps
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+    torch.manual_seed(0)
+    network = FasterRCNN(
+        resnet_fpn_backbone(backbone_name="resnet50", weights=None),
+        num_classes=91,
+        min_size=320,
+        box_nms_thresh=1.0,
+        box_detections_per_img=300,
+    )
+    overwrite_eps(network, 0.0)
+    return network.eval()
+
+
+def half_bright() -> torch.Tensor:
+    """An image (1, 3, 320, 320) uint8 whose left half is bright and whose right half is dark."""
+    noise = torch.randint(0, 60, (1, 3, 320, 320), generator=torch.Generator().manual_seed(0))
+    image = noise + torch.where(torch.arange(320) < 160, 190, 0)
+    return image.to(torch.uint8)
+
+
+def chairs_and_people() -> torch.Tensor:
+    """40 proposals for each of 8 chairs on the left, then 200 for people on the right, (520, 4)."""
+    random = torch.Generator().manual_seed(1)
+    left = torch.tensor([[20.0 + 70 * (n % 2), 10.0 + 75 * (n // 2)] for n in range(8)]).repeat_interleave(40, 0)
+    right = torch.tensor([[170.0 + 14 * (n % 10), 4.0 + 14 * (n // 10)] for n in range(200)])
+    low = torch.cat([left, right]) + torch.rand(520, 2, generator=random) * 4
+    return torch.cat([low, low + torch.where(torch.arange(520) < 320, 56.0, 20.0)[:, None]], 1)
+
+
+def test_no_person_is_lost_beside_eight_chairs(tmp_path: Path) -> None:
+    """The published layout with weights that say chair on the left (score .92) and person on the right (.38)."""
+    network, image, boxes = published_layout(), half_bright(), chairs_and_people()
+    own, network.rpn = network.rpn, Proposals(boxes)
+    heads = network.roi_heads
+    with torch.no_grad():
+        resized, _ = network.transform([image[0].float() / 255])
+        pooled = heads.box_roi_pool(network.backbone(resized.tensors), [boxes], resized.image_sizes)
+        features = heads.box_head(pooled).double()
+        features = torch.cat([features, torch.ones(520, 1)], 1)
+        wanted = torch.zeros(520, 91, dtype=torch.float64)
+        wanted[:320, 62], wanted[320:, 1] = 7, 4
+        scale = features.square().sum(1).mean()
+        gram = features.T @ features + 1e-6 * scale * torch.eye(features.shape[1])
+        solution = torch.linalg.solve(gram, features.T @ wanted).T.float()
+        heads.box_predictor.cls_score.weight.copy_(solution[:, :-1])
+        heads.box_predictor.cls_score.bias.copy_(solution[:, -1])
+        torch.nn.init.zeros_(heads.box_predictor.bbox_pred.weight)
+        torch.nn.init.zeros_(heads.box_predictor.bbox_pred.bias)
+        (theirs,) = network([image[0].float() / 255])
+    assert len(theirs["labels"]) == 300 and set(theirs["labels"].tolist()) == {62}  # chairs alone
+
+    file = tmp_path / "fasterrcnn_resnet50_fpn_coco.pth"
+    torch.save(network.state_dict() | own.state_dict(prefix="rpn."), file)
+    detector = TorchvisionDetector(DetectorConfig(kind="torchvision", weights=str(file), size=320, max_boxes=1000))
+    detector.network.rpn = network.rpn
+    (found,) = detector.detect(image)
+    people = boxes[320:]
+    near = (found.boxes[:, None] - people[None]).abs().amax(2) < 1e-3
+    assert near.any(0).all(), "every proposal of a person is found"
+    assert found.scores[near.any(1)].min() > 0.2
+    assert (found.scores.diff() <= 0).all()
+
+
+def test_people_are_scored_as_torchvision_scores_them(tmp_path: Path) -> None:
+    """With the variances of frozen BatchNorm small, so that an eps would show."""
+    network = published_layout()
+    state = network.state_dict()
+    for name in state:
+        if name.endswith("running_var"):
+            state[name] = torch.full_like(state[name], 1e-4)
+        elif name.startswith("backbone.body") and state[name].dim() == 4:
+            state[name] = state[name] * 1e-2
+    network.load_state_dict(state)
+    network.roi_heads.detections_per_img, network.roi_heads.score_thresh = 100_000, 0.0
+    file = tmp_path / "weights.pth"
+    torch.save(state, file)
+    detector = TorchvisionDetector(
+        DetectorConfig(kind="torchvision", weights=str(file), size=320, max_boxes=5000, score_floor=0.0)
+    )
+    image = half_bright()[..., :200]  # resized, so that boxes are moved back
+    with torch.no_grad():
+        (theirs,) = network([image[0].float() / 255])
+    (ours,) = detector.detect(image)
+    person = theirs["labels"] == 1
+    assert len(ours.boxes) == person.sum() > 100
+    torch.testing.assert_close(ours.scores, theirs["scores"][person])
+    assert (ours.boxes[:, None] - theirs["boxes"][person][None]).abs().amax(2).amin(1).max() < 1e-2
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({"layer.weight": torch.zeros(3)}, file)
+    with pytest.raises(
+        ValueError, match=r"detector.weights .*weights.pth is no state dict of torchvision's fasterrcnn"
+    ):
+        TorchvisionDetector(DetectorConfig(kind="torchvision", weights=str(file)))
 
 
 @pytest.mark.parametrize(
