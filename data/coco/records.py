@@ -20,14 +20,17 @@ Record = dict[str, Any]
 def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> Record:
     """The record of one image, with COCO's keys, without what training does not read (urls, most segmentations).
 
-    Segmentations that cannot be used are left out.
+    Segmentations that cannot be used are left out. ``crowdIndex`` is there only if the image has one: CrowdPose's
+    evaluation divides images by it.
     """
     size = image["width"], image["height"]
+    crowd = {"crowdIndex": image["crowdIndex"]} if "crowdIndex" in image else {}
     return {
         "image_id": image["id"],
         "file_name": image["file_name"],
         "width": image["width"],
         "height": image["height"],
+        **crowd,
         "people": [make_person(annotation, outline_of(annotation, size)[0], size) for annotation in annotations],
     }
 

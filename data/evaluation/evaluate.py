@@ -21,8 +21,9 @@ from posefleet.data.structures import Poses
 STATISTICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 """The ten numbers of COCO's keypoint evaluation, in its order."""
 
-EASY_BELOW, HARD_ABOVE = 0.1, 0.8
-"""CrowdPose's bands of ``crowdIndex``: easy, medium (both ends included), hard."""
+EASY_BELOW, HARD_FROM = 0.2, 0.8
+"""CrowdPose's bands of ``crowdIndex``: easy, medium from 0.2 on, hard from 0.8 on. These are the bounds of its
+evaluation code, which the published numbers come from. (The paper's text has the lower one at 0.1.)"""
 
 OUTSIDE = 0.5
 """If more than this share of the keypoints lies outside their images, they are probably not in original pixels."""
@@ -261,8 +262,8 @@ def _crowd_bands(crowd_index: np.ndarray) -> dict[str, np.ndarray]:
         return {}
     return {
         "AP_easy": crowd_index < EASY_BELOW,
-        "AP_medium": (crowd_index >= EASY_BELOW) & (crowd_index <= HARD_ABOVE),
-        "AP_hard": crowd_index > HARD_ABOVE,
+        "AP_medium": (crowd_index >= EASY_BELOW) & (crowd_index < HARD_FROM),
+        "AP_hard": crowd_index >= HARD_FROM,
     }
 
 

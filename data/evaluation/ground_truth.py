@@ -81,7 +81,7 @@ class GroundTruth:
         Args:
             records: (image id, (width, height), annotations) of every image, in any order; the annotations have
                 COCO's keys ``keypoints``, ``bbox``, ``area``, ``iscrowd``, ``num_keypoints``.
-            crowd_index: CrowdPose's ``crowdIndex`` by image id.
+            crowd_index: CrowdPose's ``crowdIndex`` by image id; it is looked up after the last record.
 
         Raises:
             DataError: An image comes twice, or people differ in their number of keypoints.

@@ -1,10 +1,11 @@
 """Evaluates a model on a data set; each rank predicts a part of it."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
+from posefleet.data.coco.records import Record
 from posefleet.data.evaluation.accumulate import match_images
 from posefleet.data.evaluation.evaluate import Evaluation, summarize
 from posefleet.data.evaluation.evaluate import evaluate as score
@@ -113,7 +114,12 @@ def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
 
 def ground_truth(source: SampleSource, rank: int = 0, world_size: int = 1) -> GroundTruth:
     """The ground truth of the images of ``source`` that ``rank`` predicts; with the defaults, of all its images."""
-    return GroundTruth.from_records(
-        (record["image_id"], (record["width"], record["height"]), record["people"])
-        for record in source.records(rank, world_size)
-    )
+    crowd_index: dict[int, float] = {}  # filled while the records are read, and used after that
+
+    def images() -> Iterator[tuple[int, tuple[int, int], list[Record]]]:
+        for record in source.records(rank, world_size):
+            if "crowdIndex" in record:
+                crowd_index[record["image_id"]] = record["crowdIndex"]
+            yield record["image_id"], (record["width"], record["height"]), record["people"]
+
+    return GroundTruth.from_records(images(), crowd_index=crowd_index)

@@ -240,8 +240,8 @@ def test_crowdpose_has_its_own_sigmas_area_and_bands() -> None:
         annotation["area"] = 0.53 * annotation["bbox"][2] * annotation["bbox"][3]
     sigmas = np.array(CROWDPOSE14.sigmas)
     assert result.ap == pycocotools_statistics(dataset, predictions, sigmas)[0]
-    easy = {i for i, value in crowd_index.items() if value < 0.1}
-    hard = {i for i, value in crowd_index.items() if value > 0.8}
+    easy = {i for i, value in crowd_index.items() if value < 0.2}
+    hard = {i for i, value in crowd_index.items() if value >= 0.8}
     for band, ids in (("easy", easy), ("hard", hard), ("medium", set(crowd_index) - easy - hard)):
         part = {
             **dataset,
