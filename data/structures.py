@@ -127,6 +127,19 @@ class Poses(_Rows):
 
 
 @dataclass(frozen=True, slots=True)
+class Detections(_Rows):
+    """Detected people of one image, best first."""
+
+    boxes: Tensor
+    """(N, 4) float32 xyxy, pixels."""
+    scores: Tensor
+    """(N,) float32 in [0, 1], descending."""
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image with its people."""
 

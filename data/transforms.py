@@ -20,7 +20,7 @@ from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.masks import draw_mask
-from posefleet.data.structures import PAD_COLOUR, People, Poses, Sample
+from posefleet.data.structures import PAD_COLOUR, Detections, People, Poses, Sample
 
 IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
@@ -151,6 +151,12 @@ def move_people(
 def move_poses(poses: Poses, matrix: np.ndarray | Tensor) -> Poses:
     """Poses with every keypoint moved by a (2, 3) matrix; with :func:`invert`, back to the original image."""
     return Poses(move_points(poses.keypoints, matrix), poses.keypoint_scores, poses.scores)
+
+
+def move_detections(detections: Detections, matrix: np.ndarray | Tensor) -> Detections:
+    """Detections with both corners of every box moved by a (2, 3) matrix that only scales and shifts."""
+    corners = move_points(detections.boxes.view(-1, 2, 2), matrix)
+    return Detections(corners.flatten(1), detections.scores)
 
 
 # ---------------------------------------------------------------------------------------------------- recipes

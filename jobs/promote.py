@@ -186,6 +186,8 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
     experiment = override(own, overrides)
     if experiment.evaluate.oracle_scores or experiment.evaluate.oracle_boxes != "none":
         raise ValueError("evaluate.oracle_scores and evaluate.oracle_boxes need annotations: they cannot be served")
+    if experiment.evaluate.detections:
+        raise ValueError("evaluate.detections are of the images of one data set: they cannot be served")
     return dataclasses.replace(
         experiment,
         evaluate=dataclasses.replace(experiment.evaluate, backend="pycocotools"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from posefleet.data.evaluation.accumulate import ImageStats, check_schema, collect_stats, match_images
 from posefleet.data.evaluation.bootstrap import Matches
+from posefleet.data.evaluation.boxes import BoxEvaluation
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS, ErrorSplit, split_errors
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
 from posefleet.data.evaluation.matching import backend_version, faster_curves
@@ -86,6 +87,8 @@ class Evaluation:
     protocol: Protocol
     notes: tuple[str, ...]
     """Sentences on what makes the numbers misleading; often none."""
+    boxes: BoxEvaluation | None = None
+    """The boxes in which a top-down method predicted the poses; None for other methods."""
     matches: Matches | None = None
     """The matches behind the AP, for :mod:`posefleet.data.evaluation.bootstrap`; None unless pycocotools matched."""
 
@@ -115,6 +118,7 @@ class Evaluation:
             "errors/missed_people": _share(errors.missed_people, errors.people),
             "errors/background_poses": _share(errors.background_poses, errors.poses),
             "errors/duplicate_poses": _share(errors.duplicate_poses, errors.poses),
+            **(self.boxes.as_dict() if self.boxes else {}),
         }
 
     def __str__(self) -> str:
@@ -308,6 +312,7 @@ def _table(evaluation: Evaluation) -> str:
         f"people   {protocol.people}: {errors.missed_people} missed; {protocol.ignored_people} more are ignored",
         f"poses    {protocol.poses}: {errors.duplicate_poses} duplicates, {errors.background_poses} on background "
         f"({errors.high_background_poses} of them score above the median match)",
+        *([f"boxes    {evaluation.boxes}"] if evaluation.boxes else []),
         f"images   {protocol.images}: {protocol.images_without_people} without people, also evaluated",
         f"protocol {protocol}",
         *(f"note     {note}" for note in evaluation.notes),

@@ -73,6 +73,42 @@ def faster_curves(ground_truth: GroundTruth, poses: PoseTable, schema: KeypointS
     return Curves(np.asarray(found["precision"])[:, :, 0, :, 0], np.asarray(found["recall"])[:, 0, :, 0])
 
 
+def box_precision(
+    ground_truth: GroundTruth, image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, limit: int
+) -> np.ndarray:
+    """Precision (T, R) of boxes at ``THRESHOLDS`` of IoU and ``RECALL_POINTS``, over all areas, by pycocotools.
+
+    Args:
+        ground_truth: Crowds are ignored, everybody else is to be found.
+        image: (N,) int64, each box's image as a row of ``ground_truth.image_ids``.
+        boxes: (N, 4) xyxy, pixels.
+        scores: (N,).
+        limit: How many boxes of an image count, best first.
+    """
+    sizes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+    found = zip(ground_truth.image_ids[image].tolist(), sizes.tolist(), scores.tolist(), strict=True)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        people_set, box_set = COCO(), COCO()
+        people_set.dataset = _dataset(ground_truth, _annotations(ground_truth))
+        box_set.dataset = _dataset(
+            ground_truth,
+            [
+                {"id": number, "image_id": i, "category_id": 1, "iscrowd": 0, "bbox": box, "area": box[2] * box[3]}
+                | {"score": score}
+                for number, (i, box, score) in enumerate(found, start=1)
+            ],
+        )
+        people_set.createIndex()
+        box_set.createIndex()
+        evaluation = COCOeval(people_set, box_set, "bbox")
+        evaluation.params.catIds = [1]
+        evaluation.params.maxDets = [limit]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"])[:, :, 0, 0, 0]
+
+
 def _faster() -> Any:
     try:
         import faster_coco_eval

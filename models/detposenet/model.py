@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.data.structures import Detections, People, Poses, TargetPoints
 from posefleet.models.detposenet import refinement
 from posefleet.models.detposenet.box_filter import FilterConfig, Oracle, correct_boxes, filter_boxes
 from posefleet.models.detposenet.coarse_net import CoarseConfig, CoarseMaps, CoarseNet
@@ -139,8 +139,9 @@ class Model(nn.Module):
     diagnostics: dict[str, Tensor]
     """Statistics of the last training step, 0-dim tensors on the device: ``crops`` (people refined per image) and
     ``left_out`` (share of the people who were not among the crops)."""
-    refined: list[int]
-    """Number of crops refined in each image of the last prediction: the paper's measure of cost."""
+    refined: list[Detections]
+    """The boxes refined in each image of the last prediction, on the host. Their number is the paper's measure of
+    cost."""
 
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
         super().__init__()
@@ -171,7 +172,8 @@ class Model(nn.Module):
         """How poses are ranked, in words. Reports print it beside every AP."""
         output, filtering = self.config.output, self.config.filter
         boxes = {
-            "coarse": f"boxes filtered by coarse poses at OKS {filtering.t_oks:g}",
+            "coarse": f"boxes filtered by coarse poses at OKS {filtering.t_oks:g}"
+            + (f" and box NMS at {filtering.nms_threshold:g}" if filtering.uncovered == "nms" else ""),
             "nms": f"box NMS at {filtering.nms_threshold:g}",
             "none": "all boxes",
         }[filtering.mode]
@@ -211,12 +213,27 @@ class Model(nn.Module):
         return self._best(self.candidates(images))
 
     @torch.no_grad()
-    def predict_in(self, images: Tensor, people: Sequence[People], oracle: Oracle) -> list[Poses]:
-        """Like :meth:`predict`, but with boxes that are corrected by those of the annotated ``people``."""
-        chosen = [
-            Boxes(*correct_boxes(boxes, scores, annotated.boxes[~annotated.crowd].cpu(), oracle))
-            for (boxes, scores), annotated in zip(self.chosen_boxes(images), people, strict=True)
-        ]
+    def predict_in(
+        self,
+        images: Tensor,
+        people: Sequence[People],
+        oracle: Oracle | Literal["none"],
+        found: Sequence[Detections] | None = None,
+    ) -> list[Poses]:
+        """Like :meth:`predict`, but in other boxes.
+
+        Args:
+            images: (B, 3, H, W) RGB images in 0..255.
+            people: Annotated people of each image, whose boxes ``oracle`` uses.
+            oracle: How the filtered boxes are corrected by the annotated ones; ``none``: they are not.
+            found: Detections of each image, pixels, which are filtered instead of those of the model's detector.
+        """
+        chosen = self.chosen_boxes(images, found)
+        if oracle != "none":
+            chosen = [
+                Boxes(*correct_boxes(boxes, scores, annotated.boxes[~annotated.crowd].cpu(), oracle))
+                for (boxes, scores), annotated in zip(chosen, people, strict=True)
+            ]
         return self._best(self.refine(self.normalise(images), chosen))
 
     @torch.no_grad()
@@ -225,11 +242,15 @@ class Model(nn.Module):
         return self.refine(self.normalise(images), self.chosen_boxes(images))
 
     @torch.no_grad()
-    def chosen_boxes(self, images: Tensor) -> list[Boxes]:
-        """The boxes of every image that are refined."""
+    def chosen_boxes(self, images: Tensor, detections: Sequence[Detections] | None = None) -> list[Boxes]:
+        """The boxes of every image that are refined, among ``detections`` or those of the model's detector."""
         size = (images.shape[-2], images.shape[-1])
         maps = self.forward_features(images)
-        if isinstance(self.detector, SharedDetector):
+        if detections is not None:
+            found = [
+                Boxes(of_image.boxes.to(images.device), of_image.scores.to(images.device)) for of_image in detections
+            ]
+        elif isinstance(self.detector, SharedDetector):
             found = self.detector.detect(maps["pyramid"], size)
         else:
             found = self.detector.detect(images)
@@ -415,7 +436,8 @@ class Model(nn.Module):
             boxes: Boxes of each image.
         """
         config, device = self.config.prs, pixels.device
-        counts = self.refined = [len(found.boxes) for found in boxes]
+        counts = [len(found.boxes) for found in boxes]
+        self.refined = [Detections(found.boxes, found.scores) for found in boxes]
         box_scores = torch.cat([found.scores for found in boxes]).to(device)
         squares = square_boxes(torch.cat([found.boxes for found in boxes]).to(device), config.padding)
         image = torch.arange(len(boxes)).repeat_interleave(torch.tensor(counts)).to(device)

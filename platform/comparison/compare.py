@@ -25,6 +25,9 @@ from posefleet.platform.tracking.runs import flatten
 from posefleet.platform.visualization.plots import short
 from posefleet.platform.visualization.tables import table
 
+BOXES_A_PERSON = "boxes refined a person"
+"""Name of the cost that only top-down methods have."""
+
 Differences = Mapping[tuple[str, str], Interval]
 """(one run, another run) -> AP of the first minus that of the second, with its range over draws of images."""
 
@@ -163,10 +166,16 @@ def as_markdown(entries: Sequence[Entry], minus: Differences) -> str:
         [name, *(f"{entry.evaluation.keypoint_ap[index]:.3f}" for entry in order)]
         for index, name in enumerate(order[0].evaluation.keypoints)
     ]
+    boxes = {entry.name: entry.evaluation.boxes for entry in order if entry.evaluation.boxes}
+    box_rows = [
+        [name, f"{found.per_person:.2f}", *(short(value) for value in (found.ap, found.ap50, found.ap75))]
+        for name, found in boxes.items()
+    ]
     return "\n\n".join(
         [
             score_table({entry.name: entry.evaluation for entry in order}, minus),
             table(["run", *costs[0]], rows),
+            *([table(["run", BOXES_A_PERSON, "box AP", "box AP50", "box AP75"], box_rows)] if boxes else []),
             table(["keypoint AP", *(entry.name for entry in order)], keypoints),
         ]
     )

@@ -16,7 +16,7 @@ from posefleet.data.evaluation.bootstrap import CONFIDENCE
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS
 from posefleet.data.evaluation.evaluate import STATISTICS
 from posefleet.platform.comparison import gallery
-from posefleet.platform.comparison.compare import Differences, Entry, differing_settings, ranked
+from posefleet.platform.comparison.compare import BOXES_A_PERSON, Differences, Entry, differing_settings, ranked
 from posefleet.platform.comparison.figures import comparison_halves, series_colours
 from posefleet.platform.visualization import plots, report
 
@@ -99,7 +99,9 @@ def render(entries: Sequence[Entry], minus: Differences, *, about: str = "", war
 
 def _costs(entries: Sequence[Entry]) -> list[Measure]:
     columns = [entry.cost.columns() for entry in entries]
-    return [Measure(name, [c[name][0] for c in columns], digits=digits) for name, (_, digits) in columns[0].items()]
+    costs = [Measure(name, [c[name][0] for c in columns], digits=digits) for name, (_, digits) in columns[0].items()]
+    boxes = [e.evaluation.boxes.per_person if e.evaluation.boxes else math.nan for e in entries]
+    return costs if all(map(math.isnan, boxes)) else [*costs, Measure(BOXES_A_PERSON, boxes, digits=2)]
 
 
 def _keypoints(entries: Sequence[Entry]) -> list[Measure]:

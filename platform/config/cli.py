@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DATA = ("data.train", "data.eval", "data.batch_size", "data.loaders", "data.resize.short_side", "data.resize.long_side")
-EVALUATE = ("data.eval", "data.eval_batch_size", "evaluate.flip", "evaluate.scales", "evaluate.max_detections")
+EVALUATE = (
+    *("data.eval", "data.eval_batch_size"),
+    *("evaluate.flip", "evaluate.scales", "evaluate.max_detections", "evaluate.detections"),
+)
 WORKERS = ("scaling.num_workers", "scaling.min_workers", "scaling.use_gpu", "scaling.cpus_per_worker")
 TRAIN = (
     "seed",

@@ -203,6 +203,10 @@ class EvaluateConfig:
     oracle_boxes: Literal["none", "no_false", "no_missed", "annotated"] = "none"
     """Correct the predicted boxes with the annotated ones before poses are refined in them: no_false drops boxes
     without a person, no_missed adds missed people, annotated takes only annotated boxes. For top-down methods."""
+    detections: str = ""
+    """File of COCO detection results (json) whose boxes of people replace those of the model's detector, so that any
+    detector can be tried. Give all its boxes: after its NMS a filter has little to choose from. For top-down methods.
+    Empty: the model's detector."""
     backend: Literal["pycocotools", "faster"] = "pycocotools"
     """COCO scorer: pycocotools is the reference; faster is faster-coco-eval, which must be installed, and gives the
     same numbers."""

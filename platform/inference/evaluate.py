@@ -1,24 +1,29 @@
 """Evaluates a model on a data set; each rank predicts a part of it."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 from torch import nn
 
 from posefleet.data.coco.records import Record
 from posefleet.data.evaluation.accumulate import match_images
+from posefleet.data.evaluation.boxes import evaluate_boxes
 from posefleet.data.evaluation.evaluate import Evaluation, summarize
 from posefleet.data.evaluation.evaluate import evaluate as score
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.loading.loader import evaluation_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.loading.source import SampleSource
-from posefleet.data.structures import Batch, Poses
+from posefleet.data.structures import Batch, Detections, Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.worker import LocalWorker
+
+T = TypeVar("T")
 
 
 def evaluate(
@@ -49,6 +54,7 @@ def evaluate(
     predictor = Predictor(model, experiment, device=worker.device)
     datasets = [open_split(view) if open_split else evaluation_set(experiment, view) for view in predictor.transforms()]
     found: dict[int, Poses] = {}
+    boxes: dict[int, Detections] = {}
     shown: list[tuple[Batch, list[Poses]]] = []
     with contextlib.ExitStack() as stack:
         views = [
@@ -66,11 +72,15 @@ def evaluate(
         for batches in zip(*views, strict=True):
             poses = predictor.predict(batches)
             found.update(zip(batches[0].image_ids.tolist(), poses, strict=True))
+            boxes.update(zip(batches[0].image_ids.tolist(), predictor.refined, strict=False))
             if worker.rank == 0 and sum(len(batch) for batch, _ in shown) < experiment.evaluate.overlays:
                 shown.append((batches[0], poses))
             worker.watch.beat()
     model.train(was_training)
     result = _score(found, datasets[0], experiment, worker, predictor.score_rule)
+    if predictor.has_boxes and (all_boxes := _gather(boxes, worker)) is not None and result:
+        _check_detections(predictor, all_boxes)
+        result = dataclasses.replace(result, boxes=evaluate_boxes(ground_truth(datasets[0]), all_boxes))
     if keep and (all_poses := _gather(found, worker)) is not None:
         keep(all_poses)
     if result and worker.sink:
@@ -101,10 +111,20 @@ def _score(
     )
 
 
-def _gather(found: dict[int, Poses], worker: LocalWorker) -> dict[int, Poses] | None:
-    """Poses of all ranks by image id, on rank 0; None on the other ranks."""
+def _check_detections(predictor: Predictor, images: Collection[int]) -> None:
+    """Refuse a file of detections that has none of the images, which would score as if nobody had been detected."""
+    given = predictor.detections
+    if given is not None and images and not given.keys() & set(images):
+        raise ValueError(
+            f"evaluate.detections has images such as {min(given)}, and none of the {len(images)} that were predicted, "
+            f"such as {min(images)}; give the detections of this split"
+        )
+
+
+def _gather(found: dict[int, T], worker: LocalWorker) -> dict[int, T] | None:
+    """Results of all ranks by image id, on rank 0; None on the other ranks."""
     parts = worker.gather(found)
-    return None if parts is None else {image_id: poses for part in parts for image_id, poses in part.items()}
+    return None if parts is None else {image_id: result for part in parts for image_id, result in part.items()}
 
 
 def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:

@@ -36,8 +36,8 @@ def predict_costs(
 
 
 def predictor_of(model: nn.Module, experiment: Experiment, worker: LocalWorker) -> Predictor:
-    """A predictor with oracles off, since they need annotations and the rendered images have none."""
-    settings = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none")
+    """A predictor without oracles and given detections: the rendered images have no annotations and no ids."""
+    settings = dataclasses.replace(experiment.evaluate, oracle_scores=False, oracle_boxes="none", detections="")
     return Predictor(model, dataclasses.replace(experiment, evaluate=settings), device=worker.device)
 
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from posefleet.data.coco.results import read_detections
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import Batch, People, Poses, Sample, collate, round_up
-from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_poses
+from posefleet.data.structures import Batch, Detections, People, Poses, Sample, collate, round_up
+from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_detections, move_poses
 from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
@@ -46,9 +47,13 @@ class _Candidates(Protocol):
 
 
 class _Refiner(Protocol):
-    """What the model of a top-down method needs for oracle boxes: prediction in boxes that use the ground truth."""
+    """What the model of a top-down method has: prediction in other boxes, and the boxes of the last prediction."""
 
-    def predict_in(self, images: Tensor, people: Sequence[People], oracle: str) -> list[Poses]: ...
+    refined: list[Detections]
+
+    def predict_in(
+        self, images: Tensor, people: Sequence[People], oracle: str, found: Sequence[Detections] | None
+    ) -> list[Poses]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +140,28 @@ class Predictor:
             Resize(short_side=side, long_side=max(side, settings.max_side)) for side in settings.scales
         ] or [experiment.data.resize]
         self.flip, self.oracle_scores, self.oracle_boxes = settings.flip, settings.oracle_scores, settings.oracle_boxes
+        self.detections = read_detections(resolve_path(settings.detections)) if settings.detections else None
+        self.refined: list[Detections] = []
+        """Boxes in which the poses of each image of the last batch were predicted, in pixels of the original images;
+        empty unless ``has_boxes``: for methods without boxes, and where several views are merged."""
         self._sigmas = torch.tensor(self.schema.sigmas, device=self.device)
         self.bfloat16 = experiment.train.precision == "bfloat16"
         self.batch_size = experiment.data.eval_batch_size
         memory_format = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=memory_format).eval()  # type: ignore[call-overload]
         self._plain = len(self.resizes) == 1 and not self.flip and not self.oracle_scores
+        self.has_boxes = self._plain and hasattr(model, "refined")
         if not self._plain and not hasattr(model, "candidates"):
             raise ValueError(
                 f"method {experiment.method!r} has no multi-scale or flip prediction and no oracle scores; "
                 "leave evaluate.scales empty, evaluate.flip and evaluate.oracle_scores off"
             )
-        if self.oracle_boxes != "none" and not (self._plain and hasattr(model, "predict_in")):
+        self._in_boxes = self.oracle_boxes != "none" or self.detections is not None
+        if self._in_boxes and not (self._plain and hasattr(model, "predict_in")):
+            given = "detections" if self.detections is not None else f"oracle_boxes {self.oracle_boxes}"
             raise ValueError(
-                f"evaluate.oracle_boxes {self.oracle_boxes} is for top-down methods, and not together with "
-                f"evaluate.flip, evaluate.scales or evaluate.oracle_scores; the method is {experiment.method!r}"
+                f"evaluate.{given} is for top-down methods, and not together with evaluate.flip, evaluate.scales or "
+                f"evaluate.oracle_scores; the method is {experiment.method!r}"
             )
 
     @classmethod
@@ -216,6 +228,8 @@ class Predictor:
     def score_rule(self) -> str:
         """How pose scores are computed, in words, for the protocol that is reported with every AP."""
         rule: str = getattr(self.model, "score_rule", "not stated")
+        if self.detections is not None:
+            rule = f"{rule}, detections from a file"
         if self.oracle_boxes != "none":
             rule = f"ORACLE: boxes corrected by the ground truth ({self.oracle_boxes}) after: {rule}"
         return f"ORACLE: true OKS before NMS instead of: {rule}" if self.oracle_scores else rule
@@ -272,11 +286,13 @@ class Predictor:
         return [view(sample) for view in self.transforms()]
 
     def refuse_oracles(self) -> None:
-        """Check that no oracle is on: oracles take scores or boxes from annotations, and plain images have none.
+        """Check that nothing is taken from annotations, or from a file by image id: plain images have neither.
 
         Raises:
-            ValueError: ``evaluate.oracle_scores`` or ``evaluate.oracle_boxes`` is on.
+            ValueError: ``evaluate.oracle_scores``, ``evaluate.oracle_boxes`` or ``evaluate.detections`` is on.
         """
+        if self.detections is not None:
+            raise ValueError("evaluate.detections needs images of a data set, by id; leave it off to predict images")
         if self.oracle_scores or self.oracle_boxes != "none":
             name = "oracle_scores" if self.oracle_scores else "oracle_boxes"
             raise ValueError(f"evaluate.{name} needs annotated people; leave it off to predict images")
@@ -296,6 +312,7 @@ class Predictor:
             For each image its poses, in pixels of the original image, on the CPU.
         """
         groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        boxes: dict[int, Detections] = {}
         for row, shapes in enumerate(zip(*map(_own_shapes, views), strict=True)):
             groups.setdefault(shapes, []).append(row)
         if len(groups) == 1:
@@ -304,20 +321,37 @@ class Predictor:
         for shapes, rows in groups.items():
             parts = [view.part(rows, shape) for view, shape in zip(views, shapes, strict=True)]
             found.update(zip(rows, self._predict_alike(parts), strict=True))
+            boxes.update(zip(rows, self.refined, strict=False))
+        self.refined = [boxes[row] for row in range(len(boxes))]
         return [found[row] for row in range(len(found))]
 
     def _predict_alike(self, views: Sequence[Batch]) -> list[Poses]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if self._plain:
                 images = views[0].images.to(self.device, non_blocking=True)
-                if self.oracle_boxes == "none":
-                    found = self.model.predict(images)
+                if self._in_boxes:
+                    given = None if self.detections is None else self._given(views[0])
+                    model = cast(_Refiner, self.model)
+                    found = model.predict_in(images, views[0].people, self.oracle_boxes, given)
                 else:
-                    found = cast(_Refiner, self.model).predict_in(images, views[0].people, self.oracle_boxes)
-                merged = _to_original(found, views[0])
+                    found = self.model.predict(images)
+                merged, self.refined = _to_original(found, views[0]), self._refined(views[0])
             else:
-                merged = self._merge(views)
+                merged, self.refined = self._merge(views), []
         return [_clip(poses, size) for poses, size in zip(merged, views[0].original_sizes.tolist(), strict=True)]
+
+    def _given(self, batch: Batch) -> list[Detections]:
+        """The detections of the file for each image, in pixels of the input; none for an image without an entry."""
+        assert self.detections is not None
+        nobody = Detections(torch.zeros(0, 4), torch.zeros(0))
+        found = [self.detections.get(image_id, nobody) for image_id in batch.image_ids.tolist()]
+        return [move_detections(*pair) for pair in zip(found, batch.matrices.numpy(), strict=True)]
+
+    def _refined(self, batch: Batch) -> list[Detections]:
+        """The boxes that the model refined in each image, in pixels of the original images."""
+        boxes = cast(_Refiner, self.model).refined if self.has_boxes else []
+        back = [invert(matrix) for matrix in batch.matrices.numpy()]
+        return [move_detections(found.to("cpu"), matrix) for found, matrix in zip(boxes, back, strict=False)]
 
     def _merge(self, views: Sequence[Batch]) -> list[Poses]:
         """Suppress the candidates of all views of an image together; oracle scores, if on, are set before that."""

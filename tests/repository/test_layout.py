@@ -86,7 +86,7 @@ OPEN = {
     "data": "errors images keypoints masks structures transforms",
     "data/coco": "annotations records results source split",
     "data/doctor": "examine",
-    "data/evaluation": "accumulate bootstrap error_analysis evaluate ground_truth",
+    "data/evaluation": "accumulate bootstrap boxes error_analysis evaluate ground_truth",
     "data/io": "cluster files json_stream tars",
     "data/loading": "coco_dataset loader shard_dataset source",
     "data/shards": "build layout verify",

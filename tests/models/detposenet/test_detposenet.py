@@ -9,7 +9,7 @@ from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
-from posefleet.data.structures import People, Poses
+from posefleet.data.structures import Detections, People, Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.detposenet.box_filter import FilterConfig
 from posefleet.models.detposenet.coarse_net import CoarseConfig
@@ -53,6 +53,11 @@ def standing(*shifts: float, visible: torch.Tensor | None = None) -> People:
         torch.full((count,), 6000.0),
         torch.zeros(count, dtype=torch.bool),
     )
+
+
+def refined(model: Model) -> list[int]:
+    """How many boxes were refined in each image of the last prediction."""
+    return [len(found) for found in model.refined]
 
 
 def noise(count: int, height: int = 192, width: int = 256) -> torch.Tensor:
@@ -270,7 +275,8 @@ def test_two_people_close_together_are_refined_once_each_whatever_the_number_of_
     maps = perfect_maps(model, people, (192, 256))
     chosen = model.filter(found, maps, (192, 256))
     poses = model.refine(model.normalise(noise(1)), chosen)
-    assert model.refined == [2] and len(poses[0]) == 2
+    assert refined(model) == [2] and len(poses[0]) == 2
+    torch.testing.assert_close(model.refined[0].boxes, chosen[0].boxes)
     every = build(replace(SMALL, filter=FilterConfig(mode="none"))).eval()
     assert len(every.filter(found, maps, (192, 256))[0].boxes) == 3
 
@@ -278,13 +284,26 @@ def test_two_people_close_together_are_refined_once_each_whatever_the_number_of_
 def test_boxes_can_be_corrected_by_the_annotated_ones() -> None:
     model = build(replace(SMALL, filter=FilterConfig(mode="none"))).eval()
     images, people = noise(2), [standing(0, 60), standing(30)]
-    assert [len(poses) for poses in model.predict_in(images, people, "annotated")] == [2, 1] == model.refined
+    assert [len(poses) for poses in model.predict_in(images, people, "annotated")] == [2, 1] == refined(model)
     model.predict(images)
-    plain = model.refined
+    plain = refined(model)
     model.predict_in(images, people, "no_missed")
-    more = model.refined
+    more = refined(model)
     model.predict_in(images, people, "no_false")
-    assert all(few <= some <= many for few, some, many in zip(model.refined, plain, more, strict=True))
+    assert all(few <= some <= many for few, some, many in zip(refined(model), plain, more, strict=True))
+
+
+def test_given_detections_replace_those_of_the_detector() -> None:
+    model = build(replace(SMALL, filter=FilterConfig(mode="none"))).eval()
+    images, people = noise(2), [standing(0, 60), standing(30)]
+    given = [Detections(p.boxes, torch.linspace(0.9, 0.5, len(p))) for p in people]
+    found = model.predict_in(images, people, "none", given)
+    assert [len(poses) for poses in found] == [2, 1]
+    for mine, theirs in zip(model.refined, given, strict=True):
+        torch.testing.assert_close(mine.boxes, theirs.boxes)
+        torch.testing.assert_close(mine.scores, theirs.scores)
+    model.predict_in(images, people, "no_missed", [given[0][:1], given[1]])
+    assert refined(model) == [2, 1]
 
 
 def test_an_image_without_boxes_has_no_poses() -> None:
@@ -409,7 +428,7 @@ def test_four_pictures_are_learned_by_heart() -> None:
     records = [(i, (128, 128), annotations) for i, (_, annotations) in enumerate(rendered)]
     found = dict(enumerate(model.eval().predict(images)))
     assert evaluate(GroundTruth.from_records(records), found, COCO17).statistics["AP50"] > 0.9
-    assert sum(model.refined) <= 1.6 * sum(len(p) for p in people)  # the paper's runs per person
+    assert sum(refined(model)) <= 1.6 * sum(len(p) for p in people)  # the paper's runs per person
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import COCO17
-from posefleet.data.structures import Batch, People, Poses, Sample, collate
+from posefleet.data.structures import Batch, Detections, People, Poses, Sample, collate
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY
 from posefleet.models.parts.ops.decode import DecodeConfig, suppress
@@ -145,8 +145,8 @@ def test_images_without_annotations_have_no_oracle() -> None:
 
 def test_oracle_boxes_are_given_the_people_and_are_for_top_down_methods_alone() -> None:
     class Refiner(Guesser):
-        def predict_in(self, images: torch.Tensor, people: list[People], oracle: str) -> list[Poses]:
-            assert oracle == "annotated"
+        def predict_in(self, images: torch.Tensor, people: list[People], oracle: str, found: None) -> list[Poses]:
+            assert oracle == "annotated" and found is None
             return [Poses(p.keypoints, torch.ones(len(p), 17), torch.ones(len(p))) for p in people]
 
     settings = experiment(oracle_boxes="annotated")
@@ -160,6 +160,31 @@ def test_oracle_boxes_are_given_the_people_and_are_for_top_down_methods_alone() 
         Predictor(Guesser(BOLD_AND_GOOD), settings)
     with pytest.raises(ValueError, match=r"not together with evaluate\.flip"):
         Predictor(Refiner(BOLD_AND_GOOD), experiment(oracle_boxes="annotated", flip=True))
+
+
+def test_given_detections_are_moved_into_the_input_and_back(tmp_path: Path) -> None:
+    class Refiner(Guesser):
+        refined: list[Detections]
+
+        def predict_in(self, images: Any, people: Any, oracle: str, found: list[Detections]) -> list[Poses]:
+            assert oracle == "none"
+            self.refined = found
+            return [self.guess] * len(found)
+
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.5}]))
+    model = Refiner(BOLD_AND_GOOD)
+    model.refined = []
+    predictor = Predictor(model, experiment(detections=str(file)))
+    twice = [Sample(np.zeros((512, 512, 3), np.uint8), People.empty(17), i, 2 * IDENTITY, (SIZE, SIZE)) for i in (1, 2)]
+    predictor.predict([collate(twice)])
+    assert [found.boxes.tolist() for found in model.refined] == [[[20, 40, 80, 120]], []]
+    assert [found.boxes.tolist() for found in predictor.refined] == [[[10, 20, 40, 60]], []]
+    assert predictor.score_rule == "how bold the guess is, detections from a file"
+    with pytest.raises(ValueError, match=r"evaluate\.detections needs images of a data set"):
+        predictor([BLANK])
+    with pytest.raises(ValueError, match=r"evaluate\.detections is for top-down methods"):
+        Predictor(Guesser(BOLD_AND_GOOD), experiment(detections=str(file)))
 
 
 @pytest.mark.parametrize("settings", [{"flip": True}, {"scales": [64, 96]}, {"oracle_scores": True}], ids=str)
