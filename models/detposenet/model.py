@@ -17,7 +17,7 @@ Letters: B images, M people of an image (padded), N crops, K keypoints, L limbs.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,22 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """DetPoseNet; the paper's numbers where it has any."""
+    """DetPoseNet; the paper's numbers where it has any.
+
+    :meth:`paper` is the paper's text. The authors released neither code nor weights. The shipped recipes depart from
+    the text in the points below; ``tests/bench/bench_filter.py`` measures what each brings with perfect maps.
+
+    * ``coarse.limb_overhang`` 8 px, as in OpenPose's code, instead of the formula's 0: peaks lie on cells, so limbs of
+      a few cells would not be found.
+    * ``filter.uncovered``: boxes without a pose go through box NMS. The text drops them, and with them everybody who
+      has at most ``filter.delta_kpt`` keypoints.
+    * ``filter.box``: a pose gets the box that it fits best, averaged with its own. The text takes the first one, which
+      in a crowd is often around somebody else.
+    * ``filter.merge_fragments``: pieces of a person are joined. In the text each gets a box, because poses without a
+      common keypoint have no similarity.
+    * ``filter.scale_recovered``: a box made for a second pose has a score by its keypoints. The text gives it the full
+      score of the detected box.
+    """
 
     coarse: CoarseConfig = field(default_factory=CoarseConfig)
     """Network and targets of coarse poses."""
@@ -126,6 +141,16 @@ class Config:
             raise ValueError(
                 f"loss.scale_weights {self.loss.scale_weights} must be prs.depth {self.prs.depth} numbers, not all zero"
             )
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The paper's text: its filter, the fields of its formula, and its class of detector (downloaded weights)."""
+        return cls(
+            detector=DetectorConfig(kind="torchvision", pretrained=True, max_boxes=1000),
+            filter=FilterConfig.paper(),
+            prs=PrsConfig(scale_jitter=(0.75, 1.25)),
+            loss=LossConfig(kpt=100, prs=100),
+        )
 
 
 class Model(nn.Module):

@@ -124,6 +124,18 @@ def test_the_config_of_the_papers_text_is_the_models_paper_preset() -> None:
     assert build_experiment(read_yaml(path)).model == Config.paper()
 
 
+def test_detposenets_config_differs_from_its_paper_preset_in_filter_and_limbs_alone() -> None:
+    from posefleet.models.detposenet import Config
+
+    by_name = {path.stem: build_experiment(read_yaml(path)).model for path in CONFIGS}
+    paper, ours = by_name["detposenet_paper"], by_name["detposenet"]
+    assert paper == Config.paper()
+    assert ours.coarse.limb_overhang == by_name["detposenet_demo"].coarse.limb_overhang == 8
+    coarse = dataclasses.replace(paper.coarse, limb_overhang=8.0)
+    assert ours == dataclasses.replace(paper, coarse=coarse, filter=Config().filter)
+    assert ours.detector.kind == "torchvision" and by_name["detposenet_whitebox"].detector.kind == "shared"
+
+
 @pytest.mark.parametrize(
     ("scaling", "elastic"),
     [
