@@ -143,7 +143,7 @@ def move_people(
     low, high = corners.amin(1), corners.amax(1)
     boxes = torch.cat([torch.minimum(low.clamp(min=0), limit), torch.minimum(high.clamp(min=0), limit)], 1)
     determinant = float(abs(np.linalg.det(matrix[:, :2])))
-    moved = People(keypoints, visibility, boxes, people.areas * determinant, people.crowd, people.outlined)
+    moved = People(keypoints, visibility, boxes, people.areas * determinant, people.crowd, outlined=people.outlined)
     meets_frame = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1) | inside.any(1)
     return moved if bool(meets_frame.all()) else moved[meets_frame]
 

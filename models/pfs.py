@@ -26,7 +26,7 @@ from posefleet.data.structures import People, Poses
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops import decode as decoding
-from posefleet.models.parts.ops.assign import PaddedPeople, Positives, unlabelled_cells
+from posefleet.models.parts.ops.assign import PaddedPeople, Positives, ignored_cells
 from posefleet.models.parts.ops.cells import Cells, decode_offsets, flatten_levels, map_sizes, pyramid_cells
 from posefleet.models.parts.ops.heatmaps import cell_class_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, mean_counts
@@ -73,7 +73,7 @@ class AssignConfig(PositivesConfig):
     """Which cells are positive: the set S1."""
 
     ignore_unlabelled: bool = True
-    """Skip the classification and keypoint-map losses inside boxes of crowds and of people without keypoints, except
+    """Skip the classification and keypoint-map losses inside crowds and people without keypoints, except
     at positive cells. If false, these cells are negatives."""
 
 
@@ -315,8 +315,9 @@ class Model(PyramidModel[Config]):
         target = cell_class_targets(people.keypoints, people.labelled, size, FPN.strides[0], loss.heatmap_target)
         known = None
         if self.config.assign.ignore_unlabelled:
-            unlabelled = unlabelled_cells(cells, people)[:, : size[0] * size[1]].unflatten(1, (1, *size))
-            known = ~unlabelled | (target > 0)
+            finest, marked = cells.points[: size[0] * size[1]], target > 0
+            ignored = ignored_cells(finest, people, marked.any(1).flatten(1)).unflatten(1, (1, *size))
+            known = ~ignored | marked
         return focal_loss(logits, target, known, alpha=loss.alpha, gamma=loss.gamma), target.sum()
 
     # ------------------------------------------------------------------------------------------------ decode

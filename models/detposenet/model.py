@@ -6,10 +6,9 @@ pose without a box gets one. Each remaining box is refined once, by a stacked ho
 scales, regresses its maps again from all of them, and has a loss that weights keypoints by the skeleton. People who
 overlap remain where box NMS would merge them, and far fewer crops are refined.
 
-No code was published and most numbers are open; ``box_filter.py`` resolves the paper's contradictions. Deviations:
-crowds are masked by their boxes, not by their outlines; the detector's losses are expectations over the samples that
-Faster R-CNN draws. The coarse net starts from random weights, so its small map losses need a large ``loss.kpt`` beside
-a detector that trains the same features.
+No code was published and most numbers are open; ``box_filter.py`` resolves the paper's contradictions. Deviation: the
+detector's losses are expectations over the samples that Faster R-CNN draws. The coarse net starts from random weights,
+so its small map losses need a large ``loss.kpt`` beside a detector that trains the same features.
 
 Letters: B images, M people of an image (padded), N crops, K keypoints, L limbs.
 """
@@ -41,7 +40,8 @@ from posefleet.models.detposenet.masking import MaskingConfig, mask_keypoints
 from posefleet.models.detposenet.paf import PafConfig, best_points, group_poses, limb_cells, paf_targets
 from posefleet.models.detposenet.pose_nms import suppress_by_oks
 from posefleet.models.detposenet.refinement import PrsConfig, Scales, build_refiner, final_maps
-from posefleet.models.parts.ops.assign import PaddedPeople, pad_people
+from posefleet.models.parts.ops.assign import PaddedPeople, ignored_cells, pad_people
+from posefleet.models.parts.ops.cells import map_points
 from posefleet.models.parts.ops.heatmaps import draw_gaussians
 from posefleet.models.parts.ops.losses import mean_counts
 
@@ -322,19 +322,17 @@ class Model(nn.Module):
         """Targets of the coarse maps of ``size`` (height, width) cells.
 
         Returns:
-            Keypoint maps (B, K, h, w), fields (B, 2 L, h, w), and weights (B, 1, h, w): 0 inside the boxes of crowds
-            and of people without keypoints, else 1.
+            Keypoint maps (B, K, h, w), fields (B, 2 L, h, w), and weights (B, 1, h, w): 0 inside crowds and people
+            without keypoints, else 1.
         """
         stride, config = self.coarse.stride, self.config.coarse
         heat = _gaussians(people.keypoints, people.labelled, size, stride, config.sigma / stride)
         paf = paf_targets(
             people.keypoints, people.labelled, self.edges, size, stride, config.limb_width, config.limb_overhang
         )
-        x1, y1, x2, y2 = people.unlabelled_boxes[..., None].unbind(2)  # (B, M, 1)
-        x, y = (torch.arange(n, device=heat.device) * stride for n in (size[1], size[0]))
-        across, down = (x >= x1) & (x <= x2) & (x2 > x1), (y >= y1) & (y <= y2) & (y2 > y1)
-        unknown = (down[..., :, None] & across[..., None, :]).any(1)
-        return heat, paf, (~unknown[:, None]).float()
+        drawn = (heat > 0).any(1) | (paf != 0).any(1)
+        ignored = ignored_cells(map_points(size, stride, heat.device), people, drawn.flatten(1))
+        return heat, paf, (~ignored.view(-1, 1, *size)).float()
 
     @torch.no_grad()
     def _training_crops(self, pixels: Tensor, people: PaddedPeople) -> "_Crops":

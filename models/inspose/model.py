@@ -343,8 +343,9 @@ class Model(DenseModel[Config]):
 
     def _cls_loss(self, maps: Maps, assigned: Assigned, rows: Positives, targets: CellTargets, poses: Tensor) -> Tensor:
         logits = flatten_levels(maps["cls"]).flatten()  # (B * P)
-        positive = assigned.person.flatten() >= 0
-        known = outside_unlabelled(assigned.cells, assigned.people, self.config.assign).flatten()
+        positive = assigned.person >= 0
+        known = outside_unlabelled(assigned.cells, assigned.people, self.config.assign, positive)
+        positive, known = positive.flatten(), known.flatten()
         weights = (known | positive).float()
         if self.config.loss.cls_form == "focal":
             return focal_loss(logits, positive.float(), weights)
@@ -382,7 +383,8 @@ class Model(DenseModel[Config]):
             people.keypoints, people.labelled, people.boxes, size, stride, overlap=self.config.maps.overlap
         )
         cells = pyramid_cells([size], [stride], logits.device)
-        known = outside_unlabelled(cells, people, self.config.assign).unflatten(1, size)[:, None]
+        drawn = (target > 0).any(1).flatten(1)
+        known = outside_unlabelled(cells, people, self.config.assign, drawn).unflatten(1, size)[:, None]
         return gaussian_focal_loss(logits, target, (known | (target == 1)).float()), (target == 1).sum()
 
     # ------------------------------------------------------------------------------------------------ decode

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import People
-from posefleet.models.parts.ops.assign import PaddedPeople, assign_people, pad_people, thin_out, unlabelled_cells
+from posefleet.models.parts.ops.assign import PaddedPeople, assign_people, ignored_cells, pad_people, thin_out
 from posefleet.models.parts.ops.cells import Cells
 
 
@@ -26,8 +26,8 @@ class AssignConfig:
     """Pixels of the input image: people whose pseudo box is thinner train nothing, and ``unlabelled`` says what the
     cells in their box learn. Raised, more small people are left out."""
     unlabelled: Literal["ignore", "negative", "weak_positive"] = "ignore"
-    """Cells in the box of a person without keypoints: no loss; or negatives; or positives of low quality at the centre
-    of the box. Crowds and people thinner than ``min_side`` are never positive."""
+    """Cells of a person without keypoints: no loss; or negatives; or positives of low quality at the centre of the box.
+    Crowds and people thinner than ``min_side`` are never positive."""
     max_positives: int = 0
     """Largest number of positive cells of one image that train a network, evenly spread; 0: all. It limits time, not
     memory."""
@@ -84,11 +84,13 @@ def _sides(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).amin(-1)
 
 
-def outside_unlabelled(cells: Cells, people: PaddedPeople, config: AssignConfig) -> Tensor:
-    """(B, P) bool, False for cells in the box of a person without keypoints or of a crowd, if ``config.unlabelled`` is
-    ``ignore``. Unlike ``positives.known_cells``, this includes positive cells in such a box."""
-    unknown = unlabelled_cells(cells, people)
-    return ~unknown if config.unlabelled == "ignore" else torch.ones_like(unknown)
+def outside_unlabelled(cells: Cells, people: PaddedPeople, config: AssignConfig, drawn: Tensor) -> Tensor:
+    """(B, P) bool, False for cells in a person without keypoints or in a crowd, if ``config.unlabelled`` is ``ignore``.
+
+    Args:
+        drawn: (B, P) bool, cells of labelled people, which no box hides; but segmentations do, see ``ignored_cells``.
+    """
+    return ~ignored_cells(cells.points, people, drawn) if config.unlabelled == "ignore" else torch.ones_like(drawn)
 
 
 def send_to_host(number: Tensor) -> Callable[[], int]:

@@ -7,10 +7,9 @@ window of the keypoint map (global expansion map) is convolved with the attracti
 the two best cells of the result is the adapted keypoint.
 
 Numbers are the paper's. Where its formulas and the released code differ, the code is the default and a setting selects
-the paper. Deviations: crowds and people without keypoints are masked by their boxes, because methods get no
-segmentations; ``target.min_area`` is measured in the input image; adaptation trains on a fixed number of instances of
-each image, so that no shape depends on the data; flip averaging moves the mirrored image by one cell, without which
-the two maps are a cell apart; convolution with attraction maps uses Fourier transforms.
+the paper. Deviations: ``target.min_area`` is measured in the input image; adaptation trains on a fixed number of
+instances of each image, so that no shape depends on the data; flip averaging moves the mirrored image by one cell,
+without which the two maps are a cell apart; convolution with attraction maps uses Fourier transforms.
 
 Letters: B images, M people of an image (padded), T instances of an image, K keypoints, (h, w) cells of stride 4,
 S candidates along the side of a local mesh, W pixels along the side of a global window.

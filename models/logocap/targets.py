@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from posefleet.models.logocap.centres import OffsetTargets, offset_targets
-from posefleet.models.parts.ops.assign import PaddedPeople, unlabelled_cells
-from posefleet.models.parts.ops.cells import person_centres, pyramid_cells
+from posefleet.models.parts.ops.assign import PaddedPeople, ignored_cells
+from posefleet.models.parts.ops.cells import map_points, person_centres
 from posefleet.models.parts.ops.heatmaps import draw_gaussians, drawn_cells
 
 
@@ -37,7 +37,7 @@ class TargetConfig:
     min_area: float = 1024.0
     """People with a smaller area have no centre, square pixels of the input. Lowered, small people train, too."""
     mask_unlabelled: bool = True
-    """Skip the loss of the maps inside boxes of crowds and of people without keypoints."""
+    """Skip the loss of the maps inside crowds and people without keypoints."""
 
     def __post_init__(self) -> None:
         if min(self.heat_sigma, self.centre_sigma, self.refined_sigma) <= 0 or self.offset_radius < 1:
@@ -67,8 +67,8 @@ def heat_targets(
     near |= drawn_cells(centres, has_centre, radii[1:], size)
     weights = torch.where(near, 1.0, config.background)
     if config.mask_unlabelled:
-        cells = pyramid_cells([size], [stride], keypoints.device)
-        weights = weights * ~unlabelled_cells(cells, people).view(-1, *size)
+        ignored = ignored_cells(map_points(size, stride, keypoints.device), people, near.flatten(1))
+        weights = weights * ~ignored.view(-1, *size)
     return torch.cat(maps, dim=1), weights[:, None]
 
 

@@ -29,8 +29,7 @@ class AssignConfig(PositivesConfig):
     cls_target: Literal["s2", "s1"] = "s2"
     """Positives of the classification: the cells of the second stage (S2), or all assigned cells (S1)."""
     ignore_unlabelled: bool = False
-    """Skip the classification loss inside boxes of crowds and of people without keypoints; otherwise these cells are
-    negatives."""
+    """Skip the classification loss inside crowds and people without keypoints; otherwise these cells are negatives."""
 
     def __post_init__(self) -> None:
         PositivesConfig.__post_init__(self)

@@ -1,7 +1,7 @@
 """What every method promises (see posefleet.models), tried on each."""
 
 import copy
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import ddp_worker
@@ -13,7 +13,7 @@ from processes import in_ranks
 from small_models import COCO17, K, build, images, people, shipped
 from torch import Tensor, nn
 
-from posefleet.data.structures import People, Poses
+from posefleet.data.structures import MASK_STRIDE, People, Poses
 from posefleet.data.transforms import mirror, move_people
 from posefleet.models import available_methods, load_method
 
@@ -81,6 +81,33 @@ def test_crowd_regions_and_people_without_keypoints_train(method: str) -> None:
     assert_gradients(model)
 
 
+IGNORE_NOBODY = ("smpr",)
+"""Methods that by default take crowds for background, as their released code does."""
+
+
+def masked(group: People, height: int = 96, width: int = 128) -> People:
+    """The same people and a crowd that covers the right half of the image, but for its box."""
+    crowd = people(1, seed=9)
+    crowd = replace(crowd, crowd=torch.tensor([True]), boxes=torch.tensor([[0.0, 0.0, width, height]]))
+    mask = torch.arange(width // MASK_STRIDE).expand(height // MASK_STRIDE, -1) >= width // MASK_STRIDE // 2
+    everybody = People.cat([group, crowd])
+    return replace(everybody, outlined=torch.arange(len(everybody)) == len(group), mask=mask)
+
+
+def test_segmentations_are_ignored_instead_of_boxes(method: str) -> None:
+    """A method that ignores crowds gives other losses for a crowd's segmentation than for its box or for no crowd."""
+    plain, outlined = people(2), masked(people(2))
+    boxed = replace(outlined, outlined=outlined.outlined & False, mask=None)
+    everybody = [plain, outlined, boxed]
+    losses = [train(build(method), [group, people(1, seed=5)]) for group in everybody]
+    assert all(torch.isfinite(loss) for found in losses for loss in found.values())
+    differ = [
+        any(not torch.equal(a[name], b[name]) for name in a)
+        for a, b in ((losses[1], losses[0]), (losses[1], losses[2]))
+    ]
+    assert differ == ([False, False] if method in IGNORE_NOBODY else [True, True])
+
+
 def test_bfloat16_autocast_is_close_to_float32(method: str) -> None:
     model, batch = build(method), [people(2), people(1, seed=5)]
     exact = train(model, batch)
@@ -131,7 +158,7 @@ def test_the_host_waits_a_few_times_however_large_the_batch(method: str) -> None
     def step(x: Tensor, everybody: list[People]) -> None:
         sum(build(method).train()(x, everybody).values()).backward()
 
-    steps = [host_waits(step, images(n), [people(2 + n, seed=i) for i in range(n)]) for n in (1, 4)]
+    steps = [host_waits(step, images(n), [masked(people(2 + n, seed=i)) for i in range(n)]) for n in (1, 4)]
     assert steps[0] == steps[1]
     assert steps[0].total() <= 3
 

@@ -160,6 +160,28 @@ def test_a_keypoint_inside_an_unlabelled_box_still_marks_its_cell() -> None:
     assert maps["heatmap"][0].grad[0, 5, y, x] < 0 and maps["heatmap"][0].grad[0, :, y, x].count_nonzero() == 1
 
 
+def test_cells_of_a_segmentation_are_no_negatives_and_others_in_its_box_are() -> None:
+    """Inside it, what is positive or holds a keypoint still trains."""
+    crowd = replace(person(1, 1, 511, 511), crowd=torch.tensor([True]))
+    mask = torch.zeros(128, 128, dtype=torch.bool)
+    mask[:, :60] = True  # pixels 0 to 240: the whole adult
+    everybody = replace(People.cat([ADULT, crowd]), outlined=torch.tensor([False, True]), mask=mask)
+    model = build()
+    maps, leaves = maps_of(ADULT.keypoints[0])
+    maps["heatmap"][0].requires_grad_()
+    losses = model.losses(maps, [everybody])
+    (losses["cls"] + losses["heatmap"]).backward()
+    inside = CELLS.points[:, 0] < 240
+    positive = torch.zeros_like(inside)
+    for stride, points in positive_points(ADULT).items():
+        for point in points:
+            positive |= (CELLS.points == torch.tensor(point)).all(1) & (CELLS.strides == stride)
+    assert torch.equal(trained(leaves["cls"]), ~inside | positive)
+    marked = (maps["heatmap"][0].grad[0] != 0).any(0)
+    fine = inside[: 64 * 64].view(64, 64)
+    assert marked[~fine].all() and 0 < marked[fine].sum() <= K
+
+
 # ------------------------------------------------------------------------------------------------ filter
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from posefleet.data.structures import People
+from posefleet.data.structures import MASK_STRIDE, People
 from posefleet.models.parts.ops.cells import Cells
 
 LevelRule = Literal["fcos", "reppoints"]
@@ -40,11 +40,16 @@ class PaddedPeople:
     """(B, M) bool, True for single people, with keypoints or without; no crowds, no padding."""
     count: int
     """Number of people in all images together, known on the host."""
+    outlined: Tensor
+    """(B, M) bool, True for crowds and people without keypoints whose segmentation is part of ``masks``."""
+    masks: Tensor | None
+    """(B, h, w) bool, the masks of :class:`posefleet.data.structures.People`; None: nobody is outlined."""
 
     @property
     def unlabelled_boxes(self) -> Tensor:
-        """(B, M, 4) xyxy pixels: the annotated box of a crowd or of a person without keypoints; zero for others."""
-        return self.annotated_boxes.where(~self.valid[..., None], 0.0)
+        """(B, M, 4) xyxy pixels: the annotated box of a crowd or of a person without keypoints of whom there is no
+        segmentation; zero for others."""
+        return self.annotated_boxes.where(~(self.valid | self.outlined)[..., None], 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,18 @@ def pad_people(
         pad(annotated),
         pad(single),
         sum(counts),
+        pad(pack([p.outlined for p in people])),
+        _stack_masks(people, device),
     )
+
+
+def _stack_masks(people: Sequence[People], device: torch.device) -> Tensor | None:
+    """The masks of B images in one (B, h, w) tensor; False where an image has none."""
+    some = next((p.mask for p in people if p.mask is not None), None)
+    if some is None:
+        return None
+    masks = [torch.zeros_like(some) if p.mask is None else p.mask for p in people]
+    return torch.stack(masks).to(device, non_blocking=True)
 
 
 def pseudo_boxes(keypoints: Tensor, labelled: Tensor) -> Tensor:
@@ -194,11 +210,31 @@ def thin_out(assignment: Tensor, limit: int) -> Tensor:
     return assignment.where((spread > before) | (total <= limit), -1)
 
 
-def unlabelled_cells(cells: Cells, people: PaddedPeople) -> Tensor:
-    """(B, P) bool, True for cells inside the box of a crowd or of a person without keypoints."""
+def ignored_cells(points: Tensor, people: PaddedPeople, drawn: Tensor) -> Tensor:
+    """Cells whose loss is skipped, because they show people of whom no keypoint is known.
+
+    These are the cells inside the segmentation of a crowd or of a person without keypoints, as in the papers. Of whom
+    there is no segmentation, the box is taken instead. It covers much that is known, so it leaves cells alone that a
+    labelled person needs.
+
+    Args:
+        points: (P, 2) xy of the cells, pixels.
+        people: Of B images.
+        drawn: (B, P) bool, cells in which a keypoint or the centre of a labelled person is drawn, or that are positive.
+
+    Returns:
+        (B, P) bool.
+    """
     x1, y1, x2, y2 = people.unlabelled_boxes[:, None].unbind(-1)
-    x, y = cells.points[:, :1], cells.points[:, 1:]
-    return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(-1)
+    x, y = points[:, :1], points[:, 1:]
+    ignored = ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(-1) & ~drawn
+    if people.masks is None:
+        return ignored
+    height, width = people.masks.shape[1:]
+    column, row = (points / MASK_STRIDE + 0.5).long().unbind(1)  # nearest cell of the mask
+    inside = (column < width) & (row < height)  # coarse levels reach beyond the image
+    cell = row.clamp(max=height - 1) * width + column.clamp(max=width - 1)
+    return ignored | (people.masks.flatten(1).index_select(1, cell) & inside)
 
 
 def reppoints_level(boxes: Tensor, levels: int = 5) -> Tensor:

@@ -41,6 +41,15 @@ def pyramid_cells(sizes: Sequence[tuple[int, int]], strides: Sequence[int], devi
     return build(tuple(sizes), tuple(strides), device)
 
 
+def map_points(size: tuple[int, int], stride: int, device: torch.device) -> Tensor:
+    """(P, 2) float32 xy, pixels, of the cells of a map of ``size`` (height, width) whose cell j is at pixel stride * j.
+
+    The methods that draw Gaussians on maps of stride 4 place cells so, unlike those with a pyramid.
+    """
+    y, x = torch.meshgrid(*(torch.arange(n, device=device) * stride for n in size), indexing="ij")
+    return torch.stack([x, y], dim=-1).view(-1, 2).float()
+
+
 def level_sizes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
     """(height, width), in cells, of each level of an image of ``height`` x ``width`` pixels (multiples of 32)."""
     return [(-(-height // stride), -(-width // stride)) for stride in strides]

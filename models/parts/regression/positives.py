@@ -16,11 +16,11 @@ from posefleet.models.parts.ops.assign import (
     PaddedPeople,
     Positives,
     assign_people,
+    ignored_cells,
     pad_people,
     positive_cells,
     positives_bound,
     rows_of_cells,
-    unlabelled_cells,
 )
 from posefleet.models.parts.ops.cells import Cells, flatten_levels
 
@@ -133,9 +133,9 @@ def targets_at(rows: Positives, cells: Cells, people: PaddedPeople, person: Tens
 
 
 def known_cells(cells: Cells, people: PaddedPeople, positive: Tensor) -> Tensor:
-    """(B, P) bool, True for ``positive`` (B, P) cells and for all cells outside the boxes of crowds and of people
-    without keypoints: cells whose class is known."""
-    return ~unlabelled_cells(cells, people) | positive
+    """(B, P) bool, True for ``positive`` (B, P) cells and for all cells outside crowds and people without keypoints:
+    cells whose class is known."""
+    return ~ignored_cells(cells.points, people, positive) | positive
 
 
 def assigned_points(cells: Cells, assignment: Tensor) -> list[list[TargetPoints]]:

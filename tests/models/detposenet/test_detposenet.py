@@ -93,9 +93,22 @@ def test_cells_of_crowds_and_of_people_without_keypoints_teach_nothing() -> None
         pad_people([People.cat([person, ghost]), person], torch.device("cpu")), (48, 64)
     )
     expected = torch.ones(48, 64)
-    expected[5:11, 25:31] = 0
+    expected[6:10, 26:30] = 0
     torch.testing.assert_close(weights[0, 0], expected)
     assert weights[1].min() == 1
+
+
+def test_an_unlabelled_box_hides_nothing_that_is_drawn_but_a_segmentation_does() -> None:
+    person = standing(0.0)
+    box = torch.tensor([[-1.0, -1, 260, 200]])
+    ghost = People(person.keypoints * 0, person.visibility * 0, box, person.areas, person.crowd)
+    both = People.cat([person, ghost])
+    heat, paf, weights = build().coarse_targets(pad_people([both], torch.device("cpu")), (48, 64))
+    drawn = ((heat > 0).any(1) | (paf != 0).any(1))[0]
+    assert torch.equal(weights[0, 0] > 0, drawn) and 20 < drawn.sum() < drawn.numel() / 2
+    both = replace(both, outlined=torch.tensor([False, True]), mask=torch.arange(64).expand(48, 64) >= 20)
+    _, _, weights = build().coarse_targets(pad_people([both], torch.device("cpu")), (48, 64))
+    assert (weights[0, 0, :, :20] == 1).all() and (weights[0, 0, :, 20:] == 0).all()
 
 
 def test_refinement_targets_have_a_peak_of_one_cell_at_every_scale() -> None:

@@ -1,5 +1,7 @@
 """Which cells train networks of people."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
 
 STRIDES = (8, 16, 32, 64, 128)
 CELLS = pyramid_cells(level_sizes(512, 512, STRIDES), STRIDES, torch.device("cpu"))
+NOTHING = torch.zeros(1, len(CELLS), dtype=torch.bool)
 
 
 def person(keypoints: tuple[float, ...], box: tuple[float, ...], visible: int = 2, crowd: bool = False) -> People:
@@ -56,7 +59,7 @@ def test_a_person_thinner_than_a_pixel_is_ignored() -> None:
     assigned, config = assign(THIN)
     assert assigned.trained_count() == 0
     inside = ((CELLS.points > torch.tensor([80.0, 80.0])) & (CELLS.points < torch.tensor([130.0, 170.0]))).all(1)
-    torch.testing.assert_close(~outside_unlabelled(CELLS, assigned.people, config)[0], inside)
+    torch.testing.assert_close(~outside_unlabelled(CELLS, assigned.people, config, NOTHING)[0], inside)
     assert not assigned.people.labelled.any()  # so that no map, offset or tag learns them either
     assert assign(person((100, 100, 120, 150), (80, 80, 130, 170)))[0].trained_count() > 0
 
@@ -66,7 +69,7 @@ def test_a_person_thinner_than_a_pixel_can_be_background(unlabelled: str) -> Non
     """The released code drops such people, so their cells are negatives."""
     assigned, config = assign(THIN, unlabelled=unlabelled)
     assert (assigned.person == -1).all() and not assigned.people.labelled.any()
-    assert outside_unlabelled(CELLS, assigned.people, config).all()
+    assert outside_unlabelled(CELLS, assigned.people, config, NOTHING).all()
 
 
 def test_a_person_without_keypoints_in_a_box_thinner_than_a_pixel_is_no_weak_positive() -> None:
@@ -81,13 +84,31 @@ def test_a_person_without_keypoints_in_a_box_thinner_than_a_pixel_is_no_weak_pos
 @pytest.mark.parametrize(("unlabelled", "ignored", "answers"), [("ignore", True, False), ("negative", False, False)])
 def test_people_without_keypoints_are_unknown_or_nobody(unlabelled: str, ignored: bool, answers: bool) -> None:
     assigned, config = assign(ADULT, GHOST, unlabelled=unlabelled)
-    assert (~outside_unlabelled(CELLS, assigned.people, config)).any() == ignored
+    assert (~outside_unlabelled(CELLS, assigned.people, config, NOTHING)).any() == ignored
     assert bool(points(assigned, who=1)) == answers
+
+
+def test_a_segmentation_is_ignored_instead_of_the_box() -> None:
+    mask = torch.zeros(128, 128, dtype=torch.bool)
+    mask[75:105, 75:80] = True  # pixels 300 to 420 and 300 to 320
+    group = replace(People.cat([ADULT, GHOST]), outlined=torch.tensor([False, True]), mask=mask)
+    assigned = assign_instances(CELLS, [group], AssignConfig())
+    known = outside_unlabelled(CELLS, assigned.people, AssignConfig(), NOTHING)[0]
+    x, y = CELLS.points.unbind(1)
+    assert torch.equal(~known, (x >= 300) & (x < 320) & (y >= 300) & (y < 420))
+    assert not known.all()
+
+
+def test_a_box_hides_no_cell_of_a_labelled_person() -> None:
+    assigned, config = assign(ADULT, GHOST)
+    drawn = CELLS.points[:, 0][None] > 340
+    known = outside_unlabelled(CELLS, assigned.people, config, drawn)
+    assert known[drawn].all() and not known.all()
 
 
 def test_people_without_keypoints_can_be_positive_but_crowds_are_not() -> None:
     assigned, config = assign(ADULT, GHOST, unlabelled="weak_positive")
-    assert points(assigned, who=1) and outside_unlabelled(CELLS, assigned.people, config).all()
+    assert points(assigned, who=1) and outside_unlabelled(CELLS, assigned.people, config, NOTHING).all()
     assert not assigned.people.labelled[0, 1].any()
     assert not points(assign(ADULT, CROWD, unlabelled="weak_positive")[0], who=1)
 

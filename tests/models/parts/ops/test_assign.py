@@ -8,13 +8,13 @@ import torch
 from posefleet.data.structures import People
 from posefleet.models.parts.ops.assign import (
     assign_people,
+    ignored_cells,
     pad_people,
     positive_cells,
     positives_bound,
     pseudo_boxes,
     reppoints_level,
     thin_out,
-    unlabelled_cells,
 )
 from posefleet.models.parts.ops.cells import Cells, level_sizes, pyramid_cells
 
@@ -114,10 +114,56 @@ def test_crowds_and_people_without_keypoints_get_no_cell() -> None:
     padded = pad_people([everyone], CPU)
     assert padded.valid.tolist() == [[True, False, False]]
     assert set(assign_people(grid(), padded).unique().tolist()) == {-1, 0}
-    ignored = unlabelled_cells(grid(), padded)[0]
+    ignored = ignored_cells(grid().points, padded, torch.zeros(1, len(grid()), dtype=torch.bool))[0]
     points = grid().points[ignored]
     assert ((points > 100) & (points < 160)).all(1).any() and (points > 300).all(1).any()
     assert (points > 100).all() and (points < 380).all()
+
+
+def crowds(*boxes: tuple[float, float, float, float], outlined: tuple[bool, ...], mask: torch.Tensor | None) -> People:
+    group = people(*boxes)
+    return replace(group, crowd=torch.ones(len(boxes), dtype=torch.bool), outlined=torch.tensor(outlined), mask=mask)
+
+
+def test_a_segmentation_is_ignored_instead_of_its_box_and_hides_drawn_cells_too() -> None:
+    """Of three crowds one has no segmentation; a labelled person is drawn in the left halves of all boxes."""
+    mask = torch.zeros(128, 128, dtype=torch.bool)
+    mask[50:100, 50:60] = True  # pixels 200 to 400 and 200 to 240
+    boxes = (200, 200, 400, 400), (0, 0, 100, 100), (400, 0, 500, 100)
+    cells = grid()
+    x, y = cells.points.unbind(1)
+    padded = pad_people([crowds(*boxes, outlined=(True, False, False), mask=mask)], CPU)
+    left = (x < 300) & (y >= 150) | (x < 50) & (y < 150)
+    ignored = ignored_cells(cells.points, padded, left[None])[0]
+    first = (x >= 200) & (x < 240) & (y >= 200) & (y < 400)
+    second, third = (x >= 50) & (x < 100) & (y > 0) & (y < 100), (x > 400) & (x < 500) & (y > 0) & (y < 100)
+    assert first.any() and second.any() and third.any()
+    assert torch.equal(ignored, first | second | third)
+
+
+def test_masks_are_read_at_the_cells_of_every_level_and_end_with_the_image() -> None:
+    """Cells of coarse levels beyond the image are known."""
+    size = (96, 160)
+    cells = pyramid_cells(level_sizes(*size, STRIDES), STRIDES, CPU)
+    beyond = (cells.points >= torch.tensor([160.0, 96.0])).any(1)
+    assert beyond.any()
+    nobody = torch.zeros(2, len(cells), dtype=torch.bool)
+    whole = torch.ones(24, 40, dtype=torch.bool)
+    padded = pad_people([crowds((0, 0, 160, 96), outlined=(True,), mask=whole), people((0, 0, 9, 9))], CPU)
+    ignored = ignored_cells(cells.points, padded, nobody)
+    assert torch.equal(ignored[0], ~beyond) and not ignored[1].any()
+    for cell in (0, 7, 300, len(cells) - 3):
+        one = torch.zeros(24, 40, dtype=torch.bool)
+        column, row = (cells.points[cell] / 4).long().tolist()
+        if row < 24 and column < 40:
+            one[row, column] = True
+            padded = pad_people([crowds((0, 0, 160, 96), outlined=(True,), mask=one)], CPU)
+            assert bool(ignored_cells(cells.points, padded, nobody[:1])[0, cell])
+
+
+def test_without_masks_nobody_is_outlined() -> None:
+    padded = pad_people([people((0, 0, 9, 9)), People.empty(3)], CPU)
+    assert padded.masks is None and not padded.outlined.any()
 
 
 def test_pseudo_boxes_are_tight_around_labelled_keypoints() -> None:
