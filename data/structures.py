@@ -78,7 +78,7 @@ class People(_Rows):
 
     def __post_init__(self) -> None:
         if self.outlined is None:
-            object.__setattr__(self, "outlined", torch.zeros_like(self.crowd))
+            object.__setattr__(self, "outlined", torch.zeros_like(self.crowd))  # type: ignore[unreachable]
         _Rows.__post_init__(self)
 
     def __len__(self) -> int:
@@ -195,6 +195,7 @@ class Batch:
         """The images in ``rows``, cut to ``shape`` (H, W), which must be large enough for all of them."""
         people, index = self.people, torch.tensor(rows)
         images = self.images[index, :, : shape[0], : shape[1]]
+        height, width = mask_shape(*shape)
         return Batch(
             images.contiguous(memory_format=torch.channels_last),
             People.cat([people[row] for row in rows]),
@@ -202,7 +203,7 @@ class Batch:
             self.image_ids[index],
             self.matrices[index],
             self.original_sizes[index],
-            None if self.masks is None else self.masks[(index, *map(slice, mask_shape(*shape)))],
+            None if self.masks is None else self.masks[index, :height, :width],
         )
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -170,6 +170,7 @@ def _common(methods: Sequence[str], options: Options, overrides: Given, out: Pat
 def _experiment(method: str, settings: Mapping[str, Any], options: Options, arguments: Given) -> "Experiment":
     """The method's recipe, changed by ``settings`` (dotted names), then by the options of the command line."""
     from posefleet.models.parts.layers.backbones import InputConfig
+    from posefleet.platform.checkpoints.load import untrained
     from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
 
     recipe = CONFIGS / f"{method}_{options.recipe}.yaml"
@@ -177,15 +178,19 @@ def _experiment(method: str, settings: Mapping[str, Any], options: Options, argu
     values["train"] = {**values.get("train", {}), "eval_every": 1e9}  # evaluate once, at the end
     values = with_settings(values, settings)
     experiment = override(build_experiment(values, where=f"{method} with {settings}"), arguments)
-    if not hasattr(experiment.model, "backbone"):
-        return experiment
-    backbone = experiment.model.backbone
-    if options.backbone:
+    model = experiment.model
+    if options.backbone and hasattr(model, "backbone"):
         own = {"style": "pytorch", "input": InputConfig()}  # those of the weights that it gets now
-        backbone = dataclasses.replace(backbone, name=options.backbone, weights="", pretrained=True, **own)
+        backbone = dataclasses.replace(model.backbone, name=options.backbone, weights="", pretrained=True, **own)
+        model = dataclasses.replace(model, backbone=backbone)
     if options.scratch:
-        backbone = dataclasses.replace(backbone, weights="", pretrained=False, frozen_stages=0, norm="trained")
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=backbone))
+        model = untrained(model)
+        if hasattr(model, "backbone"):
+            backbone = dataclasses.replace(model.backbone, frozen_stages=0, norm="trained")
+            model = dataclasses.replace(model, backbone=backbone)
+        if hasattr(model, "detector"):  # torchvision's is never trained
+            model = dataclasses.replace(model, detector=dataclasses.replace(model.detector, kind="shared"))
+    return dataclasses.replace(experiment, model=model)
 
 
 def _synthetic(data: str, out: Path) -> str:

@@ -155,7 +155,10 @@ def _ray_head() -> Iterator[_Cluster]:
     )
     try:
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        _wait_for(address, head, temp / "head.log")
+        _wait_for(f"{address}/api/version", head, temp / "head.log")
+        # The dashboard takes no job before its node's agent listens, and gives up after ten seconds.
+        agent = f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}"
+        _wait_for(f"{agent}/api/local_raylet_healthz", head, temp / "head.log")
         yield _Cluster(address, environment)
     finally:
         head.terminate()
@@ -170,7 +173,7 @@ def _ray_head() -> Iterator[_Cluster]:
 def _wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(240):
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=2).read()
+            urllib.request.urlopen(address, timeout=2).read()
         except OSError:
             if head.poll() is not None:
                 break

@@ -64,15 +64,15 @@ def build_model(experiment: Experiment, *, pretrained: bool = True) -> nn.Module
         experiment: Its ``method``, ``model`` and ``schema`` define the model.
         pretrained: False skips the published weights; use it when a checkpoint replaces them anyway.
     """
-    config = experiment.model if pretrained else _untrained(experiment.model)
+    config = experiment.model if pretrained else untrained(experiment.model)
     model: nn.Module = load_method(experiment.method).Model(config, experiment.keypoints)
     return model
 
 
-def _untrained(config: Any) -> Any:
+def untrained(config: Any) -> Any:
     """The same settings with every nested ``pretrained`` and ``weights`` off, so that no part reads any weights."""
     nested = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    changes = {name: _untrained(value) for name, value in nested.items() if dataclasses.is_dataclass(value)}
+    changes = {name: untrained(value) for name, value in nested.items() if dataclasses.is_dataclass(value)}
     if "pretrained" in nested:
         changes |= {"pretrained": False, "weights": ""}
     return dataclasses.replace(config, **changes)

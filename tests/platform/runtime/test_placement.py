@@ -111,7 +111,7 @@ def test_the_server_says_where_it_wants_to_be_unless_its_configuration_does() ->
         }
     )._bound_deployment
     assert ingress.ray_actor_options["label_selector"] == STEADY
-    _, models, _, versions = ingress.init_args
+    models, versions = (ingress.init_kwargs[name] for name in ("models", "versions"))
     options = {name: application._bound_deployment.ray_actor_options for name, application in models.items()}
     assert options["plain"]["label_selector"] == SERVING
     assert options["gpu"]["label_selector"] == SERVING and options["gpu"]["num_gpus"] == 1
