@@ -24,7 +24,7 @@ from torch import Tensor
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses
 from posefleet.models.parts.layers.backbones import BackboneConfig
-from posefleet.models.parts.layers.fpn import FPN
+from posefleet.models.parts.layers.fpn import FPN, Activation
 from posefleet.models.parts.ops import decode as decoding
 from posefleet.models.parts.ops.assign import PaddedPeople, Positives, ignored_cells
 from posefleet.models.parts.ops.cells import Cells, decode_offsets, flatten_levels, map_sizes, pyramid_cells
@@ -168,7 +168,11 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Network that computes features C3..C5."""
     neck: Neck = "fpn"
-    """Feature pyramid; ``pafpn`` adds a path from fine to coarse levels to ``fpn``, and costs more time."""
+    """Feature pyramid. ``pafpn`` adds a path from fine to coarse levels to ``fpn`` and costs more time; ``hrfpn``, made
+    for HRNet, fuses the maps of strides 4 to 32 and pools the result."""
+    neck_activation: Activation = "none"
+    """What follows every convolution of the pyramid; it must be what the weights were trained with. SMPR's authors
+    released weights with ``relu``."""
     head: PfsHeadConfig = field(default_factory=PfsHeadConfig)
     """What the head predicts."""
     assign: AssignConfig = field(default_factory=AssignConfig)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from posefleet.models.parts.layers.backbones import BackboneConfig
+from posefleet.models.parts.layers.fpn import Activation
 from posefleet.models.parts.ops.decode import DecodeConfig
 from posefleet.models.parts.regression.pose_head import PoseHeadConfig
 from posefleet.models.parts.regression.pose_loss import PoseLoss
@@ -103,7 +104,11 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Network that computes features C3..C5."""
     neck: Neck = "pafpn"
-    """Feature pyramid; ``pafpn`` adds a path from fine to coarse levels to ``fpn``, and costs more time."""
+    """Feature pyramid. ``pafpn`` adds a path from fine to coarse levels to ``fpn`` and costs more time; ``hrfpn``, made
+    for HRNet, fuses the maps of strides 4 to 32 and pools the result."""
+    neck_activation: Activation = "none"
+    """What follows every convolution of the pyramid; it must be what the weights were trained with. SMPR's authors
+    released weights with ``relu``."""
     head: PoseHeadConfig = field(default_factory=PoseHeadConfig)
     """What the head predicts."""
     assign: AssignConfig = field(default_factory=AssignConfig)

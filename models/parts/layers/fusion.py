@@ -10,7 +10,7 @@ from posefleet.models.parts.layers.blocks import Norm, norm_layer
 
 
 class ConcatConv(nn.Module):
-    """1x1 convolution, without bias, of levels that are upsampled (bilinear, corners not aligned) and concatenated.
+    """1x1 convolution of levels that are upsampled (bilinear, corners not aligned) and concatenated.
 
     Each level is convolved at its own size, then upsampled and added. The result is the same, because a 1x1
     convolution and an interpolation commute; the wide concatenated map is never built.
@@ -18,17 +18,18 @@ class ConcatConv(nn.Module):
     Args:
         in_channels: Channels of each level, finest first.
         out_channels: Channels of the result.
+        bias: Whether the convolution has biases.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: int, *, bias: bool = False) -> None:
         super().__init__()
         self.in_channels = list(in_channels)
-        self.conv = nn.Conv2d(sum(in_channels), out_channels, 1, bias=False)
+        self.conv = nn.Conv2d(sum(in_channels), out_channels, 1, bias=bias)
 
     def forward(self, levels: Sequence[Tensor], outputs: slice = slice(None)) -> Tensor:
         """Levels (B, C[i], h[i], w[i]), finest first -> (B, out_channels, h[0], w[0]), or a slice of its channels."""
         weights = self.conv.weight[outputs].split(self.in_channels, dim=1)
-        fused = F.conv2d(levels[0], weights[0])
+        fused = F.conv2d(levels[0], weights[0], self._bias(outputs))
         for level, weight in zip(levels[1:], weights[1:], strict=True):
             coarse = F.conv2d(level, weight)
             fused += F.interpolate(coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False)
@@ -40,7 +41,10 @@ class ConcatConv(nn.Module):
         x, y = (2 * cells + 1).unbind(-1)
         grid = torch.stack([x / width - 1, y / height - 1], dim=-1)[:, :, None]  # (B, T, 1, 2)
         read = [F.grid_sample(m.float(), grid, padding_mode="border", align_corners=False) for m in levels]
-        return F.conv2d(torch.cat(read, dim=1), self.conv.weight[outputs])
+        return F.conv2d(torch.cat(read, dim=1), self.conv.weight[outputs], self._bias(outputs))
+
+    def _bias(self, outputs: slice) -> Tensor | None:
+        return None if self.conv.bias is None else self.conv.bias[outputs]
 
 
 def mixing(in_channels: Sequence[int], channels: int, depth: int, norm: Norm) -> nn.Sequential:

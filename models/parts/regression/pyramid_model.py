@@ -10,13 +10,13 @@ from torch import Tensor
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, TargetPoints
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.layers.fpn import FPN, PAFPN
+from posefleet.models.parts.layers.fpn import FPN, HRFPN, PAFPN, Activation
 from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
 from posefleet.models.parts.regression.dense_model import DenseConfig, DenseModel
 from posefleet.models.parts.regression.pose_head import Head, Maps, PoseHeadConfig
 from posefleet.models.parts.regression.positives import PositivesConfig, assign, assigned_points, pad_for
 
-Neck = Literal["fpn", "pafpn"]
+Neck = Literal["fpn", "pafpn", "hrfpn"]
 
 
 class PyramidConfig(DenseConfig, Protocol):
@@ -26,6 +26,8 @@ class PyramidConfig(DenseConfig, Protocol):
     def backbone(self) -> BackboneConfig: ...
     @property
     def neck(self) -> Neck: ...
+    @property
+    def neck_activation(self) -> Activation: ...
     @property
     def head(self) -> PoseHeadConfig: ...
     @property
@@ -43,9 +45,9 @@ class PyramidModel(DenseModel[ConfigT]):
     def __init__(self, config: ConfigT, schema: KeypointSchema) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
-        neck = {"fpn": FPN, "pafpn": PAFPN}[config.neck]
-        self.neck = neck(self.backbone.channels, config.head.channels)
+        neck: type[FPN | HRFPN] = {"fpn": FPN, "pafpn": PAFPN, "hrfpn": HRFPN}[config.neck]
+        self.backbone = Backbone(config.backbone, strides=neck.reads)
+        self.neck = neck(self.backbone.channels, config.head.channels, config.neck_activation)
         self.head = Head(config.head, len(schema), levels=len(neck.strides))
         self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
 
