@@ -9,6 +9,7 @@ from typing import Literal, Self
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import Activation
 from posefleet.models.parts.ops.decode import DecodeConfig
+from posefleet.models.parts.regression.oks_gate import KeepBest
 from posefleet.models.parts.regression.pose_head import PoseHeadConfig
 from posefleet.models.parts.regression.pose_loss import PoseLoss
 from posefleet.models.parts.regression.positives import PositivesConfig
@@ -24,9 +25,12 @@ class AssignConfig(PositivesConfig):
     refine_oks_threshold: float = 0.5
     """0..1: cells whose pose has a lower OKS do not train the second stage. Raised, fewer and better first poses train
     it, and training starts more slowly. The paper has 0.5."""
-    keep_best: bool = True
-    """The best cell of every person trains the second stage whatever its OKS. Without it an untrained network has no
-    cell above the threshold, so the second stage starts late."""
+    keep_best: Literal[KeepBest, True, False] = "assigned"
+    """Cells that train the second stage whatever their OKS. ``assigned``: the best of the cells assigned to a person,
+    so that each person trains it from the first step. ``image``, the released rule: the person's best cell of the whole
+    image, if it is assigned to anybody; while poses are bad it mostly is not, so the second stage starts later, on
+    better poses. ``none``: no cell, so it starts late. (Older files have ``true`` and ``false`` for ``assigned`` and
+    ``none``.)"""
     cls_target: Literal["s2", "s1"] = "s2"
     """Positives of the classification: the cells of the second stage (S2), or all assigned cells (S1)."""
     ignore_unlabelled: bool = False
@@ -34,6 +38,8 @@ class AssignConfig(PositivesConfig):
 
     def __post_init__(self) -> None:
         PositivesConfig.__post_init__(self)
+        if isinstance(self.keep_best, bool):
+            object.__setattr__(self, "keep_best", "assigned" if self.keep_best else "none")
         if not 0 <= self.refine_oks_threshold <= 1:
             raise ValueError(f"refine_oks_threshold must be 0..1, not {self.refine_oks_threshold}")
 

@@ -26,7 +26,7 @@ from posefleet.models.parts.ops.cells import decode_offsets, flatten_levels, map
 from posefleet.models.parts.ops.decode import best_poses
 from posefleet.models.parts.ops.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
-from posefleet.models.parts.regression.oks_gate import assignment_stats, oks_gate
+from posefleet.models.parts.regression.oks_gate import assignment_stats, best_cells_of_image, oks_gate
 from posefleet.models.parts.regression.pose_head import Maps
 from posefleet.models.parts.regression.pose_loss import pose_loss
 from posefleet.models.parts.regression.positives import (
@@ -82,14 +82,19 @@ class Model(PyramidModel[Config]):
         targets = targets_at(rows, cells, padded)
 
         chosen = {name: gather_rows(maps[name], rows) for name in ("init", "refine", "psm") if name in maps}
-        first = chosen["refine" if config.assign.oks_of == "refined" else "init"].detach()
+        judged = "refine" if config.assign.oks_of == "refined" else "init"
+        first = chosen[judged].detach()
+        keep, best = config.assign.keep_best, None
+        if keep == "image":
+            best = best_cells_of_image(maps[judged], cells, padded, self.sigmas).flatten()[rows.index]
         gated = oks_gate(  # section 3.2
             decode_offsets(targets.points, targets.strides, first),
             rows,
             padded,
             self.sigmas,
             threshold=config.assign.refine_oks_threshold,
-            keep_best=config.assign.keep_best,
+            keep_best=keep == "assigned",
+            anyway=best,
         )
         s1, s2 = rows.used.float(), gated.kept.float()
         cls_rows = s2 if config.assign.cls_target == "s2" else s1

@@ -3,6 +3,7 @@
 Letters: B images, M people of an image (padded), N rows of cells, K keypoints.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor
 
 from posefleet.models.parts.ops.assign import PaddedPeople, Positives
+from posefleet.models.parts.ops.cells import Cells, decode_offsets, flatten_levels
 from posefleet.models.parts.ops.oks import oks, oks_and_rank
 
 Match = Literal["max", "assigned"]
+KeepBest = Literal["image", "assigned", "none"]
+"""Which cells pass the gate whatever their OKS: the best one of the whole image for each person (if it is assigned to
+anybody), the best one of the cells that are assigned to the person, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,15 @@ def oks_gate(
     threshold: Tensor | float,
     match: Match = "max",
     keep_best: bool = False,
+    anyway: Tensor | None = None,
 ) -> OksMatch:
     """Match poses (N, K, 2), pixels, with the people of their image, and keep those with a high OKS.
 
     Args:
         threshold: A cell passes if its OKS is at least this, 0..1.
         match: Person whose OKS counts: the most similar one (``max``), or the one to whom the cell is assigned.
-        keep_best: Also pass the best cell of every person, whatever its OKS.
+        keep_best: Also pass the best of the cells that are assigned to a person, whatever its OKS.
+        anyway: (N,) bool, rows that also pass, whatever their OKS.
     """
     similarity, rank = oks_and_rank(
         poses[:, None], people.keypoints[rows.image], people.labelled[rows.image], people.areas[rows.image], sigmas
@@ -60,7 +67,34 @@ def oks_gate(
         slot = rows.image * people.valid.shape[1] + rows.person
         best_rank = torch.full_like(people.areas, -torch.inf).flatten().scatter_reduce(0, slot, rank, "amax")
         kept |= rank == best_rank[slot]
+    if anyway is not None:
+        kept |= anyway
     return OksMatch(best.where(rows.used, 0.0), kept & rows.used, person)
+
+
+@torch.no_grad()
+def best_cells_of_image(levels: Sequence[Tensor], cells: Cells, people: PaddedPeople, sigmas: Tensor) -> Tensor:
+    """The cells whose pose is, for some person, the most similar one of the whole image, assigned to the person or not.
+
+    Args:
+        levels: Offsets (B, 2K, h, w) of the poses of all levels, cells.
+
+    Returns:
+        (B, P) bool; several cells of a person where poses are equally good.
+    """
+    poses = decode_offsets(cells.points, cells.strides, flatten_levels(levels))  # (B, P, K, 2)
+    best = torch.zeros(poses.shape[:2], dtype=torch.bool, device=poses.device)
+    # One person at a time: all pairs of cells and people would need B * P * M * K numbers.
+    for person in range(people.valid.shape[1]):
+        _, rank = oks_and_rank(
+            poses,
+            people.keypoints[:, None, person],
+            people.labelled[:, None, person],
+            people.areas[:, None, person],
+            sigmas,
+        )  # (B, P)
+        best |= (rank == rank.amax(1, keepdim=True)) & people.valid[:, person, None]
+    return best
 
 
 @torch.no_grad()
