@@ -220,6 +220,38 @@ class Batch:
         return replace(self, images=change(self.images), packed_people=self.packed_people.map(change), masks=masks)
 
 
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Where B images lie in their padded batch, and how they were resized. What a prediction of an image says must not
+    depend on the padding."""
+
+    boxes: Tensor
+    """(B, 4) float32 xyxy, pixels of the batch: each image without its padding."""
+    ratios: Tensor
+    """(B, 2) float32, pixels of the batch per pixel of the original image, in x and y."""
+    nominal: Tensor
+    """(B,) float32, the scale of the resize before sizes were rounded to whole pixels."""
+    mirrored: bool = False
+    """Whether the batch is mirrored, so that padding is at the left."""
+
+    @classmethod
+    def whole(cls, images: int, size: tuple[int, int]) -> Self:
+        """Frames of ``images`` images that fill a batch of ``size`` (height, width) and were not resized."""
+        box = torch.tensor([0.0, 0.0, size[1], size[0]])
+        return cls(box.expand(images, 4), torch.ones(images, 2), torch.ones(images))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same frames on another device."""
+        tensors = (t.to(device, non_blocking=True) for t in (self.boxes, self.ratios, self.nominal))
+        return type(self)(*tensors, mirrored=self.mirrored)
+
+    def mirror(self, width: int) -> Self:
+        """The frames after a horizontal flip of the batch, which is ``width`` pixels wide."""
+        left, top, right, bottom = self.boxes.unbind(1)
+        boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
+        return replace(self, boxes=boxes, mirrored=not self.mirrored)
+
+
 def _empty_images(count: int, height: int, width: int) -> Tensor:
     return torch.empty(count, height, width, 3, dtype=torch.uint8)
 

@@ -165,8 +165,13 @@ def move_detections(detections: Detections, matrix: np.ndarray | Tensor) -> Dete
 def fitted_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
     """``size`` (width, height) scaled to ``short_side``, or less so that the long side is at most ``long_side``."""
     width, height = size
-    scale = min(short_side / min(size), long_side / max(size))
+    scale = fitted_scale(size, short_side, long_side)
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
+
+
+def fitted_scale(size: tuple[int, int], short_side: int, long_side: int) -> float:
+    """The scale of :func:`fitted_size` before sizes are rounded to whole pixels."""
+    return min(short_side / min(size), long_side / max(size))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +191,10 @@ class Resize:
         """The (2, 3) matrix for an image of ``original_size`` (width, height), and the resulting size."""
         size = fitted_size(original_size, self.short_side, self.long_side)
         return scaling(size[0] / original_size[0], size[1] / original_size[1]), size
+
+    def scale(self, original_size: tuple[int, int]) -> float:
+        """The scale of an image of ``original_size`` (width, height), before its size is rounded to whole pixels."""
+        return fitted_scale(original_size, self.short_side, self.long_side)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ A method is found by its name: ``models/<name>.py`` or ``models/<name>/__init__.
 dataclass) and ``Model`` (an ``nn.Module``, built as ``Model(config, schema)``, that implements :class:`PoseModel`).
 A method whose authors published weights is a package with a module ``released`` (:class:`ReleasedModule`), which turns
 the authors' files into ours. Doors: :func:`load_method`, :func:`load_released`, :func:`available_methods`,
-:class:`Released` and the protocols. Methods share ``parts``.
+:func:`keypoint_score_rule`, :class:`Released` and the protocols. Methods share ``parts``.
 """
 
 import importlib
@@ -31,7 +31,12 @@ class PoseModel(Protocol):
         ...
 
     def predict(self, images: Tensor) -> list[Poses]:
-        """Poses of every image, best first. Called on the module itself (not DDP), in eval mode, without gradients."""
+        """Poses of every image, best first. Called on the module itself (not DDP), in eval mode, without gradients.
+
+        A model whose attribute ``takes_frames`` is true gets the keyword argument ``frames``, a
+        :class:`posefleet.data.structures.Frames` that says where the images lie in their padded batch, in ``predict``
+        and ``candidates``.
+        """
         ...
 
 
@@ -114,6 +119,20 @@ def load_method(name: str) -> ModuleType:
     """
     _check_name(name)
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def keypoint_score_rule(name: str, config: Any) -> str:
+    """What the scores of keypoints are, in words: ``pose score, repeated`` where a method scores whole poses only.
+
+    Args:
+        name: Name of the method.
+        config: Its ``Config``.
+
+    Returns:
+        What the function ``keypoint_score_rule(config)`` of the method's ``Model`` says; "not stated" if it has none.
+    """
+    rule = getattr(load_method(name).Model, "keypoint_score_rule", None)
+    return "not stated" if rule is None else str(rule(config))
 
 
 def load_released(name: str) -> ReleasedModule | None:

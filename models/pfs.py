@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People, Poses
+from posefleet.data.structures import Frames, People, Poses
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, Activation
-from posefleet.models.parts.ops import decode as decoding
 from posefleet.models.parts.ops.assign import PaddedPeople, Positives, ignored_cells
 from posefleet.models.parts.ops.cells import Cells, decode_offsets, flatten_levels, map_sizes, pyramid_cells
 from posefleet.models.parts.ops.heatmaps import cell_class_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, mean_counts
 from posefleet.models.parts.regression import pose_head
 from posefleet.models.parts.regression.oks_gate import Match, OksMatch, assignment_stats, best_oks, oks_gate
+from posefleet.models.parts.regression.pose_decode import PoseDecodeConfig
 from posefleet.models.parts.regression.pose_head import Maps
 from posefleet.models.parts.regression.pose_loss import pose_loss
 from posefleet.models.parts.regression.positives import (
@@ -93,6 +93,11 @@ class FilterConfig:
     match: Match = "max"
     """Person whose OKS counts and towards whom a pose is refined: the most similar one of the image (``max``), or the
     assigned one."""
+    cls_target: Literal["s1", "s2"] = "s1"
+    """Positives of the classification: all cells of S1, or those that pass the filter (S2), so that cells with a bad
+    first pose are negatives. The paper says that bad poses affect "the classification of training samples", and the
+    SMPR of the same authors has ``s2``; the paper's formulas do not. With ``s2`` nothing is positive until the first
+    poses pass the threshold, so a high threshold and a short training go badly together."""
     candidates: Literal["positives", "all"] = "positives"
     """Cells that may pass: those of S1, or all. ``all`` compares every cell with every person and is slow."""
 
@@ -103,6 +108,9 @@ class FilterConfig:
             raise ValueError(f"warmup_steps must not be negative, but is {self.warmup_steps}")
         if self.warmup_steps and not 0 <= self.warmup_start <= self.threshold:
             raise ValueError(f"warmup_start must be 0..threshold {self.threshold}, not {self.warmup_start}")
+        if self.cls_target == "s2" and (self.candidates == "all" or not self.enabled):
+            other = "candidates is 'all'" if self.candidates == "all" else "enabled is false"
+            raise ValueError(f"cls_target is 's2' but {other}: S2 must be the cells of S1 that pass the filter")
         if self.candidates == "all" and self.match == "assigned":
             raise ValueError("candidates is 'all' but match is 'assigned': most cells are assigned to nobody")
 
@@ -154,8 +162,8 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DecodeConfig(decoding.DecodeConfig):
-    """Which cells become poses, and how duplicates are suppressed."""
+class DecodeConfig(PoseDecodeConfig):
+    """Which cells become poses, how duplicates are suppressed, and what the score of a keypoint is."""
 
     max_poses: int = 100
     """Largest number of poses of one image, at least 1; COCO evaluates 20. More is slower."""
@@ -189,6 +197,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.quality != "none" and not getattr(self.head, self.quality):
             raise ValueError(f"quality is {self.quality!r} but head.{self.quality} is false: nothing learns it")
+        if self.decode.keypoint_scores == "map" and not self.head.heatmap:
+            raise ValueError("decode.keypoint_scores is 'map' but head.heatmap is false: there is no keypoint map")
         if self.filter.candidates == "all" and not self.filter.enabled:
             raise ValueError("filter.candidates is 'all' but filter.enabled is false: every cell would be refined")
         if self.filter.candidates == "all" and self.loss.refine_weight == "centerness":
@@ -236,13 +246,23 @@ class Model(PyramidModel[Config]):
         rows = positives_of(assignment, padded, config.assign)  # the set S1
         used, targets = rows.used.float(), targets_at(rows, cells, padded)
 
+        positive, gated = assignment >= 0, None  # (B, P)
+        if config.head.refine or config.filter.cls_target == "s2":
+            # Rows of the second stage: S1, or all cells of images with people.
+            second = rows if config.filter.candidates == "positives" else every_cell(assignment, padded)
+            gated = self._filter(_poses(maps["init"], cells, second), second, padded)
+            if config.filter.cls_target == "s2":
+                passed = torch.zeros(positive.numel(), device=positive.device)
+                passed.index_add_(0, second.index, gated.kept.float())
+                positive = passed.view_as(positive) > 0
         # Name -> sum of the loss, and this rank's count; the average of the counts over ranks divides the sum.
         terms = {
-            "cls": (self._cls_loss(maps, cells, padded, assignment >= 0), used.sum()),
+            "cls": (self._cls_loss(maps, cells, padded, positive), positive.sum()),
             "init": (self._pose_loss(gather_rows(maps["init"], rows), targets, used), used.sum()),
         }
         if config.head.refine:
-            terms |= self._second_stage(maps, cells, padded, assignment, rows)
+            assert gated is not None
+            terms |= self._second_stage(maps, cells, padded, assignment, second, gated)
         if config.head.centerness:
             logits = gather_rows(maps["centerness"], rows)[:, 0]
             terms["centerness"] = bce_loss(logits, centerness(targets.points, targets.boxes), used), used.sum()
@@ -264,12 +284,16 @@ class Model(PyramidModel[Config]):
         return pose_loss(offsets, targets, weights, self.sigmas, form="smooth_l1", beta=self.config.loss.beta)
 
     def _second_stage(
-        self, maps: Maps, cells: Cells, people: PaddedPeople, assignment: Tensor, positives: Positives
+        self,
+        maps: Maps,
+        cells: Cells,
+        people: PaddedPeople,
+        assignment: Tensor,
+        rows: Positives,
+        gated: OksMatch,
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Losses of the second pose and of its score, with their counts."""
         config, loss = self.config, self.config.loss
-        rows = positives if config.filter.candidates == "positives" else every_cell(assignment, people)
-        gated = self._filter(_poses(maps["init"], cells, rows), rows, people)
         reached = best_oks(_poses(maps["refine"], cells, rows), rows, people, self.sigmas)
 
         target = targets_at(rows, cells, people, gated.match)
@@ -326,15 +350,13 @@ class Model(PyramidModel[Config]):
 
     # ------------------------------------------------------------------------------------------------ decode
 
-    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
-        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+    def decode(self, maps: Maps, size: tuple[int, int], frames: Frames | None = None) -> list[Poses]:
+        """See :meth:`DenseModel.decode`."""
         config = self.config
-        cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, maps["cls"][0].device)
-        scores = probabilities = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
+        scores = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
         if config.quality != "none":
-            scores = probabilities * flatten_levels(maps[config.quality])[..., 0].sigmoid()
-        offsets = flatten_levels(maps["refine" if config.head.refine else "init"])
-        return decoding.best_poses(scores, probabilities, offsets, cells, size, config.decode, rank=probabilities)
+            scores = scores * flatten_levels(maps[config.quality])[..., 0].sigmoid()
+        return self.poses_of(maps, "refine" if config.head.refine else "init", scores, size, frames, screened=True)
 
 
 def _poses(levels: Sequence[Tensor], cells: Cells, rows: Positives) -> Tensor:

@@ -192,6 +192,11 @@ class Model(nn.Module):
         self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
         self.diagnostics, self.refined = {}, []
 
+    @staticmethod
+    def keypoint_score_rule(config: Config) -> str:
+        """What the scores of keypoints are, in words."""
+        return "peak of the keypoint's map in the box"
+
     @property
     def score_rule(self) -> str:
         """How poses are ranked, in words. Reports print it beside every AP."""

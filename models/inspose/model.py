@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.data.structures import Frames, People, Poses, TargetPoints
 from posefleet.models.inspose.boxes import decode_boxes, giou_loss
 from posefleet.models.inspose.disks import Disks, Radius, Shape, disk_radii, disk_targets, read_disks
 from posefleet.models.inspose.dynamic import directions, run_instances
@@ -43,7 +43,7 @@ from posefleet.models.parts.ops.cells import (
     map_sizes,
     pyramid_cells,
 )
-from posefleet.models.parts.ops.decode import DecodeConfig, best_cells, pick_cells
+from posefleet.models.parts.ops.decode import DecodeConfig, best_cells, clip_points, pick_cells
 from posefleet.models.parts.ops.heatmaps import gaussian_targets
 from posefleet.models.parts.ops.losses import focal_loss, gaussian_focal_loss, l1_loss, mean_counts, varifocal_loss
 from posefleet.models.parts.ops.oks import oks
@@ -204,6 +204,11 @@ class Model(DenseModel[Config]):
         self.disk_stride = config.head.map_stride if joint else config.maps.map_stride
         self.diagnostics = {}
 
+    @staticmethod
+    def keypoint_score_rule(config: Config) -> str:
+        """What the scores of keypoints are, in words."""
+        return "probability of the peak of the person's keypoint map"
+
     @property
     def score_rule(self) -> str:
         """How poses are ranked, in words. Reports print it beside every AP."""
@@ -224,12 +229,12 @@ class Model(DenseModel[Config]):
         return maps
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> list[Poses]:
+    def predict(self, images: Tensor, frames: Frames | None = None) -> list[Poses]:
         """At most ``decode.max_poses`` poses of every image, best first.
 
         If ``nms_boxes`` is not ``keypoints``, :meth:`decode` has already suppressed duplicates, before KP-Nets ran.
         """
-        found = self.candidates(images)
+        found = self.candidates(images, frames)
         return self.suppress(found) if self.config.nms_boxes == "keypoints" else found
 
     @torch.no_grad()
@@ -389,10 +394,11 @@ class Model(DenseModel[Config]):
 
     # ------------------------------------------------------------------------------------------------ decode
 
-    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
-        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+    def decode(self, maps: Maps, size: tuple[int, int], frames: Frames | None = None) -> list[Poses]:
+        """See :meth:`DenseModel.decode`."""
         cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, maps["cls"][0].device)
-        scores, chosen = self._best_cells(maps, cells, size)
+        limits = (frames or Frames.whole(len(maps["cls"][0]), size)).boxes.to(cells.points)  # (B, 4)
+        scores, chosen = self._best_cells(maps, cells, limits)
         counts = (scores > 0).sum(1).tolist()  # the host waits here, and once more for the suppression
         # (N,) each, best of each image first.
         image, slot = torch.nonzero_static(scores > 0, size=sum(counts)).unbind(1)
@@ -405,11 +411,11 @@ class Model(DenseModel[Config]):
             (theta, image, cells.points[cell], cells.strides[cell]),
             self.config.maps.chunk,
         )
-        keypoints = torch.stack([keypoints[..., 0].clamp(0, size[1]), keypoints[..., 1].clamp(0, size[0])], dim=-1)
+        keypoints = clip_points(keypoints, limits[image, None])
         columns = (values.split(counts) for values in (keypoints, keypoint_scores, scores))
         return [Poses(*row) for row in zip(*columns, strict=True)]
 
-    def _best_cells(self, maps: Maps, cells: Cells, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _best_cells(self, maps: Maps, cells: Cells, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and indices (B, n) of candidate cells, best first, after suppression if it needs no KP-Net. A score of
         0 marks padding."""
         config = self.config
@@ -419,10 +425,11 @@ class Model(DenseModel[Config]):
         scores, chosen = best_cells(probabilities, probabilities, parts, config.decode)
         if config.nms_boxes == "keypoints":
             return scores, chosen
-        return pick_cells(scores, chosen, self._cell_boxes(maps, cells, chosen, size), config.decode)
+        return pick_cells(scores, chosen, self._cell_boxes(maps, cells, chosen, limits), config.decode)
 
-    def _cell_boxes(self, maps: Maps, cells: Cells, chosen: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, n, 4) xyxy px of cells (B, n): predicted boxes, or boxes of the direct poses; clipped to the image."""
+    def _cell_boxes(self, maps: Maps, cells: Cells, chosen: Tensor, limits: Tensor) -> Tensor:
+        """(B, n, 4) xyxy px of cells (B, n): predicted boxes, or boxes of the direct poses; clipped to the images' own
+        boxes, ``limits`` (B, 4)."""
         image = torch.arange(len(chosen), device=chosen.device)[:, None].expand_as(chosen).flatten()
         cell = chosen.flatten()
         points, strides = cells.points[cell], cells.strides[cell]
@@ -432,8 +439,8 @@ class Model(DenseModel[Config]):
         else:
             poses = decode_offsets(points, strides, read_at(maps["direct"], image, cell, cells))
             boxes = torch.cat([poses.amin(1), poses.amax(1)], dim=1)
-        limit = boxes.new_tensor([size[1], size[0]] * 2)
-        return boxes.clamp(min=0).minimum(limit).view(*chosen.shape, 4)
+        corners = boxes.view(*chosen.shape, 2, 2)
+        return clip_points(corners, limits[:, None, None]).flatten(-2)
 
     def _locate(
         self, features: Tensor, disks: Tensor | None, theta: Tensor, image: Tensor, points: Tensor, strides: Tensor

@@ -210,6 +210,11 @@ class Model(nn.Module):
         self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
         self.diagnostics = {}
 
+    @staticmethod
+    def keypoint_score_rule(config: Config) -> str:
+        """What the scores of keypoints are, in words."""
+        return "centre * value of the adapted map at the keypoint"
+
     @property
     def score_rule(self) -> str:
         """How poses are ranked, in words. Reports print it beside every AP."""

@@ -6,10 +6,10 @@ S1 are all cells that are assigned to a person, S2 those of them that pass the O
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from posefleet.models.parts.layers.backbones import BackboneConfig
+from posefleet.models.parts.layers.backbones import CAFFE_INPUT, BackboneConfig
 from posefleet.models.parts.layers.fpn import Activation
-from posefleet.models.parts.ops.decode import DecodeConfig
 from posefleet.models.parts.regression.oks_gate import KeepBest
+from posefleet.models.parts.regression.pose_decode import PoseDecodeConfig
 from posefleet.models.parts.regression.pose_head import PoseHeadConfig
 from posefleet.models.parts.regression.pose_loss import PoseLoss
 from posefleet.models.parts.regression.positives import PositivesConfig
@@ -105,7 +105,20 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """SMPR; the defaults are the authors' released setting."""
+    """SMPR; the defaults are the authors' released settings, but for five of them:
+
+    * ``backbone``: timm's ImageNet weights, so its ``style`` and ``input``. The authors started from weights that were
+      converted from Caffe, which timm does not have.
+    * ``neck_activation``: none, as in the paper and in the pyramids that it cites. The released ReLU sits behind every
+      convolution of the PAFPN, also the laterals, whose sums can then only grow.
+    * ``head.align_norm``: GroupNorm. Without it the second stage stopped learning within a few steps.
+    * ``assign.keep_best``: the best of a person's own cells. While poses are bad, the best cell of the whole image is
+      mostly assigned to nobody, and then nothing of that person trains the second stage and the classification.
+    * ``decode.pixel_boxes``: off. Coordinates are continuous everywhere in this project, so boxes are not a pixel
+      larger than the keypoints that they hold, and an image ends at its width, not at the last pixel's centre.
+
+    :meth:`released` has the authors' values, and :meth:`paper` those of the paper's text.
+    """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Network that computes features C3..C5."""
@@ -123,14 +136,40 @@ class Config:
     """Weights and forms of the losses."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
     """Which pose is returned, and how poses are ranked."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Which cells become poses, and how duplicates are suppressed."""
+    decode: PoseDecodeConfig = field(default_factory=PoseDecodeConfig)
+    """Which cells become poses, how duplicates are suppressed, and what the score of a keypoint is."""
 
     def __post_init__(self) -> None:
         if self.assign.oks_of == "refined" and not self.head.refine:
             raise ValueError("assign.oks_of is 'refined' but head.refine is false: there is no refined pose")
+        if self.decode.keypoint_scores == "map" and not self.head.heatmap:
+            raise ValueError("decode.keypoint_scores is 'map' but head.heatmap is false: there is no keypoint map")
         if self.head.centerness:
             raise ValueError("head.centerness is true, but SMPR has no loss for it; head.psm takes its place")
+
+    @classmethod
+    def released(cls, backbone: Literal["resnet50", "hrnet_w32"] = "resnet50") -> Self:
+        """The settings of the authors' released code; imported weights have them.
+
+        Its network differs from ours in the backbone's style and input, in the ReLU behind every convolution of the
+        pyramid, and in having no norm inside the alignment; its training in ``assign.keep_best``; its predictions in
+        ``decode.pixel_boxes``. For HRNet, no outputs of the released code were at hand: that its input is Caffe's and
+        its HRFPN has no ReLU follows mmdetection, which that code extends.
+
+        Args:
+            backbone: Which of the two published models.
+        """
+        hrnet = backbone == "hrnet_w32"
+        return cls(
+            backbone=BackboneConfig(
+                name=backbone, pretrained=False, style="pytorch" if hrnet else "caffe", input=CAFFE_INPUT
+            ),
+            neck="hrfpn" if hrnet else "pafpn",
+            neck_activation="none" if hrnet else "relu",
+            head=PoseHeadConfig(align_norm="none"),
+            assign=AssignConfig(keep_best="image"),
+            decode=PoseDecodeConfig(pixel_boxes=True),
+        )
 
     @classmethod
     def paper(cls) -> Self:
@@ -154,9 +193,10 @@ class Config:
                 force_one=True,
                 cls_target="s1",
                 ignore_unlabelled=True,
+                oks_of="refined",
             ),
             loss=LossConfig(
                 oks_weighted_regression=False, count_images=False, psm_target="s1", heatmap_target="multihot"
             ),
-            decode=DecodeConfig(max_poses=100),
+            decode=PoseDecodeConfig(max_poses=100),
         )

@@ -5,10 +5,11 @@ computed from one feature vector. Sampling points computed from it steer a defor
 give an additive correction, the classification and a pose score that learns the OKS. The second stage trains only
 where the first pose is already good (OKS >= 0.5). A keypoint map on P3 helps training and is not used afterwards.
 
-The defaults follow the released code. ``Config.paper()`` follows the paper's text, and RepPoints (its base) where the
-text is silent. Both deviate in one point: GroupNorm inside the alignment (``align_norm``), without which the second
-stage stops learning within a few steps. By default a cell of the keypoint map has one class;
-``heatmap_target`` can keep all keypoints of a cell, or draw Gaussians.
+``Config.released()`` follows the authors' released code, whose weights can be imported, and ``Config.paper()`` the
+paper's text, and RepPoints (its base) where the text is silent; but with GroupNorm inside the alignment
+(``align_norm``), without which the second stage stops learning within a few steps. The defaults are the released code's
+but for the points that :class:`~posefleet.models.smpr.config.Config` lists. By default a cell of the keypoint map has
+one class; ``heatmap_target`` can keep all keypoints of a cell, or draw Gaussians.
 
 Letters: B images, M people of an image (padded), P cells, N positive cells, K keypoints.
 """
@@ -19,11 +20,10 @@ import torch
 from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People, Poses
+from posefleet.data.structures import Frames, People, Poses
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.assign import PaddedPeople
 from posefleet.models.parts.ops.cells import decode_offsets, flatten_levels, map_sizes, pyramid_cells
-from posefleet.models.parts.ops.decode import best_poses
 from posefleet.models.parts.ops.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
 from posefleet.models.parts.regression.oks_gate import assignment_stats, best_cells_of_image, oks_gate
@@ -154,14 +154,12 @@ class Model(PyramidModel[Config]):
 
     # ------------------------------------------------------------------------------------------------ decode
 
-    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
-        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+    def decode(self, maps: Maps, size: tuple[int, int], frames: Frames | None = None) -> list[Poses]:
+        """See :meth:`DenseModel.decode`."""
         config = self.config
-        cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, maps["cls"][0].device)
-        probabilities = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
-        scores = probabilities
+        scores = flatten_levels(maps["cls"])[..., 0].sigmoid()  # (B, P)
         if config.head.psm and config.score.rank == "psm":
             quality = flatten_levels(maps["psm"])[..., 0].sigmoid()
-            scores = (probabilities**config.score.exponent * quality ** (1 - config.score.exponent)).square()
+            scores = (scores**config.score.exponent * quality ** (1 - config.score.exponent)).square()
         stage = "refine" if config.head.refine and config.score.pose == "refined" else "init"
-        return best_poses(scores, probabilities, flatten_levels(maps[stage]), cells, size, config.decode)
+        return self.poses_of(maps, stage, scores, size, frames, screened=False)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from posefleet.data.coco.results import read_detections
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import Batch, Detections, People, Poses, Sample, collate, round_up
+from posefleet.data.structures import Batch, Detections, Frames, People, Poses, Sample, collate, round_up
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_detections, move_poses
+from posefleet.models import keypoint_score_rule
 from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
@@ -42,7 +43,7 @@ DECIMALS = 5
 class _Candidates(Protocol):
     """What a model needs for flip, multi-scale and oracle scores: poses before and after suppression (NMS)."""
 
-    def candidates(self, images: Tensor) -> list[Poses]: ...
+    def candidates(self, images: Tensor, **frames: Frames) -> list[Poses]: ...
     def suppress(self, poses: list[Poses]) -> list[Poses]: ...
 
 
@@ -64,6 +65,8 @@ class Prediction:
     """(H, W, 3) uint8 RGB, upright."""
     poses: Poses
     schema: KeypointSchema
+    keypoint_scores: str = "not stated"
+    """What the scores of keypoints are, in words; ``pose score, repeated`` where the model scores whole poses only."""
 
     def plot(
         self, path: str | Path | None = None, *, score_threshold: float = 0.1, keypoint_threshold: float = 0.0
@@ -84,9 +87,11 @@ class Prediction:
         return drawn
 
     def as_dict(self) -> dict[str, Any]:
-        """The prediction as a dict for JSON: ``width``, ``height`` (pixels) and ``poses`` (see ``describe_poses``)."""
+        """The prediction as a dict for JSON: ``width``, ``height`` (pixels), ``keypoint_scores`` (what the scores of
+        keypoints are) and ``poses`` (see ``describe_poses``)."""
         height, width = self.image.shape[:2]
-        return {"width": width, "height": height, "poses": describe_poses(self.poses, self.schema)}
+        poses = describe_poses(self.poses, self.schema)
+        return {"width": width, "height": height, "keypoint_scores": self.keypoint_scores, "poses": poses}
 
 
 def describe_poses(poses: Poses, schema: KeypointSchema, *, keypoint_threshold: float = 0.0) -> list[dict[str, Any]]:
@@ -144,6 +149,8 @@ class Predictor:
         self.refined: list[Detections] = []
         """Boxes in which the poses of each image of the last batch were predicted, in pixels of the original images;
         empty unless ``has_boxes``: for methods without boxes, and where several views are merged."""
+        self.keypoint_scores = keypoint_score_rule(experiment.method, experiment.model)
+        """What the scores of keypoints are, in words."""
         self._sigmas = torch.tensor(self.schema.sigmas, device=self.device)
         self.bfloat16 = experiment.train.precision == "bfloat16"
         self.batch_size = experiment.data.eval_batch_size
@@ -252,7 +259,7 @@ class Predictor:
         """
         arrays = [_load(image) for image in (images if isinstance(images, list) else [images])]
         found = [
-            Prediction(image, poses, self.schema)
+            Prediction(image, poses, self.schema, self.keypoint_scores)
             for image, poses in zip(arrays, self.predict_images(arrays), strict=True)
         ]
         return found if isinstance(images, list) else found[0]
@@ -334,7 +341,7 @@ class Predictor:
                     model = cast(_Refiner, self.model)
                     found = model.predict_in(images, views[0].people, self.oracle_boxes, given)
                 else:
-                    found = self.model.predict(images)
+                    found = self.model.predict(images, **self._frames(views[0], self.resizes[0]))
                 merged, self.refined = _to_original(found, views[0]), self._refined(views[0])
             else:
                 merged, self.refined = self._merge(views), []
@@ -357,11 +364,14 @@ class Predictor:
         """Suppress the candidates of all views of an image together; oracle scores, if on, are set before that."""
         model = cast(_Candidates, self.model)
         found: list[list[Poses]] = [[] for _ in range(len(views[0]))]
-        for view in views:
+        for view, resize in zip(views, self.resizes, strict=True):
             images = view.images.to(self.device, non_blocking=True)
-            sets = [model.candidates(images)]
+            frames = self._frames(view, resize)
+            sets = [model.candidates(images, **frames)]
             if self.flip:
-                sets.append([self._unflip(p, images.shape[-1]) for p in model.candidates(images.flip(-1))])
+                width = images.shape[-1]
+                mirrored = {name: each.mirror(width) for name, each in frames.items()}
+                sets.append([self._unflip(p, width) for p in model.candidates(images.flip(-1), **mirrored)])
             for candidates in sets:
                 if self.oracle_scores:
                     candidates = [
@@ -372,6 +382,16 @@ class Predictor:
                     slot.append(poses)
         return model.suppress([Poses.cat(parts) for parts in found])
 
+    def _frames(self, view: Batch, resize: Resize) -> dict[str, Frames]:
+        """The argument ``frames`` for models that take it (``takes_frames``); empty for others."""
+        if not getattr(self.model, "takes_frames", False):
+            return {}
+        heights, widths = _sizes(view).unbind(1)
+        boxes = torch.stack([torch.zeros_like(widths), torch.zeros_like(heights), widths, heights], dim=1).float()
+        ratios = view.matrices[:, [0, 1], [0, 1]].float()
+        nominal = torch.tensor([resize.scale((w, h)) for w, h in view.original_sizes.tolist()])
+        return {"frames": Frames(boxes, ratios, nominal).to(self.device)}
+
     def _unflip(self, poses: Poses, width: int) -> Poses:
         index = self.schema.flip_index
         mirrored = Poses(poses.keypoints[:, index], poses.keypoint_scores[:, index], poses.scores)
@@ -379,10 +399,14 @@ class Predictor:
 
 
 def _own_shapes(view: Batch) -> list[tuple[int, int]]:
-    """(H, W) to which each image of a batch would be padded alone; holds because evaluation only resizes images."""
-    scales = view.matrices[:, [1, 0], [1, 0]]  # scales of height and width
-    sizes = (scales * view.original_sizes.flip(1)).round().long().tolist()
-    return [(round_up(height), round_up(width)) for height, width in sizes]
+    """(H, W) to which each image of a batch would be padded alone."""
+    return [(round_up(height), round_up(width)) for height, width in _sizes(view).tolist()]
+
+
+def _sizes(view: Batch) -> Tensor:
+    """(B, 2) int64 (height, width) of the images of a batch without padding; evaluation only resizes images."""
+    scales = view.matrices[:, [1, 0], [1, 0]]
+    return (scales * view.original_sizes.flip(1)).round().long()
 
 
 def _to_original(poses: Sequence[Poses], batch: Batch) -> list[Poses]:

@@ -238,6 +238,16 @@ def test_a_pose_of_somebody_else_is_refined_towards_them_or_not_at_all(match: st
     assert torch.equal(trained(leaves["refine"]), refined)
 
 
+def test_the_filter_can_clean_the_labels_of_the_classification() -> None:
+    poses = ADULT.keypoints[0].expand(len(CELLS), K, 2).clone()
+    poses[CELLS.levels == 2] += 100  # the six cells of P5 are bad, the two of P4 perfect
+    for target, positives in (("s1", 8), ("s2", 2)):
+        model = build(replace(SMALL, filter=FilterConfig(cls_target=target)))
+        maps, leaves = maps_of(poses)
+        model.losses(maps, [ADULT])["cls"].backward()
+        assert (leaves["cls"].grad < 0).sum() == positives
+
+
 def test_without_the_filter_all_positive_cells_are_refined() -> None:
     model = build(replace(SMALL, filter=FilterConfig(enabled=False), loss=LossConfig(refine_weight="none")))
     maps, leaves = maps_of(ADULT.keypoints[0] + 50 * RIGHT)
@@ -525,6 +535,9 @@ def test_settings_that_contradict_are_named() -> None:
         Config(filter=FilterConfig(candidates="all", enabled=False))
     with pytest.raises(ValueError, match=r"filter.candidates is 'all' but loss.refine_weight is 'centerness'"):
         Config(filter=FilterConfig(candidates="all"), loss=LossConfig(refine_weight="centerness"))
+    for other in ({"candidates": "all"}, {"enabled": False}):
+        with pytest.raises(ValueError, match=r"cls_target is 's2' but (candidates is 'all'|enabled is false)"):
+            FilterConfig(cls_target="s2", **other)
     with pytest.raises(ValueError, match="candidates is 'all' but match is 'assigned'"):
         FilterConfig(candidates="all", match="assigned")
     with pytest.raises(ValueError, match=r"warmup_start must be 0..threshold 0.5, not 0.6"):

@@ -19,10 +19,10 @@ BACKBONE = BackboneConfig(name="test_resnet", pretrained=False)
 
 
 def _smpr() -> object:
-    from posefleet.models.smpr.config import Config, PoseHeadConfig
+    from posefleet.models.smpr.config import Config, PoseDecodeConfig, PoseHeadConfig
 
     head = PoseHeadConfig(channels=16, tower_depth=1, heatmap_channels=16, offset_groups=2)
-    return Config(backbone=BACKBONE, head=head, decode=DecodeConfig(score_floor=0.0))
+    return Config(backbone=BACKBONE, head=head, decode=PoseDecodeConfig(score_floor=0.0))
 
 
 def _pfs() -> object:

@@ -48,7 +48,7 @@ def best_poses(
     probabilities: Tensor,
     offsets: Tensor,
     cells: Cells,
-    size: tuple[int, int],
+    limits: Tensor,
     config: DecodeConfig,
     rank: Tensor | None = None,
 ) -> list[Poses]:
@@ -59,7 +59,7 @@ def best_poses(
         probabilities: (B, P) in [0, 1], compared with ``score_floor``.
         offsets: (B, P, 2K) in cells.
         cells: The P cells.
-        size: (height, width) of the images, pixels; poses are clipped to it.
+        limits: (B, 4) xyxy, pixels; poses are clipped to the box of their image.
         rank: See :func:`best_cells`.
     """
     scores, chosen = best_cells(scores, probabilities, [h * w for h, w in cells.sizes], config, rank)
@@ -69,9 +69,14 @@ def best_poses(
 
     offsets = offsets.gather(1, chosen[..., None].expand(-1, -1, offsets.shape[-1]))
     keypoints = decode_offsets(cells.points[chosen], cells.strides[chosen], offsets)
-    keypoints = torch.stack([keypoints[..., 0].clamp(0, size[1]), keypoints[..., 1].clamp(0, size[0])], dim=-1)
+    keypoints = clip_points(keypoints, limits[:, None, None])
     keypoint_scores = scores[..., None].expand(keypoints.shape[:-1])
     return [Poses(keypoints[i, :n], keypoint_scores[i, :n], scores[i, :n]) for i, n in enumerate(counts)]
+
+
+def clip_points(points: Tensor, limits: Tensor) -> Tensor:
+    """Points (..., 2) moved into boxes (..., 4) xyxy that broadcast; padding around an image must not hold any."""
+    return points.maximum(limits[..., :2].to(points)).minimum(limits[..., 2:].to(points))
 
 
 def best_cells(
@@ -112,8 +117,18 @@ def pick_cells(scores: Tensor, chosen: Tensor, boxes: Tensor, config: DecodeConf
     return kept, chosen.gather(1, picks)
 
 
-def suppress(poses: Sequence[Poses], config: DecodeConfig) -> list[Poses]:
-    """Candidates of every image -> at most ``max_poses`` poses, best first, scores decayed by overlap."""
+def suppress(
+    poses: Sequence[Poses],
+    config: DecodeConfig,
+    *,
+    pixels: bool = False,
+    ratios: Tensor | None = None,
+    decay_keypoints: bool = True,
+) -> list[Poses]:
+    """Candidates of every image -> at most ``max_poses`` poses, best first, scores decayed by overlap.
+
+    Further arguments are those of :func:`posefleet.models.parts.ops.nms.suppress_poses`.
+    """
     return suppress_poses(
         poses,
         rule=config.nms,
@@ -121,6 +136,9 @@ def suppress(poses: Sequence[Poses], config: DecodeConfig) -> list[Poses]:
         sigma=config.nms_sigma,
         min_score=config.min_score,
         limit=config.max_poses,
+        pixels=pixels,
+        ratios=ratios,
+        decay_keypoints=decay_keypoints,
     )
 
 

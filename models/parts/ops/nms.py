@@ -24,25 +24,42 @@ def suppress_poses(
     sigma: float = 0.5,
     min_score: float = 1e-3,
     limit: int = 20,
+    pixels: bool = False,
+    ratios: Tensor | None = None,
+    decay_keypoints: bool = True,
 ) -> list[Poses]:
     """Keep at most ``limit`` poses of every image. The overlap is that of tight boxes of all keypoints.
 
     Candidates may come from several passes over the same image (scales, flips): concatenate them first.
-    Scores and keypoint scores of kept poses include the decay. The arguments are those of :func:`pick_boxes`.
+    Scores of kept poses include the decay. Further arguments are those of :func:`pick_boxes`.
+
+    Args:
+        ratios: (B, 2) lengths, in x and y, by which boxes are divided before ``pixels`` counts: those of one pixel of
+            the original image. Default: 1.
+        decay_keypoints: Whether keypoint scores include the decay, too.
     """
     boxes = pad_sequence([p.boxes for p in poses], batch_first=True)
+    if ratios is not None:
+        boxes = boxes / ratios.to(boxes).repeat(1, 2)[:, None]
     scores = pad_sequence([p.scores for p in poses], batch_first=True)  # padding has score 0: never picked
     # Picks are sequential and tiny: one takes less time on the host than the launch of its kernels on a device.
     picks, kept = pick_boxes(
-        boxes.cpu(), scores.cpu(), rule=rule, threshold=threshold, sigma=sigma, min_score=min_score, limit=limit
+        boxes.cpu(),
+        scores.cpu(),
+        rule=rule,
+        threshold=threshold,
+        sigma=sigma,
+        min_score=min_score,
+        limit=limit,
+        pixels=pixels,
     )
     found = (kept > 0).sum(1).tolist()
     picks, kept = picks.to(boxes.device, non_blocking=True), kept.to(boxes.device, non_blocking=True)
     result = []
     for p, pick, score, n in zip(poses, picks, kept, found, strict=True):
         chosen, score = p[pick[:n]], score[:n]
-        decay = score / chosen.scores
-        result.append(Poses(chosen.keypoints, chosen.keypoint_scores * decay[:, None], score))
+        decay = (score / chosen.scores)[:, None] if decay_keypoints else 1.0
+        result.append(Poses(chosen.keypoints, chosen.keypoint_scores * decay, score))
     return result
 
 
@@ -55,6 +72,7 @@ def pick_boxes(
     sigma: float = 0.5,
     min_score: float = 1e-3,
     limit: int = 20,
+    pixels: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Pick boxes, best current score first.
 
@@ -65,21 +83,25 @@ def pick_boxes(
             ``hard``: 0 where IoU > threshold; ``none``: scores stay.
         min_score: Boxes whose current score is lower are dropped.
         limit: Picks per image.
+        pixels: Measure boxes by the pixels that they touch, as old detection code does: sides are 1 longer, ``linear``
+            acts only above the threshold, and ``min_score`` drops only boxes that overlap a picked one.
 
     Returns:
         (B, min(limit, N)) indices into N, and the scores at the time of the pick; 0 where no box was left.
     """
     images, count = scores.shape
-    current = scores.where(scores >= min_score, 0.0)
+    current = scores if pixels else scores.where(scores >= min_score, 0.0)
     indices = torch.zeros(images, min(limit, count), dtype=torch.int64, device=scores.device)
     picked = torch.zeros(images, min(limit, count), dtype=scores.dtype, device=scores.device)
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    extra = 1.0 if pixels else 0.0
+    areas = (boxes[..., 2:] - boxes[..., :2] + extra).prod(-1)
     for i in range(indices.shape[1]):
         best, index = current.max(1, keepdim=True)  # (B, 1)
         indices[:, i : i + 1], picked[:, i : i + 1] = index, best
         if rule != "none":
-            current = current * _decay(_overlap(boxes, areas, index), rule, threshold, sigma)
-            current = current.where(current >= min_score, 0.0)
+            iou = _overlap(boxes, areas, index, extra)
+            current = current * _decay(iou, rule, threshold, sigma, strict=pixels)
+            current = current.where((current >= min_score) | ((iou <= 0) & pixels), 0.0)
         current = current.scatter(1, index, 0.0)
     return indices, picked
 
@@ -92,18 +114,19 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, shared / union, 0.0)
 
 
-def _overlap(boxes: Tensor, areas: Tensor, index: Tensor) -> Tensor:
-    """(B, N) IoU of every box with box ``index`` (B, 1) of its image: :func:`box_iou` with areas computed before."""
+def _overlap(boxes: Tensor, areas: Tensor, index: Tensor, extra: float) -> Tensor:
+    """(B, N) IoU of every box with box ``index`` (B, 1) of its image: :func:`box_iou` with areas computed before, and
+    sides that are ``extra`` longer."""
     best = boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, 1, 4)
     low, high = torch.maximum(boxes[..., :2], best[..., :2]), torch.minimum(boxes[..., 2:], best[..., 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
+    shared = (high - low + extra).clamp(min=0).prod(-1)
     union = areas + areas.gather(1, index) - shared
     return torch.where(union > 0, shared / union, 0.0)
 
 
-def _decay(iou: Tensor, rule: Rule, threshold: float, sigma: float) -> Tensor:
+def _decay(iou: Tensor, rule: Rule, threshold: float, sigma: float, *, strict: bool) -> Tensor:
     if rule == "linear":
-        return torch.where(iou >= threshold, 1 - iou, 1.0)
+        return torch.where(iou > threshold if strict else iou >= threshold, 1 - iou, 1.0)
     if rule == "gaussian":
         return torch.exp(-iou.square() / sigma)
     return (iou <= threshold).to(iou.dtype)

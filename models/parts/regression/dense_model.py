@@ -7,7 +7,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.structures import Poses
+from posefleet.data.structures import Frames, Poses
 from posefleet.models.parts.ops.decode import DecodeConfig, suppress
 from posefleet.models.parts.regression.pose_head import Maps
 
@@ -27,6 +27,7 @@ class DenseModel(nn.Module, ABC, Generic[DenseConfigT]):
 
     config: DenseConfigT
     network: ClassVar = ("forward_features",)
+    takes_frames: ClassVar = True
     decoder: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -34,22 +35,31 @@ class DenseModel(nn.Module, ABC, Generic[DenseConfigT]):
         """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
 
     @abstractmethod
-    def decode(self, maps: Maps, size: tuple[int, int]) -> list[Poses]:
-        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first."""
+    def decode(self, maps: Maps, size: tuple[int, int], frames: Frames | None = None) -> list[Poses]:
+        """Dense predictions of images of ``size`` (height, width) pixels -> candidate poses, best first.
+
+        Args:
+            frames: Where the images lie in their padded batch, which has ``size``. Default: they fill it.
+        """
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> list[Poses]:
-        """At most ``decode.max_poses`` poses of every image, best first."""
-        return self.suppress(self.candidates(images))
+    def predict(self, images: Tensor, frames: Frames | None = None) -> list[Poses]:
+        """At most ``decode.max_poses`` poses of every image, best first; ``frames`` as in :meth:`decode`."""
+        return self.suppress(self.candidates(images, frames), frames)
 
     @torch.no_grad()
-    def candidates(self, images: Tensor) -> list[Poses]:
+    def candidates(self, images: Tensor, frames: Frames | None = None) -> list[Poses]:
         """Poses of every image before suppression. Those of several passes over an image can be concatenated."""
         height, width = images.shape[-2:]
         maps = self.forward_features(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self.decode(maps, (height, width))
+            return self.decode(maps, (height, width), frames)
 
-    def suppress(self, poses: Sequence[Poses]) -> list[Poses]:
-        """Suppress duplicates: scores of overlapping poses decay. At most ``decode.max_poses`` poses are returned."""
+    def suppress(self, poses: Sequence[Poses], frames: Frames | None = None) -> list[Poses]:
+        """Suppress duplicates: scores of overlapping poses decay. At most ``decode.max_poses`` poses are returned.
+
+        Args:
+            frames: If the poses are in pixels of a batch: how its images were resized. Default: the poses are in pixels
+                of the original images.
+        """
         return suppress(poses, self.config.decode)

@@ -2,17 +2,26 @@
 the methods' own."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from posefleet.data.keypoints import KeypointSchema
-from posefleet.data.structures import People, TargetPoints
+from posefleet.data.structures import Frames, People, Poses, TargetPoints
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, HRFPN, PAFPN, Activation
-from posefleet.models.parts.ops.cells import level_sizes, pyramid_cells
+from posefleet.models.parts.ops.cells import flatten_levels, level_sizes, map_sizes, pyramid_cells
+from posefleet.models.parts.ops.decode import best_poses, suppress
 from posefleet.models.parts.regression.dense_model import DenseConfig, DenseModel
+from posefleet.models.parts.regression.pose_decode import (
+    KeypointScores,
+    PoseDecodeConfig,
+    by_nominal_scale,
+    image_limits,
+    with_map_scores,
+)
 from posefleet.models.parts.regression.pose_head import Head, Maps, PoseHeadConfig
 from posefleet.models.parts.regression.positives import PositivesConfig, assign, assigned_points, pad_for
 
@@ -32,6 +41,8 @@ class PyramidConfig(DenseConfig, Protocol):
     def head(self) -> PoseHeadConfig: ...
     @property
     def assign(self) -> PositivesConfig: ...
+    @property
+    def decode(self) -> PoseDecodeConfig: ...
 
 
 ConfigT = TypeVar("ConfigT", bound=PyramidConfig)
@@ -61,10 +72,71 @@ class PyramidModel(DenseModel[ConfigT]):
         with torch.autocast(images.device.type, enabled=False):
             return self.losses(maps, people)
 
-    def forward_features(self, images: Tensor, *, heatmap: bool = False) -> Maps:
-        """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
-        maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=heatmap)
+    def forward_features(self, images: Tensor, *, heatmap: bool | None = None) -> Maps:
+        """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions.
+
+        Args:
+            heatmap: Whether the result has the keypoint map. Default: if keypoints get their scores from it.
+        """
+        wanted = self.config.decode.keypoint_scores == "map" if heatmap is None else heatmap
+        maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=wanted)
         return maps
+
+    @staticmethod
+    def keypoint_score_rule(config: PyramidConfig) -> str:
+        """What the scores of keypoints are, in words."""
+        scores: KeypointScores = config.decode.keypoint_scores
+        return {"pose": "pose score, repeated", "map": "probability of the keypoint map at the keypoint"}[scores]
+
+    def poses_of(
+        self, maps: Maps, stage: str, scores: Tensor, size: tuple[int, int], frames: Frames | None, *, screened: bool
+    ) -> list[Poses]:
+        """The poses of the best cells of every image, before suppression.
+
+        Args:
+            stage: Name of the offsets in ``maps`` that give the poses.
+            scores: (B, P) in [0, 1], rank the poses.
+            size: (height, width) of the batch, pixels.
+            frames: See :meth:`decode`.
+            screened: Choose the best cells of a level by their classification instead of by ``scores``.
+        """
+        config = self.config.decode
+        cells = pyramid_cells(map_sizes(maps["cls"]), FPN.strides, scores.device)
+        frames = (frames or Frames.whole(len(scores), size)).to(scores.device)
+        probabilities = flatten_levels(maps["cls"])[..., 0].sigmoid()
+        found = best_poses(
+            scores,
+            probabilities,
+            flatten_levels(maps[stage]),
+            cells,
+            image_limits(frames, config),
+            config,
+            rank=probabilities if screened else None,
+        )
+        if config.keypoint_scores == "map":
+            if "heatmap" not in maps:
+                raise ValueError(
+                    "decode.keypoint_scores is 'map', but these outputs of the network have no keypoint map: they were "
+                    "computed, or exported, with 'pose'"
+                )
+            found = with_map_scores(found, maps["heatmap"][0], FPN.strides[0])
+        return by_nominal_scale(found, frames) if config.pixel_boxes else found
+
+    def suppress(self, poses: Sequence[Poses], frames: Frames | None = None) -> list[Poses]:
+        """Suppress duplicates: scores of overlapping poses decay. At most ``decode.max_poses`` poses are returned.
+
+        Args:
+            frames: If the poses are in pixels of a batch: how its images were resized. Default: the poses are in pixels
+                of the original images.
+        """
+        config = self.config.decode
+        return suppress(
+            poses,
+            config,
+            pixels=config.pixel_boxes,
+            ratios=frames.ratios if frames and config.pixel_boxes else None,
+            decay_keypoints=config.keypoint_scores == "pose",
+        )
 
     @torch.no_grad()
     def target_points(self, size: tuple[int, int], people: list[People]) -> list[list[TargetPoints]]:

@@ -10,10 +10,11 @@ from dense import ADULT, CELLS, SIZE, K, assigned, maps_of, parameters, person, 
 from learning import learn_by_heart
 
 from posefleet.data.keypoints import COCO17
-from posefleet.data.structures import People
+from posefleet.data.structures import Frames, People
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.cells import encode_offsets
 from posefleet.models.parts.ops.losses import mean_counts
+from posefleet.models.parts.regression.pose_decode import PoseDecodeConfig
 from posefleet.models.parts.regression.pose_head import Head, PoseHeadConfig
 from posefleet.models.smpr.config import AssignConfig, Config, LossConfig
 from posefleet.models.smpr.model import Model
@@ -185,8 +186,26 @@ def test_a_better_cell_of_nobody_is_not_the_best_cell_of_a_person() -> None:
     torch.testing.assert_close(trained(leaves["refine"]), cells)
 
 
+def test_the_best_cell_of_the_image_counts_only_if_it_is_assigned() -> None:
+    """The released rule. In the first image nobody's cell is the best one, in the second an assigned cell is."""
+    model = build(replace(SMALL, assign=AssignConfig(keep_best="image")))
+    cells = assigned(model, WHOLE)
+    for better, kept in ((~cells, 0), (cells.nonzero()[3], 1)):
+        pixels = torch.full((len(CELLS),), 20.0)
+        pixels[better] = 19
+        maps, leaves = maps_of(displaced(pixels))
+        sum(model.losses(maps, [WHOLE]).values()).backward()
+        assert trained(leaves["refine"]).sum() == kept
+        assert trained(leaves["psm"]).sum() == (kept or cells.sum())
+
+
+def test_settings_of_older_files_name_the_rule_by_true_and_false() -> None:
+    assert AssignConfig(keep_best=True).keep_best == "assigned"
+    assert AssignConfig(keep_best=False) == AssignConfig(keep_best="none")
+
+
 def test_poses_20_pixels_off_leave_nothing_without_keep_best() -> None:
-    model = build(replace(SMALL, assign=AssignConfig(keep_best=False)))
+    model = build(replace(SMALL, assign=AssignConfig(keep_best="none")))
     maps, leaves = maps_of(ADULT.keypoints[0] + torch.tensor([20.0, 0.0]))
     losses = model.losses(maps, [ADULT])
     sum(losses.values()).backward()
@@ -419,6 +438,36 @@ def test_rank_and_pose_can_be_chosen() -> None:
     assert poses.scores[0].item() == pytest.approx(1 / (1 + math.exp(-5)) ** 2, rel=1e-5)
 
 
+def test_suppression_sees_the_image_and_not_its_padding() -> None:
+    """An image of 160 x 512 px in a wider batch: poses end at its border, as if it had been padded by nothing."""
+    model = build()
+    maps, _ = maps_of(ADULT.keypoints[0], logit=5.0)
+    frames = Frames(torch.tensor([[0.0, 0, 160, SIZE]]), torch.ones(1, 2), torch.ones(1))
+    (poses,) = model.decode(maps, (SIZE, SIZE), frames)
+    expected = ADULT.keypoints[0].clone()
+    expected[:, 0].clamp_(max=160)
+    assert expected[:, 0].max() == 160
+    torch.testing.assert_close(poses.keypoints, expected.expand_as(poses.keypoints), atol=1e-3, rtol=0)
+
+
+def test_keypoints_can_have_scores_of_their_own() -> None:
+    maps, _ = maps_of(ADULT.keypoints[0], logit=5.0)
+    x, y = (ADULT.keypoints[0] / 8).long().unbind(1)
+    maps["heatmap"][0].fill_(-50.0)
+    maps["heatmap"][0][0, torch.arange(K), y, x] = torch.linspace(-2, 2, K)
+    (poses,) = build().decode(maps, (SIZE, SIZE))
+    torch.testing.assert_close(poses.keypoint_scores, poses.scores[:, None].expand(-1, K))
+    model = build(replace(SMALL, decode=replace(SMALL.decode, keypoint_scores="map")))
+    (kept,) = model.suppress(model.decode(maps, (SIZE, SIZE)))
+    torch.testing.assert_close(kept.keypoint_scores[0], torch.linspace(-2, 2, K).sigmoid())
+    assert Model.keypoint_score_rule(SMALL) == "pose score, repeated"
+    assert Model.keypoint_score_rule(model.config) == "probability of the keypoint map at the keypoint"
+    assert "heatmap" in model.eval().forward_features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    del maps["heatmap"]
+    with pytest.raises(ValueError, match=r"decode.keypoint_scores is 'map', but these outputs .* no keypoint map"):
+        model.decode(maps, (SIZE, SIZE))
+
+
 # ------------------------------------------------------------------------------------------------ settings
 
 
@@ -431,13 +480,14 @@ def test_rank_and_pose_can_be_chosen() -> None:
         replace(SMALL, head=replace(SMALL.head, subtract_base=True, align_norm="none", gradient_mul=0.5)),
         replace(SMALL, head=replace(SMALL.head, subtract_base=True, offset_init="keypoints")),
         replace(SMALL, loss=LossConfig(heatmap_target="gaussian")),
+        replace(SMALL, neck="hrfpn", assign=AssignConfig(keep_best="image")),
         replace(
             Config.paper(),
             backbone=SMALL.backbone,
             head=replace(Config.paper().head, channels=16, tower_depth=1, heatmap_channels=16),
         ),
     ],
-    ids=["baseline", "no score", "whole box", "relative points", "points on keypoints", "Gaussians", "paper"],
+    ids=["baseline", "no score", "whole box", "relative points", "points on keypoints", "Gaussians", "HRFPN", "paper"],
 )
 def test_every_row_of_the_ablation_trains_and_predicts(config: Config) -> None:
     model = build(config)
@@ -456,6 +506,8 @@ def test_settings_that_contradict_are_named() -> None:
         Config(head=PoseHeadConfig(refine=False, psm=False), assign=AssignConfig(oks_of="refined"))
     with pytest.raises(ValueError, match=r"head.centerness is true, but SMPR has no loss for it"):
         Config(head=PoseHeadConfig(centerness=True))
+    with pytest.raises(ValueError, match=r"decode.keypoint_scores is 'map' but head.heatmap is false"):
+        Config(head=PoseHeadConfig(heatmap=False), decode=PoseDecodeConfig(keypoint_scores="map"))
     with pytest.raises(ValueError, match="channels 30 cannot be split into offset_groups 4"):
         PoseHeadConfig(channels=30)
     with pytest.raises(ValueError, match=r"offset_init 'keypoints' .* needs subtract_base: true"):

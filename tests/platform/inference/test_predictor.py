@@ -15,7 +15,7 @@ from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import COCO17
-from posefleet.data.structures import Batch, Detections, People, Poses, Sample, collate
+from posefleet.data.structures import Batch, Detections, Frames, People, Poses, Sample, collate
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY
 from posefleet.models.parts.ops.decode import DecodeConfig, suppress
@@ -111,6 +111,42 @@ def test_oracle_scores_know_mirrored_and_scaled_views() -> None:
     (found,) = Predictor(Guesser(poses(2 * standing(110), scores=[0.5])), settings).predict(views)
     assert found.scores.tolist() == pytest.approx([0.646995], abs=1e-5)  # 20 px off at twice the size
     torch.testing.assert_close(found.keypoints[0], standing(110))
+
+
+class Framed(Guesser):
+    """A guesser that is told where images lie in their batch."""
+
+    takes_frames = True
+
+    def __init__(self) -> None:
+        super().__init__(BOLD_AND_GOOD)
+        self.seen: list[Frames] = []
+
+    def predict(self, images: torch.Tensor, frames: Frames | None = None) -> list[Poses]:
+        return super().suppress(self.candidates(images, frames))
+
+    def candidates(self, images: torch.Tensor, frames: Frames | None = None) -> list[Poses]:
+        assert frames is not None
+        self.seen.append(frames)
+        return super().candidates(images)
+
+
+def test_models_are_told_where_images_lie_in_their_batch() -> None:
+    """300 x 451 px at 256 px: 170.29 px wide before rounding, and the batch is padded to 192."""
+    picture = np.zeros((451, 300, 3), np.uint8)
+    for flip in (False, True):
+        model = Framed()
+        Predictor(model, experiment(flip=flip)).predict_images([picture])
+        assert len(model.seen) == 1 + flip
+        assert model.seen[0].boxes.tolist() == [[0, 0, 170, 256]]
+        torch.testing.assert_close(model.seen[0].ratios, torch.tensor([[170 / 300, 256 / 451]]))
+        torch.testing.assert_close(model.seen[0].nominal, torch.tensor([256 / 451]))
+    assert model.seen[1].boxes.tolist() == [[22, 0, 192, 256]] and model.seen[1].mirrored
+
+
+def test_a_prediction_says_what_the_scores_of_keypoints_are() -> None:
+    prediction = Predictor(Guesser(BOLD_AND_GOOD), experiment())(BLANK)
+    assert prediction.as_dict()["keypoint_scores"] == "pose score, repeated"
 
 
 def test_the_score_rule_says_whose_scores_they_are() -> None:

@@ -7,13 +7,14 @@ from posefleet.models.parts.ops.cells import pyramid_cells
 from posefleet.models.parts.ops.decode import DecodeConfig, best_cells, best_poses, pick_cells
 
 CELLS = pyramid_cells([(2, 2), (1, 1)], (8, 16), torch.device("cpu"))
+LIMITS = torch.tensor([[0.0, 0.0, 16.0, 16.0]])
 
 
 def test_best_cells_become_poses_clipped_to_the_image() -> None:
     scores = torch.tensor([[0.1, 0.6, 0.0, 0.3, 0.5], [0.0, 0.0, 0.0, 0.0, 0.9]])
     offsets = torch.zeros(2, 5, 4)
     offsets[1, 4] = torch.tensor([0.25, -0.25, 9.0, -9.0])  # two keypoints, dx before dy, in cells of 16 pixels
-    first, second = best_poses(scores, scores, offsets, CELLS, (16, 16), DecodeConfig(score_floor=0.2))
+    first, second = best_poses(scores, scores, offsets, CELLS, LIMITS, DecodeConfig(score_floor=0.2))
     torch.testing.assert_close(first.scores, torch.tensor([0.6, 0.5, 0.3]))
     assert first.keypoints[:, 0].tolist() == [[12, 4], [8, 8], [12, 12]]
     assert second.keypoints.tolist() == [[[12, 4], [16, 0]]]
@@ -22,25 +23,25 @@ def test_best_cells_become_poses_clipped_to_the_image() -> None:
 
 def test_top_k_counts_for_each_level() -> None:
     scores = torch.tensor([[0.1, 0.6, 0.2, 0.3, 0.5]])
-    (poses,) = best_poses(scores, scores, torch.zeros(1, 5, 2), CELLS, (16, 16), DecodeConfig(top_k=1))
+    (poses,) = best_poses(scores, scores, torch.zeros(1, 5, 2), CELLS, LIMITS, DecodeConfig(top_k=1))
     torch.testing.assert_close(poses.scores, torch.tensor([0.6, 0.5]))
 
 
 def test_the_floor_is_on_the_classification_not_on_the_rank() -> None:
     scores, probabilities = torch.tensor([[0.9, 0.1, 0, 0, 0]]), torch.tensor([[0.01, 0.9, 0, 0, 0]])
-    (poses,) = best_poses(scores, probabilities, torch.zeros(1, 5, 2), CELLS, (16, 16), DecodeConfig())
+    (poses,) = best_poses(scores, probabilities, torch.zeros(1, 5, 2), CELLS, LIMITS, DecodeConfig())
     torch.testing.assert_close(poses.scores, torch.tensor([0.1]))
 
 
 def test_top_k_can_count_by_the_classification() -> None:
     scores, probabilities = torch.tensor([[0.1, 0.6, 0.2, 0.3, 0.5]]), torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]])
     offsets, config = torch.zeros(1, 5, 2), DecodeConfig(top_k=1)
-    (poses,) = best_poses(scores, probabilities, offsets, CELLS, (16, 16), config, rank=probabilities)
+    (poses,) = best_poses(scores, probabilities, offsets, CELLS, LIMITS, config, rank=probabilities)
     torch.testing.assert_close(poses.scores, torch.tensor([0.5, 0.1]))
 
 
 def test_nobody() -> None:
-    (poses,) = best_poses(torch.zeros(1, 5), torch.zeros(1, 5), torch.zeros(1, 5, 6), CELLS, (16, 16), DecodeConfig())
+    (poses,) = best_poses(torch.zeros(1, 5), torch.zeros(1, 5), torch.zeros(1, 5, 6), CELLS, LIMITS, DecodeConfig())
     assert poses.keypoints.shape == (0, 3, 2)
 
 

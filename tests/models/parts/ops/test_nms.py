@@ -74,3 +74,35 @@ def test_soft_suppression_equals_the_sequential_definition() -> None:
     index, kept = pick_boxes(boxes[None], scores[None])
     assert index[0].tolist() == [i for i, _ in expected]
     torch.testing.assert_close(kept[0], torch.tensor([s for _, s in expected]))
+
+
+def test_boxes_can_be_measured_by_the_pixels_that_they_touch() -> None:
+    """Sides are 1 longer: boxes 9 wide that share 3 have an IoU of 4 / 16 instead of 3 / 15."""
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [6, 0, 15, 9], [0, 30, 9, 39]]])
+    scores = torch.tensor([[0.9, 0.8, 5e-4]])
+    shared = {False: 3 / 15, True: 4 * 10 / (200 - 40)}
+    for pixels, iou in shared.items():
+        _, kept = pick_boxes(boxes, scores, threshold=0.1, pixels=pixels)
+        assert kept[0, 1].item() == pytest.approx(0.8 * (1 - iou))
+        # A weak box is dropped before, or only where it overlaps a better one.
+        assert (kept[0, 2] > 0) == pixels
+    at_the_threshold = {False: 0.8 * 0.75, True: 0.8}
+    for pixels, score in at_the_threshold.items():
+        wide = boxes if pixels else boxes + torch.tensor([0.0, 0, 1, 1])
+        assert pick_boxes(wide, scores, threshold=0.25, pixels=pixels)[1][0, 1].item() == pytest.approx(score)
+
+
+def test_pixels_are_those_of_the_original_image() -> None:
+    """At twice the size the same boxes have the same overlap, in pixels of the original image."""
+    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [6, 0, 15, 9]]), torch.tensor([0.9, 0.8])
+    (own,) = suppress_poses([poses(boxes, scores)], threshold=0.1, pixels=True)
+    twice = [poses(boxes * torch.tensor([2.0, 4.0, 2.0, 4.0]), scores)]
+    (resized,) = suppress_poses(twice, threshold=0.1, pixels=True, ratios=torch.tensor([[2.0, 4.0]]))
+    torch.testing.assert_close(resized.scores, own.scores)
+
+
+def test_scores_of_keypoints_need_not_decay() -> None:
+    (decayed,) = suppress_poses([poses(BOXES, SCORES)])
+    (own,) = suppress_poses([poses(BOXES, SCORES)], decay_keypoints=False)
+    assert decayed.keypoint_scores[2, 0].item() == pytest.approx(0.16)
+    assert own.keypoint_scores[2, 0].item() == pytest.approx(0.8) and own.scores[2].item() == pytest.approx(0.16)
