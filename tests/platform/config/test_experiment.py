@@ -117,11 +117,12 @@ def test_relative_paths_of_a_ray_job_do_not_end_in_its_temporary_folder(
     assert resolve_path("") == ""
 
 
-def test_the_config_of_the_papers_text_is_the_models_paper_preset() -> None:
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_the_configs_of_smprs_presets_are_the_presets(preset: str) -> None:
     from posefleet.models.smpr import Config
 
-    path = next(path for path in CONFIGS if path.stem == "smpr_paper")
-    assert build_experiment(read_yaml(path)).model == Config.paper()
+    path = next(path for path in CONFIGS if path.stem == f"smpr_{preset}")
+    assert build_experiment(read_yaml(path)).model == getattr(Config, preset)()
 
 
 def test_detposenets_config_differs_from_its_paper_preset_in_filter_and_limbs_alone() -> None:
