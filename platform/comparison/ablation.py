@@ -2,7 +2,8 @@
 
 A ladder is a YAML file with ``rows``. A row has a ``name``, the ``paper``'s numbers, and the settings, by dotted name,
 that it adds to those of the rows before it: under ``set`` if they need a training of their own, under ``decode`` if
-they only change how poses are predicted from the weights of the last row that was trained.
+they only change how poses are predicted from the weights of the last row that was trained. Where the paper's rows are
+trained for different times, a row has ``epochs``, the paper's, which hold for the rows after it, too.
 """
 
 import dataclasses
@@ -42,6 +43,8 @@ class Row:
     """Settings that its poses are predicted with, by dotted name."""
     paper: Mapping[str, float]
     """The paper's statistics, percent."""
+    length: float = 1.0
+    """0..1, its epochs divided by those of the ladder's longest training, in the paper."""
 
 
 def read_ladder(path: Path) -> list[Row]:
@@ -52,13 +55,16 @@ def read_ladder(path: Path) -> list[Row]:
     """
     rows: list[Row] = []
     settings: dict[str, Any] = {}
-    for number, row in enumerate(read_yaml(path)["rows"], start=1):
+    written = read_yaml(path)["rows"]
+    longest, epochs = max(row.get("epochs", 0) for row in written), 0
+    for number, row in enumerate(written, start=1):
         name = row["name"]
         if ("set" in row) == ("decode" in row) or not (rows or "set" in row):
             raise ValueError(f"{path}: row {name!r} needs either set: or, after a row with set:, decode:")
         settings = {**settings, **row.get("set", {}), **row.get("decode", {})}
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         before = rows[-1] if "decode" in row else None
+        epochs = row.get("epochs", epochs)
         rows.append(
             Row(
                 name=name,
@@ -66,6 +72,7 @@ def read_ladder(path: Path) -> list[Row]:
                 trained=before.trained if before else settings,
                 decoded=settings,
                 paper=row["paper"],
+                length=epochs / longest if epochs else 1.0,
             )
         )
     return rows
@@ -110,7 +117,8 @@ def plan_trials(
 
     first = build({}).seed
     trained = {row.training: of_seed(build(row.trained), row.training, first) for row in rows}
-    trained = budgeted(trained, epochs=epochs, minutes=minutes)
+    lengths = {row.training: row.length for row in rows}
+    trained = budgeted(trained, epochs=epochs, minutes=minutes, lengths=lengths)
     decoded = {row.name: build(row.decoded) for row in rows}
     trials = {}
     for seed in range(first, first + seeds):

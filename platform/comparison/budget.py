@@ -19,14 +19,28 @@ STOPPED = 130
 
 
 def budgeted(
-    experiments: Mapping[str, Experiment], *, epochs: float | None = None, minutes: float | None = None
+    experiments: Mapping[str, Experiment],
+    *,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    lengths: Mapping[str, float] | None = None,
 ) -> dict[str, Experiment]:
-    """The experiments by name, each with the epochs that the budget allows; unchanged if there is no budget."""
-    if epochs is not None:
-        return {name: _with_epochs(experiment, epochs) for name, experiment in experiments.items()}
-    if minutes is not None:
-        return {name: _with_epochs(e, _epochs_in(minutes, name, e)) for name, e in experiments.items()}
-    return dict(experiments)
+    """The experiments by name, each with the epochs that the budget allows.
+
+    Args:
+        epochs: Epochs of each training. Default: those of the experiment.
+        minutes: Instead, minutes of each training.
+        lengths: Factor on epochs or minutes by name; 1 if absent.
+    """
+    result = {}
+    for name, experiment in experiments.items():
+        length = (lengths or {}).get(name, 1.0)
+        if minutes is not None:
+            wanted = _epochs_in(minutes * length, name, experiment)
+        else:
+            wanted = (experiment.train.epochs if epochs is None else epochs) * length
+        result[name] = experiment if wanted == experiment.train.epochs else _with_epochs(experiment, wanted)
+    return result
 
 
 def _epochs_in(minutes: float, name: str, experiment: Experiment) -> float:

@@ -19,8 +19,8 @@ LADDERS = sorted(path.stem for path in (compare.CONFIGS / "ladders").glob("*.yam
 def test_every_row_of_a_ladder_differs_from_the_others_and_can_be_built(method: str) -> None:
     rows, trials = compare._ablation(*compare._parse(["--ablate", method, *SHARDS]), OUT)
     assert [name for name, _ in trials] == [row.name for row in rows]
-    assert len({str((scored.model, scored.evaluate)) for _, scored in trials.values()}) == len(rows)
-    assert len({row.training for row in rows}) == len({str(row.trained) for row in rows})
+    assert len({str((e.model, e.evaluate, e.train.epochs)) for _, e in trials.values()}) == len(rows)
+    assert len({row.training for row in rows}) == len({str((row.trained, row.length)) for row in rows})
     assert all(40 < row.paper["AP"] < 80 for row in rows)
     for _, scored in trials.values():
         build_model(scored, pretrained=False)
@@ -34,6 +34,25 @@ def test_a_row_is_trained_once_for_each_seed_and_the_run_is_named_after_it() -> 
     assert [e.run.name for e in trained] == names
     assert [e.seed for e in trained] == [5, 5, 6, 6] and {e.train.epochs for e in trained} == {1}
     assert not trained[0].model.head.refine and trained[1].model.head.refine  # settings of the rows between, too
+
+
+def test_rows_that_the_paper_trains_longer_are_trained_longer() -> None:
+    for given, longest in ((("--epochs", "0.62"), 0.62), ((), 3.5)):
+        _, trials = compare._ablation(*compare._parse(["--ablate", "pfs", *given, *SHARDS]), OUT)
+        epochs = {name: trained.train.epochs for (name, _), (trained, _) in trials.items()}
+        assert epochs["Baseline*"] == epochs["+ PSM"] == longest
+        assert epochs["Baseline"] == epochs["+ Heatmap"] == pytest.approx(longest * 24 / 31)
+
+
+def test_only_the_last_row_of_smpr_adds_a_path_to_the_pyramid_whatever_the_recipe() -> None:
+    """And the rows before the OKS filter do without what the filter brings: clean labels, weights, 0.5."""
+    for recipe in ("demo", "paper"):
+        _, trials = compare._ablation(*compare._parse(["--ablate", "smpr", "--recipe", recipe, *SHARDS]), OUT)
+        models = [scored.model for _, scored in trials.values()]
+        assert [m.neck for m in models] == ["fpn"] * 6 + ["pafpn"]
+        assert [m.assign.cls_target for m in models] == ["s1"] * 3 + ["s2"] * 4
+        assert [m.loss.oks_weighted_regression for m in models] == [False] * 3 + [True] * 4
+        assert [m.assign.refine_oks_threshold for m in models[2:]] == [0.0] + [0.5] * 4
 
 
 def test_rows_that_only_decode_differently_share_a_training() -> None:

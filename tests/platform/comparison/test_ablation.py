@@ -43,6 +43,17 @@ def test_rows_are_chosen_by_name_or_number_in_their_own_order(rows: list[ablatio
         ablation.choose(rows, ["5"])
 
 
+def test_a_row_knows_its_share_of_the_longest_training(tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(
+        "rows:\n"
+        "  - {name: a, epochs: 24, set: {model.a: 1}, paper: {AP: 50.0}}\n"
+        "  - {name: b, set: {model.a: 2}, paper: {AP: 51.0}}\n"
+        "  - {name: c, epochs: 32, set: {}, paper: {AP: 52.0}}\n"
+    )
+    assert [row.length for row in ablation.read_ladder(path)] == [0.75, 0.75, 1.0]
+
+
 @pytest.mark.parametrize("row", ["{name: x, decode: {}, paper: {AP: 1}}", "{name: x, paper: {AP: 1}}"])
 def test_a_ladder_without_a_training_is_refused(row: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(f"rows:\n  - {row}\n")
