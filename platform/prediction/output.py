@@ -10,7 +10,8 @@ from typing import Any, Self
 import fsspec
 
 from posefleet.data.io.files import UNFINISHED, read_json, write_file
-from posefleet.platform.checkpoints.format import copy_for_use, read_content
+from posefleet.models import keypoint_score_rule
+from posefleet.platform.checkpoints.format import copy_for_use, read_content, read_meta
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.prediction.tables import Counts
 from posefleet.platform.runtime.paths import MODELS, resolve_path
@@ -22,7 +23,8 @@ class ModelInfo:
     """A checkpoint in memory, to be sent to the workers."""
 
     about: dict[str, Any]
-    """Address, registered version, path, method, step and sha256 of the weights, for the summary."""
+    """Address, registered version, path, method, step, sha256 of the weights, and what the scores of keypoints are (in
+    words), for the summary."""
     identity: str
     """Method, step, weights and settings in one line; equal for models that predict the same."""
     schema: str
@@ -51,6 +53,8 @@ class ModelInfo:
         content = read_content(path)
         weights = next(iter(json.loads(files["meta.json"])["files"].values()))["sha256"]
         settings = hashlib.sha256(json.dumps(content["experiment"], sort_keys=True).encode()).hexdigest()
+        experiment = read_meta(path).experiment
+        about["keypoint_scores"] = keypoint_score_rule(experiment.method, experiment.model)
         about |= {"checkpoint": path, "method": content["method"], "step": content["step"], "weights": weights}
         identity = f"{content['method']} at step {content['step']}, weights {weights[:12]}, settings {settings[:12]}"
         return cls(about, identity, content["schema"], files)

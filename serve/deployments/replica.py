@@ -286,7 +286,12 @@ class Replica:
                 "height": image.shape[0],
                 "poses": describe_poses(visible, schema, keypoint_threshold=options.keypoint_threshold),
             },
-            model={"name": settings.name, "method": loaded.predictor.method, "version": loaded.version.version},
+            model={
+                "name": settings.name,
+                "method": loaded.predictor.method,
+                "version": loaded.version.version,
+                "keypoint_scores": loaded.predictor.keypoint_scores,
+            },
             timings={stage: round(1e3 * seconds, 3) for stage, seconds in times.items()},
             overlay=overlay,
             share_ms=share_ms,

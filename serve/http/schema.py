@@ -30,7 +30,9 @@ class Keypoint(BaseModel):
     name: str
     x: float
     y: float
-    score: float
+    score: float = Field(
+        description="See keypoint_scores of the model: it may be the score of the whole pose, repeated."
+    )
 
 
 class Pose(BaseModel):
@@ -56,6 +58,11 @@ class ModelVersion(BaseModel):
     name: str
     method: str
     version: str | None = Field(description="Version of the registered model; null where a checkpoint is served.")
+    keypoint_scores: str = Field(
+        "not stated",
+        description="What the scores of keypoints are. 'pose score, repeated': the network scores whole poses only, "
+        "and each keypoint has the score of its pose.",
+    )
 
 
 class Timings(BaseModel):

@@ -156,6 +156,7 @@ function showResult() {
   if (shown !== selected) select(shown);
   listPeople(all, setFocus);
   showTimings(result());
+  $("keypoint-note").hidden = result()?.answer.model.keypoint_scores !== "pose score, repeated";
   refresh();
 }
 

@@ -38,6 +38,7 @@ def test_a_folder_is_predicted_and_a_second_run_has_nothing_to_do(
     assert "poses in 7 images, 0 of them with nobody" in first and "predicted 7 in" in first
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["model"]["model"] == model and summary["model"]["method"] == "smpr"
+    assert summary["model"]["keypoint_scores"] == "pose score, repeated"
     assert summary["counts"]["images"] == summary["last_run"]["predicted"] == 7
     assert predict(model, people_coco / "val2017", tmp_path / "out") == 0
     assert "nothing was left to predict" in capsys.readouterr().out

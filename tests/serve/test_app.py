@@ -120,7 +120,8 @@ def test_a_form_with_several_files_is_answered_in_order(server: Server, photogra
         ("wide.jpg", 128, 96),
         ("tall.jpg", 96, 128),
     ]
-    assert answer["model"] == {"name": "pose", "method": "smpr", "version": "1"}
+    model = {"name": "pose", "method": "smpr", "version": "1", "keypoint_scores": "pose score, repeated"}
+    assert answer["model"] == model
     timings = answer["timings"]
     assert 0 < timings["predict"] < timings["total"] and set(timings) == {"decode", "queue", "predict", "total"}
 
