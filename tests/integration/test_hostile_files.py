@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -125,6 +126,28 @@ def test_tensors_are_still_read(tmp_path: Path) -> None:
     for name in ("x.pt", "old.pt", "x.safetensors"):
         found = read_tensors(tmp_path / name)
         assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "old format"])
+def test_any_damage_is_named(old: bool) -> None:
+    """Random bytes make PyTorch's reader fail in a dozen ways; each becomes an error that names the file."""
+    buffer, random = io.BytesIO(), Random(0)
+    torch.save(
+        {"state_dict": {"a": torch.randn(4), "b": torch.ones(2)}, "epoch": 3},
+        buffer,
+        _use_new_zipfile_serialization=not old,
+    )
+    refused = 0
+    for _ in range(150):
+        data = bytearray(buffer.getvalue())
+        for _ in range(random.randint(1, 6)):
+            data[random.randrange(len(data))] = random.randrange(256)
+        try:
+            read_tensors(io.BytesIO(data[: random.choice([len(data), random.randrange(len(data))])]), "weights.pt")
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith("weights.pt ")
+    assert refused > 75
 
 
 def test_a_packed_file_of_weights(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Reading files of tensors without running code that they contain."""
 
+import errno
 import os
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,18 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+
+_DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What PyTorch raises besides ``UnpicklingError`` and ``RuntimeError`` when bytes of a file are not those written."""
 
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -32,8 +47,16 @@ def read_tensors(file: str | Path | IO[bytes], what: str = "") -> dict[str, Any]
     with only_tensors(what):
         if isinstance(file, str | Path) and str(file).endswith(".safetensors"):
             return dict(safetensors.torch.load_file(file))
-        _reject_compressed(file, what)
-        stored = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            compressed = _is_compressed(file)
+            with warnings.catch_warnings(action="ignore"):  # of pickle protocols that it may not know
+                stored = None if compressed else torch.load(file, map_location="cpu", weights_only=True)
+        except (*_DAMAGED, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a seek to where no byte can be
+                raise
+            raise UnpicklingError(f"{type(error).__name__}: {error}") from None
+    if compressed:
+        raise ValueError(f"{what} is refused: it is compressed, as torch.save never writes it; save it with torch.save")
     if not isinstance(stored, dict):
         raise ValueError(f"{what} holds a {type(stored).__name__}, expected a dictionary of tensors")
     return stored
@@ -52,7 +75,11 @@ def only_tensors(what: str) -> Iterator[None]:
         yield
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = f"it would run {named[1]}" if named else (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if named:
+            why = f"it would run {named[1]}"
+        elif why.startswith("Weights only load failed"):  # followed by advice to load it without this protection
+            why = "PyTorch cannot read it as tensors"
         raise ValueError(
             f"{what} is refused, and nothing of it was run: it is damaged, or holds more than tensors ({why[:200]}); "
             "give a .safetensors file, or one of torch.save(model.state_dict(), file)"
@@ -64,8 +91,8 @@ def only_tensors(what: str) -> Iterator[None]:
             os.environ[_TENSORS_ONLY] = before
 
 
-def _reject_compressed(file: str | Path | IO[bytes], what: str) -> None:
-    """Reject a compressed file: ``torch.save`` never compresses, and a small file could fill the memory."""
+def _is_compressed(file: str | Path | IO[bytes]) -> bool:
+    """Whether a file is compressed: ``torch.save`` never compresses, and a small file could fill the memory."""
     if not zipfile.is_zipfile(file):
         packed = False
     else:
@@ -73,5 +100,4 @@ def _reject_compressed(file: str | Path | IO[bytes], what: str) -> None:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
     if not isinstance(file, str | Path):
         file.seek(0)
-    if packed:
-        raise ValueError(f"{what} is refused: it is compressed, as torch.save never writes it; save it with torch.save")
+    return packed
