@@ -4,19 +4,19 @@ A method is found by its name: ``models/<name>.py`` or ``models/<name>/__init__.
 dataclass) and ``Model`` (an ``nn.Module``, built as ``Model(config, schema)``, that implements :class:`PoseModel`).
 A method whose authors published weights is a package with a module ``released`` (:class:`ReleasedModule`), which turns
 the authors' files into ours. Doors: :func:`load_method`, :func:`load_released`, :func:`available_methods`,
-:func:`keypoint_score_rule`, :class:`Released` and the protocols. Methods share ``parts``.
+:func:`keypoint_score_rule` and the protocols. Methods share ``parts``.
 """
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 from torch import Tensor
 
 from posefleet.data.structures import People, Poses
+from posefleet.models.parts.layers.released import Released
 
 
 class PoseModel(Protocol):
@@ -60,23 +60,6 @@ class ExportableModel(PoseModel, Protocol):
     def forward_features(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Run the network: images to named maps (B, C, h, w). A prediction needs nothing else of the network."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Released:
-    """Weights that the authors of a method published, under our names."""
-
-    variant: str
-    """Which of the published models it is, such as ``ResNet-50``."""
-    config: Any
-    """``Config`` of the method: its preset ``released`` for this variant, with ``pretrained`` off."""
-    weights: Mapping[str, Tensor]
-    """State dict of ``Model(config, schema)``."""
-    keypoints: int
-    """Number of keypoints that the network predicts."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the experiment, dotted names such as ``data.resize.short_side``, in which this variant differs from
-    ``jobs/configs/METHOD_released.yaml``."""
 
 
 class ReleasedModule(Protocol):

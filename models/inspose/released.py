@@ -5,10 +5,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from posefleet.models import Released
 from posefleet.models.inspose.model import Config
 from posefleet.models.parts.layers.backbones import backbone_weights
-from posefleet.models.parts.layers.released import Rules, backbone_name, rename_weights, split_weights, weight_of
+from posefleet.models.parts.layers.released import (
+    Released,
+    Rules,
+    backbone_name,
+    rename_weights,
+    split_weights,
+    weight_of,
+)
 
 MARK = "bbox_head.ctr_star_conv.weight"
 SOURCE = "https://github.com/hikvision-research/opera/tree/main/configs/inspose"

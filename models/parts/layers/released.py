@@ -1,15 +1,35 @@
-"""Names of published weights: from those of the authors' code to ours, and which backbone a file holds.
+"""Published weights: their names from those of the authors' code to ours, and which backbone a file holds.
 
 mmdetection's ResNet and HRNet, and HRNet's own code, name their weights as timm does.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 Rules = Sequence[tuple[str, str]]
 """Regular expressions of the authors' names, and what replaces them (``re.sub``); the first that matches counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """Weights that the authors of a method published, under our names."""
+
+    variant: str
+    """Which of the published models it is, such as ``ResNet-50``."""
+    config: Any
+    """``Config`` of the method: its preset ``released`` for this variant, with ``pretrained`` off."""
+    weights: Mapping[str, Tensor]
+    """State dict of ``Model(config, schema)``."""
+    keypoints: int
+    """Number of keypoints that the network predicts."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the experiment, dotted names such as ``data.resize.short_side``, in which this variant differs from
+    ``jobs/configs/METHOD_released.yaml``."""
+
 
 _LISTED = 20
 """Names of one kind in a message; the others are counted."""
