@@ -14,6 +14,7 @@ VERBS = {
     "doctor": ("data.doctor.__main__", "Find what is wrong with a data set in COCO's format."),
     "shard": ("jobs.shard_coco", "Write a data set as shards, which training reads."),
     "train": ("jobs.train", "Train a method: posefleet train smpr --config jobs/configs/smpr.yaml"),
+    "import": ("jobs.import_weights", "Import weights that a method's authors published."),
     "evaluate": ("jobs.evaluate", "Score a checkpoint on a data set: AP, and what goes wrong."),
     "compare": ("jobs.compare", "Compare methods, runs or registered models under equal conditions."),
     "tune": ("jobs.tune", "Search better settings, by training trials or for decoding alone."),

@@ -1,3 +1,3 @@
 """Checkpoints: a folder that describes itself, is written atomically, and is read without pickle.
 
-Doors: ``format``, ``store``, ``load``, ``resolve``."""
+Doors: ``format``, ``store``, ``load``, ``released``, ``resolve``."""

@@ -82,3 +82,15 @@ def save_mmdet(path: Path, weights: Mapping[str, Tensor], **extra: Any) -> Path:
     content = {"meta": meta, "state_dict": dict(weights), "optimizer": {"state": {}, "param_groups": []}, **extra}
     torch.save(content, path)
     return path
+
+
+def recorded_keys(method: str, model: str = "hrnet-w32") -> list[tuple[str, list[int]]]:
+    """Names and shapes of every weight in a released file; ``model`` chooses one of LOGO-CAP's."""
+    entries = json.loads((FOLDER / f"keys_{method}.json").read_text())
+    entries = entries["models"][model] if isinstance(entries, dict) else entries
+    return [(entry.get("released") or entry["key"], entry["shape"]) for entry in entries]
+
+
+def hollow(keys: list[tuple[str, list[int]]]) -> dict[str, Tensor]:
+    """Zeros of the given names and shapes that share one number each: a file of them takes a few hundred kB."""
+    return {name: torch.zeros(()).expand(shape) for name, shape in keys}
