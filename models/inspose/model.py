@@ -9,9 +9,10 @@ afterwards.
 :class:`Config` has three presets. :meth:`Config.paper` is the paper's text, :meth:`Config.released` the authors' later,
 stronger code (65.2 instead of 63.1 AP on val2017, both in 36 epochs), and the defaults are that code without its
 faults. In all of them the weights of KP-Nets are computed only for the cells that need them, and ``assign.min_side`` is
-measured in pixels of the network's input instead of the original image. Not even the preset ``released`` repeats two
+measured in pixels of the network's input instead of the original image. Not even the preset ``released`` repeats three
 things: tags are read at the keypoint's own cell (the released code reads at the cell above and to the left, so its
-losses ``pull`` and ``push`` differ), and keypoints have a score (there it is always 1).
+losses ``pull`` and ``push`` differ), keypoints have a score (there it is always 1), and keypoints outside the image are
+moved to its border.
 
 Letters: B images, M people of an image (padded), P cells, N positive or candidate cells, K keypoints.
 """
