@@ -242,8 +242,8 @@ class Frames:
 
     def to(self, device: torch.device | str) -> Self:
         """The same frames on another device."""
-        tensors = (t.to(device, non_blocking=True) for t in (self.boxes, self.ratios, self.nominal))
-        return type(self)(*tensors, mirrored=self.mirrored)
+        boxes, ratios, nominal = (t.to(device, non_blocking=True) for t in (self.boxes, self.ratios, self.nominal))
+        return replace(self, boxes=boxes, ratios=ratios, nominal=nominal)
 
     def mirror(self, width: int) -> Self:
         """The frames after a horizontal flip of the batch, which is ``width`` pixels wide."""

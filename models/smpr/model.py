@@ -14,7 +14,7 @@ one class; ``heatmap_target`` can keep all keypoints of a cell, or draw Gaussian
 Letters: B images, M people of an image (padded), P cells, N positive cells, K keypoints.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class Model(PyramidModel[Config]):
         targets = targets_at(rows, cells, padded)
 
         chosen = {name: gather_rows(maps[name], rows) for name in ("init", "refine", "psm") if name in maps}
-        judged = "refine" if config.assign.oks_of == "refined" else "init"
+        judged: Literal["refine", "init"] = "refine" if config.assign.oks_of == "refined" else "init"
         first = chosen[judged].detach()
         keep, best = config.assign.keep_best, None
         if keep == "image":

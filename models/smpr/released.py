@@ -5,10 +5,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from posefleet.models import Released
 from posefleet.models.parts.layers.backbones import backbone_weights
 from posefleet.models.parts.layers.fpn import FPN, HRFPN
-from posefleet.models.parts.layers.released import Rules, backbone_name, rename_weights, split_weights, weight_of
+from posefleet.models.parts.layers.released import (
+    Released,
+    Rules,
+    backbone_name,
+    rename_weights,
+    split_weights,
+    weight_of,
+)
 from posefleet.models.smpr.config import Config
 
 MARK = "bbox_head.feature_adaption.conv_adaption_reg.weight"
@@ -62,7 +68,7 @@ def released_weights(stored: Mapping[str, Tensor]) -> Released:
     name = backbone_name(body)
     if name not in REPORTED:
         raise ValueError(f"the backbone is {name}; SMPR's authors published {', '.join(REPORTED)}")
-    config = Config.released(name)
+    config = Config.released("hrnet_w32" if name == "hrnet_w32" else "resnet50")
     hrnet = config.neck == "hrfpn"
     weights = rename_weights(others, (*(_HRFPN_RULES if hrnet else _RULES), *_tower_rules(), *_HEAD_RULES))
     for scale in _SCALES:

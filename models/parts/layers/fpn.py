@@ -119,7 +119,7 @@ def _averages(x: Tensor, side: int) -> Tensor:
     height, width = x.shape[-2:]
     bottom, right = torch.sym_max(side - height, 0), torch.sym_max(side - width, 0)
     if torch.compiler.is_compiling() or bottom or right:
-        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")  # type: ignore[arg-type]  # symbolic while exporting
     return F.avg_pool2d(x, side, side)
 
 

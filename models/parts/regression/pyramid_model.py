@@ -56,7 +56,8 @@ class PyramidModel(DenseModel[ConfigT]):
     def __init__(self, config: ConfigT, schema: KeypointSchema) -> None:
         super().__init__()
         self.config = config
-        neck: type[FPN | HRFPN] = {"fpn": FPN, "pafpn": PAFPN, "hrfpn": HRFPN}[config.neck]
+        necks: dict[str, type[FPN] | type[HRFPN]] = {"fpn": FPN, "pafpn": PAFPN, "hrfpn": HRFPN}
+        neck = necks[config.neck]
         self.backbone = Backbone(config.backbone, strides=neck.reads)
         self.neck = neck(self.backbone.channels, config.head.channels, config.neck_activation)
         self.head = Head(config.head, len(schema), levels=len(neck.strides))
