@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posefleet.models.logocap.exact_conv import ExactConv2d
 from posefleet.models.logocap.expansion_maps import axis_similarity, candidate_axes, outer
 from posefleet.models.parts.layers.blocks import Norm, group_norm, norm_layer
 from posefleet.models.parts.ops.assign import PaddedPeople
@@ -128,7 +129,7 @@ def message_passing(config: AdaptConfig, norm: Norm, in_channels: int, keypoints
             nn.ReLU(inplace=True),
         ]
         in_channels = channels
-    return nn.Sequential(*layers, nn.Conv2d(in_channels, keypoints, 1))
+    return nn.Sequential(*layers, ExactConv2d(in_channels, keypoints, 1))
 
 
 @torch.no_grad()

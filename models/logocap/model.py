@@ -26,6 +26,7 @@ from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.logocap.adaptation import AdaptConfig, Instances, message_passing, training_instances
 from posefleet.models.logocap.centres import Centres, OffsetTargets, rough_poses, top_centres
+from posefleet.models.logocap.exact_conv import ExactConv2d
 from posefleet.models.logocap.expansion_maps import (
     candidate_axes,
     candidate_mesh,
@@ -435,4 +436,4 @@ class Model(nn.Module):
 
 
 def _head(norm: Norm, channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(norm_layer(channels, norm), nn.ReLU(inplace=True), nn.Conv2d(channels, out_channels, 1))
+    return nn.Sequential(norm_layer(channels, norm), nn.ReLU(inplace=True), ExactConv2d(channels, out_channels, 1))

@@ -136,6 +136,19 @@ def test_any_backbone_gives_maps_of_stride_4(name: str) -> None:
     assert maps["heat"][0].shape == (2, 18, 16, 24)
 
 
+def test_maps_that_are_searched_for_peaks_are_exact_under_autocast() -> None:
+    """In bfloat16 the cells round a peak tie, and every tie is a centre more."""
+    model = build().train()
+    images = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = model.forward_features(images)
+        kams = model._attraction(maps, torch.zeros(2, 2, K, 11, 2))
+    assert maps["embedding"][0].dtype == torch.bfloat16  # the layers before the last are fast
+    for exact in (maps["heat"][0], maps["offset"][0], kams):
+        assert exact.dtype == torch.float32
+        assert (exact != exact.bfloat16().float()).float().mean() > 0.9
+
+
 # ------------------------------------------------------------------------------------------------ targets
 
 
