@@ -70,6 +70,9 @@ class People(_Rows):
     """(M,) bool, True for a region that covers a group."""
     outlined: Tensor = field(default=None)  # type: ignore[assignment]  # see __post_init__
     """(M,) bool, True for those whose segmentation is part of ``mask``. Default: nobody."""
+    centres: Tensor = field(default=None)  # type: ignore[assignment]  # see __post_init__
+    """(M, 2) float32 xy, the centre of the whole person, which a crop may leave outside the image. Default: the mean of
+    the labelled keypoints; of a person without any, the middle of the box."""
     mask: Tensor | None = None
     """(h, w) bool, True in cells inside the segmentation of a crowd or of a person without keypoints; cell (y, x) is at
     pixel (``MASK_STRIDE`` y, ``MASK_STRIDE`` x). Losses of maps skip these cells, and the boxes of those who are not
@@ -79,10 +82,18 @@ class People(_Rows):
     def __post_init__(self) -> None:
         if self.outlined is None:
             object.__setattr__(self, "outlined", torch.zeros_like(self.crowd))  # type: ignore[unreachable]
+        if self.centres is None:
+            object.__setattr__(self, "centres", self._middles())  # type: ignore[unreachable]
         _Rows.__post_init__(self)
 
     def __len__(self) -> int:
         return len(self.keypoints)
+
+    def _middles(self) -> Tensor:
+        labelled = (self.visibility > 0)[..., None]
+        counts = labelled.sum(1)
+        means = self.keypoints.where(labelled, 0.0).sum(1) / counts.clamp(min=1)
+        return means.where(counts > 0, (self.boxes[:, :2] + self.boxes[:, 2:]) / 2)
 
     @property
     def labelled(self) -> Tensor:

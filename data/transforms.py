@@ -118,8 +118,9 @@ def move_people(
     """Move people of the original image to an input image.
 
     Keypoints outside the input image become unlabelled, boxes are clipped, areas scale with the determinant (a crop
-    does not change the scale of a person). A person whose box does not overlap the input image is dropped; a keypoint
-    person of whom only the box remains stays as an unlabelled person. A mask is not moved, and left out.
+    does not change the scale of a person), centres stay those of whole people. A person whose box does not overlap the
+    input image is dropped; a keypoint person of whom only the box remains stays as an unlabelled person. A mask is not
+    moved, and left out.
 
     Args:
         people: In pixels of the original image.
@@ -143,7 +144,16 @@ def move_people(
     low, high = corners.amin(1), corners.amax(1)
     boxes = torch.cat([torch.minimum(low.clamp(min=0), limit), torch.minimum(high.clamp(min=0), limit)], 1)
     determinant = float(abs(np.linalg.det(matrix[:, :2])))
-    moved = People(keypoints, visibility, boxes, people.areas * determinant, people.crowd, outlined=people.outlined)
+    centres = move_points(people.centres, matrix)
+    moved = People(
+        keypoints,
+        visibility,
+        boxes,
+        people.areas * determinant,
+        people.crowd,
+        outlined=people.outlined,
+        centres=centres,
+    )
     meets_frame = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1) | inside.any(1)
     return moved if bool(meets_frame.all()) else moved[meets_frame]
 

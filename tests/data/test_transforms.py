@@ -122,6 +122,16 @@ def test_a_keypoint_outside_the_crop_is_no_longer_labelled() -> None:
     assert moved.boxes[0].tolist() == [5.0, 5.0, 32.0, 40.0]
 
 
+def test_a_crop_keeps_the_centre_of_the_whole_person() -> None:
+    people = person({"nose": (10.0, 20.0), "left_hip": (50.0, 40.0)}, (5.0, 5.0, 60.0, 44.0))
+    assert people.centres.tolist() == [[30.0, 30.0]]
+    moved = move_people(people, chain(scaling(2, 2), translation(-4, 0)), (32, 96), COCO17)
+    assert moved.centres.tolist() == [[56.0, 60.0]]
+    again = move_people(moved, translation(-10, 0), (20, 96), COCO17)
+    assert again.centres.tolist() == [[46.0, 60.0]]
+    assert person({}, (10.0, 20.0, 30.0, 60.0)).centres.tolist() == [[20.0, 40.0]]
+
+
 def test_a_person_outside_the_crop_is_dropped_and_one_without_keypoints_stays_unlabelled() -> None:
     both = People.cat([person({"nose": (50.0, 20.0)}, (5.0, 5.0, 60.0, 40.0)), person({}, (70.0, 5.0, 90.0, 40.0))])
     moved = move_people(both, IDENTITY, (32, 48), COCO17)

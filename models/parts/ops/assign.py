@@ -38,6 +38,8 @@ class PaddedPeople:
     """(B, M, 4) xyxy pixels: the annotated box of every person and crowd; zero for padding."""
     counted: Tensor
     """(B, M) bool, True for single people, with keypoints or without; no crowds, no padding."""
+    centres: Tensor
+    """(B, M, 2) xy pixels, see :class:`People`; may be outside the image; zero for padding."""
     count: int
     """Number of people in all images together, known on the host."""
     outlined: Tensor
@@ -104,6 +106,7 @@ def pad_people(
         pad(valid),
         pad(annotated),
         pad(single),
+        pad(pack([p.centres for p in people]).float()),
         sum(counts),
         pad(pack([p.outlined for p in people])),
         _stack_masks(people, device),
