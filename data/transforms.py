@@ -5,13 +5,15 @@ The pixel convention of the whole project
 Coordinates are continuous: an image of width W spans [0, W], pixel i covers [i, i + 1) and its centre is i + 0.5.
 COCO's keypoints and boxes are used unchanged in that frame; nothing is added on reading or subtracted on
 writing. So a resize multiplies coordinates by newW / W and newH / H, and a horizontal flip is x -> W - x.
-OpenCV's affine warp indexes pixel centres instead, hence the half-pixel shifts in :func:`warp`.
+OpenCV's affine warp indexes pixel centres instead, hence the half-pixel shifts in :func:`warp`. One exception serves
+weights of other projects: ``Resize.fit``.
 
 Every geometric change is one (2, 3) float64 matrix from the original image to the input image. The sample carries
 the matrix; its inverse moves predictions back to the original image.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -171,6 +173,9 @@ def move_detections(detections: Detections, matrix: np.ndarray | Tensor) -> Dete
 
 # ---------------------------------------------------------------------------------------------------- recipes
 
+_MULTIPLE = 64
+"""Pixels of which the sides of a centred input are multiples."""
+
 
 def fitted_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
     """``size`` (width, height) scaled to ``short_side``, or less so that the long side is at most ``long_side``."""
@@ -192,15 +197,39 @@ class Resize:
     """Pixels of the short side after the resize. More finds smaller people, and takes more time and memory."""
     long_side: int = 1333
     """Maximum pixels of the long side; an elongated image is made smaller than ``short_side`` to keep it."""
+    fit: Literal["scale", "centre"] = "scale"
+    """``scale``: the input is the scaled image. ``centre``, as weights of the HigherHRNet family (DEKR, LOGO-CAP)
+    expect it: the scaled image is in the middle of a black input whose sides are multiples of 64, and matrices move
+    indices of pixels, so that the middle of pixel i is at i. It needs a ``short_side`` that is a multiple of 64."""
 
     def __post_init__(self) -> None:
         if not 0 < self.short_side <= self.long_side:
             raise ValueError(f"short_side {self.short_side} must be positive and at most long_side {self.long_side}")
+        if self.fit == "centre" and self.short_side % _MULTIPLE:
+            raise ValueError(
+                f"short_side {self.short_side} must be a multiple of {_MULTIPLE}, because fit is 'centre'; take "
+                f"{-(-self.short_side // _MULTIPLE) * _MULTIPLE}, or fit 'scale'"
+            )
 
     def matrix(self, original_size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-        """The (2, 3) matrix for an image of ``original_size`` (width, height), and the resulting size."""
-        size = fitted_size(original_size, self.short_side, self.long_side)
-        return scaling(size[0] / original_size[0], size[1] / original_size[1]), size
+        """The (2, 3) matrix for an image of ``original_size`` (width, height), and the size of the input."""
+        if self.fit == "scale":
+            size = fitted_size(original_size, self.short_side, self.long_side)
+            return scaling(size[0] / original_size[0], size[1] / original_size[1]), size
+        scale = min(self.short_side / min(original_size), self.long_side / max(original_size))
+        width, height = (int((scale * side + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE) for side in original_size)
+        x, y = ((side + 1) // 2 for side in original_size)
+        return chain(translation(-x, -y), scaling(scale, scale), translation(width / 2, height / 2)), (width, height)
+
+    def mirror(self, width: float) -> np.ndarray:
+        """(2, 3) matrix of the horizontal flip of an input of ``width`` pixels."""
+        return mirror(width if self.fit == "scale" else width - 1)
+
+    def warp(self, image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """:func:`warp`, for a matrix that begins with that of :meth:`matrix`."""
+        if self.fit == "scale":
+            return warp(image, matrix, size)
+        return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
     def scale(self, original_size: tuple[int, int]) -> float:
         """The scale of an image of ``original_size`` (width, height), before its size is rounded to whole pixels."""
@@ -253,14 +282,14 @@ class TrainTransform:
             matrix = chain(matrix, rotation(rng.uniform(-augment.rotate, augment.rotate), (size[0] / 2, size[1] / 2)))
         flipped = bool(rng.random() < augment.flip)
         if flipped:
-            matrix = chain(matrix, mirror(size[0]))
+            matrix = chain(matrix, self.resize.mirror(size[0]))
         outlined = _outlined(sample)
         matrix, size, people = self._crop(replace(sample.people, outlined=outlined), matrix, size, flipped, rng)
         if outlined.any():
             drawn = zip(sample.outlines, outlined.tolist(), strict=True)
             chosen = [outline for outline, wanted in drawn if outline is not None and wanted]
             people = replace(people, mask=torch.from_numpy(draw_mask(chosen, original, matrix, size)))
-        return Sample(warp(sample.image, matrix, size), people, sample.image_id, matrix, original)
+        return Sample(self.resize.warp(sample.image, matrix, size), people, sample.image_id, matrix, original)
 
     def _crop(
         self,
@@ -305,6 +334,7 @@ class EvalTransform:
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         matrix, size = self.resize.matrix(sample.original_size)
         if self.flipped:
-            matrix = chain(matrix, mirror(size[0]))
+            matrix = chain(matrix, self.resize.mirror(size[0]))
         people = move_people(sample.people, matrix, size, self.schema, flipped=self.flipped)
-        return Sample(warp(sample.image, matrix, size), people, sample.image_id, matrix, sample.original_size)
+        image = self.resize.warp(sample.image, matrix, size)
+        return Sample(image, people, sample.image_id, matrix, sample.original_size)

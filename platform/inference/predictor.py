@@ -20,7 +20,7 @@ from posefleet.data.coco.results import read_detections
 from posefleet.data.images import decode_image, encode_image
 from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.structures import Batch, Detections, Frames, People, Poses, Sample, collate, round_up
-from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, mirror, move_detections, move_poses
+from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, move_detections, move_poses
 from posefleet.models import keypoint_score_rule
 from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.checkpoints.load import load_model
@@ -141,9 +141,11 @@ class Predictor:
         self.schema: KeypointSchema = experiment.keypoints
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         settings = experiment.evaluate
+        resize = experiment.data.resize
         self.resizes = [
-            Resize(short_side=side, long_side=max(side, settings.max_side)) for side in settings.scales
-        ] or [experiment.data.resize]
+            dataclasses.replace(resize, short_side=side, long_side=max(side, settings.max_side))
+            for side in settings.scales
+        ] or [resize]
         self.flip, self.oracle_scores, self.oracle_boxes = settings.flip, settings.oracle_scores, settings.oracle_boxes
         self.detections = read_detections(resolve_path(settings.detections)) if settings.detections else None
         self.refined: list[Detections] = []
@@ -320,7 +322,7 @@ class Predictor:
         """
         groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
         boxes: dict[int, Detections] = {}
-        for row, shapes in enumerate(zip(*map(_own_shapes, views), strict=True)):
+        for row, shapes in enumerate(zip(*map(_own_shapes, views, self.resizes), strict=True)):
             groups.setdefault(shapes, []).append(row)
         if len(groups) == 1:
             return self._predict_alike(views)
@@ -345,6 +347,8 @@ class Predictor:
                 merged, self.refined = _to_original(found, views[0]), self._refined(views[0])
             else:
                 merged, self.refined = self._merge(views), []
+        if not getattr(self.model, "clips_poses", True):
+            return merged
         return [_clip(poses, size) for poses, size in zip(merged, views[0].original_sizes.tolist(), strict=True)]
 
     def _given(self, batch: Batch) -> list[Detections]:
@@ -371,7 +375,8 @@ class Predictor:
             if self.flip:
                 width = images.shape[-1]
                 mirrored = {name: each.mirror(width) for name, each in frames.items()}
-                sets.append([self._unflip(p, width) for p in model.candidates(images.flip(-1), **mirrored)])
+                back = resize.mirror(width)
+                sets.append([self._unflip(p, back) for p in model.candidates(images.flip(-1), **mirrored)])
             for candidates in sets:
                 if self.oracle_scores:
                     candidates = [
@@ -386,27 +391,22 @@ class Predictor:
         """The argument ``frames`` for models that take it (``takes_frames``); empty for others."""
         if not getattr(self.model, "takes_frames", False):
             return {}
-        heights, widths = _sizes(view).unbind(1)
-        boxes = torch.stack([torch.zeros_like(widths), torch.zeros_like(heights), widths, heights], dim=1).float()
-        ratios = view.matrices[:, [0, 1], [0, 1]].float()
+        ratios = view.matrices[:, [0, 1], [0, 1]]  # evaluation only scales and moves images
+        low = view.matrices[:, :, 2]
+        boxes = torch.cat([low, low + ratios * view.original_sizes], 1).float()
         nominal = torch.tensor([resize.scale((w, h)) for w, h in view.original_sizes.tolist()])
-        return {"frames": Frames(boxes, ratios, nominal).to(self.device)}
+        return {"frames": Frames(boxes, ratios.float(), nominal).to(self.device)}
 
-    def _unflip(self, poses: Poses, width: int) -> Poses:
+    def _unflip(self, poses: Poses, back: np.ndarray) -> Poses:
         index = self.schema.flip_index
         mirrored = Poses(poses.keypoints[:, index], poses.keypoint_scores[:, index], poses.scores)
-        return move_poses(mirrored, mirror(width))
+        return move_poses(mirrored, back)
 
 
-def _own_shapes(view: Batch) -> list[tuple[int, int]]:
+def _own_shapes(view: Batch, resize: Resize) -> list[tuple[int, int]]:
     """(H, W) to which each image of a batch would be padded alone."""
-    return [(round_up(height), round_up(width)) for height, width in _sizes(view).tolist()]
-
-
-def _sizes(view: Batch) -> Tensor:
-    """(B, 2) int64 (height, width) of the images of a batch without padding; evaluation only resizes images."""
-    scales = view.matrices[:, [1, 0], [1, 0]]
-    return (scales * view.original_sizes.flip(1)).round().long()
+    sizes = [resize.matrix((width, height))[1] for width, height in view.original_sizes.tolist()]
+    return [(round_up(height), round_up(width)) for width, height in sizes]
 
 
 def _to_original(poses: Sequence[Poses], batch: Batch) -> list[Poses]:

@@ -55,6 +55,41 @@ def test_coordinates_scale_with_the_actual_ratios() -> None:
     torch.testing.assert_close(point, torch.tensor([[1067.0, 800.0]]))
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((640, 480), (704, 512)), ((480, 640), (512, 704)), ((427, 640), (512, 768)), ((600, 600), (512, 512))],
+)
+def test_a_centred_input_has_sides_of_whole_64_pixels(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """As HigherHRNet's code: the middle, rounded up to a whole pixel, comes to the middle of the input."""
+    matrix, found = Resize(short_side=512, long_side=4096, fit="centre").matrix(size)
+    assert found == expected
+    scale = 512 / min(size)
+    np.testing.assert_allclose(matrix[:, :2], np.eye(2) * scale)
+    middle = torch.tensor([int(size[0] / 2 + 0.5), int(size[1] / 2 + 0.5)]).double()
+    torch.testing.assert_close(move_points(middle, matrix), torch.tensor(expected).double() / 2)
+
+
+def test_a_centred_input_is_black_around_the_image_and_counts_pixels_from_their_middles() -> None:
+    image = np.full((96, 110, 3), 200, np.uint8)
+    image[40, 63] = 0
+    resize = Resize(short_side=192, long_side=640, fit="centre")
+    moved = EvalTransform(resize, COCO17)(Sample(image, People.empty(17), 1, IDENTITY, (110, 96)))
+    assert moved.image.shape == (192, 256, 3)
+    assert (moved.image[:, :17] == 0).all() and (moved.image[:, 238:] == 0).all() and (moved.image[:, 18:236] > 0).any()
+    dark = 200.0 - moved.image[50:110, 100:190, 0].astype(float)
+    ys, xs = np.mgrid[50:110, 100:190]
+    centre = np.array([(dark * xs).sum(), (dark * ys).sum()]) / dark.sum()
+    np.testing.assert_allclose(centre, [144, 80], atol=0.01)
+    np.testing.assert_allclose(move_points(torch.tensor([63.0, 40.0]), moved.matrix), [144, 80])
+    flipped = EvalTransform(resize, COCO17, flipped=True)(Sample(image, People.empty(17), 1, IDENTITY, (110, 96)))
+    assert np.abs(flipped.image[:, ::-1].astype(int) - moved.image).max() <= 1
+
+
+def test_a_centred_input_needs_whole_64_pixels() -> None:
+    with pytest.raises(ValueError, match="short_side 500 must be a multiple of 64, because fit is 'centre'; take 512"):
+        Resize(short_side=500, fit="centre")
+
+
 def test_a_dot_stays_under_its_keypoint_through_every_transform() -> None:
     """Pixels and coordinates agree on the half-pixel convention: the dot's centre of mass is where the point went."""
     image = np.zeros((96, 128, 3), np.uint8)
