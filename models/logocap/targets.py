@@ -12,7 +12,7 @@ from torch import Tensor
 
 from posefleet.models.logocap.centres import OffsetTargets, offset_targets
 from posefleet.models.parts.ops.assign import PaddedPeople, ignored_cells
-from posefleet.models.parts.ops.cells import map_points, person_centres
+from posefleet.models.parts.ops.cells import map_points
 from posefleet.models.parts.ops.heatmaps import draw_gaussians, drawn_cells
 
 
@@ -36,6 +36,13 @@ class TargetConfig:
     """0..1, weight of the maps' loss in cells outside all Gaussians. Raised, maps have fewer false peaks."""
     min_area: float = 1024.0
     """People with a smaller area have no centre, square pixels of the input. Lowered, small people train, too."""
+    centre_of_unlabelled: bool = False
+    """Draw the centres of people without keypoints, too, in the middle of their boxes, as the released code does. Its
+    map is trained there only beyond the person, where a mask hides the person itself."""
+    column_shift: float = 0.0
+    """Cells by which the columns of all maps are left of their keypoints and centres. The released code mirrors pixels,
+    x -> W - 1 - x, otherwise than cells, so its networks learned columns 0.375 cells further left; training that starts
+    from their weights needs 0.375, or it has to unlearn that first."""
     mask_unlabelled: bool = True
     """Skip the loss of the maps inside crowds and people without keypoints."""
 
@@ -49,11 +56,10 @@ def heat_targets(
     people: PaddedPeople, size: tuple[int, int], stride: int, config: TargetConfig
 ) -> tuple[Tensor, Tensor]:
     """Gaussians (B, K + 1, h, w) of keypoints and, last, centres, and the weights (B, 1, h, w) of their cells."""
-    keypoints = people.keypoints / stride
+    keypoints, centres = _on_map(people.keypoints, stride, config), _on_map(people.centres, stride, config)
     limit = torch.tensor([size[1], size[0]], device=keypoints.device)
-    drawn = people.labelled & ((keypoints >= 0) & (keypoints < limit)).all(-1)
-    centres = person_centres(keypoints, people.labelled)
-    has_centre = _has_centre(people, config)
+    drawn = people.labelled & _inside(keypoints, limit)
+    has_centre = _has_centre(people, config) & _inside(centres, limit)
 
     def gaussians(points: Tensor, which: Tensor, sigma: float) -> Tensor:
         radius = 3 * sigma + 2  # the released code draws the cells that are nearer than this
@@ -74,12 +80,21 @@ def heat_targets(
 
 def owner_targets(people: PaddedPeople, size: tuple[int, int], stride: int, config: TargetConfig) -> OffsetTargets:
     """Targets of the offsets in the cells around the centres of people."""
-    keypoints = people.keypoints / stride
-    centres = person_centres(keypoints, people.labelled)
+    keypoints, centres = _on_map(people.keypoints, stride, config), _on_map(people.centres, stride, config)
     radius = config.offset_radius
     return offset_targets(centres, _has_centre(people, config), keypoints, people.labelled, people.areas, size, radius)
 
 
+def _on_map(points: Tensor, stride: int, config: TargetConfig) -> Tensor:
+    """Points (..., 2) xy in pixels -> in cells of the maps."""
+    return points / stride - points.new_tensor([config.column_shift, 0.0])
+
+
+def _inside(points: Tensor, limit: Tensor) -> Tensor:
+    """(...) bool, True for points (..., 2) in [0, limit), limit (2,)."""
+    return ((points >= 0) & (points < limit)).all(-1)
+
+
 def _has_centre(people: PaddedPeople, config: TargetConfig) -> Tensor:
-    """(B, M) bool, True for people with keypoints whose area is at least ``config.min_area``."""
-    return people.valid & (people.areas >= config.min_area)
+    """(B, M) bool, True for people whose area is at least ``config.min_area``; those without keypoints if asked for."""
+    return (people.counted if config.centre_of_unlabelled else people.valid) & (people.areas >= config.min_area)

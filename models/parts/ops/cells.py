@@ -108,9 +108,3 @@ def read_cells(maps: Tensor, cells: Tensor) -> Tensor:
     """Values (B, T, C) of maps (B, C, h, w) at cells (B, T, 2), whole xy (int64)."""
     index = cells[..., 1] * maps.shape[-1] + cells[..., 0]  # (B, T)
     return maps.flatten(2).gather(2, index[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
-
-
-def person_centres(keypoints: Tensor, labelled: Tensor) -> Tensor:
-    """Mean (..., 2) of keypoints (..., K, 2), labelled ones only; 0 where none is labelled."""
-    mask = labelled[..., None]
-    return keypoints.where(mask, 0.0).sum(-2) / mask.sum(-2).clamp(min=1)

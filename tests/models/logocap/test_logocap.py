@@ -1,9 +1,10 @@
 """LOGO-CAP: sizes, targets, losses, gradients and decoding with numbers from hand."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.coco_dataset import FolderDataset
-from posefleet.data.structures import People
+from posefleet.data.structures import People, Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.data.transforms import Augment, Resize, TrainTransform
+from posefleet.data.transforms import IDENTITY, Augment, Resize, TrainTransform, move_people
 from posefleet.models.logocap.adaptation import AdaptConfig, Instances, training_instances
 from posefleet.models.logocap.model import STRIDE, CentreHeadConfig, Config, DecodeConfig, LossConfig, Maps, Model
 from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_targets
@@ -30,6 +31,8 @@ HIP = COCO17.keypoints.index("left_hip")
 SIZE = (256, 320)  # height, width
 GRID = (64, 80)
 CPU = torch.device("cpu")
+FIELDS = ("keypoints", "visibility", "boxes", "areas", "crowd")
+BOX = torch.tensor([[100.0, 60, 180, 140]])  # the middle is cell (35, 25)
 SMALL = Config(
     backbone=BackboneConfig(name="resnet18", pretrained=False),
     head=CentreHeadConfig(heat_channels=8, offset_channels=16, embedding_channels=8, norm="group"),
@@ -177,6 +180,48 @@ def test_small_people_have_no_centre_but_keypoints() -> None:
         assert bool((owner_targets(padded, GRID, STRIDE, model.config.target).person >= 0).any()) == drawn
         (points,) = model.target_points(SIZE, [person(area)])[0]
         assert len(points.points) == 64 * drawn and (points.person == 0).all()
+
+
+def test_a_person_cut_by_the_crop_keeps_the_centre_of_the_whole_person() -> None:
+    """A crop at the left of x = 150 leaves 10 keypoints, whose own mean would be 4.5 cells further left."""
+    whole = person()
+    for width, centred in ((166, True), (150, False)):
+        cut = move_people(whole, IDENTITY, (width, SIZE[0]), COCO17)
+        assert 0 < (cut.visibility > 0).sum() < K
+        padded, grid = pad_people([cut], CPU), (GRID[0], -(-width // STRIDE))
+        heat, _ = heat_targets(padded, grid, STRIDE, SMALL.target)
+        owners = owner_targets(padded, grid, STRIDE, SMALL.target).person
+        if centred:
+            assert divmod(int(heat[0, K].argmax()), grid[1]) == (30, 40)
+            assert heat[0, K].amax().item() == pytest.approx(1)
+            assert (owners >= 0).any(1)[0].nonzero().amin(0).tolist() == [26, 36]
+        else:
+            assert not heat[0, K].any() and (owners == -1).all()
+            assert heat[0, 0].any()
+
+
+def test_people_without_keypoints_have_a_centre_where_the_released_code_draws_one() -> None:
+    unknown = person(labelled=0)
+    padded = pad_people([People(unknown.keypoints, unknown.visibility, BOX, unknown.areas, unknown.crowd)], CPU)
+    assert not heat_targets(padded, GRID, STRIDE, SMALL.target)[0].any()
+    heat, weights = heat_targets(padded, GRID, STRIDE, replace(SMALL.target, centre_of_unlabelled=True))
+    assert divmod(int(heat[0, K].argmax()), GRID[1]) == (25, 35) and not heat[0, :K].any()
+    assert weights[0, 0, 25, 47] == 1 and weights[0, 0, 25, 50] < 1
+    targets = replace(SMALL.target, centre_of_unlabelled=True)
+    assert (owner_targets(padded, GRID, STRIDE, targets).person == -1).all()
+    crowd = pad_people([People(unknown.keypoints, unknown.visibility, BOX, unknown.areas, ~unknown.crowd)], CPU)
+    assert not heat_targets(crowd, GRID, STRIDE, targets)[0].any()
+
+
+def test_columns_move_left_as_the_released_networks_learned_them() -> None:
+    moved = replace(SMALL.target, column_shift=0.375)
+    padded = pad_people([person()], CPU)
+    (plain, _), (left, _) = (heat_targets(padded, GRID, STRIDE, config) for config in (SMALL.target, moved))
+    assert left[0, K, 30, 40].item() == pytest.approx(math.exp(-(0.375**2) / 32))
+    assert left[0, K, 30, 39].item() == pytest.approx(math.exp(-(0.625**2) / 32))
+    assert (left.amax((2, 3)) <= plain.amax((2, 3)) + 1e-6).all()
+    offsets = [owner_targets(padded, GRID, STRIDE, config).offsets[0, :2, 30, 39] for config in (SMALL.target, moved)]
+    torch.testing.assert_close(offsets[1] - offsets[0], torch.tensor([0.375, 0.0]))
 
 
 def test_crowds_and_people_without_keypoints_are_masked_by_their_boxes() -> None:
