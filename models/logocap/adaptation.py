@@ -42,6 +42,9 @@ class AdaptConfig:
     window_sigmas: float = 3.0
     """Distance from the window's centre to its border, in standard deviations of its Gaussian; the paper has 3. Raised,
     the window fades faster and keypoints stay closer to the rough pose."""
+    border: Literal["repeat", "fade"] = "repeat"
+    """What maps are worth beyond their last row and column when they are sampled: the last values are repeated, or, in
+    the released code, values are 0 at the last row or column itself and return to the last values within one cell."""
     top_weight: float = 0.75
     """0.5..1, weight of the best cell in the mean of the two best cells; 1 takes the best cell alone."""
     assign: Literal["best", "clampmean"] = "best"

@@ -57,12 +57,23 @@ def outer(axes: Tensor) -> Tensor:
     return axes[..., :, None, 1] * axes[..., None, :, 0]
 
 
-def sample_candidates(features: Tensor, axes: Tensor, stride: int) -> Tensor:
+def fading(positions: Tensor, cells: int) -> Tensor:
+    """Factors (...) of values sampled at ``positions`` (...) of an axis of ``cells`` cells, as in the released code.
+
+    Its bilinear sampling takes the last cell twice where the right or lower neighbour is missing, with weights that
+    should sum to 1 and sum to the distance from the last cell: 0 there, 1 from one cell beyond on.
+    """
+    beyond = positions - (cells - 1)
+    return beyond.clamp(max=1).where(beyond >= 0, 1.0)
+
+
+def sample_candidates(features: Tensor, axes: Tensor, stride: int, *, fade: bool = False) -> Tensor:
     """Features at every candidate, by bilinear interpolation; outside the map the border is repeated.
 
     Args:
         features: (B, D, h, w); cell j is at pixel stride * j.
         axes: (B, T, K, S, 2) pixels.
+        fade: Multiply by :func:`fading`.
 
     Returns:
         (B * T, K * D, S, S), the channels of one keypoint after the other.
@@ -70,14 +81,19 @@ def sample_candidates(features: Tensor, axes: Tensor, stride: int) -> Tensor:
     batch, instances, keypoints, size, _ = axes.shape
     height, width = features.shape[-2:]
     x, y = axes.unbind(-1)
+    factors = outer(torch.stack([fading(x / stride, width), fading(y / stride, height)], dim=-1)) if fade else None
     axes = torch.stack([x * (2 / (stride * (width - 1))), y * (2 / (stride * (height - 1)))], dim=-1)
     grid = candidate_mesh(axes - 1).view(batch, instances * keypoints, size * size, 2)
     values = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
     values = values.view(batch, -1, instances, keypoints, size * size).permute(0, 2, 3, 1, 4)
+    if factors is not None:
+        values = values * factors.flatten(-2)[..., None, :]
     return values.reshape(batch * instances, -1, size, size)
 
 
-def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shift: float, sigma: float) -> Tensor:
+def sample_windows(
+    maps: Tensor, poses: Tensor, window: int, stride: int, *, shift: float, sigma: float, fade: bool = False
+) -> Tensor:
     """Windows of the keypoint maps around every keypoint, multiplied by a Gaussian (global KEM).
 
     The maps are upsampled to pixels and sampled at whole steps from each keypoint, both bilinear. Both factor into
@@ -90,13 +106,14 @@ def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shi
         stride: Pixels per cell.
         shift: Pixel x is read at index x + shift of the upsampled map; outside, the border is repeated.
         sigma: Standard deviation of the Gaussian, pixels.
+        fade: Multiply by :func:`fading` of the upsampled map.
 
     Returns:
         (B, T, K, W, W).
     """
     reach = window // 2
     steps = torch.arange(-reach, reach + 2, device=poses.device)
-    fade = torch.exp(-steps[:-1].square() / (2 * sigma**2))[:, None]  # (W, 1)
+    gaussian = torch.exp(-steps[:-1].square() / (2 * sigma**2))[:, None]  # (W, 1)
 
     def reader(position: Tensor, cells: int) -> tuple[Tensor, Tensor]:
         """The n cells (B, T, K, n) under a window along one axis, and their weights in each step (B, T, K, W, n)."""
@@ -107,7 +124,9 @@ def sample_windows(maps: Tensor, poses: Tensor, window: int, stride: int, *, shi
         start = read[..., :1].floor().long().clamp(0, cells - span)
         under = start + torch.arange(span, device=poses.device)
         rows = (1 - (read[..., None] - under[..., None, :]).abs()).clamp(min=0)  # (B, T, K, W + 1, n)
-        rows = fade * torch.lerp(rows[..., :-1, :], rows[..., 1:, :], (position - first)[..., None, None])
+        rows = gaussian * torch.lerp(rows[..., :-1, :], rows[..., 1:, :], (position - first)[..., None, None])
+        if fade:
+            rows = rows * fading(position[..., None] + steps[:-1], cells * stride)[..., None]
         return under, rows
 
     x, y = (poses + shift).unbind(-1)

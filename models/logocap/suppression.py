@@ -9,18 +9,21 @@ from torch.nn.utils.rnn import pad_sequence
 from posefleet.data.structures import Poses
 
 
-def suppress_near(poses: Sequence[Poses], *, distance: float, keypoints: int, limit: int) -> list[Poses]:
+def suppress_near(
+    poses: Sequence[Poses], *, distance: float, keypoints: int, limit: int, best_first: bool = True
+) -> list[Poses]:
     """Keep at most ``limit`` poses of every image, best first.
 
     Candidates may come from several passes over the same image (scales, flips): concatenate them first.
 
     Args:
         poses: Poses of each image.
+        best_first: Visit poses by their score; else in their order.
         distance: Keypoints of two poses are near if closer than this share of the diagonal of the first one's box.
         keypoints: Poses with more near keypoints than this are duplicates.
         limit: Poses kept of an image.
     """
-    ordered = [p[p.scores.argsort(descending=True, stable=True)] for p in poses]
+    ordered = [_sorted(p) for p in poses] if best_first else poses
     kept = pick_near(
         pad_sequence([p.keypoints for p in ordered], batch_first=True),
         pad_sequence([p.scores for p in ordered], batch_first=True, padding_value=-1.0),
@@ -28,15 +31,16 @@ def suppress_near(poses: Sequence[Poses], *, distance: float, keypoints: int, li
         keypoints=keypoints,
     )
     survivors = (~kept).to(torch.uint8).argsort(dim=1, stable=True)  # (B, N), those who were kept first
-    counts = kept.sum(1).clamp(max=limit).tolist()  # the host waits here
-    return [p[rows[:count]] for p, rows, count in zip(ordered, survivors, counts, strict=True)]
+    counts = kept.sum(1).tolist()  # the host waits here
+    left = [p[rows[:count]] for p, rows, count in zip(ordered, survivors, counts, strict=True)]
+    return [p[:limit] for p in (left if best_first else map(_sorted, left))]
 
 
 def pick_near(poses: Tensor, scores: Tensor, *, distance: float, keypoints: int) -> Tensor:
     """Which poses survive.
 
-    Poses are visited in order, except suppressed ones. Of the visited pose and its duplicates, the best one survives,
-    unless it was suppressed before, and suppresses the others.
+    Poses are visited in order, except those that are settled. Of the visited pose and its duplicates, the best one
+    survives, unless it is settled; then all of them are settled.
 
     Args:
         poses: (B, N, K, 2) xy, any unit.
@@ -46,19 +50,24 @@ def pick_near(poses: Tensor, scores: Tensor, *, distance: float, keypoints: int)
         (B, N) bool.
     """
     kept = torch.zeros_like(scores, dtype=torch.bool)
-    suppressed = scores < 0
+    settled = scores < 0
     if not poses.shape[1]:
         return kept
     diagonal = (poses.amax(2) - poses.amin(2)).norm(dim=-1)  # (B, N)
     gaps = (poses[:, :, None] - poses[:, None]).norm(dim=-1)  # (B, N, N, K)
     near = (gaps < distance * diagonal[:, :, None, None]).sum(-1) > keypoints  # (B, N, N): j is near i
     near |= torch.eye(poses.shape[1], dtype=torch.bool, device=poses.device)
-    near &= ~suppressed[:, None]
+    near &= ~settled[:, None]
     for i in range(poses.shape[1]):
         group = near[:, i]  # (B, N)
         best = scores.where(group, -2.0).argmax(1, keepdim=True)
         alone = torch.zeros_like(kept).scatter_(1, best, True)
-        act = ~suppressed[:, i : i + 1] & ~suppressed.gather(1, best)
+        act = ~settled[:, i : i + 1] & ~settled.gather(1, best)
         kept |= alone & act
-        suppressed |= group & ~alone & act
+        settled |= group & act
     return kept
+
+
+def _sorted(poses: Poses) -> Poses:
+    """The poses, best first."""
+    return poses[poses.scores.argsort(descending=True, stable=True)]

@@ -104,6 +104,40 @@ def test_windows_equal_sampling_of_the_upsampled_map(shift: float) -> None:
     torch.testing.assert_close(found, upsampled_windows(maps, poses, 13, shift, 2.0), atol=1e-5, rtol=1e-4)
 
 
+def released_sampling(maps: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Values (C, ...) of maps (C, h, w) as the released code reads them, from its four neighbours and their weights."""
+    value = torch.zeros(len(maps), *x.shape)
+    corners = []
+    for position, cells in ((x, maps.shape[2]), (y, maps.shape[1])):
+        low = position.floor().clamp(0, cells - 1)
+        high = (low + 1).clamp(max=cells - 1)
+        corners.append([(low.long(), (high - position).clamp(0, 1)), (high.long(), (position - low).clamp(0, 1))])
+    for column, across in corners[0]:
+        for row, down in corners[1]:
+            value += maps[:, row, column] * across * down
+    return value
+
+
+def test_values_fade_at_the_right_and_lower_border_as_in_the_released_code() -> None:
+    random = torch.Generator().manual_seed(0)
+    maps = torch.rand(1, 2, 8, 12, generator=random)
+    poses = torch.rand(1, 6, 2, 2, generator=random) * torch.tensor([60.0, 44.0]) - 6
+    axes = candidate_axes(poses, torch.tensor([0.1, 0.2]), 5, step=1.5)
+    mesh = candidate_mesh(axes)[0]  # (6, 2, 5, 5, 2)
+    expected = released_sampling(maps[0], mesh[..., 0] / 4, mesh[..., 1] / 4)  # (2, 6, 2, 5, 5)
+    found = sample_candidates(maps, axes, 4, fade=True).view(6, 2, 2, 5, 5)
+    torch.testing.assert_close(found, expected.permute(1, 2, 0, 3, 4), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found, sample_candidates(maps, axes, 4).view_as(found), atol=1e-2)
+
+    up = F.interpolate(maps, scale_factor=4.0, mode="bilinear", align_corners=False)[0]
+    window = candidate_mesh(window_axes(poses, 13))[0]  # (6, 2, 13, 13, 2)
+    both = torch.stack([released_sampling(up, w[..., 0], w[..., 1])[k] for k, w in enumerate(window.unbind(1))], dim=1)
+    distance = (torch.arange(13) - 6).square()
+    expected = both * torch.exp(-(distance[:, None] + distance) / 8)
+    found = sample_windows(maps, poses, 13, 4, shift=0.0, sigma=2.0, fade=True)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-4)
+
+
 def test_the_gaussian_of_a_window_ends_at_three_deviations() -> None:
     ones = torch.ones(1, 1, 40, 40)
     window = sample_windows(ones, torch.full((1, 1, 1, 2), 80.0), 97, 4, shift=0, sigma=16.0)[0, 0, 0]

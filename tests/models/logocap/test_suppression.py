@@ -1,5 +1,6 @@
 """Duplicates by near keypoints: the limit, the order, batches."""
 
+import pytest
 import torch
 
 from posefleet.data.structures import Poses
@@ -43,6 +44,24 @@ def test_the_best_survives_whatever_the_order_and_the_rest_is_sorted() -> None:
     (kept,) = suppress(image(moved(17), FIRST, FIRST + 0.1, scores=[0.3, 0.5, 0.7]))
     torch.testing.assert_close(kept.keypoints, torch.stack([FIRST + 0.1, moved(17)]))
     assert (kept.scores.diff() <= 0).all()
+
+
+def test_poses_can_be_visited_in_their_order() -> None:
+    """A chain whose ends are not near each other: its middle, visited first, makes both ends duplicates."""
+    chain = [moved(0), moved(6), moved(12)]
+    best_end = image(chain[1], chain[0], chain[2], scores=[0.5, 0.9, 0.7])
+    by_score, by_order = (
+        suppress_near([best_end], distance=0.05, keypoints=8, limit=30, best_first=first)[0] for first in (True, False)
+    )
+    assert by_score.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert by_order.scores.tolist() == pytest.approx([0.9])
+
+
+def test_a_pose_that_survived_makes_no_more_duplicates() -> None:
+    """As in DEKR's code. In a chain of four the second survives; the third is near it, but best when the last comes."""
+    chain = image(moved(0), moved(6), moved(12), moved(17), scores=[0.5, 0.9, 0.7, 0.6])
+    (kept,) = suppress_near([chain], distance=0.05, keypoints=8, limit=30, best_first=False)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.7])
 
 
 def test_images_do_not_mix_and_the_limit_holds() -> None:
