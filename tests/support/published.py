@@ -4,6 +4,7 @@ Also files in the authors' formats, which tests of the import read instead of th
 """
 
 import json
+import zlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,36 @@ def smpr_weights() -> dict[str, Tensor]:
     weights = draw(released_keys("smpr"))
     weights["bbox_head.fcos_cls.bias"] -= 1.0
     return weights
+
+
+@cache
+def logocap_weights(backbone: str = "hrnet_w32") -> dict[str, Tensor]:
+    """The weights with which the released code of LOGO-CAP computed its golden outputs; others with HRNet-W48."""
+    entries = json.loads((FOLDER / "keys_logocap.json").read_text())["models"][backbone.replace("_", "-")]
+    weights = {entry["key"]: torch.from_numpy(_draw_alone(entry["key"], entry["shape"])) for entry in entries}
+    replaced = {name.removeprefix("w:"): value for name, value in golden("logocap").items() if name.startswith("w:")}
+    return weights | {
+        name: torch.from_numpy(value) for name, value in replaced.items() if weights[name].shape == value.shape
+    }
+
+
+def _draw_alone(name: str, shape: list[int]) -> np.ndarray:
+    """A weight of LOGO-CAP, from a generator of its own that its name seeds."""
+    rng, last = np.random.default_rng(zlib.crc32(name.encode())), name.rpartition(".")[2]
+    if last == "num_batches_tracked":
+        return np.asarray(0)
+    if last == "running_var":
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if last == "weight" and len(shape) == 1:
+        return rng.uniform(0.3, 0.7, shape).astype(np.float32)
+    normal = rng.standard_normal(shape)
+    if last == "weight":
+        normal /= np.sqrt(np.prod(shape[1:]))
+    elif last == "weight_":
+        normal = 0.1 + 0.02 * normal
+    else:  # biases and running means
+        normal *= 0.1
+    return normal.astype(np.float32)
 
 
 def save_mmdet(path: Path, weights: Mapping[str, Tensor], **extra: Any) -> Path:
