@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from posefleet.models.logocap.exact_conv import ExactConv2d
 from posefleet.models.logocap.expansion_maps import axis_similarity, candidate_axes, outer
+from posefleet.models.logocap.winograd import Conv3x3
 from posefleet.models.parts.layers.blocks import Norm, group_norm, norm_layer
 from posefleet.models.parts.ops.assign import PaddedPeople
 
@@ -127,7 +128,7 @@ def message_passing(config: AdaptConfig, norm: Norm, in_channels: int, keypoints
     for i, channels in enumerate(config.message_channels):
         attentive = config.attentive_norm and i == 1
         layers += [
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+            Conv3x3(in_channels, channels),
             AttentiveNorm(channels, config.mixture, norm) if attentive else norm_layer(channels, norm),
             nn.ReLU(inplace=True),
         ]

@@ -7,6 +7,10 @@ S candidates along a side, W pixels along the side of a window, (h, w) cells; le
 instances.
 """
 
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,28 +71,57 @@ def fading(positions: Tensor, cells: int) -> Tensor:
     return beyond.clamp(max=1).where(beyond >= 0, 1.0)
 
 
-def sample_candidates(features: Tensor, axes: Tensor, stride: int, *, fade: bool = False) -> Tensor:
+def mesh_span(sigmas: Sequence[float], size: int, step: float, stride: int) -> int:
+    """Cells along a side that are read for the widest mesh of :func:`candidate_axes`."""
+    return math.ceil((size - 1) * step * max(sigmas) / min(sigmas) / stride) + 2
+
+
+def sample_candidates(features: Tensor, axes: Tensor, stride: int, span: int, *, fade: bool = False) -> Tensor:
     """Features at every candidate, by bilinear interpolation; outside the map the border is repeated.
+
+    Without gradients, the cells under a mesh are gathered once, and its rows and columns are interpolated one after the
+    other, because several candidates lie in each cell.
 
     Args:
         features: (B, D, h, w); cell j is at pixel stride * j.
         axes: (B, T, K, S, 2) pixels.
+        span: See :func:`mesh_span`.
         fade: Multiply by :func:`fading`.
 
     Returns:
-        (B * T, K * D, S, S), the channels of one keypoint after the other.
+        (B * T, K * D, S, S), the channels of one keypoint after the other, in channels_last memory.
     """
     batch, instances, keypoints, size, _ = axes.shape
     height, width = features.shape[-2:]
-    x, y = axes.unbind(-1)
-    factors = outer(torch.stack([fading(x / stride, width), fading(y / stride, height)], dim=-1)) if fade else None
-    axes = torch.stack([x * (2 / (stride * (width - 1))), y * (2 / (stride * (height - 1)))], dim=-1)
-    grid = candidate_mesh(axes - 1).view(batch, instances * keypoints, size * size, 2)
-    values = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
-    values = values.view(batch, -1, instances, keypoints, size * size).permute(0, 2, 3, 1, 4)
-    if factors is not None:
-        values = values * factors.flatten(-2)[..., None, :]
-    return values.reshape(batch * instances, -1, size, size)
+    if features.requires_grad:  # the gradient of a gather is slow
+        x, y = axes.unbind(-1)
+        scaled = torch.stack([x * (2 / (stride * (width - 1))), y * (2 / (stride * (height - 1)))], dim=-1)
+        grid = candidate_mesh(scaled - 1).view(batch, instances * keypoints, size * size, 2)
+        values = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
+        values = values.view(batch, -1, instances, keypoints, size, size).permute(0, 2, 4, 5, 3, 1)
+        if fade:
+            factors = outer(torch.stack([fading(x / stride, width), fading(y / stride, height)], dim=-1))
+            values = values * factors.permute(0, 1, 3, 4, 2)[..., None]
+    else:
+        x, y = (axes / stride).unbind(-1)
+        (columns, across), (rows, down) = _under(x, width, span, fade), _under(y, height, span, fade)
+        image = torch.arange(batch, device=axes.device).view(-1, 1, 1, 1, 1) * (height * width)
+        cells = image + rows[..., :, None] * width + columns[..., None, :]  # (B, T, K, n, n)
+        flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B * h * w, D)
+        patches = flat.index_select(0, cells.flatten()).view(*cells.shape[:4], -1)  # (B, T, K, n, n * D)
+        lines = (down @ patches).view(*axes.shape[:4], cells.shape[-1], -1)  # (B, T, K, S, n, D)
+        values = (across[..., None, :, :] @ lines).permute(0, 1, 3, 4, 2, 5)
+    return values.reshape(batch * instances, size, size, -1).permute(0, 3, 1, 2)  # from (B, T, S, S, K, D)
+
+
+def _under(positions: Tensor, cells: int, span: int, fade: bool) -> tuple[Tensor, Tensor]:
+    """Cells (..., n) under ascending ``positions`` (..., S) of an axis, and their weights (..., S, n) in each."""
+    inside = positions.clamp(0, cells - 1)
+    span = min(span, cells)
+    start = inside[..., :1].floor().long().clamp(max=cells - span)
+    under = start + torch.arange(span, device=positions.device)
+    weights = (1 - (inside[..., None] - under[..., None, :]).abs()).clamp(min=0)
+    return under, weights * fading(positions, cells)[..., None] if fade else weights
 
 
 def sample_windows(
@@ -159,9 +192,21 @@ def convolve_windows(windows: Tensor, kernels: Tensor) -> Tensor:
     reach = size // 2
     length = _fast_length(window + reach)  # values that wrap around land on the rim that is cut off
     lengths = (length, length)
-    spectrum = torch.fft.rfft2(windows, s=lengths) * torch.fft.rfft2(kernels / size**2, s=lengths)
-    full: Tensor = torch.fft.irfft2(spectrum, s=lengths)
+    down, across = _waves(size, length, kernels.device)
+    kernel = down @ (kernels.to(down.dtype) @ across)  # small kernels need no fast transform
+    full: Tensor = torch.fft.irfft2(torch.fft.rfft2(windows, s=lengths) * kernel, s=lengths)
     return full[..., reach : reach + window, reach : reach + window]
+
+
+@lru_cache(maxsize=16)
+def _waves(size: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factors (length, size) of rows and (size, length // 2 + 1) of columns that transform a kernel of ``size`` cells,
+    padded to ``length``, and divide it by its number of cells."""
+    with torch.inference_mode(False):
+        frequencies, cells = torch.arange(length).double(), torch.arange(size).double()
+        turns = torch.outer(frequencies, cells) * (-2 * math.pi / length)
+        waves = torch.polar(torch.full_like(turns, 1 / size), turns).to(device, torch.complex64)
+        return waves, waves[: length // 2 + 1].T.contiguous()
 
 
 def top_two(windows: Tensor, weight: float) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from posefleet.models.logocap.expansion_maps import (
     candidate_axes,
     candidate_mesh,
     convolve_windows,
+    mesh_span,
     outer,
     sample_candidates,
     sample_windows,
@@ -49,6 +50,10 @@ from posefleet.models.parts.ops.losses import l2_loss, mean_counts, smooth_l1_lo
 
 STRIDE = 4
 """Pixels per cell of all maps; cell j is at pixel 4 j."""
+
+_CACHED = 2
+"""Instances of an image whose windows a CPU computes together, so that they stay in its cache; all at once they take
+twice the time."""
 
 _NOTHING = 1e-6
 """Values of adapted maps up to this limit are rounding errors."""
@@ -285,6 +290,7 @@ class Model(nn.Module):
         self.flip_index = schema.flip_index
         self.shift = (STRIDE - 1) / 2 if config.half_pixel_fix else 0.0
         self.fades = config.adapt.border == "fade"
+        self.span = mesh_span(schema.sigmas, adapt.kem_size, adapt.kem_step, STRIDE)
         self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
         self.diagnostics = {}
 
@@ -350,7 +356,7 @@ class Model(nn.Module):
     def _attraction(self, maps: Maps, axes: Tensor) -> Tensor:
         """Attraction maps (B, T, K, S, S) float32 of the candidates (B, T, K, S, 2)."""
         with torch.autocast(axes.device.type, enabled=False):
-            blocks = sample_candidates(maps["embedding"][0], axes, STRIDE, fade=self.fades)
+            blocks = sample_candidates(maps["embedding"][0], axes, STRIDE, self.span, fade=self.fades)
         kams: Tensor = self.message_passing(blocks).float().unflatten(0, axes.shape[:2])
         return kams
 
@@ -517,14 +523,23 @@ class Model(nn.Module):
             values, best = kams.flatten(-2).max(-1)  # (B, T, K)
             mesh = candidate_mesh(axes).flatten(-3, -2)
             return mesh.gather(-2, best[..., None, None].expand(*best.shape, 1, 2)).squeeze(-2), values
-        windows = self._windows(heat, rough, adapt.window)
-        if kams is None:
-            move, values = top_two(windows, 1.0)
-        else:
-            move, values = top_two(convolve_windows(windows, kams), adapt.top_weight)
+        few = _CACHED if rough.device.type == "cpu" else len(rough[0])
+        parts = range(0, len(rough[0]), max(few, 1))
+        found = [
+            self._best_cells(heat, *(None if v is None else v[:, i : i + few] for v in (rough, kams))) for i in parts
+        ]
+        move, values = (torch.cat(part, dim=1) for part in zip(*found, strict=True))
         if self.config.decode.stay:  # where no value exceeds rounding errors, the best cell is arbitrary
             move = move.where((values > _NOTHING)[..., None], 0.0)
         return rough + move, values
+
+    def _best_cells(self, heat: Tensor, rough: Tensor, kams: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Moves (B, T, K, 2), pixels, from rough keypoints to the best cells of windows, and values (B, T, K) there."""
+        adapt = self.config.adapt
+        windows = self._windows(heat, rough, adapt.window)
+        if kams is None:
+            return top_two(windows, 1.0)
+        return top_two(convolve_windows(windows, kams), adapt.top_weight)
 
 
 def _head(norm: Norm, channels: int, out_channels: int) -> nn.Sequential:

@@ -12,6 +12,7 @@ from posefleet.models.logocap.expansion_maps import (
     candidate_axes,
     candidate_mesh,
     convolve_windows,
+    mesh_span,
     outer,
     sample_candidates,
     sample_windows,
@@ -69,16 +70,30 @@ def test_candidates_on_a_ramp_read_their_position_and_clamp_outside() -> None:
     ramp = torch.arange(width).float().expand(1, 1, height, width)
     poses = torch.tensor([[[[13.0, 9.0]], [[-40.0, 5.0]], [[100.0, 5.0]]]])  # one keypoint, three instances
     axes = candidate_axes(poses, torch.ones(1), 3)
-    values = sample_candidates(ramp, axes, 4)
+    values = sample_candidates(ramp, axes, 4, 3)
     assert values.shape == (3, 1, 3, 3)
     torch.testing.assert_close(values[0, 0], torch.tensor([3.0, 3.25, 3.5]).expand(3, 3))
     assert (values[1] == 0).all() and (values[2] == width - 1).all()
 
 
+@pytest.mark.parametrize(("size", "step", "cells"), [(11, 1.0, (40, 30)), (7, 0.5, (40, 30)), (11, 1.0, (9, 11))])
+def test_gathered_cells_give_the_candidates_of_training(size: int, step: float, cells: tuple[int, int]) -> None:
+    """Meshes of all widths, inside, across the border, and wider than the map."""
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, *cells, generator=random)
+    poses = torch.rand(2, 6, K, 2, generator=random) * torch.tensor([4.0 * cells[1], 4.0 * cells[0]]) * 1.4 - 20
+    axes = candidate_axes(poses, SIGMAS, size, step)
+    span = mesh_span(COCO17.sigmas, size, step, 4)
+    gathered = sample_candidates(features, axes, 4, span)
+    trained = sample_candidates(features.requires_grad_(), axes, 4, span)
+    assert trained.requires_grad and gathered.shape == (12, K * 5, size, size)
+    torch.testing.assert_close(gathered, trained.detach(), atol=1e-5, rtol=1e-4)
+
+
 def test_candidates_come_keypoint_after_keypoint() -> None:
     features = torch.tensor([10.0, 20.0]).view(1, 2, 1, 1) + torch.arange(8).float().view(1, 1, 1, 8).expand(1, 2, 8, 8)
     poses = torch.tensor([[[[4.0, 0.0], [8.0, 0.0], [12.0, 0.0]]]])
-    values = sample_candidates(features, candidate_axes(poses, torch.ones(3), 1), 4)
+    values = sample_candidates(features, candidate_axes(poses, torch.ones(3), 1), 4, 2)
     torch.testing.assert_close(values.flatten(), torch.tensor([11.0, 21, 12, 22, 13, 23]))
 
 
@@ -125,9 +140,13 @@ def test_values_fade_at_the_right_and_lower_border_as_in_the_released_code() -> 
     axes = candidate_axes(poses, torch.tensor([0.1, 0.2]), 5, step=1.5)
     mesh = candidate_mesh(axes)[0]  # (6, 2, 5, 5, 2)
     expected = released_sampling(maps[0], mesh[..., 0] / 4, mesh[..., 1] / 4)  # (2, 6, 2, 5, 5)
-    found = sample_candidates(maps, axes, 4, fade=True).view(6, 2, 2, 5, 5)
-    torch.testing.assert_close(found, expected.permute(1, 2, 0, 3, 4), atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(found, sample_candidates(maps, axes, 4).view_as(found), atol=1e-2)
+    span = mesh_span((0.1, 0.2), 5, 1.5, 4)
+    for trained in (False, True):
+        found = sample_candidates(maps.requires_grad_(trained), axes, 4, span, fade=True).detach()
+        found = found.reshape(6, 2, 2, 5, 5)
+        torch.testing.assert_close(found, expected.permute(1, 2, 0, 3, 4), atol=1e-5, rtol=1e-4)
+    maps = maps.detach()
+    assert not torch.allclose(found, sample_candidates(maps, axes, 4, span).reshape(6, 2, 2, 5, 5), atol=1e-2)
 
     up = F.interpolate(maps, scale_factor=4.0, mode="bilinear", align_corners=False)[0]
     window = candidate_mesh(window_axes(poses, 13))[0]  # (6, 2, 13, 13, 2)
