@@ -526,7 +526,7 @@ class Model(nn.Module):
         few = _CACHED if rough.device.type == "cpu" else len(rough[0])
         parts = range(0, len(rough[0]), max(few, 1))
         found = [
-            self._best_cells(heat, *(None if v is None else v[:, i : i + few] for v in (rough, kams))) for i in parts
+            self._best_cells(heat, rough[:, i : i + few], None if kams is None else kams[:, i : i + few]) for i in parts
         ]
         move, values = (torch.cat(part, dim=1) for part in zip(*found, strict=True))
         if self.config.decode.stay:  # where no value exceeds rounding errors, the best cell is arbitrary

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from posefleet.data.keypoints import COCO17
-from posefleet.models import Released
 from posefleet.models.logocap.model import STRIDES, Config, Model, ReleasedBackbone
 from posefleet.models.parts.layers.backbones import backbone_weights
 from posefleet.models.parts.layers.released import (
+    Released,
     Rules,
     backbone_name,
     differences,
