@@ -143,7 +143,7 @@ def test_the_version_is_that_of_the_package() -> None:
         (["train", "smpr", "--model.nek", "fpn"], "--model.nek; did you mean --model.neck?"),
         (["train", "smpr", "--qqq", "2"], "unknown option --qqq; --help-all lists all"),
         (["train", "smpr", "--optim.lr", "fast"], "--optim.lr fast: Input should be a valid number"),
-        (["train", "smpr", "--model.neck", "x"], "--model.neck x: Input should be 'fpn' or 'pafpn'"),
+        (["train", "smpr", "--model.neck", "x"], "--model.neck x: Input should be 'fpn', 'pafpn' or 'hrfpn'"),
         (["train", "smpr", "--scaling.use_gpu", "maybe"], "--scaling.use_gpu maybe: Input should be a valid boolean"),
         (["train", "smpr", "stray"], "'stray' belongs to no option"),
         (["train", "smpr", "--config", "none.yaml", "--help"], "none.yaml is no config file"),
