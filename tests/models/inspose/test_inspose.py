@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from posefleet.data.coco.annotations import people_of
 from posefleet.data.keypoints import COCO17, CROWDPOSE14
-from posefleet.data.structures import People
+from posefleet.data.structures import Frames, People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.inspose.dynamic import DynamicConfig
 from posefleet.models.inspose.head import Head, Maps
@@ -393,6 +393,13 @@ def test_direct_poses_decide_on_duplicates_before_networks_run() -> None:
     iou = 72 / 88
     expected = torch.tensor([1 / (1 + math.exp(-2)), (1 - iou) / (1 + math.exp(-1))])
     torch.testing.assert_close(poses.scores, expected, atol=1e-4, rtol=0)
+
+    # In an image that ends at x = 180, boxes end there, and poses too, wherever the padding of the batch ends.
+    frames = replace(Frames.whole(1, (SIZE, SIZE)), boxes=torch.tensor([[0.0, 0.0, 180.0, float(SIZE)]]))
+    (poses,) = model.decode(maps | {"direct": direct}, (SIZE, SIZE), frames)
+    expected[1] = (1 - 48 / 56) / (1 + math.exp(-1))
+    torch.testing.assert_close(poses.scores, expected, atol=1e-4, rtol=0)
+    assert poses.keypoints[..., 0].unique().tolist() == [180]
 
 
 # ------------------------------------------------------------------------------------------------ settings
