@@ -19,9 +19,7 @@ from posefleet.models.smpr.config import Config
 
 MARK = "bbox_head.feature_adaption.conv_adaption_reg.weight"
 SOURCE = "https://github.com/cmdi-dlut/SMPR"
-LICENCE = (
-    "The authors' code extends mmdetection (Apache License 2.0); see their repository for the terms of the weights."
-)
+LICENCE = "The authors' repository is under the Apache License 2.0."
 REPORTED = {
     "resnet50": "AP 62.6, AP50 85.9, AP75 68.6, APM 56.1, APL 71.7 on COCO test-dev2017 (the paper: 64.7)",
     "hrnet_w32": "AP 68.2, AP50 88.7, AP75 75.3, APM 63.3, APL 75.4 on COCO test-dev2017",
