@@ -51,10 +51,11 @@ def build_experiment(values: Mapping[str, Any], *, where: str = "configuration")
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
     """The experiment with absolute paths, so that all processes of the run use the same folders."""
-    data, run = experiment.data, experiment.run
+    data, run, evaluate = experiment.data, experiment.run, experiment.evaluate
     return dataclasses.replace(
         experiment,
         data=dataclasses.replace(data, train=resolve_path(data.train), eval=resolve_path(data.eval)),
+        evaluate=dataclasses.replace(evaluate, detections=resolve_path(evaluate.detections)),
         run=dataclasses.replace(run, storage=resolve_path(run.storage), init_from=resolve_path(run.init_from)),
     )
 

@@ -147,7 +147,7 @@ class Predictor:
             for side in settings.scales
         ] or [resize]
         self.flip, self.oracle_scores, self.oracle_boxes = settings.flip, settings.oracle_scores, settings.oracle_boxes
-        self.detections = read_detections(resolve_path(settings.detections)) if settings.detections else None
+        self.detections = read_detections(settings.detections) if settings.detections else None
         self.refined: list[Detections] = []
         """Boxes in which the poses of each image of the last batch were predicted, in pixels of the original images;
         empty unless ``has_boxes``: for methods without boxes, and where several views are merged."""
