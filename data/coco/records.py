@@ -5,10 +5,11 @@ Records that earlier versions wrote have none.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posefleet.data.coco.annotations import Annotation, area_of, is_keypoint_person, people_of
+from posefleet.data.coco.annotations import Annotation, are_numbers, area_of, is_keypoint_person, people_of
 from posefleet.data.coco.segmentations import encode_segmentation
 from posefleet.data.errors import DataError
 from posefleet.data.keypoints import KeypointSchema
@@ -20,11 +21,12 @@ Record = dict[str, Any]
 def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> Record:
     """The record of one image, with COCO's keys, without what training does not read (urls, most segmentations).
 
-    Segmentations that cannot be used are left out. ``crowdIndex`` is there only if the image has one: CrowdPose's
-    evaluation divides images by it.
+    Segmentations that cannot be used are left out. ``crowdIndex``, by which CrowdPose's evaluation divides images, is
+    there if the image has a number for it.
     """
     size = image["width"], image["height"]
-    crowd = {"crowdIndex": image["crowdIndex"]} if "crowdIndex" in image else {}
+    index = image.get("crowdIndex")
+    crowd = {"crowdIndex": index} if are_numbers([index]) and math.isfinite(index) else {}
     return {
         "image_id": image["id"],
         "file_name": image["file_name"],

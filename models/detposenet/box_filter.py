@@ -252,7 +252,7 @@ def _uncovered(boxes: Tensor, scores: Tensor, covered: Tensor, accepted: list[Te
 def _merge_fragments(
     boxes: Tensor, keypoints: Tensor, keypoint_scores: Tensor, size: tuple[int, int], config: FilterConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Join poses without a common keypoint, best fit first.
+    """Join poses without a common keypoint that belong to the same box, best fit first.
 
     Two are joined where a box fits them together better than any box fits one of them; and where it fits them as well
     as the better one alone, if no box prefers the other to all poses.
@@ -263,13 +263,15 @@ def _merge_fragments(
     rows = torch.arange(len(keypoints))
     while len(boxes) and len(rows) > 1:
         identified = keypoint_scores > 0
+        fit = _fit(boxes, keypoints, identified, size, config)  # (D, N)
+        belongs = (fit >= 0).float()
+        together = belongs.T @ belongs > 0  # in some box
         one, other = torch.triu_indices(len(rows), len(rows), 1)
-        apart = ~(identified[one] & identified[other]).any(1)
+        apart = ~(identified[one] & identified[other]).any(1) & together[one, other]
         one, other = one[apart], other[apart]
         if not len(one):
             break
         joint = keypoints[one].where(identified[one][..., None], keypoints[other])
-        fit = _fit(boxes, keypoints, identified, size, config)  # (D, N)
         alone, preferred = fit.amax(0), torch.zeros(len(rows), dtype=torch.bool)
         preferred[fit.argmax(1)[fit.amax(1) >= 0]] = True  # by a box, over all other poses
         gain = _fit(boxes, joint, identified[one] | identified[other], size, config).amax(0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from posefleet.data.coco.records import make_record
 from posefleet.data.coco.source import find_source
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.images import encode_image
@@ -126,6 +127,13 @@ def test_crowdpose_by_hand(tmp_path: Path, sharded: bool) -> None:
     assert result.ap == pytest.approx((67 + 34) / 2 / 101)
     assert result.protocol.max_detections == 20
     assert "AP_hard" in str(result)
+
+
+@pytest.mark.parametrize("index", ["0.3", None, float("nan"), True])
+def test_a_crowd_index_that_is_no_number_is_left_out(index: Any) -> None:
+    image = {"id": 1, "file_name": "1.png", "width": SIDE, "height": SIDE}
+    assert "crowdIndex" not in make_record({**image, "crowdIndex": index}, [])
+    assert make_record({**image, "crowdIndex": 0.3}, [])["crowdIndex"] == 0.3
 
 
 def test_ochuman_by_hand(tmp_path: Path) -> None:
