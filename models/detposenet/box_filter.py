@@ -254,8 +254,9 @@ def _merge_fragments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Join poses without a common keypoint that belong to the same box, best fit first.
 
-    Two are joined where a box fits them together better than any box fits one of them; and where it fits them as well
-    as the better one alone, if no box prefers the other to all poses.
+    One of them must count as a pose, with more than ``delta_kpt`` keypoints: peaks that are found twice leave small
+    fragments, which are nobody together. Two are joined where a box fits them together better than any box fits one of
+    them; and where it fits them as well as the better one alone, if no box prefers the other to all poses.
 
     Returns:
         Keypoints (n, K, 2) and their scores (n, K) of the poses that are left, and the rows (n,) that they had.
@@ -267,7 +268,9 @@ def _merge_fragments(
         belongs = (fit >= 0).float()
         together = belongs.T @ belongs > 0  # in some box
         one, other = torch.triu_indices(len(rows), len(rows), 1)
+        enough = identified.sum(1) > config.delta_kpt
         apart = ~(identified[one] & identified[other]).any(1) & together[one, other]
+        apart &= enough[one] | enough[other]
         one, other = one[apart], other[apart]
         if not len(one):
             break

@@ -20,6 +20,7 @@ brackets the lowest and highest of a seed; differences have 95 % intervals from 
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -111,14 +112,14 @@ def crowded(count: int, side: int, seed: int) -> Iterator[Scene]:
         yield Scene((side, side), list(annotations))
 
 
-def photographs(coco: Path, count: int, side: int) -> Iterator[Scene]:
+def photographs(coco: Path, side: int) -> Iterator[Scene]:
     """The images with keypoint people of a data set in COCO's layout, resized to a short side, long side 7/4 of it."""
     for path in sorted((coco / "annotations").glob("person_keypoints_*.json")):
         content = json.loads(path.read_text())
         people: dict[int, list[dict[str, Any]]] = {}
         for annotation in content["annotations"]:
             people.setdefault(annotation["image_id"], []).append(annotation)
-        for image in content["images"][:count]:
+        for image in content["images"]:
             found = people.get(image["id"], [])
             if any(person["num_keypoints"] and not person["iscrowd"] for person in found):
                 short, long = sorted((image["width"], image["height"]))
@@ -291,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], metavar="PX")
     parser.add_argument("--off", type=float, default=0.08, help="error of detected boxes, in sides of the box")
     parser.add_argument("--coco", type=Path, default=COCO_MINI, help="photographs in COCO's layout")
+    parser.add_argument("--photographs", type=int, default=150, help="largest number of photographs")
     options = parser.parse_args(arguments)
     for size in options.sizes:
         start = time.perf_counter()
@@ -299,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.coco.is_dir():
         for size in options.sizes:
             start = time.perf_counter()
-            found = list(photographs(options.coco, options.images, size))
+            found = list(itertools.islice(photographs(options.coco, size), options.photographs))
             _report(f"photographs, {size} px", [found] * options.seeds, options.seeds, options.off, start)
     else:
         sys.stdout.write(f"no photographs at {options.coco}\n")

@@ -227,7 +227,7 @@ def test_the_box_of_a_partial_pose_goes_by_the_score() -> None:
     """Five keypoints of the head fit a small box of low score best, but say little about the person's box."""
     head = (torch.arange(17) < 5).float()
     small, person = (36.0, 2.0, 64.0, 14.0, 0.1), (10.0, 0.0, 90.0, 190.0, 0.9)
-    own = torch.tensor([38.0, 5.4, 62.0, 10.6])
+    own = torch.tensor([38.0, 5.6, 62.0, 10.4])
     found = run([small, person], [TEMPLATE * head[:, None]], head[None])
     assert found.sources == ["normal"]
     torch.testing.assert_close(found.boxes[0], (box(person) + own * 5 / 17) / (22 / 17))
@@ -250,13 +250,16 @@ def test_fragments_of_a_person_are_one_pose() -> None:
     assert run([B1], poses, scores, merge_fragments=False).poses == [0, 1]
 
 
-def test_fragments_too_small_to_count_alone_are_merged() -> None:
-    poses, _ = halves()
-    pieces = torch.zeros(9, 17)
-    pieces[torch.arange(17) // 2, torch.arange(17)] = 1  # of two keypoints each
-    found = run([B1], [TEMPLATE * piece[:, None] for piece in pieces], pieces)
-    assert found.sources == ["normal"]
-    assert len(run([B1], poses, pieces[:2], uncovered="drop", merge_fragments=False).poses) == 0
+def test_small_fragments_are_merged_into_a_pose_but_not_with_each_other() -> None:
+    """Body and pairs of keypoints above and below: one person if the body counts, nobody if no piece does."""
+    pieces = torch.zeros(6, 17)
+    pieces[0, 5:13] = 1
+    pieces[torch.tensor([1, 1, 2, 2, 3, 4, 4, 5, 5]), torch.tensor([0, 1, 2, 3, 4, 13, 14, 15, 16])] = 1
+    poses = [TEMPLATE * piece[:, None] for piece in pieces]
+    found = run([B1], poses, pieces)
+    assert found.poses == [0] and found.sources == ["normal"]
+    torch.testing.assert_close(found.boxes[0], (box(B1) + torch.tensor(OWN)) / 2)  # of all 17 keypoints
+    assert run([B1], poses[1:], pieces[1:], uncovered="drop").poses == []
 
 
 def test_parts_of_two_people_stay_apart() -> None:
