@@ -1,4 +1,4 @@
-"""SMPR: single-stage multi-person pose regression (Miao et al., 2020).
+"""SMPR: single-stage multi-person pose regression (Lin et al., 2020).
 
 Every cell of P3..P7 predicts whether it belongs to a person, and a whole pose as offsets from the cell. A first pose is
 computed from one feature vector. Sampling points computed from it steer a deformable convolution. The aligned features

@@ -1,4 +1,4 @@
-"""Head of two-stage pose regression on a feature pyramid (RepPoints for poses; Yang et al., Miao et al.).
+"""Head of two-stage pose regression on a feature pyramid (RepPoints for poses; Yang et al., Lin et al.).
 
 Each cell predicts a first pose from its feature vector. Sampling points computed from that pose steer a deformable
 convolution. The aligned features give an additive correction of the pose, the classification and a score of the pose.
