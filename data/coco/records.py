@@ -26,7 +26,7 @@ def make_record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> 
     """
     size = image["width"], image["height"]
     index = image.get("crowdIndex")
-    crowd = {"crowdIndex": index} if are_numbers([index]) and math.isfinite(index) else {}
+    crowd = {"crowdIndex": index} if index is not None and are_numbers([index]) and math.isfinite(index) else {}
     return {
         "image_id": image["id"],
         "file_name": image["file_name"],
