@@ -65,7 +65,10 @@ ADAPTED_POSES = 25
 
 
 def paper_config(method: str) -> Any:
-    """The model of jobs/configs/METHOD.yaml (inspose_paper.yaml), without pretrained weights and flip averaging."""
+    """The model of jobs/configs/METHOD.yaml, without pretrained weights and flip averaging.
+
+    Of InsPose it is that of inspose_paper.yaml, of DetPoseNet that of detposenet_whitebox.yaml, which trains all parts.
+    """
     module = load_method(method)
     resnet = BackboneConfig(pretrained=False)
     if method == "inspose":
@@ -75,7 +78,8 @@ def paper_config(method: str) -> Any:
     if method == "detposenet":
         config = module.Config()
         prs = replace(config.prs, scale_jitter=(0.75, 1.25), flip_average=False)
-        return replace(config, prs=prs, loss=replace(config.loss, kpt=100, prs=100))
+        coarse = replace(config.coarse, limb_overhang=8.0)
+        return replace(config, coarse=coarse, prs=prs, loss=replace(config.loss, kpt=100, prs=100))
     return module.Config(backbone=resnet)
 
 

@@ -46,6 +46,6 @@ def without_weights(config: Any) -> Any:
 
 @pytest.mark.parametrize("method", available_methods())
 def test_its_models_are_those_of_the_shipped_configs(method: str) -> None:
-    name = "inspose_paper" if method == "inspose" else method
+    name = {"inspose": "inspose_paper", "detposenet": "detposenet_whitebox"}.get(method, method)
     experiment = build_experiment(read_yaml(ROOT / "jobs/configs" / f"{name}.yaml"))
     assert bench.paper_config(method) == without_weights(experiment.model)
