@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import yaml
 
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import to_dict
@@ -343,12 +344,21 @@ class Search:
         """Compare with what the folder's search is about; write it down if the search is new."""
         known = self.study.user_attrs
         for name, value in about.items():
-            if known.get(name, value) != value:
+            if known.get(name, value) != value and self._reread(name, known[name]) != value:
                 raise ValueError(
                     f"{self.folder} holds a search of another {name}: it was {known[name]}, now it is {value}; "
                     "give the new search another --out"
                 )
             self.study.set_user_attr(name, value)
+
+    def _reread(self, name: str, text: str) -> str:
+        """The text of a stored setting as it is written now: an earlier version may have had another word for it."""
+        if "." not in name:
+            return text
+        try:
+            return flatten(to_dict(apply(self.base, {name: yaml.safe_load(text)}))).get(name, text)
+        except (ValueError, yaml.YAMLError):
+            return text
 
 
 def _as_trial(trial: "optuna.trial.FrozenTrial") -> Trial:

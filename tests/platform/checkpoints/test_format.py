@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta, read_state
-from posefleet.platform.checkpoints.load import _untrained, build_model, load_model, load_weights
+from posefleet.platform.checkpoints.load import build_model, load_model, load_weights, untrained
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
@@ -155,7 +155,7 @@ def test_no_part_of_a_model_reads_weights_that_a_checkpoint_brings() -> None:
         "prs": {"network": "hrnet_w48", "backbone": {"name": "hrnet_w48", "pretrained": True}},
     }
     config = build_experiment({"method": "detposenet", "model": model, "data": {"train": "x"}}).model
-    bare = _untrained(config)
+    bare = untrained(config)
     assert bare.detector == dataclasses.replace(config.detector, weights="")
     assert bare.prs.backbone == dataclasses.replace(config.prs.backbone, pretrained=False)
     assert bare.coarse == config.coarse
