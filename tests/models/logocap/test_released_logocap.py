@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import FOLDER, array, logocap_weights
+from published import FOLDER, array, assert_golden, logocap_weights
 from torch import Tensor
 
 from posefleet.data.keypoints import COCO17
+from posefleet.models.logocap import model as network
 from posefleet.models.logocap.centres import rough_poses
 from posefleet.models.logocap.expansion_maps import candidate_axes, candidate_mesh
 from posefleet.models.logocap.model import Config, Maps, Model
@@ -45,13 +46,6 @@ def with_decoding(model: Model, **changes: object) -> Model:
     other.__dict__ = dict(model.__dict__)
     other.config = replace(model.config, decode=replace(model.config.decode, **changes))
     return other
-
-
-def assert_close(found: Tensor, name: str, tolerance: float = 1e-4) -> None:
-    """Equal up to a share of the size of the values."""
-    expected = array("logocap", name)
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max()), name
 
 
 @pytest.mark.parametrize("backbone", ["hrnet_w32", "hrnet_w48"])
@@ -106,11 +100,11 @@ def test_the_backbone_and_the_maps(model: Model, maps: Maps) -> None:
         for level in levels
     ]
     features = torch.cat(up, dim=1)[0]
-    assert_close(features[::16, ::4, ::4], "features_sub")
-    assert_close(features.double().sum((1, 2)), "features_sum_by_channel")
-    assert_close(maps["heat"][0][0], "heat")
-    assert_close(maps["offset"][0][0], "offset")
-    assert_close(maps["embedding"][0][0, ::8], "embedding_sub")
+    assert_golden(features[::16, ::4, ::4], "logocap", "features_sub")
+    assert_golden(features.double().sum((1, 2)), "logocap", "features_sum_by_channel")
+    assert_golden(maps["heat"][0][0], "logocap", "heat")
+    assert_golden(maps["offset"][0][0], "logocap", "offset")
+    assert_golden(maps["embedding"][0][0, ::8], "logocap", "embedding_sub")
 
 
 @torch.no_grad()
@@ -130,12 +124,20 @@ def test_centres_candidates_and_attraction_maps(model: Model, maps: Maps) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize("flip", [False, True])
-def test_all_poses(model: Model, flip: bool) -> None:
+def test_all_poses(model: Model, flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the two best cells of a window are equal but for rounding, either may be the keypoint: a few of 510 are."""
+    windows: list[Tensor] = []
+    best = network.top_two
+    monkeypatch.setattr(network, "top_two", lambda values, weight: (windows.append(values), best(values, weight))[1])
     decoder = with_decoding(model, flip_average=flip)
     (found,) = decoder.candidates(images())
     poses, scores = (array("logocap", f"flip_{name}" if flip else name) for name in ("poses", "scores"))
     assert len(found) == len(poses) == 30
-    assert float((found.keypoints - poses[..., :2]).abs().max()) <= 0.01
+    first, second = torch.cat(windows, dim=1)[0].flatten(-2).topk(2).values.unbind(-1)
+    tied = first - second < 3e-5 * first
+    off = (found.keypoints - poses[..., :2]).abs().amax(-1)
+    assert float(off[~tied].max()) <= 0.01
+    assert tied.sum() <= 16 and (off[tied] <= 1).all() and (off > 0.01).sum() <= 2
     torch.testing.assert_close(found.keypoint_scores, poses[..., 2].clamp(0, 1), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.scores, scores, rtol=1e-3, atol=1e-5)
     if not flip:
