@@ -8,11 +8,13 @@ from torch import Tensor
 from posefleet.models.parts.layers.backbones import backbone_weights
 from posefleet.models.parts.layers.fpn import FPN, HRFPN
 from posefleet.models.parts.layers.released import (
+    FPN_RULES,
     Released,
     Rules,
     backbone_name,
     rename_weights,
     split_weights,
+    tower_rules,
     weight_of,
 )
 from posefleet.models.smpr.config import Config
@@ -26,10 +28,7 @@ REPORTED = {
 }
 
 _RULES: Rules = (
-    (r"neck\.lateral_convs\.(\d)\.conv\.(.*)", r"neck.lateral.\1.\2"),
-    (r"neck\.fpn_convs\.([0-2])\.conv\.(.*)", r"neck.output.\1.\2"),
-    (r"neck\.fpn_convs\.3\.conv\.(.*)", r"neck.coarser.0.\1"),
-    (r"neck\.fpn_convs\.4\.conv\.(.*)", r"neck.coarser.1.\1"),
+    *FPN_RULES,
     (r"neck\.downsample_convs\.(\d)\.conv\.(.*)", r"neck.down.\1.\2"),
     (r"neck\.pafpn_convs\.(\d)\.conv\.(.*)", r"neck.up_output.\1.\2"),
 )
@@ -54,7 +53,7 @@ _HEAD_RULES: Rules = (
 )
 
 _TOWERS = (("cls_convs", "cls_tower", 4), ("reg_convs", "pose_tower", 4), ("hm_convs", "heatmap.0", 2))
-"""The authors' tower, ours, and its layers. Their layer i is a convolution and a norm, our modules 3 i and 3 i + 1."""
+"""See :func:`tower_rules`."""
 
 _SCALES = ("head.init_scale", "head.refine_scale")
 """Vectors of ours, one number for each level; the authors have a scalar for each level."""
@@ -68,7 +67,7 @@ def released_weights(stored: Mapping[str, Tensor]) -> Released:
         raise ValueError(f"the backbone is {name}; SMPR's authors published {', '.join(REPORTED)}")
     config = Config.released("hrnet_w32" if name == "hrnet_w32" else "resnet50")
     hrnet = config.neck == "hrfpn"
-    weights = rename_weights(others, (*(_HRFPN_RULES if hrnet else _RULES), *_tower_rules(), *_HEAD_RULES))
+    weights = rename_weights(others, (*(_HRFPN_RULES if hrnet else _RULES), *tower_rules(_TOWERS), *_HEAD_RULES))
     for scale in _SCALES:
         levels = [weight_of(weights, f"{scale}.{i}") for i in range(len(FPN.strides))]
         weights = {key: value for key, value in weights.items() if not key.startswith(f"{scale}.")}
@@ -79,13 +78,3 @@ def released_weights(stored: Mapping[str, Tensor]) -> Released:
     return Released(
         variant=name, config=config, weights=weights, keypoints=len(weight_of(others, "bbox_head.hm_out.weight"))
     )
-
-
-def _tower_rules() -> Rules:
-    """A rule for each layer of the towers."""
-    return [
-        (rf"bbox_head\.{theirs}\.{i}\.{part}\.(.*)", rf"head.{ours}.{3 * i + j}.\1")
-        for theirs, ours, layers in _TOWERS
-        for i in range(layers)
-        for j, part in enumerate(("conv", "gn"))
-    ]

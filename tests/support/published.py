@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posefleet.data.structures import People
+
 FOLDER = Path(__file__).resolve().parents[1] / "published"
 SEED = 7
 """Of the weights of SMPR and InsPose."""
@@ -29,6 +31,32 @@ def golden(method: str) -> dict[str, np.ndarray]:
 def array(method: str, name: str) -> Tensor:
     """One array of :func:`golden` as a tensor."""
     return torch.from_numpy(golden(method)[name])
+
+
+def golden_people(method: str) -> People:
+    """The people with which the golden losses of SMPR and InsPose were computed, in pixels of the input."""
+    keypoints = array(method, "gt_keypoints")
+    return People(
+        keypoints[..., :2],
+        keypoints[..., 2].byte(),
+        array(method, "gt_boxes"),
+        array(method, "gt_areas"),
+        torch.zeros(len(keypoints), dtype=torch.bool),
+    )
+
+
+def golden_levels(method: str) -> list[Tensor]:
+    """The golden input of the head of SMPR and InsPose: P3..P7, each (1, 256, h, w)."""
+    rng, (height, width) = np.random.RandomState(11), golden(method)["input_hw"]
+    shapes = [(1, 256, -(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
+    return [torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
+
+
+def assert_golden(found: Tensor, method: str, name: str) -> None:
+    """Check that a map equals the released code's up to 1e-4 of the size of its values."""
+    expected = array(method, name)
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max()), name
 
 
 def draw(keys: list[tuple[str, list[int]]], seed: int = SEED) -> dict[str, Tensor]:

@@ -13,13 +13,21 @@ from torch import Tensor
 Rules = Sequence[tuple[str, str]]
 """Regular expressions of the authors' names, and what replaces them (``re.sub``); the first that matches counts."""
 
+FPN_RULES: Rules = (
+    (r"neck\.lateral_convs\.(\d)\.conv\.(.*)", r"neck.lateral.\1.\2"),
+    (r"neck\.fpn_convs\.([0-2])\.conv\.(.*)", r"neck.output.\1.\2"),
+    (r"neck\.fpn_convs\.3\.conv\.(.*)", r"neck.coarser.0.\1"),
+    (r"neck\.fpn_convs\.4\.conv\.(.*)", r"neck.coarser.1.\1"),
+)
+"""mmdetection's names of a pyramid P3..P7, and those of ``fpn.FPN``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
     """Weights that the authors of a method published, under our names."""
 
     variant: str
-    """Which of the published models it is, such as ``ResNet-50``."""
+    """Which of the published models it is: timm's name of its backbone, such as ``resnet50``."""
     config: Any
     """``Config`` of the method: its preset ``released`` for this variant, with ``pretrained`` off."""
     weights: Mapping[str, Tensor]
@@ -39,6 +47,21 @@ def split_weights(stored: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, 
     """Weights whose names start with ``prefix``, without it, and all others."""
     inside = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
     return inside, {name: value for name, value in stored.items() if not name.startswith(prefix)}
+
+
+def tower_rules(towers: Sequence[tuple[str, str, int]]) -> Rules:
+    """A rule for each convolution and each norm of the towers of a head.
+
+    Args:
+        towers: The authors' name of a tower below ``bbox_head``, ours below ``head``, and its number of layers. Layer i
+            has ``conv`` and ``gn`` there; here these are modules 3 i and 3 i + 1, before the ReLU.
+    """
+    return [
+        (rf"bbox_head\.{theirs}\.{i}\.{part}\.(.*)", rf"head.{ours}.{3 * i + j}.\1")
+        for theirs, ours, layers in towers
+        for i in range(layers)
+        for j, part in enumerate(("conv", "gn"))
+    ]
 
 
 def rename_weights(stored: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:

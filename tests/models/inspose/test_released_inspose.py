@@ -6,11 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from published import FOLDER, array, golden, inspose_weights
+from published import FOLDER, array, assert_golden, golden, golden_levels, golden_people, inspose_weights
 from torch import Tensor
 
 from posefleet.data.keypoints import COCO17
-from posefleet.data.structures import People
 from posefleet.models.inspose.keypoint_maps import keypoint_cells, tag_losses
 from posefleet.models.inspose.model import Config, Model
 from posefleet.models.inspose.released import MARK, released_weights
@@ -31,29 +30,8 @@ def model() -> Iterator[Model]:
 @pytest.fixture(scope="module")
 def maps(model: Model) -> dict[str, list[Tensor]]:
     """Outputs of the head for the golden input."""
-    rng, (height, width) = np.random.RandomState(11), golden("inspose")["input_hw"]
-    shapes = [(1, 256, -(-height // s), -(-width // s)) for s in STRIDES]
-    levels = [torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
     with torch.no_grad():
-        return model.head(levels, auxiliary=True)
-
-
-def people() -> People:
-    keypoints = array("inspose", "gt_keypoints")
-    return People(
-        keypoints[..., :2],
-        keypoints[..., 2].byte(),
-        array("inspose", "gt_boxes"),
-        array("inspose", "gt_areas"),
-        torch.zeros(len(keypoints), dtype=torch.bool),
-    )
-
-
-def assert_close(found: Tensor, name: str) -> None:
-    """Equal up to 1e-4 of the size of the values."""
-    expected = array("inspose", name)
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max()), name
+        return model.head(golden_levels("inspose"), auxiliary=True)
 
 
 def test_every_weight_has_the_recorded_name_and_shape() -> None:
@@ -75,20 +53,20 @@ def test_the_backbone_and_the_pyramid(model: Model) -> None:
     images = torch.from_numpy(rng.standard_normal((1, 3, 64, 96)).astype(np.float32))
     torch.testing.assert_close(images, array("inspose", "backbone_in"))
     for i, found in enumerate(model.backbone.body(images), start=3):
-        assert_close(found, f"backbone_c{i}")
+        assert_golden(found, "inspose", f"backbone_c{i}")
     shapes = [(1, 256, 1, 1), (1, 512, 8, 12), (1, 1024, 4, 6), (1, 2048, 2, 3)]
     _, *levels = [torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
     for i, found in enumerate(model.neck(levels), start=3):
-        assert_close(found, f"neck_p{i}")
+        assert_golden(found, "inspose", f"neck_p{i}")
 
 
 @torch.no_grad()
 def test_the_maps_of_the_head(model: Model, maps: dict[str, list[Tensor]]) -> None:
     for i in range(5):
-        assert_close(maps["cls"][i], f"cls{i}")
-        assert_close(maps["direct"][i], f"direct{i}")
+        assert_golden(maps["cls"][i], "inspose", f"cls{i}")
+        assert_golden(maps["direct"][i], "inspose", f"direct{i}")
     for name in ("features", "heatmap", "tags", "disk"):
-        assert_close(maps[name][0], name)
+        assert_golden(maps[name][0], "inspose", name)
     cells = pyramid_cells(map_sizes(maps["cls"]), STRIDES, torch.device("cpu"))
     index = torch.arange(len(cells.points))
     theta = conv_at(model.head.controller, maps["controls"], torch.zeros_like(index), index, cells)
@@ -96,15 +74,15 @@ def test_the_maps_of_the_head(model: Model, maps: dict[str, list[Tensor]]) -> No
         part.T.reshape(1, -1, *size)
         for part, size in zip(theta.split([h * w for h, w in cells.sizes]), cells.sizes, strict=True)
     ]
-    assert_close(levels[0][..., :4, :4], "controller0_first4x4")
+    assert_golden(levels[0][..., :4, :4], "inspose", "controller0_first4x4")
     for i in (2, 3, 4):
-        assert_close(levels[i], f"controller{i}")
+        assert_golden(levels[i], "inspose", f"controller{i}")
 
 
 @torch.no_grad()
 def test_the_losses(model: Model, maps: dict[str, list[Tensor]]) -> None:
     height, width = (int(n) for n in golden("inspose")["input_hw"])
-    found = model._losses(maps, model._assign((height, width), [people()]))
+    found = model._losses(maps, model._assign((height, width), [golden_people("inspose")]))
     names = {
         "cls": "cls",
         "kpf": "keypoint",
@@ -121,7 +99,7 @@ def test_the_losses(model: Model, maps: dict[str, list[Tensor]]) -> None:
 @torch.no_grad()
 def test_the_losses_of_tags_differ_by_one_cell_alone(model: Model, maps: dict[str, list[Tensor]]) -> None:
     """The released code reads the tag one cell above and to the left of the keypoint; ours at its own cell."""
-    (tags,), padded = maps["tags"], model._assign((192, 128), [people()]).people
+    (tags,), padded = maps["tags"], model._assign((192, 128), [golden_people("inspose")]).people
     cells = keypoint_cells(padded.keypoints, (tags.shape[-2], tags.shape[-1]), 4)
     expected = [float(golden("inspose")[f"loss_ae_{name}"]) for name in ("pull", "push")]
     own = [loss.item() for loss in tag_losses(tags, cells, padded.labelled)]

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from published import FOLDER, array, golden, smpr_weights
+from published import FOLDER, array, assert_golden, golden, golden_levels, golden_people, smpr_weights
 from torch import Tensor
 
 from posefleet.data.keypoints import COCO17
-from posefleet.data.structures import Frames, People
+from posefleet.data.structures import Frames
 from posefleet.models.parts.layers.backbones import Backbone
 from posefleet.models.parts.layers.released import differences
 from posefleet.models.smpr.config import Config
@@ -33,29 +33,8 @@ def model() -> Iterator[Model]:
 @pytest.fixture(scope="module")
 def maps(model: Model) -> dict[str, list[Tensor]]:
     """Outputs of the head for the golden input."""
-    rng = np.random.RandomState(11)
-    shapes = [(1, 256, -(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
-    levels = [torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
     with torch.no_grad():
-        return model.head(levels, heatmap=True)
-
-
-def people() -> People:
-    keypoints = array("smpr", "gt_keypoints")
-    return People(
-        keypoints[..., :2],
-        keypoints[..., 2].byte(),
-        array("smpr", "gt_boxes"),
-        array("smpr", "gt_areas"),
-        torch.zeros(len(keypoints), dtype=torch.bool),
-    )
-
-
-def assert_close(found: Tensor, name: str) -> None:
-    """Equal up to 1e-4 of the size of the values."""
-    expected = array("smpr", name)
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max()), name
+        return model.head(golden_levels("smpr"), heatmap=True)
 
 
 def test_every_weight_has_the_recorded_name_and_shape() -> None:
@@ -77,19 +56,19 @@ def test_the_backbone_and_the_pyramid(model: Model) -> None:
     images = torch.from_numpy(rng.standard_normal((1, 3, 64, 96)).astype(np.float32))
     torch.testing.assert_close(images, array("smpr", "backbone_in"))
     for i, found in enumerate(model.backbone.body(images), start=3):
-        assert_close(found, f"backbone_c{i}")
+        assert_golden(found, "smpr", f"backbone_c{i}")
     shapes = [(1, 256, 1, 1), (1, 512, 8, 12), (1, 1024, 4, 6), (1, 2048, 2, 3)]
     _, *levels = [torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
     for i, found in enumerate(model.neck(levels), start=3):
-        assert_close(found, f"neck_p{i}")
+        assert_golden(found, "smpr", f"neck_p{i}")
 
 
 @torch.no_grad()
 def test_the_maps_of_the_head(maps: dict[str, list[Tensor]]) -> None:
     for name in ("cls", "init", "refine", "psm"):
         for i, found in enumerate(maps[name]):
-            assert_close(found, f"{name}{i}")
-    assert_close(maps["heatmap"][0], "heatmap")
+            assert_golden(found, "smpr", f"{name}{i}")
+    assert_golden(maps["heatmap"][0], "smpr", "heatmap")
 
 
 LOSSES = {
@@ -104,7 +83,7 @@ LOSSES = {
 
 @torch.no_grad()
 def test_the_losses(model: Model, maps: dict[str, list[Tensor]]) -> None:
-    found = model.losses(maps, [people()])
+    found = model.losses(maps, [golden_people("smpr")])
     assert set(found) == set(LOSSES)
     for ours, theirs in LOSSES.items():
         expected = float(golden("smpr")[f"loss_{theirs}"])
@@ -118,7 +97,7 @@ def test_losses_differ_where_the_best_of_the_assigned_cells_are_kept(maps: dict[
     with torch.device("meta"):
         other = Model(own, COCO17)
     other.sigmas, other.minimum_counts = torch.tensor(COCO17.sigmas), torch.tensor([1.0, 1.0, 1e-6, 1e-6, 1.0, 0.0])
-    found = other.losses(maps, [people()])
+    found = other.losses(maps, [golden_people("smpr")])
     assert found["cls"].item() == pytest.approx(4.85, abs=0.01)
     assert found["refine"].item() == pytest.approx(3.49, abs=0.01)
     assert found["psm"].item() == pytest.approx(0.541, abs=0.001)
