@@ -4,10 +4,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import shared
 from processes import start_ray
 from small_settings import small_settings
 
@@ -20,7 +22,28 @@ COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "coco-mini"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start Ray or other programs come first: last, they would leave one of two processes without work."""
     long = {item.path for item in items if item.get_closest_marker("ray") or item.path.parent.name == "jobs"}
-    items.sort(key=lambda item: item.path not in long)
+    items.sort(key=lambda item: (item.path not in long, shared.group_of(item.path) or ""))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    shared.end_others(shared.group_of(item.path))
+
+
+def pytest_sessionfinish() -> None:
+    shared.end_others(None)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process takes whole files, and files that share a Ray together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return shared.group_of(Path(file)) or file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +65,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of two CPUs, of this module's own."""
+@pytest.fixture
+def local_ray() -> None:
+    """A Ray of two CPUs that consecutive files share."""
+    shared.use("local_ray", _two_cpus)
+
+
+@contextmanager
+def _two_cpus() -> Iterator[None]:
     import ray
 
     before = dict(os.environ)
@@ -54,11 +82,13 @@ def local_ray() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="pf-", dir="/tmp")
     # Ray Train asks the dashboard whose workers' places are free again.
     start_ray(folder, num_cpus=2)
-    yield
-    ray.shutdown()
-    os.environ.clear()
-    os.environ |= before
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ |= before
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

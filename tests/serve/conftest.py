@@ -1,16 +1,18 @@
-"""A registry with two versions of a model, and images, for servers."""
+"""A registry with two versions of a model, images, and a server of both versions."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shared
+from server import Server, running_server, wait_for
 from small_settings import small_release, small_settings, untrained_checkpoint
 
 from posefleet.data.images import encode_jpeg
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def registry(people_shards: Path, new_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of a registry with the model ``pose``: version 1 is champion, 2 challenger; they find different poses."""
     import shutil
@@ -38,3 +40,39 @@ def images() -> list[np.ndarray]:
 def photographs(images: list[np.ndarray]) -> list[bytes]:
     """``images`` as JPEG files."""
     return [encode_jpeg(image) for image in images]
+
+
+LIMITS = {"body_bytes": 3_000_000, "image_pixels": 4_000_000, "images": 4, "upload_s": 5.0, "deadline_s": 60.0}
+
+
+@pytest.fixture(params=["ingress", pytest.param("direct", marks=pytest.mark.slow)])
+def handles_http(request: pytest.FixtureRequest) -> str:
+    """Which replicas handle HTTP requests."""
+    return str(request.param)
+
+
+@pytest.fixture
+def server(registry: str, handles_http: str) -> Server:
+    """A server of two models: ``pose`` with two replicas and a challenger, and ``other``, version 2 with fewer people.
+
+    Several files share it: what a test changes, it changes back.
+    """
+    small = {"warm_up": [[96, 128]], "score_threshold": 0.0}
+    pose = {
+        "name": "pose",
+        "source": "models:/pose@champion",
+        "deployment": {"num_replicas": 2},
+        "shadow": {"source": "models:/pose@challenger", "share": 1.0},
+        **small,
+    }
+    other = {
+        "name": "other",
+        "source": "models:/pose/2",
+        "deployment": {"num_replicas": 1},
+        "max_people": 2,
+        **small,
+    }
+    args = {"models": [pose, other], "tracking": registry, "limits": LIMITS, "direct": handles_http == "direct"}
+    running = shared.use("server", lambda: running_server(args), variant=handles_http)
+    wait_for(lambda: running.running("pose") == 2, 300)  # /readyz needs only one
+    return running

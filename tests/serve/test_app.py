@@ -9,7 +9,6 @@ import re
 import socket
 import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import browser
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import ray
 from PIL import Image
-from server import TOKEN, Answer, Server, running_server, wait_for
+from server import TOKEN, Answer, Server, wait_for
 
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
 from posefleet.data.keypoints import COCO17
@@ -29,20 +28,6 @@ from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.runtime.worker import LocalWorker
 
 pytestmark = pytest.mark.ray
-
-LIMITS = {"body_bytes": 3_000_000, "image_pixels": 4_000_000, "images": 4, "upload_s": 2.0, "deadline_s": 60.0}
-
-
-@pytest.fixture(scope="module", params=["ingress", pytest.param("direct", marks=pytest.mark.slow)])
-def server(registry: str, request: pytest.FixtureRequest) -> Iterator[Server]:
-    small = {"warm_up": [[96, 128]], "score_threshold": 0.0, "deployment": {"num_replicas": 1}}
-    models = [
-        {"name": "pose", "source": "models:/pose@champion", **small},
-        {"name": "other", "source": "models:/pose/2", **small, "max_people": 2},
-    ]
-    direct = {"direct": request.param == "direct"}
-    with running_server({"models": models, "tracking": registry, "limits": LIMITS, **direct}) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +295,7 @@ def test_changes_need_the_token(server: Server) -> None:
     assert server.post("/v1/models/pose/reload").status == 401
     for wrong in ("Bearer nothing", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x"):
         assert server.post("/v1/models/pose/reload", Authorization=wrong).status == 401
-    assert server.reload("pose").json == {"model": "pose", "before": "1", "version": "1", "replicas": 1}
+    assert server.reload("pose").json == {"model": "pose", "before": "1", "version": "1", "replicas": 2}
     assert server.reload("nobody").status == 404
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from server import Load, Server, misses, running_server, wait_for
+from server import Load, Server, misses, wait_for
 from small_settings import small_release, small_settings, untrained_checkpoint
 
 from posefleet.jobs import promote
@@ -20,27 +20,6 @@ from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, find_mode
 from posefleet.platform.tracking.registry import promote as register
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", params=["ingress", pytest.param("direct", marks=pytest.mark.slow)])
-def mode(request: pytest.FixtureRequest) -> str:
-    """Which replicas handle HTTP."""
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def server(registry: str, mode: str) -> Iterator[Server]:
-    model = {
-        "name": "pose",
-        "source": "models:/pose@champion",
-        "warm_up": [[96, 128]],
-        "score_threshold": 0.0,
-        "deployment": {"num_replicas": 2},
-        "shadow": {"source": "models:/pose@challenger", "share": 1.0},
-    }
-    with running_server({"models": [model], "tracking": registry, "direct": mode == "direct"}) as running:
-        wait_for(lambda: running.running("pose") == 2, 300)  # /readyz needs only one
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +167,7 @@ def test_a_challenger_is_promoted_once_it_agrees_on_live_images(
 
 
 def test_a_killed_replica_fails_only_requests_that_it_handles_itself(
-    server: Server, mode: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
+    server: Server, handles_http: str, photographs: list[bytes], expected: dict[str, list[np.ndarray]]
 ) -> None:
     victim = server.replicas("pose")[0]
     with Load(server, "/v1/poses", photographs, clients=4) as load:
@@ -196,6 +175,6 @@ def test_a_killed_replica_fails_only_requests_that_it_handles_itself(
         os.kill(victim.pid, signal.SIGKILL)
         seen = len(load.answers)
         wait_for(lambda: len(load.answers) > seen + 20)
-    assert len(load.errors) <= (load.clients if mode == "direct" else 0), load.errors
+    assert len(load.errors) <= (load.clients if handles_http == "direct" else 0), load.errors
     check(load, expected)
     wait_for(lambda: len(server.replicas("pose")) == 2, 180)
