@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.masks import draw_mask
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import PAD_COLOUR, Detections, People, Poses, Sample
 
 IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])

@@ -196,7 +196,7 @@ def _experiment(method: str, settings: Mapping[str, Any], options: Options, argu
 def _synthetic(data: str, out: Path) -> str:
     """Render people and write them as shards, unless the shards exist; returns the folder of the shards."""
     from posefleet.data.coco.source import find_source
-    from posefleet.data.keypoints import COCO17
+    from posefleet.data.schemas.shipped import COCO17
     from posefleet.data.shards.build import shard_coco
     from posefleet.data.synthetic.dataset import write_dataset
     from posefleet.data.synthetic.scenes import SCENES

@@ -16,7 +16,7 @@ from posefleet.command_line import Place, parse, report_error
 
 if TYPE_CHECKING:
     from posefleet.data.coco.source import Source
-    from posefleet.data.keypoints import KeypointSchema
+    from posefleet.data.schemas.schema import KeypointSchema
     from posefleet.data.shards.build import ShardingResult
 
 MAX_SKIPPED_SHOWN = 20
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, _ = parse(Options, arguments, command="shard", about=__doc__ or "")
     from posefleet.data.coco.source import find_source  # imports torch, which --help does not need
     from posefleet.data.errors import DataError
-    from posefleet.data.keypoints import load_schema
+    from posefleet.data.schemas.shipped import load_schema
     from posefleet.data.shards.build import shard_coco
 
     try:

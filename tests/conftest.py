@@ -108,7 +108,7 @@ def people_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def people_shards(people_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of ``people_coco``: a folder for each split, several shards in each."""
     from posefleet.data.coco.source import find_source
-    from posefleet.data.keypoints import COCO17
+    from posefleet.data.schemas.shipped import COCO17
     from posefleet.data.shards.build import shard_coco
 
     root = tmp_path_factory.mktemp("shards")

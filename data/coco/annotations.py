@@ -14,7 +14,8 @@ import torch
 
 from posefleet.data.errors import DataError
 from posefleet.data.io.json_stream import read_lists
-from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.structures import People
 
 AREA_OF_BOX = 0.53

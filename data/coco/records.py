@@ -12,7 +12,7 @@ from typing import Any
 from posefleet.data.coco.annotations import Annotation, are_numbers, area_of, is_keypoint_person, people_of
 from posefleet.data.coco.segmentations import encode_segmentation
 from posefleet.data.errors import DataError
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import People
 
 Record = dict[str, Any]

@@ -26,7 +26,7 @@ from posefleet.data.coco.annotations import (
 from posefleet.data.coco.records import Record, encode_record, make_person, make_record, outline_of
 from posefleet.data.errors import DataError
 from posefleet.data.io.json_stream import read_lists
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 
 
 class CocoSplit:

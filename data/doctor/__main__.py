@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.data.coco.source import find_source, find_splits
     from posefleet.data.doctor.examine import examine
     from posefleet.data.doctor.findings import write_reports
-    from posefleet.data.keypoints import load_schema
+    from posefleet.data.schemas.shipped import load_schema
 
     try:
         schema = load_schema(options.schema)

@@ -33,7 +33,7 @@ from posefleet.data.doctor.label_checks import BORDER, LabelChecks, Labels, repe
 from posefleet.data.errors import DataError
 from posefleet.data.images import TURNED_ORIENTATIONS, exif_orientation, verify_image
 from posefleet.data.io.json_stream import read_lists
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 
 Json = dict[str, Any]
 

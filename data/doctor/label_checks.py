@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from posefleet.data.doctor.findings import MAX_EXAMPLES, Findings
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 
 BORDER = 1.0
 """Pixels that a keypoint or box may lie outside its image; COCO's own annotations reach the border."""

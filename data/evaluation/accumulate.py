@@ -16,7 +16,7 @@ from posefleet.data.evaluation.error_analysis import analyse_errors
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable, check_unique
 from posefleet.data.evaluation.matching import match
 from posefleet.data.evaluation.precision_recall import MatchFlags
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 
 

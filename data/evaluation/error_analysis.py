@@ -12,7 +12,7 @@ import numpy as np
 
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
 from posefleet.data.evaluation.precision_recall import THRESHOLDS, MatchFlags
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 
 ERROR_KINDS = ("good", "jitter", "inversion", "swap", "miss")
 """Kinds of a labelled keypoint of a matched person; each is exactly one of these.

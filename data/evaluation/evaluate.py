@@ -16,7 +16,7 @@ from posefleet.data.evaluation.error_analysis import ERROR_KINDS, ErrorSplit, sp
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
 from posefleet.data.evaluation.matching import backend_version, faster_curves
 from posefleet.data.evaluation.precision_recall import RECALL_POINTS, THRESHOLDS, Curves, mean_of_known
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 
 STATISTICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")

@@ -14,7 +14,7 @@ import torch
 
 from posefleet.data.coco.annotations import Annotation, area_of, load_json, person_category_ids
 from posefleet.data.errors import DataError
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 
 PEOPLE_AT_A_TIME = 1024

@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
 from posefleet.data.evaluation.precision_recall import AREAS, THRESHOLDS, Curves, MatchFlags
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 
 PACKAGES = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
 """The package of each backend. pycocotools gives its matches, so parts of a data set can be scored apart;

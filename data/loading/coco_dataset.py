@@ -11,8 +11,8 @@ from posefleet.data.coco.source import Source, image_path
 from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
-from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.loading.source import SampleSource, Transform
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Sample
 
 

@@ -27,9 +27,9 @@ from posefleet.data.coco.records import Record, decode_record
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.io.tars import BLOCK, member_name
-from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.loading.order import Order
 from posefleet.data.loading.source import SampleSource, Transform
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.shards.layout import read_manifest, read_members, read_records
 from posefleet.data.structures import Sample
 from posefleet.data.transforms import IDENTITY

@@ -26,7 +26,7 @@ from posefleet.data.doctor.examine import image_fault
 from posefleet.data.errors import DataError
 from posefleet.data.io.cluster import open_ray_data
 from posefleet.data.io.files import absolute
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.shards.layout import (
     VERSION,
     Manifest,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.synthetic.canvas import Colour, fixed_point, random_colour, tinted
 from posefleet.data.synthetic.postures import (
     POINTS,

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from posefleet.data.images import encode_jpeg
 from posefleet.data.io.files import write_file
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.synthetic.scenes import Annotation, SceneConfig, render_scene
 
 ImageInfo = dict[str, Any]

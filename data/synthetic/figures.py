@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.synthetic.bodies import ELLIPSOIDS, Body, Figure
 from posefleet.data.synthetic.canvas import DIM, FLAT, Canvas, Colour, fixed_point, rgb, tinted
 from posefleet.data.synthetic.postures import POINTS, SIDES, Vector

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.synthetic.bodies import Figure, extent, random_figure
 from posefleet.data.synthetic.canvas import Canvas
 from posefleet.data.synthetic.figures import KEYPOINT_PARTS, PARTS_PER_PERSON, Painted, paint_figure

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Detections, People, Poses, TargetPoints
 from posefleet.models.detposenet import refinement
 from posefleet.models.detposenet.box_filter import FilterConfig, Oracle, correct_boxes, filter_boxes

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.models.inspose.boxes import Activation
 from posefleet.models.inspose.dynamic import DynamicConfig
 from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, scale_gradient, tower

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Frames, People, Poses, TargetPoints
 from posefleet.models.inspose.boxes import decode_boxes, giou_loss
 from posefleet.models.inspose.disks import Disks, Radius, Shape, disk_radii, disk_targets, read_disks

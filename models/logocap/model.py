@@ -22,7 +22,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.models.logocap.adaptation import AdaptConfig, Instances, message_passing, training_instances
 from posefleet.models.logocap.centres import Centres, OffsetTargets, rough_poses, top_centres

@@ -11,7 +11,7 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.models.logocap.model import STRIDES, Config, Model, ReleasedBackbone
 from posefleet.models.parts.layers.backbones import backbone_weights
 from posefleet.models.parts.layers.released import (

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Frames, People, Poses
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.assign import PaddedPeople

@@ -9,7 +9,8 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from posefleet.data.keypoints import KeypointSchema, load_schema
+from posefleet.data.schemas.schema import KeypointSchema
+from posefleet.data.schemas.shipped import load_schema
 from posefleet.data.transforms import Augment, Resize
 from posefleet.platform.runtime.paths import STORAGE
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from posefleet.data.coco.results import read_detections
 from posefleet.data.images import decode_image, encode_image
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Batch, Detections, Frames, People, Poses, Sample, collate, round_up
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, move_detections, move_poses
 from posefleet.models import keypoint_score_rule

@@ -8,10 +8,10 @@ import fsspec
 
 from posefleet.data.coco.source import Source, find_source
 from posefleet.data.doctor.examine import examine
-from posefleet.data.keypoints import KeypointSchema
 from posefleet.data.loading.coco_dataset import FolderDataset
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.loading.source import SampleSource, Transform
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
 from posefleet.data.transforms import EvalTransform

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from posefleet.data.io.cluster import open_ray_data
-from posefleet.data.keypoints import load_schema
+from posefleet.data.schemas.shipped import load_schema
 from posefleet.platform.prediction.inputs import InputImage, InputImages, split_into_chunks
 from posefleet.platform.prediction.output import ModelInfo, claim_output, file_names, finish_output, part_name
 from posefleet.platform.prediction.tables import Counts, write_tables

@@ -24,7 +24,7 @@ import torch
 from posefleet.data.coco.results import write_results
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import create
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 
 IMAGE_COLUMNS = pa.schema(

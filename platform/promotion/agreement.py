@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from posefleet.data.coco.annotations import AREA_OF_BOX
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 from posefleet.models.parts.ops.oks import oks
 

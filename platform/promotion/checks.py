@@ -9,7 +9,7 @@ import torch
 
 from posefleet.data.evaluation.bootstrap import CONFIDENCE, difference
 from posefleet.data.evaluation.evaluate import Evaluation
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import read_weights
 from posefleet.platform.inference.latency import predict_ms

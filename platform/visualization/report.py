@@ -6,7 +6,7 @@ import numpy as np
 
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.images import encode_jpeg
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Batch, People, Poses, TargetPoints
 from posefleet.data.transforms import move_points, move_poses
 from posefleet.platform.runtime.worker import Sink

@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from posefleet.data.keypoints import load_schema
+from posefleet.data.schemas.shipped import load_schema
 from posefleet.platform.promotion.shadow import Shadowing
 from posefleet.platform.runtime.redaction import redact
 from posefleet.serve.deployments.errors import ApiError, ErrorDetail

@@ -22,7 +22,7 @@ from torch import Tensor
 from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.parts.layers.backbones import BackboneConfig

@@ -47,7 +47,7 @@ NAMES = ("undisturbed", "a node goes, another comes")
 
 def _shards(root: Path, count: int) -> Path:
     from posefleet.data.coco.source import find_source
-    from posefleet.data.keypoints import COCO17
+    from posefleet.data.schemas.shipped import COCO17
     from posefleet.data.shards.build import shard_coco
     from posefleet.data.synthetic.dataset import write_dataset
     from posefleet.data.synthetic.scenes import SceneConfig

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from posefleet.data.evaluation.error_analysis import analyse_errors
 from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 
 PEOPLE_PER_IMAGE = 2.2

@@ -38,7 +38,7 @@ from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation.bootstrap import Interval, average_precision
 from posefleet.data.evaluation.evaluate import Evaluation, evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People, Poses
 from posefleet.data.synthetic.scenes import CROWDED_SCENES, render_scene
 from posefleet.models.detposenet.box_filter import FilterConfig, Filtered, filter_boxes

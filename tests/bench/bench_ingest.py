@@ -36,9 +36,9 @@ from torch.utils.data import DataLoader
 
 from posefleet.data.coco.records import decode_record, encode_record, make_record
 from posefleet.data.images import decode_image, encode_jpeg
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.loader import training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.structures import Batch, Sample, collate
 from posefleet.data.transforms import Augment, Resize, TrainTransform

@@ -17,9 +17,9 @@ import psutil
 
 from posefleet.data.coco.records import make_record
 from posefleet.data.images import encode_jpeg
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.loader import training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.transforms import EvalTransform, Resize
 

@@ -27,8 +27,8 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from posefleet.data.coco.source import find_source
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.loader import training_batches
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.structures import Batch
 from posefleet.data.synthetic.dataset import write_dataset

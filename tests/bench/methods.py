@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People
 from posefleet.data.synthetic.bodies import extent, random_figure
 from posefleet.data.synthetic.canvas import Canvas

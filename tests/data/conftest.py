@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from posefleet.data.coco.source import Source
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 
 WIDTH, HEIGHT = 64, 48
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from posefleet.data.errors import DataError
-from posefleet.data.keypoints import COCO17
 from posefleet.data.masks import draw_mask, run_lengths
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import MASK_STRIDE, People, Sample
 from posefleet.data.transforms import (
     IDENTITY,

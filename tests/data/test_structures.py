@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema, load_schema
+from posefleet.data.schemas.schema import KeypointSchema
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14, load_schema
 from posefleet.data.structures import MASK_STRIDE, PAD_COLOUR, People, Poses, Sample, collate, mask_shape
 
 

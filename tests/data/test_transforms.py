@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import PAD_COLOUR, People, Poses, Sample
 from posefleet.data.transforms import (
     IDENTITY,

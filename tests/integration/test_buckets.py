@@ -14,8 +14,8 @@ from object_store import FaultyProxy, ObjectStore, environment
 from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import create, read_json
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards

@@ -18,9 +18,9 @@ from small_settings import small_release, small_settings, untrained_checkpoint
 
 from posefleet.data.coco.annotations import load_json
 from posefleet.data.errors import DataError
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.loader import training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.transforms import EvalTransform, Resize
 from posefleet.models.detposenet.detector import DetectorConfig, TorchvisionDetector

@@ -8,7 +8,7 @@ import torch
 from dense import ADULT, CELLS, SIZE, K, assigned, maps_of, parameters, person, trained, unflatten
 from learning import learn_by_heart
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.regression.pose_head import Head

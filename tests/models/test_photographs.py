@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from posefleet.data.coco.source import find_source
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards.build import shard_coco
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore

@@ -19,7 +19,7 @@ from PIL import Image
 from server import TOKEN, Answer, Server, wait_for
 
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint

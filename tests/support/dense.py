@@ -2,7 +2,7 @@
 
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.ops.cells import encode_offsets, level_sizes, pyramid_cells

@@ -5,7 +5,7 @@ import torch
 from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 
 

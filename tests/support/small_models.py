@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People
 from posefleet.models import load_method
 from posefleet.models.parts.layers.backbones import BackboneConfig

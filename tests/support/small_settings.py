@@ -61,7 +61,7 @@ def untrained_checkpoint(
 
 def small_release(settings: dict[str, Any], checkpoint: str, folder: Path) -> "Release":
     """What becomes a version of a registered model; its files lie in the new ``folder``."""
-    from posefleet.data.keypoints import COCO17
+    from posefleet.data.schemas.shipped import COCO17
     from posefleet.platform.checkpoints.format import copy_for_use
     from posefleet.platform.config.loading import build_experiment, to_dict
     from posefleet.platform.tracking.registry import Release

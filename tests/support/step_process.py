@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.models import load_method
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.step import StepShare, train_step

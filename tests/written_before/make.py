@@ -24,8 +24,8 @@ import yaml
 from written import ARCHIVE, METHODS, REFERENCE, ROOT, SPACE, STATE_DICTS, one_step_more
 
 from posefleet.data.coco.source import find_source
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.structures import Sample
 from posefleet.data.synthetic.dataset import write_dataset

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from written import METHODS, REFERENCE, STATE_DICTS, extract, one_step_more
 
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses, Sample
 from posefleet.jobs import evaluate as evaluate_job
 from posefleet.jobs import tune

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from posefleet.data.keypoints import KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Frames, People, Poses, TargetPoints
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, HRFPN, PAFPN, Activation

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from growth.material import SPLIT, poses_of, records_of, write_coco, write_shards
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 
 Work = Callable[[], object]
 Prepare = Callable[[Path, int], None]

@@ -17,7 +17,7 @@ from posefleet.data.coco.source import find_source, find_splits, image_path
 from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image, verify_image
-from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.structures import Poses
 
 Jpeg = Callable[..., bytes]

@@ -13,8 +13,8 @@ from posefleet.data.coco.records import decode_record, encode_record, make_recor
 from posefleet.data.coco.segmentations import encode_segmentation
 from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
-from posefleet.data.keypoints import COCO17
 from posefleet.data.masks import run_lengths
+from posefleet.data.schemas.shipped import COCO17
 
 SIZE = (64, 48)
 TRIANGLE = [10.5, 5.0, 50.0, 8.0, 30.0, 40.25]

@@ -7,7 +7,7 @@ from typing import Any
 
 from posefleet.data.coco.records import encode_record, make_record
 from posefleet.data.coco.split import CocoSplit, read_coco
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 
 
 def read(coco: Any) -> CocoSplit:

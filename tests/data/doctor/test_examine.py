@@ -15,7 +15,7 @@ from posefleet.data.doctor import examine as doctor
 from posefleet.data.doctor.__main__ import main
 from posefleet.data.doctor.examine import examine
 from posefleet.data.doctor.findings import CHECKS
-from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 
 LEFT_SHOULDER = 3 * COCO17.keypoints.index("left_shoulder")
 

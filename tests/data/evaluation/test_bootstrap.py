@@ -9,7 +9,7 @@ from posefleet.data.evaluation.bootstrap import Interval, Matches, average_preci
 from posefleet.data.evaluation.evaluate import Evaluation, evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.evaluation.precision_recall import MatchFlags
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 

@@ -23,7 +23,8 @@ from posefleet.data.evaluation.accumulate import match_images
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS
 from posefleet.data.evaluation.evaluate import STATISTICS, Evaluation, evaluate, summarize
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.keypoints import COCO17, CROWDPOSE14, KeypointSchema
+from posefleet.data.schemas.schema import KeypointSchema
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.structures import Poses
 
 AREA = 10_000.0

@@ -14,8 +14,8 @@ import pytest
 
 from posefleet.data.errors import DataError
 from posefleet.data.io.tars import list_members, member_name
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shard, check_shards
 from posefleet.data.transforms import EvalTransform, Resize

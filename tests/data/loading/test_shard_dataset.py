@@ -18,11 +18,11 @@ from posefleet.data.coco.records import make_record
 from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.images import encode_jpeg
-from posefleet.data.keypoints import COCO17, CROWDPOSE14
 from posefleet.data.loading import shard_dataset as stream
 from posefleet.data.loading.coco_dataset import FolderDataset
 from posefleet.data.loading.loader import evaluation_batches, training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
 from posefleet.data.structures import Batch, Sample

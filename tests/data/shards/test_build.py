@@ -21,7 +21,7 @@ from posefleet.data.coco.source import find_source
 from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
-from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.shards import build as sharding
 from posefleet.data.shards.build import ShardingResult, shard_coco
 from posefleet.data.shards.layout import read_manifest, read_members
@@ -256,7 +256,7 @@ KILLED = textwrap.dedent(
     # Run the sharding in a child, kill it, and so on: each attempt goes on from what the last one left.
     import os, signal, sys, time
     from posefleet.data.coco.source import Source
-    from posefleet.data.keypoints import COCO17
+    from posefleet.data.schemas.shipped import COCO17
     from posefleet.data.shards.build import shard_coco
     import webdataset  # before the fork, or most kills would hit its import
 

@@ -13,7 +13,7 @@ import webdataset
 
 from posefleet.data.coco.records import Record, decode_record, encode_record, make_record
 from posefleet.data.errors import DataError
-from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.shards.layout import (
     Manifest,
     ShardInfo,

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from posefleet.data.images import decode_image
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SceneConfig
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.synthetic.bodies import Figure, make_figure, random_look
 from posefleet.data.synthetic.canvas import Canvas, fixed_point
 from posefleet.data.synthetic.figures import PARTS_PER_PERSON, Painted, Part, paint_figure

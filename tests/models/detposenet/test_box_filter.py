@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.models.detposenet.box_filter import FilterConfig, Filtered, correct_boxes, filter_boxes
 from posefleet.models.detposenet.pose_nms import pose_oks
 from posefleet.models.parts.ops.nms import box_iou

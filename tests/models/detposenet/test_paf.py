@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.models.detposenet.paf import PafConfig, assemble, group_poses, paf_targets
 from posefleet.models.parts.ops.heatmaps import draw_gaussians
 

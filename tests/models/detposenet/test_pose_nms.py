@@ -2,7 +2,7 @@
 
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.models.detposenet.pose_nms import greedy_keep, suppress_by_oks
 

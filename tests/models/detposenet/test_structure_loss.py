@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.models.detposenet.refinement import structure_aware_loss, structure_weights
 
 WEIGHTS = structure_weights(COCO17.edges, 17, 0.5)

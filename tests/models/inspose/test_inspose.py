@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from posefleet.data.coco.annotations import people_of
-from posefleet.data.keypoints import COCO17, CROWDPOSE14
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.structures import Frames, People
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.models.inspose.dynamic import DynamicConfig

@@ -9,7 +9,7 @@ import torch
 from published import FOLDER, array, assert_golden, golden, golden_levels, golden_people, inspose_weights
 from torch import Tensor
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.models.inspose.keypoint_maps import keypoint_cells, tag_losses
 from posefleet.models.inspose.model import Config, Model
 from posefleet.models.inspose.released import MARK, released_weights

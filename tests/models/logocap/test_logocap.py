@@ -14,8 +14,8 @@ from posefleet.data.coco.annotations import people_of
 from posefleet.data.coco.source import find_source
 from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.coco_dataset import FolderDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People, Poses
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY, Augment, Resize, TrainTransform, move_people

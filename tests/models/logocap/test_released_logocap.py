@@ -10,7 +10,7 @@ import torch
 from published import FOLDER, array, assert_golden, logocap_weights
 from torch import Tensor
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.models.logocap import model as network
 from posefleet.models.logocap.centres import rough_poses
 from posefleet.models.logocap.expansion_maps import candidate_axes, candidate_mesh

@@ -10,7 +10,7 @@ import torch
 from published import FOLDER, array, assert_golden, golden, golden_levels, golden_people, smpr_weights
 from torch import Tensor
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Frames
 from posefleet.models.parts.layers.backbones import Backbone
 from posefleet.models.parts.layers.released import differences

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dense import ADULT, CELLS, SIZE, K, assigned, maps_of, parameters, person, trained, unflatten
 from learning import learn_by_heart
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Frames, People
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.cells import encode_offsets

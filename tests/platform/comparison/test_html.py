@@ -11,7 +11,7 @@ from small_settings import small_settings
 
 from posefleet.data.evaluation.bootstrap import difference
 from posefleet.data.evaluation.evaluate import evaluate
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.platform.checkpoints.store import CheckpointStore

@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_models import K, build, images, small
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.jobs import export as job
 from posefleet.models import available_methods

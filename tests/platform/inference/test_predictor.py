@@ -14,7 +14,7 @@ from posefleet.data.coco.annotations import people_of
 from posefleet.data.evaluation.evaluate import evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image, encode_image
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Batch, Detections, Frames, People, Poses, Sample, collate
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 from posefleet.data.transforms import IDENTITY

@@ -14,8 +14,8 @@ from posefleet.data.coco.records import make_record
 from posefleet.data.coco.source import find_source
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.images import encode_image
-from posefleet.data.keypoints import load_schema
 from posefleet.data.loading.coco_dataset import FolderDataset
+from posefleet.data.schemas.shipped import load_schema
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.structures import Detections, Poses
 from posefleet.platform.config.loading import build_experiment

@@ -20,7 +20,7 @@ from small_settings import small_settings, untrained_checkpoint
 from posefleet.data.coco.results import write_results
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.prediction import batch, worker

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.promotion.agreement import SAME_PERSON, compare_poses
 

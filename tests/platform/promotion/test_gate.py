@@ -14,7 +14,7 @@ from small_settings import untrained_checkpoint
 from posefleet.data.coco.source import find_source
 from posefleet.data.evaluation.evaluate import Evaluation, evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import CheckpointError, read_meta
 from posefleet.platform.checkpoints.load import load_model

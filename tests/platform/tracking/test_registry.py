@@ -13,8 +13,8 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from small_settings import small_release, untrained_checkpoint
 
-from posefleet.data.keypoints import COCO17
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.platform.checkpoints.format import CheckpointError, verify
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint

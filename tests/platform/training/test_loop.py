@@ -196,8 +196,8 @@ def test_evaluation_with_oracle_scores_says_so_and_is_no_worse(small_run: dict[s
 
 
 def test_a_batch_counts_its_people_on_the_host(people_shards: Path) -> None:
-    from posefleet.data.keypoints import COCO17
     from posefleet.data.loading.shard_dataset import ShardDataset
+    from posefleet.data.schemas.shipped import COCO17
     from posefleet.data.transforms import EvalTransform, Resize
 
     dataset = ShardDataset(

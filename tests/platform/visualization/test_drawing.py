@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People, Poses, TargetPoints
 from posefleet.platform.visualization.drawing import (
     INK,

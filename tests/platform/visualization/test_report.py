@@ -12,7 +12,7 @@ from posefleet.data.evaluation.bootstrap import differences
 from posefleet.data.evaluation.evaluate import Evaluation, evaluate
 from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.images import decode_image
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People, Poses, Sample, TargetPoints, collate
 from posefleet.platform.comparison.compare import score_table
 from posefleet.platform.visualization import figures, plots, report

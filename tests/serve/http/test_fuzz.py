@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_untrusted
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import describe_poses
 from posefleet.serve.deployments.errors import ApiError, ErrorDetail

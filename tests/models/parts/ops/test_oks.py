@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools.cocoeval import COCOeval, Params
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People, Poses
 from posefleet.models.parts.ops.oks import oks, oks_and_rank, score_by_ground_truth
 

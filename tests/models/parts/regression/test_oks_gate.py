@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posefleet.data.keypoints import COCO17
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People
 from posefleet.models.parts.ops.assign import PaddedPeople, Positives, pad_people, rows_of_cells
 from posefleet.models.parts.regression.oks_gate import assignment_stats, best_oks, oks_gate
