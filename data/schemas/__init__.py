@@ -1,4 +1,5 @@
 """Keypoint schemas: what the K keypoints of a data set or model are.
 
-Doors: ``schema`` (the class), ``shipped`` (schemas that come with posefleet).
+Doors: ``schema`` (the class, and its form as plain values), ``shipped`` (schemas that come with posefleet, one YAML
+file each in ``files/``, and YAML files of others).
 """

@@ -1,61 +1,57 @@
-"""The keypoint schemas that come with posefleet."""
+"""The keypoint schemas that come with posefleet, one YAML file each in ``files/``, which also names its sources."""
 
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-from posefleet.data.schemas.schema import KeypointSchema
+import yaml
 
-COCO17 = KeypointSchema(
-    name="coco17",
-    keypoints=(
-        "nose", "left_eye", "right_eye", "left_ear", "right_ear",
-        "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
-        "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
-    ),
-    sigmas=(
-        0.026, 0.025, 0.025, 0.035, 0.035,
-        0.079, 0.079, 0.072, 0.072, 0.062, 0.062,
-        0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
-    ),
-    skeleton=(
-        ("left_ankle", "left_knee"), ("left_knee", "left_hip"), ("right_ankle", "right_knee"),
-        ("right_knee", "right_hip"), ("left_hip", "right_hip"), ("left_shoulder", "left_hip"),
-        ("right_shoulder", "right_hip"), ("left_shoulder", "right_shoulder"), ("left_shoulder", "left_elbow"),
-        ("right_shoulder", "right_elbow"), ("left_elbow", "left_wrist"), ("right_elbow", "right_wrist"),
-        ("left_eye", "right_eye"), ("nose", "left_eye"), ("nose", "right_eye"), ("left_eye", "left_ear"),
-        ("right_eye", "right_ear"), ("left_ear", "left_shoulder"), ("right_ear", "right_shoulder"),
-    ),
-)  # fmt: skip
+from posefleet.data.schemas.schema import KeypointSchema, SchemaError
 
-CROWDPOSE14 = KeypointSchema(
-    name="crowdpose14",
-    keypoints=(
-        "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
-        "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "head", "neck",
-    ),
-    sigmas=(
-        0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079,
-    ),
-    skeleton=(
-        ("left_ankle", "left_knee"), ("left_knee", "left_hip"), ("right_ankle", "right_knee"),
-        ("right_knee", "right_hip"), ("left_hip", "right_hip"), ("left_shoulder", "left_hip"),
-        ("right_shoulder", "right_hip"), ("left_shoulder", "neck"), ("right_shoulder", "neck"),
-        ("left_shoulder", "left_elbow"), ("right_shoulder", "right_elbow"), ("left_elbow", "left_wrist"),
-        ("right_elbow", "right_wrist"), ("head", "neck"),
-    ),
-)  # fmt: skip
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The fast one where PyYAML was built with it."""
+
+FOLDER = Path(__file__).with_name("files")
+
+
+def shipped_names() -> list[str]:
+    """Names of all shipped schemas."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 @cache
-def _schemas() -> dict[str, KeypointSchema]:
-    return {schema.name: schema for schema in (COCO17, CROWDPOSE14)}
-
-
 def load_schema(name: str) -> KeypointSchema:
-    """The keypoint schema with the name ``name``.
+    """The shipped keypoint schema with the name ``name``.
 
     Raises:
-        ValueError: There is no such schema.
+        SchemaError: There is no such schema.
     """
-    if name not in _schemas():
-        raise ValueError(f"unknown keypoint schema {name!r}; known: {', '.join(_schemas())}")
-    return _schemas()[name]
+    if name not in shipped_names():
+        raise SchemaError(f"unknown keypoint schema {name!r}; known: {', '.join(shipped_names())}")
+    return read_schema(FOLDER / f"{name}.yaml")
+
+
+def read_schema(path: str | Path) -> KeypointSchema:
+    """The keypoint schema in a YAML file, see :mod:`posefleet.data.schemas.schema`.
+
+    Raises:
+        SchemaError: The file is missing, is not YAML, or holds no usable schema.
+    """
+    return KeypointSchema.from_dict(read_yaml(path), where=str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The values in a YAML file.
+
+    Raises:
+        SchemaError: The file is missing or is not YAML.
+    """
+    try:
+        return yaml.load(Path(path).read_bytes(), _LOADER)
+    except FileNotFoundError:
+        raise SchemaError(f"{path}: no such file") from None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SchemaError(f"{path} is not valid YAML: {error}") from None
+
+
+COCO17, CROWDPOSE14 = load_schema("coco17"), load_schema("crowdpose14")

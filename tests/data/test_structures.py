@@ -1,4 +1,4 @@
-"""Tests people, poses, schemas and batches."""
+"""Tests people, poses and batches."""
 
 from dataclasses import replace
 
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14, load_schema
 from posefleet.data.structures import MASK_STRIDE, PAD_COLOUR, People, Poses, Sample, collate, mask_shape
 
 
@@ -19,26 +17,6 @@ def people(count: int) -> People:
         torch.rand(count),
         torch.zeros(count, dtype=torch.bool),
     )
-
-
-def test_the_flip_index_of_coco_is_the_published_permutation() -> None:
-    assert COCO17.flip_index == [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
-    assert CROWDPOSE14.flip_index == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 12, 13]
-
-
-def test_the_skeleton_of_coco_is_the_published_one() -> None:
-    published = "16,14 14,12 17,15 15,13 12,13 6,12 7,13 6,7 6,8 7,9 8,10 9,11 2,3 1,2 1,3 2,4 3,5 4,6 5,7"
-    assert COCO17.edges == [tuple(int(i) - 1 for i in edge.split(",")) for edge in published.split()]
-
-
-def test_a_schema_with_too_few_sigmas_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 sigmas for 2 keypoints"):
-        KeypointSchema(name="two", keypoints=("a", "b"), sigmas=(0.1,), skeleton=())
-
-
-def test_an_unknown_schema_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="coco17, crowdpose14"):
-        load_schema("coco18")
 
 
 def test_rows_of_different_number_are_refused() -> None:
