@@ -11,11 +11,11 @@ _KNOWN = {
     "nose": 0.026, "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062, "hip": 0.107,
     "knee": 0.087, "ankle": 0.089,  # COCO
     "head": 0.079, "neck": 0.079,  # CrowdPose
-    "big toe": 0.068, "small toe": 0.066, "heel": 0.066,  # COCO-WholeBody
+    "big toe": 0.089, "small toe": 0.089, "heel": 0.089,  # Halpe
 }  # fmt: skip
 """Sigma by name without its side."""
 
-KNOWN_SOURCE = "table of known names (COCO, CrowdPose, COCO-WholeBody)"
+KNOWN_SOURCE = "table of known names (COCO, CrowdPose, Halpe)"
 
 
 def known_sigma(name: str) -> float | None:

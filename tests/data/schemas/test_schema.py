@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from posefleet.data.schemas.schema import KeypointSchema, SchemaError
-from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14, load_schema, read_schema, shipped_names
+from posefleet.data.schemas.names import mirror_pairs
+from posefleet.data.schemas.schema import PARTS, KeypointSchema, SchemaError
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14, FOLDER, load_schema, read_schema, shipped_names
 from posefleet.data.schemas.sigmas import DEFAULT_SIGMA
 
 DOG: dict[str, Any] = {"name": "dog", "keypoints": ["nose", "L_Eye", "R_Eye", "tail"]}
@@ -94,11 +95,42 @@ def test_an_unknown_schema_names_the_known_ones() -> None:
         load_schema("coco18")
 
 
-@pytest.mark.parametrize("name", shipped_names())
+COUNTS = {
+    "aic14": 14, "animalpose20": 20, "ap10k17": 17, "apt36k17": 17, "coco17": 17, "coco_wholebody133": 133,
+    "crowdpose14": 14, "face68": 68, "halpe26": 26, "hand21": 21, "horse10": 22, "mpii16": 16, "ochuman": 17,
+}  # fmt: skip
+
+
+def test_the_shipped_schemas() -> None:
+    assert {name: len(load_schema(name)) for name in shipped_names()} == COUNTS
+
+
+@pytest.mark.parametrize("name", COUNTS)
 def test_a_shipped_schema_is_whole(name: str) -> None:
     schema = load_schema(name)
-    assert schema.name == name
-    assert all(schema.sources[part] not in ("", "given") for part in ("names", "skeleton", "flip_pairs", "sigmas"))
+    assert schema.name == name and set(schema.sources) == set(PARTS)
+    values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    assert set(values) == {*schema.as_dict()} and all(values["sources"].values())
+    inferred = {frozenset(pair) for pair in mirror_pairs(schema.keypoints)}
+    assert inferred <= {frozenset(pair) for pair in schema.flip_pairs}
+    for a, b in schema.flip_pairs:  # COCO-WholeBody's toes differ from foot to foot, as its authors publish them
+        sigmas = {schema.sigmas[schema.keypoints.index(x)] for x in (a, b)}
+        assert len(sigmas) == 1 or name in ("aic14", "face68", "coco_wholebody133")
+
+
+def test_schemas_of_whole_bodies_share_names_with_their_parts() -> None:
+    whole = load_schema("coco_wholebody133")
+    assert whole.keypoints[:17] == COCO17.keypoints and whole.sigmas[:17] == COCO17.sigmas
+    assert whole.keypoints[23:91] == load_schema("face68").keypoints
+    assert [len(whole.group(part)) for part in ("body", "foot", "face", "left_hand", "right_hand")] == [
+        17,
+        6,
+        68,
+        21,
+        21,
+    ]
+    assert load_schema("halpe26").keypoints[:17] == COCO17.keypoints
+    assert load_schema("ap10k17").keypoints == load_schema("apt36k17").keypoints
 
 
 def test_a_schema_in_a_file(tmp_path: Any) -> None:
