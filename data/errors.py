@@ -5,6 +5,10 @@ class DataError(ValueError):
     """A data set, file or annotation cannot be used; the message names it and the reason."""
 
 
+class NoSchema(DataError):
+    """A data set does not say which keypoints it has."""
+
+
 class NotAnImage(DataError):
     """The bytes are no image of an accepted format."""
 

@@ -34,8 +34,8 @@ class Options:
     """Folder that every node sees, s3://bucket/prefix, ... The shards go to its subfolder SPLIT."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if it is not at its usual place."""
-    schema: Annotated[str, "NAME"] = "coco17"
-    """Keypoint schema: names and order of the keypoints."""
+    schema: Annotated[str, "NAME"] = "auto"
+    """Keypoints: a shipped schema, a YAML file, or auto: what the annotation file names."""
     shard_mib: float = 128.0
     """Size of a shard, MiB. Larger shards give fewer files and a coarser shuffle."""
     shuffle_seed: int = 0
@@ -57,14 +57,15 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the shards. Exit status: 0 finished, 1 the data set cannot be used, 2 bad arguments."""
     options, _ = parse(Options, arguments, command="shard", about=__doc__ or "")
+    from posefleet.data.coco.file_schema import read_file_schema
     from posefleet.data.coco.source import find_source  # imports torch, which --help does not need
     from posefleet.data.errors import DataError
-    from posefleet.data.schemas.shipped import load_schema
+    from posefleet.data.schemas.shipped import choose_schema
     from posefleet.data.shards.build import shard_coco
 
     try:
-        schema = load_schema(options.schema)
         source = find_source(options.source, options.split, options.images or None)
+        schema = choose_schema(options.schema, lambda: read_file_schema(source.annotation_file))
         if not options.skip_doctor and not _healthy(source, schema, options.allow_errors):
             return 1
         root = f"{options.out.rstrip('/')}/{options.split}"
@@ -107,6 +108,8 @@ def _summary(result: "ShardingResult", root: str) -> str:
     counts, size = manifest.counts, sum(shard.bytes for shard in manifest.shards)
     lines = [
         f"{root}: {manifest.samples:,} samples, {manifest.labelled:,} of them with keypoint people",
+        f"  schema {manifest.schema.name} of {len(manifest.schema)} keypoints; names "
+        f"{manifest.schema.sources.get('names', 'given')}",
         "  {people:,} people: {keypoint_people:,} with keypoints, {unlabelled:,} without, {crowd:,} crowds; "
         "{segmentations:,} segmentations of the last two".format(**counts),
         f"  {len(manifest.shards)} shards, {size / 2**20:,.1f} MiB; source fingerprint {manifest.fingerprint[:12]}",

@@ -15,7 +15,7 @@ import torch
 from posefleet.data.errors import DataError
 from posefleet.data.io.json_stream import read_lists
 from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
+from posefleet.data.schemas.shipped import load_schema, shipped_names
 from posefleet.data.structures import People
 
 AREA_OF_BOX = 0.53
@@ -177,8 +177,8 @@ def check_person(record: Annotation, schema: KeypointSchema, annotation_file: st
     if not keypoints or len(keypoints) == 3 * len(schema):
         return
     count = len(keypoints) / 3
-    fitting = [other.name for other in (COCO17, CROWDPOSE14) if len(other) == count]
-    advice = f"schema {' or '.join(fitting)} would fit" if fitting else "no known schema fits"
+    fitting = [name for name in shipped_names() if len(load_schema(name)) == count]
+    advice = f"schema {' or '.join(fitting)} would fit" if fitting else "no shipped schema has as many"
     raise DataError(f"{what} has {count:g} keypoints, {schema.name} has {len(schema)}; {advice}")
 
 

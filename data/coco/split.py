@@ -23,6 +23,7 @@ from posefleet.data.coco.annotations import (
     person_category_ids,
     require_lists,
 )
+from posefleet.data.coco.file_schema import names_differ
 from posefleet.data.coco.records import Record, encode_record, make_person, make_record, outline_of
 from posefleet.data.errors import DataError
 from posefleet.data.io.json_stream import read_lists
@@ -72,8 +73,8 @@ def read_coco(annotation_file: str, schema: KeypointSchema) -> CocoSplit:
     The file is read twice, because COCO's lists its categories, which say who is a person, at its end.
 
     Raises:
-        DataError: The file is no json, lacks keys, has ids that are no integers, has people with another number of
-            keypoints than ``schema``, or has no keypoint person.
+        DataError: The file is no json, lacks keys, has ids that are no integers, names other keypoints than ``schema``,
+            has people with another number of keypoints, or has no keypoint person.
     """
     packing = _Packing(annotation_file, schema)
     takers = {"images": packing.add_image, "categories": packing.add_category}
@@ -118,6 +119,8 @@ class _Packing:
         for sides in (self._widths, self._heights):
             sides[:] = array("q", np.array(sides, np.int64)[::-1][last].tobytes())
         self._person_categories = person_category_ids(self._categories)
+        if text := names_differ(self._file, self._categories, self._schema):
+            raise DataError(f"{self._file}: {text}")
         self._people_from = len(self._owners)
 
     def add_annotation(self, annotation: Any) -> None:

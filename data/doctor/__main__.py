@@ -25,8 +25,8 @@ class Options:
     """Split: train2017, val2017, ... Default: all that are there."""
     images: Annotated[str, "PATH"] | None = None
     """Image folder, where it is not at its usual place."""
-    schema: Annotated[str, "NAME"] = "coco17"
-    """Keypoint schema: names and order of the keypoints."""
+    schema: Annotated[str, "NAME"] = "auto"
+    """Expected keypoints: a shipped schema, a YAML file, or auto: what the file itself names."""
     json: Annotated[str, "FILE"] = ""
     """Also write the report to this file."""
     workers: int | None = None
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from posefleet.data.coco.source import find_source, find_splits
     from posefleet.data.doctor.examine import examine
     from posefleet.data.doctor.findings import write_reports
-    from posefleet.data.schemas.shipped import load_schema
+    from posefleet.data.schemas.shipped import AUTO, choose_schema
 
     try:
-        schema = load_schema(options.schema)
+        schema = None if options.schema == AUTO else choose_schema(options.schema)
         splits = [options.split] if options.split else find_splits(options.path) or ["train2017"]
         sources = [find_source(options.path, split, options.images) for split in splits]
     except ValueError as error:

@@ -26,11 +26,12 @@ from posefleet.data.coco.annotations import (
     person_category_ids,
     require_lists,
 )
+from posefleet.data.coco.file_schema import names_differ, read_file_schema
 from posefleet.data.coco.records import outline_of
 from posefleet.data.coco.source import Source, image_path
 from posefleet.data.doctor.findings import Findings, Report, Statistics
 from posefleet.data.doctor.label_checks import BORDER, LabelChecks, Labels, repeats
-from posefleet.data.errors import DataError
+from posefleet.data.errors import DataError, NoSchema
 from posefleet.data.images import TURNED_ORIENTATIONS, exif_orientation, verify_image
 from posefleet.data.io.json_stream import read_lists
 from posefleet.data.schemas.schema import KeypointSchema
@@ -45,7 +46,7 @@ IMAGES_AT_A_TIME = 4096
 
 def examine(
     source: Source,
-    schema: KeypointSchema,
+    schema: KeypointSchema | None,
     *,
     check_images: bool = True,
     workers: int | None = None,
@@ -58,25 +59,29 @@ def examine(
 
     Args:
         source: From ``find_source``.
-        schema: The expected keypoints.
+        schema: The expected keypoints. None: those that the file names.
         check_images: Also read and decode every image.
         workers: Threads that read images; None: one for each core.
         progress: Show a progress bar on stderr.
     """
     findings = Findings()
     images, categories = _Images(findings), list[Any]()
-    annotations = _Annotations(images, categories, schema, findings)
     try:
+        schema = schema or read_file_schema(source.annotation_file)
+        annotations = _Annotations(images, categories, schema, findings)
         takers = {"images": images.add, "categories": categories.append}
         lists = read_lists(source.annotation_file, takers)
         require_lists(source.annotation_file, lists, "images", "annotations")
         images.finish()
+        if text := names_differ(source.annotation_file, categories, schema):
+            findings.add("other_keypoints", text)
         read_lists(source.annotation_file, {"annotations": annotations.add})
         annotations.finish()
     except DataError as error:
         findings = Findings()
-        findings.add("unreadable_annotations", str(error))
-        return Report(source.annotation_file, schema.name, False, tuple(findings), Statistics())
+        findings.add("no_schema" if isinstance(error, NoSchema) else "unreadable_annotations", str(error))
+        name = schema.name if schema else "no schema"
+        return Report(source.annotation_file, name, False, tuple(findings), Statistics())
     if check_images:
         _check_images(images, source, findings, workers or os.cpu_count() or 1, progress)
     labels = annotations.labels

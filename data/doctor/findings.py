@@ -1,6 +1,7 @@
 """Lists the checks of the doctor, with severity and advice, and makes the report of their findings."""
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -108,6 +109,16 @@ CHECKS: dict[str, Check] = {
         "Correct it; sharding leaves it out, and losses ignore the box instead.",
     ),
     # Keypoints.
+    "no_schema": Check(
+        "error",
+        "The file does not say which keypoints it has.",
+        "Name the schema with --schema: a shipped one, or a YAML file. docs/schemas.md has the format.",
+    ),
+    "other_keypoints": Check(
+        "error",
+        "The file names other keypoints than the schema, or in another order.",
+        "Choose the schema that fits (--schema auto reads it from the file), or correct the file.",
+    ),
     "wrong_keypoint_count": Check(
         "error", "A person has another number of keypoints than the schema.", "Choose the schema that fits."
     ),
@@ -244,7 +255,7 @@ class Report:
             check = finding.check
             yield f"  {check.severity.upper():8}{finding.code}: {finding.count:,}"
             yield f"          {check.meaning}"
-            yield from (f"            {example}" for example in finding.examples)
+            yield from (textwrap.indent(example, " " * 12) for example in finding.examples)
             more = finding.count - len(finding.examples)
             if finding.examples and more:
                 yield f"            ... and {more:,} more"

@@ -29,6 +29,7 @@ from posefleet.data.images import decode_image
 from posefleet.data.io.tars import BLOCK, member_name
 from posefleet.data.loading.order import Order
 from posefleet.data.loading.source import SampleSource, Transform
+from posefleet.data.schemas.names import difference
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.shards.layout import read_manifest, read_members, read_records
 from posefleet.data.structures import Sample
@@ -56,7 +57,7 @@ class ShardDataset(SampleSource):
         labelled_only: Skip images without a keypoint person.
 
     Raises:
-        DataError: There are no (labelled) samples, or they have another schema.
+        DataError: There are no (labelled) samples, or their keypoints have other names or another order.
     """
 
     def __init__(
@@ -70,11 +71,9 @@ class ShardDataset(SampleSource):
         labelled_only: bool = False,
     ) -> None:
         manifest = read_manifest(str(root))
-        if manifest.schema != schema.name:
-            raise DataError(
-                f"{root}: the shards hold keypoints of schema {manifest.schema!r}, expected {schema.name!r}; "
-                f"set the experiment's schema to {manifest.schema!r} or shard a data set of {schema.name!r}"
-            )
+        stored = manifest.schema
+        if text := difference(schema.keypoints, stored.keypoints, f"schema {schema.name}", f"shards of {stored.name}"):
+            raise DataError(f"{root}: {text}\nTrain or evaluate with the schema of the shards, or choose other shards.")
         counts = [shard.labelled if labelled_only else shard.samples for shard in manifest.shards]
         if not sum(counts):
             what = "images with a labelled person" if labelled_only else "samples"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from posefleet.data.schemas.names import parts_of
 
-DEFAULT_SIGMA = 0.069
+DEFAULT_SIGMA = 0.067
 """Sigma of a keypoint of unknown name: the mean of COCO's seventeen."""
 
 _KNOWN = {

@@ -227,7 +227,7 @@ def _manifest(source: Source, schema: KeypointSchema, plan: Plan, shards: list[_
     return Manifest(
         version=VERSION,
         split=source.split,
-        schema=schema.name,
+        schema=schema,
         fingerprint=plan.fingerprint,
         shards=tuple(shard.info for shard in shards if shard.info.samples),
         counts={

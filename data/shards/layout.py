@@ -25,6 +25,8 @@ from posefleet.data.coco.records import Record, encode_record
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import UNFINISHED, create, read_json
 from posefleet.data.io.tars import BLOCK, MAX_MEMBER_BYTES, member_name, whole_blocks
+from posefleet.data.schemas.schema import KeypointSchema, SchemaError
+from posefleet.data.schemas.shipped import load_schema
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -55,8 +57,8 @@ class Manifest:
     """``VERSION`` of the layout."""
     split: str
     """Name of the split, such as ``train2017``."""
-    schema: str
-    """Name of the keypoint schema."""
+    schema: KeypointSchema
+    """The keypoints of the people."""
     fingerprint: str
     """sha256 of the source's file names, file sizes and annotations; independent of seed and shard size."""
     shards: tuple[ShardInfo, ...]
@@ -87,7 +89,7 @@ def shard_name(number: int) -> str:
 
 def write_manifest(root: str, manifest: Manifest) -> None:
     """Write the manifest of a shard folder; equal manifests give equal bytes."""
-    _write_json(root, MANIFEST, asdict(manifest))
+    _write_json(root, MANIFEST, {**asdict(manifest), "schema": manifest.schema.as_dict()})
 
 
 def read_manifest(root: str) -> Manifest:
@@ -103,9 +105,17 @@ def read_manifest(root: str) -> Manifest:
         raise DataError(f"{root}/{MANIFEST}: version {content.get('version')!r}, this code reads {VERSION}")
     try:
         shards = tuple(parse_shard_info(root, shard) for shard in content.pop("shards"))
-        return Manifest(shards=shards, skipped=tuple(content.pop("skipped")), **content)
+        schema = _schema(content.pop("schema"))
+        return Manifest(shards=shards, skipped=tuple(content.pop("skipped")), schema=schema, **content)
+    except SchemaError as error:
+        raise DataError(f"{root}/{MANIFEST}: {error}") from None
     except (KeyError, TypeError) as error:
         raise DataError(f"{root}/{MANIFEST}: damaged: {error}; run shard_coco again") from error
+
+
+def _schema(value: Any) -> KeypointSchema:
+    """The schema of a manifest; those of earlier versions have only its name."""
+    return load_schema(value) if isinstance(value, str) else KeypointSchema.from_dict(value)
 
 
 def parse_shard_info(root: str, content: Mapping[str, Any]) -> ShardInfo:

@@ -85,12 +85,12 @@ ORDER = (
 
 OPEN = {
     "data": "errors images masks structures transforms",
-    "data/coco": "annotations records results source split",
+    "data/coco": "annotations file_schema records results source split",
     "data/doctor": "examine",
     "data/evaluation": "accumulate bootstrap boxes error_analysis evaluate ground_truth",
     "data/io": "cluster files json_stream tars",
     "data/loading": "coco_dataset loader shard_dataset source",
-    "data/schemas": "schema shipped",
+    "data/schemas": "category names schema shipped",
     "data/shards": "build layout verify",
     "data/synthetic": "dataset scenes",
     "models/parts/layers": "backbones blocks deform_conv fpn fusion released safe_load",

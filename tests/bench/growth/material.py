@@ -66,7 +66,7 @@ def write_shards(root: Path, samples: int) -> None:
     shards = tuple(
         type(info)(shard_name(number), info.samples, info.labelled, info.bytes, info.sha256) for number in range(count)
     )
-    write_manifest(str(root), Manifest(1, SPLIT, COCO17.name, "0" * 64, shards, {}, ()))
+    write_manifest(str(root), Manifest(1, SPLIT, COCO17, "0" * 64, shards, {}, ()))
 
 
 def records_of(images: int) -> Iterator[Record]:

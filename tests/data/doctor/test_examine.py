@@ -15,7 +15,7 @@ from posefleet.data.doctor import examine as doctor
 from posefleet.data.doctor.__main__ import main
 from posefleet.data.doctor.examine import examine
 from posefleet.data.doctor.findings import CHECKS
-from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14, load_schema
 
 LEFT_SHOULDER = 3 * COCO17.keypoints.index("left_shoulder")
 
@@ -118,6 +118,7 @@ FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("bad_segmentation", None, lambda c: c.people[0].update(segmentation="not read")),
     ("unlabelled", 1, unlabelled),
     ("wrong_keypoint_count", 1, lambda c: c.people[0].update(keypoints=[1, 1, 2] * 14)),
+    ("other_keypoints", 1, lambda c: c.content["categories"][0]["keypoints"].reverse()),
     ("bad_visibility", 1, lambda c: set_keypoint(c, 38, 12, 3)),
     ("keypoint_outside", 1, lambda c: set_keypoint(c, 38, 49.5, 2)),
     ("many_keypoints_outside", 3, lambda c: set_keypoint(c, -1.5, 12, 1, people=3)),
@@ -150,7 +151,7 @@ def test_people_are_checked_in_groups_of_any_size(tiny_coco: Any, monkeypatch: p
 
 
 def test_every_fault_in_the_catalogue_is_seeded() -> None:
-    assert {code for code, _, _ in FAULTS} | {"unreadable_annotations"} == set(CHECKS)
+    assert {code for code, _, _ in FAULTS} | {"unreadable_annotations", "no_schema"} == set(CHECKS)
 
 
 def test_a_healthy_data_set_has_no_findings(tiny_coco: Any) -> None:
@@ -187,6 +188,7 @@ def test_a_person_seen_from_behind_is_not_swapped(tiny_coco: Any) -> None:
 
 
 def test_crowdpose_is_examined_with_its_own_keypoints(tiny_coco: Any) -> None:
+    tiny_coco.content["categories"][0]["keypoints"] = list(CROWDPOSE14.keypoints)
     for person in tiny_coco.people:
         person["keypoints"] = person["keypoints"][9:]
         person["num_keypoints"] = 14
@@ -231,3 +233,27 @@ def test_real_annotations_and_images_have_no_errors_and_no_warnings(split: str, 
     source = Source(str(coco_mini / "annotations" / f"person_keypoints_{split}.json"), str(folder), split)
     report = examine(source, COCO17)
     assert {finding.check.severity for finding in report.findings} == {"info"}
+
+
+def test_animals_with_17_keypoints_are_no_people(tiny_coco: Any, capsys: pytest.CaptureFixture) -> None:
+    tiny_coco.content["categories"] = [
+        {"id": 1, "name": "cat", "keypoints": list(load_schema("ap10k17").keypoints), "skeleton": [[1, 2]]}
+    ]
+    source = tiny_coco.save().source
+    report = examine(source, COCO17, check_images=False)
+    (finding,) = [finding for finding in report.errors if finding.code == "other_keypoints"]
+    assert "    0  nose            !=  left_eye" in finding.examples[0]
+    assert "              0  nose" in report.as_text()
+    assert examine(source, None, check_images=False).schema == "ap10k17"
+    assert main([str(tiny_coco.root), "--schema", "coco17"]) == 1
+    assert main([str(tiny_coco.root)]) == 0
+
+
+def test_a_file_that_does_not_say_which_keypoints_it_has(tiny_coco: Any, tmp_path: Path) -> None:
+    del tiny_coco.content["categories"][0]["keypoints"]
+    source = tiny_coco.save().source
+    assert [finding.code for finding in examine(source, None).errors] == ["no_schema"]
+    assert examine(source, COCO17).errors == ()
+    assert main([str(tiny_coco.root), "--schema", "coco17"]) == 0
+    Path(source.annotation_file).write_text("{")
+    assert [finding.code for finding in examine(source, None).errors] == ["unreadable_annotations"]

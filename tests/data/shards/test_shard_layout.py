@@ -13,6 +13,7 @@ import webdataset
 
 from posefleet.data.coco.records import Record, decode_record, encode_record, make_record
 from posefleet.data.errors import DataError
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.shards.layout import (
     Manifest,
@@ -124,7 +125,7 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path, samples: list
 def test_a_manifest_comes_back_as_it_was(root: str) -> None:
     shard = ShardInfo(name=NAME, samples=3, labelled=2, bytes=10240, sha256="00")
     skipped = ({"image_id": 9, "file_name": "9.jpg", "reason": "missing_image"},)
-    manifest = Manifest(1, "val2017", "coco17", "f0", (shard,), {"images": 3}, skipped)
+    manifest = Manifest(1, "val2017", COCO17, "f0", (shard,), {"images": 3}, skipped)
     write_manifest(root, manifest)
     assert read_manifest(root) == manifest
     assert (manifest.samples, manifest.labelled) == (3, 2)
@@ -141,7 +142,7 @@ def test_a_manifest_comes_back_as_it_was(root: str) -> None:
 )
 def test_a_manifest_that_cannot_be_right_is_refused(change: Callable, message: str, tmp_path: Path) -> None:
     shard = ShardInfo(name=NAME, samples=3, labelled=2, bytes=10240, sha256="00")
-    write_manifest(str(tmp_path), Manifest(1, "val2017", "coco17", "f0", (shard,), {}, ()))
+    write_manifest(str(tmp_path), Manifest(1, "val2017", COCO17, "f0", (shard,), {}, ()))
     content = json.loads((tmp_path / "manifest.json").read_text())
     change(content)
     (tmp_path / "manifest.json").write_text(json.dumps(content))
@@ -192,3 +193,18 @@ def test_image_bytes_are_the_files_own(tmp_path: Path, samples: list) -> None:
         assert first is not None
         assert first.read() == samples[0][1]
     assert names[:2] == ["000000000001.jpg", "000000000001.json"]
+
+
+def test_a_manifest_holds_the_whole_schema_and_an_old_one_its_name(tmp_path: Path) -> None:
+    dog = KeypointSchema.from_dict({"name": "dog", "keypoints": ["nose", "tail"], "skeleton": [["nose", "tail"]]})
+    manifest = Manifest(1, "val2017", dog, "f0", (), {}, ())
+    write_manifest(str(tmp_path), manifest)
+    assert read_manifest(str(tmp_path)) == manifest
+    file = tmp_path / "manifest.json"
+    content = json.loads(file.read_text())
+    for schema, found in (("crowdpose14", CROWDPOSE14), (COCO17.as_dict(), COCO17)):
+        file.write_text(json.dumps({**content, "schema": schema}))
+        assert read_manifest(str(tmp_path)).schema == found
+    file.write_text(json.dumps({**content, "schema": "dog"}))
+    with pytest.raises(DataError, match=r"manifest.json: unknown keypoint schema 'dog'"):
+        read_manifest(str(tmp_path))
