@@ -73,7 +73,8 @@ def _evaluate(options: Options, overrides: Given) -> int:
     if result:
         sys.stdout.write(f"{path}\n{result}\n")
         if options.out:
-            metrics = json.dumps(result.as_dict(), indent=1).encode() + b"\n"
+            scored = {**result.as_dict(), "schema": experiment.keypoints.as_dict()}
+            metrics = json.dumps(scored, indent=1).encode() + b"\n"
             write_file(f"{options.out.removesuffix('.json')}.metrics.json", metrics)
     return 0
 

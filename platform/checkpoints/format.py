@@ -25,6 +25,8 @@ from torch import Tensor
 
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import read_json
+from posefleet.data.schemas.schema import KeypointSchema
+from posefleet.data.schemas.shipped import choose_schema
 from posefleet.models.parts.layers.safe_load import read_tensors
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
@@ -95,13 +97,23 @@ def read_meta(path: str) -> Meta:
         ValueError: A setting of the experiment is unknown or wrong.
     """
     content = read_content(path)
+    settings = {**content["experiment"], "schema": content.get("keypoints", content["schema"])}
     return Meta(
-        experiment=build_experiment(content["experiment"], where=f"{path}/{META}"),
+        experiment=build_experiment(settings, where=f"{path}/{META}"),
         step=content["step"],
         position=content["position"],
         metrics=content["metrics"],
         provenance=content["provenance"],
     )
+
+
+def schema_in(content: Mapping[str, Any]) -> KeypointSchema:
+    """The keypoint schema in the content of a ``meta.json``; those of earlier versions have only its name.
+
+    Raises:
+        ValueError: The name is not that of a shipped schema, or the schema is damaged.
+    """
+    return choose_schema(content.get("keypoints", content["schema"]))
 
 
 def verify(path: str) -> None:
@@ -139,7 +151,8 @@ def encode_content(meta: Meta, files: Mapping[str, bytes]) -> bytes:
     content = {
         "format": 1,
         "method": meta.experiment.method,
-        "schema": meta.experiment.schema,
+        "schema": meta.experiment.keypoints.name,
+        "keypoints": meta.experiment.keypoints.as_dict(),
         "step": meta.step,
         "position": meta.position,
         "metrics": meta.metrics,
@@ -179,6 +192,7 @@ def copy_for_use(
     content["files"] = {WEIGHTS: content["files"][WEIGHTS]}
     if experiment is not None:
         content["experiment"] = to_dict(experiment)
+        content |= {"schema": experiment.keypoints.name, "keypoints": experiment.keypoints.as_dict()}
     if metrics is not None:
         content["metrics"] = dict(metrics)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,26 +5,31 @@ from typing import Any
 
 from torch import nn
 
+from posefleet.data.schemas.names import difference
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.models import load_method
-from posefleet.platform.checkpoints.format import CheckpointError, read_content, read_meta, read_weights
+from posefleet.platform.checkpoints.format import CheckpointError, read_content, read_meta, read_weights, schema_in
 from posefleet.platform.config.experiment import Experiment
 
 
-def load_weights(model: nn.Module, path: str, *, method: str, schema: str) -> None:
+def load_weights(model: nn.Module, path: str, *, method: str, schema: KeypointSchema) -> None:
     """Load the weights of the checkpoint ``path`` into ``model``.
 
     Args:
         method: Name of the method that the checkpoint must have.
-        schema: Name of the keypoint schema that the checkpoint must have.
+        schema: Keypoints that the checkpoint must have, by name and order.
 
     Raises:
-        CheckpointError: The checkpoint has another method or schema, or its weights do not fit. The message names the
-            first weight that is missing or has another shape.
+        CheckpointError: The checkpoint has another method or other keypoints, or its weights do not fit. The message
+            shows both lists of keypoints, or names the first weight that is missing or has another shape.
     """
     content = read_content(path)
-    for what, expected in (("method", method), ("schema", schema)):
-        if content[what] != expected:
-            raise CheckpointError(f"{path} is of {what} {content[what]!r}, this experiment's is {expected!r}")
+    if content["method"] != method:
+        raise CheckpointError(f"{path} is of method {content['method']!r}, this experiment's is {method!r}")
+    own_schema = schema_in(content)
+    titles = f"checkpoint of schema {own_schema.name}", f"schema {schema.name} of the experiment"
+    if text := difference(own_schema.keypoints, schema.keypoints, *titles):
+        raise CheckpointError(f"{path}: {text}")
     own = model.state_dict()
     # Frozen BatchNorm counts no batches; a checkpoint of a version in which this one was not frozen has the counter.
     weights = {n: w for n, w in read_weights(path).items() if n in own or not n.endswith(".num_batches_tracked")}
@@ -53,7 +58,7 @@ def load_model(path: str, *, experiment: Experiment | None = None) -> tuple[nn.M
     """
     experiment = experiment or read_meta(path).experiment
     model = build_model(experiment, pretrained=False)
-    load_weights(model, path, method=experiment.method, schema=experiment.schema)
+    load_weights(model, path, method=experiment.method, schema=experiment.keypoints)
     return model.eval(), experiment
 
 

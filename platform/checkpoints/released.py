@@ -111,7 +111,7 @@ def checked_weights(imported: Imported, experiment: Experiment) -> dict[str, Ten
     released, file = imported.released, imported.file
     if len(experiment.keypoints) != released.keypoints:
         raise ValueError(
-            f"{file} predicts {released.keypoints} keypoints, but schema {experiment.schema} has "
+            f"{file} predicts {released.keypoints} keypoints, but schema {experiment.keypoints.name} has "
             f"{len(experiment.keypoints)}"
         )
     decoding = getattr(load_method(imported.method).Model, "decoding", ())
@@ -151,12 +151,11 @@ def imported_release(meta: Meta, weights: Weights, card: str, folder: Path) -> R
     write_imported(str(folder / CHECKPOINT), meta, weights, card)
     (folder / CARD).write_text(card)
     (folder / "experiment.yaml").write_text(to_yaml(experiment))
-    tags = {"method": experiment.method, "schema": experiment.schema, "gate": "not measured", **origin}
+    tags = {"method": experiment.method, "schema": experiment.keypoints.name, "gate": "not measured", **origin}
     return Release(
         folder=folder,
         method=experiment.method,
-        schema=experiment.schema,
-        keypoints=experiment.keypoints.keypoints,
+        schema=experiment.keypoints,
         experiment=experiment.run.experiment,
         training_run="",
         step=meta.step,
@@ -182,7 +181,7 @@ def model_card(meta: Meta, *, address: str) -> str:
 | | |
 | --- | --- |
 | method | {experiment.method}, preset `{RELEASED}` |
-| keypoints | {len(experiment.keypoints)}, schema `{experiment.schema}` |
+| keypoints | {len(experiment.keypoints)}, schema `{experiment.keypoints.name}` |
 | input | short side {resize.short_side} px, long side at most {resize.long_side} px |
 | file | `{origin["file"]}`, SHA-256 `{origin["sha256"]}` |
 | source | {origin["source"]} |

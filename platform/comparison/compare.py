@@ -17,7 +17,7 @@ from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.comparison.cost import Cost, measure
 from posefleet.platform.comparison.figures import best_first
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.config.loading import to_dict
+from posefleet.platform.config.loading import parameters
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
@@ -133,7 +133,7 @@ def differing_settings(experiments: Mapping[str, Experiment]) -> dict[str, dict[
 
     A run whose method lacks a setting has no value for it. Settings of where a run keeps its files are left out.
     """
-    flat = {run: flatten(to_dict(experiment)) for run, experiment in experiments.items()}
+    flat = {run: flatten(parameters(experiment)) for run, experiment in experiments.items()}
     names = dict.fromkeys(name for settings in flat.values() for name in settings if name not in _PLACES)
     found = {name: {run: settings[name] for run, settings in flat.items() if name in settings} for name in names}
     return {name: values for name, values in found.items() if len(values) < len(flat) or len(set(values.values())) > 1}

@@ -57,7 +57,7 @@ def render(entries: Sequence[Entry], minus: Differences, *, about: str = "", war
     titles = "AP of every run", "Milliseconds of predicting one image, by people in it"
     halves = comparison_halves(ap, {entry.name: entry.cost.predict_ms for entry in entries})
     images: list[gallery.GalleryImage] = []
-    if len({(entry.data, entry.experiment.schema) for entry in entries}) == 1:
+    if len({(entry.data, entry.experiment.keypoints) for entry in entries}) == 1:
         chosen = gallery.choose([entry.evaluation.image_oks for entry in entries])
         images = gallery.draw(chosen, {entry.name: entry.poses for entry in entries}, entries[0].experiment)
     else:

@@ -7,10 +7,12 @@ field is its help on the command line.
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+from posefleet.data.errors import DataError
 from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.data.schemas.shipped import load_schema
+from posefleet.data.schemas.shipped import choose_schema
+from posefleet.data.shards.layout import read_manifest
 from posefleet.data.transforms import Augment, Resize
 from posefleet.platform.runtime.paths import STORAGE
 
@@ -289,8 +291,9 @@ class Experiment:
 
     method: str
     """Name of the method, a module in models/."""
-    schema: str = "coco17"
-    """Name of the keypoint schema: names and order of the keypoints."""
+    schema: Annotated[str | dict[str, Any], "NAME"] = "auto"
+    """Keypoints: a shipped schema, a YAML file, or auto: those of the shards ``data.train``. A run stores the whole
+    schema, so the file is read once."""
     seed: int = 0
     """Seed of initial weights, sample order and augmentation; the same seed repeats a run."""
     model: Any
@@ -302,13 +305,20 @@ class Experiment:
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    def __post_init__(self) -> None:
-        _ = self.keypoints  # an unknown schema is an error at once
-
     @functools.cached_property
     def keypoints(self) -> KeypointSchema:
-        """The keypoint schema that ``schema`` names."""
-        return load_schema(self.schema)
+        """The keypoint schema that ``schema`` means.
+
+        Raises:
+            ValueError: There is no such schema.
+            DataError: ``schema`` is auto and ``data.train`` holds no shards.
+        """
+        return choose_schema(self.schema, self._schema_of_data)
+
+    def _schema_of_data(self) -> KeypointSchema:
+        if not self.data.train:
+            raise DataError("schema auto reads the keypoints of data.train, which is empty; name a schema, or shards")
+        return read_manifest(self.data.train).schema
 
     @property
     def images_per_step(self) -> int:

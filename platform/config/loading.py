@@ -12,6 +12,9 @@ from typing import Any
 import yaml
 
 from posefleet.command_line import dataclass_in, options
+from posefleet.data.errors import DataError
+from posefleet.data.schemas.schema import SchemaError
+from posefleet.data.schemas.shipped import AUTO, compact
 from posefleet.models import load_method
 from posefleet.option_names import nearest
 from posefleet.platform.config.experiment import Experiment
@@ -46,7 +49,23 @@ def build_experiment(values: Mapping[str, Any], *, where: str = "configuration")
             for p in error.errors()
         ]
         raise ValueError("\n".join([f"{where}:", *problems])) from None
-    return with_absolute_paths(experiment)
+    return _with_schema(with_absolute_paths(experiment), where)
+
+
+def _with_schema(experiment: Experiment, where: str) -> Experiment:
+    """The experiment with its keypoint schema in place of a file name or auto, so that it does not change any more.
+
+    Auto stays where the training data cannot be read, such as on a machine that only hands the settings on.
+    """
+    try:
+        schema = compact(experiment.keypoints)
+    except SchemaError as error:
+        raise ValueError(f"{where}: {error}") from None
+    except (DataError, OSError):
+        if experiment.schema != AUTO:
+            raise
+        return experiment
+    return experiment if schema == experiment.schema else dataclasses.replace(experiment, schema=schema)
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
@@ -89,6 +108,12 @@ def to_dict(experiment: Experiment, *, passwords: bool = False) -> dict[str, Any
         passwords: Keep the passwords of addresses. Set it only to pass the settings on, never to store or show them.
     """
     return typing.cast(dict[str, Any], _plain(dataclasses.asdict(experiment), passwords))
+
+
+def parameters(experiment: Experiment) -> dict[str, Any]:
+    """The settings for a list of parameters: as :func:`to_dict`, with the name of the keypoint schema alone."""
+    schema = experiment.schema
+    return {**to_dict(experiment), "schema": schema if isinstance(schema, str) else schema["name"]}
 
 
 def to_yaml(experiment: Experiment) -> str:

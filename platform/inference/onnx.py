@@ -250,8 +250,9 @@ def _metadata(checkpoint: str, experiment: Experiment, shapes: Mapping[str, tupl
     return {
         "format": FORMAT,
         "method": experiment.method,
-        "schema": experiment.schema,
+        "schema": schema.name,
         "keypoints": json.dumps(schema.keypoints),
+        "keypoint_schema": json.dumps(schema.as_dict()),
         "experiment": json.dumps(to_dict(experiment)),
         "step": str(content["step"]),
         "run_id": provenance.get("run_id", ""),

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Self
 
+from posefleet.data.errors import DataError
 from posefleet.data.io.cluster import open_ray_data
-from posefleet.data.schemas.shipped import load_schema
+from posefleet.data.schemas.names import difference
 from posefleet.platform.prediction.inputs import InputImage, InputImages, split_into_chunks
 from posefleet.platform.prediction.output import ModelInfo, claim_output, file_names, finish_output, part_name
 from posefleet.platform.prediction.tables import Counts, write_tables
@@ -101,13 +102,18 @@ def predict_images(
         TrackingError: The registry does not answer.
         ValueError: There is no such registered version, or ``output`` holds predictions of another model, input or
             options; the message gives both values.
-        DataError: A part in ``output`` is damaged.
+        DataError: A part in ``output`` is damaged, or the input is annotated with other keypoints than the model's.
         OSError: The storage does not answer, or a file cannot be written. The same call goes on from there.
     """
     options = options or PredictionOptions()
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
     info = ModelInfo.find(model, tracking)
+    if images.keypoints:
+        titles = f"schema {info.schema.name} of the model", "the annotations of the input"
+        if text := difference(info.schema.keypoints, images.keypoints, *titles):
+            advice = "To predict the images all the same, give their folder instead of the annotations."
+            raise DataError(f"{images.folder}: {text}\n{advice}")
     plan = {
         "model": info.identity,
         "input": f"{images.folder}, {len(images.listed):,} files, fingerprint {images.fingerprint[:12]}",
@@ -116,7 +122,7 @@ def predict_images(
     output = output.rstrip("/")
     if (counts := claim_output(output, plan)) is not None:
         return BatchResult(counts, 0, 0.0)
-    job = Job(info.files, info.schema, images.folder, output, options, batch_size)
+    job = Job(info.files, images.folder, output, options, batch_size)
     size = min(max(len(images.listed) // CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
     chunks = split_into_chunks(images.listed, size)
     existing = file_names(f"{output}/parts")
@@ -126,7 +132,7 @@ def predict_images(
     predicted = _show_progress(done, chunks, missing)
     seconds = time.perf_counter() - start
     parts = [f"{output}/parts/{part_name(number)}" for number in range(len(chunks))]
-    counts = write_tables(output, parts, load_schema(info.schema))
+    counts = write_tables(output, parts, info.schema)
     finish_output(output, plan, info, counts, predicted, seconds)
     return BatchResult(counts, predicted, seconds)
 

@@ -12,6 +12,7 @@ from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco.annotations import read_file_names
+from posefleet.data.coco.file_schema import read_keypoint_names
 from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import path_inside
@@ -52,6 +53,8 @@ class InputImages:
     folder: str
     """fsspec path that the names are relative to."""
     listed: tuple[InputImage, ...]
+    keypoints: tuple[str, ...] = ()
+    """Names of the keypoints that the input is annotated with; empty where it is not, or does not say."""
 
     @property
     def fingerprint(self) -> str:
@@ -164,7 +167,8 @@ def _of_annotations(source: str, split: str, images: str) -> InputImages:
     names = read_file_names(found.annotation_file)
     if not names:
         raise DataError(f"{found.annotation_file}: lists no image")
-    return InputImages(found.image_folder, tuple(InputImage(names[i], i) for i in sorted(names)))
+    keypoints = read_keypoint_names(found.annotation_file)
+    return InputImages(found.image_folder, tuple(InputImage(names[i], i) for i in sorted(names)), keypoints)
 
 
 def _of_file(fs: Any, folder: str, name: str, size: int) -> list[InputImage]:
@@ -183,14 +187,15 @@ def _of_file(fs: Any, folder: str, name: str, size: int) -> list[InputImage]:
 def _of_shards(root: str) -> InputImages:
     fs, path = fsspec.core.url_to_fs(root)
     listed = []
-    for shard in read_manifest(root).shards:
+    manifest = read_manifest(root)
+    for shard in manifest.shards:
         tar, members = f"{shard.name}.tar", read_members(root, shard.name)
         records = read_records(fs, f"{path}/{tar}", members)
         for record, (start, size) in zip(records, members[:, :2].tolist(), strict=True):
             listed.append(InputImage(record["file_name"], record["image_id"], size, tar, start))
     if not listed:
         raise DataError(f"{root}: the shards hold no image")
-    return InputImages(str(fs.unstrip_protocol(path)), tuple(listed))
+    return InputImages(str(fs.unstrip_protocol(path)), tuple(listed), manifest.schema.keypoints)
 
 
 def _folder_of_pattern(pattern: str) -> str:

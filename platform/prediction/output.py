@@ -10,6 +10,7 @@ from typing import Any, Self
 import fsspec
 
 from posefleet.data.io.files import UNFINISHED, read_json, write_file
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.models import keypoint_score_rule
 from posefleet.platform.checkpoints.format import copy_for_use, read_content, read_meta
 from posefleet.platform.checkpoints.resolve import find_checkpoint
@@ -27,8 +28,7 @@ class ModelInfo:
     words), for the summary."""
     identity: str
     """Method, step, weights and settings in one line; equal for models that predict the same."""
-    schema: str
-    """Name of its keypoint schema."""
+    schema: KeypointSchema
     files: dict[str, bytes]
     """Content of its files by name."""
 
@@ -57,7 +57,7 @@ class ModelInfo:
         about["keypoint_scores"] = keypoint_score_rule(experiment.method, experiment.model)
         about |= {"checkpoint": path, "method": content["method"], "step": content["step"], "weights": weights}
         identity = f"{content['method']} at step {content['step']}, weights {weights[:12]}, settings {settings[:12]}"
-        return cls(about, identity, content["schema"], files)
+        return cls(about, identity, experiment.keypoints, files)
 
 
 def claim_output(output: str, plan: dict[str, Any]) -> Counts | None:
@@ -90,7 +90,14 @@ def finish_output(
     last = {"predicted": predicted, "seconds": round(seconds, 1), "per_second": round(predicted / seconds, 2)}
     _write_json(
         f"{output}/summary.json",
-        {"model": model.about, "keypoints": model.schema, "plan": plan, "counts": asdict(counts), "last_run": last},
+        {
+            "model": model.about,
+            "keypoints": model.schema.name,
+            "schema": model.schema.as_dict(),
+            "plan": plan,
+            "counts": asdict(counts),
+            "last_run": last,
+        },
     )
     fs.rm(f"{path}/parts", recursive=True)
 

@@ -202,7 +202,8 @@ def _image_columns() -> pa.Schema:
 def _pose_columns(schema: KeypointSchema) -> pa.Schema:
     own = [("person", pa.int32()), *((name, pa.float32()) for name in ("score", "x1", "y1", "x2", "y2"))]
     keypoints = [(f"{name}_{value}", pa.float32()) for name in schema.keypoints for value in ("x", "y", "score")]
-    return pa.schema([*IMAGE_COLUMNS, *(pa.field(*column) for column in own + keypoints)])
+    columns = [*IMAGE_COLUMNS, *(pa.field(*column) for column in own + keypoints)]
+    return pa.schema(columns, metadata={"posefleet.schema": json.dumps(schema.as_dict())})
 
 
 def _image_table(batch: pa.RecordBatch) -> pa.Table:

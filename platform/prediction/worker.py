@@ -82,8 +82,6 @@ class Job:
 
     checkpoint: dict[str, bytes]
     """Content of the checkpoint's files by name."""
-    schema: str
-    """Name of the model's keypoint schema."""
     folder: str
     """fsspec path of the input's folder."""
     output: str

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from posefleet.platform.checkpoints.format import Meta
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.config.loading import to_dict, to_yaml
+from posefleet.platform.config.loading import parameters, to_yaml
 from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion.gate import GateReport
 from posefleet.platform.promotion.shadow import Shadowing
@@ -34,7 +34,7 @@ def new_release(
         "split": data.name,
         "gate": _outcome(report),
         "method": experiment.method,
-        "schema": experiment.schema,
+        "schema": experiment.keypoints.name,
         "checkpoint": named,
         "step": str(meta.step),
         "data.train": meta.provenance.get("data", "unknown"),
@@ -45,12 +45,11 @@ def new_release(
     return Release(
         folder=folder,
         method=experiment.method,
-        schema=experiment.schema,
-        keypoints=experiment.keypoints.keypoints,
+        schema=experiment.keypoints,
         experiment=experiment.run.experiment,
         training_run=meta.provenance.get("run_id", ""),
         step=meta.step,
-        settings=to_dict(experiment),
+        settings=parameters(experiment),
         metrics=scores,
         split=data,
         tags=tags,

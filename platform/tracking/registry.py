@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import asking, clean_name, explained, first_line, store_uri
@@ -75,9 +76,7 @@ class Release:
     folder: Path
     """Folder with the files of the version; :func:`promote` adds MLmodel to it."""
     method: str
-    schema: str
-    """Name of the keypoint schema."""
-    keypoints: tuple[str, ...]
+    schema: KeypointSchema
     experiment: str
     """MLflow experiment that lists the model."""
     training_run: str
@@ -425,7 +424,12 @@ def _write_mlmodel(release: Release, model_id: str, run_id: str) -> None:
         model_id=model_id,
         run_id=run_id,
         signature=signature,
-        metadata={"method": release.method, "schema": release.schema, "keypoints": list(release.keypoints)},
+        metadata={
+            "method": release.method,
+            "schema": release.schema.name,
+            "keypoints": list(release.schema.keypoints),
+            "keypoint_schema": release.schema.as_dict(),
+        },
     )
-    model.add_flavor("posefleet", checkpoint=CHECKPOINT, method=release.method, schema=release.schema)
+    model.add_flavor("posefleet", checkpoint=CHECKPOINT, method=release.method, schema=release.schema.name)
     model.save(str(release.folder / "MLmodel"))

@@ -26,7 +26,7 @@ from posefleet.platform.checkpoints.format import copy_for_use
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.config.loading import to_dict
+from posefleet.platform.config.loading import parameters
 from posefleet.platform.runtime.redaction import redact, restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
@@ -178,7 +178,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         weights = find_checkpoint(experiment.run.init_from, tracking=experiment.run.tracking)
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
     parent = {"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}
-    run = _open(experiment, folder, known, name=name, params=to_dict(experiment), tags=parent)
+    run = _open(experiment, folder, known, name=name, params=parameters(experiment), tags=parent)
     run.withdraw("stop")
     return experiment, run
 
@@ -198,7 +198,7 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
     known = _read_run_file(folder)
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is of method {known['method']!r}, not {experiment.method!r}; choose another folder")
-    params = {"search": settings, **to_dict(experiment)}
+    params = {"search": settings, **parameters(experiment)}
     return _open(experiment, folder, known, name=Path(folder).name, params=params, tags={"kind": "search"})
 
 

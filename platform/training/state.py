@@ -69,7 +69,7 @@ class TrainingState:
             CheckpointError: The checkpoint has no averaged weights although the experiment averages them.
         """
         meta, state = read_meta(path), read_state(path)
-        load_weights(self.model, path, method=experiment.method, schema=experiment.schema)
+        load_weights(self.model, path, method=experiment.method, schema=experiment.keypoints)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             parameters = dict(self.model.named_parameters())
@@ -104,7 +104,7 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
         model.compile()
     optimizer = build_optimizer(model, experiment.optim)
     if start and not latest:
-        load_weights(model, start, method=experiment.method, schema=experiment.schema)
+        load_weights(model, start, method=experiment.method, schema=experiment.keypoints)
     state = TrainingState(model, optimizer, AveragedWeights(model, train.ema_decay) if train.ema_decay else None)
     if latest:
         state.restore(latest, experiment)

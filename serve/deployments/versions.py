@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ray import serve
 
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.checkpoints.format import Meta, read_meta
 from posefleet.platform.checkpoints.resolve import find_checkpoint
@@ -56,8 +57,7 @@ class ServedVersion:
     step: int
     """Optimiser step of the checkpoint."""
     method: str
-    schema: str
-    """Name of the keypoint schema."""
+    schema: KeypointSchema
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,7 +312,7 @@ def _served_version(checkpoint: str, meta: Meta, *, name: str, version: str | No
         run_id=meta.provenance.get("run_id") or None,
         step=meta.step,
         method=meta.experiment.method,
-        schema=meta.experiment.schema,
+        schema=meta.experiment.keypoints,
     )
 
 

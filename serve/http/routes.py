@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from posefleet.data.schemas.shipped import load_schema
 from posefleet.platform.promotion.shadow import Shadowing
 from posefleet.platform.runtime.redaction import redact
 from posefleet.serve.deployments.errors import ApiError, ErrorDetail
@@ -210,9 +209,8 @@ def describe_model(model: ServedModel, version: ServedVersion | None) -> dict[st
     info = {"name": model.name, "source": redact(model.source), "score_threshold": model.score_threshold}
     if version is None:
         return info
-    schema = load_schema(version.schema)
-    keypoint_set = {"name": schema.name, "keypoints": schema.keypoints, "skeleton": schema.skeleton}
-    return asdict(version) | info | {"checkpoint": redact(version.checkpoint), "keypoint_set": keypoint_set}
+    known = {field.name: getattr(version, field.name) for field in fields(version) if field.name != "schema"}
+    return known | info | {"checkpoint": redact(version.checkpoint), "keypoint_set": version.schema.as_dict()}
 
 
 def _summarize(stats: ShadowStats | None) -> Shadowing:

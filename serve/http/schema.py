@@ -83,11 +83,15 @@ class PosesAnswer(BaseModel):
 
 
 class KeypointSet(BaseModel):
-    """The keypoints of a model and the lines between them, for drawing."""
+    """The keypoints of a model: all that is needed to draw and to score its poses."""
 
     name: str
-    keypoints: list[str]
-    skeleton: list[tuple[str, str]]
+    keypoints: list[str] = Field(description="In the order of the poses.")
+    skeleton: list[tuple[str, str]] = Field(description="Lines between keypoints; may be empty.")
+    flip_pairs: list[tuple[str, str]] = Field(description="Left and right keypoints that mirror each other.")
+    sigmas: list[float] = Field(description="Deviation of annotators, in units of the square root of the area.")
+    groups: dict[str, list[str]] = Field(description="Parts of the body; may be empty.")
+    sources: dict[str, str] = Field(description="Where names, skeleton, pairs, sigmas and groups come from.")
 
 
 class ModelInfo(BaseModel):

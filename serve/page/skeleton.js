@@ -10,8 +10,14 @@ const FADED = 0.22;
 
 export const personColour = (index) => PEOPLE[index % PEOPLE.length];
 
-export const sideColour = (keypoint, middle) =>
-  keypoint.startsWith("left") ? LEFT : keypoint.startsWith("right") ? RIGHT : middle;
+let sides = new Map();
+
+// Tells which keypoints are left and right: `pairs` of their names, the left one first.
+export function setSides(pairs) {
+  sides = new Map(pairs.flatMap(([left, right]) => [[left, LEFT], [right, RIGHT]]));
+}
+
+export const sideColour = (keypoint, middle) => sides.get(keypoint) ?? middle;
 
 // A limb has the colour of a side if both ends are on that side, or one end is and the other is in the middle of the body.
 function limbColour(a, b, middle) {

@@ -168,7 +168,7 @@ def test_models_are_listed_with_their_version(server: Server) -> None:
     assert (first["name"], first["default"], first["version"], first["method"]) == ("pose", True, "1", "smpr")
     assert (second["name"], second["default"], second["version"]) == ("other", False, "2")
     assert first["data"] == "d" * 64 and first["checkpoint"] == "models:/pose/1" and first["step"] == 6
-    assert first["keypoint_set"]["keypoints"] == list(COCO17.keypoints)
+    assert first["keypoint_set"] == COCO17.as_dict()
     assert server.get("/healthz").json == {"status": "ok"} and server.get("/readyz").json == {"status": "ready"}
 
 

@@ -76,11 +76,10 @@ def poses_in(width: int, height: int) -> list[dict[str, Any]]:
 
 
 def model(name: str, *, default: bool, ap: float | None, threshold: float) -> dict[str, Any]:
-    skeleton = [(COCO17.keypoints[a], COCO17.keypoints[b]) for a, b in COCO17.edges]
     return {
         "name": name, "default": default, "source": f"models:/{name}@champion", "version": "3", "checkpoint": "c",
         "method": "smpr", "run_id": None, "step": 10, "ap": ap, "data": None, "score_threshold": threshold,
-        "keypoint_set": {"name": "coco17", "keypoints": list(COCO17.keypoints), "skeleton": skeleton},
+        "keypoint_set": COCO17.as_dict(),
     }  # fmt: skip
 
 

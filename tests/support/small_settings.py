@@ -12,6 +12,7 @@ def small_settings(shards: Path, storage: Path) -> dict[str, Any]:
     """24 images of 64 px, an untrained backbone, one epoch of 6 steps; the run is STORAGE/small."""
     return {
         "method": "smpr",
+        "schema": "coco17",
         "model": {
             "backbone": {"name": "test_resnet", "pretrained": False},  # timm's smallest: 0.4 million weights
             "neck": "fpn",
@@ -73,8 +74,7 @@ def small_release(settings: dict[str, Any], checkpoint: str, folder: Path) -> "R
     return Release(
         folder=folder,
         method="smpr",
-        schema="coco17",
-        keypoints=COCO17.keypoints,
+        schema=COCO17,
         experiment="posefleet",
         training_run="",
         step=6,

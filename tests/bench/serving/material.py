@@ -28,6 +28,7 @@ def untrained(config: str, folder: Path, short_side: int | None = None) -> str:
     model["backbone"].pop("weights", None)
     model["decode"] = {"score_floor": 0.0, "top_k": 20, "max_poses": 10}  # as few candidates as a trained one has
     settings["train"]["precision"] = "float32"
+    settings["schema"] = "coco17"
     if short_side:
         settings["data"]["resize"] = {"short_side": short_side, "long_side": 2 * short_side}
     experiment = build_experiment(settings)

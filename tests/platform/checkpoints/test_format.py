@@ -1,11 +1,14 @@
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta, read_state
+from posefleet.data.schemas.schema import KeypointSchema
+from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
+from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_content, read_meta, read_state
 from posefleet.platform.checkpoints.load import build_model, load_model, load_weights, untrained
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
@@ -20,7 +23,7 @@ SMALL_MODEL = {
 
 @pytest.fixture
 def experiment() -> Experiment:
-    return build_experiment({"method": "smpr", "model": SMALL_MODEL, "data": {"train": "x"}})
+    return build_experiment({"method": "smpr", "model": SMALL_MODEL, "schema": "coco17", "data": {"train": "x"}})
 
 
 def save(store: CheckpointStore, experiment: Experiment, step: int, **metrics: float) -> str:
@@ -128,15 +131,15 @@ def test_weights_of_another_method_schema_or_shape_are_refused_by_name(tmp_path:
     meta = Meta(experiment=experiment, step=1, position=8, metrics={}, provenance={})
     path = CheckpointStore(str(tmp_path)).save(meta, model.state_dict(), {})
     with pytest.raises(CheckpointError, match=r"of method 'smpr', this experiment's is 'pfs'"):
-        load_weights(model, path, method="pfs", schema="coco17")
-    with pytest.raises(CheckpointError, match=r"of schema 'coco17', this experiment's is 'crowdpose14'"):
-        load_weights(model, path, method="smpr", schema="crowdpose14")
+        load_weights(model, path, method="pfs", schema=COCO17)
+    with pytest.raises(CheckpointError, match=r"checkpoint of schema coco17 and schema crowdpose14 .* differ"):
+        load_weights(model, path, method="smpr", schema=CROWDPOSE14)
     wider = {**SMALL_MODEL, "head": {"channels": 32, "tower_depth": 1, "heatmap_channels": 16}}
-    other = build_experiment({"method": "smpr", "model": wider, "data": {"train": "x"}})
+    other = build_experiment({"method": "smpr", "model": wider, "schema": "coco17", "data": {"train": "x"}})
     with pytest.raises(CheckpointError, match=r"'neck\..*' is \(16, .* in the checkpoint and \(32"):
         load_model(path, experiment=other)
     deeper = {**SMALL_MODEL, "head": {"channels": 16, "tower_depth": 2, "heatmap_channels": 16}}
-    other = build_experiment({"method": "smpr", "model": deeper, "data": {"train": "x"}})
+    other = build_experiment({"method": "smpr", "model": deeper, "schema": "coco17", "data": {"train": "x"}})
     with pytest.raises(CheckpointError, match=r"the checkpoint has no 'head"):
         load_model(path, experiment=other)
 
@@ -154,8 +157,36 @@ def test_no_part_of_a_model_reads_weights_that_a_checkpoint_brings() -> None:
         "detector": {"kind": "torchvision", "weights": "/nowhere/detector.pth"},
         "prs": {"network": "hrnet_w48", "backbone": {"name": "hrnet_w48", "pretrained": True}},
     }
-    config = build_experiment({"method": "detposenet", "model": model, "data": {"train": "x"}}).model
+    config = build_experiment(
+        {"method": "detposenet", "model": model, "schema": "coco17", "data": {"train": "x"}}
+    ).model
     bare = untrained(config)
     assert bare.detector == dataclasses.replace(config.detector, weights="")
     assert bare.prs.backbone == dataclasses.replace(config.prs.backbone, pretrained=False)
     assert bare.coarse == config.coarse
+
+
+def test_a_checkpoint_holds_its_whole_schema(tmp_path: Path, experiment: Experiment) -> None:
+    ball = KeypointSchema.from_dict({"name": "ball", "keypoints": ["centre", "top"], "sigmas": 0.2})
+    mine = dataclasses.replace(experiment, schema=ball.as_dict())
+    meta = Meta(experiment=mine, step=1, position=8, metrics={}, provenance={})
+    path = CheckpointStore(str(tmp_path)).save(meta, build_model(mine).state_dict(), {})
+    model, read = load_model(path)
+    assert read.keypoints == ball and read_content(path)["keypoints"] == ball.as_dict()
+    with pytest.raises(CheckpointError, match=r"checkpoint of schema ball and schema coco17 of the experiment differ"):
+        load_model(path, experiment=experiment)
+    same = dataclasses.replace(experiment, schema={**ball.as_dict(), "name": "globe"})
+    load_weights(model, path, method="smpr", schema=same.keypoints)
+
+
+def test_an_old_checkpoint_has_the_name_of_a_shipped_schema(tmp_path: Path, experiment: Experiment) -> None:
+    meta = Meta(experiment=experiment, step=1, position=8, metrics={}, provenance={})
+    path = CheckpointStore(str(tmp_path)).save(meta, build_model(experiment).state_dict(), {})
+    file = Path(path, "meta.json")
+    content = json.loads(file.read_text())
+    del content["keypoints"]
+    file.write_text(json.dumps(content))
+    assert read_meta(path).experiment == experiment
+    file.write_text(json.dumps({**content, "schema": "mine"}))
+    with pytest.raises(ValueError, match="unknown keypoint schema 'mine'"):
+        read_meta(path)

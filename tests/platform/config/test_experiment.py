@@ -2,10 +2,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
+from posefleet.data.schemas.schema import KeypointSchema
+from posefleet.data.schemas.shipped import COCO17
+from posefleet.data.shards.layout import Manifest, write_manifest
 from posefleet.platform.config.cli import override, parse_experiment
 from posefleet.platform.config.experiment import ScalingConfig
-from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict, to_yaml
+from posefleet.platform.config.loading import build_experiment, parameters, read_yaml, to_dict, to_yaml
 from posefleet.platform.runtime.paths import resolve_path
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "jobs" / "configs").glob("*.yaml"))
@@ -152,3 +156,39 @@ def test_a_run_is_elastic_where_fewer_workers_are_enough(scaling: dict[str, int]
 def test_more_than_all_workers_cannot_be_the_fewest() -> None:
     with pytest.raises(ValueError, match=r"scaling.min_workers 5 must be from 0 to scaling.num_workers, 4"):
         ScalingConfig(num_workers=4, min_workers=5)
+
+
+DOG = KeypointSchema.from_dict({"name": "dog", "keypoints": ["nose", "tail"], "skeleton": [["nose", "tail"]]})
+
+
+def shards_of(folder: Path, schema: KeypointSchema) -> str:
+    write_manifest(str(folder), Manifest(1, "train2017", schema, "0" * 64, (), {}, ()))
+    return str(folder)
+
+
+def test_schema_auto_is_that_of_the_shards_and_is_kept_whole(tmp_path: Path) -> None:
+    experiment = build_experiment({"method": "smpr", "data": {"train": shards_of(tmp_path, DOG)}})
+    assert experiment.keypoints == DOG and experiment.schema == DOG.as_dict()
+    (tmp_path / "manifest.json").unlink()
+    again = build_experiment(yaml.safe_load(to_yaml(experiment)))
+    assert again == experiment and again.keypoints.skeleton == DOG.skeleton
+    assert parameters(experiment)["schema"] == "dog" and to_dict(experiment)["schema"]["keypoints"] == ["nose", "tail"]
+    experiment = build_experiment({"method": "smpr", "data": {"train": shards_of(tmp_path, COCO17)}})
+    assert experiment.schema == "coco17"
+
+
+def test_a_schema_file_is_read_once(tmp_path: Path) -> None:
+    file = tmp_path / "dog.yaml"
+    file.write_text(yaml.safe_dump(DOG.as_dict()))
+    experiment = build_experiment({**MINIMAL, "schema": str(file)})
+    file.unlink()
+    assert experiment.keypoints == DOG and build_experiment(to_dict(experiment)).keypoints == DOG
+    with pytest.raises(ValueError, match=r"configuration: .*dog\.yaml: no such file"):
+        build_experiment({**MINIMAL, "schema": str(file)})
+
+
+def test_schema_auto_without_shards_is_an_error_when_it_is_needed() -> None:
+    experiment = build_experiment(MINIMAL)
+    assert experiment.schema == "auto"
+    with pytest.raises(ValueError, match=r"shards: no manifest\.json"):
+        _ = experiment.keypoints

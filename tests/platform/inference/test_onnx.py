@@ -14,6 +14,7 @@ import pytest
 import torch
 from small_models import K, build, images, small
 
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.jobs import export as job
@@ -88,6 +89,7 @@ def test_a_file_says_what_it_is(method: str, exported: Make, checkpoint: Make) -
     assert facts["run_id"] == "r1" and facts["data"] == "d" * 64
     assert facts["checkpoint"] == content["files"]["model.safetensors"]["sha256"]
     assert json.loads(facts["keypoints"]) == list(COCO17.keypoints)
+    assert KeypointSchema.from_dict(json.loads(facts["keypoint_schema"])) == COCO17
     assert json.loads(facts["experiment"]) == content["experiment"]
     assert load_onnx(exported(method))[1].model == small(method)
     proto = onnx.load(exported(method))

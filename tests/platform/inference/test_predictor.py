@@ -30,7 +30,7 @@ SIZE = 256
 
 def experiment(**settings: Any) -> Experiment:
     data = {"train": "shards", "resize": {"short_side": SIZE, "long_side": SIZE}}
-    return build_experiment({"method": "smpr", "data": data, "evaluate": settings})
+    return build_experiment({"method": "smpr", "schema": "coco17", "data": data, "evaluate": settings})
 
 
 class Guesser(nn.Module):

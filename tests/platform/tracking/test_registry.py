@@ -76,6 +76,7 @@ def test_pages_of_mlflow_find_signature_scores_settings_and_report(store: str, r
     assert list(described["flavors"]) == ["posefleet"]
     assert '"name": "image"' in described["signature"]["inputs"] and "keypoints" in described["signature"]["outputs"]
     assert described["metadata"]["keypoints"][0] == "nose"
+    assert described["metadata"]["keypoint_schema"] == COCO17.as_dict()
 
     (model,) = client(store).search_logged_models(["1"])
     registered = client(store).get_model_version("pose", "1")

@@ -11,6 +11,7 @@ import pytest
 from small_settings import small_settings, untrained_checkpoint
 
 from posefleet.data.images import encode_image
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.serve.deployments import replica as module
 from posefleet.serve.deployments.errors import ErrorDetail
@@ -41,7 +42,7 @@ def version(people_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Se
     checkpoint = untrained_checkpoint(small_settings(people_shards, folder), folder)
     return ServedVersion(
         checkpoint=checkpoint, name="", version=None, data=None, ap=None, run_id=None, step=6, method="smpr",
-        schema="coco17",
+        schema=COCO17,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from clock import now, run_at_once
 
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.platform.tracking.registry import CHALLENGER as ALIAS
 from posefleet.platform.tracking.registry import CHAMPION
 from posefleet.serve.deployments import versions
@@ -34,7 +35,7 @@ SOURCES = {KEY: f"models:/pose@{CHAMPION}", RIVAL: f"models:/pose@{ALIAS}"}
 def version(number: int) -> ServedVersion:
     return ServedVersion(
         checkpoint=f"models:/pose/{number}", name="pose", version=str(number), data=None, ap=0.5, run_id=None, step=6,
-        method="smpr", schema="coco17",
+        method="smpr", schema=COCO17,
     )  # fmt: skip
 
 

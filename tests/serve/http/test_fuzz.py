@@ -69,7 +69,7 @@ class Response:
 
 VERSION = ServedVersion(
     checkpoint="models:/pose/1", name="pose", version="1", data="d" * 64, ap=0.5, run_id=None, step=6, method="smpr",
-    schema="coco17",
+    schema=COCO17,
 )  # fmt: skip
 
 
