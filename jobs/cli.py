@@ -12,6 +12,7 @@ from posefleet.option_names import nearest
 
 VERBS = {
     "doctor": ("data.doctor.__main__", "Find what is wrong with a data set in COCO's format."),
+    "schema": ("jobs.schema", "Show which keypoints a data set or model has, or estimate their sigmas."),
     "shard": ("jobs.shard_coco", "Write a data set as shards, which training reads."),
     "train": ("jobs.train", "Train a method: posefleet train smpr --config jobs/configs/smpr.yaml"),
     "import": ("jobs.import_weights", "Import weights that a method's authors published."),
@@ -25,6 +26,9 @@ VERBS = {
     "demo": ("jobs.demo", "Run the whole pipeline on this machine with rendered people."),
 }
 """Verb -> (module in the package posefleet whose ``main`` runs it, what the verb does)."""
+
+SCHEMA_ACTIONS = ("show", "sigmas")
+"""What the verb ``schema`` does, for completion."""
 
 COMPLETION = (
     '[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit\n'
@@ -79,6 +83,8 @@ def _completions() -> list[str]:
         return [verb for verb in (*VERBS, "--help", "--version", "--completion") if verb.startswith(current)]
     if words == ["train"]:
         return [name for name in light_import("posefleet.models", "available_methods")() if name.startswith(current)]
+    if words == ["schema"] and not current.startswith("-"):
+        return [action for action in SCHEMA_ACTIONS if action.startswith(current)]
     if words[0] not in VERBS:
         return []
     place = words[:2] if words[0] == "train" else words[:1]

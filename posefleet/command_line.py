@@ -128,7 +128,7 @@ class Option:
             return self.resolved(pydantic.TypeAdapter(self.type).validate_python(value))
         except pydantic.ValidationError as error:
             given = " ".join(values)
-            raise ValueError(f"{self.flag} {given}: {error.errors()[0]['msg']}") from None
+            raise ValueError(f"{_spelling(self)} {given}: {error.errors()[0]['msg']}") from None
 
     def resolved(self, value: Any) -> Any:
         """``value``; made absolute by :func:`resolve_path` if the option is a :class:`Place`."""
@@ -221,7 +221,8 @@ def parse(
     more = [option for option in more if option.path not in taken]
     every = {option.path: option for option in (*own, *more)}
     if LIST_OPTIONS in tokens:
-        sys.stdout.write("".join(f"{' '.join([o.flag, *map(_shown, o.choices)])}\n" for o in every.values()))
+        named = [option for option in every.values() if not option.positional]
+        sys.stdout.write("".join(f"{' '.join([o.flag, *map(_shown, o.choices)])}\n" for o in named))
         raise SystemExit(0)
     whole = "--help-all" in tokens
     try:

@@ -2,4 +2,4 @@
 
 Doors: ``evaluate`` (score a data set, or parts that were matched apart), ``accumulate`` (match the images of one part),
 ``ground_truth`` (annotated people and predicted poses as arrays), ``boxes`` (AP of detected boxes), ``error_analysis``
-(kinds of error), ``bootstrap`` (intervals of an AP difference)."""
+(kinds of error), ``bootstrap`` (intervals of an AP difference), ``annotators`` (sigmas from images labelled twice)."""

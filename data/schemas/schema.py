@@ -4,7 +4,7 @@
     keypoints: [nose, left_eye, right_eye, tail]
     skeleton: [[nose, left_eye], [nose, right_eye]]
     flip_pairs: [[left_eye, right_eye]]
-    sigmas: [0.026, 0.025, 0.025, 0.069]
+    sigmas: [0.026, 0.025, 0.025, 0.067]
     groups: {face: [nose, left_eye, right_eye]}
     sources: {names: where the names come from}
 

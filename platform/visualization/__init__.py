@@ -1,3 +1,4 @@
 """Draws people, poses and training targets on images, and figures and tables of runs and evaluations.
 
-Doors: ``report`` (logs the files of a run), ``figures``, ``drawing``, ``plots`` (the look of figures), ``tables``."""
+Doors: ``report`` (logs the files of a run), ``figures``, ``drawing``, ``schema_picture`` (a keypoint schema), ``plots``
+(the look of figures), ``tables``."""

@@ -71,7 +71,7 @@ def test_the_long_help_has_every_option_and_each_says_what_it_does(
         output[asked] = capsys.readouterr().out
     for line in output[cli.LIST_OPTIONS].splitlines():
         flag = line.split()[0]
-        assert f"  {flag} " in output["--help-all"] or flag == "--path" or flag == "--config", flag
+        assert f"  {flag} " in output["--help-all"] or flag == "--config", flag
     assert len(output["--help"]) <= len(output["--help-all"])
 
 
@@ -118,7 +118,10 @@ def test_the_overview_lists_the_verbs_in_the_order_of_work() -> None:
     output = run("--help").stdout
     places = [output.index(f"\n  {verb} ") for verb in cli.VERBS]
     assert places == sorted(places)
-    assert " ".join(cli.VERBS) == "doctor shard train import evaluate compare tune promote export predict serve demo"
+    assert (
+        " ".join(cli.VERBS)
+        == "doctor schema shard train import evaluate compare tune promote export predict serve demo"
+    )
     assert run().stdout == output
 
 
@@ -131,7 +134,7 @@ def test_the_version_is_that_of_the_package() -> None:
     ("arguments", "message"),
     [
         (["tran"], "'tran' is no command; did you mean train?"),
-        (["xyz"], "'xyz' is no command; there are doctor, shard"),
+        (["xyz"], "'xyz' is no command; there are doctor, schema"),
         (["train"], "the method is missing; give one of detposenet"),
         (["train", "smrp"], "unknown method 'smrp'; models/ has detposenet"),
         (["train", "smpr", "--optim.learning_rate", "1"], "--optim.learning_rate; did you mean --optim.lr?"),
@@ -215,6 +218,8 @@ def complete(line: str) -> list[str]:
 def test_a_shell_completes_verbs_methods_options_and_choices() -> None:
     assert complete("posefleet t") == ["train", "tune"]
     assert complete("posefleet train l") == ["logocap"]
+    assert complete("posefleet schema s") == list(cli.SCHEMA_ACTIONS) == ["show", "sigmas"]
+    assert complete("posefleet schema --o") == ["--out"]
     assert complete("posefleet train smpr --optim.w") == [
         "--optim.weight_decay",
         "--optim.warmup_steps",

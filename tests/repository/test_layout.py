@@ -87,10 +87,10 @@ OPEN = {
     "data": "errors images masks structures transforms",
     "data/coco": "annotations file_schema records results source split",
     "data/doctor": "examine",
-    "data/evaluation": "accumulate bootstrap boxes error_analysis evaluate ground_truth",
+    "data/evaluation": "accumulate annotators bootstrap boxes error_analysis evaluate ground_truth",
     "data/io": "cluster files json_stream tars",
     "data/loading": "coco_dataset loader shard_dataset source",
-    "data/schemas": "category names schema shipped",
+    "data/schemas": "category names positions schema shipped sigmas",
     "data/shards": "build layout verify",
     "data/synthetic": "dataset scenes",
     "models/parts/layers": "backbones blocks deform_conv fpn fusion released safe_load",
@@ -107,14 +107,14 @@ OPEN = {
     "platform/tracking": "client registry runs tracker",
     "platform/training": "launch loop optim run step",
     "platform/tuning": "decoding ray_tuner report space study",
-    "platform/visualization": "drawing plots report tables",
+    "platform/visualization": "drawing plots report schema_picture tables",
     "serve/deployments": "errors metrics replica settings versions",
     "serve/http": "gateway routes",
 }
 """The doors of each package: the modules that other packages import. A package that is not here has none."""
 
 MOST_FILES = 12
-"""Modules in a folder; in jobs/ the one-line train_METHOD.py files are not counted."""
+"""Modules in a folder; in jobs/ the one-line train_METHOD.py files and the list of commands are not counted."""
 
 FILES = sorted(path.relative_to(ROOT) for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
 METHODS = {f"posefleet.models.{method}" for method in available_methods()}
@@ -243,7 +243,7 @@ def test_the_docstring_of_a_package_names_its_doors(package: str) -> None:
 @pytest.mark.parametrize("package", sorted(structure.between_packages()))
 def test_a_folder_has_few_files(package: str) -> None:
     names = [path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
-    counted = [name for name in names if package != "jobs" or not name.startswith("train_")]
+    counted = [name for name in names if package != "jobs" or not name.startswith(("train_", "cli"))]
     assert len(counted) <= MOST_FILES, counted
 
 

@@ -1,0 +1,226 @@
+"""Show which keypoint schema would be used and why, or estimate its sigmas from images that two annotators labelled.
+
+posefleet schema show /data/dogs/val.json --out dog.png    # what an annotation file describes
+posefleet schema show coco_wholebody133                    # a shipped schema; without a name: the list of them
+posefleet schema show runs/dogs                            # the schema of a run, a checkpoint or a folder of shards
+posefleet schema sigmas first.json second.json --out dog.yaml
+
+docs/schemas.md has the format of a schema, and says how a schema is chosen.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from posefleet.command_line import Argument, Place, fail, parse
+from posefleet.platform.runtime.errors import PlatformError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from posefleet.data.schemas.schema import KeypointSchema
+
+LONGEST = 24
+"""Letters of a name in the table, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is shown or estimated."""
+
+    action: Annotated[Literal["show", "sigmas"], Argument("ACTION")]
+    """show: print and draw a schema. sigmas: estimate sigmas from two annotations of the same images."""
+    file: Annotated[str, Argument("FILE")] = ""
+    """An annotation file, a YAML file, the name of a shipped schema, a folder of shards, a run or a checkpoint."""
+    second: Annotated[str, Argument("SECOND")] = ""
+    """sigmas: the annotation file of another annotator, of the same images."""
+    schema: Annotated[str, "NAME"] = "auto"
+    """For sigmas: a shipped schema, a YAML file, or auto: what the first file names."""
+    out: Annotated[str, Place("FILE")] = ""
+    """show: also draw the schema to this picture (.png, .jpg). sigmas: write the schema with its new sigmas to this
+    YAML file."""
+    tracking: Annotated[str, "URI"] = ""
+    """MLflow store of registered models. Default: as for training."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Show a schema or estimate sigmas. Exit status: 0 finished, 2 bad arguments or files."""
+    options, _ = parse(Options, arguments, command="schema", about=__doc__ or "")
+    try:
+        return _show(options) if options.action == "show" else _sigmas(options)
+    except (ValueError, OSError, PlatformError) as error:
+        fail(str(error))
+
+
+# ------------------------------------------------------------------------------------------------------- show
+
+
+def _show(options: Options) -> int:
+    from posefleet.data.schemas.shipped import load_schema, shipped_names
+
+    if not options.file:
+        lines = [(name, load_schema(name)) for name in shipped_names()]
+        sys.stdout.write("".join(f"{n:20}{len(s):4d} keypoints, {len(s.skeleton):2d} edges\n" for n, s in lines))
+        return 0
+    if options.second:
+        raise ValueError(f"show takes one file or name, not {options.file} and {options.second}")
+    schema, file = _schema_of(options.file, options.tracking)
+    sys.stdout.write(_described(schema))
+    if options.out:
+        from posefleet.data.images import encode_image
+        from posefleet.data.io.files import write_file
+        from posefleet.data.schemas.positions import place_keypoints
+        from posefleet.platform.visualization.schema_picture import draw_schema
+
+        keypoints, image = (_example(file, schema) if file else None) or (place_keypoints(schema), None)
+        ending = f".{options.out.rpartition('.')[2].lower()}"
+        if ending not in (".png", ".jpg", ".jpeg"):
+            raise ValueError(f"--out {options.out}: a picture is a .png or .jpg")
+        write_file(options.out, encode_image(draw_schema(schema, keypoints, image), ending))
+        drawn = "the best labelled one of the file" if file and image is not None else "places chosen for the picture"
+        sys.stdout.write(f"drawn to {options.out}: {drawn}\n")
+    return 0
+
+
+def _schema_of(what: str, tracking: str) -> "tuple[KeypointSchema, str]":
+    """The schema that a name or path means, and the annotation file that it is from (empty: none)."""
+    import fsspec
+
+    from posefleet.data.coco.file_schema import read_file_schema
+    from posefleet.data.coco.source import find_source, find_splits
+    from posefleet.data.schemas.shipped import load_schema, read_schema, shipped_names
+    from posefleet.data.shards.layout import MANIFEST, read_manifest
+    from posefleet.platform.checkpoints.format import read_content, schema_in
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
+    from posefleet.platform.runtime.paths import MODELS, resolve_path
+
+    if what in shipped_names():
+        return load_schema(what), ""
+    if what.endswith((".yaml", ".yml")):
+        return read_schema(what), ""
+    path = resolve_path(what)
+    if not path.startswith(MODELS):
+        fs, inner = fsspec.core.url_to_fs(path)
+        if fs.isfile(inner):
+            return read_file_schema(path), path
+        if not fs.exists(inner):
+            raise ValueError(
+                f"{what}: no such file, and no shipped schema of this name; there are {', '.join(shipped_names())}"
+            )
+        if fs.exists(f"{inner.rstrip('/')}/{MANIFEST}"):
+            return read_manifest(path).schema, ""
+        if splits := find_splits(path):
+            file = find_source(path, splits[0]).annotation_file
+            return read_file_schema(file), file
+    return schema_in(read_content(find_checkpoint(path, tracking=tracking))), ""
+
+
+def _described(schema: "KeypointSchema") -> str:
+    from posefleet.data.schemas.schema import PARTS
+
+    mirror = dict(zip(schema.keypoints, (schema.keypoints[i] for i in schema.flip_index), strict=True))
+    width = min(LONGEST, max(map(len, schema.keypoints)))
+    lines = [
+        f"schema {schema.name}: {len(schema)} keypoints, {len(schema.skeleton)} edges, "
+        f"{len(schema.flip_pairs)} mirror pairs, {len(schema.groups)} groups"
+    ]
+    lines += [f"  {part:11}{schema.sources.get(part, 'not said')}" for part in PARTS]
+    lines += ["", f"  {'':3}  {'keypoint':{width}}  {'side':5}  {'mirror':{width}}  sigma"]
+    for index, (name, side, sigma) in enumerate(zip(schema.keypoints, schema.sides, schema.sigmas, strict=True)):
+        other = mirror[name] if mirror[name] != name else "-"
+        row = f"  {index:3d}  {name:{width}}  {side or '-':5}  {other:{width}}  {sigma:.3f}{_why(schema, name, sigma)}"
+        lines.append(row.rstrip())
+    if schema.skeleton:
+        lines += ["", "  edges: " + ", ".join(f"{a} - {b}" for a, b in schema.skeleton)]
+    for group, names in schema.groups.items():
+        lines.append(f"  group {group}: {', '.join(names)}")
+    return "\n".join(lines) + "\n"
+
+
+def _why(schema: "KeypointSchema", name: str, sigma: float) -> str:
+    """Where the sigma of one keypoint comes from, if they do not all come from one place."""
+    from posefleet.data.schemas.sigmas import DEFAULT_SIGMA, known_sigma
+
+    source = schema.sources.get("sigmas", "")
+    if "inferred" in source and sigma == known_sigma(name):
+        return "  known name"
+    return "  default" if "default" in source and sigma == DEFAULT_SIGMA else ""
+
+
+def _example(file: str, schema: "KeypointSchema") -> "tuple[np.ndarray, np.ndarray | None] | None":
+    """The keypoints of the person with most labels, NaN where not labelled, and the image; None without any labels."""
+    import numpy as np
+
+    from posefleet.data.coco.source import find_source, find_splits, image_path
+    from posefleet.data.coco.split import read_coco
+    from posefleet.data.errors import DataError
+    from posefleet.data.images import decode_image
+
+    best, most, name = None, 0, ""
+    for record in read_coco(file, schema).records():
+        for person in record["people"]:
+            if person["num_keypoints"] > most and not person["iscrowd"]:
+                best, most, name = person, person["num_keypoints"], record["file_name"]
+    if best is None:
+        return None
+    points = np.array(best["keypoints"], float).reshape(-1, 3)
+    keypoints = np.where(points[:, 2:] > 0, points[:, :2], np.nan)
+    try:
+        import fsspec
+
+        source = find_source(file, next(iter(find_splits(file)), ""))
+        with fsspec.open(image_path(source, name), "rb") as stream:
+            return keypoints, decode_image(stream.read(), what=name)
+    except (DataError, OSError):
+        return keypoints, None
+
+
+# ------------------------------------------------------------------------------------------------------- sigmas
+
+
+def _sigmas(options: Options) -> int:
+    import dataclasses
+
+    import numpy as np
+    import yaml
+
+    from posefleet.data.coco.file_schema import read_file_schema
+    from posefleet.data.coco.split import read_coco
+    from posefleet.data.evaluation.annotators import LEAST_OVERLAP, LEAST_PAIRS, annotator_deviations
+    from posefleet.data.io.files import write_file
+    from posefleet.data.schemas.shipped import choose_schema
+
+    if not options.second:
+        raise ValueError("sigmas needs two annotation files of the same images: posefleet schema sigmas FILE SECOND")
+    first, second = options.file, options.second
+    schema = choose_schema(options.schema, lambda: read_file_schema(first))
+    found = annotator_deviations(read_coco(first, schema), read_coco(second, schema), schema)
+    known = np.isfinite(found.sigmas)
+    lines = [
+        f"{found.images:,} images in both files (by file name), {found.pairs:,} people in both (boxes that overlap by "
+        f"{LEAST_OVERLAP:.0%} or more)",
+        f"  {'keypoint':{LONGEST}}  people   sigma   plain mean   now",
+    ]
+    for index, name in enumerate(schema.keypoints):
+        estimate = f"{found.sigmas[index]:7.4f}  {found.plain[index]:10.4f}" if known[index] else f"{'-':>7}  {'-':>10}"
+        lines.append(f"  {name:{LONGEST}}  {found.counts[index]:6d} {estimate}  {schema.sigmas[index]:7.4f}")
+    if not known.all():
+        lines.append(f"  '-': fewer than {LEAST_PAIRS} people, or no difference at all; the sigma stays as it is")
+    sys.stdout.write("\n".join(lines) + "\n")
+    if options.out:
+        sigmas = [round(float(e), 4) if ok else s for e, ok, s in zip(found.sigmas, known, schema.sigmas, strict=True)]
+        source = f"estimated from {found.pairs} people whom two annotators labelled"
+        if not known.all():
+            rest = ", ".join(name for name, ok in zip(schema.keypoints, known, strict=True) if not ok)
+            source += f"; {schema.sources.get('sigmas', 'as before')} for {rest}"
+        sources = {**schema.sources, "sigmas": source}
+        name = schema.name if schema.name.endswith("_estimated") else f"{schema.name}_estimated"
+        new = dataclasses.replace(schema, name=name, sigmas=tuple(sigmas), sources=sources)
+        write_file(options.out, yaml.safe_dump(new.as_dict(), sort_keys=False, width=110).encode())
+        sys.stdout.write(f"written to {options.out}; use it with --schema {options.out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
