@@ -8,13 +8,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from posefleet.data.structures import Poses
 from posefleet.models.parts.ops.assign import pseudo_boxes
+from posefleet.models.parts.ops.nms import widen
 from posefleet.models.parts.ops.oks import oks
 
 
 def pose_oks(keypoints: Tensor, identified: Tensor, sigmas: Tensor) -> Tensor:
     """Similarity of N poses of an image with each other.
 
-    The scale is the mean of the two tight boxes' areas; only keypoints that both have count.
+    The scale is the mean of the areas of the two tight boxes, widened if they are thin; only keypoints that both have
+    count.
 
     Args:
         keypoints: (..., N, K, 2) xy, pixels.
@@ -24,7 +26,7 @@ def pose_oks(keypoints: Tensor, identified: Tensor, sigmas: Tensor) -> Tensor:
     Returns:
         (..., N, N) in [0, 1]; 0 where two poses have no keypoint in common.
     """
-    low, high = pseudo_boxes(keypoints, identified).split(2, dim=-1)
+    low, high = widen(pseudo_boxes(keypoints, identified)).split(2, dim=-1)
     areas = (high - low).prod(-1)  # (..., N)
     shared = identified.unsqueeze(-2) & identified.unsqueeze(-3)
     scale = (areas.unsqueeze(-1) + areas.unsqueeze(-2)) / 2

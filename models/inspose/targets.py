@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import People
-from posefleet.models.parts.ops.assign import PaddedPeople, assign_people, ignored_cells, pad_people, thin_out
+from posefleet.models.parts.ops.assign import (
+    PaddedPeople,
+    assign_people,
+    ignored_cells,
+    pad_people,
+    pseudo_boxes,
+    thin_out,
+)
 from posefleet.models.parts.ops.cells import Cells
 
 
@@ -24,7 +31,8 @@ class AssignConfig:
     person gets more cells, and training costs more."""
     min_side: float = 1.0
     """Pixels of the input image: people whose pseudo box is thinner train nothing, and ``unlabelled`` says what the
-    cells in their box learn. Raised, more small people are left out."""
+    cells in their box learn. Of a schema with a single keypoint it is the annotated box. Raised, more small people
+    are left out."""
     unlabelled: Literal["ignore", "negative", "weak_positive"] = "ignore"
     """Cells of a person without keypoints: no loss; or negatives; or positives of low quality at the centre of the box.
     Crowds and people thinner than ``min_side`` are never positive."""
@@ -68,7 +76,9 @@ def assign_instances(
     """
     padded = pad_people(people, cells.points.device)
     weak = padded.counted & ~padded.valid & (_sides(padded.annotated_boxes) >= config.min_side)
-    valid = padded.valid & (_sides(padded.boxes) >= config.min_side)
+    single = padded.keypoints.shape[2] == 1
+    tight = padded.boxes if single else pseudo_boxes(padded.keypoints, padded.labelled)
+    valid = padded.valid & (_sides(tight) >= config.min_side)
     padded = replace(padded, valid=valid, labelled=padded.labelled & valid[..., None])
     answering = replace(padded, boxes=padded.annotated_boxes) if annotated_boxes else padded
     if config.unlabelled == "weak_positive":

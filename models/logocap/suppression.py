@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from posefleet.data.structures import Poses
+from posefleet.models.parts.ops.nms import pose_boxes
 
 
 def suppress_near(
@@ -19,7 +20,8 @@ def suppress_near(
     Args:
         poses: Poses of each image.
         best_first: Visit poses by their score; else in their order.
-        distance: Keypoints of two poses are near if closer than this share of the diagonal of the first one's box.
+        distance: Keypoints of two poses are near if closer than this share of the diagonal of the first one's box,
+            which is widened if it is thin.
         keypoints: Poses with more near keypoints than this are duplicates.
         limit: Poses kept of an image.
     """
@@ -43,7 +45,7 @@ def pick_near(poses: Tensor, scores: Tensor, *, distance: float, keypoints: int)
     survives, unless it is settled; then all of them are settled.
 
     Args:
-        poses: (B, N, K, 2) xy, any unit.
+        poses: (B, N, K, 2) xy, pixels.
         scores: (B, N) in [0, 1]; below 0 for padding.
 
     Returns:
@@ -53,7 +55,8 @@ def pick_near(poses: Tensor, scores: Tensor, *, distance: float, keypoints: int)
     settled = scores < 0
     if not poses.shape[1]:
         return kept
-    diagonal = (poses.amax(2) - poses.amin(2)).norm(dim=-1)  # (B, N)
+    low, high = pose_boxes(poses).split(2, dim=-1)
+    diagonal = (high - low).norm(dim=-1)  # (B, N)
     gaps = (poses[:, :, None] - poses[:, None]).norm(dim=-1)  # (B, N, N, K)
     near = (gaps < distance * diagonal[:, :, None, None]).sum(-1) > keypoints  # (B, N, N): j is near i
     near |= torch.eye(poses.shape[1], dtype=torch.bool, device=poses.device)

@@ -94,7 +94,7 @@ OPEN = {
     "data/shards": "build layout verify",
     "data/synthetic": "dataset scenes",
     "models/parts/layers": "backbones blocks deform_conv fpn fusion released safe_load",
-    "models/parts/ops": "assign cells decode heatmaps losses nms oks",
+    "models/parts/ops": "assign cells counts decode heatmaps losses nms oks",
     "models/parts/regression": "dense_model oks_gate pose_decode pose_head pose_loss positives pyramid_model",
     "platform/checkpoints": "format load released resolve store",
     "platform/comparison": "ablation budget report sources",

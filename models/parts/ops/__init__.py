@@ -1,2 +1,2 @@
 """Plain functions of tensors: ``cells`` of a pyramid, ``assign``, ``heatmaps`` (targets), ``losses``, ``oks``, ``nms``
-and ``decode``."""
+and ``decode``; ``counts`` of keypoints in settings."""

@@ -31,7 +31,8 @@ class PaddedPeople:
     areas: Tensor
     """(B, M) float32, square pixels."""
     boxes: Tensor
-    """(B, M, 4) xyxy pixels: the box that chooses the cells of a person with keypoints; zero for others."""
+    """(B, M, 4) xyxy pixels: the box that chooses the cells of a person with keypoints, which has an area; zero for
+    others."""
     valid: Tensor
     """(B, M) bool, True for people with keypoints; no crowds, no padding."""
     annotated_boxes: Tensor
@@ -76,7 +77,9 @@ def pad_people(
     """Pack the people of all images into padded tensors on ``device``.
 
     Args:
-        boxes: The box that chooses the cells of a person: that of the labelled keypoints, or the annotated one.
+        boxes: The box that chooses the cells of a person: that of the labelled keypoints, or the annotated one. The
+            annotated one is also taken where the labelled keypoints are a point or lie on a horizontal or vertical
+            line, because their box has no area.
     """
     counts = [len(p) for p in people]
     most = max(1, *counts)
@@ -97,7 +100,7 @@ def pad_people(
     valid = single & labelled.any(1)
     labelled = labelled & valid[:, None]
     annotated = pack([p.boxes for p in people]).float()
-    known = pseudo_boxes(keypoints, labelled) if boxes == "pseudo" else annotated.where(valid[:, None], 0.0)
+    known = _boxes_with_area(keypoints, labelled, annotated, boxes).where(valid[:, None], 0.0)
     return PaddedPeople(
         pad(keypoints),
         pad(labelled),
@@ -120,6 +123,23 @@ def _stack_masks(people: Sequence[People], device: torch.device) -> Tensor | Non
         return None
     masks = [torch.zeros_like(some) if p.mask is None else p.mask for p in people]
     return torch.stack(masks).to(device, non_blocking=True)
+
+
+_LEAST_SIDE = 16.0
+"""Side, pixels, of a box whose annotation has none there: the finest cells of a pyramid have half of it."""
+
+
+def _boxes_with_area(
+    keypoints: Tensor, labelled: Tensor, annotated: Tensor, wanted: Literal["pseudo", "annotated"]
+) -> Tensor:
+    """(N, 4) xyxy boxes of N people, see :func:`pad_people`; sides that are still zero are widened."""
+    boxes = annotated
+    if wanted == "pseudo":
+        tight = pseudo_boxes(keypoints, labelled)
+        boxes = tight.where((tight[:, 2:] > tight[:, :2]).all(1, keepdim=True), annotated)
+    low, high = boxes.split(2, dim=-1)
+    more = (high - low <= 0) * (_LEAST_SIDE / 2)
+    return torch.cat([low - more, high + more], dim=-1)
 
 
 def pseudo_boxes(keypoints: Tensor, labelled: Tensor) -> Tensor:

@@ -15,6 +15,11 @@ from posefleet.data.structures import Poses
 
 Rule = Literal["linear", "gaussian", "hard", "none"]
 
+_THINNEST = 1 / 16
+"""Smallest ratio of the sides of a box of which an overlap says how similar two poses are."""
+_POINT_SIDE = 32.0
+"""Side of the box of a pose that is a point, pixels: the smallest side of what COCO calls medium."""
+
 
 def suppress_poses(
     poses: Sequence[Poses],
@@ -28,7 +33,7 @@ def suppress_poses(
     ratios: Tensor | None = None,
     decay_keypoints: bool = True,
 ) -> list[Poses]:
-    """Keep at most ``limit`` poses of every image. The overlap is that of tight boxes of all keypoints.
+    """Keep at most ``limit`` poses of every image. The overlap is that of the :func:`pose_boxes` of all keypoints.
 
     Candidates may come from several passes over the same image (scales, flips): concatenate them first.
     Scores of kept poses include the decay. Further arguments are those of :func:`pick_boxes`.
@@ -38,7 +43,7 @@ def suppress_poses(
             the original image. Default: 1.
         decay_keypoints: Whether keypoint scores include the decay, too.
     """
-    boxes = pad_sequence([p.boxes for p in poses], batch_first=True)
+    boxes = pad_sequence([pose_boxes(p.keypoints) for p in poses], batch_first=True)
     if ratios is not None:
         boxes = boxes / ratios.to(boxes).repeat(1, 2)[:, None]
     scores = pad_sequence([p.scores for p in poses], batch_first=True)  # padding has score 0: never picked
@@ -61,6 +66,24 @@ def suppress_poses(
         decay = (score / chosen.scores)[:, None] if decay_keypoints else 1.0
         result.append(Poses(chosen.keypoints, chosen.keypoint_scores * decay, score))
     return result
+
+
+def pose_boxes(keypoints: Tensor) -> Tensor:
+    """Boxes (..., 4) xyxy that stand for poses (..., K, 2), pixels: tight ones, widened by :func:`widen`."""
+    return widen(torch.cat([keypoints.amin(-2), keypoints.amax(-2)], dim=-1))
+
+
+def widen(boxes: Tensor) -> Tensor:
+    """Tight boxes (..., 4) xyxy of poses, pixels, that have an area.
+
+    Keypoints on a line, or a single one, have none, and then no two boxes would overlap. Sides are at least a sixteenth
+    of the longer side; a box smaller than a pixel becomes a square of 32 px.
+    """
+    low, high = boxes.split(2, dim=-1)
+    longest = (high - low).amax(-1, keepdim=True)
+    least = (longest * _THINNEST).where(longest >= 1, _POINT_SIDE)
+    more = (least - (high - low)).clamp(min=0) / 2
+    return torch.cat([low - more, high + more], dim=-1)
 
 
 def pick_boxes(
