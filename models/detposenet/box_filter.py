@@ -16,7 +16,8 @@ from torch import Tensor
 
 from posefleet.models.detposenet.pose_nms import pose_oks
 from posefleet.models.parts.ops.assign import pseudo_boxes
-from posefleet.models.parts.ops.nms import box_iou
+from posefleet.models.parts.ops.counts import in_proportion
+from posefleet.models.parts.ops.nms import box_iou, widen
 
 Source = Literal["normal", "recovered", "unmatched", "uncovered"]
 """Origin of a box: detected, with a pose of its own; made around the second pose of a detected box; made around a pose
@@ -30,8 +31,9 @@ class FilterConfig:
     mode: Literal["coarse", "nms", "none"] = "coarse"
     """Coarse-pose filtering, box NMS, or no filter (every box is refined, which is slow)."""
     delta_kpt: int = 3
-    """A pose with at most this many keypoints is a false detection; at least 0, usually 1..8. Raised, fewer false boxes
-    and fewer mostly hidden people are refined."""
+    """A pose with at most this many keypoints is a false detection; at least 0, usually 1..8. It is stated for COCO's
+    17 keypoints: other schemas have the same share of theirs, rounded. Raised, fewer false boxes and fewer mostly
+    hidden people are refined."""
     t_oks: float = 0.7
     """OKS from which two poses count as one person, usually 0.4..0.9. Raised, more overlapping people and duplicates
     remain; above 1 no pose is redundant."""
@@ -143,10 +145,11 @@ def _by_poses(
     rows = torch.arange(len(keypoints))
     if config.merge_fragments:
         keypoints, keypoint_scores, rows = _merge_fragments(boxes, keypoints, keypoint_scores, size, config)
-    enough = (keypoint_scores > 0).sum(1) > config.delta_kpt
+    enough = (keypoint_scores > 0).sum(1) > in_proportion(config.delta_kpt, keypoints.shape[1])
     keypoints, keypoint_scores, rows = keypoints[enough], keypoint_scores[enough], rows[enough]
     identified = keypoint_scores > 0
     own_boxes = boxes_of_poses(keypoints, identified, size, config.margin)
+    solid = (widen(tight := pseudo_boxes(keypoints, identified)) == tight).all(1)  # a thin box does not say how large
     complete = identified.float().mean(1)  # (N,)
     fit = _fit(boxes, keypoints, identified, size, config)
     worth = complete * fit + (1 - complete) * scores[:, None] if config.box == "mean" else fit
@@ -178,7 +181,8 @@ def _by_poses(
             chosen_scores.append(scores[first] * shares[pose])
         else:
             sources.append("normal")
-            fitting, own = boxes[first if config.box == "first" else best], complete[pose] * (config.box == "mean")
+            fitting = boxes[first if config.box == "first" else best]
+            own = complete[pose] * solid[pose] * (config.box == "mean")
             chosen.append((fitting + own * own_boxes[pose]) / (1 + own))
             chosen_scores.append(scores[first])
         used.add(first)
@@ -268,7 +272,7 @@ def _merge_fragments(
         belongs = (fit >= 0).float()
         together = belongs.T @ belongs > 0  # in some box
         one, other = torch.triu_indices(len(rows), len(rows), 1)
-        enough = identified.sum(1) > config.delta_kpt
+        enough = identified.sum(1) > in_proportion(config.delta_kpt, identified.shape[1])
         apart = ~(identified[one] & identified[other]).any(1) & together[one, other]
         apart &= enough[one] | enough[other]
         one, other = one[apart], other[apart]
@@ -299,8 +303,9 @@ def _fit(boxes: Tensor, keypoints: Tensor, identified: Tensor, size: tuple[int, 
 
 
 def boxes_of_poses(keypoints: Tensor, identified: Tensor, size: tuple[int, int], margin: float) -> Tensor:
-    """Tight boxes (N, 4) of identified keypoints, their sides scaled by ``margin``, clipped to an image of ``size``."""
-    tight = pseudo_boxes(keypoints, identified)
+    """Tight boxes (N, 4) of identified keypoints, widened if they are thin, their sides scaled by ``margin``, clipped
+    to an image of ``size``."""
+    tight = widen(pseudo_boxes(keypoints, identified))
     centre, half = (tight[:, :2] + tight[:, 2:]) / 2, (tight[:, 2:] - tight[:, :2]) * margin / 2
     limit = torch.tensor([size[1], size[0]], dtype=tight.dtype)
     return torch.cat([(centre - half).clamp(min=0).minimum(limit), (centre + half).clamp(min=0).minimum(limit)], 1)

@@ -46,8 +46,8 @@ class CoarseMaps(NamedTuple):
 
     heat: Tensor
     """(B, K, H / 4, W / 4), about 1 at keypoints."""
-    paf: Tensor
-    """(B, 2 L, H / 4, W / 4), the direction x, y of each of the L limbs."""
+    paf: Tensor | None
+    """(B, 2 L, H / 4, W / 4), the direction x, y of each of the L limbs; None without limbs."""
     downs: list[Tensor]
     """Features of the way down, finest first (stride 4); a shared detector reads them."""
     ups: list[Tensor]
@@ -55,7 +55,7 @@ class CoarseMaps(NamedTuple):
 
 
 class CoarseNet(nn.Module):
-    """Stem, hourglass, trunk and two tails: one for keypoint maps, one for affinity fields."""
+    """Stem, hourglass, trunk and two tails: one for keypoint maps, one for affinity fields if there are limbs."""
 
     stride = Stem.stride
 
@@ -67,13 +67,13 @@ class CoarseNet(nn.Module):
         self.hourglass = Hourglass(width, config.depth, norm)
         self.trunk = Trunk(width, norm)
         self.heat = _tail(width, keypoints, norm)
-        self.paf = _tail(width, 2 * limbs, norm)
+        self.paf = _tail(width, 2 * limbs, norm) if limbs else None
 
     def forward(self, pixels: Tensor) -> CoarseMaps:
         """Normalised images (B, 3, H, W) -> keypoint maps, affinity fields and features."""
         downs, ups = self.hourglass(self.stem(pixels))
         features = self.trunk(ups[0])
-        return CoarseMaps(self.heat(features), self.paf(features), downs, ups)
+        return CoarseMaps(self.heat(features), self.paf(features) if self.paf is not None else None, downs, ups)
 
 
 def _tail(width: int, maps: int, norm: Norm) -> nn.Sequential:

@@ -36,6 +36,7 @@ from posefleet.models.detposenet.detector import (
     boxes_on_host,
 )
 from posefleet.models.detposenet.hourglass import Normalise
+from posefleet.models.detposenet.limbs import limbs_of
 from posefleet.models.detposenet.masking import MaskingConfig, mask_keypoints
 from posefleet.models.detposenet.paf import PafConfig, best_points, group_poses, limb_cells, paf_targets
 from posefleet.models.detposenet.pose_nms import suppress_by_oks
@@ -171,7 +172,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, schema: KeypointSchema) -> None:
         super().__init__()
         self.config = config
-        self.edges, self.flip_index = schema.edges, schema.flip_index
+        self.edges, self.flip_index = limbs_of(schema), schema.flip_index
         self.normalise = Normalise()
         self.coarse = CoarseNet(config.coarse, len(schema), len(self.edges))
         self.detector: SharedDetector | TorchvisionDetector
@@ -211,8 +212,8 @@ class Model(nn.Module):
         return f"box * mean of keypoint scores > {output.keypoint_floor:g}, {boxes}, {last}"
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
-        """Weighted losses: ``heat`` and ``paf`` of the coarse maps; ``rpn_cls``, ``rpn_box``, ``roi_cls``, ``roi_box``
-        of a shared detector; ``mss`` and, if switched on, ``msr`` of the refinement."""
+        """Weighted losses: ``heat`` and, if there are limbs, ``paf`` of the coarse maps; ``rpn_cls``, ``rpn_box``,
+        ``roi_cls``, ``roi_box`` of a shared detector; ``mss`` and, if switched on, ``msr`` of the refinement."""
         pixels = self.normalise(images)
         padded = pad_people(people, self.sigmas.device)
         terms: dict[str, _Term] = {}
@@ -230,9 +231,11 @@ class Model(nn.Module):
 
     def forward_features(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Run the network up to the detector: (B, 3, H, W) RGB images in 0..255, any dtype, to ``heat`` and ``paf``
-        (one map each) and the ``pyramid`` of a shared detector."""
+        (one map each; a single keypoint has no ``paf``) and the ``pyramid`` of a shared detector."""
         coarse = self.coarse(self.normalise(images))
-        maps = {"heat": [coarse.heat], "paf": [coarse.paf]}
+        maps = {"heat": [coarse.heat]}
+        if coarse.paf is not None:
+            maps["paf"] = [coarse.paf]
         if isinstance(self.detector, SharedDetector):
             maps["pyramid"] = self.detector.pyramid(coarse.downs, coarse.ups)
         return maps
@@ -397,6 +400,8 @@ class Model(nn.Module):
             heat, paf, weights = self.coarse_targets(people, size)
             terms = {}
             for name, predicted, target in (("heat", maps.heat, heat), ("paf", maps.paf, paf)):
+                if predicted is None:
+                    continue
                 total = (weights * (predicted.float() - target).square()).sum()
                 count = torch.full((), float(target.numel()), device=target.device)
                 terms[name] = _Term(self.config.loss.kpt * total, count)
@@ -444,7 +449,8 @@ class Model(nn.Module):
         """The boxes of every image of ``size`` (height, width) that are worth a refinement, on the host."""
         stride = self.coarse.stride
         if self.config.filter.mode == "coarse":
-            poses = group_poses(maps["heat"][0], maps["paf"][0], self.edges, stride, size[0], self.config.paf)
+            fields = maps["paf"][0] if "paf" in maps else None
+            poses = group_poses(maps["heat"][0], fields, self.edges, stride, size[0], self.config.paf)
             coarse = [(p.keypoints, p.scores) for p in poses]
         else:
             nobody = Poses.empty(len(self.sigmas))

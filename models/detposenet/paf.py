@@ -85,7 +85,7 @@ def limb_cells(
     Returns:
         (B, M, L, height, width) bool and the directions (B, M, L, 2).
     """
-    first, second = torch.tensor(edges, dtype=torch.int64).T.to(keypoints.device)
+    first, second = _ends(edges, keypoints.device)
     start = keypoints[:, :, first]  # (B, M, L, 2)
     along = keypoints[:, :, second] - start
     length = along.square().sum(-1).sqrt()
@@ -119,34 +119,44 @@ def paf_targets(
     return (total / covered.sum(1).clamp(min=1)[:, :, None]).flatten(1, 2)
 
 
+def _ends(edges: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The keypoints (L,) at both ends of the limbs."""
+    first, second = torch.tensor(edges, dtype=torch.int64).view(-1, 2).to(device).unbind(1)
+    return first, second
+
+
 # ---------------------------------------------------------------------------------------------------- decode
 
 
 @torch.no_grad()
 def group_poses(
     heat: Tensor,
-    paf: Tensor,
+    paf: Tensor | None,
     edges: Sequence[tuple[int, int]],
     stride: int,
     image_height: int,
     config: PafConfig,
 ) -> list[CoarsePoses]:
-    """Group peaks of keypoint maps into poses, for every image.
+    """Group peaks of keypoint maps into poses, for every image. Of a single keypoint every peak is a pose.
 
     Args:
         heat: (B, K, h, w) keypoint maps.
-        paf: (B, 2 L, h, w) fields.
+        paf: (B, 2 L, h, w) fields; None without limbs.
         edges: The L limbs; poses grow in this order.
         stride: Pixels per cell.
         image_height: Pixels; limbs of more than half of it lose score.
     """
     cells, values = local_peaks(heat.float(), config.peak_threshold, config.max_peaks)  # (B, K, C, 2), (B, K, C)
-    scores = limb_scores(cells, values.isfinite(), paf.float(), edges, stride, image_height, config)
+    scores = values.new_zeros(len(values), 0, 0, 0)
+    if paf is not None:
+        scores = limb_scores(cells, values.isfinite(), paf.float(), edges, stride, image_height, config)
     # Growing poses is sequential and small: here the host waits, once for the whole batch.
     keypoints, peaks, pairs = ((cells * stride).cpu().numpy(), values.cpu().numpy(), scores.cpu().numpy())
     poses = []
     for image in range(len(pairs)):
         members = assemble(pairs[image], edges, peaks.shape[1])  # (N, K)
+        if paf is None:
+            members = np.isfinite(peaks[image, 0]).nonzero()[0][:, None]
         found = members >= 0
         kind = np.arange(members.shape[1])
         at = np.where(found, members, 0)
@@ -175,7 +185,7 @@ def limb_scores(
     Returns:
         (B, L, C, C): the mean of the field along the limb, less for long limbs; 0 for pairs that are no limb.
     """
-    first, second = torch.tensor(edges, dtype=torch.int64).T.to(cells.device)
+    first, second = _ends(edges, cells.device)
     start, end = cells[:, first][:, :, :, None], cells[:, second][:, :, None]  # (B, L, C, 1, 2), (B, L, 1, C, 2)
     along = end - start
     length = along.square().sum(-1).sqrt()  # cells

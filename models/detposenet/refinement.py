@@ -173,7 +173,7 @@ LossNorm = Literal["squared", "plain"]
 
 def structure_weights(edges: Sequence[tuple[int, int]], keypoints: int, neighbours: float) -> Tensor:
     """(K,) weights 1 + ``neighbours`` * degree of each keypoint in the graph ``edges``."""
-    degrees = torch.bincount(torch.tensor(edges, dtype=torch.int64).flatten(), minlength=keypoints)
+    degrees = torch.bincount(torch.tensor(edges, dtype=torch.int64).view(-1), minlength=keypoints)
     return 1 + neighbours * degrees.float()
 
 
