@@ -15,13 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_WIDEST = 5.0
+"""Largest ratio of the sides of two meshes. COCO's sigmas differ by 4.3 times. Those of faces and bodies differ by
+more, and the cost of a mesh grows with its square."""
+
+
+def mesh_stretch(sigmas: Tensor) -> Tensor:
+    """(K,) widths of the meshes of keypoints with deviations (K,), from 1 to ``_WIDEST``; in proportion to the
+    deviations, except where they are smaller than that."""
+    return (sigmas / torch.maximum(sigmas.amin(), sigmas.amax() / _WIDEST)).clamp(min=1)
+
 
 def candidate_axes(poses: Tensor, sigmas: Tensor, size: int, step: float = 1.0) -> Tensor:
     """Columns and rows of the mesh of candidates around every keypoint (Algorithm 1).
 
     Args:
         poses: (..., K, 2) xy, pixels.
-        sigmas: (K,) deviations of the schema; a mesh stretches in proportion.
+        sigmas: (K,) deviations of the schema; :func:`mesh_stretch` says how a mesh stretches with them.
         size: S, odd.
         step: Pixels between candidates of the keypoint with the smallest sigma.
 
@@ -29,7 +39,7 @@ def candidate_axes(poses: Tensor, sigmas: Tensor, size: int, step: float = 1.0) 
         (..., K, S, 2) pixels: candidate (i, j) has x from entry j and y from entry i.
     """
     steps = torch.arange(-(size // 2), size // 2 + 1, device=poses.device) * step
-    spread = steps * (sigmas / sigmas.amin())[:, None]  # (K, S)
+    spread = steps * mesh_stretch(sigmas)[:, None]  # (K, S)
     return poses[..., None, :] + spread[..., None]
 
 
@@ -73,7 +83,7 @@ def fading(positions: Tensor, cells: int) -> Tensor:
 
 def mesh_span(sigmas: Sequence[float], size: int, step: float, stride: int) -> int:
     """Cells along a side that are read for the widest mesh of :func:`candidate_axes`."""
-    return math.ceil((size - 1) * step * max(sigmas) / min(sigmas) / stride) + 2
+    return math.ceil((size - 1) * step * min(max(sigmas) / min(sigmas), _WIDEST) / stride) + 2
 
 
 def sample_candidates(features: Tensor, axes: Tensor, stride: int, span: int, *, fade: bool = False) -> Tensor:

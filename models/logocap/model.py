@@ -46,6 +46,7 @@ from posefleet.models.parts.layers.blocks import Norm, norm_layer
 from posefleet.models.parts.layers.fusion import ConcatConv, mixing
 from posefleet.models.parts.ops.assign import PaddedPeople, pad_people
 from posefleet.models.parts.ops.cells import read_cells
+from posefleet.models.parts.ops.counts import in_proportion
 from posefleet.models.parts.ops.losses import l2_loss, mean_counts, smooth_l1_loss
 
 STRIDE = 4
@@ -144,7 +145,8 @@ class DecodeConfig:
     """Keypoints of two poses are near if closer than this share of the diagonal of a pose's box. Raised, more poses are
     duplicates."""
     near_keypoints: int = 8
-    """A pose with more near keypoints than this is a duplicate. Raised, fewer poses are duplicates."""
+    """A pose with more near keypoints than this is a duplicate. It is stated for COCO's 17 keypoints: other schemas
+    have the same share of theirs, rounded. Raised, fewer poses are duplicates."""
     visit: Literal["pose", "centre"] = "pose"
     """Score by which suppression visits poses: that of the pose, or, in the released code, that of its centre."""
     stay: bool = True
@@ -305,6 +307,11 @@ class Model(nn.Module):
         return self.config.decode.clip
 
     @property
+    def near_keypoints(self) -> int:
+        """``decode.near_keypoints`` for this schema."""
+        return in_proportion(self.config.decode.near_keypoints, len(self.flip_index))
+
+    @property
     def score_rule(self) -> str:
         """How poses are ranked, in words. Reports print it beside every AP."""
         decode, mode = self.config.decode, self.config.adapt.mode
@@ -312,7 +319,7 @@ class Model(nn.Module):
         flipped = ", flip-averaged maps" if decode.flip_average else ""
         return (
             f"centre * mean over keypoints of the {values}, centre >= {decode.min_centre:g}{flipped}, duplicates have "
-            f"more than {decode.near_keypoints} keypoints within {decode.near_distance:g} diagonals"
+            f"more than {self.near_keypoints} keypoints within {decode.near_distance:g} diagonals"
         )
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
@@ -390,7 +397,7 @@ class Model(nn.Module):
         return suppress_near(
             poses,
             distance=decode.near_distance,
-            keypoints=decode.near_keypoints,
+            keypoints=self.near_keypoints,
             limit=decode.max_poses,
             best_first=decode.visit == "pose",
         )
