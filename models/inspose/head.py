@@ -60,18 +60,10 @@ class InstanceHeadConfig:
     """Channels of that branch."""
     align: bool = True
     """Add deformable convolutions that read at the ``align_keypoints`` of the direct pose. Needs ``direct``."""
-    align_keypoints: tuple[str, ...] = (
-        "nose",
-        "left_shoulder",
-        "right_shoulder",
-        "left_wrist",
-        "right_wrist",
-        "left_hip",
-        "right_hip",
-        "left_ankle",
-        "right_ankle",
-    )
-    """Names of nine keypoints, one for each tap of the deformable convolutions."""
+    align_keypoints: tuple[str, ...] = ()
+    """Names of nine keypoints, one for each tap of the deformable convolutions. Empty: the authors' nine, if the schema
+    has them (nose, shoulders, wrists, hips, ankles); else nine that are spread evenly over its list, repeated if it has
+    fewer."""
     gradient_mul: float = 0.1
     """0..1: factor on the gradient that flows from the taps to the direct pose; 0 stops it."""
     bbox_head: bool = False
@@ -90,8 +82,8 @@ class InstanceHeadConfig:
             raise ValueError(f"controller_std must be above 0, not {self.controller_std}")
         if self.align and not self.direct:
             raise ValueError("align is true but direct is false: the taps read where the direct pose is")
-        if len(self.align_keypoints) != TAPS:
-            raise ValueError(f"align_keypoints must name {TAPS} keypoints, not {len(self.align_keypoints)}")
+        if len(self.align_keypoints) not in (0, TAPS):
+            raise ValueError(f"align_keypoints must name {TAPS} keypoints or none, not {len(self.align_keypoints)}")
         if self.tags and self.map_branch != "joint":
             raise ValueError(f"tags are read from the joint branch, but map_branch is {self.map_branch!r}")
         if not 0 <= self.gradient_mul <= 1:
@@ -132,10 +124,7 @@ class Head(nn.Module):
                 conv(config.direct_channels, 2 * keypoints, 3),
             )
         if config.align:
-            unknown = set(config.align_keypoints) - set(schema.keypoints)
-            if unknown:
-                raise ValueError(f"align_keypoints names {sorted(unknown)}, which schema {schema.name} does not have")
-            chosen = [schema.keypoints.index(name) for name in config.align_keypoints]
+            chosen = _align_keypoints(config, schema)
             taps = torch.tensor([channel for k in chosen for channel in (2 * k + 1, 2 * k)])
             self.register_buffer("taps", taps, persistent=False)
             self.align_cls = AlignBlock(channels, 1, "gn", config.deform_kernel)
@@ -192,3 +181,27 @@ class Head(nn.Module):
             cls = torch.cat([cls, self.align_cls(cls, offset)], dim=1)
             control = torch.cat([control, self.align_control(control, offset)], dim=1)
         return maps | {"cls": self.cls(cls), "controls": control}
+
+
+_AUTHORS_TAPS = (
+    "nose", "left_shoulder", "right_shoulder", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
+
+
+def _align_keypoints(config: InstanceHeadConfig, schema: KeypointSchema) -> list[int]:
+    """Indices of the keypoints where the taps of the alignment read.
+
+    Raises:
+        ValueError: ``align_keypoints`` has a name that the schema does not have.
+    """
+    known = set(schema.keypoints)
+    if unknown := set(config.align_keypoints) - known:
+        raise ValueError(
+            f"align_keypoints names {sorted(unknown)}, which schema {schema.name} does not have; name {TAPS} of its "
+            "keypoints, or none to have them chosen"
+        )
+    names = config.align_keypoints or (_AUTHORS_TAPS if known.issuperset(_AUTHORS_TAPS) else ())
+    if names:
+        return [schema.keypoints.index(name) for name in names]
+    return [round(tap * (len(schema) - 1) / (TAPS - 1)) for tap in range(TAPS)]
