@@ -1,10 +1,12 @@
 """A small configuration of every method, and batches to try it on; shared by the contract tests and their workers."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People
 from posefleet.models import load_method
@@ -98,11 +100,24 @@ def small(name: str) -> object:
     return SMALL[name]() if name in SMALL else shipped(name)
 
 
-def build(name: str, seed: int = 0) -> torch.nn.Module:
+def build(name: str, seed: int = 0, schema: KeypointSchema = COCO17) -> torch.nn.Module:
     """The small model of a method, the same one for the same seed."""
     torch.manual_seed(seed)
-    model: torch.nn.Module = load_method(name).Model(small(name), COCO17)
+    model: torch.nn.Module = load_method(name).Model(small(name), schema)
     return model
+
+
+def schema_of(count: int, *, skeleton: bool = True) -> KeypointSchema:
+    """``count`` keypoints that no other schema has: a middle one where ``count`` is odd, the others in pairs.
+
+    Their deviations differ by as much as COCO's. The skeleton is a chain, and empty if not wanted.
+    """
+    sides = [f"{side}_{number}" for number in range(count // 2) for side in ("left", "right")]
+    names = tuple([*["tip"][: count % 2], *sides])
+    sigmas = tuple(0.025 + 0.08 * (i // 2) / max(count // 2, 1) for i in range(count))
+    edges = tuple(pairwise(names)) if skeleton else ()
+    pairs = tuple(zip(sides[::2], sides[1::2], strict=True))
+    return KeypointSchema(name=f"own{count}", keypoints=names, sigmas=sigmas, skeleton=edges, flip_pairs=pairs)
 
 
 def images(count: int, height: int = 96, width: int = 128) -> torch.Tensor:
@@ -112,17 +127,17 @@ def images(count: int, height: int = 96, width: int = 128) -> torch.Tensor:
     return blocks.repeat_interleave(16, 2).repeat_interleave(16, 3)
 
 
-def people(count: int, seed: int = 2, size: tuple[int, int] = (96, 128)) -> People:
-    """``count`` people with all keypoints labelled, somewhere in an image of ``size`` (height, width)."""
+def people(count: int, seed: int = 2, size: tuple[int, int] = (96, 128), keypoints: int = K) -> People:
+    """``count`` people with all ``keypoints`` labelled, somewhere in an image of ``size`` (height, width)."""
     random = torch.Generator().manual_seed(seed)
     centre = torch.rand(count, 1, 2, generator=random) * torch.tensor([size[1], size[0]]) * 0.5
     centre = centre + torch.tensor([size[1], size[0]]) * 0.25
-    keypoints = centre + (torch.rand(count, K, 2, generator=random) - 0.5) * 40
-    boxes = torch.cat([keypoints.amin(1), keypoints.amax(1)], 1)
+    points = centre + (torch.rand(count, keypoints, 2, generator=random) - 0.5) * 40
+    around = points if keypoints > 1 else torch.cat([points - 15, points + 15], 1)
     return People(
-        keypoints,
-        torch.full((count, K), 2, dtype=torch.uint8),
-        boxes,
+        points,
+        torch.full((count, keypoints), 2, dtype=torch.uint8),
+        torch.cat([around.amin(1), around.amax(1)], 1),
         torch.full((count,), 900.0),
         torch.zeros(count, dtype=torch.bool),
     )
