@@ -15,6 +15,7 @@ from posefleet.data.evaluation.boxes import BoxEvaluation
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS, ErrorSplit, split_errors
 from posefleet.data.evaluation.ground_truth import GroundTruth, PoseTable
 from posefleet.data.evaluation.matching import backend_version, faster_curves
+from posefleet.data.evaluation.parts import parts_of, people_part, poses_part, schema_part, with_body_areas
 from posefleet.data.evaluation.precision_recall import RECALL_POINTS, THRESHOLDS, Curves, mean_of_known
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
@@ -65,7 +66,8 @@ class Evaluation:
     """The result of :func:`evaluate`; ``str()`` is a table for the terminal."""
 
     statistics: dict[str, float]
-    """``STATISTICS``, and AP_easy, AP_medium, AP_hard on CrowdPose; NaN where there is no such person to find."""
+    """``STATISTICS``; AP_easy, AP_medium, AP_hard on CrowdPose; AP and AR of each of ``parts.PARTS``, such as AP_face
+    and AR_face, for a schema of whole bodies. NaN where there is no such person to find."""
     precision: np.ndarray
     """(T, R) precision at OKS ``thresholds`` and ``recall_points``, over all areas; NaN with nobody to find."""
     thresholds: np.ndarray
@@ -158,12 +160,15 @@ def evaluate(
         parts = [match_images(ground_truth, predictions, schema, max_poses=max_detections)]
         return summarize(parts, schema, max_detections=max_detections, score_rule=score_rule)
     ground_truth = check_schema(ground_truth, schema)
-    poses = PoseTable.pack(predictions, ground_truth, schema, max_detections)
+    poses = with_body_areas(PoseTable.pack(predictions, ground_truth, schema, max_detections), schema)
     curves = faster_curves(ground_truth, poses, schema)
     statistics = _statistics(curves)
     for band, inside in _crowd_bands(ground_truth.crowd_index).items():
         in_band = ground_truth.select(ground_truth.image_ids[inside])
         statistics[band] = faster_curves(in_band, poses.among(inside), schema).average_precision()
+    for part, rows in parts_of(schema).items():
+        of_part = faster_curves(people_part(ground_truth, rows), poses_part(poses, rows), schema_part(schema, part))
+        statistics |= _part_statistics(part, of_part)
     return _evaluation(
         ImageStats.merge([collect_stats(ground_truth, poses, predictions.keys(), schema, None)]),
         schema,
@@ -196,6 +201,8 @@ def summarize(
     for band, inside in _crowd_bands(found.crowd_index).items():
         in_band = replace(found.areas, positives=np.array([found.people[inside].sum(), 0, 0]))  # of all areas
         statistics[band] = Curves.from_flags(in_band, among=inside[found.image]).average_precision()
+    for part, flags in found.parts.items():
+        statistics |= _part_statistics(part, Curves.from_flags(flags))
     return _evaluation(
         found,
         schema,
@@ -260,6 +267,11 @@ def _statistics(curves: Curves) -> dict[str, float]:
     return dict(zip(STATISTICS, values, strict=True))
 
 
+def _part_statistics(part: str, curves: Curves) -> dict[str, float]:
+    """AP and AR of one part of the body."""
+    return {f"AP_{part}": curves.average_precision(), f"AR_{part}": mean_of_known(curves.recall[:, 0])}
+
+
 def _crowd_bands(crowd_index: np.ndarray) -> dict[str, np.ndarray]:
     """Which of the images are in each band of ``crowdIndex``; empty when no image has one."""
     if np.isnan(crowd_index).all():
@@ -297,8 +309,8 @@ def _notes(found: ImageStats, max_detections: int) -> Iterator[str]:
 def _table(evaluation: Evaluation) -> str:
     errors, protocol = evaluation.errors, evaluation.protocol
     lines = [
-        "".join(f"{name:>10}" for name in evaluation.statistics),
-        "".join(f"{_number(value):>10}" for value in evaluation.statistics.values()),
+        "".join(f"{name:>{max(10, len(name) + 2)}}" for name in evaluation.statistics),
+        "".join(f"{_number(value):>{max(10, len(name) + 2)}}" for name, value in evaluation.statistics.items()),
         "",
         f"{'keypoint':<16}{'AP':>8}{'OKS':>8}" + "".join(f"{kind:>11}" for kind in ERROR_KINDS),
         *(

@@ -177,16 +177,20 @@ class PoseTable:
     """(N, K, 2) float64 xy."""
     scores: np.ndarray
     """(N,) float64."""
+    areas: np.ndarray
+    """(N,) float64, square pixels of the tight box of the keypoints, by which COCO's areas medium and large leave out
+    poses."""
 
     def part(self, rows: slice) -> Self:
         """The poses of the consecutive images in ``rows``."""
         poses = slice(*np.searchsorted(self.image, (rows.start, rows.stop)).tolist())
-        return type(self)(self.image[poses] - rows.start, self.keypoints[poses], self.scores[poses])
+        return type(self)(self.image[poses] - rows.start, self.keypoints[poses], self.scores[poses], self.areas[poses])
 
     def among(self, chosen: np.ndarray) -> Self:
         """The poses of the images where ``chosen`` (I,) bool is True."""
         kept = chosen[self.image]
-        return type(self)(np.cumsum(chosen)[self.image[kept]] - 1, self.keypoints[kept], self.scores[kept])
+        image = np.cumsum(chosen)[self.image[kept]] - 1
+        return type(self)(image, self.keypoints[kept], self.scores[kept], self.areas[kept])
 
     @classmethod
     def pack(
@@ -206,7 +210,7 @@ class PoseTable:
                     f"{schema.name} has {len(schema)}"
                 )
         if not given:
-            return cls(np.zeros(0, np.int64), np.zeros((0, len(schema), 2)), np.zeros(0))
+            return cls(np.zeros(0, np.int64), np.zeros((0, len(schema), 2)), np.zeros(0), np.zeros(0))
         image = np.repeat([row for row, _ in given], [len(poses) for _, poses in given])
         keypoints = torch.cat([poses.keypoints.detach().cpu() for _, poses in given]).double().numpy()
         scores = torch.cat([poses.scores.detach().cpu() for _, poses in given]).double().numpy()
@@ -218,7 +222,8 @@ class PoseTable:
         image = image[order]
         rank = np.arange(len(image)) - np.searchsorted(image, image)
         order = order[rank < max_poses]
-        return cls(image[rank < max_poses], keypoints[order], scores[order])
+        keypoints = keypoints[order]
+        return cls(image[rank < max_poses], keypoints, scores[order], np.ptp(keypoints, axis=1).prod(1))
 
 
 class _People:

@@ -158,13 +158,12 @@ def _annotations(ground_truth: GroundTruth) -> list[dict[str, Any]]:
 
 
 def _results(ground_truth: GroundTruth, poses: PoseTable) -> list[dict[str, Any]]:
-    """Poses as COCO results; a pose's area is that of the tight box of its keypoints, as in ``COCO.loadRes``."""
+    """Poses as COCO results; a pose's area is that of a tight box of its keypoints, as in ``COCO.loadRes``."""
     keypoints = np.concatenate([poses.keypoints, np.zeros((*poses.keypoints.shape[:2], 1))], axis=2)
-    extent = np.ptp(poses.keypoints, axis=1)
     columns = zip(
         ground_truth.image_ids[poses.image].tolist(),
         keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]),
-        (extent[:, 0] * extent[:, 1]).tolist(),
+        poses.areas.tolist(),
         poses.scores.tolist(),
         strict=True,
     )
