@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from posefleet.data.schemas.shipped import COCO17
-from posefleet.data.synthetic.canvas import Colour, fixed_point, random_colour, tinted
+from posefleet.data.synthetic.canvas import Colour, random_colour, tinted
 from posefleet.data.synthetic.postures import (
     POINTS,
     SIDES,
@@ -28,6 +28,7 @@ from posefleet.data.synthetic.postures import (
     upright_posture,
     view_axes,
 )
+from posefleet.data.synthetic.projection import Projection
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,12 +268,6 @@ def _ellipsoids(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
 
 # ---------------------------------------------------------------------------------------------------- projection
 
-_DIRECTIONS = np.stack([np.cos(np.arange(16) * np.pi / 8), np.sin(np.arange(16) * np.pi / 8)], 1)
-"""(16, 2) unit vectors round the image plane: an outline has one corner in each of these directions."""
-_PARTS = np.array([1.0, 0.6])
-"""Size of the whole of an ellipsoid and of its lit part."""
-_CORNERS = np.arange(len(_PARTS) * len(_DIRECTIONS)).reshape(len(_PARTS), len(_DIRECTIONS))
-
 _FACE_KEYPOINTS = {
     "nose": (0, -0.12, 1.06), "left_eye": (0.4, 0.12, 0.9), "right_eye": (-0.4, 0.12, 0.9),
     "left_ear": (1.1, -0.02, -0.1), "right_ear": (-1.1, -0.02, -0.1),
@@ -292,40 +287,22 @@ class Body:
         self.face = figure.view @ self.bones.face
         """(3, 3) axes of the head as the viewer sees them."""
         centres, axes = _ellipsoids(figure)
-        centres = centres @ figure.view.T
-        self._depths: list[float] = centres[:, 2].tolist()
-        places = self.place(centres)
-        # An ellipsoid with half axes A in the image plane reaches |A' u| far in direction u, at A A' u / |A' u|.
-        axes = figure.view[:2] * [[figure.height], [-figure.height]] @ axes
-        squared = _DIRECTIONS @ (axes @ axes.transpose(0, 2, 1))
-        reach = np.sqrt(np.einsum("edi,di->ed", squared, _DIRECTIONS))
-        edge = squared / reach[..., None]
-        towards_light = reach[:, [0, len(_DIRECTIONS) // 4]] * (0.25 * light, -0.12)
-        middles = np.stack([places, places + towards_light], 1)  # of the whole and of its lit part
-        self._outlines = middles[:, :, None] + _PARTS[:, None, None] * edge[:, None]
-        self._reaches = middles @ _DIRECTIONS.T + _PARTS[:, None] * reach[:, None]
-        self._rings = np.concatenate([places[_RINGS], axes[_RINGS, :, 0], axes[_RINGS, :, 2]], 1)
+        self._seen = seen = Projection(centres, axes, figure.view, figure.height, figure.origin, light)
+        self._rings = np.concatenate([seen.places[_RINGS], seen.axes[_RINGS, :, 0], seen.axes[_RINGS, :, 2]], 1)
         """(4, 6) pixels: for each of the trunk's ellipsoids the centre, its left and its front half axis."""
 
     def place(self, seen: np.ndarray) -> np.ndarray:
         """Viewer's (..., 3) body heights to (..., 2) pixels."""
-        return seen[..., :2] * (self.figure.height, -self.figure.height) + self.figure.origin
+        return self._seen.place(seen)
 
     def hulls(self, parts: Sequence[tuple[str, ...]]) -> np.ndarray:
-        """Convex hulls of groups of ellipsoids, (len(parts), 2, 16, 2) fixed point: the whole and its lit part.
-
-        In each direction a hull reaches as far as the farthest-reaching of its members.
-        """
+        """Convex hulls of groups of ellipsoids, (len(parts), 2, 16, 2) fixed point: the whole and its lit part."""
         most = max(map(len, parts))
-        members = np.array([_members(names, most) for names in parts])
-        farthest = self._reaches[members].argmax(1)  # (parts, 2, 16)
-        owners = members[np.arange(len(parts))[:, None, None], farthest]
-        corners = owners * _CORNERS.size + _CORNERS
-        return fixed_point(self._outlines.reshape(-1, 2).take(corners, axis=0))
+        return self._seen.hulls(np.array([_members(names, most) for names in parts]))
 
     def depth(self, *names: str) -> float:
         """Mean depth of ellipsoids; larger is nearer to the viewer."""
-        return sum([self._depths[_INDEX[name]] for name in names]) / len(names)
+        return sum([self._seen.depths[_INDEX[name]] for name in names]) / len(names)
 
     def keypoints(self) -> np.ndarray:
         """(17, 2) continuous image coordinates in the order of COCO17."""
