@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from posefleet.command_line import fail, parse
 from posefleet.data.synthetic.dataset import write_dataset
-from posefleet.data.synthetic.scenes import SCENES, SceneConfig
+from posefleet.data.synthetic.scenes import SCENES, FigureKind, SceneConfig
 
 Pair = tuple[int, int]
 
@@ -28,6 +28,9 @@ class Options:
     """Seed of everything that is drawn; the same seed renders the same images."""
     workers: int | None = None
     """Processes that render. Default: one for each core."""
+    figure: FigureKind = "person"
+    """Who is rendered: people with COCO's 17 keypoints, or four-legged animals with 12 keypoints of their own. Options
+    that say people mean either."""
     easy: bool = False
     """Few large people who stand upright: learned in minutes on a CPU."""
     crowded: bool = False
@@ -60,7 +63,7 @@ class Options:
             ValueError: A value is out of its range.
         """
         width, height = self.size[0], self.size[-1]
-        given: dict[str, Any] = {"width": (width, width), "height": (height, height)}
+        given: dict[str, Any] = {"figure": self.figure, "width": (width, width), "height": (height, height)}
         for name in ("people", "scale", "variety", "crowd_rate", "unlabelled_rate", "jpeg_quality"):
             if (value := getattr(self, name)) is not None:
                 given[name] = value
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Options,
         arguments,
         program="python -m posefleet.data.synthetic",
-        about="Render people with exact COCO keypoint annotations.",
+        about="Render people or animals with exact keypoint annotations in COCO's layout.",
     )
     workers, progress = options.workers or os.cpu_count() or 1, sys.stderr.isatty()
     try:

@@ -1,4 +1,4 @@
-"""Data sets of rendered people, written in COCO's layout.
+"""Data sets of rendered people or animals, written in COCO's layout.
 
 ``OUT/annotations/person_keypoints_{split}.json`` and ``OUT/{split}/{id:012d}.jpg``.
 """
@@ -18,8 +18,7 @@ from rich.progress import track
 
 from posefleet.data.images import encode_jpeg
 from posefleet.data.io.files import write_file
-from posefleet.data.schemas.shipped import COCO17
-from posefleet.data.synthetic.scenes import Annotation, SceneConfig, render_scene
+from posefleet.data.synthetic.scenes import FIGURES, Annotation, FigureKind, SceneConfig, render_scene
 
 ImageInfo = dict[str, Any]
 """COCO's entry of one image: ``id``, ``file_name``, ``width``, ``height``."""
@@ -64,25 +63,31 @@ def write_dataset(
         for annotation in people:
             annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
     document = {
-        "info": {"description": "posefleet synthetic people", "split": split, "seed": seed, "scene": asdict(config)},
+        "info": {
+            "description": f"posefleet synthetic figures: {config.figure}",
+            "split": split,
+            "seed": seed,
+            "scene": asdict(config),
+        },
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [person_category()],
+        "categories": [category_of(config.figure)],
     }
     write_file(str(path), json.dumps(document, separators=(",", ":")).encode())
     _remove_others(folder, {image["file_name"] for image in images})
     return path
 
 
-def person_category() -> dict[str, Any]:
-    """COCO's person category; its skeleton counts keypoints from 1."""
+def category_of(figure: FigureKind) -> dict[str, Any]:
+    """The category of people or animals in COCO's form; its skeleton counts keypoints from 1."""
+    schema = FIGURES[figure].schema
     return {
         "id": 1,
-        "name": "person",
-        "supercategory": "person",
-        "keypoints": list(COCO17.keypoints),
-        "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges],
+        "name": figure,
+        "supercategory": figure,
+        "keypoints": list(schema.keypoints),
+        "skeleton": [[a + 1, b + 1] for a, b in schema.edges],
     }
 
 

@@ -5,7 +5,7 @@ canvas remembers which part of whom owns each pixel.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from math import hypot, inf
 from operator import attrgetter
@@ -50,9 +50,11 @@ class Painted:
     """Where the keypoints of a painted figure are."""
 
     keypoints: np.ndarray
-    """(17, 2) float64 continuous image coordinates, inside the image or not."""
+    """(K, 2) float64 continuous image coordinates, inside the image or not."""
     turned: np.ndarray
-    """(17,) uint8: best visibility (0, 1, 2) that the side shown to the viewer allows."""
+    """(K,) uint8: best visibility (0, 1, 2) that the side shown to the viewer allows."""
+    parts: np.ndarray = field(default_factory=lambda: KEYPOINT_PARTS)
+    """(K, PARTS_PER_PERSON) bool: the parts on which a keypoint counts as visible. Default: those of people."""
 
 
 def paint_figure(canvas: Canvas, figure: Figure, person: int, light: float = -0.6, detailed: bool = True) -> Painted:

@@ -1,21 +1,57 @@
-"""Images of rendered people with exact COCO keypoint annotations."""
+"""Images of rendered people, or animals, with exact keypoint annotations in COCO's form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17
-from posefleet.data.synthetic.bodies import Figure, extent, random_figure
+from posefleet.data.synthetic.animals import ANIMAL, animal_extent, paint_animal, random_animal
+from posefleet.data.synthetic.bodies import extent, random_figure
 from posefleet.data.synthetic.canvas import Canvas
-from posefleet.data.synthetic.figures import KEYPOINT_PARTS, PARTS_PER_PERSON, Painted, paint_figure
+from posefleet.data.synthetic.figures import PARTS_PER_PERSON, Painted, paint_figure
 from posefleet.data.synthetic.scenery import develop, paint_background, paint_thing
 
 Annotation = dict[str, Any]
 """One COCO annotation; here without ``id`` and ``image_id`` until it is written."""
+
+FigureKind = Literal["person", "animal"]
+
+
+class _Figure(Protocol):
+    """What a scene needs to know of a figure."""
+
+    @property
+    def height(self) -> float: ...
+    @property
+    def origin(self) -> tuple[float, float]: ...
+
+
+class _Figures(NamedTuple):
+    """How figures of one kind are drawn at random and painted."""
+
+    schema: KeypointSchema
+    draw: Callable[[np.random.Generator, float, float], Any]
+    """From a generator, the height in pixels and the variety."""
+    extent: Callable[[Any], tuple[float, float, float, float]]
+    paint: Callable[..., Painted]
+    share: float
+    """Height of a figure in heights of a person at the same place."""
+    margin: float
+    """Share of the image's width at either side in which no figure is placed."""
+    low: float
+    """Share of its height by which a figure reaches below its origin."""
+
+
+FIGURES: dict[FigureKind, _Figures] = {
+    "person": _Figures(COCO17, random_figure, extent, paint_figure, 1.0, 0.03, 0.55),
+    "animal": _Figures(ANIMAL, random_animal, animal_extent, paint_animal, 0.5, 0.3, 0.03),
+}
+"""Kinds of figures by name."""
 
 MIN_AREA = 12
 """Fewest visible pixels that make an annotation."""
@@ -28,6 +64,8 @@ MIN_VISIBLE = 3
 class SceneConfig:
     """What the images show. Ranges are (low, high), both included."""
 
+    figure: FigureKind = "person"
+    """Who is in the images; the settings say person for either kind."""
     width: tuple[int, int] = (256, 256)
     """Pixels."""
     height: tuple[int, int] = (256, 256)
@@ -35,7 +73,8 @@ class SceneConfig:
     people: tuple[int, int] = (1, 8)
     """People in an image, crowds not counted; few are more frequent than many."""
     scale: tuple[float, float] = (0.25, 1.5)
-    """Standing height of a person in short sides of the image, drawn log-uniformly; above 1 the legs are cut off."""
+    """Standing height of a person in short sides of the image, drawn log-uniformly; above 1 the legs are cut off. The
+    withers of an animal are half of it above the ground."""
     together_rate: float = 0.25
     """Probability that a person is placed next to, and often behind, the one before."""
     spacing: float = 0.35
@@ -103,16 +142,17 @@ def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.nda
     for _ in range(int(rng.integers(*config.things, endpoint=True))):
         ground = rng.uniform(horizon, height)
         paint_thing(canvas, rng.uniform(0, width), ground, height * rng.uniform(0.2, 0.8), rng)
-    figures = _place_people(config, width, height, horizon, rng)
+    kind = FIGURES[config.figure]
+    figures = _place_people(config, kind, width, height, horizon, rng)
     crowd = len(figures) + 1 if rng.random() < config.crowd_rate else 0
     if crowd:
-        _paint_crowd(canvas, crowd, horizon, rng)
+        _paint_crowd(canvas, kind, crowd, horizon, rng)
     light = rng.uniform(-1, 1)
     painted = []
     for person, figure in enumerate(figures, start=1):
-        painted.append(paint_figure(canvas, figure, person, light, detailed=figure.height > 40))
+        painted.append(kind.paint(canvas, figure, person, light, detailed=figure.height > 40))
         if rng.random() < config.occluder_rate:
-            foot = figure.origin[1] + 0.55 * figure.height
+            foot = figure.origin[1] + kind.low * figure.height
             paint_thing(canvas, rng.uniform(0, width), foot, figure.height * rng.uniform(0.4, 1.0), rng)
     unlabelled = rng.random(len(figures)) < config.unlabelled_rate
     annotations = [
@@ -120,7 +160,7 @@ def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.nda
         for person, (where, bare) in enumerate(zip(painted, unlabelled, strict=True), start=1)
         if (annotation := annotate_person(canvas.owner, person, where, labelled=not bare)) is not None
     ]
-    if crowd and (region := annotate_crowd(canvas.owner, crowd)) is not None:
+    if crowd and (region := annotate_crowd(canvas.owner, crowd, len(kind.schema))) is not None:
         annotations.append(region)
     return develop(canvas, rng), annotations
 
@@ -129,23 +169,23 @@ def render_scene(config: SceneConfig, seed: int | Sequence[int]) -> tuple[np.nda
 
 
 def _place_people(
-    config: SceneConfig, width: int, height: int, horizon: float, rng: np.random.Generator
-) -> list[Figure]:
-    """People who stand on the ground, the farthest first."""
+    config: SceneConfig, kind: _Figures, width: int, height: int, horizon: float, rng: np.random.Generator
+) -> list[_Figure]:
+    """Figures that stand on the ground, the farthest first."""
     fewest, most = config.people
     count = fewest + int((most - fewest + 1) * rng.random() ** 2)
     low, high = config.scale
-    placed: list[tuple[float, Figure]] = []
+    placed: list[tuple[float, Any]] = []
     x = 0.0
     for i in range(count):
         scale = exp(rng.uniform(log(low), log(max(low, high * count**-0.2))))
-        figure = random_figure(rng, scale * min(width, height), config.variety)
+        figure = kind.draw(rng, scale * kind.share * min(width, height), config.variety)
         if i > 0 and rng.random() < config.together_rate:
             x += rng.uniform(-config.spacing, config.spacing) * figure.height
         else:
-            x = rng.uniform(0.03, 0.97) * width
-        x = min(0.97 * width, max(0.03 * width, x))
-        _, top, _, bottom = extent(figure)
+            x = rng.uniform(kind.margin, 1 - kind.margin) * width
+        x = min((1 - kind.margin) * width, max(kind.margin * width, x))
+        _, top, _, bottom = kind.extent(figure)
         foot = min(1.05 * height, horizon + (height - horizon) * (0.1 + 0.9 * scale) * rng.uniform(0.9, 1.08))
         tall = bottom - top
         # Most heads are in the image: cameras look at faces.
@@ -154,14 +194,14 @@ def _place_people(
     return [figure for _, figure in sorted(placed, key=lambda item: item[0])]
 
 
-def _paint_crowd(canvas: Canvas, person: int, horizon: float, rng: np.random.Generator) -> None:
-    """A group of tiny people near the horizon who share one owner."""
+def _paint_crowd(canvas: Canvas, kind: _Figures, person: int, horizon: float, rng: np.random.Generator) -> None:
+    """A group of tiny figures near the horizon that share one owner."""
     height, width = canvas.owner.shape
     middle, size = rng.uniform(0.15, 0.85) * width, rng.uniform(0.07, 0.14) * height
     for _ in range(int(rng.integers(6, 15))):
         x, foot = middle + rng.normal(0, 1.3) * size, horizon + rng.uniform(0.2, 0.8) * size
-        figure = random_figure(rng, size * rng.uniform(0.85, 1.15))
-        paint_figure(canvas, replace(figure, origin=(x, foot - extent(figure)[3])), person, detailed=False)
+        figure = kind.draw(rng, size * kind.share * rng.uniform(0.85, 1.15), 1.0)
+        kind.paint(canvas, replace(figure, origin=(x, foot - kind.extent(figure)[3])), person, detailed=False)
 
 
 # ---------------------------------------------------------------------------------------------------- annotations
@@ -187,20 +227,19 @@ def annotate_person(owner: np.ndarray, person: int, painted: Painted, *, labelle
     return _annotation(mask, left, top, polygons, keypoints)
 
 
-def annotate_crowd(owner: np.ndarray, person: int) -> Annotation | None:
-    """The crowd region of everybody who was painted as ``person``; None when nothing shows."""
+def annotate_crowd(owner: np.ndarray, person: int, keypoints: int) -> Annotation | None:
+    """The crowd region of everybody who was painted as ``person``, with ``keypoints`` unlabelled keypoints; None when
+    nothing shows."""
     mask, left, top = _visible_mask(owner, person)
     if not mask.size:
         return None
     whole = np.zeros(owner.shape, np.uint8)
     whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
-    return _annotation(
-        mask, left, top, {"size": list(owner.shape), "counts": _run_lengths(whole)}, [0] * 3 * len(COCO17)
-    )
+    return _annotation(mask, left, top, {"size": list(owner.shape), "counts": _run_lengths(whole)}, [0] * 3 * keypoints)
 
 
 def _annotation(mask: np.ndarray, left: int, top: int, segmentation: Any, keypoints: Sequence[float]) -> Annotation:
-    """COCO's fields; run lengths mean a crowd. ``keypoints`` is flat, [x, y, v] * 17."""
+    """COCO's fields; run lengths mean a crowd. ``keypoints`` is flat, [x, y, v] * K."""
     height, width = mask.shape
     return {
         "category_id": 1,
@@ -222,14 +261,14 @@ def _visible_mask(owner: np.ndarray, person: int) -> tuple[np.ndarray, int, int]
 
 
 def _visibility(owner: np.ndarray, person: int, painted: Painted) -> np.ndarray:
-    """(17,) uint8 COCO visibility."""
+    """(K,) uint8 COCO visibility."""
     height, width = owner.shape
     x, y = painted.keypoints.T
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     column, row = np.where(inside, x, 0).astype(int), np.where(inside, y, 0).astype(int)
     owners = owner[row, column].astype(int) - person * PARTS_PER_PERSON
     own = (owners >= 0) & (owners < PARTS_PER_PERSON)
-    shown = own & KEYPOINT_PARTS[np.arange(len(COCO17)), np.where(own, owners, 0)]
+    shown = own & painted.parts[np.arange(len(x)), np.where(own, owners, 0)]
     return np.where(inside, np.minimum(painted.turned, np.where(shown, 2, 1)), 0).astype(np.uint8)
 
 
