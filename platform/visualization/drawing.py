@@ -1,11 +1,14 @@
 """Draws people, poses and training targets over their images, and arranges images in contact sheets.
 
 Images are (H, W, 3) uint8 RGB, in and out; the input is not changed. Left limbs are orange, right limbs blue; limbs
-between the sides, boxes and labels have the colour of the person.
+between the sides, boxes and labels have the colour of the person. Keypoints of a schema without left and right have
+colours by their order instead, from red to violet.
 """
 
+import colorsys
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -183,16 +186,23 @@ def _draw_figure(
     if not shown.any():
         return
     extent = np.ptp(keypoints[shown], axis=0)
-    thickness = float(np.clip(0.017 * math.hypot(*extent), 1.6, 7.0))
+    share = min(1.0, math.sqrt(17 / len(schema)))  # many keypoints, as of a face, would cover each other
+    thickness = float(np.clip(0.017 * share * math.hypot(*extent), 1.6 * share, 7.0))
+    colours = _keypoint_colours(schema)
     limbs = [(a, b) for a, b in schema.edges if shown[a] and shown[b]]
-    for width, dark in ((thickness + 1.6, True), (thickness, False)):
+    for width, dark in ((thickness + 1.6 * share, True), (thickness, False)):
         for a, b in limbs:
-            _line(layer, keypoints[a], keypoints[b], OUTLINE if dark else _limb_colour(schema, a, b, colour), width)
-    radius = 0.85 * thickness + 0.8
+            _line(
+                layer,
+                keypoints[a],
+                keypoints[b],
+                OUTLINE if dark else _limb_colour(colours[a], colours[b], colour),
+                width,
+            )
+    radius = 0.85 * thickness + 0.8 * share
     for index in np.nonzero(shown)[0]:
-        side = _side_colour(schema.keypoints[index]) or colour
-        _circle(layer, keypoints[index], radius + 0.9, OUTLINE)
-        _circle(layer, keypoints[index], radius, side)
+        _circle(layer, keypoints[index], radius + 0.9 * share, OUTLINE)
+        _circle(layer, keypoints[index], radius, colours[index] or colour)
         if not filled[index]:
             _circle(layer, keypoints[index], 0.6 * radius, INK)
 
@@ -206,16 +216,23 @@ def _draw_outlines(canvas: np.ndarray, people: People, schema: KeypointSchema, z
                 _line(canvas, keypoints[index, a], keypoints[index, b], _person_colour(index), 1.0)
 
 
-def _limb_colour(schema: KeypointSchema, a: int, b: int, middle: Colour) -> Colour:
-    """The colour of a side if both ends are on it, or one end is and the other is in the middle of the body."""
-    sides = {_side_colour(schema.keypoints[a]), _side_colour(schema.keypoints[b])} - {None}
-    return (sides.pop() if len(sides) == 1 else None) or middle
+def _limb_colour(a: Colour | None, b: Colour | None, middle: Colour) -> Colour:
+    """The colour of a limb by those of its ends: a side's if both are on it, or one is and the other is in the middle
+    of the body; the second one's where colours go by order."""
+    if a is None or b is None or a == b:
+        return a or b or middle
+    return middle if {a, b} == {LEFT, RIGHT} else b
 
 
-def _side_colour(keypoint: str) -> Colour | None:
-    if keypoint.startswith("left"):
-        return LEFT
-    return RIGHT if keypoint.startswith("right") else None
+@lru_cache(maxsize=16)
+def _keypoint_colours(schema: KeypointSchema) -> tuple[Colour | None, ...]:
+    """The colour of each keypoint: that of its side, or without any pair that of its place; None: the person's."""
+    if schema.flip_pairs or len(schema) == 1:
+        by_side = {"left": LEFT, "right": RIGHT}
+        return tuple(by_side.get(side) for side in schema.sides)
+    hues = np.linspace(0, 0.78, len(schema)).tolist()
+    colours = np.array([colorsys.hls_to_rgb(hue, 0.6, 0.9) for hue in hues])
+    return tuple((r, g, b) for r, g, b in (255 * colours).round().astype(int).tolist())
 
 
 def _person_colour(index: int) -> Colour:

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from small_models import people, schema_of
 
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.platform.inference.predictor import describe_poses
 from posefleet.platform.visualization.drawing import (
     INK,
     LEFT,
@@ -170,3 +173,48 @@ def test_side_by_side_has_titles() -> None:
 def test_labels_fit_into_small_images(size: tuple[int, int]) -> None:
     image = np.zeros((*size, 3), np.uint8)
     assert draw_poses(image, one_pose(), COCO17).shape == image.shape
+
+
+def spread(count: int) -> Poses:
+    """One pose whose keypoints are on a line, as far apart as there is room."""
+    x = torch.linspace(20, 220, count) if count > 1 else torch.tensor([120.0])
+    points = torch.stack([x, torch.full((count,), 100.0)], 1)[None]
+    return Poses(points, torch.ones(1, count), torch.tensor([0.9]))
+
+
+def test_sides_come_from_the_pairs_of_the_schema_whatever_the_names() -> None:
+    schema = KeypointSchema(
+        name="own", keypoints=("knee_l", "knee_r", "left_over"), sigmas=(0.1,) * 3, flip_pairs=(("knee_l", "knee_r"),)
+    )
+    drawn = draw_poses(BLACK, spread(3), schema)
+    for x, colour in zip((20, 120, 220), (LEFT, RIGHT, PEOPLE_COLOURS[0]), strict=True):
+        assert_colour(drawn, x, 100, colour)
+
+
+def test_keypoints_without_pairs_have_colours_by_their_order() -> None:
+    names = tuple("abcde")
+    for skeleton in ((), (("a", "b"),)):
+        drawn = draw_poses(
+            BLACK, spread(5), KeypointSchema(name="own", keypoints=names, sigmas=(0.1,) * 5, skeleton=skeleton)
+        )
+        colours = drawn[100, [20, 70, 120, 170, 220]].astype(int)
+        assert len({tuple(colour) for colour in colours.tolist()}) == 5
+        assert colours[0].argmax() == 0 and colours[-1].argmin() == 1  # from red to violet
+        assert drawn[100, 45].any() == bool(skeleton)
+    only = KeypointSchema(name="own", keypoints=("tip",), sigmas=(0.1,), skeleton=())
+    assert_colour(draw_poses(BLACK, spread(1), only), 120, 100, PEOPLE_COLOURS[0])
+
+
+@pytest.mark.parametrize("count", [1, 4, 21, 133])
+@pytest.mark.parametrize("skeleton", [True, False])
+def test_any_schema_is_drawn_and_described(count: int, skeleton: bool) -> None:
+    schema, poses = schema_of(count, skeleton=skeleton), spread(count)
+    drawn = draw_poses(BLACK, poses, schema)
+    everybody = people(2, size=(200, 240), keypoints=count)
+    draw_people(BLACK, everybody, schema)
+    draw_targets(BLACK, [], everybody, schema)
+    (described,) = describe_poses(poses, schema)
+    assert [keypoint["name"] for keypoint in described["keypoints"]] == list(schema.keypoints)
+    assert described["box"][1::2] == [100, 100]
+    rows = drawn[96:].any((1, 2)).sum()  # below the score
+    assert 3 <= rows <= (6 if count == 133 else 10)  # dots of many keypoints are small
