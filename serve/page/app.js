@@ -3,7 +3,7 @@
 import { Problem, findPoses, hasToken, loadModels, posesAddress, setToken } from "./api.js";
 import { closeCamera, hasCamera, openCamera, takeFrame } from "./camera.js";
 import { curlCommand, element, filterPeople, listPeople, milliseconds, showTimings } from "./result.js";
-import { setSides } from "./skeleton.js";
+import { setKeypoints } from "./skeleton.js";
 import { placeImage, saveImage, setFocus, showPeople } from "./stage.js";
 
 const SAMPLES = [
@@ -170,8 +170,7 @@ function refresh() {
   if (!result()) return showPeople([], []); // until the answer comes, the panel keeps the last one
   for (const id of ["time", "export"]) $(id).hidden = false;
   const people = visible().images[0].poses.map((pose, index) => ({ ...pose, index }));
-  const { skeleton = [], flip_pairs = [] } = model.keypoint_set ?? {};
-  setSides(flip_pairs);
+  const skeleton = model.keypoint_set?.skeleton ?? [];
   // Poses are in pixels of the answer, the stage in those of the file. They differ only if the server shrank the image.
   const ratio = shown.image ? shown.image.naturalWidth / found().width : 1;
   showPeople(ratio === 1 ? people : people.map((person) => scaled(person, ratio)), skeleton);
@@ -269,6 +268,7 @@ function useModel(chosen) {
   $("score").value = thresholds.get(model.name) ?? model.score_threshold;
   $("score-value").textContent = $("score").valueAsNumber.toFixed(2);
   const { method, version, ap, keypoint_set } = model;
+  setKeypoints(keypoint_set?.keypoints ?? [], keypoint_set?.flip_pairs ?? []);
   const facts = [
     method,
     version === null ? "from a checkpoint" : `version ${version}`,

@@ -1,6 +1,6 @@
 // The panel beside the image: the people found, the time taken, the command that gives the same answer.
 
-import { personColour, sideColour } from "./skeleton.js";
+import { keypointColour, personColour } from "./skeleton.js";
 
 const PARTS = [
   ["decode", "Decode"],
@@ -59,7 +59,7 @@ function personItem(pose, index, onFocus) {
 
 function keypointRow({ name, score }, person, onFocus) {
   const dot = element("i", "dot");
-  dot.style.background = sideColour(name, personColour(person));
+  dot.style.background = keypointColour(name, personColour(person));
   const head = element("th", "", dot, name.replaceAll("_", " "));
   head.scope = "row";
   const row = element("tr", "", head, element("td", "", share(score)));

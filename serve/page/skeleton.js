@@ -1,4 +1,5 @@
 // Draws poses on a canvas in posefleet's colours: left limbs orange, right limbs blue, the middle in the person's colour.
+// Keypoints of a schema without left and right have colours by their order instead, from red to violet.
 // Positions are pixels of the image; line widths and sizes are units of the canvas.
 
 const LEFT = "rgb(255 138 30)";
@@ -10,20 +11,28 @@ const FADED = 0.22;
 
 export const personColour = (index) => PEOPLE[index % PEOPLE.length];
 
-let sides = new Map();
+let colours = new Map();
+let fineness = 1; // factor of widths: many keypoints, as of a face, would cover each other
 
-// Tells which keypoints are left and right: `pairs` of their names, the left one first.
-export function setSides(pairs) {
-  sides = new Map(pairs.flatMap(([left, right]) => [[left, LEFT], [right, RIGHT]]));
+// Tells the names of all keypoints, and the `pairs` of left and right ones, the left one first.
+export function setKeypoints(names, pairs) {
+  const hue = (index) => `hsl(${Math.round((index * 281) / (names.length - 1))} 90% 60%)`;
+  colours = new Map(
+    pairs.length || names.length < 2
+      ? pairs.flatMap(([left, right]) => [[left, LEFT], [right, RIGHT]])
+      : names.map((name, index) => [name, hue(index)]),
+  );
+  fineness = Math.min(1, Math.sqrt(17 / Math.max(names.length, 1)));
 }
 
-export const sideColour = (keypoint, middle) => sides.get(keypoint) ?? middle;
+export const keypointColour = (keypoint, middle) => colours.get(keypoint) ?? middle;
 
-// A limb has the colour of a side if both ends are on that side, or one end is and the other is in the middle of the body.
+// A limb has the colour of a side if both ends are on that side, or one end is and the other is in the middle of the
+// body; where colours go by order, that of its second end.
 function limbColour(a, b, middle) {
-  const sides = new Set([sideColour(a, null), sideColour(b, null)]);
-  sides.delete(null);
-  return sides.size === 1 ? [...sides][0] : middle;
+  const [one, other] = [keypointColour(a, null), keypointColour(b, null)];
+  if (!one || !other || one === other) return one ?? other ?? middle;
+  return one === LEFT || one === RIGHT ? middle : other;
 }
 
 // Draws people, the best on top. `people` are {index, score, keypoints} with the visible keypoints;
@@ -54,22 +63,22 @@ function drawFigure(context, { index, keypoints }, skeleton, scale) {
   const at = new Map(keypoints.map(({ name, x, y }) => [name, [x * scale, y * scale]]));
   const [xs, ys] = [0, 1].map((axis) => [...at.values()].map((point) => point[axis]));
   const extent = at.size ? Math.hypot(Math.max(...xs) - Math.min(...xs), Math.max(...ys) - Math.min(...ys)) : 0;
-  const thickness = Math.min(Math.max(0.017 * extent, 1.6), 7);
+  const thickness = Math.min(Math.max(0.017 * fineness * extent, 1.6 * fineness), 7);
   const limbs = skeleton.filter(([a, b]) => at.has(a) && at.has(b));
   for (const dark of [true, false]) {
     for (const [a, b] of limbs) {
       context.beginPath();
       context.moveTo(...at.get(a));
       context.lineTo(...at.get(b));
-      stroke(context, dark ? OUTLINE : limbColour(a, b, middle), thickness + (dark ? 1.6 : 0));
+      stroke(context, dark ? OUTLINE : limbColour(a, b, middle), thickness + (dark ? 1.6 * fineness : 0));
     }
   }
-  const radius = 0.85 * thickness + 0.8;
+  const radius = 0.85 * thickness + 0.8 * fineness;
   for (const [name, [x, y]] of at) {
-    circle(context, x, y, radius + 0.9);
+    circle(context, x, y, radius + 0.9 * fineness);
     fill(context, OUTLINE);
     circle(context, x, y, radius);
-    fill(context, sideColour(name, middle));
+    fill(context, keypointColour(name, middle));
   }
 }
 
