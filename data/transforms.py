@@ -1,4 +1,4 @@
-"""Transforms samples: resize, crop, flip, rotate; and moves poses back to the original image.
+"""Transforms samples: resize, crop, flip, rotate, mosaic, pixels; and moves poses back to the original image.
 
 The pixel convention of the whole project
 -----------------------------------------
@@ -12,6 +12,7 @@ Every geometric change is one (2, 3) float64 matrix from the original image to t
 the matrix; its inverse moves predictions back to the original image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from posefleet.data.masks import draw_mask
+from posefleet.data.pixels import add_noise, blur, change_colours, compress, erase, make_grey
 from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.data.structures import PAD_COLOUR, Detections, People, Poses, Sample
+from posefleet.data.structures import MASK_STRIDE, PAD_COLOUR, Detections, People, Poses, Sample, mask_shape
 
 IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
@@ -238,7 +240,10 @@ class Resize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
-    """Random geometric augmentation of training samples, applied after the resize."""
+    """Random augmentation of training samples, applied after the resize: first geometry, then pixels.
+
+    What is off draws no random number, so a change of pixels leaves the crops of a run as they were.
+    """
 
     crop: int = 800
     """Side in pixels of the random crop; a side that is shorter is not cropped. 0: no crop. Less saves memory and time,
@@ -251,12 +256,69 @@ class Augment:
     """Maximum random rotation to either side, degrees."""
     crop_attempts: int = 10
     """Maximum crops that are drawn until one has a keypoint person. More give fewer inputs without people."""
+    mosaic: float = 0.0
+    """Probability that an input is a mosaic of four images, each with its own zoom, rotation, flip and crop. More mixes
+    people and backgrounds more, which helps small data sets most, and cuts off more people. 0: off."""
+    mosaic_scale: tuple[float, float] = (0.5, 1.0)
+    """Range of the zoom of an image in a mosaic, instead of ``scale``; an image is never smaller than its place. Lower
+    shows more of each image, in a smaller size."""
+    brightness: float = 0.0
+    """Maximum relative change of brightness: colours are multiplied by a factor drawn from 1 - brightness to
+    1 + brightness. As for all changes of pixels, more makes the model depend less on light and camera, and the training
+    longer. 0: off."""
+    contrast: float = 0.0
+    """Maximum relative change of contrast, the distance of colours to the image's mean grey. 0: off."""
+    saturation: float = 0.0
+    """Maximum relative change of saturation, the distance of colours to grey. 0: off."""
+    hue: float = 0.0
+    """Maximum turn of hues to either side, degrees of the colour circle, at most 180. 0: off."""
+    grey: float = 0.0
+    """Probability of an image without colour."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.3, 2.0)
+    """Range of the blur's deviation, pixels of the input. Above about 3 the small keypoints of a face vanish."""
+    noise: float = 0.0
+    """Probability of normal noise, independent in every value."""
+    noise_deviation: tuple[float, float] = (2.0, 12.0)
+    """Range of the noise's standard deviation; colours are 0 to 255."""
+    jpeg: float = 0.0
+    """Probability of the artefacts of a JPEG."""
+    jpeg_quality: tuple[int, int] = (30, 90)
+    """Range of the JPEG's quality, 1 to 100. Lower shows more artefacts."""
+    erase: float = 0.0
+    """Probability that a rectangle is filled with the mean colour. Keypoints in it stay labelled, as hidden ones. A
+    person all of whose keypoints are in it becomes one without keypoints, which losses skip."""
+    erase_area: tuple[float, float] = (0.02, 0.2)
+    """Range of the rectangle's part of the input. More hides more keypoints."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip {self.flip} must be a probability, 0 to 1")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale {self.scale} must be (low, high) with 0 < low <= high")
+        for name in ("flip", "mosaic", "grey", "blur", "noise", "jpeg", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be a probability, 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must be from 0 (off) to 1: factors are 1 - it to 1 + it"
+                )
+        if not 0 <= self.hue <= 180:
+            raise ValueError(f"hue {self.hue} must be from 0 (off) to 180 degrees")
+        for name, most in (
+            ("scale", np.inf),
+            ("mosaic_scale", np.inf),
+            ("blur_sigma", np.inf),
+            ("noise_deviation", 255),
+            ("jpeg_quality", 100),
+            ("erase_area", 1),
+        ):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                limit = "" if most == np.inf else f" <= {most}"
+                raise ValueError(f"{name} {(low, high)} must be (low, high) with 0 < low <= high{limit}")
+
+
+GROUP = 8
+"""Positions among which a mosaic is made: those of [8 k, 8 k + 8). A batch of whole groups decodes no image twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +333,55 @@ class TrainTransform:
     schema: KeypointSchema
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return self._change_pixels(self._place(sample, rng), rng)
+
+    def partners(self, position: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """Positions of three other samples that :meth:`compose` needs for an input; none if it is no mosaic."""
+        if not self.augment.mosaic or rng.random() >= self.augment.mosaic:
+            return ()
+        group = position - position % GROUP
+        others = [other for other in range(group, group + GROUP) if other != position]
+        return tuple(rng.choice(others, 3, replace=False).tolist())
+
+    def compose(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
+        """A mosaic of four stored samples, around a random point in the middle half of the input.
+
+        The result has the size that the first sample would have without a zoom, and its id and matrix. People are cut
+        where their image is. One whose centre is outside their part of the mosaic has it outside of the input.
+        """
+        width, height = size = self._window(self.resize.matrix(samples[0].original_size)[1])
+        x, y = (int(side * rng.uniform(0.25, 0.75)) // MASK_STRIDE * MASK_STRIDE for side in size)
+        corners = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
+        image, parts = np.empty((height, width, 3), np.uint8), []
+        mask = torch.zeros(mask_shape(height, width), dtype=torch.bool)
+        matrix = IDENTITY
+        for sample, place in zip(samples, rng.permutation(4).tolist(), strict=True):
+            left, top, right, bottom = corners[place]
+            if left == right or top == bottom:
+                continue  # an input of a few pixels
+            part = self._place(sample, rng, (right - left, bottom - top))
+            image[top:bottom, left:right] = part.image
+            parts.append(_shifted(part.people, left, top, part.image.shape))
+            if part.people.mask is not None:
+                rows, columns = part.people.mask.shape
+                first_row, first_column = top // MASK_STRIDE, left // MASK_STRIDE
+                mask[first_row : first_row + rows, first_column : first_column + columns] = part.people.mask
+            if sample is samples[0]:
+                matrix = chain(part.matrix, translation(left, top))
+        people = replace(People.cat(parts), mask=mask if mask.any() else None)
+        composed = Sample(image, people, samples[0].image_id, matrix, samples[0].original_size)
+        return self._change_pixels(composed, rng)
+
+    def _place(self, sample: Sample, rng: np.random.Generator, place: tuple[int, int] | None = None) -> Sample:
+        """The sample after all geometry; in a mosaic, with the size (width, height) of its ``place``."""
         augment = self.augment
         original = sample.original_size
         matrix, size = self.resize.matrix(original)
-        if augment.scale != (1.0, 1.0):
-            zoom = float(np.exp(rng.uniform(*np.log(augment.scale))))
+        scale = augment.scale if place is None else augment.mosaic_scale
+        if place is not None or scale != (1.0, 1.0):
+            zoom = float(np.exp(rng.uniform(*np.log(scale))))
+            if place is not None:
+                zoom = max(zoom, place[0] / size[0], place[1] / size[1])
             zoomed = max(1, int(size[0] * zoom + 0.5)), max(1, int(size[1] * zoom + 0.5))
             matrix, size = chain(matrix, scaling(zoomed[0] / size[0], zoomed[1] / size[1])), zoomed
         if augment.rotate:
@@ -284,25 +390,31 @@ class TrainTransform:
         if flipped:
             matrix = chain(matrix, self.resize.mirror(size[0]))
         outlined = _outlined(sample)
-        matrix, size, people = self._crop(replace(sample.people, outlined=outlined), matrix, size, flipped, rng)
+        window = place or self._window(size)
+        matrix, people = self._crop(replace(sample.people, outlined=outlined), matrix, size, window, flipped, rng)
         if outlined.any():
             drawn = zip(sample.outlines, outlined.tolist(), strict=True)
             chosen = [outline for outline, wanted in drawn if outline is not None and wanted]
-            people = replace(people, mask=torch.from_numpy(draw_mask(chosen, original, matrix, size)))
-        return Sample(self.resize.warp(sample.image, matrix, size), people, sample.image_id, matrix, original)
+            people = replace(people, mask=torch.from_numpy(draw_mask(chosen, original, matrix, window)))
+        return Sample(self.resize.warp(sample.image, matrix, window), people, sample.image_id, matrix, original)
+
+    def _window(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the crop of an image of ``size``."""
+        crop = self.augment.crop or max(size)
+        return min(crop, size[0]), min(crop, size[1])
 
     def _crop(
         self,
         people: People,
         matrix: np.ndarray,
         size: tuple[int, int],
+        window: tuple[int, int],
         flipped: bool,
         rng: np.random.Generator,
-    ) -> tuple[np.ndarray, tuple[int, int], People]:
-        crop = self.augment.crop
-        if not crop or max(size) <= crop:
-            return matrix, size, move_people(people, matrix, size, self.schema, flipped=flipped)
-        window = min(crop, size[0]), min(crop, size[1])
+    ) -> tuple[np.ndarray, People]:
+        """The matrix and the people of a random crop of size ``window`` from an image of ``size``."""
+        if size == window:
+            return matrix, move_people(people, matrix, size, self.schema, flipped=flipped)
         worth_a_redraw = bool(people.labelled.any())
         for _ in range(max(1, self.augment.crop_attempts)):
             left = int(rng.integers(0, size[0] - window[0], endpoint=True))
@@ -311,7 +423,55 @@ class TrainTransform:
             moved = move_people(people, cropped, window, self.schema, flipped=flipped)
             if not worth_a_redraw or bool(moved.labelled.any()):
                 break
-        return cropped, window, moved
+        return cropped, moved
+
+    def _change_pixels(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        augment, image, people = self.augment, sample.image, sample.people
+        ranges = {name: getattr(augment, name) for name in ("brightness", "contrast", "saturation")}
+        if augment.hue or any(ranges.values()):
+            factors = {name: 1 + most * rng.uniform(-1, 1) for name, most in ranges.items() if most}
+            hue = augment.hue * rng.uniform(-1, 1) if augment.hue else 0.0
+            image = change_colours(image, hue=hue, **factors)
+        if augment.grey and rng.random() < augment.grey:
+            image = make_grey(image)
+        if augment.blur and rng.random() < augment.blur:
+            image = blur(image, rng.uniform(*augment.blur_sigma))
+        if augment.noise and rng.random() < augment.noise:
+            image = add_noise(image, rng.uniform(*augment.noise_deviation), int(rng.integers(2**31)))
+        if augment.jpeg and rng.random() < augment.jpeg:
+            image = compress(image, int(rng.integers(*augment.jpeg_quality, endpoint=True)))
+        if augment.erase and rng.random() < augment.erase:
+            box = _rectangle((image.shape[1], image.shape[0]), rng.uniform(*augment.erase_area), rng)
+            image, people = erase(image, people, box)
+        return replace(sample, image=image, people=people)
+
+
+def _shifted(people: People, x: int, y: int, shape: tuple[int, ...]) -> People:
+    """People of an image of ``shape`` (height, width, ...), moved to where it is in a mosaic, without their mask."""
+    offset = torch.tensor([x, y], dtype=torch.float32)
+    labelled = (people.visibility > 0)[..., None]
+    inside = ((people.centres >= 0) & (people.centres <= torch.tensor([shape[1], shape[0]]))).all(1, keepdim=True)
+    return replace(
+        people,
+        keypoints=(people.keypoints + offset).where(labelled, 0.0),
+        boxes=people.boxes + offset.repeat(2),
+        centres=(people.centres + offset).where(inside, _OUTSIDE),
+        mask=None,
+    )
+
+
+_OUTSIDE = -1e4
+"""Coordinate, in pixels, of a centre that no input shows: in a mosaic it would be in the image of others."""
+
+
+def _rectangle(size: tuple[int, int], part: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 of a random rectangle that covers about ``part`` of an image of ``size`` (width, height)."""
+    aspect = float(np.exp(rng.uniform(-1.2, 1.2)))  # width / height, 0.3 to 3.3 as in random erasing (Zhong et al.)
+    area = part * size[0] * size[1]
+    width, height = (max(1, round(side)) for side in ((area * aspect) ** 0.5, (area / aspect) ** 0.5))
+    width, height = min(width, size[0]), min(height, size[1])
+    x, y = (int(rng.integers(0, free, endpoint=True)) for free in (size[0] - width, size[1] - height))
+    return x, y, x + width, y + height
 
 
 def _outlined(sample: Sample) -> torch.Tensor:

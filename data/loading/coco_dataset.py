@@ -37,13 +37,14 @@ class FolderDataset(SampleSource):
     def __len__(self) -> int:
         return len(self._split)
 
-    def samples(self, positions: Sequence[int]) -> list[Sample]:
-        """The images at ``positions``, in that order.
+    def stored(self, positions: Sequence[int]) -> Iterator[Sample]:
+        return map(self._sample, positions)
 
-        Raises:
-            DataError: An image is missing or cannot be decoded.
-        """
-        return [self._sample(position) for position in positions]
+    def random_numbers(self, position: int) -> np.random.Generator:
+        return np.random.default_rng(position)
+
+    def broken(self, position: int, error: DataError) -> DataError:
+        return DataError(f"{image_path(self.source, self._split.record(position)['file_name'])}: {error}")
 
     def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
         return map(self._split.record, range(rank, len(self._split), world_size))
@@ -58,5 +59,4 @@ class FolderDataset(SampleSource):
             raise DataError(f"{path}: cannot read the image: {error}") from None
         people = people_of(record["people"], self.schema)
         size = (pixels.shape[1], pixels.shape[0])
-        sample = Sample(pixels, people, record["image_id"], np.eye(2, 3), size, outlines_in(record))
-        return self.transform(sample, np.random.default_rng(position))
+        return Sample(pixels, people, record["image_id"], np.eye(2, 3), size, outlines_in(record))

@@ -89,28 +89,29 @@ class ShardDataset(SampleSource):
     def __len__(self) -> int:
         return self.order.samples
 
-    def samples(self, positions: Sequence[int]) -> list[Sample]:
-        """The samples at ``positions``, in that order.
-
-        Raises:
-            DataError: A shard cannot be read, or a sample cannot be decoded.
-        """
+    def stored(self, positions: Sequence[int]) -> Iterator[Sample]:
         found = self._reader.read(*self.order.locate(positions))
-        return [self._sample(*pair, position) for pair, position in zip(found, positions, strict=True)]
+        return (self._sample(member, data) for member, data in found)
+
+    def random_numbers(self, position: int) -> np.random.Generator:
+        return self.order.augmentation_rng(position)
+
+    def broken(self, position: int, error: DataError) -> DataError:
+        ((member, _),) = self._reader.read(*self.order.locate([position]))
+        return member.broken(error)
 
     def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
         return self._reader.records(rank, world_size)
 
-    def _sample(self, member: "_Member", data: bytes, position: int) -> Sample:
+    def _sample(self, member: "_Member", data: bytes) -> Sample:
         try:
             image_id, original_size, people, outlines = decode_record(member.record(data), self.schema)
             image = decode_image(member.image(data))
             if image.shape[1::-1] != original_size:
                 raise DataError(f"the image is {image.shape[1::-1]} (width, height), its record says {original_size}")
-            sample = Sample(image, people, image_id, IDENTITY, original_size, outlines)
-            return self.transform(sample, self.order.augmentation_rng(position))
         except DataError as error:
-            raise _broken(member.path, f"the sample at byte {member.image_offset}: {error}") from error
+            raise member.broken(error) from error
+        return Sample(image, people, image_id, IDENTITY, original_size, outlines)
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -144,6 +145,10 @@ class _Member:
     def record(self, data: bytes) -> bytes:
         """The record's part of the bytes from ``start`` to ``end``."""
         return self._content(data, self.record_offset, self.record_size)
+
+    def broken(self, error: DataError) -> DataError:
+        """The error about the content of this sample."""
+        return _broken(self.path, f"the sample at byte {self.image_offset}: {error}")
 
     def _content(self, data: bytes, offset: int, size: int) -> bytes:
         offset -= self.start

@@ -1,6 +1,8 @@
 """Images per second from shards to uint8 batches of 512 x 512, at equal work, of
 
     stream      posefleet.data.loading.shard_dataset
+    colour      the same, with random brightness, contrast, saturation and hue
+    mosaic      the same, with a mosaic of four images in every input
     webdataset  the webdataset library in a torch DataLoader, its usual way
     bare        processes that decode and transform bytes in memory and keep nothing
     tuned       the same, with the C library keeping freed memory, as in our loaders: what the processor can do
@@ -23,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -45,6 +47,8 @@ from posefleet.data.transforms import Augment, Resize, TrainTransform
 from posefleet.memory import keep_freed_memory
 
 TRANSFORM = TrainTransform(Resize(short_side=512, long_side=4096), Augment(crop=512, flip=0.5), COCO17)
+COLOUR = replace(TRANSFORM, augment=replace(TRANSFORM.augment, brightness=0.3, contrast=0.3, saturation=0.3, hue=15.0))
+MOSAIC = replace(TRANSFORM, augment=replace(TRANSFORM.augment, mosaic=1.0))
 BATCH, PREFETCH = 32, 2
 SAMPLES, SHARDS = 640, 4
 
@@ -88,11 +92,13 @@ def main() -> None:
     with ExitStack() as stack:
         root = stack.enter_context(tempfile.TemporaryDirectory())
         write_shards(root, samples)
-        dataset = ShardDataset(root, COCO17, TRANSFORM)
-        ours = training_batches(dataset, batch_size=BATCH, workers=args.workers, prefetch=PREFETCH)
-        stack.enter_context(ours)
         ready = args.workers * PREFETCH
-        designs = [Design("stream", functools.partial(consume, ours, ready), ready, new_workers([]))]
+        designs: list[Design] = []
+        for name, transform in (("stream", TRANSFORM), ("colour", COLOUR), ("mosaic", MOSAIC)):
+            dataset = ShardDataset(root, COCO17, transform)
+            ours = training_batches(dataset, batch_size=BATCH, workers=args.workers, prefetch=PREFETCH)
+            stack.enter_context(ours)
+            designs.append(Design(name, functools.partial(consume, ours, ready), ready, new_workers(designs)))
         theirs = webdataset_batches(root, args.workers)
         run = functools.partial(consume, theirs, ready)
         designs.append(Design("webdataset", run, ready, new_workers(designs)))
@@ -261,7 +267,7 @@ def record(image_id: int, data: bytes) -> dict:
 
 def write_shards(root: str, samples: list[Stored]) -> None:
     infos = [write_shard(root, shard_name(number), samples[number::SHARDS]) for number in range(SHARDS)]
-    write_manifest(root, Manifest(1, "bench", "coco17", "0" * 64, tuple(infos), {}, ()))
+    write_manifest(root, Manifest(1, "bench", COCO17, "0" * 64, tuple(infos), {}, ()))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import cv2
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import PAD_COLOUR, People, Poses, Sample
 from posefleet.data.transforms import (
+    GROUP,
     IDENTITY,
     Augment,
     EvalTransform,
@@ -214,7 +216,135 @@ def test_evaluation_can_mirror() -> None:
     assert flipped.people.visibility[0, COCO17.keypoints.index("right_eye")] == 2
 
 
-@pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"scale": (2.0, 1.0)}, {"scale": (0.0, 1.0)}])
+PIXELS = Augment(
+    crop=64,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=20.0,
+    **dict.fromkeys(("grey", "blur", "noise", "jpeg", "erase"), 0.5),
+)
+
+
+def test_pixels_change_with_the_seed_and_leave_the_geometry_alone() -> None:
+    people = person({"nose": (50.0, 20.0), "left_hip": (30.0, 60.0)}, (5.0, 5.0, 60.0, 70.0))
+    source, resize = sample(100, 80, people), Resize(short_side=64, long_side=96)
+    before = source.image.copy()
+    changed, plain = (TrainTransform(resize, augment, COCO17) for augment in (PIXELS, Augment(crop=64)))
+    for seed in range(8):
+        one, again, without = (t(source, np.random.default_rng(seed)) for t in (changed, changed, plain))
+        assert np.array_equal(one.image, again.image) and torch.equal(one.people.visibility, again.people.visibility)
+        assert np.array_equal(one.matrix, without.matrix) and torch.equal(one.people.boxes, without.people.boxes)
+        assert not np.array_equal(one.image, without.image)
+    assert np.array_equal(source.image, before)
+
+
+def test_each_change_of_pixels_is_off_unless_it_is_set() -> None:
+    source = sample(100, 80, person({"nose": (50.0, 20.0)}, (5.0, 5.0, 60.0, 40.0)))
+    resize = Resize(short_side=64, long_side=96)
+
+    def image(**settings: float) -> np.ndarray:
+        return TrainTransform(resize, Augment(crop=64, **settings), COCO17)(source, np.random.default_rng(1)).image
+
+    plain = image()
+    for name in ("brightness", "contrast", "saturation", "hue", "grey", "blur", "noise", "jpeg", "erase"):
+        assert not np.array_equal(image(**{name: 30.0 if name == "hue" else 1.0}), plain), name
+    assert np.array_equal(image(mosaic=0.0, blur=0.0), plain)
+
+
+# ---------------------------------------------------------------------------------------------------- mosaic
+
+
+def flat(colour: int, people: People, size: tuple[int, int] = (128, 96)) -> Sample:
+    """An image of one colour, which is also its id, with a segmentation of its left half for who has no keypoints."""
+    half = draw_outline(size)
+    outlines = tuple(None if labelled else half for labelled in people.labelled.tolist())
+    return Sample(np.full((size[1], size[0], 3), colour, np.uint8), people, colour, IDENTITY, size, outlines)
+
+
+def draw_outline(size: tuple[int, int]) -> str:
+    left = np.zeros((size[1], size[0]), np.uint8, order="F")
+    left[:, : size[0] // 2] = 1
+    return pycocotools.mask.encode(left)["counts"].decode()
+
+
+def test_a_mosaic_has_people_masks_and_pixels_of_four_images_where_they_are() -> None:
+    """Each image has one colour, so that the colour under a keypoint says whose it is."""
+    points = {"nose": (30.0, 30.0), "left_eye": (60.0, 48.0), "right_hip": (100.0, 70.0)}
+    someone, region = person(points, (20.0, 20.0, 110.0, 80.0)), person({}, (0.0, 0.0, 64.0, 96.0))
+    samples = [flat(40 * n, People.cat([someone, region])) for n in range(1, 5)]
+    augment = Augment(crop=96, flip=0.5, mosaic=1.0)
+    transform = TrainTransform(Resize(short_side=96, long_side=128), augment, COCO17)
+    seen = set()
+    for seed in range(12):
+        made = transform.compose(samples, np.random.default_rng(seed))
+        assert made.image.shape == (96, 96, 3) and made.image_id == 40
+        colours = made.image[..., 0]
+        assert set(np.unique(colours)) == {40, 80, 120, 160}
+        mask, people = made.people.mask, made.people
+        assert mask is not None and mask.shape == (24, 24) and 0.1 < mask.float().mean() < 0.9
+        for index in range(len(people)):
+            x1, y1, x2, y2 = people.boxes[index].round().int().tolist()
+            assert len(np.unique(colours[y1:y2, x1:x2])) == 1  # a box never crosses into another image
+            own = colours[y1, x1]
+            for x, y in people.keypoints[index][people.visibility[index] > 0].tolist():
+                assert colours[min(int(y), 95), min(int(x), 95)] == own
+            x, y = people.centres[index].tolist()
+            if 0 <= x < 96 and 0 <= y < 96:
+                assert colours[int(y), int(x)] == own
+            if people.labelled[index]:
+                seen.add(int(own))
+        x, y = move_points(torch.tensor([[30.0, 30.0]]), made.matrix)[0].tolist()  # the matrix is the first image's
+        if 0 <= x < 96 and 0 <= y < 96 and colours[int(y), int(x)] == 40:
+            near = (people.keypoints - torch.tensor([x, y])).abs().sum(-1).min()
+            assert near < 0.01
+        again = transform.compose(samples, np.random.default_rng(seed))
+        assert np.array_equal(again.image, made.image) and torch.equal(again.people.keypoints, people.keypoints)
+    assert seen == {40, 80, 120, 160}
+
+
+def test_images_of_a_mosaic_fill_it_and_keep_their_aspect() -> None:
+    transform = TrainTransform(
+        Resize(short_side=64, long_side=128), Augment(crop=64, mosaic=1.0, mosaic_scale=(0.1, 0.1)), COCO17
+    )
+    odd = [sample(*size, People.empty(17)) for size in ((300, 40), (40, 300), (64, 64), (20, 30))]
+    for seed in range(6):
+        made = transform.compose(odd, np.random.default_rng(seed))
+        assert not (made.image == PAD_COLOUR).all(-1).any()
+        assert made.matrix[0, 0] == pytest.approx(made.matrix[1, 1], rel=0.05) or made.matrix[0, 0] < 0
+
+
+def test_partners_are_of_the_same_group_and_drawn_only_for_a_mosaic() -> None:
+    resize = Resize(short_side=64, long_side=96)
+    half = TrainTransform(resize, Augment(crop=64, mosaic=0.5), COCO17)
+    found = {position: half.partners(position, np.random.default_rng(position)) for position in range(400)}
+    assert 150 < sum(map(bool, found.values())) < 250
+    for position, partners in found.items():
+        assert len({position, *partners}) in (1, 4)
+        assert {other // GROUP for other in partners} <= {position // GROUP}
+    rng, untouched = np.random.default_rng(0), np.random.default_rng(0)
+    assert TrainTransform(resize, Augment(), COCO17).partners(5, rng) == ()
+    assert rng.random() == untouched.random()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"flip": 1.5},
+        {"scale": (2.0, 1.0)},
+        {"scale": (0.0, 1.0)},
+        {"mosaic": -0.1},
+        {"mosaic_scale": (0.0, 1.0)},
+        {"brightness": 1.2},
+        {"hue": 200.0},
+        {"blur_sigma": (0.0, 1.0)},
+        {"noise_deviation": (1.0, 300.0)},
+        {"jpeg_quality": (0, 90)},
+        {"jpeg_quality": (10, 101)},
+        {"erase": 2.0},
+        {"erase_area": (0.3, 0.1)},
+    ],
+)
 def test_impossible_augmentations_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Augment(**wrong)

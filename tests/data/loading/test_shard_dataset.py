@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from posefleet.data.coco.records import make_record
 from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
-from posefleet.data.images import encode_jpeg
+from posefleet.data.images import decode_image, encode_jpeg
 from posefleet.data.loading import shard_dataset as stream
 from posefleet.data.loading.coco_dataset import FolderDataset
 from posefleet.data.loading.loader import evaluation_batches, training_batches
@@ -230,6 +230,49 @@ def test_masks_stream_the_same_from_any_position_ranks_and_processes(masked_root
                     assert all(p.outlined.any() or not p.mask.any() for p in batch.people)
 
 
+MOSAIC = TrainTransform(
+    Resize(short_side=64, long_side=96), Augment(crop=64, mosaic=0.6, hue=20.0, noise=0.5, erase=0.5), COCO17
+)
+
+
+def test_mosaics_are_the_same_from_any_position_ranks_and_processes(masked_root: str) -> None:
+    for labelled_only in (False, True):
+        dataset = ShardDataset(masked_root, COCO17, MOSAIC, seed=5, window=8, labelled_only=labelled_only)
+        expected = [dataset.batch([position]) for position in range(36)]
+        assert sum(batch.counts.item() for batch in expected) > 36
+        for workers, ranks, size, start in ((0, 1, 5, 3), (0, 3, 2, 12), (0 if labelled_only else 1, 1, 8, 8)):
+            for rank in range(ranks):
+                arguments = dict(batch_size=size, rank=rank, world_size=ranks, position=start, workers=workers)
+                with training_batches(dataset, **arguments) as batches:
+                    for first in range(start + size * rank, 37 - size, size * ranks):
+                        batch = next(batches)
+                        for index, people in enumerate(batch.people):
+                            alone = expected[first + index]
+                            assert torch.equal(batch.images[index], alone.images[0])
+                            assert torch.equal(people.keypoints, alone.people[0].keypoints)
+                            assert torch.equal(people.visibility, alone.people[0].visibility)
+                            if people.mask is not None and people.mask.any():
+                                assert torch.equal(people.mask, alone.people[0].mask)
+
+
+def test_a_batch_of_mosaics_decodes_no_image_twice(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole groups of positions need no image besides their own."""
+    decoded = []
+
+    def decode(data: bytes) -> np.ndarray:
+        decoded.append(bytes(data))
+        return decode_image(data)
+
+    monkeypatch.setattr(stream, "decode_image", decode)
+    always = TrainTransform(MOSAIC.resize, Augment(crop=64, mosaic=1.0), COCO17)
+    dataset = ShardDataset(root, COCO17, always, seed=1, window=41)
+    dataset.samples(range(8, 24))
+    assert len(decoded) == len(set(decoded)) == 16
+    decoded.clear()
+    dataset.samples(range(8, 12))
+    assert 4 < len(decoded) == len(set(decoded)) <= 8
+
+
 def test_people_with_keypoints_are_outlined_nowhere(masked_root: str) -> None:
     batch = ShardDataset(masked_root, COCO17, TRAIN).batch(range(12))
     assert batch.packed_people.outlined.any()
@@ -274,6 +317,22 @@ def test_shards_of_the_same_keypoints_under_another_name_are_read(tmp_path: Path
     mine = KeypointSchema.from_dict({"name": "mine", "keypoints": [name.upper() for name in COCO17.keypoints]})
     write_shards(str(tmp_path), [3], mine)
     assert len(ShardDataset(str(tmp_path), COCO17, EVAL)) == 3
+
+
+def test_a_damaged_segmentation_in_a_mosaic_is_named_as_what_it_is(tmp_path: Path) -> None:
+    samples = [_sample(number) for number in range(8)]
+    key, image, record = samples[6]
+    people = [record["people"][0] | {"keypoints": [0] * 51, "segmentation": {"size": [32, 32], "counts": "o"}}]
+    samples[6] = key, image, record | {"people": people}
+    info = write_shard(str(tmp_path), "shard-000000", samples)
+    write_manifest(str(tmp_path), Manifest(1, "train2017", COCO17, "0" * 64, (info,), {}, ()))
+    always = TrainTransform(MOSAIC.resize, Augment(crop=64, mosaic=1.0), COCO17)
+    with pytest.raises(DataError) as alone:
+        ShardDataset(tmp_path, COCO17, MOSAIC, seed=None).samples([6])
+    with pytest.raises(DataError) as composed:
+        ShardDataset(tmp_path, COCO17, always, seed=None).samples(range(8))
+    assert str(composed.value) == str(alone.value)
+    assert "shard-000000.tar: the sample at byte" in str(alone.value)
 
 
 def test_shards_of_another_schema_are_refused(root: str) -> None:
