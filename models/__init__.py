@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Protocol, cast
 
 from torch import Tensor
 
+from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import People, Poses
+from posefleet.models.parts.layers.keypoint_channels import Layout
 from posefleet.models.parts.layers.released import Released
 
 
@@ -59,6 +61,21 @@ class ExportableModel(PoseModel, Protocol):
 
     def forward_features(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Run the network: images to named maps (B, C, h, w). A prediction needs nothing else of the network."""
+        ...
+
+
+class TransferableModel(PoseModel, Protocol):
+    """A model whose weights can start the training of a model of another schema."""
+
+    def keypoint_channels(self, schema: KeypointSchema) -> Layout:
+        """Layers whose channels depend on the schema, by name, with a label for each channel.
+
+        Channels with equal labels are copied. Layers whose shapes do not depend on the schema are left out, and are
+        copied whole.
+
+        Args:
+            schema: The schema that the model was built with.
+        """
         ...
 
 

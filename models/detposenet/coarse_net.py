@@ -1,6 +1,7 @@
 """The network of bottom-up coarse poses: an hourglass that predicts keypoint maps and part affinity fields (Cao et
 al.)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from posefleet.models.detposenet.hourglass import Hourglass, Stem, Trunk, conv_norm_relu, map_conv
 from posefleet.models.parts.layers.blocks import Norm
+from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, fields, one_each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +70,14 @@ class CoarseNet(nn.Module):
         self.trunk = Trunk(width, norm)
         self.heat = _tail(width, keypoints, norm)
         self.paf = _tail(width, 2 * limbs, norm) if limbs else None
+
+    def keypoint_channels(self, keypoints: Sequence[str], limbs: Sequence[tuple[int, int]]) -> Layout:
+        """Layers whose channels depend on the schema, see ``models.TransferableModel``."""
+        last = len(self.heat) - 1
+        layout = {f"heat.{last}": KeypointChannels(outputs=one_each(keypoints))}
+        if self.paf is not None:
+            layout[f"paf.{last}"] = KeypointChannels(outputs=fields(keypoints, limbs))
+        return layout
 
     def forward(self, pixels: Tensor) -> CoarseMaps:
         """Normalised images (B, 3, H, W) -> keypoint maps, affinity fields and features."""

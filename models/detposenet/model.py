@@ -41,6 +41,7 @@ from posefleet.models.detposenet.masking import MaskingConfig, mask_keypoints
 from posefleet.models.detposenet.paf import PafConfig, best_points, group_poses, limb_cells, paf_targets
 from posefleet.models.detposenet.pose_nms import suppress_by_oks
 from posefleet.models.detposenet.refinement import PrsConfig, Scales, build_refiner, final_maps
+from posefleet.models.parts.layers.keypoint_channels import Layout, under
 from posefleet.models.parts.ops.assign import PaddedPeople, ignored_cells, pad_people
 from posefleet.models.parts.ops.cells import map_points
 from posefleet.models.parts.ops.heatmaps import draw_gaussians
@@ -210,6 +211,13 @@ class Model(nn.Module):
         }[filtering.mode]
         last = f"OKS NMS at {output.final_oks_nms:g}" if output.final_oks_nms else "no NMS of poses"
         return f"box * mean of keypoint scores > {output.keypoint_floor:g}, {boxes}, {last}"
+
+    def keypoint_channels(self, schema: KeypointSchema) -> Layout:
+        """See :meth:`posefleet.models.TransferableModel.keypoint_channels`."""
+        names = schema.keypoints
+        return under("coarse", self.coarse.keypoint_channels(names, self.edges)) | under(
+            "refiner", self.refiner.keypoint_channels(names)
+        )
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
         """Weighted losses: ``heat`` and, if there are limbs, ``paf`` of the coarse maps; ``rpn_cls``, ``rpn_box``,

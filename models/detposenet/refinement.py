@@ -5,6 +5,7 @@ regresses them once more from all scales together (multi-scale regression; Ke et
 W channels, S scales (``depth``), finest first.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from posefleet.models.detposenet.hourglass import Hourglass, Normalise, Stem, Trunk, conv_norm_relu, map_conv
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.blocks import Norm
+from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, one_each, others
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,11 +95,26 @@ class HourglassRefiner(nn.Module):
         self.hourglasses = nn.ModuleList(Hourglass(width, config.depth, norm) for _ in range(stacks))
         self.trunks = nn.ModuleList(Trunk(width, norm) for _ in range(stacks))
         # Coarser maps exist only where a loss reads them: DDP needs a gradient for every parameter.
-        scales = [config.depth if config.mss or (config.msr and stack == stacks - 1) else 1 for stack in range(stacks)]
-        self.maps = nn.ModuleList(MapConvs(width, keypoints, count) for count in scales)
+        self.width = width
+        self.scales = [config.depth if config.mss or (config.msr and s == stacks - 1) else 1 for s in range(stacks)]
+        self.maps = nn.ModuleList(MapConvs(width, keypoints, count) for count in self.scales)
         self.from_features = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(stacks - 1))
         self.from_maps = nn.ModuleList(nn.Conv2d(keypoints, width, 1) for _ in range(stacks - 1))
         self.msr = MultiScaleRegression(width, keypoints, config.depth, norm) if config.msr else None
+
+    def keypoint_channels(self, keypoints: Sequence[str]) -> Layout:
+        """Layers whose channels depend on the schema, see ``models.TransferableModel``."""
+        of_maps = KeypointChannels(outputs=one_each(keypoints))
+        layout = {
+            f"maps.{stack}.{scale}": of_maps for stack, scales in enumerate(self.scales) for scale in range(scales)
+        }
+        layout |= {f"from_maps.{i}": KeypointChannels(inputs=of_maps.outputs) for i in range(len(self.from_maps))}
+        if self.msr is not None:
+            scales = len(self.msr.maps)
+            read = [label for scale in range(scales) for label in one_each(keypoints, f"map {scale}")]
+            layout["msr.body.0.0"] = KeypointChannels(inputs=[*read, *others(self.width)])
+            layout |= {f"msr.maps.{scale}": of_maps for scale in range(scales)}
+        return layout
 
     def forward(self, crops: Tensor) -> tuple[list[Scales], Scales]:
         """Normalised crops (N, 3, size, size) -> the maps of every stack, and of the regression (empty without it)."""
@@ -152,6 +169,10 @@ class HRNetRefiner(nn.Module):
         self.normalise = Normalise()
         self.maps = map_conv(self.backbone.channels[0], keypoints)
 
+    def keypoint_channels(self, keypoints: Sequence[str]) -> Layout:
+        """Layers whose channels depend on the schema, see ``models.TransferableModel``."""
+        return {"maps": KeypointChannels(outputs=one_each(keypoints))}
+
     def forward(self, crops: Tensor) -> tuple[list[Scales], Scales]:
         """Normalised crops (N, 3, size, size) -> one stack of one scale, and no regression."""
         (features,) = self.backbone(self.normalise.undo(crops))
@@ -173,8 +194,8 @@ LossNorm = Literal["squared", "plain"]
 
 def structure_weights(edges: Sequence[tuple[int, int]], keypoints: int, neighbours: float) -> Tensor:
     """(K,) weights 1 + ``neighbours`` * degree of each keypoint in the graph ``edges``."""
-    degrees = torch.bincount(torch.tensor(edges, dtype=torch.int64).view(-1), minlength=keypoints)
-    return 1 + neighbours * degrees.float()
+    degrees = Counter(end for edge in edges for end in edge)
+    return torch.tensor([1.0 + neighbours * degrees[keypoint] for keypoint in range(keypoints)])
 
 
 def structure_aware_loss(

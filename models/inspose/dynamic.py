@@ -8,11 +8,14 @@ output and coordinates are not stacked with the features. Always float32.
 Letters: N instances, B images, C channels of the features, K outputs, h, w size of the map.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from posefleet.models.parts.layers.keypoint_channels import Channel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +52,17 @@ class DynamicConfig:
     def sizes(self, outputs: int) -> list[int]:
         """Numbers of predicted parameters of one instance: weight and bias of each layer in turn."""
         return [size for out, into in self.layers(outputs) for size in (out * into, out)]
+
+    def channels(self, keypoints: Sequence[str]) -> list[Channel]:
+        """What each predicted parameter is of: those of the last layer's outputs belong to a keypoint each."""
+        labels: list[Channel] = []
+        for layer, (out, into) in enumerate(self.layers(len(keypoints))):
+            last = layer == self.depth - 1
+            for kind, width in (("weight", into), ("bias", 1)):
+                for output in range(out):
+                    owner, row = ((keypoints[output],), "") if last else ((), f" {output}")
+                    labels += [Channel(f"layer {layer} {kind}{row} {index}", owner) for index in range(width)]
+        return labels
 
 
 class Directions(NamedTuple):

@@ -6,6 +6,7 @@ on one shared feature map. Offsets and keypoint maps are the same for all people
 the features that they read (``controls``), and ``sparse.conv_at`` runs them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,7 @@ from posefleet.models.inspose.boxes import Activation
 from posefleet.models.inspose.dynamic import DynamicConfig
 from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, scale_gradient, tower
 from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, subtract_base_grid
+from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, coordinates, one_each
 
 PRIOR = 0.01
 """Probability of a person that an untrained network predicts."""
@@ -157,6 +159,17 @@ class Head(nn.Module):
                 nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
                 tower(wide, wide, 1),
             )
+
+    def keypoint_channels(self, keypoints: Sequence[str]) -> Layout:
+        """Layers whose channels depend on the schema, see ``models.TransferableModel``."""
+        layout = {"controller": KeypointChannels(outputs=self.config.kpnet.channels(keypoints))}
+        if self.config.direct:
+            layout["direct.1"] = KeypointChannels(outputs=coordinates(keypoints))
+        last = "" if self.config.map_branch == "joint" else ".1"
+        for name in self.map_outputs:
+            labels = coordinates(keypoints) if name == "disk" else one_each(keypoints)
+            layout[f"map_outputs.{name}{last}"] = KeypointChannels(outputs=labels)
+        return layout
 
     def forward(self, features: list[Tensor], *, auxiliary: bool = False) -> Maps:
         """P3..P7, each (B, C, h, w) -> dense predictions; ``heatmap`` and ``tags`` only if ``auxiliary``."""

@@ -34,6 +34,7 @@ from posefleet.models.inspose.sparse import conv_at, in_chunks, read_at
 from posefleet.models.inspose.targets import AssignConfig, Assigned, assign_instances, outside_unlabelled
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
+from posefleet.models.parts.layers.keypoint_channels import Layout, under
 from posefleet.models.parts.ops.assign import PaddedPeople, Positives, positive_cells
 from posefleet.models.parts.ops.cells import (
     Cells,
@@ -215,6 +216,10 @@ class Model(DenseModel[Config]):
         """How poses are ranked, in words. Reports print it beside every AP."""
         decode, boxes = self.config.decode, self.config.nms_boxes
         return f"cls, cls > {decode.score_floor:g}, {decode.nms} NMS of {boxes} boxes at {decode.nms_threshold:g}"
+
+    def keypoint_channels(self, schema: KeypointSchema) -> Layout:
+        """See :meth:`posefleet.models.TransferableModel.keypoint_channels`."""
+        return under("head", self.head.keypoint_channels(schema.keypoints))
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
         """Weighted losses ``cls``, ``kpf`` and, if switched on, ``disk``, ``heatmap``, ``direct``, ``box``, ``pull``,

@@ -44,6 +44,7 @@ from posefleet.models.logocap.targets import TargetConfig, heat_targets, owner_t
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.blocks import Norm, norm_layer
 from posefleet.models.parts.layers.fusion import ConcatConv, mixing
+from posefleet.models.parts.layers.keypoint_channels import Channel, KeypointChannels, Layout, coordinates, one_each
 from posefleet.models.parts.ops.assign import PaddedPeople, pad_people
 from posefleet.models.parts.ops.cells import read_cells
 from posefleet.models.parts.ops.counts import in_proportion
@@ -321,6 +322,20 @@ class Model(nn.Module):
             f"centre * mean over keypoints of the {values}, centre >= {decode.min_centre:g}{flipped}, duplicates have "
             f"more than {self.near_keypoints} keypoints within {decode.near_distance:g} diagonals"
         )
+
+    def keypoint_channels(self, schema: KeypointSchema) -> Layout:
+        """See :meth:`posefleet.models.TransferableModel.keypoint_channels`."""
+        names = schema.keypoints
+        layout = {
+            "heat.2": KeypointChannels(outputs=[*one_each(names), Channel("centre")]),
+            "offset.2": KeypointChannels(outputs=coordinates(names)),
+        }
+        if self.config.adapt.attracts:
+            channels, last = range(self.config.head.embedding_channels), len(self.message_passing) - 1
+            read = [Channel(f"embedding {channel}", (name,)) for name in names for channel in channels]
+            layout["message_passing.0"] = KeypointChannels(inputs=read)
+            layout[f"message_passing.{last}"] = KeypointChannels(outputs=one_each(names))
+        return layout
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
         """Weighted losses ``heat``, ``offset`` and, if switched on, ``kam``, ``refine``."""

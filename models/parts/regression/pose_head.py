@@ -4,6 +4,7 @@ Each cell predicts a first pose from its feature vector. Sampling points compute
 convolution. The aligned features give an additive correction of the pose, the classification and a score of the pose.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, scale_gradient, tower
 from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, read_keypoints, subtract_base_grid
+from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, coordinates, one_each
 
 PRIOR = 0.01
 """Probability of a person, or of a keypoint, that an untrained network predicts."""
@@ -121,6 +123,16 @@ class Head(nn.Module):
                 tower(channels, config.heatmap_channels, 2),
                 conv(config.heatmap_channels, keypoints, 3, bias=prior_bias(PRIOR)),
             )
+
+    def keypoint_channels(self, keypoints: Sequence[str]) -> Layout:
+        """Layers whose channels depend on the schema, see ``models.TransferableModel``."""
+        pose = KeypointChannels(outputs=coordinates(keypoints))
+        layout = {"init.2" if self.config.hidden_layer else "init": pose}
+        if self.config.refine:
+            layout |= {"offset": KeypointChannels(inputs=pose.outputs), "refine": pose}
+        if self.config.heatmap:
+            layout["heatmap.1"] = KeypointChannels(outputs=one_each(keypoints))
+        return layout
 
     def forward(self, features: list[Tensor], *, heatmap: bool = False) -> Maps:
         """P3..P7, each (B, C, h, w) -> dense predictions; the keypoint map only with ``heatmap``."""

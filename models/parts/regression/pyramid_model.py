@@ -12,6 +12,7 @@ from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Frames, People, Poses, TargetPoints
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, HRFPN, PAFPN, Activation
+from posefleet.models.parts.layers.keypoint_channels import Layout, under
 from posefleet.models.parts.ops.cells import flatten_levels, level_sizes, map_sizes, pyramid_cells
 from posefleet.models.parts.ops.decode import best_poses, suppress
 from posefleet.models.parts.regression.dense_model import DenseConfig, DenseModel
@@ -62,6 +63,10 @@ class PyramidModel(DenseModel[ConfigT]):
         self.neck = neck(self.backbone.channels, config.head.channels, config.neck_activation)
         self.head = Head(config.head, len(schema), levels=len(neck.strides))
         self.register_buffer("sigmas", torch.tensor(schema.sigmas), persistent=False)
+
+    def keypoint_channels(self, schema: KeypointSchema) -> Layout:
+        """See :meth:`posefleet.models.TransferableModel.keypoint_channels`."""
+        return under("head", self.head.keypoint_channels(schema.keypoints))
 
     @abstractmethod
     def losses(self, maps: Maps, people: list[People]) -> dict[str, Tensor]:
