@@ -61,6 +61,26 @@ class Profile:
         return cls(int(given["steps"]), int(given["wait"]), given["ranks"] == "all")
 
 
+def keypoint_pairs(text: str) -> dict[str, str]:
+    """Parse ``nose=snout,left_wrist=left_front_paw``: keypoint of the checkpoint = keypoint of the model.
+
+    Returns:
+        Keypoint of the model -> keypoint of the checkpoint.
+
+    Raises:
+        ValueError: A part has another form, or a keypoint of the model is there twice.
+    """
+    pairs: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        source, found, target = (word.strip() for word in part.partition("="))
+        if not (found and source and target):
+            raise ValueError(f"run.init_map {text!r}: {part!r} is not CHECKPOINT=MODEL, such as nose=snout")
+        if target in pairs:
+            raise ValueError(f"run.init_map {text!r}: {target} gets two keypoints, {pairs[target]} and {source}")
+        pairs[target] = source
+    return pairs
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """Optimiser and learning-rate schedule."""
@@ -75,6 +95,9 @@ class OptimConfig:
     more workers or larger batches need no other ``optim.lr``. 0: do not scale."""
     backbone_lr: float = 1.0
     """Factor on the learning rate of parameters under ``backbone``."""
+    copied_lr: float = 1.0
+    """Factor on the learning rate of parameters that came whole from ``run.init_from``. Below 1 they move less than
+    those that are new, and forget less; 0.1 is usual."""
     bias_lr: float = 1.0
     """Factor on the learning rate of biases."""
     momentum: float = 0.9
@@ -98,6 +121,8 @@ class OptimConfig:
     """Maximum norm of all gradients together. 0: do not clip."""
 
     def __post_init__(self) -> None:
+        if self.copied_lr <= 0:
+            raise ValueError(f"optim.copied_lr {self.copied_lr} must be positive; train.freeze keeps parts as they are")
         if self.lr <= 0:
             raise ValueError(f"optim.lr {self.lr} must be positive")
         if self.schedule != "step" and self.milestones:
@@ -164,6 +189,14 @@ class TrainConfig:
     checkpoint_every: int = 0
     """Steps between additional checkpoints within an epoch. A lower value loses fewer steps when all workers die, and
     writes more. 0: none."""
+    patience: int = 0
+    """Evaluations without a higher AP after which the run ends; the best checkpoint is kept as always. Lower saves
+    time, and may end in a lull. 0: never."""
+    freeze: tuple[str, ...] = ()
+    """Parts that do not learn, such as ``backbone``, ``neck`` or ``towers`` (all towers of the head), or any name of a
+    module. Steps are faster, and small data sets spoil less of what was learned before."""
+    freeze_epochs: float = 0.0
+    """Epochs after which the frozen parts learn too. 0: they stay frozen."""
     keep_checkpoints: int = 2
     """Number of latest checkpoints to keep; the best one is always kept too."""
     stall_s: float = 600.0
@@ -185,6 +218,15 @@ class TrainConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay {self.ema_decay} must be in [0, 1)")
+        if self.patience < 0:
+            raise ValueError(f"train.patience {self.patience} must not be negative; 0 never ends a run early")
+        if self.freeze_epochs and not self.freeze:
+            raise ValueError(f"train.freeze_epochs {self.freeze_epochs} has no effect: train.freeze names no part")
+        if not 0 <= self.freeze_epochs < self.epochs:
+            raise ValueError(
+                f"train.freeze_epochs {self.freeze_epochs} must be below train.epochs {self.epochs}; 0 keeps the parts "
+                "frozen to the end"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -276,13 +318,18 @@ class RunConfig:
     """Id of the MLflow run under which this run is listed, such as the search that this run is a trial of."""
     init_from: str = ""
     """Checkpoint, folder of a run, or models:/NAME@ALIAS whose weights the run starts from (fine-tuning); ignored when
-    the run resumes."""
+    the run resumes. It may have another keypoint schema: what both have is copied, the rest starts anew."""
+    init_map: str = ""
+    """Keypoints that mean the same in ``run.init_from`` and in this run but have other names there, as
+    CHECKPOINT=MODEL,...: nose=snout,left_wrist=left_front_paw. Keypoints of the same name need no entry."""
     profile: str = ""
     """Steps to profile, such as steps=5,wait=10,ranks=all; also --profile. Empty: none."""
 
     def __post_init__(self) -> None:
         if self.profile:
             Profile.parse(self.profile)
+        if keypoint_pairs(self.init_map) and not self.init_from:
+            raise ValueError(f"run.init_map {self.init_map!r} has no effect without run.init_from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +351,23 @@ class Experiment:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        train, start = self.train, self.run.init_from
+        if self.optim.copied_lr != 1 and not start:
+            raise ValueError(f"optim.copied_lr {self.optim.copied_lr} has no effect without run.init_from")
+        if train.patience and not self.data.eval:
+            raise ValueError(f"train.patience {train.patience} counts evaluations, but data.eval is empty")
+        if (parts := set(train.freeze) - {"backbone"}) and not start:
+            raise ValueError(
+                f"train.freeze {', '.join(sorted(parts))} would stay random: run.init_from is empty; only a pretrained "
+                "backbone can be frozen without it"
+            )
+        backbone = getattr(self.model, "backbone", None)
+        if "backbone" in train.freeze and not start and not getattr(backbone, "pretrained", False):
+            raise ValueError(
+                "train.freeze backbone would stay random: run.init_from is empty and model.backbone.pretrained is off"
+            )
 
     @functools.cached_property
     def keypoints(self) -> KeypointSchema:

@@ -18,6 +18,7 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set
 from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training.freezing import Freezing
 from posefleet.platform.training.monitor import TrainingMonitor, monitored
 from posefleet.platform.training.optim import set_learning_rate
 from posefleet.platform.training.schedule import Schedule
@@ -48,46 +49,54 @@ def fit(
     save = partial(save_checkpoint, state, experiment, worker, store, provenance)
     share = share_of(experiment, worker)
     schedule = Schedule(experiment, len(dataset), experiment.data.batch_size * share.micro_batches)
-    network = worker.prepare(state.model).train()
+    freezing = _freezing(experiment, worker, state)
     _log_targets(experiment, worker, dataset, state.model)
-    with (
-        _open_batches(experiment, worker, dataset, share, state.position) as batches,
-        monitored(experiment, worker, network, state, schedule) as monitor,
-    ):
-        # A run that was stopped where an evaluation was due, and saved before it, makes up for it.
-        evaluation_owed = bool(experiment.data.eval) and not state.metrics and schedule.evaluation_due(state.position)
-        while evaluation_owed or state.position < schedule.end:
-            goal = state.position if evaluation_owed else schedule.next_evaluation(state.position)
-            monitor.restart()
-            while state.position < goal:
-                rate = schedule.learning_rate(state.step, state.position)
-                set_learning_rate(state.optimizer, rate)
-                micro_batches = monitor.next_batches(batches, len(share.mine))
-                losses, norm = train_step(
-                    network,
-                    micro_batches,
-                    state.optimizer,
-                    share=share,
-                    seed=experiment.seed * 1_000_003 + state.step,
-                    clip_norm=experiment.optim.clip_norm,
-                    bfloat16=experiment.train.precision == "bfloat16",
-                )
-                state.step_taken(schedule.images_per_step)
-                monitor.add_step(losses, norm, rate, micro_batches)
-                del micro_batches  # its memory, shared with the loaders, is free before the next batches are fetched
-                save_due = schedule.save_due(state.step)
-                look_due = save_due or schedule.log_due(state.step) or state.position >= goal
-                if look_due or (worker.world_size == 1 and worker.stop_requested()):
-                    stop, save_wanted = monitor.read_losses()  # only here does the host wait for the device
-                    if stop or ((save_due or save_wanted) and state.position < goal):
-                        save()
-                    if stop:
-                        raise Stopped(f"stopped at step {state.step} on request")
-            if experiment.data.eval:
-                _evaluate(experiment, worker, state, monitor)
-            evaluation_owed = False
-            save()
-            worker.report({**state.metrics, "step": state.step, "epoch": schedule.epoch(state.position)})
+    # A run that was stopped where an evaluation was due, and saved before it, makes up for it.
+    evaluation_owed = bool(experiment.data.eval) and not state.metrics and schedule.evaluation_due(state.position)
+    while evaluation_owed or not _ended(experiment, state, schedule):  # again after frozen parts thaw
+        freezing.set(schedule.frozen(state.position))
+        network = worker.prepare(state.model)
+        freezing.train(network)
+        thaw = schedule.next_thaw(state.position)
+        with (
+            _open_batches(experiment, worker, dataset, share, state.position) as batches,
+            monitored(experiment, worker, network, state, schedule) as monitor,
+        ):
+            while evaluation_owed or (state.position < thaw and not _ended(experiment, state, schedule)):
+                goal = state.position if evaluation_owed else schedule.next_evaluation(state.position)
+                monitor.restart()
+                while state.position < min(goal, thaw):
+                    rate = schedule.learning_rate(state.step, state.position)
+                    set_learning_rate(state.optimizer, rate)
+                    micro_batches = monitor.next_batches(batches, len(share.mine))
+                    losses, norm = train_step(
+                        network,
+                        micro_batches,
+                        state.optimizer,
+                        share=share,
+                        seed=experiment.seed * 1_000_003 + state.step,
+                        clip_norm=experiment.optim.clip_norm,
+                        bfloat16=experiment.train.precision == "bfloat16",
+                    )
+                    state.step_taken(schedule.images_per_step)
+                    monitor.add_step(losses, norm, rate, micro_batches)
+                    del micro_batches  # its memory, shared with the loaders, is free before the next ones are fetched
+                    save_due = schedule.save_due(state.step)
+                    look_due = save_due or schedule.log_due(state.step) or state.position >= min(goal, thaw)
+                    if look_due or (worker.world_size == 1 and worker.stop_requested()):
+                        stop, save_wanted = monitor.read_losses()  # only here does the host wait for the device
+                        if stop or ((save_due or save_wanted) and state.position < goal):
+                            save()
+                        if stop:
+                            raise Stopped(f"stopped at step {state.step} on request")
+                if state.position < goal:
+                    break  # the frozen parts thaw
+                if experiment.data.eval:
+                    _evaluate(experiment, worker, state, monitor)
+                    freezing.train(network)
+                evaluation_owed = False
+                save()
+                worker.report({**state.metrics, "step": state.step, "epoch": schedule.epoch(state.position)})
     return state.metrics
 
 
@@ -103,6 +112,21 @@ def check_data(experiment: Experiment) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- parts of fit
+
+
+def _ended(experiment: Experiment, state: TrainingState, schedule: Schedule) -> bool:
+    """Whether the run has seen its epochs, or ``train.patience`` evaluations without a higher AP."""
+    patience = experiment.train.patience
+    return state.position >= schedule.end or bool(patience and state.stale >= patience)
+
+
+def _freezing(experiment: Experiment, worker: LocalWorker, state: TrainingState) -> Freezing:
+    """The parts that ``train.freeze`` names; a name that no model has is an error of every rank."""
+    try:
+        return Freezing(state.model, experiment.train.freeze, new=state.partial)
+    except ValueError as error:
+        worker.agree(str(error))
+        raise
 
 
 def _open_batches(
@@ -125,7 +149,7 @@ def _evaluate(experiment: Experiment, worker: LocalWorker, state: TrainingState,
     """Evaluate the weights that a checkpoint would hold; every rank gets the metrics in ``state``."""
     with state.averaged():
         result = evaluate(state.model, experiment, worker, step=state.step)
-    state.metrics = worker.broadcast(result.as_dict() if result else None)
+    state.evaluated(worker.broadcast(result.as_dict() if result else None))
     if result:
         monitor.log_evaluation(result)
 

@@ -1,6 +1,7 @@
 """Optimiser and learning-rate schedule."""
 
 import math
+from collections.abc import Collection
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -8,10 +9,11 @@ from torch.optim import SGD, AdamW, Optimizer
 from posefleet.platform.config.experiment import OptimConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, copied: Collection[str] = ()) -> Optimizer:
     """The optimiser, with a parameter group for each combination of learning-rate factor and weight decay.
 
-    Factors differ between backbone and head and between weights and biases; biases and norms do not decay.
+    Factors differ between backbone and head, between weights and biases, and for the parameters whose names are in
+    ``copied``; biases and norms do not decay.
 
     A group remembers its factor as ``lr_factor``; :func:`set_learning_rate` multiplies by it.
     """
@@ -22,6 +24,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             continue
         bias = name.endswith("bias")
         factor = (config.backbone_lr if name.startswith("backbone.") else 1.0) * (config.bias_lr if bias else 1.0)
+        factor *= config.copied_lr if name in copied else 1.0
         decay = 0.0 if bias or id(parameter) in norms or parameter.ndim < 2 else config.weight_decay
         groups.setdefault((factor, decay), []).append(parameter)
     settings = [{"params": p, "lr_factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]

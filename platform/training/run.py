@@ -31,6 +31,7 @@ from posefleet.platform.runtime.redaction import redact, restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
 from posefleet.platform.tracking.tracker import Status, Tracker
+from posefleet.platform.training.state import check_start
 from posefleet.platform.visualization.report import log_curves
 
 log = logging.getLogger(__name__)
@@ -162,8 +163,8 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         The experiment with its name filled in, and the run.
 
     Raises:
-        ValueError: The name exists and ``run.resume`` is off, or another method has it.
-        CheckpointError: ``run.init_from`` is not a checkpoint.
+        ValueError: The name exists and ``run.resume`` is off, another method has it, or ``train.freeze`` names no part.
+        CheckpointError: ``run.init_from`` is not a checkpoint, or does not fit.
         TrackingError: MLflow cannot open a new run.
     """
     name = experiment.run.name or f"{experiment.method}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -174,9 +175,11 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
         raise ValueError(f"{folder} exists and run.resume is off; choose another run.name or leave run.resume on")
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is a run of method {known['method']!r}; choose another run.name")
-    if experiment.run.init_from and not CheckpointStore(f"{folder}/checkpoints").names():
-        weights = find_checkpoint(experiment.run.init_from, tracking=experiment.run.tracking)
-        experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
+    if not CheckpointStore(f"{folder}/checkpoints").names():
+        if experiment.run.init_from:
+            weights = find_checkpoint(experiment.run.init_from, tracking=experiment.run.tracking)
+            experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
+        check_start(experiment)
     parent = {"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}
     run = _open(experiment, folder, known, name=name, params=parameters(experiment), tags=parent)
     run.withdraw("stop")

@@ -26,6 +26,15 @@ class Schedule:
         """Samples of the whole run, rounded up to whole steps."""
         return self._whole_steps(self.experiment.train.epochs * self.epoch_size)
 
+    @property
+    def thaw(self) -> int:
+        """Samples after which the parts of ``train.freeze`` learn, in whole steps; 0: they are frozen to the end."""
+        return self._whole_steps(self.experiment.train.freeze_epochs * self.epoch_size)
+
+    def frozen(self, position: int) -> bool:
+        """Whether the parts of ``train.freeze`` are frozen in the step that starts after ``position`` samples."""
+        return bool(self.experiment.train.freeze) and (not self.thaw or position < self.thaw)
+
     def epoch(self, position: int) -> float:
         """Epochs that ``position`` samples are."""
         return position / self.epoch_size
@@ -43,6 +52,10 @@ class Schedule:
     def next_evaluation(self, position: int) -> int:
         """Samples after which the first evaluation later than ``position`` is due, at most :attr:`end`."""
         return min(self.end, self._evaluation_after(position))
+
+    def next_thaw(self, position: int) -> int:
+        """Samples after which the model has to be prepared anew because frozen parts thaw; :attr:`end` if never."""
+        return self.thaw if self.thaw > position else self.end
 
     def evaluation_due(self, position: int) -> bool:
         """Whether an evaluation is due at exactly ``position`` samples."""

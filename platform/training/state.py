@@ -1,9 +1,12 @@
 """The state of a training, and how a checkpoint saves and restores it."""
 
 import contextlib
+import logging
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +14,15 @@ from torch import nn
 from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta, read_state
 from posefleet.platform.checkpoints.load import build_model, load_weights
 from posefleet.platform.checkpoints.store import CheckpointStore
+from posefleet.platform.checkpoints.transfer import same_keypoints, start_from
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.ema import AveragedWeights
+from posefleet.platform.training.freezing import Freezing
 from posefleet.platform.training.optim import build_optimizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -32,6 +39,14 @@ class TrainingState:
     """Samples seen by all workers."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Results of the evaluation at this very step; empty where there was none."""
+    copied: tuple[str, ...] = ()
+    """Parameters that came whole from ``run.init_from``; ``optim.copied_lr`` is theirs."""
+    partial: tuple[str, ...] = ()
+    """Parameters of which ``run.init_from`` had some channels, or none."""
+    best: float = -math.inf
+    """Highest AP so far."""
+    stale: int = 0
+    """Evaluations since the one with that AP."""
 
     def step_taken(self, images: int) -> None:
         """Count an optimiser step over ``images`` images of all workers, and average the weights it led to."""
@@ -41,18 +56,30 @@ class TrainingState:
         self.position += images
         self.metrics = {}
 
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """Take the results of an evaluation at this very step."""
+        self.metrics = metrics
+        better = metrics.get("AP", math.nan) > self.best  # an AP that is no number is not better
+        self.best, self.stale = (metrics["AP"], 0) if better else (self.best, self.stale + 1)
+
     def averaged(self) -> AbstractContextManager[None]:
         """Within, the model has the averaged weights, if the run averages them."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
     def save(self, store: CheckpointStore, experiment: Experiment, provenance: Mapping[str, str]) -> str:
         """Write a checkpoint and return its path; its weights are the ones that get evaluated (averaged, if any)."""
-        state: dict[str, object] = {"optimizer": self.optimizer.state_dict()}
+        state: dict[str, object] = {
+            "optimizer": self.optimizer.state_dict(),
+            "copied": list(self.copied),
+            "partial": list(self.partial),
+            "best": self.best,
+            "stale": self.stale,
+        }
         with self.averaged():
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         if self.average:
-            trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
-            state["raw"] = {name: value for name, value in self.model.state_dict().items() if name in trained}
+            averaged = self.average.average
+            state["raw"] = {name: value for name, value in self.model.state_dict().items() if name in averaged}
         meta = Meta(
             experiment=experiment,
             step=self.step,
@@ -62,13 +89,13 @@ class TrainingState:
         )
         return store.save(meta, weights, state)
 
-    def restore(self, path: str, experiment: Experiment) -> None:
-        """Load the state that :meth:`save` wrote to ``path``.
+    def restore(self, path: str, experiment: Experiment, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`save` wrote to ``path``; ``state`` is the training state in it.
 
         Raises:
             CheckpointError: The checkpoint has no averaged weights although the experiment averages them.
         """
-        meta, state = read_meta(path), read_state(path)
+        meta = read_meta(path)
         load_weights(self.model, path, method=experiment.method, schema=experiment.keypoints)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
@@ -79,6 +106,7 @@ class TrainingState:
                 self.average.average[name].copy_(parameters[name].detach())
                 parameters[name].data.copy_(raw)
         self.step, self.position, self.metrics = meta.step, meta.position, meta.metrics
+        self.best, self.stale = state.get("best", self.best), state.get("stale", self.stale)
 
 
 def initial_state(experiment: Experiment, worker: LocalWorker, store: CheckpointStore) -> TrainingState:
@@ -102,13 +130,36 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
     model = model.to(worker.device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.compile:
         model.compile()
-    optimizer = build_optimizer(model, experiment.optim)
+    stored: Mapping[str, Any] = read_state(latest) if latest else {}
+    copied, partial = tuple(stored.get("copied", ())), tuple(stored.get("partial", ()))
     if start and not latest:
-        load_weights(model, start, method=experiment.method, schema=experiment.keypoints)
-    state = TrainingState(model, optimizer, AveragedWeights(model, train.ema_decay) if train.ema_decay else None)
+        transfer = start_from(model, start, experiment)
+        copied, partial = transfer.copied, transfer.partial
+        if worker.rank == 0 and transfer.rows:
+            log.info("weights from %s, schema %s:\n%s", start, experiment.keypoints.name, transfer.table())
+            worker.save_file("transfer.txt", transfer.table().encode())
+    optimizer = build_optimizer(model, experiment.optim, copied)
+    average = AveragedWeights(model, train.ema_decay) if train.ema_decay else None
+    state = TrainingState(model, optimizer, average, copied=copied, partial=partial)
     if latest:
-        state.restore(latest, experiment)
+        state.restore(latest, experiment, stored)
     return state
+
+
+def check_start(experiment: Experiment) -> None:
+    """Check what a new run starts from and freezes, with names and shapes alone, before any worker starts.
+
+    Raises:
+        CheckpointError: ``run.init_from``, an existing checkpoint, does not fit.
+        ValueError: ``train.freeze`` does not fit.
+    """
+    start, freeze = experiment.run.init_from, experiment.train.freeze
+    other_schema = bool(start) and not same_keypoints(start, experiment)
+    if not other_schema and not freeze:
+        return
+    with torch.device("meta"):
+        model = build_model(experiment, pretrained=False)
+    Freezing(model, freeze, new=start_from(model, start, experiment).partial if other_schema else ())
 
 
 def save_checkpoint(
