@@ -316,7 +316,7 @@ def _keypoint_parts() -> np.ndarray:
     return table
 
 
-KEYPOINT_PARTS = _keypoint_parts()
+KEYPOINT_PARTS: np.ndarray = _keypoint_parts()
 """(17, PARTS_PER_PERSON) bool: the parts on which a keypoint counts as visible."""
 
 

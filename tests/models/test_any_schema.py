@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import build, images, people, schema_of
+from small_models import build, images, people, schema_of, small
 from torch import nn
 
 from posefleet.data.schemas.schema import KeypointSchema
@@ -16,6 +16,8 @@ from posefleet.models.detposenet.limbs import limbs_of
 from posefleet.models.logocap.suppression import suppress_near
 from posefleet.models.parts.ops.counts import in_proportion
 from posefleet.models.parts.ops.nms import suppress_poses
+from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.inference.predictor import Predictor
 
 METHODS = available_methods()
 COUNTS = (1, 4, 21, 133)
@@ -126,3 +128,20 @@ def test_taps_of_the_alignment_spread_over_keypoints_that_have_other_names() -> 
     assert (channels[:, 1] // 2).tolist() == [0, 2, 5, 8, 10, 12, 15, 18, 20]
     assert (build("inspose", schema=schema_of(1)).head.taps.view(9, 2) == torch.tensor([1, 0])).all()
     assert (build("inspose").head.taps.view(9, 2)[:, 1] // 2).tolist() == [0, 5, 6, 9, 10, 11, 12, 15, 16]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_flip_test_swaps_the_pairs_of_the_schema(method: str, count: int) -> None:
+    """An image and its mirror image have the same two views, so their poses are mirror images."""
+    schema = schema_of(count)
+    values = {"method": method, "schema": schema.as_dict(), "evaluate": {"flip": True}}
+    settings = build_experiment({**values, "data": {"train": "", "resize": {"short_side": 96, "long_side": 128}}})
+    predictor = Predictor(build(method, seed=4, schema=schema), replace(settings, model=small(method)))
+    picture = images(1)[0].permute(1, 2, 0).numpy()
+    found, mirrored = predictor.predict_images([picture, picture[:, ::-1].copy()])
+    assert len(found) > 0
+    expected = found.keypoints[:, schema.flip_index] * torch.tensor([-1.0, 1.0]) + torch.tensor([128.0, 0.0])
+    torch.testing.assert_close(mirrored.scores, found.scores, atol=1e-4, rtol=0)
+    apart = (mirrored.keypoints[:, None] - expected[None]).abs().amax((-2, -1))
+    assert (apart.amin(1) < 0.05).all()  # of equal scores the order may differ

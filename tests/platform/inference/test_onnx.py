@@ -12,10 +12,10 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from small_models import K, build, images, small
+from small_models import K, build, images, schema_of, small
 
 from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.data.schemas.shipped import COCO17
+from posefleet.data.schemas.shipped import COCO17, compact
 from posefleet.data.structures import Poses
 from posefleet.jobs import export as job
 from posefleet.models import available_methods
@@ -29,7 +29,7 @@ from posefleet.platform.inference.predictor import Predictor
 PIXELS, SCORES = 0.01, 1e-4
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = available_methods()
-Make = Callable[[str], str]
+Make = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Path of a checkpoint of the small model of a method."""
 
     @functools.cache
-    def make(method: str) -> str:
+    def make(method: str, schema: KeypointSchema = COCO17) -> str:
         data = {"train": "shards", "resize": {"short_side": 96, "long_side": 128}}
-        experiment = dataclasses.replace(build_experiment({"method": method, "data": data}), model=small(method))
+        values = {"method": method, "data": data, "schema": compact(schema)}
+        experiment = dataclasses.replace(build_experiment(values), model=small(method))
         meta = Meta(
             experiment=experiment, step=6, position=24, metrics={}, provenance={"run_id": "r1", "data": "d" * 64}
         )
         folder = tmp_path_factory.mktemp(method)
-        return CheckpointStore(str(folder)).save(meta, build(method).state_dict(), {})
+        return CheckpointStore(str(folder)).save(meta, build(method, schema=schema).state_dict(), {})
 
     return make
 
@@ -80,6 +81,27 @@ def test_onnx_runtime_finds_the_same_poses_in_batches_and_sizes_it_was_not_expor
             agreement = Agreement.of(ours.predict(batch), theirs.predict(batch))
         assert agreement.poses > 0
         assert agreement.within(PIXELS, SCORES), f"{tuple(batch.shape)}: {agreement}"
+
+
+OTHER_SCHEMAS = [("detposenet", schema_of(1))]
+"""A single keypoint has no affinity fields, which is another network."""
+OTHER_SCHEMAS += [
+    pytest.param(method, schema, marks=pytest.mark.slow)
+    for method in METHODS
+    for schema in (schema_of(4, skeleton=False), schema_of(133))
+]
+
+
+@pytest.mark.parametrize(("method", "schema"), OTHER_SCHEMAS, ids=lambda value: str(getattr(value, "name", value)))
+def test_other_keypoints_are_exported(method: str, schema: KeypointSchema, checkpoint: Make, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(export_onnx(checkpoint(method, schema)))
+    theirs, experiment = load_onnx(str(path))
+    assert experiment.keypoints == schema
+    with torch.inference_mode():
+        agreement = Agreement.of(build(method, schema=schema).eval().predict(images(2)), theirs.predict(images(2)))
+    assert agreement.within(PIXELS, SCORES), agreement
+    assert agreement.poses > 0 or method == "logocap"  # which finds nobody with these weights
 
 
 @pytest.mark.parametrize("method", METHODS)
