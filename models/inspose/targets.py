@@ -11,14 +11,7 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import People
-from posefleet.models.parts.ops.assign import (
-    PaddedPeople,
-    assign_people,
-    ignored_cells,
-    pad_people,
-    pseudo_boxes,
-    thin_out,
-)
+from posefleet.models.parts.ops.assign import PaddedPeople, assign_people, ignored_cells, pad_people, thin_out
 from posefleet.models.parts.ops.cells import Cells
 
 
@@ -76,9 +69,7 @@ def assign_instances(
     """
     padded = pad_people(people, cells.points.device)
     weak = padded.counted & ~padded.valid & (_sides(padded.annotated_boxes) >= config.min_side)
-    single = padded.keypoints.shape[2] == 1
-    tight = padded.boxes if single else pseudo_boxes(padded.keypoints, padded.labelled)
-    valid = padded.valid & (_sides(tight) >= config.min_side)
+    valid = padded.valid & (_sides(padded.boxes) >= config.min_side)
     padded = replace(padded, valid=valid, labelled=padded.labelled & valid[..., None])
     answering = replace(padded, boxes=padded.annotated_boxes) if annotated_boxes else padded
     if config.unlabelled == "weak_positive":

@@ -31,8 +31,7 @@ class PaddedPeople:
     areas: Tensor
     """(B, M) float32, square pixels."""
     boxes: Tensor
-    """(B, M, 4) xyxy pixels: the box that chooses the cells of a person with keypoints, which has an area; zero for
-    others."""
+    """(B, M, 4) xyxy pixels: the box that chooses the cells of a person with keypoints; zero for others."""
     valid: Tensor
     """(B, M) bool, True for people with keypoints; no crowds, no padding."""
     annotated_boxes: Tensor
@@ -77,9 +76,9 @@ def pad_people(
     """Pack the people of all images into padded tensors on ``device``.
 
     Args:
-        boxes: The box that chooses the cells of a person: that of the labelled keypoints, or the annotated one. The
-            annotated one is also taken where the labelled keypoints are a point or lie on a horizontal or vertical
-            line, because their box has no area.
+        boxes: The box that chooses the cells of a person: that of the labelled keypoints, or the annotated one. People
+            of a schema with a single keypoint always have the annotated one. A box of keypoints that are a point, or
+            on a horizontal or vertical line, has no cells, as in the authors' code.
     """
     counts = [len(p) for p in people]
     most = max(1, *counts)
@@ -100,7 +99,10 @@ def pad_people(
     valid = single & labelled.any(1)
     labelled = labelled & valid[:, None]
     annotated = pack([p.boxes for p in people]).float()
-    known = _boxes_with_area(keypoints, labelled, annotated, boxes).where(valid[:, None], 0.0)
+    if boxes == "pseudo" and keypoints.shape[1] > 1:
+        known = pseudo_boxes(keypoints, labelled)
+    else:
+        known = _widen(annotated).where(valid[:, None], 0.0)
     return PaddedPeople(
         pad(keypoints),
         pad(labelled),
@@ -129,14 +131,8 @@ _LEAST_SIDE = 16.0
 """Side, pixels, of a box whose annotation has none there: the finest cells of a pyramid have half of it."""
 
 
-def _boxes_with_area(
-    keypoints: Tensor, labelled: Tensor, annotated: Tensor, wanted: Literal["pseudo", "annotated"]
-) -> Tensor:
-    """(N, 4) xyxy boxes of N people, see :func:`pad_people`; sides that are still zero are widened."""
-    boxes = annotated
-    if wanted == "pseudo":
-        tight = pseudo_boxes(keypoints, labelled)
-        boxes = tight.where((tight[:, 2:] > tight[:, :2]).all(1, keepdim=True), annotated)
+def _widen(boxes: Tensor) -> Tensor:
+    """The xyxy boxes (N, 4) with their empty sides widened to ``_LEAST_SIDE``."""
     low, high = boxes.split(2, dim=-1)
     more = (high - low <= 0) * (_LEAST_SIDE / 2)
     return torch.cat([low - more, high + more], dim=-1)

@@ -308,18 +308,18 @@ def test_unlabelled_keypoints_have_no_say() -> None:
 
 
 def test_one_labelled_keypoint_is_the_whole_oks() -> None:
-    model = build(SMALL)
+    model = build(replace(SMALL, assign=AssignConfig(force_one=True)))
     nose = People(
         ADULT.keypoints,
         torch.where(torch.arange(K) == 0, ADULT.visibility, 0),
-        torch.cat([ADULT.keypoints[:, 0] - 6, ADULT.keypoints[:, 0] + 6], 1),
+        ADULT.boxes,
         ADULT.areas,
         ADULT.crowd,
     )
     poses = ADULT.keypoints[0] + torch.tensor([10.0, 0.0])
     losses = model.losses(maps_of(poses)[0], [nose])
     assert model.diagnostics["initial_oks"].item() == pytest.approx(0.157377, abs=1e-5)
-    assert losses["init"].item() == pytest.approx(0.05 * 10 / 8, rel=1e-4)  # cells of P3, 10 px are 1.25 cells
+    assert losses["init"].item() == pytest.approx(0.05 * 10 / 8, rel=1e-4)  # one P3 cell, 10 px are 1.25 cells
 
 
 def test_pose_losses_are_weighted_by_oks() -> None:
