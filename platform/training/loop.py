@@ -18,9 +18,8 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.training.freezing import Freezing
 from posefleet.platform.training.monitor import TrainingMonitor, monitored
-from posefleet.platform.training.optim import set_learning_rate
+from posefleet.platform.training.optim import Freezing, set_learning_rate
 from posefleet.platform.training.schedule import Schedule
 from posefleet.platform.training.state import TrainingState, initial_state, save_checkpoint
 from posefleet.platform.training.step import StepShare, train_step

@@ -19,8 +19,7 @@ from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.ema import AveragedWeights
-from posefleet.platform.training.freezing import Freezing
-from posefleet.platform.training.optim import build_optimizer
+from posefleet.platform.training.optim import Freezing, build_optimizer
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from posefleet.platform.config.loading import build_experiment, read_yaml
 from tests.bench import methods as bench
 
 ROOT = Path(__file__).resolve().parents[2]
-ABSENT = ("ray", "mlflow", "pydantic", "yaml", "webdataset", "pycocotools", "rich", "matplotlib", "psutil")
+ABSENT = ("ray", "mlflow", "pydantic", "webdataset", "pycocotools", "rich", "matplotlib", "psutil")
 
 
 def test_it_needs_only_torch_torchvision_timm_numpy_and_opencv() -> None:

@@ -212,7 +212,7 @@ def _save(store: object, step: int) -> str:
     from posefleet.platform.config.loading import build_experiment
 
     assert isinstance(store, CheckpointStore)
-    experiment = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
+    experiment = build_experiment({"method": "smpr", "schema": "coco17", "data": {"train": "/shards/train2017"}})
     metrics = {f"AP_{number}": 0.5 for number in range(60)} | {"AP": 0.5}
     meta = Meta(experiment=experiment, step=step, position=step, metrics=metrics, provenance={"git": "0" * 40})
     return store.save(meta, {"weight": torch.zeros(1000)}, {"optimizer": {}})
@@ -230,7 +230,7 @@ def _comparison(_: Path, runs: int) -> Work:
     from posefleet.platform.inference.latency import CROWDS
 
     images = 500
-    experiment = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
+    experiment = build_experiment({"method": "smpr", "schema": "coco17", "data": {"train": "/shards/train2017"}})
     truth = GroundTruth.from_records(
         (r["image_id"], (r["width"], r["height"]), r["people"]) for r in records_of(images)
     )
@@ -270,7 +270,7 @@ def _search(folder: Path, _: int) -> object:
         "optim.weight_decay": Range(low=1e-5, high=1e-1, log=True),
         "model.score.exponent": Range(low=0.0, high=1.0),
     }
-    base = build_experiment({"method": "smpr", "data": {"train": "/shards/train2017"}})
+    base = build_experiment({"method": "smpr", "schema": "coco17", "data": {"train": "/shards/train2017"}})
     return Search(folder, base, space, about={}, seed=0, sampler="random")
 
 

@@ -15,8 +15,8 @@ from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
-from posefleet.platform.training.freezing import Freezing
 from posefleet.platform.training.loop import Stopped, fit
+from posefleet.platform.training.optim import Freezing
 from posefleet.platform.training.state import check_start
 
 
