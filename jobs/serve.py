@@ -1,6 +1,7 @@
 """Serve models over HTTP with Ray Serve: on this machine until Ctrl-C, or on a running cluster.
 
 posefleet serve                                       the shipped serve/config.yaml, on http://127.0.0.1:8000
+posefleet serve --model runs/dogs                     a run, a checkpoint or a registered model, without a config
 posefleet serve my.yaml
 posefleet serve my.yaml --deploy http://HEAD:8265     on a cluster; run it again to update
 
@@ -8,13 +9,15 @@ They run `serve run CONFIG` and `serve deploy CONFIG` of Ray Serve. docs/serving
 """
 
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from posefleet.command_line import Argument, fail, parse
+from posefleet.command_line import Argument, Place, fail, parse
 
 CONFIG = Path(__file__).resolve().parents[1] / "serve" / "config.yaml"
 
@@ -25,16 +28,71 @@ class Options:
 
     config: Annotated[Path, Argument("CONFIG")] = CONFIG
     """YAML file: models, batching, replicas, host and port."""
+    model: Annotated[tuple[str, ...], Place("SOURCE")] = ()
+    """Serve these models instead of those of the config: folders of runs, checkpoints, models:/NAME@ALIAS. The first is the
+    default. They get the settings of the config's first model."""
+    port: int | None = None
+    """Port of HTTP. Default: that of the config."""
     deploy: Annotated[str, "URL"] = ""
     """Deploy to the cluster with this dashboard address, http://HEAD:8265, instead of serving from this machine."""
 
+    def __post_init__(self) -> None:
+        if self.port is not None and not 0 < self.port < 65536:
+            raise ValueError(f"--port must be 1..65535, not {self.port}")
 
-def command(options: Options) -> list[str]:
-    """The command line of Ray Serve that does what the options ask for."""
+
+def command(options: Options, config: str) -> list[str]:
+    """The command line of Ray Serve that does what the options ask for with a config file."""
     serve = [sys.executable, "-m", "ray.serve.scripts"]
     if options.deploy:
-        return [*serve, "deploy", "--address", options.deploy, str(options.config)]
-    return [*serve, "run", str(options.config)]
+        return [*serve, "deploy", "--address", options.deploy, config]
+    return [*serve, "run", config]
+
+
+def served_config(config: dict[str, Any], sources: Sequence[str], port: int | None) -> dict[str, Any]:
+    """A server's config that serves ``sources`` with the options of its first model, on ``port``.
+
+    Raises:
+        ValueError: Two sources have the same name, or the config has no model whose options they could get.
+    """
+    if port is not None:
+        config = {**config, "http_options": {**config.get("http_options", {}), "port": port}}
+    if not sources:
+        return config
+    try:
+        (application,) = config["applications"]
+        pattern = dict(application["args"]["models"][0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ValueError("--model needs a config with one application and a model in it") from None
+    pattern.pop("shadow", None)  # the challenger of another model
+    models = [{**pattern, "name": model_name(source), "source": source} for source in sources]
+    names = [model["name"] for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--model: the names {', '.join(names)} are not different; give a config with names of your own")
+    return {**config, "applications": [{**application, "args": {**application["args"], "models": models}}]}
+
+
+def model_name(source: str) -> str:
+    """The name in URLs: that of the registered model, or of the run, in lower case, other characters as ``-``."""
+    if source.startswith("models:/"):
+        last = re.split("[@/]", source.removeprefix("models:/").lstrip("/"))[0]
+    else:
+        parts = [part for part in source.rstrip("/").split("/") if part not in ("", "checkpoints", "report")]
+        last = next((part for part in reversed(parts) if not re.fullmatch(r"step-\d+", part)), "")
+    return re.sub("[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:63] or "model"
+
+
+def _write(config: dict[str, Any]) -> str:
+    """Path of a file that only this process, and the program that replaces it, can open; it ends with them."""
+    import yaml
+
+    file = tempfile.TemporaryFile("w+")  # noqa: SIM115: the program that replaces this one reads it
+    yaml.safe_dump(config, file, sort_keys=False)
+    file.flush()
+    file.seek(0)
+    number = os.dup(file.fileno())
+    os.set_inheritable(number, True)
+    return f"/dev/fd/{number}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, _ = parse(Options, arguments, command="serve", about=__doc__ or "")
     if not options.config.is_file():
         fail(f"no config file {options.config}; the shipped one is {CONFIG}")
-    program, *rest = command(options)
+    config = str(options.config)
+    if options.model or options.port is not None:
+        import yaml
+
+        try:
+            config = _write(served_config(yaml.safe_load(options.config.read_text()), options.model, options.port))
+        except (ValueError, yaml.YAMLError) as error:
+            fail(f"{options.config}: {error}")
+    program, *rest = command(options, config)
     os.execv(program, [program, *rest])  # replaces this process, so that Ray Serve receives its signals
 
 

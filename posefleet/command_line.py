@@ -132,7 +132,9 @@ class Option:
 
     def resolved(self, value: Any) -> Any:
         """``value``; made absolute by :func:`resolve_path` if the option is a :class:`Place`."""
-        return resolve_path(value) if isinstance(_split(self.type)[1], Place) else value
+        if not isinstance(_split(self.type)[1], Place):
+            return value
+        return tuple(map(resolve_path, value)) if isinstance(value, tuple) else resolve_path(value)
 
 
 _TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}

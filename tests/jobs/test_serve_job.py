@@ -1,0 +1,96 @@
+"""posefleet serve: the config and the command that Ray Serve gets."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from posefleet.jobs import serve
+from posefleet.serve.deployments.settings import ServerSettings
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The command that would replace the process, and the content of the config that it would read."""
+    found: list[Any] = []
+
+    def replace(program: str, command: list[str]) -> None:
+        found.extend((command, yaml.safe_load(Path(command[-1]).read_text())))
+
+    monkeypatch.setattr(os, "execv", replace)
+    return found
+
+
+def settings(config: dict[str, Any]) -> ServerSettings:
+    return ServerSettings.model_validate(config["applications"][0]["args"])
+
+
+def test_the_shipped_config_is_served_as_it_is(started: list[Any]) -> None:
+    serve.main([])
+    assert started[0][-2:] == ["run", str(serve.CONFIG)]
+    assert settings(started[1]).models[0].source == "models:/smpr@champion"
+
+
+def test_models_replace_those_of_the_config(started: list[Any]) -> None:
+    serve.main(["--model", "models:/hands@champion", "runs/Dogs 2/checkpoints/step-00000012", "--port", "8123"])
+    command, config = started
+    hands, dogs = settings(config).models
+    assert (hands.name, hands.source) == ("hands", "models:/hands@champion")
+    assert (dogs.name, dogs.source) == ("dogs-2", str(Path("runs/Dogs 2/checkpoints/step-00000012").absolute()))
+    shipped = settings(yaml.safe_load(serve.CONFIG.read_text())).models[0]
+    assert dogs.batching == shipped.batching and dogs.deployment == shipped.deployment
+    assert config["http_options"] == {"host": "127.0.0.1", "port": 8123}
+    assert command[-2] == "run"
+
+
+def test_a_cluster_gets_the_same_config(started: list[Any]) -> None:
+    serve.main(["--model", "models:/hands@champion", "--deploy", "http://HEAD:8265"])
+    command, config = started
+    assert command[-4:-1] == ["deploy", "--address", "http://HEAD:8265"]
+    assert settings(config).models[0].name == "hands"
+
+
+def test_the_config_is_readable_by_the_program_that_replaces_this_one() -> None:
+    path = serve._write({"a": 1})
+    child = os.fork()
+    if not child:
+        os.execvp("grep", ["grep", "-q", "^a: 1$", path])
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(int(path.rpartition("/")[2]))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("models:/smpr@champion", "smpr"),
+        ("models:/smpr/3", "smpr"),
+        ("s3://bucket/runs/Big_Dogs/", "big_dogs"),
+        ("/runs/a/checkpoints", "a"),
+        ("/runs/\u72d7", "model"),
+    ],
+)
+def test_the_name_of_a_model_comes_from_its_source(source: str, name: str) -> None:
+    assert serve.model_name(source) == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "a/x", "b/x"], "the names x, x are not different"),
+        (["--port", "70000"], "--port must be 1..65535, not 70000"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        serve.main(arguments)
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_config_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text("applications: []")
+    with pytest.raises(SystemExit):
+        serve.main([str(config), "--model", "runs/a"])
+    assert "--model needs a config with one application and a model in it" in capsys.readouterr().err
