@@ -46,11 +46,12 @@ class FilterConfig:
     nms_threshold: float = 0.5
     """0..1, IoU of boxes above which box NMS drops the box of lower score: of all boxes with ``mode: nms``, of boxes
     without a pose with ``uncovered: nms``. Raised, more boxes remain."""
-    box: Literal["first", "fit", "mean"] = "mean"
+    box: Literal["first", "fit", "mean"] = "fit"
     """The box of a pose, among the detected ones that it fits best. ``first``: that of the highest score, as in the
     paper; in crowds it is often mostly another person's. ``fit``: that of the largest IoU with the pose's own box.
     ``mean``: of a pose with all keypoints, the mean of that box and its own; the fewer a pose has, the less its own box
-    counts in the mean, and the more the scores count in the choice. All three keep the highest score."""
+    counts in the mean, and the more the scores count in the choice. It is the best with perfect maps, and the worst
+    where trained maps put a keypoint elsewhere. All three keep the highest score."""
     uncovered: Literal["nms", "drop"] = "nms"
     """Boxes that contain no pose: leave to box NMS, or drop as false detections, as in the paper. ``nms`` finds people
     who have too few keypoints for a coarse pose, and refines false detections, which costs time."""

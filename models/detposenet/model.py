@@ -103,14 +103,15 @@ class Config:
     """DetPoseNet; the paper's numbers where it has any.
 
     :meth:`paper` is the paper's text. The authors released neither code nor weights. The shipped recipes depart from
-    the text in the points below; ``tests/bench/bench_filter.py`` measures what each brings with perfect maps.
+    the text in the points below; ``tests/bench/bench_filter.py`` measures what each brings with perfect maps, and
+    docs/results.md has them with a trained network.
 
     * ``coarse.limb_overhang`` 8 px, as in OpenPose's code, instead of the formula's 0: peaks lie on cells, so limbs of
       a few cells would not be found.
     * ``filter.uncovered``: boxes without a pose go through box NMS. The text drops them, and with them everybody who
       has at most ``filter.delta_kpt`` keypoints.
-    * ``filter.box``: a pose gets the box that it fits best, averaged with its own. The text takes the first one, which
-      in a crowd is often around somebody else.
+    * ``filter.box``: a pose gets the box that it fits best. The text takes the first one, which in a crowd is often
+      around somebody else.
     * ``filter.merge_fragments``: pieces of a person are joined. In the text each gets a box, because poses without a
       common keypoint have no similarity.
     * ``filter.scale_recovered``: a box made for a second pose has a score by its keypoints. The text gives it the full

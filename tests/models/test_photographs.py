@@ -44,7 +44,6 @@ DETPOSENET = {
     "model.detector.max_boxes": 60,
     "model.prs.crops_per_image": 4,
     "model.prs.scale_jitter": [0.85, 1.2],
-    "model.filter.delta_kpt": 1,
 }
 TRAINING: dict[str, dict[str, Any]] = {
     "smpr": {"model.assign.force_one": True},

@@ -228,7 +228,7 @@ def test_the_box_of_a_partial_pose_goes_by_the_score() -> None:
     head = (torch.arange(17) < 5).float()
     small, person = (36.0, 2.0, 64.0, 14.0, 0.1), (10.0, 0.0, 90.0, 190.0, 0.9)
     own = torch.tensor([38.0, 5.6, 62.0, 10.4])
-    found = run([small, person], [TEMPLATE * head[:, None]], head[None])
+    found = run([small, person], [TEMPLATE * head[:, None]], head[None], box="mean")
     assert found.sources == ["normal"]
     torch.testing.assert_close(found.boxes[0], (box(person) + own * 5 / 17) / (22 / 17))
     fitting = run([small, person], [TEMPLATE * head[:, None]], head[None], box="fit")
@@ -244,7 +244,7 @@ def halves() -> tuple[list[torch.Tensor], torch.Tensor]:
 
 def test_fragments_of_a_person_are_one_pose() -> None:
     poses, scores = halves()
-    found = run([B1], poses, scores)
+    found = run([B1], poses, scores, box="mean")
     assert found.poses == [0] and found.sources == ["normal"]
     torch.testing.assert_close(found.boxes[0], (box(B1) + torch.tensor(OWN)) / 2)
     assert run([B1], poses, scores, merge_fragments=False).poses == [0, 1]
@@ -256,7 +256,7 @@ def test_small_fragments_are_merged_into_a_pose_but_not_with_each_other() -> Non
     pieces[0, 5:13] = 1
     pieces[torch.tensor([1, 1, 2, 2, 3, 4, 4, 5, 5]), torch.tensor([0, 1, 2, 3, 4, 13, 14, 15, 16])] = 1
     poses = [TEMPLATE * piece[:, None] for piece in pieces]
-    found = run([B1], poses, pieces)
+    found = run([B1], poses, pieces, box="mean")
     assert found.poses == [0] and found.sources == ["normal"]
     torch.testing.assert_close(found.boxes[0], (box(B1) + torch.tensor(OWN)) / 2)  # of all 17 keypoints
     assert run([B1], poses[1:], pieces[1:], uncovered="drop").poses == []
