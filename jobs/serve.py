@@ -29,8 +29,8 @@ class Options:
     config: Annotated[Path, Argument("CONFIG")] = CONFIG
     """YAML file: models, batching, replicas, host and port."""
     model: Annotated[tuple[str, ...], Place("SOURCE")] = ()
-    """Serve these models instead of those of the config: folders of runs, checkpoints, models:/NAME@ALIAS. The first is the
-    default. They get the settings of the config's first model."""
+    """Serve these models instead of those of the config: folders of runs, checkpoints, models:/NAME@ALIAS. The first is
+    the default. They get the settings of the config's first model."""
     port: int | None = None
     """Port of HTTP. Default: that of the config."""
     deploy: Annotated[str, "URL"] = ""
@@ -68,7 +68,9 @@ def served_config(config: dict[str, Any], sources: Sequence[str], port: int | No
     models = [{**pattern, "name": model_name(source), "source": source} for source in sources]
     names = [model["name"] for model in models]
     if len(set(names)) < len(names):
-        raise ValueError(f"--model: the names {', '.join(names)} are not different; give a config with names of your own")
+        raise ValueError(
+            f"--model: the names {', '.join(names)} are not different; give a config with names of your own"
+        )
     return {**config, "applications": [{**application, "args": {**application["args"], "models": models}}]}
 
 
@@ -86,7 +88,8 @@ def _write(config: dict[str, Any]) -> str:
     """Path of a file that only this process, and the program that replaces it, can open; it ends with them."""
     import yaml
 
-    file = tempfile.TemporaryFile("w+")  # noqa: SIM115: the program that replaces this one reads it
+    # Not closed here: the program that replaces this one reads it.
+    file = tempfile.TemporaryFile("w+")  # noqa: SIM115
     yaml.safe_dump(config, file, sort_keys=False)
     file.flush()
     file.seek(0)

@@ -151,12 +151,12 @@ def _cell_maps(model: Any, people: People, size: tuple[int, int]) -> dict[str, l
     assigned = model.target_points(size, [people])[0][0]
     same = (cells.points[:, None] == assigned.points).all(-1) & (cells.strides[:, None] == assigned.stride)
     cell, row = same.nonzero(as_tuple=True)
-    noise = torch.randn(len(cell), len(COCO17), 2, generator=random).to(device)
+    noise = torch.randn(len(cell), people.keypoints.shape[1], 2, generator=random).to(device)
     poses = people.keypoints[assigned.person[row]] + 0.005 * size[0] * noise
 
     logits = torch.full((len(cells), 1), -9.0, device=device)
     logits[cell, 0] = 3 * torch.rand(len(cell), generator=random).to(device)
-    offsets = torch.zeros(len(cells), 2 * len(COCO17), device=device)
+    offsets = torch.zeros(len(cells), 2 * people.keypoints.shape[1], device=device)
     offsets[cell] = encode_offsets(cells.points[cell], cells.strides[cell], poses)
     planted = {"cls": logits, "psm": torch.full_like(logits, 2.0), "refine": offsets}
     if model.config.head.channels and not hasattr(model.head, "refine"):
