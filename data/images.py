@@ -1,13 +1,16 @@
 """Decodes, checks and encodes images."""
 
+import importlib
 import io
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from typing import TypeAlias
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from posefleet.data.errors import DataError, NotAnImage, TooManyPixels
 
@@ -17,14 +20,30 @@ cv2.setNumThreads(0)
 Buffer: TypeAlias = bytes | memoryview
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Formats that :func:`decode_untrusted` accepts, as Pillow names them."""
+"""Formats that :func:`decode_untrusted` accepts if it is not told otherwise, as Pillow names them."""
+
+FILE_FORMATS = (*FORMATS, "TIFF", "JPEG2000", "AVIF", "HEIF")
+"""Formats of image files that are read from folders; HEIF needs one of ``HEIF_PLUGINS``."""
+
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
+)
+"""File name extensions of ``FILE_FORMATS``."""
+
+HEIF_PLUGINS = ("pi_heif", "pillow_heif")
+"""Packages that teach Pillow to read HEIC; the first that is installed is used."""
+
+_TIFF = (b"II*\0", b"MM\0*")
+_EIGHT_BITS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB")  # Pillow's modes that become RGB unscaled
 
 
 def decode_image(data: Buffer, *, what: str = "image") -> np.ndarray:
-    """Decode JPEG, PNG or any format that OpenCV reads, with EXIF orientation applied, to RGB.
+    """Decode an image of any of ``FILE_FORMATS`` with EXIF orientation applied, to RGB.
 
-    Grey and CMYK images become RGB. The missing part of a truncated JPEG becomes grey; the doctor and the sharding
-    job find such files with :func:`posefleet.data.images.verify_image`.
+    Grey and CMYK images become RGB, and 16 bits become 8. Of several pages or frames this is the first. The missing
+    part of a truncated JPEG becomes grey; the doctor and the sharding job find such files with
+    :func:`posefleet.data.images.verify_image`.
 
     Args:
         data: The file's bytes, or a buffer of them.
@@ -34,31 +53,79 @@ def decode_image(data: Buffer, *, what: str = "image") -> np.ndarray:
         (H, W, 3) uint8.
 
     Raises:
-        DataError: The bytes are not an image.
+        DataError: The bytes are not an image, or it is HEIC and no plug-in is installed; the message names one.
     """
+    if bytes(data[4:8]) == b"ftyp":  # AVIF and HEIC: OpenCV reads no HEIC, and does not turn AVIF
+        return _decode_with_pillow(data, what)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
+    if image is None and bytes(data[:4]) in _TIFF:  # OpenCV lacks some of its compressions
+        image = _decode_with_pillow(data, what)
     if image is None:
         raise DataError(f"{what}: cannot decode {len(data)} bytes as an image")
     return image
 
 
-def decode_untrusted(data: Buffer, *, most_pixels: int, what: str = "image") -> np.ndarray:
+def _decode_with_pillow(data: Buffer, what: str) -> np.ndarray:
+    _add_heif(data, what)
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_known(FILE_FORMATS)) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if image.mode not in _EIGHT_BITS:
+                raise DataError(
+                    f"{what}: {image.format} with pixels of the kind {image.mode}, expected 8 bits a channel"
+                )
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises many kinds of error for damaged files
+        raise DataError(f"{what}: cannot decode {len(data)} bytes as an image: {error}") from None
+
+
+def _add_heif(data: Buffer, what: str) -> None:
+    """Teach Pillow to read HEIC, if ``data`` may be HEIC.
+
+    Raises:
+        DataError: It is HEIC, and no plug-in is installed.
+    """
+    if bytes(data[4:8]) == b"ftyp" and not bytes(data[8:12]).startswith(b"avi") and not _heif_added():
+        raise DataError(f"{what}: this is HEIC, which needs a plug-in: pip install pi-heif")
+
+
+@cache
+def _heif_added() -> bool:
+    for name in HEIF_PLUGINS:
+        with suppress(ImportError):
+            importlib.import_module(name).register_heif_opener()
+            return True
+    return False
+
+
+def _known(formats: Sequence[str]) -> list[str]:
+    """Those that this Pillow can read: HEIF needs a plug-in, AVIF a recent Pillow."""
+    Image.init()
+    return [name for name in formats if name in Image.OPEN]
+
+
+def decode_untrusted(
+    data: Buffer, *, most_pixels: int, what: str = "image", formats: Sequence[str] = FORMATS
+) -> np.ndarray:
     """:func:`decode_image` for untrusted bytes: checks format and size before it allocates the pixels.
 
     Args:
         data: The file's bytes, or a buffer of them; the format is found from them, not from a file name.
         most_pixels: Maximum width x height of an image that is decoded.
         what: Name of the image in errors.
+        formats: Accepted formats, of ``FILE_FORMATS``.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        NotAnImage: The bytes are none of ``FORMATS``.
+        NotAnImage: The bytes are none of ``formats``.
         TooManyPixels: The header announces more than ``most_pixels``.
         DataError: The image is damaged, or ends too early.
     """
-    kind, width, height = _read_header(data, what)
+    kind, width, height = _read_header(data, what, formats)
     if width * height > most_pixels:
         raise TooManyPixels(f"{what}: {width} x {height} pixels are more than the {most_pixels:,} that are allowed")
     if kind in ("JPEG", "MPO") and not _jpeg_ends(data):
@@ -66,20 +133,22 @@ def decode_untrusted(data: Buffer, *, most_pixels: int, what: str = "image") -> 
     return decode_image(data, what=what)
 
 
-def _read_header(data: Buffer, what: str) -> tuple[str, int, int]:
+def _read_header(data: Buffer, what: str, formats: Sequence[str]) -> tuple[str, int, int]:
     """Format, width and height of the stored image, before EXIF orientation."""
     size = len(data)
     if not size:
         raise NotAnImage(f"{what}: no bytes at all")
+    if "HEIF" in formats:
+        _add_heif(data, what)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller has its own bound
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=_known(formats)) as image:
                 return str(image.format), *image.size
     except Image.DecompressionBombError as error:
         raise TooManyPixels(f"{what}: {error}") from None
     except UnidentifiedImageError:
-        raise NotAnImage(f"{what}: {size:,} bytes that are none of {', '.join(FORMATS)}") from None
+        raise NotAnImage(f"{what}: {size:,} bytes that are none of {', '.join(formats)}") from None
     except Exception as error:  # Pillow raises many kinds of error for damaged headers
         raise DataError(f"{what}: damaged header: {error}") from None
 
@@ -142,12 +211,14 @@ def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
     if not data:
         raise DataError(f"{what}: the file is empty")
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    _add_heif(data, what)
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             width, height = image.size
             if image.format not in ("JPEG", "PNG"):
-                decode_image(data, what=what)  # training decodes with OpenCV, which reads fewer formats than Pillow
+                height, width, _ = decode_image(data, what=what).shape  # decoders differ in what they read and turn
+                return width, height
     except UnidentifiedImageError as error:
         raise DataError(f"{what}: {len(data)} bytes that are not an image") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
