@@ -35,7 +35,7 @@ class InterruptibleWorker(LocalWorker):
         """Whether a signal asked this process to stop."""
         return self._stop.is_set()
 
-    def report(self, metrics: Mapping[str, float]) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: str) -> None:
         """Pass the metrics to the caller of :func:`run_training`."""
         self._report(dict(metrics))
 

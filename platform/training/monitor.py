@@ -76,10 +76,13 @@ class TrainingMonitor:
         self._image_ids.append([i for batch in taken for i in batch.image_ids.tolist()])
         self._rate, self._norm = rate, norm
 
-    def read_losses(self) -> tuple[bool, bool]:
+    def read_losses(self, *, save_wanted: bool = False) -> tuple[bool, bool]:
         """Bring the losses since the last call to the host, check and log them; all ranks call this.
 
         One reduction over ranks carries the losses, the requests of every rank and their paces.
+
+        Args:
+            save_wanted: Whether this rank asks for a checkpoint, although the worker was not asked for one.
 
         Returns:
             Whether any rank was asked to stop, and whether any rank was asked for a checkpoint.
@@ -90,7 +93,7 @@ class TrainingMonitor:
         worker, steps = self._worker, len(self._losses)
         worker.watch.enter(Phase.READ_LOSSES)
         losses = torch.stack(self._losses)  # (steps, names)
-        requests = losses.new_tensor([worker.stop_requested(), worker.checkpoint_requested()])
+        requests = losses.new_tensor([worker.stop_requested(), worker.checkpoint_requested() or save_wanted])
         not_finite = (~losses.isfinite()).any().float()[None]
         paces = losses.new_tensor(self._paces())
         sums = worker.reduce(torch.cat([not_finite, requests, losses.mean(0), paces])).tolist()

@@ -1,16 +1,18 @@
 """Runs a training as a Ray Train job. Beside ``elastic``, only this file of the platform imports ``ray.train``.
 
-The driver opens the run, starts the workers, waits, and closes the run. When a worker dies, Ray
-replaces all workers, and they resume from the last checkpoint in the run's own store. Ray's checkpoints are not used,
-because a run must also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller
-has polled. An elastic run continues with the workers that the cluster has room for, and restarts all of them when there
-is room for more.
+The driver opens the run, starts the workers, waits, and closes the run. When a worker dies, Ray replaces all workers,
+and they resume from the last checkpoint in the run's own store, because a run must also resume where Ray's state is
+lost, and because Ray counts a checkpoint only after its controller has polled. The checkpoints that Ray gets are
+pointers to ours: a second copy would cost time, and Ray refuses to start again where a checkpoint that it knows was
+deleted. An elastic run continues with the workers that the cluster has room for, and restarts all of them when there is
+room for more.
 """
 
 import dataclasses
 import logging
 import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -26,6 +28,7 @@ from ray.util.queue import Queue
 
 from posefleet.data.io.cluster import start_ray
 from posefleet.memory import collect_garbage_rarely
+from posefleet.platform.checkpoints.resolve import write_pointer
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.runtime import logs
@@ -85,10 +88,12 @@ class RayWorker(LocalWorker):
             self._run.withdraw("save")
             self._save = False
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Report to Ray Train; a barrier over all ranks."""
-        with self.watch.waiting():
-            ray.train.report(dict(metrics))
+    def report(self, metrics: Mapping[str, float], checkpoint: str) -> None:
+        """Report to Ray Train, with a pointer to the checkpoint as Ray's checkpoint; a barrier over all ranks."""
+        with self.watch.waiting(), tempfile.TemporaryDirectory() as folder:
+            if self.rank == 0:
+                write_pointer(folder, checkpoint)
+            ray.train.report(dict(metrics), None if self.rank else ray.train.Checkpoint(folder))
 
     def _ask(self) -> None:
         if self.rank or time.monotonic() - self._looked < ASK_SECONDS:
@@ -160,6 +165,10 @@ def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None)
             name="ray",
             storage_path=run.folder,
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=experiment.train.keep_checkpoints,
+                checkpoint_score_attribute="AP" if experiment.data.eval else None,
+            ),
             callbacks=callbacks,  # of the newer kind
         ),
     )

@@ -200,3 +200,5 @@ def test_the_demo_in_miniature(tmp_path: Path) -> None:
     report = tmp_path / "demo" / "runs" / "demo" / "report"
     assert {path.name for path in report.iterdir()} == {"curves", "evaluation", "experiment.yaml", "targets"}
     assert (tmp_path / "demo" / "results_refined.json").exists()
+    reported = sorted((report.parent / "ray").glob("checkpoint_*"))  # the last one is ray.train.Result.checkpoint
+    assert find_checkpoint(str(reported[-1])) == find_checkpoint(str(report.parent))
