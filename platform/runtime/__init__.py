@@ -1,3 +1,3 @@
-"""What every process needs: paths, errors, redaction, logs, progress, node placement and the worker interface.
+"""What every process needs: paths, errors, redaction, logs, progress, node placement, locks, the worker interface.
 
-Doors: ``paths``, ``errors``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``."""
+Doors: ``paths``, ``errors``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``, ``lock``."""
