@@ -1,3 +1,4 @@
-"""What every process needs: paths, errors, redaction, logs, progress, node placement, locks, the worker interface.
+"""What every process needs: paths, errors, redaction, logs, progress, placement, locks, and the worker interface.
 
-Doors: ``paths``, ``errors``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``, ``lock``."""
+Doors: ``paths``, ``errors``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``,
+``lock``."""
