@@ -29,7 +29,7 @@ from posefleet.platform.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     Version,
-    check_name,
+    check_model_name,
     find_alias,
     find_version,
     promote,
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _rollback(options: Options) -> int:
-    champion, replaced = rollback(options.tracking, check_name(options.model))
+    champion, replaced = rollback(options.tracking, check_model_name(options.model))
     was = f", in place of version {replaced.number}, which is the previous one now" if replaced else ""
     sys.stdout.write(f"{MODELS}{champion.name}@{CHAMPION} is version {champion.number} again{was}\n")
     return 0
@@ -119,7 +119,7 @@ def _promote(options: Options, overrides: Given) -> int:
     meta = read_meta(checkpoint)
     experiment = _experiment(meta.experiment, overrides)
     split = _split(options, experiment)
-    name = check_name(options.model or experiment.method)
+    name = check_model_name(options.model or experiment.method)
     uri = _store(options.tracking, checkpoint)
     current = find_alias(uri, name, CHAMPION)
     champion = find_checkpoint(current.address, tracking=uri) if current else ""
@@ -145,7 +145,7 @@ def _promote_from_shadow(options: Options, overrides: Given) -> int:
     from posefleet.platform.promotion.shadow import read_shadowing
 
     uri = store_uri(options.tracking)
-    challenger = find_version(f"{MODELS}{check_name(options.model)}@{CHALLENGER}", uri)
+    challenger = find_version(f"{MODELS}{check_model_name(options.model)}@{CHALLENGER}", uri)
     current = find_alias(uri, options.model, CHAMPION)
     shadowing = read_shadowing(options.from_shadow, os.environ.get("POSEFLEET_TOKEN", ""))
     checkpoint = find_checkpoint(challenger.address, tracking=uri)

@@ -42,9 +42,11 @@ Content = Callable[[Mapping[str, FileRecord]], bytes]
 class CheckpointStore:
     """The checkpoints of one run, in the folder or URI ``root``; keeps the ``keep`` latest and the best."""
 
-    def __init__(self, root: str, *, keep: int = 2) -> None:
+    def __init__(self, root: str, *, keep: int = 2, before_save: Callable[[], None] | None = None) -> None:
+        """``before_save`` is called before each :meth:`save`, which it may refuse by a ``CheckpointError``."""
         self.root = root.rstrip("/")
         self.keep = keep
+        self._before_save = before_save
         self._fs, self._path = fsspec.url_to_fs(self.root)
 
     def path_of(self, step: int) -> str:
@@ -62,6 +64,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: The checkpoint cannot be written; earlier checkpoints are unchanged.
         """
+        if self._before_save:
+            self._before_save()
         name = _name_of(meta.step)
         files = {WEIGHTS: partial(write_weights, weights), STATE: partial(torch.save, dict(state))}
         try:
@@ -99,8 +103,12 @@ class CheckpointStore:
     def names(self) -> list[str]:
         """Names of the checkpoint folders that have a ``meta.json``, oldest first; their files may be damaged."""
         self._fs.invalidate_cache()
-        found = self._fs.glob(f"{self._path}/step-*/{META}")
-        return sorted(str(path).split("/")[-2] for path in found)
+        try:  # no pattern, in which characters of the path would have a meaning
+            names = [str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(self._path, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = [name for name in names if name.startswith("step-") and self._fs.exists(f"{self._path}/{name}/{META}")]
+        return sorted(found)
 
     def latest(self) -> str | None:
         """Path of the newest intact checkpoint, or None; logs a warning for each damaged one that it skips."""

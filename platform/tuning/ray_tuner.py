@@ -55,6 +55,9 @@ log = logging.getLogger(__name__)
 PEOPLE = 5
 """Number of people in the images on which a trial's predictions are timed."""
 
+TRIAL_PATIENCE = 120.0
+"""Seconds that a trial which is started again waits for its earlier process to end."""
+
 QUANTILE = 0.25
 """Share of a population that is replaced, its worst members, by copies of as many of its best."""
 
@@ -455,7 +458,8 @@ def _run_trial(config: dict[str, Any], tracking_uri: str) -> None:
     collect_garbage_rarely()
     logging.basicConfig(level=logging.INFO, format=logs.TERMINAL)
     name = tune.get_context().get_trial_name()
-    experiment, run = open_run(_experiment(config, str(name), tracking_uri))
+    # Ray Tune runs a trial once at a time: another process that has its run is one that Ray is about to end.
+    experiment, run = open_run(_experiment(config, str(name), tracking_uri), patience=TRIAL_PATIENCE)
     checkpoints = run.store(experiment)
     if copied := tune.get_checkpoint():  # in a population: of a better member, or its own
         with copied.as_directory() as folder:

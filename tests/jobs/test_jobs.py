@@ -17,6 +17,8 @@ import pytest
 import yaml
 from small_settings import small_settings
 
+from posefleet.platform.checkpoints.resolve import find_checkpoint
+
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
 
