@@ -16,7 +16,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import fsspec
 import safetensors.torch
@@ -149,10 +149,16 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}/{WEIGHTS} is refused: it is no file of safetensors ({error})") from None
 
 
+class Stream(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: Any, /) -> int: ...
+
+
 class HashingStream(io.RawIOBase):
     """Passes what is written on to another stream, and remembers its size and SHA-256."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream, self._sha256, self._size = stream, hashlib.sha256(), 0
 
     def writable(self) -> bool:
@@ -191,7 +197,7 @@ def encode_content(meta: Meta, files: Mapping[str, FileRecord]) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def write_weights(weights: Mapping[str, Tensor], stream: IO[bytes]) -> None:
+def write_weights(weights: Mapping[str, Tensor], stream: Stream) -> None:
     """Write ``model.safetensors``."""
     stream.write(safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
 

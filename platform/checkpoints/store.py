@@ -33,7 +33,7 @@ from posefleet.platform.checkpoints.format import (
 
 log = logging.getLogger(__name__)
 
-Writer = Callable[[IO[bytes]], object]
+Writer = Callable[[Any], object]
 """Writes a file to a stream."""
 Content = Callable[[Mapping[str, FileRecord]], bytes]
 """The content of ``meta.json`` for the records of the other files."""
