@@ -69,6 +69,9 @@ class Options:
     """Split of --source."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
+    category: Annotated[tuple[str, ...], "NAME"] = ()
+    """Categories of --source whose annotations are read; all: every one that lists keypoints. Default: the only one
+    that can be meant."""
     force: bool = False
     """Promote in spite of failed checks; a tag of the version records this."""
     gate: GateThresholds = field(default_factory=GateThresholds)
@@ -197,7 +200,9 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
 def _split(options: Options, experiment: "Experiment") -> "Split":
     from posefleet.platform.inference.split import Split
 
-    return Split.named(options.source, options.split, options.images, shards=experiment.data.eval)
+    return Split.named(
+        options.source, options.split, options.images, shards=experiment.data.eval, category=options.category
+    )
 
 
 def _store(given: str, checkpoint: str) -> str:

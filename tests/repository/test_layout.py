@@ -84,8 +84,8 @@ ORDER = (
 """Packages, lower ones first: a package imports only those of lines above its own (and jobs/ none of serve/)."""
 
 OPEN = {
-    "data": "errors images masks structures transforms",
-    "data/coco": "annotations file_schema records results source split",
+    "data": "errors findings images masks structures transforms",
+    "data/coco": "annotations file_schema image_files labels reader records results source split",
     "data/doctor": "examine",
     "data/evaluation": "accumulate annotators bootstrap boxes error_analysis evaluate ground_truth",
     "data/io": "cluster files json_stream tars",
