@@ -103,7 +103,7 @@ OPEN = {
     "platform/monitoring": "profiler stragglers watchdog",
     "platform/prediction": "batch inputs worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",
-    "platform/runtime": "activity errors lock logs paths placement progress redaction worker",
+    "platform/runtime": "activity errors leftovers lock logs paths placement progress redaction worker",
     "platform/tracking": "client registry runs tracker",
     "platform/training": "launch loop optim run step",
     "platform/tuning": "decoding ray_tuner report space study",
