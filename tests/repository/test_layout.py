@@ -100,7 +100,7 @@ OPEN = {
     "platform/comparison": "ablation budget report sources",
     "platform/config": "cli experiment loading",
     "platform/inference": "evaluate latency onnx predictor split",
-    "platform/monitoring": "profiler stragglers watchdog",
+    "platform/monitoring": "interruptions profiler stragglers watchdog",
     "platform/prediction": "batch inputs worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",
     "platform/runtime": "activity errors leftovers lock logs paths placement progress redaction worker",
