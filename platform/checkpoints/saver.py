@@ -6,7 +6,8 @@ the next one waits for it, so memory holds one copy. Files, digests and their or
 """
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -23,8 +24,13 @@ class BackgroundSaver:
     one can be written changes nothing about the error.
     """
 
-    def __init__(self, store: CheckpointStore) -> None:
+    def __init__(self, store: CheckpointStore, written: Callable[[int, float], None] | None = None) -> None:
+        """
+        Args:
+            written: Called in the thread when a checkpoint is written, with its step and the seconds since the copy.
+        """
         self.store = store
+        self._written = written
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._pinned: dict[str, Tensor] = {}
@@ -59,7 +65,8 @@ class BackgroundSaver:
         done = torch.cuda.Event() if torch.cuda.is_initialized() else None
         if done:
             done.record()
-        self._thread = threading.Thread(target=self._write, args=(meta, weights, state, done), name="checkpoint")
+        work = (meta, weights, state, done, time.monotonic())
+        self._thread = threading.Thread(target=self._write, args=work, name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -75,11 +82,15 @@ class BackgroundSaver:
             self._error = None
             raise error
 
-    def _write(self, meta: Meta, weights: Mapping[str, Tensor], state: Mapping[str, Any], done: Any) -> None:
+    def _write(
+        self, meta: Meta, weights: Mapping[str, Tensor], state: Mapping[str, Any], done: Any, copied: float
+    ) -> None:
         try:
             if done:
                 done.synchronize()
             self.store.save(meta, weights, state)
+            if self._written:
+                self._written(meta.step, time.monotonic() - copied)
         except CheckpointError as error:
             self._error = error
         except Exception as error:  # a thread has nobody to raise to

@@ -11,6 +11,7 @@ from typing import Any
 
 from posefleet.command_line import report_error
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.monitoring.interruptions import Losses, read_interruptions
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.worker import LocalWorker
@@ -137,5 +138,7 @@ def _print_outcome(experiment: Experiment, run: Run, outcome: Outcome) -> None:
         best = store.best() or store.latest()
     lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
     lines += [f"checkpoint  {best}"] if best else []
+    lost = Losses.of(read_interruptions(run.folder))
+    lines += [f"interrupted {lost}"] if lost.count else []
     lines += [f"images      {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]
     sys.stderr.write("\n".join(lines) + "\n")

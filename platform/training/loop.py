@@ -18,8 +18,9 @@ from posefleet.platform.checkpoints.saver import BackgroundSaver
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set
+from posefleet.platform.monitoring.interruptions import InterruptionLog
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.training.monitor import TrainingMonitor, monitored
+from posefleet.platform.training.monitor import TrainingMonitor, log_interruption, monitored
 from posefleet.platform.training.optim import Freezing, set_learning_rate
 from posefleet.platform.training.schedule import Schedule
 from posefleet.platform.training.state import TrainingState, finish_saving, initial_state, save_checkpoint
@@ -43,10 +44,12 @@ def fit(
         DataError: The shards cannot be used.
         ValueError: There are more workers than the run was made for.
     """
+    interruptions = InterruptionLog("" if worker.rank else worker.folder, devices=worker.world_size)
     dataset = training_set(experiment)
     state = initial_state(experiment, worker, store)
+    interruptions.begin(state.step)
     provenance = {**(provenance or {}), "data": read_manifest(experiment.data.train).fingerprint}
-    saver = BackgroundSaver(store)
+    saver = BackgroundSaver(store, interruptions.saved)
     save = partial(save_checkpoint, state, experiment, worker, saver, provenance)
     share = share_of(experiment, worker)
     schedule = Schedule(experiment, len(dataset), experiment.data.batch_size * share.micro_batches)
@@ -82,6 +85,7 @@ def fit(
                         bfloat16=experiment.train.precision == "bfloat16",
                     )
                     state.step_taken(schedule.images_per_step)
+                    log_interruption(worker, interruptions.step_taken(state.step))
                     monitor.add_step(losses, norm, rate, micro_batches)
                     del micro_batches  # its memory, shared with the loaders, is free before the next ones are fetched
                     save_due = schedule.save_due(state.step)
@@ -103,6 +107,7 @@ def fit(
                 metrics = {**state.metrics, "step": state.step, "epoch": schedule.epoch(state.position)}
                 worker.report(metrics, store.path_of(state.step))
     finish_saving(worker, saver)
+    interruptions.ended()
     return state.metrics
 
 

@@ -13,6 +13,7 @@ from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.structures import Batch
 from posefleet.models.parts.ops.losses import around_reductions
 from posefleet.platform.config.experiment import Experiment, Profile
+from posefleet.platform.monitoring.interruptions import Interruption
 from posefleet.platform.monitoring.profiler import profiled
 from posefleet.platform.monitoring.stragglers import StragglerDetector
 from posefleet.platform.monitoring.watchdog import Watchdog
@@ -168,6 +169,23 @@ class TrainingMonitor:
         if line and self._worker.rank == 0:
             log.warning(line)
         return metrics
+
+
+def log_interruption(worker: LocalWorker, interruption: Interruption | None) -> None:
+    """Log what an interruption cost, as metrics over the number of the interruption."""
+    if interruption is None:
+        return
+    log.info(
+        "interruption %d: %d steps are done again from step %d, %.1f device seconds lost",
+        interruption.number,
+        interruption.steps_again,
+        interruption.resumed_from,
+        interruption.device_seconds,
+    )
+    if worker.sink:
+        values = {"steps_again": interruption.steps_again, "device_seconds": interruption.device_seconds}
+        named = {f"interruptions/{name}": value for name, value in values.items()}
+        worker.sink.log_metrics(named, interruption.number)
 
 
 @contextlib.contextmanager

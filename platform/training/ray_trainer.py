@@ -32,6 +32,7 @@ from posefleet.platform.checkpoints.resolve import write_pointer
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.leftovers import claim, sweep
 from posefleet.platform.runtime.placement import TRAINING
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
 from posefleet.platform.training.outcome import Outcome, ReportMetrics, fit_or_report
@@ -188,11 +189,13 @@ def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None)
         thread.join(0.5)
         while reports and report and not reports.empty():
             report(reports.get())
+    sweep()  # of workers on this machine that were killed
     return outcome[0] if outcome else Outcome(error="Ray Train ended without a result; see the lines above")
 
 
 def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     """Train in one worker process; returns the fields of its :class:`Outcome`."""
+    claim()
     collect_garbage_rarely()
     for name in ("ray", "ray.train", REPORT_LOGGER):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -4,9 +4,10 @@ STORAGE/NAME/
     lock.json       who trains the run now, see ``runtime.lock``
     run.json        MLflow run id and store (without its password), so that a restart continues the same run
     checkpoints/    see ``checkpoints.store``
-    report/         overlays, curves, tables and profiles, also kept as artifacts in MLflow
+    report/         overlays, curves, tables, profiles and summary.json, also kept as artifacts in MLflow
     logs/           see ``logs`` and ``watchdog``
     spool/          events that MLflow has not received yet
+    progress.json, interruptions.json   see ``monitoring.interruptions``
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import parameters
+from posefleet.platform.monitoring import interruptions
 from posefleet.platform.runtime import lock
 from posefleet.platform.runtime.paths import check_name
 from posefleet.platform.runtime.redaction import redact, restored
@@ -109,12 +111,14 @@ class Run:
         return f"{self.folder}/spool"
 
     def finish(self, status: Status, *, curves: bool = True) -> None:
-        """Send the events that earlier workers could not, draw the curves of a training, and set the run's status."""
+        """Send the events that earlier workers could not, log curves and summary of a training, and set the status."""
         try:
             sink = RunLogger(self, system_every=0)
         except OSError as error:
             log.warning("MLflow does not learn that run %s is %s: no spool can be kept: %s", self.run_id, status, error)
             return
+        if curves:
+            sink.log_bytes("summary.json", interruptions.summary(self.folder, run=self.run_id, status=status))
         sink.log_profiles()
         if not sink.flush():
             sink.close(status, timeout=0.0)

@@ -18,6 +18,7 @@ from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.checkpoints.transfer import same_keypoints, start_from
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.activity import Phase
+from posefleet.platform.runtime.leftovers import keep_compiled
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.ema import AveragedWeights
 from posefleet.platform.training.optim import Freezing, build_optimizer
@@ -133,6 +134,7 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     model = model.to(worker.device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.compile:
+        keep_compiled()
         model.compile()
     stored: Mapping[str, Any] = read_state(latest) if latest else {}
     copied, partial = tuple(stored.get("copied", ())), tuple(stored.get("partial", ()))
