@@ -9,6 +9,10 @@ class NoSchema(DataError):
     """A data set does not say which keypoints it has."""
 
 
+class UnclearCategory(DataError):
+    """Several categories of a data set could be meant, or it has none of the wanted name."""
+
+
 class NotAnImage(DataError):
     """The bytes are no image of an accepted format."""
 

@@ -31,6 +31,13 @@ class Options:
     """Split of --source."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
+    category: Annotated[tuple[str, ...], "NAME"] = ()
+    """Categories of --source whose annotations are read; all: every one that lists keypoints. Default: the only one
+    that can be meant."""
+    allow_errors: bool = False
+    """Leave out the records of --source that have errors, and list them, instead of refusing the file."""
+    allow_missing: bool = False
+    """Leave out images of --source whose files are missing, and list them. Their people count as missed."""
     out: Annotated[str, Place("FILE.json")] = ""
     """Also write the poses to this file as COCO results, and the metrics to FILE.metrics.json."""
 
@@ -63,7 +70,15 @@ def _evaluate(options: Options, overrides: Given) -> int:
     keep_freed_memory()
     worker = LocalWorker()
     model, _ = load_model(path, experiment=experiment)
-    split = Split.named(options.source, options.split, options.images, shards=experiment.data.eval)
+    split = Split.named(
+        options.source,
+        options.split,
+        options.images,
+        shards=experiment.data.eval,
+        category=options.category,
+        allow_errors=options.allow_errors,
+        allow_missing=options.allow_missing,
+    )
 
     def keep(poses: dict[int, Poses]) -> None:
         if options.out:
@@ -73,7 +88,7 @@ def _evaluate(options: Options, overrides: Given) -> int:
     if result:
         sys.stdout.write(f"{path}\n{result}\n")
         if options.out:
-            scored = {**result.as_dict(), "schema": experiment.keypoints.as_dict()}
+            scored = {**result.as_dict(), "schema": experiment.keypoints.as_dict(), "notes": result.notes}
             metrics = json.dumps(scored, indent=1).encode() + b"\n"
             write_file(f"{options.out.removesuffix('.json')}.metrics.json", metrics)
     return 0

@@ -51,6 +51,9 @@ class Options:
     """Split of --source."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
+    category: Annotated[tuple[str, ...], "NAME"] = ()
+    """Categories of --source whose annotations are read; all: every one that lists keypoints. Default: the only one
+    that can be meant."""
     check: Check = field(default_factory=Check)
     """How ONNX Runtime is compared with PyTorch."""
 
@@ -117,7 +120,9 @@ def _check_images(options: Options, experiment: "Experiment", *, chosen: bool) -
         resize = experiment.data.resize
         config = SceneConfig(width=(resize.short_side, resize.long_side), height=(resize.short_side, resize.short_side))
         return f"{count} rendered images", [render_scene(config, seed)[0] for seed in range(count)]
-    split = Split.named(options.source, options.split, options.images, shards=experiment.data.eval)
+    split = Split.named(
+        options.source, options.split, options.images, shards=experiment.data.eval, category=options.category
+    )
     samples = split.open(experiment.keypoints, lambda sample, _: sample)
     positions = range(min(count, len(samples)))
     return str(split), [sample.image for sample in samples.samples(positions)]

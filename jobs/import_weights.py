@@ -61,9 +61,9 @@ def _import(options: Options, overrides: Given) -> int:
     from posefleet.platform.checkpoints.released import checked_weights, model_card, read_released, write_imported
     from posefleet.platform.config.loading import read_yaml
     from posefleet.platform.runtime.paths import MODELS
-    from posefleet.platform.tracking.registry import check_name
+    from posefleet.platform.tracking.registry import check_model_name
 
-    address = options.out or f"{MODELS}{check_name(options.register)}@released"
+    address = options.out or f"{MODELS}{check_model_name(options.register)}@released"
     imported = read_released(options.weights, options.method)
     preset = read_yaml(CONFIGS / f"{options.method}_released.yaml")
     experiment = override(imported.experiment(preset), overrides)

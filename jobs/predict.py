@@ -38,6 +38,8 @@ class Options:
     """Split of a data set in COCO's layout: val2017, ..."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder of a COCO data set, if it is not at its usual place."""
+    category: Annotated[tuple[str, ...], "NAME"] = ()
+    """Categories of a COCO data set whose keypoints the model's are compared with, where they have different ones."""
     score_threshold: float | None = None
     """Leave out poses with a lower score, 0..1. Raise it for fewer false poses, lower it to miss fewer people. Default:
     keep all."""
@@ -81,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overlays=options.overlays,
         )
         result = predict_images(
-            list_images(options.input, split=options.split, images=options.images, ignore=output),
+            list_images(
+                options.input, split=options.split, images=options.images, category=options.category, ignore=output
+            ),
             output,
             options.model,
             options=wanted,

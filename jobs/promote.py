@@ -29,7 +29,7 @@ from posefleet.platform.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     Version,
-    check_name,
+    check_model_name,
     find_alias,
     find_version,
     promote,
@@ -69,6 +69,9 @@ class Options:
     """Split of --source."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
+    category: Annotated[tuple[str, ...], "NAME"] = ()
+    """Categories of --source whose annotations are read; all: every one that lists keypoints. Default: the only one
+    that can be meant."""
     force: bool = False
     """Promote in spite of failed checks; a tag of the version records this."""
     gate: GateThresholds = field(default_factory=GateThresholds)
@@ -99,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _rollback(options: Options) -> int:
-    champion, replaced = rollback(options.tracking, check_name(options.model))
+    champion, replaced = rollback(options.tracking, check_model_name(options.model))
     was = f", in place of version {replaced.number}, which is the previous one now" if replaced else ""
     sys.stdout.write(f"{MODELS}{champion.name}@{CHAMPION} is version {champion.number} again{was}\n")
     return 0
@@ -119,7 +122,7 @@ def _promote(options: Options, overrides: Given) -> int:
     meta = read_meta(checkpoint)
     experiment = _experiment(meta.experiment, overrides)
     split = _split(options, experiment)
-    name = check_name(options.model or experiment.method)
+    name = check_model_name(options.model or experiment.method)
     uri = _store(options.tracking, checkpoint)
     current = find_alias(uri, name, CHAMPION)
     champion = find_checkpoint(current.address, tracking=uri) if current else ""
@@ -145,7 +148,7 @@ def _promote_from_shadow(options: Options, overrides: Given) -> int:
     from posefleet.platform.promotion.shadow import read_shadowing
 
     uri = store_uri(options.tracking)
-    challenger = find_version(f"{MODELS}{check_name(options.model)}@{CHALLENGER}", uri)
+    challenger = find_version(f"{MODELS}{check_model_name(options.model)}@{CHALLENGER}", uri)
     current = find_alias(uri, options.model, CHAMPION)
     shadowing = read_shadowing(options.from_shadow, os.environ.get("POSEFLEET_TOKEN", ""))
     checkpoint = find_checkpoint(challenger.address, tracking=uri)
@@ -197,7 +200,9 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
 def _split(options: Options, experiment: "Experiment") -> "Split":
     from posefleet.platform.inference.split import Split
 
-    return Split.named(options.source, options.split, options.images, shards=experiment.data.eval)
+    return Split.named(
+        options.source, options.split, options.images, shards=experiment.data.eval, category=options.category
+    )
 
 
 def _store(given: str, checkpoint: str) -> str:

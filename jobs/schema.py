@@ -37,6 +37,9 @@ class Options:
     """sigmas: the annotation file of another annotator, of the same images."""
     schema: Annotated[str, "NAME"] = "auto"
     """For sigmas: a shipped schema, a YAML file, or auto: what the first file names."""
+    category: Annotated[tuple[str, ...], "NAME"] = ()
+    """Categories of an annotation file that are meant; all: every one that lists keypoints. Default: the only one that
+    can be meant."""
     out: Annotated[str, Place("FILE")] = ""
     """show: also draw the schema to this picture (.png, .jpg). sigmas: write the schema with its new sigmas to this
     YAML file."""
@@ -65,7 +68,7 @@ def _show(options: Options) -> int:
         return 0
     if options.second:
         raise ValueError(f"show takes one file or name, not {options.file} and {options.second}")
-    schema, file = _schema_of(options.file, options.tracking)
+    schema, file = _schema_of(options.file, options.tracking, options.category)
     sys.stdout.write(_described(schema))
     if options.out:
         from posefleet.data.images import encode_image
@@ -73,7 +76,10 @@ def _show(options: Options) -> int:
         from posefleet.data.schemas.positions import place_keypoints
         from posefleet.platform.visualization.schema_picture import draw_schema
 
-        keypoints, image = (_example(file, schema) if file else None) or (place_keypoints(schema), None)
+        keypoints, image = (_example(file, schema, options.category) if file else None) or (
+            place_keypoints(schema),
+            None,
+        )
         ending = f".{options.out.rpartition('.')[2].lower()}"
         if ending not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--out {options.out}: a picture is a .png or .jpg")
@@ -83,7 +89,7 @@ def _show(options: Options) -> int:
     return 0
 
 
-def _schema_of(what: str, tracking: str) -> "tuple[KeypointSchema, str]":
+def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[KeypointSchema, str]":
     """The schema that a name or path means, and the annotation file that it is from (empty: none)."""
     import fsspec
 
@@ -103,7 +109,7 @@ def _schema_of(what: str, tracking: str) -> "tuple[KeypointSchema, str]":
     if not path.startswith(MODELS):
         fs, inner = fsspec.core.url_to_fs(path)
         if fs.isfile(inner):
-            return read_file_schema(path), path
+            return read_file_schema(path, category), path
         if not fs.exists(inner):
             raise ValueError(
                 f"{what}: no such file, and no shipped schema of this name; there are {', '.join(shipped_names())}"
@@ -112,7 +118,7 @@ def _schema_of(what: str, tracking: str) -> "tuple[KeypointSchema, str]":
             return read_manifest(path).schema, ""
         if splits := find_splits(path):
             file = find_source(path, splits[0]).annotation_file
-            return read_file_schema(file), file
+            return read_file_schema(file, category), file
     return schema_in(read_content(find_checkpoint(path, tracking=tracking))), ""
 
 
@@ -148,7 +154,9 @@ def _why(schema: "KeypointSchema", name: str, sigma: float) -> str:
     return "  default" if "default" in source and sigma == DEFAULT_SIGMA else ""
 
 
-def _example(file: str, schema: "KeypointSchema") -> "tuple[np.ndarray, np.ndarray | None] | None":
+def _example(
+    file: str, schema: "KeypointSchema", category: Sequence[str]
+) -> "tuple[np.ndarray, np.ndarray | None] | None":
     """The keypoints of the person with most labels, NaN where not labelled, and the image; None without any labels."""
     import numpy as np
 
@@ -158,7 +166,7 @@ def _example(file: str, schema: "KeypointSchema") -> "tuple[np.ndarray, np.ndarr
     from posefleet.data.images import decode_image
 
     best, most, name = None, 0, ""
-    for record in read_coco(file, schema).records():
+    for record in read_coco(file, schema, category=category, allow_errors=True).records():
         for person in record["people"]:
             if person["num_keypoints"] > most and not person["iscrowd"]:
                 best, most, name = person, person["num_keypoints"], record["file_name"]
@@ -194,8 +202,12 @@ def _sigmas(options: Options) -> int:
     if not options.second:
         raise ValueError("sigmas needs two annotation files of the same images: posefleet schema sigmas FILE SECOND")
     first, second = options.file, options.second
-    schema = choose_schema(options.schema, lambda: read_file_schema(first))
-    found = annotator_deviations(read_coco(first, schema), read_coco(second, schema), schema)
+    schema = choose_schema(options.schema, lambda: read_file_schema(first, options.category))
+    found = annotator_deviations(
+        read_coco(first, schema, category=options.category),
+        read_coco(second, schema, category=options.category),
+        schema,
+    )
     known = np.isfinite(found.sigmas)
     lines = [
         f"{found.images:,} images in both files (by file name), {found.pairs:,} people in both (boxes that overlap by "

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from posefleet.command_line import Argument, Place, fail, parse
+from posefleet.platform.runtime.leftovers import give_back
 
 CONFIG = Path(__file__).resolve().parents[1] / "serve" / "config.yaml"
 
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = _write(served_config(yaml.safe_load(options.config.read_text()), options.model, options.port))
         except (ValueError, yaml.YAMLError) as error:
             fail(f"{options.config}: {error}")
+    give_back()
     program, *rest = command(options, config)
     os.execv(program, [program, *rest])  # replaces this process, so that Ray Serve receives its signals
 

@@ -36,6 +36,9 @@ class Options:
     """Image folder, if it is not at its usual place."""
     schema: Annotated[str, "NAME"] = "auto"
     """Keypoints: a shipped schema, a YAML file, or auto: what the annotation file names."""
+    category: Annotated[tuple[str, ...], "NAME"] = ()
+    """Categories whose annotations are read; all: every one that lists keypoints. Default: the only one that can be
+    meant."""
     shard_mib: float = 128.0
     """Size of a shard, MiB. Larger shards give fewer files and a coarser shuffle."""
     shuffle_seed: int = 0
@@ -45,13 +48,9 @@ class Options:
     in_process: bool = False
     """Write in this process without Ray, for small data sets."""
     skip_doctor: bool = False
-    """Do not check the annotations with the doctor first."""
+    """Do not run the doctor first, which also warns of what is doubtful. Errors are found in any case."""
     allow_errors: bool = False
-    """Continue even if the doctor finds errors in the annotations."""
-
-    def __post_init__(self) -> None:
-        if self.skip_doctor and self.allow_errors:
-            raise ValueError("give --skip-doctor or --allow-errors, not both")
+    """Leave out the records that have errors (annotations or images), and list them, instead of refusing the file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         source = find_source(options.source, options.split, options.images or None)
-        schema = choose_schema(options.schema, lambda: read_file_schema(source.annotation_file))
-        if not options.skip_doctor and not _healthy(source, schema, options.allow_errors):
+        schema = choose_schema(options.schema, lambda: read_file_schema(source.annotation_file, options.category))
+        if not options.skip_doctor and not _healthy(source, schema, options):
             return 1
         root = f"{options.out.rstrip('/')}/{options.split}"
         result = shard_coco(
@@ -77,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.shuffle_seed,
             limit=options.limit,
             parallel=not options.in_process,
+            category=options.category,
+            allow_errors=options.allow_errors,
         )
     except DataError as error:
         report_error(error)
@@ -88,34 +89,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _healthy(source: "Source", schema: "KeypointSchema", allow_errors: bool) -> bool:
+def _healthy(source: "Source", schema: "KeypointSchema", options: Options) -> bool:
     """Whether the annotations may be used; images are checked later, when they are written."""
     from posefleet.data.doctor.examine import examine
 
-    report = examine(source, schema, check_images=False)
+    report = examine(source, schema, category=options.category, check_images=False)
     kinds = ", ".join(f"{finding.code} ({finding.count:,})" for finding in report.errors or report.warnings)
     if report.errors:
         sys.stderr.write(report.as_text())
-        if not allow_errors:
-            report_error(f"{source.annotation_file}: {kinds}; correct it, or go on with --allow-errors")
+        if not options.allow_errors:
+            report_error(
+                f"{source.annotation_file}: {kinds}; correct it, or leave out the records with errors: --allow-errors"
+            )
     elif kinds:
-        sys.stderr.write(f"warning: {kinds}; python -m posefleet.data.doctor says more\n")
-    return allow_errors or not report.errors
+        sys.stderr.write(f"warning: {kinds}; posefleet doctor says more\n")
+    return options.allow_errors or not report.errors
 
 
 def _summary(result: "ShardingResult", root: str) -> str:
+    from posefleet.data.coco.reader import left_out_sentences
+
     manifest = result.manifest
     counts, size = manifest.counts, sum(shard.bytes for shard in manifest.shards)
     lines = [
         f"{root}: {manifest.samples:,} samples, {manifest.labelled:,} of them with keypoint people",
+        f"  categories: {result.categories}",
         f"  schema {manifest.schema.name} of {len(manifest.schema)} keypoints; names "
         f"{manifest.schema.sources.get('names', 'given')}",
         "  {people:,} people: {keypoint_people:,} with keypoints, {unlabelled:,} without, {crowd:,} crowds; "
         "{segmentations:,} segmentations of the last two".format(**counts),
         f"  {len(manifest.shards)} shards, {size / 2**20:,.1f} MiB; source fingerprint {manifest.fingerprint[:12]}",
     ]
-    if counts["dropped_people"]:
-        lines.append(f"  {counts['dropped_people']:,} people left out: coordinates that are not finite")
+    lines += [f"  {sentence}" for sentence in left_out_sentences(manifest.left_out)]
     if counts["bad_segmentations"]:
         lines.append(
             f"  warning: {counts['bad_segmentations']:,} segmentations of crowds and of people without keypoints left "

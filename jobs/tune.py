@@ -87,11 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parse_with_settings(
         Options, arguments, command="tune", about=__doc__ or "", shown=(*DATA, "train.epochs", *WORKERS)
     )
+    from posefleet.platform.runtime.lock import FolderLock
     from posefleet.platform.tuning.report import NoResult
 
     try:
         plan = _resumed(options, overrides) if options.resume else _planned(options, overrides)
-        return _decode_only(plan) if plan.options["decode_only"] else _train(plan)
+        with FolderLock(str(plan.folder), f"search {plan.folder.name}"):
+            return _decode_only(plan) if plan.options["decode_only"] else _train(plan)
     except NoResult as error:
         report_error(error)
         return 1

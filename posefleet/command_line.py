@@ -244,9 +244,13 @@ def parse(
                 raise ValueError(f"{_spelling(option)} is missing: {_plain_text(option.help.partition('.')[0])}")
             else:
                 chosen[option.path] = option.resolved(option.default)
-        return _build(kind, chosen), given
+        built = _build(kind, chosen)
     except ValueError as error:
         fail(f"{error}")
+    from posefleet.platform.runtime.leftovers import claim  # --help does not need it
+
+    claim()
+    return built, given
 
 
 def convert(given: Mapping[str, Sequence[str]], known: Iterable[Option]) -> dict[str, Any]:

@@ -1,21 +1,22 @@
-"""Reads and checks COCO keypoint annotations, and turns them into ``People``.
+"""Checks the types of the fields of COCO's records, and turns annotations into ``People``.
 
 OCHuman and CrowdPose use the same json with other file names; CrowdPose has 14 keypoints, a ``crowdIndex`` for each
-image and no ``area``.
+image and no ``area``. In COCO-WholeBody the keypoints of a person are in five lists, with a flag for each part but the
+body (github.com/jin-s13/COCO-WholeBody, data_format.md); here they become one list, as the schema ``coco_wholebody133``
+has it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-import fsspec
 import numpy as np
 import torch
 
 from posefleet.data.errors import DataError
-from posefleet.data.io.json_stream import read_lists
 from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.data.schemas.shipped import load_schema, shipped_names
+from posefleet.data.schemas.shipped import load_schema
 from posefleet.data.structures import People
 
 AREA_OF_BOX = 0.53
@@ -24,49 +25,7 @@ AREA_OF_BOX = 0.53
 Annotation = Mapping[str, Any]
 
 
-# ------------------------------------------------------------------------------------------------------- reading
-
-
-def load_json(path: str) -> dict[str, Any]:
-    """Read the json object in a file of any fsspec path.
-
-    Raises:
-        DataError: The file is missing, empty or not a json object; the message has line and column.
-    """
-    try:
-        with fsspec.open(path, "rb") as file:
-            text = file.read()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"{path}: no such file") from error
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not json: {error.msg} at line {error.lineno}, column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not json: byte {error.start} is not UTF-8") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: nested too deeply for an annotation file") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a json object with images and annotations, found a {type(value).__name__}")
-    return value
-
-
-def read_file_names(annotation_file: str) -> dict[int, str]:
-    """The file names of the images by id; the file needs no annotations (COCO's test images have none).
-
-    Raises:
-        DataError: The file cannot be read, or an image record lacks what is needed.
-    """
-    names: dict[int, str] = {}
-
-    def add(image: Any) -> None:
-        check_image(image, annotation_file)
-        names[image["id"]] = image["file_name"]
-
-    require_lists(annotation_file, read_lists(annotation_file, {"images": add}), "images")
-    return names
+# ------------------------------------------------------------------------------------------------------- records
 
 
 def require_lists(annotation_file: str, found: set[str], *needed: str) -> None:
@@ -74,16 +33,6 @@ def require_lists(annotation_file: str, found: set[str], *needed: str) -> None:
     for key in needed:
         if key not in found:
             raise DataError(f"{annotation_file}: no list {key!r}; this is not a COCO annotation file")
-
-
-def check_image(record: Any, annotation_file: str) -> None:
-    """Raise ``DataError`` unless a record of ``images`` has id, file name, width and height."""
-    _require(record, ("id", "file_name", "width", "height"), f"{annotation_file}: an image")
-
-
-def check_annotation(record: Any, annotation_file: str) -> None:
-    """Raise ``DataError`` unless a record of ``annotations`` has id, image id and box."""
-    _require(record, ("id", "image_id", "bbox"), f"{annotation_file}: an annotation")
 
 
 def is_integer(value: Any) -> TypeGuard[int]:
@@ -96,21 +45,69 @@ def are_numbers(values: Any) -> TypeGuard[list[float]]:
     return isinstance(values, list) and all(isinstance(v, float) or is_integer(v) for v in values)
 
 
-def has_numbers(annotation: Annotation) -> bool:
-    """Whether box, area and keypoints are numbers, NaN and infinity included; area and keypoints may be missing."""
-    box, area, keypoints = annotation.get("bbox"), annotation.get("area"), annotation.get("keypoints") or []
-    return are_numbers(box) and len(box) == 4 and are_numbers([0 if area is None else area]) and are_numbers(keypoints)
+def _is_positive(value: Any) -> bool:
+    return is_integer(value) and value > 0
 
 
-def is_category(record: Any) -> bool:
-    """Whether a record of ``categories`` has an integer id."""
-    return isinstance(record, dict) and is_integer(record.get("id"))
+def _is_number(value: Any) -> bool:
+    return type(value) in _NUMBERS
 
 
-def person_category_ids(categories: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Ids of the categories that are people: those with the name person, else those with keypoints, else 1."""
-    named = {c["id"] for c in categories if c.get("name") == "person"}
-    return named or {c["id"] for c in categories if c.get("keypoints")} or {1}
+def _is_list_of_numbers(values: Any) -> bool:
+    return type(values) is list and _NUMBERS.issuperset(map(type, values))
+
+
+_NUMBERS = frozenset({int, float})
+_Field = tuple[str, bool, Callable[[Any], bool], str]
+
+_IMAGE: tuple[_Field, ...] = (
+    ("id", True, is_integer, "an integer"),
+    ("file_name", True, lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a text"),
+    ("width", True, _is_positive, "an integer above 0"),
+    ("height", True, _is_positive, "an integer above 0"),
+    ("crowdIndex", False, lambda value: _is_number(value) and math.isfinite(value), "a number"),
+)
+_ANNOTATION: tuple[_Field, ...] = (
+    ("id", True, is_integer, "an integer"),
+    ("image_id", True, is_integer, "an integer"),
+    ("category_id", False, is_integer, "an integer"),
+    ("bbox", True, lambda box: _is_list_of_numbers(box) and len(box) == 4, "four numbers: x, y, width, height"),
+    ("area", False, _is_number, "a number"),
+    ("iscrowd", False, lambda value: value in (0, 1) and isinstance(value, int), "0 or 1"),
+    ("keypoints", False, _is_list_of_numbers, "numbers: x, y, v of every keypoint"),
+    ("num_keypoints", False, lambda value: is_integer(value) and value >= 0, "an integer from 0 on"),
+)
+"""Fields of a record: name, whether it must be there, what its values are, and that in words. The value null means that
+a field is not there."""
+
+
+def image_record_fault(record: Any) -> str:
+    """What is wrong with the fields of a record of ``images``, in words that name image, field and value; or empty."""
+    return _fault(record, _IMAGE, "image")
+
+
+def annotation_record_fault(record: Any) -> str:
+    """What is wrong with the fields of a record of ``annotations``, in words that name annotation, field and value;
+    empty if nothing is. NaN and infinity are numbers here."""
+    return _fault(record, _ANNOTATION, "annotation")
+
+
+def _fault(record: Any, fields: Sequence[_Field], kind: str) -> str:
+    if not isinstance(record, dict):
+        return f"{kind} {_brief(record)}: expected an object with {', '.join(name for name, *_ in fields)}"
+    faults = []
+    for name, needed, fits, expected in fields:
+        value = record.get(name)
+        if value is None:
+            if needed:
+                faults.append(f"no {name}, expected {expected}")
+        elif not fits(value):
+            faults.append(f"{name} {_brief(value)}, expected {expected}")
+    if not faults:
+        return ""
+    what = f"{kind} {record['id']}" if is_integer(record.get("id")) else f"{kind} {_brief(record)}"
+    what += f" of image {record['image_id']}" if is_integer(record.get("image_id")) else ""
+    return f"{what}: {'; '.join(faults)}"
 
 
 def is_keypoint_person(annotation: Annotation) -> bool:
@@ -153,35 +150,60 @@ def people_of(annotations: Sequence[Annotation], schema: KeypointSchema) -> Peop
     )
 
 
-def _require(record: Any, keys: tuple[str, ...], what: str) -> None:
-    if not isinstance(record, dict):
-        raise DataError(f"{what} is a {type(record).__name__}, expected an object with {', '.join(keys)}")
-    for key in keys:
-        if key not in record:
-            raise DataError(f"{what} has no {key!r}: {_brief(record)}")
-        if key in ("id", "image_id", "width", "height") and not is_integer(record[key]):
-            raise DataError(f"{what} has {key} {record[key]!r}, expected an integer")
-        if key == "file_name" and not isinstance(record[key], str):
-            raise DataError(f"{what} has file_name {record[key]!r}, expected a text")
+# ------------------------------------------------------------------------------------------------------- whole bodies
 
 
-def check_person(record: Annotation, schema: KeypointSchema, annotation_file: str) -> None:
-    """Raise ``DataError`` unless the annotation of a person can become a row of ``People``."""
-    what = f"{annotation_file}: annotation {record['id']}"
-    keypoints = record.get("keypoints") or []
-    if not has_numbers(record):
-        raise DataError(
-            f"{what}: expected numbers, four for the box: "
-            f"bbox {record['bbox']}, area {record.get('area')}, keypoints {keypoints}"
-        )
-    if not keypoints or len(keypoints) == 3 * len(schema):
-        return
-    count = len(keypoints) / 3
-    fitting = [name for name in shipped_names() if len(load_schema(name)) == count]
-    advice = f"schema {' or '.join(fitting)} would fit" if fitting else "no shipped schema has as many"
-    raise DataError(f"{what} has {count:g} keypoints, {schema.name} has {len(schema)}; {advice}")
+_BODY_LISTS = {"keypoints": 17, "foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21}
+"""The lists in the order of the schema, and how many keypoints each has."""
+_BODY_FLAGS = {part: part.replace("_kpts", "_valid") for part in _BODY_LISTS if part != "keypoints"}
+"""The flag that says whether a part could be labelled."""
+
+COUNT = sum(_BODY_LISTS.values())
+"""Keypoints of a whole body."""
+BODY = _BODY_LISTS["keypoints"]
+"""Keypoints of the body, which come first: the only ones that the category of such a file names."""
 
 
-def _brief(record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, default=str)
+def is_whole_body_schema(schema: KeypointSchema) -> bool:
+    """Whether a schema has the keypoints of ``coco_wholebody133``."""
+    return len(schema) == COUNT and schema.keypoints == load_schema("coco_wholebody133").keypoints
+
+
+def is_whole_body(annotation: Annotation) -> bool:
+    """Whether an annotation has the keypoints of a whole body in several lists."""
+    return any(part in annotation for part in _BODY_FLAGS)
+
+
+def join_parts(annotation: Annotation) -> Mapping[str, Any]:
+    """The annotation with all keypoints in the list ``keypoints``, and their number in ``num_keypoints``.
+
+    A part that is missing or whose flag is false has no labelled keypoints. Labels of feet, faces and hands are
+    confidences in some files: a keypoint counts as labelled if its number is above 0.
+
+    Raises:
+        DataError: A list is no list of numbers or has another length, or a flag is neither true nor false.
+    """
+    keypoints: list[float] = []
+    for part, count in _BODY_LISTS.items():
+        values = annotation.get(part) or [0] * (3 * count)
+        if not are_numbers(values) or len(values) != 3 * count:
+            what = f"{len(values)} values" if isinstance(values, list) else repr(values)
+            raise DataError(f"annotation {annotation.get('id')}: {part} has {what}, expected {count} times x, y, v")
+        flag = _BODY_FLAGS.get(part, "")
+        valid = True if annotation.get(flag) is None else annotation[flag]
+        if not (valid in (0, 1) and isinstance(valid, int)):
+            raise DataError(f"annotation {annotation.get('id')}: {flag} {valid!r}, expected true or false")
+        if not valid:
+            values = [0] * (3 * count)
+        keypoints += values
+    for place in range(2, len(keypoints), 3):
+        if 0 < keypoints[place] < 1:
+            keypoints[place] = 1
+    counted = sum(v > 0 for v in keypoints[2::3])
+    rest = {key: value for key, value in annotation.items() if key not in _BODY_FLAGS}
+    return rest | {"keypoints": keypoints, "num_keypoints": counted}
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, default=str)
     return text if len(text) <= 80 else text[:77] + "..."

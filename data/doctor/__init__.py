@@ -1,3 +1,3 @@
 """Finds what is wrong with a data set before training does.
 
-Doors: ``examine`` (run all checks), ``findings`` (the checks and the report). Command: ``posefleet doctor``."""
+Doors: ``examine`` (run all checks), ``report`` (what it finds). Command: ``posefleet doctor``."""

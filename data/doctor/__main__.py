@@ -27,6 +27,9 @@ class Options:
     """Image folder, where it is not at its usual place."""
     schema: Annotated[str, "NAME"] = "auto"
     """Expected keypoints: a shipped schema, a YAML file, or auto: what the file itself names."""
+    category: Annotated[tuple[str, ...], "NAME"] = ()
+    """Categories whose annotations are read; all: every one that lists keypoints. Default: the only one that can be
+    meant."""
     json: Annotated[str, "FILE"] = ""
     """Also write the report to this file."""
     workers: int | None = None
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # These import torch, which --help does without.
     from posefleet.data.coco.source import find_source, find_splits
     from posefleet.data.doctor.examine import examine
-    from posefleet.data.doctor.findings import write_reports
+    from posefleet.data.doctor.report import write_reports
     from posefleet.data.schemas.shipped import AUTO, choose_schema
 
     try:
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         report_error(error)
         return 2
-    reports = [examine(source, schema, workers=options.workers, progress=True) for source in sources]
+    reports = [
+        examine(source, schema, category=options.category, workers=options.workers, progress=True) for source in sources
+    ]
     sys.stdout.write("\n".join(report.as_text() for report in reports))
     if options.json:
         write_reports(options.json, reports)

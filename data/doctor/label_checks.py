@@ -1,61 +1,18 @@
-"""Checks the keypoints of a data set, some people at a time; part of the doctor."""
+"""Checks what only the doctor says of keypoints: doubtful labels, some people at a time; and counts them."""
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from posefleet.data.doctor.findings import MAX_EXAMPLES, Findings
+from posefleet.data.coco.labels import Labels
+from posefleet.data.coco.reader import repeats
+from posefleet.data.findings import Findings
 from posefleet.data.schemas.schema import KeypointSchema
 
-BORDER = 1.0
-"""Pixels that a keypoint or box may lie outside its image; COCO's own annotations reach the border."""
-MANY_OUTSIDE = 0.01
-"""If more than this share of the labelled keypoints lies outside their image, the coordinates are probably wrong."""
 CONSTANT_SHARE, CONSTANT_COUNT = 0.05, 5
 """A keypoint is reported as constant when this share of its labels, and this many, are the same point."""
 DUPLICATE_KEYPOINTS = 3
 """Minimum labelled keypoints of a duplicate person; people with fewer may agree by chance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """The keypoints of N people who have none or as many as the schema."""
-
-    annotation_ids: list[int]
-    image_ids: list[int]
-    sizes: np.ndarray
-    """(N, 2) width, height of their images."""
-    keypoints: np.ndarray
-    """(N, K, 3) float64 x, y, v."""
-    crowd: np.ndarray
-    """(N,) bool."""
-
-    @classmethod
-    def of(
-        cls, annotations: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]], schema: KeypointSchema
-    ) -> "Labels":
-        """The labels of some annotations; ``sizes`` are (width, height) of their images."""
-        nothing = [0] * (3 * len(schema))
-        return cls(
-            [a["id"] for a in annotations],
-            [a["image_id"] for a in annotations],
-            np.array(sizes, float).reshape(-1, 2),
-            np.array([a.get("keypoints") or nothing for a in annotations], float).reshape(-1, len(schema), 3),
-            np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool),
-        )
-
-    @property
-    def labelled(self) -> np.ndarray:
-        """(N, K) bool; nothing of a crowd is labelled."""
-        mask: np.ndarray = (self.keypoints[..., 2] > 0) & ~self.crowd[:, None]
-        return mask
-
-    def describe(self, row: int) -> str:
-        """Annotation and image of a person, for messages."""
-        return f"annotation {self.annotation_ids[row]} of image {self.image_ids[row]}"
 
 
 class LabelChecks:
@@ -71,8 +28,6 @@ class LabelChecks:
         self._schema = schema
         self._findings = findings
         self._points: list[list[np.ndarray]] = [[] for _ in schema.keypoints]  # (N,) complex64 x + iy where labelled
-        self._outside = 0
-        self._examples_outside: list[str] = []
         # For each person with DUPLICATE_KEYPOINTS or more: annotation id, image id, and hash of image id and keypoints.
         self._annotation_ids, self._image_ids, self._marks = array("q"), array("q"), array("q")
 
@@ -84,11 +39,6 @@ class LabelChecks:
         self.keypoint_people += int((counts > 0).sum())
         self.by_count += np.bincount(counts[~labels.crowd], minlength=len(self.by_count))
         self.by_keypoint += labelled.sum(0)
-        wrong = ~np.isin(labels.keypoints[..., 2], (0, 1, 2))
-        for row, k in np.argwhere(wrong).tolist():
-            where = f"annotation {labels.annotation_ids[row]}: {self._schema.keypoints[k]}"
-            findings.add("bad_visibility", f"{where} has visibility {labels.keypoints[row, k, 2]:g}")
-        self._check_outside(labels, labelled)
         for row in np.flatnonzero(_swapped(labels.keypoints * labelled[..., None], self._schema)).tolist():
             findings.add("left_right_swapped", labels.describe(row))
         for row in np.flatnonzero(counts >= DUPLICATE_KEYPOINTS).tolist():
@@ -103,13 +53,7 @@ class LabelChecks:
         """Call this after the last people: runs the checks that need all of them."""
         findings = self._findings
         if not self.keypoint_people:
-            findings.add("no_keypoint_people")
             return
-        many = self._outside > MANY_OUTSIDE * self.by_keypoint.sum()
-        code = "many_keypoints_outside" if many else "keypoint_outside"
-        for example in self._examples_outside:
-            findings.add(code, example)
-        findings.add(code, count=self._outside - len(self._examples_outside))
         for row, first in repeats(np.array(self._marks, np.int64)):
             who = f"annotation {self._annotation_ids[row]} of image {self._image_ids[row]}"
             findings.add("duplicate_person", f"{who} and {self._annotation_ids[first]}")
@@ -123,23 +67,6 @@ class LabelChecks:
             if counts[top] >= max(CONSTANT_COUNT, CONSTANT_SHARE * len(points)):
                 x, y = places[top].real, places[top].imag
                 findings.add("constant_keypoint", f"{name}: ({x:g}, {y:g}) in {counts[top]} of {len(points)} people")
-
-    def _check_outside(self, labels: Labels, labelled: np.ndarray) -> None:
-        points, sizes = labels.keypoints[..., :2], labels.sizes[:, None]
-        outside = ((points < -BORDER) | (points > sizes + BORDER)).any(-1) & labelled
-        self._outside += int(outside.sum())
-        for row, k in np.argwhere(outside)[: MAX_EXAMPLES - len(self._examples_outside)].tolist():
-            (x, y), (width, height) = points[row, k].tolist(), labels.sizes[row].tolist()
-            where = f"{self._schema.keypoints[k]} at ({x:g}, {y:g}), image {width:g} x {height:g}"
-            self._examples_outside.append(f"{labels.describe(row)}: {where}")
-
-
-def repeats(values: np.ndarray) -> list[tuple[int, int]]:
-    """(index, first index of the same value) for each of ``values`` (N,) that came before; indices ascend."""
-    _, first, which = np.unique(values, return_index=True, return_inverse=True)
-    before = first[which]
-    places = np.flatnonzero(before < np.arange(len(values)))
-    return list(zip(places.tolist(), before[places].tolist(), strict=True))
 
 
 def _swapped(keypoints: np.ndarray, schema: KeypointSchema) -> np.ndarray:

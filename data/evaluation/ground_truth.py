@@ -12,7 +12,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from posefleet.data.coco.annotations import Annotation, area_of, load_json, person_category_ids
+from posefleet.data.coco.annotations import Annotation, area_of
+from posefleet.data.coco.reader import Reader
 from posefleet.data.errors import DataError
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
@@ -53,20 +54,36 @@ class GroundTruth:
         return ignored
 
     @classmethod
-    def from_coco(cls, source: str | Path | Mapping[str, Any]) -> Self:
+    def from_coco(
+        cls, source: str | Path | Mapping[str, Any], *, category: Sequence[str] = (), allow_errors: bool = False
+    ) -> Self:
         """Read COCO annotations, from a json file (any fsspec path) or already loaded.
 
+        Args:
+            source: The file, or its content.
+            category: Names of the categories that are read; empty: the only one that can be meant.
+            allow_errors: Leave out the records that have errors, instead of refusing the file.
+
         Raises:
-            DataError: The source lacks what evaluation needs, or its people differ in their number of keypoints.
+            DataError: The file cannot be read, has no keypoint person, or has records with errors; people with
+                different numbers of keypoints are an error.
         """
-        content = load_json(str(source)) if isinstance(source, str | Path) else source
-        people: dict[int, list[Annotation]] = {image["id"]: [] for image in content["images"]}
-        categories = person_category_ids(content.get("categories", []))
-        for annotation in content["annotations"]:
-            if annotation.get("category_id", 1) in categories and annotation["image_id"] in people:
-                people[annotation["image_id"]].append(annotation)
-        crowd_index = {image["id"]: image["crowdIndex"] for image in content["images"] if "crowdIndex" in image}
-        images = ((i["id"], (i.get("width", 0), i.get("height", 0)), people[i["id"]]) for i in content["images"])
+        crowd_index: dict[int, float] = {}
+
+        def take_image(image: Mapping[str, Any]) -> None:
+            if image.get("crowdIndex") is not None:
+                crowd_index[image["id"]] = image["crowdIndex"]
+
+        reader = Reader(source, category=category, take_image=take_image)
+        taken: list[tuple[int, Annotation]] = []
+        undone = set(reader.read_people(None, lambda place, person, _: taken.append((place, person))))
+        reader.check(allow_errors=allow_errors)
+        people: list[list[Annotation]] = [[] for _ in reader.image_ids]
+        for number, (place, person) in enumerate(taken):
+            if number not in undone:
+                people[place].append(_counted(person))
+        sizes: list[tuple[int, int]] = [(width, height) for width, height in reader.sizes.tolist()]
+        images = zip(reader.image_ids.tolist(), sizes, people, strict=True)
         return cls.from_records(images, crowd_index=crowd_index)
 
     @classmethod
@@ -224,6 +241,11 @@ class PoseTable:
         order = order[rank < max_poses]
         keypoints = keypoints[order]
         return cls(image[rank < max_poses], keypoints, scores[order], np.ptp(keypoints, axis=1).prod(1))
+
+
+def _counted(person: Annotation) -> Annotation:
+    """The annotation with the number of its labelled keypoints, which the file may have wrong."""
+    return {**person, "num_keypoints": sum(v > 0 for v in (person.get("keypoints") or ())[2::3])}
 
 
 class _People:

@@ -1,11 +1,15 @@
 """Starts Ray, and Ray Data, on the cluster that this process belongs to."""
 
 import logging
+import signal
+import threading
 from typing import Any
 
 
 def start_ray(*, level: int = logging.WARNING, worker_output: bool = True) -> Any:
     """The module ``ray``, connected to the cluster of this process or to a new one here, unless it is connected.
+
+    Who handles SIGTERM already goes on to do so: Ray would replace it by an end at once, without a last checkpoint.
 
     Args:
         level: Level from which on Ray's own log lines are shown.
@@ -14,7 +18,10 @@ def start_ray(*, level: int = logging.WARNING, worker_output: bool = True) -> An
     import ray
 
     if not ray.is_initialized():
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(logging_level=level, log_to_driver=worker_output)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
     return ray
 
 

@@ -6,6 +6,8 @@ import fsspec
 import numpy as np
 
 from posefleet.data.coco.annotations import people_of
+from posefleet.data.coco.image_files import file_sizes, read_image
+from posefleet.data.coco.reader import left_out_sentences
 from posefleet.data.coco.records import Record, outlines_in
 from posefleet.data.coco.source import Source, image_path
 from posefleet.data.coco.split import read_coco
@@ -15,27 +17,57 @@ from posefleet.data.loading.source import SampleSource, Transform
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Sample
 
+MOST_NAMED = 5
+"""Missing images that a message names."""
+
 
 class FolderDataset(SampleSource):
-    """Annotation file and image folder as a data set; position p is the p-th image by id.
+    """Annotation file and image folder as a data set; position p is the p-th image by id, without missing ones.
 
     Args:
         source: From :func:`posefleet.data.coco.source.find_source`.
         schema: Keypoints of the annotations.
         transform: Turns an image with its people into an input.
+        category: Names of the categories that are read; empty: the only one that can be meant.
+        allow_errors: Leave out the records of the annotation file that have errors.
+        allow_missing: Leave out images whose files are missing. Their people stay in :meth:`records`, as in COCO's
+            evaluation, where they count as not found.
 
     Raises:
-        DataError: The annotations cannot be used.
+        DataError: The annotations cannot be used, or have errors that are not allowed; or files of images are missing.
     """
 
-    def __init__(self, source: Source, schema: KeypointSchema, transform: Transform) -> None:
+    def __init__(
+        self,
+        source: Source,
+        schema: KeypointSchema,
+        transform: Transform,
+        *,
+        category: Sequence[str] = (),
+        allow_errors: bool = False,
+        allow_missing: bool = False,
+    ) -> None:
         self.source = source
         self.schema = schema
         self.transform = transform
-        self._split = read_coco(source.annotation_file, schema)
+        self._split = read_coco(source.annotation_file, schema, category=category, allow_errors=allow_errors)
+        size_of = file_sizes(source)
+        there = np.array([size_of(record["file_name"]) >= 0 for record in self._split.records()], bool)
+        self._rows, self._missing = np.flatnonzero(there), np.flatnonzero(~there)
+        missing = self._named_missing()
+        if missing and not (allow_missing and len(self._rows)):
+            raise DataError(
+                f"{missing}; correct the names, give the folder with --images, or leave these images out with "
+                "--allow-missing: their people count as missed"
+            )
+        self.notes = (
+            f"categories: {self._split.categories}",
+            *left_out_sentences(self._split.left_out.as_dict()),
+            *([f"{missing}: their people count as missed"] if missing else []),
+        )
 
     def __len__(self) -> int:
-        return len(self._split)
+        return len(self._rows)
 
     def stored(self, positions: Sequence[int]) -> Iterator[Sample]:
         return map(self._sample, positions)
@@ -44,19 +76,35 @@ class FolderDataset(SampleSource):
         return np.random.default_rng(position)
 
     def broken(self, position: int, error: DataError) -> DataError:
-        return DataError(f"{image_path(self.source, self._split.record(position)['file_name'])}: {error}")
+        return DataError(f"{image_path(self.source, self._record(position)['file_name'])}: {error}")
 
     def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
-        return map(self._split.record, range(rank, len(self._split), world_size))
+        rows = [*self._rows[rank::world_size].tolist(), *self._missing[rank::world_size].tolist()]
+        return map(self._split.record, rows)
+
+    def _record(self, position: int) -> Record:
+        return self._split.record(int(self._rows[position]))
+
+    def _named_missing(self) -> str:
+        """How many files are missing, and the first of them; empty if none is."""
+        names = [self._split.record(row)["file_name"] for row in self._missing[:MOST_NAMED].tolist()]
+        if not names:
+            return ""
+        more = ", ..." if len(self._missing) > len(names) else ""
+        what = f"{len(self._missing):,} of {len(self._split):,} images are not in {self.source.image_folder}"
+        return f"{what}: {', '.join(names)}{more}"
 
     def _sample(self, position: int) -> Sample:
-        record = self._split.record(position)
-        path = image_path(self.source, record["file_name"])
+        record = self._record(position)
+        fs, _ = fsspec.core.url_to_fs(self.source.image_folder)
+        path = f"{self.source.image_folder}/{record['file_name']}"
         try:
-            with fsspec.open(path, "rb") as stream:
-                pixels = decode_image(stream.read(), what=path)
+            data, fault = read_image(fs, self.source, record)
         except OSError as error:
             raise DataError(f"{path}: cannot read the image: {error}") from None
+        if fault:
+            raise DataError(f"{fault[0]}: {fault[1]}; posefleet doctor names all such images")
+        pixels = decode_image(data, what=path)
         people = people_of(record["people"], self.schema)
         size = (pixels.shape[1], pixels.shape[0])
         return Sample(pixels, people, record["image_id"], np.eye(2, 3), size, outlines_in(record))

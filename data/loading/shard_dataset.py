@@ -83,6 +83,7 @@ class ShardDataset(SampleSource):
             )
         self.schema = schema
         self.transform = transform
+        self.notes = tuple(manifest.left_out_sentences())
         self.order = Order(counts, seed, window)
         self._reader = _ShardReader(str(root), [shard.name for shard in manifest.shards], labelled_only)
 

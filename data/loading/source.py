@@ -37,6 +37,8 @@ class SampleSource(ABC):
     """A data set whose samples are read by position, to make batches of them."""
 
     transform: Transform
+    notes: tuple[str, ...] = ()
+    """Sentences on what is read of the data set and what is left out, to be shown beside its scores."""
 
     @abstractmethod
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import track
 
 from posefleet.data.coco.annotations import is_keypoint_person
+from posefleet.data.coco.image_files import read_image
 from posefleet.data.coco.records import Record
-from posefleet.data.coco.source import Source, image_path
+from posefleet.data.coco.source import Source
 from posefleet.data.coco.split import read_coco
-from posefleet.data.doctor.examine import image_fault
 from posefleet.data.errors import DataError
 from posefleet.data.io.cluster import open_ray_data
 from posefleet.data.io.files import absolute
@@ -59,6 +59,8 @@ class ShardingResult:
 
     manifest: Manifest
     """The manifest as written."""
+    categories: str
+    """Which categories of the file were read, and why; a phrase."""
     shards_written: int
     """Shards that this run wrote; the others existed already."""
     samples_written: int
@@ -76,6 +78,8 @@ def shard_coco(
     seed: int = 0,
     limit: int | None = None,
     parallel: bool = True,
+    category: Sequence[str] = (),
+    allow_errors: bool = False,
 ) -> ShardingResult:
     """Shard ``source`` into the folder ``root``; only missing, broken and outdated shards are written.
 
@@ -90,13 +94,16 @@ def shard_coco(
         seed: Of the order of the images.
         limit: Take only this many images, the first by id; None: all.
         parallel: Write on the Ray cluster; otherwise in this process, one shard after the other.
+        category: Names of the categories that are read; empty: the only one that can be meant.
+        allow_errors: Leave out the records of the annotation file that have errors; ``manifest.left_out`` of the result
+            lists them.
 
     Raises:
-        DataError: The annotations cannot be used, or none of the images can.
+        DataError: The annotations cannot be used, have errors that are not allowed, or none of the images can be used.
         ValueError: ``shard_mib`` or ``limit`` is not larger than 0.
     """
     start = time.perf_counter()
-    split = read_coco(source.annotation_file, schema)
+    split = read_coco(source.annotation_file, schema, category=category, allow_errors=allow_errors)
     plan = plan_shards(source, split, shard_mib=shard_mib, seed=seed, limit=limit)
     root = absolute(root)  # tasks have other working directories
     ensure = _EnsureShard(source, root)
@@ -109,7 +116,7 @@ def shard_coco(
         raise DataError(f"{source.image_folder}: none of the {len(manifest.skipped)} images can be used: {reasons}")
     _publish(root, manifest, keep=[shard.info.name for shard in shards])
     written = [shard.info.samples for shard in shards if shard.written]
-    return ShardingResult(manifest, len(written), sum(written), time.perf_counter() - start)
+    return ShardingResult(manifest, split.categories, len(written), sum(written), time.perf_counter() - start)
 
 
 # ------------------------------------------------------------------------------------------------------- the tasks
@@ -157,22 +164,13 @@ class _EnsureShard:
     ) -> Iterator[tuple[str, bytes, Record]]:
         fs, _ = fsspec.core.url_to_fs(self.source.image_folder)
         for record in map(json.loads, plan.records):
-            data, fault = _read_image(fs, self.source, record)
+            data, fault = read_image(fs, self.source, record)
             if fault:
                 image = {"image_id": record["image_id"], "file_name": record["file_name"]}
                 skipped.append({**image, "reason": fault[0], "detail": fault[1]})
             else:
                 counts.update(_count(record))
                 yield f"{record['image_id']:012d}", data, record
-
-
-def _read_image(fs: Any, source: Source, record: Record) -> tuple[bytes, tuple[str, str] | None]:
-    try:
-        data: bytes = fs.cat_file(image_path(source, record["file_name"]))
-    except (FileNotFoundError, IsADirectoryError, DataError) as error:
-        reason = str(error) if isinstance(error, DataError) else f"{record['file_name']}: no such file"
-        return b"", ("missing_image", reason)
-    return data, image_fault(data, record)
 
 
 def _count(record: Record) -> dict[str, int]:
@@ -233,10 +231,11 @@ def _manifest(source: Source, schema: KeypointSchema, plan: Plan, shards: list[_
         counts={
             **counts,
             "skipped": len(skipped),
-            "dropped_people": plan.dropped_people,
+            "dropped_people": sum(map(len, plan.split.left_out.annotations.values())),
             "bad_segmentations": plan.bad_segmentations,
         },
         skipped=tuple(skipped),
+        left_out=plan.split.left_out.as_dict(),
     )
 
 

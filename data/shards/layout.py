@@ -12,15 +12,17 @@ index after the tar. Equal samples give equal bytes.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 import fsspec
 import numpy as np
 
 from posefleet.data.coco.annotations import is_keypoint_person
+from posefleet.data.coco.reader import left_out_sentences
 from posefleet.data.coco.records import Record, encode_record
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import UNFINISHED, create, read_json
@@ -67,6 +69,9 @@ class Manifest:
     in shards of earlier versions); and what was skipped, dropped or damaged."""
     skipped: tuple[dict[str, Any], ...]
     """Images that are not in the shards: image_id, file_name, reason, detail."""
+    left_out: dict[str, dict[str, list[int | None]]] = field(default_factory=dict)
+    """Ids of the ``images`` and of the ``annotations`` of the source that are not in the shards because their records
+    have errors, by code of ``data.findings.CHECKS``; None where a record has no usable id."""
 
     @property
     def samples(self) -> int:
@@ -77,6 +82,12 @@ class Manifest:
     def labelled(self) -> int:
         """Samples with at least one keypoint person."""
         return sum(shard.labelled for shard in self.shards)
+
+    def left_out_sentences(self) -> list[str]:
+        """What of the source is not in the shards, in a sentence for each kind of reason."""
+        reasons = Counter(str(image.get("reason")) for image in self.skipped)
+        images = [f"{count:,} {'image' if count == 1 else 'images'} skipped, {why}" for why, count in reasons.items()]
+        return [*images, *left_out_sentences(self.left_out)]
 
 
 # ------------------------------------------------------------------------------------------------------- manifest
@@ -89,7 +100,10 @@ def shard_name(number: int) -> str:
 
 def write_manifest(root: str, manifest: Manifest) -> None:
     """Write the manifest of a shard folder; equal manifests give equal bytes."""
-    _write_json(root, MANIFEST, {**asdict(manifest), "schema": manifest.schema.as_dict()})
+    content = {**asdict(manifest), "schema": manifest.schema.as_dict()}
+    if not manifest.left_out:  # so that earlier versions read it
+        del content["left_out"]
+    _write_json(root, MANIFEST, content)
 
 
 def read_manifest(root: str) -> Manifest:

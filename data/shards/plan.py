@@ -2,24 +2,18 @@
 
 import hashlib
 import json
-import os
 import random
-import stat
 import zlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
-import fsspec
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 
+from posefleet.data.coco.image_files import file_sizes
 from posefleet.data.coco.source import Source
 from posefleet.data.coco.split import CocoSplit
-from posefleet.data.errors import DataError
-from posefleet.data.io.files import path_inside
 from posefleet.data.shards.layout import shard_name
 
 
@@ -66,8 +60,6 @@ class Plan:
     """For each shard, its images as rows of ``split``, in order."""
     fingerprint: str
     """sha256 over file names, sizes and annotations by image id; depends on neither seed nor shard size."""
-    dropped_people: int
-    """Annotations with a coordinate that is not finite; no shard holds them."""
     bad_segmentations: int
     """Crowds and people without keypoints whose segmentation cannot be used; shards hold them without it."""
 
@@ -90,7 +82,7 @@ def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int
     if shard_mib <= 0 or (limit is not None and limit <= 0):
         raise ValueError(f"shard_mib {shard_mib} and limit {limit} must be larger than 0")
     count = len(split) if limit is None else min(limit, len(split))
-    size_of, sha256 = _file_sizes(source), hashlib.sha256()
+    size_of, sha256 = file_sizes(source), hashlib.sha256()
     sizes = np.empty(count, np.int64)
     for row in range(count):
         record = split.encoded(row)
@@ -99,8 +91,7 @@ def plan_shards(source: Source, split: CocoSplit, *, shard_mib: float, seed: int
     order = array("q", range(count))
     random.Random(seed).shuffle(order)
     rows = _cut(np.array(order, np.int64), sizes, shard_mib)
-    dropped, bad_segmentations = (int(found[:count].sum()) for found in (split.dropped, split.bad_segmentations))
-    return Plan(split, sizes, rows, sha256.hexdigest(), dropped, bad_segmentations)
+    return Plan(split, sizes, rows, sha256.hexdigest(), int(split.bad_segmentations[:count].sum()))
 
 
 def _cut(order: np.ndarray, sizes: np.ndarray, shard_mib: float) -> list[np.ndarray]:
@@ -112,26 +103,6 @@ def _cut(order: np.ndarray, sizes: np.ndarray, shard_mib: float) -> list[np.ndar
     bounds = [-(-number * total // count) for number in range(1, count)]
     cuts = np.searchsorted(ends - np.maximum(sizes[order], 0), bounds)
     return [rows for rows in np.split(order, cuts) if len(rows)]
-
-
-def _file_sizes(source: Source) -> Callable[[str], int]:
-    """A function from the name of an image file to its bytes; -1 if there is no such file."""
-    fs, folder = fsspec.core.url_to_fs(source.image_folder)
-    if isinstance(fs, LocalFileSystem):
-        return partial(_local_size, folder)
-    folder = folder.rstrip("/")
-    fs.invalidate_cache(folder)
-    files = fs.find(folder, detail=True)  # one listing: a request for each image would take hours
-    listed = {path.removeprefix(folder + "/"): int(entry["size"]) for path, entry in files.items()}
-    return lambda name: listed.get(name, -1)
-
-
-def _local_size(folder: str, name: str) -> int:
-    try:
-        found = os.stat(path_inside(folder, name))
-    except (OSError, DataError):
-        return -1
-    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def _add_to_digest(sha256: Any, record: bytes, size: int) -> None:

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import fsspec
 import safetensors.torch
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from posefleet.data.errors import DataError
-from posefleet.data.io.files import read_json
+from posefleet.data.io.files import PIECE, read_json
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import choose_schema
 from posefleet.models.parts.layers.safe_load import read_tensors
@@ -35,6 +35,9 @@ from posefleet.platform.runtime.errors import PlatformError
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
+
+FileRecord = dict[str, int | str]
+"""Size (``bytes``) and ``sha256`` of a file, as ``meta.json`` has them."""
 
 _CONTENT = {
     "method": str,
@@ -146,8 +149,39 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}/{WEIGHTS} is refused: it is no file of safetensors ({error})") from None
 
 
-def encode_content(meta: Meta, files: Mapping[str, bytes]) -> bytes:
-    """The bytes of ``meta.json`` for a checkpoint that holds ``files``, the bytes of each by name."""
+class Stream(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: Any, /) -> int: ...
+
+
+class HashingStream(io.RawIOBase):
+    """Passes what is written on to another stream, and remembers its size and SHA-256."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._sha256, self._size = stream, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        """See :class:`io.IOBase`."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or anything with a buffer; returns their number."""
+        with memoryview(data).cast("B") as view:
+            for start in range(0, len(view), PIECE):  # an object store uploads a large file in parts
+                self._stream.write(view[start : start + PIECE])
+            self._sha256.update(view)
+            self._size += len(view)
+            return len(view)
+
+    @property
+    def record(self) -> FileRecord:
+        """What ``meta.json`` says of the file."""
+        return {"bytes": self._size, "sha256": self._sha256.hexdigest()}
+
+
+def encode_content(meta: Meta, files: Mapping[str, FileRecord]) -> bytes:
+    """The bytes of ``meta.json`` for a checkpoint that holds ``files``, a record of each by name."""
     content = {
         "format": 1,
         "method": meta.experiment.method,
@@ -158,16 +192,14 @@ def encode_content(meta: Meta, files: Mapping[str, bytes]) -> bytes:
         "metrics": meta.metrics,
         "provenance": meta.provenance,
         "experiment": to_dict(meta.experiment),
-        "files": {
-            file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()
-        },
+        "files": dict(files),
     }
     return json.dumps(content, indent=1).encode()
 
 
-def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
-    """The bytes of ``model.safetensors``."""
-    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+def write_weights(weights: Mapping[str, Tensor], stream: Stream) -> None:
+    """Write ``model.safetensors``."""
+    stream.write(safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
 
 
 def copy_for_use(

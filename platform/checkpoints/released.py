@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from posefleet.data.errors import DataError
-from posefleet.data.io.files import read_json, write_file
+from posefleet.data.io.files import create, read_json, write_file
 from posefleet.models import ReleasedModule, available_methods, load_method, load_released
 from posefleet.models.parts.layers.released import Released, differences
 from posefleet.models.parts.layers.safe_load import read_tensors
-from posefleet.platform.checkpoints.format import META, WEIGHTS, Meta, encode_content, encode_weights
+from posefleet.platform.checkpoints.format import META, WEIGHTS, HashingStream, Meta, encode_content, write_weights
 from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_yaml, with_settings
@@ -139,10 +139,11 @@ def write_imported(folder: str, meta: Meta, weights: Weights, card: str) -> None
         OSError: The folder cannot be written.
     """
     _refuse_other_checkpoint(folder, meta)
-    files = {WEIGHTS: encode_weights(weights)}
-    write_file(f"{folder}/{WEIGHTS}", files[WEIGHTS])
+    with create(f"{folder}/{WEIGHTS}") as file:
+        stream = HashingStream(file)
+        write_weights(weights, stream)
     write_file(f"{folder}/{CARD}", card.encode())
-    write_file(f"{folder}/{META}", encode_content(meta, files))
+    write_file(f"{folder}/{META}", encode_content(meta, {WEIGHTS: stream.record}))
 
 
 def imported_release(meta: Meta, weights: Weights, card: str, folder: Path) -> Release:

@@ -19,6 +19,7 @@ from posefleet.platform.comparison.figures import best_first
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import parameters
 from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.monitoring.interruptions import Losses, read_interruptions
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.tracking.runs import flatten
@@ -49,6 +50,28 @@ class Entry:
     poses: Mapping[int, Poses]
     """Image id -> poses, in pixels of the original images."""
     cost: Cost
+    losses: Losses | None = None
+    """What interruptions cost the run; None if its folder is not known."""
+
+
+def losses_table(entries: Sequence[Entry]) -> dict[str, list[float]]:
+    """Heading -> what interruptions cost each run, NaN where it is not known; empty where no run was interrupted."""
+    found = [entry.losses for entry in entries]
+    if not any(losses and losses.count for losses in found):
+        return {}
+    rows = [(one.count, one.steps_again, one.device_seconds) if one else (math.nan,) * 3 for one in found]
+    return dict(
+        zip(
+            ("interruptions", "steps done again", "device seconds lost"),
+            map(list, zip(*rows, strict=True)),
+            strict=True,
+        )
+    )
+
+
+def _losses(checkpoint: str) -> Losses | None:
+    folder, _, name = checkpoint.rpartition("/checkpoints/")
+    return Losses.of(read_interruptions(folder)) if folder and "/" not in name else None
 
 
 def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, float]:
@@ -117,6 +140,7 @@ def score_run(
         evaluation=result,
         poses=poses,
         cost=measure(model, experiment, worker, repeats=repeats),
+        losses=_losses(checkpoint),
     )
 
 
@@ -171,11 +195,17 @@ def as_markdown(entries: Sequence[Entry], minus: Differences) -> str:
         [name, f"{found.per_person:.2f}", *(short(value) for value in (found.ap, found.ap50, found.ap75))]
         for name, found in boxes.items()
     ]
+    lost = losses_table(order)
+    lost_rows = [
+        [entry.name, *("-" if math.isnan(values[row]) else f"{values[row]:.0f}" for values in lost.values())]
+        for row, entry in enumerate(order)
+    ]
     return "\n\n".join(
         [
             score_table({entry.name: entry.evaluation for entry in order}, minus),
             table(["run", *costs[0]], rows),
             *([table(["run", BOXES_A_PERSON, "box AP", "box AP50", "box AP75"], box_rows)] if boxes else []),
+            *([table(["run", *lost], lost_rows)] if lost else []),
             table(["keypoint AP", *(entry.name for entry in order)], keypoints),
         ]
     )
@@ -219,6 +249,7 @@ def as_dict(entries: Sequence[Entry]) -> dict[str, Any]:
             "protocol": str(entry.evaluation.protocol),
             **entry.evaluation.as_dict(),
             **dataclasses.asdict(entry.cost),
+            **({"interruptions": dataclasses.asdict(entry.losses)} if entry.losses else {}),
         }
         for entry in entries
     }

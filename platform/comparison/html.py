@@ -16,7 +16,14 @@ from posefleet.data.evaluation.bootstrap import CONFIDENCE
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS
 from posefleet.data.evaluation.evaluate import STATISTICS
 from posefleet.platform.comparison import gallery
-from posefleet.platform.comparison.compare import BOXES_A_PERSON, Differences, Entry, differing_settings, ranked
+from posefleet.platform.comparison.compare import (
+    BOXES_A_PERSON,
+    Differences,
+    Entry,
+    differing_settings,
+    losses_table,
+    ranked,
+)
 from posefleet.platform.comparison.figures import comparison_halves, series_colours
 from posefleet.platform.visualization import plots, report
 
@@ -86,6 +93,7 @@ def render(entries: Sequence[Entry], minus: Differences, *, about: str = "", war
             },
             statistics=[Measure(key, [entry.evaluation.statistics[key] for entry in entries]) for key in STATISTICS],
             costs=_costs(entries),
+            losses=[Measure(name, values, digits=0) for name, values in losses_table(entries).items()],
             keypoints=_keypoints(entries),
             errors=_errors(entries),
             common_settings={name: values for name, values in settings.items() if len(values) == len(entries)},

@@ -81,6 +81,8 @@ def evaluate(
     if predictor.has_boxes and (all_boxes := _gather(boxes, worker)) is not None and result:
         _check_detections(predictor, all_boxes)
         result = dataclasses.replace(result, boxes=evaluate_boxes(ground_truth(datasets[0]), all_boxes))
+    if result and (notes := datasets[0].notes):
+        result = dataclasses.replace(result, notes=(*result.notes, *notes))
     if keep and (all_poses := _gather(found, worker)) is not None:
         keep(all_poses)
     if result and worker.sink:

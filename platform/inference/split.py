@@ -1,6 +1,7 @@
 """Annotated images for scoring models in a promotion or a comparison."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,9 +27,25 @@ class Split:
     """Absolute path or URI of a folder of shards; empty if ``source`` is given."""
     source: Source | None = None
     """Data set in COCO's own files, read instead of shards."""
+    category: tuple[str, ...] = ()
+    """Categories of ``source`` that are read; empty: the only one that can be meant."""
+    allow_errors: bool = False
+    """Leave out the records of ``source`` that have errors."""
+    allow_missing: bool = False
+    """Leave out images of ``source`` whose files are missing; their people count as missed."""
 
     @classmethod
-    def named(cls, source: str, split: str, images: str, *, shards: str) -> Self:
+    def named(
+        cls,
+        source: str,
+        split: str,
+        images: str,
+        *,
+        shards: str,
+        category: Sequence[str] = (),
+        allow_errors: bool = False,
+        allow_missing: bool = False,
+    ) -> Self:
         """The images that a command names: those of ``source`` if it is given, else those of ``shards``.
 
         Args:
@@ -36,13 +53,25 @@ class Split:
             split: Split of ``source``.
             images: Image folder of ``source``; empty: at its usual place.
             shards: Absolute path or URI of a folder of shards; empty: none.
+            category: Categories of ``source`` that are read; empty: the only one that can be meant.
+            allow_errors: Leave out the records of ``source`` that have errors.
+            allow_missing: Leave out images of ``source`` whose files are missing.
 
         Raises:
             DataError: There are no such images.
-            ValueError: Neither ``source`` nor ``shards`` is given.
+            ValueError: Neither ``source`` nor ``shards`` is given, or an option of ``source`` without it.
         """
         if source:
-            return cls(source=find_source(source, split, images or None))
+            return cls(
+                source=find_source(source, split, images or None),
+                category=tuple(category),
+                allow_errors=allow_errors,
+                allow_missing=allow_missing,
+            )
+        if category or allow_errors or allow_missing:
+            raise ValueError(
+                "--category, --allow-errors and --allow-missing go with --source; shards are read as they are"
+            )
         if not shards:
             raise ValueError("no images to evaluate on; give --source PATH or --data.eval SHARDS")
         read_manifest(shards)  # fails on a wrong folder before anything is measured
@@ -55,7 +84,14 @@ class Split:
             DataError: The images or annotations cannot be used.
         """
         if self.source:
-            return FolderDataset(self.source, schema, transform)
+            return FolderDataset(
+                self.source,
+                schema,
+                transform,
+                category=self.category,
+                allow_errors=self.allow_errors,
+                allow_missing=self.allow_missing,
+            )
         return ShardDataset(self.shards, schema, transform, labelled_only=False, seed=None)
 
     def view(self, transform: EvalTransform) -> SampleSource:
@@ -65,7 +101,8 @@ class Split:
     def faults(self, schema: KeypointSchema) -> list[str]:
         """Errors in the images or annotations that make scores wrong, one text for each; empty if there are none."""
         if self.source:
-            return [f"{found.code}: {found.count}" for found in examine(self.source, schema).errors]
+            report = examine(self.source, schema, category=self.category)
+            return [f"{found.code}: {found.count}" for found in report.errors]
         return check_shards(self.shards)
 
     def __str__(self) -> str:

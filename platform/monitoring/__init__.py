@@ -1,3 +1,3 @@
-"""Finds stalls and stragglers of a training, and profiles its steps, without changing a weight.
+"""Finds stalls and stragglers of a training, measures its interruptions, profiles its steps; changes no weight.
 
-Doors: ``watchdog``, ``stragglers``, ``profiler``."""
+Doors: ``watchdog``, ``stragglers``, ``profiler``, ``interruptions``."""

@@ -11,8 +11,8 @@ import fsspec
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
-from posefleet.data.coco.annotations import read_file_names
 from posefleet.data.coco.file_schema import read_keypoint_names
+from posefleet.data.coco.reader import read_file_names
 from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import path_inside
@@ -65,7 +65,9 @@ class InputImages:
         return sha256.hexdigest()
 
 
-def list_images(source: str, *, split: str = "", images: str = "", ignore: str = "") -> InputImages:
+def list_images(
+    source: str, *, split: str = "", images: str = "", category: Sequence[str] = (), ignore: str = ""
+) -> InputImages:
     """List the images and videos of an input.
 
     Args:
@@ -74,6 +76,7 @@ def list_images(source: str, *, split: str = "", images: str = "", ignore: str =
             folder of shards; a tar of images in WebDataset's form, or a pattern of such tars.
         split: If given, ``source`` is a data set in COCO's layout, and this split is listed.
         images: Image folder of an annotation file, where it is not at its usual place.
+        category: Categories of an annotation file whose keypoints are meant, where they have different ones.
         ignore: Folder whose files are not listed, such as an output folder inside the input.
 
     Raises:
@@ -84,7 +87,9 @@ def list_images(source: str, *, split: str = "", images: str = "", ignore: str =
     path = path.rstrip("/")
     fs.invalidate_cache()
     if split or _ending(path) == ".json":
-        return _of_annotations(source, split, images)
+        return _of_annotations(source, split, images, category)
+    if category:
+        raise DataError(f"--category goes with an annotation file or a split, and {source} is neither")
     if images:
         raise DataError(f"{images}: an image folder goes with an annotation file or a split, and {source} is neither")
     endings: tuple[str, ...] = IMAGE_ENDINGS + VIDEO_ENDINGS
@@ -162,12 +167,12 @@ def split_into_chunks(images: Sequence[InputImage], size: int) -> list[list[Inpu
     return chunks
 
 
-def _of_annotations(source: str, split: str, images: str) -> InputImages:
+def _of_annotations(source: str, split: str, images: str, category: Sequence[str]) -> InputImages:
     found = find_source(source, split, images or None)
     names = read_file_names(found.annotation_file)
     if not names:
         raise DataError(f"{found.annotation_file}: lists no image")
-    keypoints = read_keypoint_names(found.annotation_file)
+    keypoints = read_keypoint_names(found.annotation_file, category)
     return InputImages(found.image_folder, tuple(InputImage(names[i], i) for i in sorted(names)), keypoints)
 
 

@@ -1,3 +1,4 @@
-"""What every process needs: paths, errors, redaction, logs, progress, node placement and the worker interface.
+"""What every process needs: paths, errors, redaction, logs, progress, placement, locks, and the worker interface.
 
-Doors: ``paths``, ``errors``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``."""
+Doors: ``paths``, ``errors``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``,
+``lock``, ``leftovers``."""

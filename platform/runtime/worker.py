@@ -142,6 +142,11 @@ class LocalWorker:
             with fsspec.open(f"{self.folder}/report/{name}", "wb", auto_mkdir=True) as stream:
                 stream.write(data)
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Report the metrics of an evaluation to the launcher; every rank must call it equally often."""
+    def report(self, metrics: Mapping[str, float], checkpoint: str) -> None:
+        """Report an evaluation to the launcher; every rank must call it equally often.
+
+        Args:
+            metrics: Of the evaluation, and where in the training it was.
+            checkpoint: Path of the checkpoint with the evaluated weights, which may still be being written.
+        """
         self.reports.append(dict(metrics))

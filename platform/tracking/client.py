@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DATABASES = ("postgresql", "mysql", "mssql")
 
+_OTHER_STORE = "give another store (run.tracking or $MLFLOW_TRACKING_URI)"
+
 
 class TrackingError(PlatformError):
     """MLflow refused or could not be reached; the message says where and why, without passwords."""
@@ -34,13 +36,18 @@ def default_uri(storage: str) -> str:
     """URI of the tracking database beside the runs under ``storage``, an absolute path or ``file://`` URI.
 
     Raises:
-        ValueError: The storage is relative or remote (a database cannot live in a bucket).
+        ValueError: The storage is relative or remote (a database cannot live in a bucket), or has a ``?`` in its name.
     """
     path = Path(storage.removeprefix("file://"))
     if "://" in storage.removeprefix("file://") or not path.is_absolute():
         raise ValueError(
             f"no tracking database can be kept under {storage!r}: give an absolute local path as storage, or a "
             "tracking URI such as http://host:5000 (start one with `mlflow server`)"
+        )
+    if "?" in str(path):  # an address of a database has its options behind it
+        raise ValueError(
+            f"no tracking database can be kept under {storage!r}: in its address, '?' would begin options; rename the "
+            "folder, or give a tracking URI (run.tracking)"
         )
     return f"sqlite:///{path / 'mlflow.db'}"
 
@@ -82,19 +89,66 @@ def pages(uri: str) -> str:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of a tracking server or of a database; a new sqlite database is created."""
+    """A client of a tracking server or of a database; a new sqlite database is created.
+
+    Raises:
+        TrackingError: The database cannot be opened, or is not MLflow's.
+    """
     settle_mlflow()
     from mlflow import MlflowClient
 
     if not uri.startswith("sqlite:"):
+        if not uri.startswith("http"):
+            _check_database(uri)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("w") as lock, warnings.catch_warnings():
+    if database.is_dir():
+        raise TrackingError(f"MLflow at {uri}: {database} is a folder, not a database; {_OTHER_STORE}")
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        lock = database.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise TrackingError(f"MLflow at {uri}: the database cannot be kept there ({error}); {_OTHER_STORE}") from None
+    with lock, warnings.catch_warnings():
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes that create MLflow's tables at the same time, one fails
-        if not database.exists():
+        if database.exists() and database.stat().st_size:
+            _check_database(uri)
+        else:
             warnings.simplefilter("ignore")  # the migrations warn
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _check_database(uri: str) -> None:
+    """Raise ``TrackingError`` unless the database opens and is empty or MLflow's; MLflow would retry for minutes."""
+    import sqlalchemy
+
+    advice = f"check the address and that the database is up, or {_OTHER_STORE.removeprefix('give ')}"
+    try:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+        tables = sqlalchemy.inspect(engine).get_table_names()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, UnicodeError) as error:
+        if "database is locked" in str(error):  # another process is writing; MLflow waits for it
+            return
+        if uri.startswith("sqlite:"):
+            advice = f"move that file away, or {_OTHER_STORE}"
+        raise TrackingError(f"MLflow at {uri}: {first_line(error)}; {advice}") from None
+    if tables and not {"experiments", "alembic_version"} & set(tables):
+        shown = ", ".join(sorted(tables)[:5])
+        raise TrackingError(f"MLflow at {uri}: the database is not MLflow's, it has the tables {shown}; {_OTHER_STORE}")
+
+
+def check_answer(uri: str, found: object, expected: object = None) -> None:
+    """Raise ``TrackingError`` if ``found``, an id in an answer of the server, is empty or not the ``expected`` one.
+
+    A server that is not MLflow may answer every request with 200 and nothing; MLflow's client takes that for ids that
+    are empty.
+    """
+    if not found or (expected is not None and found != expected):
+        raise TrackingError(
+            f"{uri} answers, but not as an MLflow server does (an id is {found or 'empty'}"
+            + (f", not {expected})" if expected is not None else ")")
+            + "; check the address: http://HOST:PORT of `mlflow server`"
+        )
 
 
 def settle_mlflow() -> None:
@@ -113,13 +167,14 @@ def settle_mlflow() -> None:
 
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Context that turns an ``MlflowException`` into a :class:`TrackingError` that names the store ``uri``."""
+    """Context that turns errors of MLflow and its database into a :class:`TrackingError` that names the store."""
     settle_mlflow()
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
 
 

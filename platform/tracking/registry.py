@@ -30,7 +30,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.platform.runtime.paths import MODELS
+from posefleet.platform.runtime.paths import MODELS, check_name
 from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import asking, clean_name, explained, first_line, store_uri
 from posefleet.platform.tracking.runs import LONGEST_DIGEST, DataInput, flatten, start_run
@@ -104,12 +104,14 @@ def signed() -> str:
 # ---------------------------------------------------------------------------------------------------- finding
 
 
-def check_name(name: str) -> str:
+def check_model_name(name: str) -> str:
     """``name``, if it is valid as the name of a model.
 
     Raises:
-        ValueError: The name has characters that an address such as ``models:/NAME@ALIAS`` cannot hold.
+        ValueError: The name is no plain name, see :func:`~posefleet.platform.runtime.paths.check_name`, or has
+            characters that an address such as ``models:/NAME@ALIAS`` cannot hold.
     """
+    check_name(name, "model name")
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"model name {name!r}: use letters, digits, '.', '_' and '-' only")
     return name

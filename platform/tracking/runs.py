@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from posefleet.command_line import Argument
 from posefleet.platform.runtime.redaction import redact
-from posefleet.platform.tracking.client import asking, clean_name, first_line, tracking_uri
+from posefleet.platform.tracking.client import (
+    TrackingError,
+    asking,
+    check_answer,
+    clean_name,
+    first_line,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +38,9 @@ LONGEST_DIGEST = 36
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow's pages open with training charts instead of traces of language models."""
+
+_RESUMED = "resumed."
+"""Prefix of the tags with settings that a continued run has instead of its parameters."""
 
 _log = logging.getLogger(__name__)
 
@@ -96,8 +106,9 @@ def start_run(
         uri: MLflow store, see :func:`~posefleet.platform.tracking.client.tracking_uri`.
         experiment_name: MLflow experiment; created if it does not exist.
         run_name: Name of a new run.
-        params: Settings; nested mappings become dotted names (``optim.lr``). If a setting of a continued run has
-            changed, the new value becomes a tag ``resumed.<name>``, because MLflow's parameters are final.
+        params: Settings; nested mappings become dotted names (``optim.lr``). MLflow's parameters are final, so a
+            setting that a continued run now has another value of gets a tag ``resumed.<name>``. A setting that is again
+            what it was at first loses that tag.
         tags: Tags to add or change. A new run continues a run that is still RUNNING without metrics and has the same
             tag ``folder``, if there is one: a driver that died right after opening it left it behind.
         inputs: Data sets, for MLflow's column "Dataset". A run continued by ``resume_run_id`` keeps its own.
@@ -119,12 +130,14 @@ def start_run(
             _continue_run(client, uri, resume_run_id, flat, tags)
             return resume_run_id
         experiment_id = _experiment_id(client, experiment_name, artifact_location or _beside_database(uri))
+        check_answer(uri, experiment_id)
         abandoned = _abandoned(client, experiment_id, tags.get("folder"))
         if abandoned:
             run_id: str = abandoned
             _continue_run(client, uri, run_id, flat, tags)
         else:
             run_id = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
+            check_answer(uri, run_id)
             _log_params(client, run_id, flat)
         _log_inputs(client, run_id, inputs)
     return run_id
@@ -147,8 +160,11 @@ def read_run(uri: str, run_id: str) -> RunSummary:
     Raises:
         TrackingError: There is no such run, or MLflow does not answer.
     """
-    with asking(tracking_uri(uri)) as client:
-        return _summary(client.get_run(run_id))
+    uri = tracking_uri(uri)
+    with asking(uri) as client:
+        summary = _summary(client.get_run(run_id))
+    check_answer(uri, summary.run_id, run_id)
+    return summary
 
 
 def read_metrics(uri: str, run_id: str, names: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
@@ -193,14 +209,20 @@ def _continue_run(
     from mlflow.exceptions import MlflowException
 
     try:
-        before = client.get_run(run_id).data.params
+        known = client.get_run(run_id)
+        check_answer(uri, known.info.run_id, run_id)
+        before, resumed = known.data.params, [name for name in known.data.tags if name.startswith(_RESUMED)]
         client.update_run(run_id, status="RUNNING")
         _log_params(client, run_id, {name: text for name, text in params.items() if name not in before})
         changed = {name: text for name, text in params.items() if before.get(name, text) != text}
-        for name, text in {**{f"resumed.{name}": text for name, text in changed.items()}, **tags}.items():
+        now = {f"{_RESUMED}{name}": text for name, text in changed.items()}
+        for name in resumed:
+            if name not in now:
+                client.delete_tag(run_id, name)
+        for name, text in {**now, **tags}.items():
             client.set_tag(run_id, name, text)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    except (MlflowException, TrackingError) as error:
+        if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         _log.warning("MLflow at %s does not answer (%s); run %s goes on", redact(uri), first_line(error), run_id)
         return

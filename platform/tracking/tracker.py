@@ -3,7 +3,8 @@
 Training never waits for the tracking server and never fails because of it. A background thread writes logged events
 to a :class:`~posefleet.platform.tracking.spool.Spool` every second and sends them to the server every five seconds.
 While the server is down, events stay in the spool. This process, a restart with the same spool, or
-``python -m posefleet.platform.tracking sync`` sends them later.
+``python -m posefleet.platform.tracking sync`` sends them later. So do events that the server refuses one by one, which
+hold nothing else back.
 """
 
 import logging
@@ -18,7 +19,7 @@ from typing import Any, Literal, Self
 from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import first_line, tracking_uri
 from posefleet.platform.tracking.sender import Sender
-from posefleet.platform.tracking.spool import Event, Spool
+from posefleet.platform.tracking.spool import Event, Refused, Spool
 from posefleet.platform.tracking.system_metrics import SystemMetrics
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -28,6 +29,10 @@ STORE_EVERY = 1.0
 """Seconds between two writes to the spool; a killed process loses that much unless it has called ``store``."""
 LONGEST_PAUSE = 10.0
 """Maximum seconds between two attempts to send while the server is down."""
+MOST_LISTED = 5
+"""Number of refused events that a message names."""
+REFUSED_AGAIN = 300.0
+"""Seconds between two attempts to send what the server refuses."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +68,7 @@ class Tracker:
         self._flushes: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._closed = False
+        self._refusal_told = False
         self._log("status", status="RUNNING")
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._thread.start()
@@ -92,7 +98,7 @@ class Tracker:
             _log.warning("%s cannot be written: %s", self.spool.folder, error)
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until the server has everything logged so far; False if it does not after ``timeout`` seconds."""
+        """Wait until the server has everything logged so far that it takes; False if not after ``timeout`` seconds."""
         done = threading.Event()
         self._flushes.put(done)
         self._wake.set()
@@ -101,7 +107,8 @@ class Tracker:
     def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
         """Stop logging and set the run's ``status``.
 
-        Events that the server does not have after ``timeout`` seconds stay in the spool.
+        Events that the server does not have after ``timeout`` seconds, or refuses, stay in the spool; unless the status
+        is RUNNING, a warning names what was refused.
         """
         if self._closed:
             return
@@ -115,6 +122,8 @@ class Tracker:
             if status != "RUNNING":
                 _log.warning("events wait in %s: python -m posefleet.platform.tracking sync %s", folder, folder)
             self.store()  # the thread may be stuck in a request
+        if status != "RUNNING":
+            self._name_refused()
 
     def __enter__(self) -> Self:
         return self
@@ -136,12 +145,44 @@ class Tracker:
     def _log(self, kind: str, **content: Any) -> None:
         self._events.put({"kind": kind, "time": time.time_ns() // 1_000_000, **content})  # milliseconds, as MLflow
 
+    def _name_refused(self) -> None:
+        """Warn of what the server did not take."""
+        folder = self.spool.folder
+        try:
+            refused = self.spool.refused()
+        except OSError as error:
+            _log.warning("%s cannot be read: %s", folder, error)
+            return
+        if refused:
+            _log.warning(
+                "MLflow at %s did not take %s; to try again: python -m posefleet.platform.tracking sync %s",
+                redact(self.uri),
+                listed(refused),
+                folder,
+            )
+
+    def _send(self, sender: Sender, *, again: bool) -> None:
+        """Send what waits; with ``again``, also what was refused before. The first refusal is logged."""
+        before = len(self.spool.refused())
+        sender.send(self.spool)
+        refused = self.spool.refused()
+        if len(refused) > before and not self._refusal_told:
+            self._refusal_told = True
+            _log.warning(
+                "MLflow at %s does not take %s; it is kept in %s, and everything else is sent",
+                redact(self.uri),
+                refused[before],
+                self.spool.folder,
+            )
+        if again and refused:
+            sender.send_refused(self.spool)
+
     def _work(self) -> None:
         """Body of the background thread: sample the machine, write events to disk, send them to the server."""
         machine = SystemMetrics(self._system_every)
         sender: Sender | None = None
         waiting: list[threading.Event] = []
-        next_send, failures = 0.0, 0
+        next_send, next_again, failures = 0.0, 0.0, 0
         while not self._closed:
             self._wake.wait(min(STORE_EVERY, self._send_every))
             self._wake.clear()
@@ -153,7 +194,10 @@ class Tracker:
                 if time.monotonic() < next_send and not asked:
                     continue
                 sender = sender or Sender(self.uri, self.run_id)
-                sender.send(self.spool)
+                again = bool(asked) or time.monotonic() >= next_again
+                self._send(sender, again=again)
+                if again:
+                    next_again = time.monotonic() + REFUSED_AGAIN
             # The network, database, bucket or disk may raise anything. Training goes on, and the next round retries.
             except Exception as error:
                 if not failures:
@@ -177,6 +221,12 @@ class Tracker:
             if self._unstored:
                 self.spool.append(self._unstored)
                 self._unstored = []
+
+
+def listed(refused: list[Refused]) -> str:
+    """What was refused and why, on one line; the first five of many."""
+    more = f"; and {len(refused) - MOST_LISTED} more" if len(refused) > MOST_LISTED else ""
+    return f"{len(refused)} of the run's events: " + "; ".join(map(str, refused[:MOST_LISTED])) + more
 
 
 def _drain(waiting: "queue.SimpleQueue[Any]") -> list[Any]:

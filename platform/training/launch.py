@@ -11,6 +11,7 @@ from typing import Any
 
 from posefleet.command_line import report_error
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.monitoring.interruptions import Losses, read_interruptions
 from posefleet.platform.runtime import logs
 from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.worker import LocalWorker
@@ -35,7 +36,7 @@ class InterruptibleWorker(LocalWorker):
         """Whether a signal asked this process to stop."""
         return self._stop.is_set()
 
-    def report(self, metrics: Mapping[str, float]) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: str) -> None:
         """Pass the metrics to the caller of :func:`run_training`."""
         self._report(dict(metrics))
 
@@ -64,7 +65,7 @@ def run_training(
     *,
     report: ReportMetrics | None = None,
 ) -> Outcome:
-    """Train an open run to its end and close it.
+    """Train an open run to its end, close it, and release its lock.
 
     Args:
         experiment: With absolute paths, as ``open_run`` returns it.
@@ -72,6 +73,17 @@ def run_training(
         report: Called in this thread with the metrics of every evaluation; a SystemExit from it ends the training and
             leaves the run open.
     """
+    try:
+        outcome = _train_open(experiment, run, report)
+        if not run.taken_over():  # otherwise the run goes on elsewhere
+            run.finish("KILLED" if outcome.stopped else "FAILED" if outcome.error else "FINISHED")
+        return outcome
+    finally:
+        run.release()
+
+
+def _train_open(experiment: Experiment, run: Run, report: ReportMetrics | None) -> Outcome:
+    """Train an open run; an error closes it."""
     process = "driver" if experiment.scaling.num_workers else "rank0"
     try:
         with logs.log_to_folder(run.folder, process, run=experiment.run.name), _signals(run) as stop:
@@ -83,14 +95,14 @@ def run_training(
                     worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
                     outcome = fit_or_report(experiment, worker, run, sink)
             log.debug("ends: %s", outcome.error or "finished")
+        return outcome
     except SystemExit:
         run.request("stop")  # workers may run on for a moment after this process has ended
         raise
     except BaseException:
-        run.finish("FAILED")
+        if not run.taken_over():
+            run.finish("FAILED")
         raise
-    run.finish("KILLED" if outcome.stopped else "FAILED" if outcome.error else "FINISHED")
-    return outcome
 
 
 @contextmanager
@@ -126,5 +138,7 @@ def _print_outcome(experiment: Experiment, run: Run, outcome: Outcome) -> None:
         best = store.best() or store.latest()
     lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
     lines += [f"checkpoint  {best}"] if best else []
+    lost = Losses.of(read_interruptions(run.folder))
+    lines += [f"interrupted {lost}"] if lost.count else []
     lines += [f"images      {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]
     sys.stderr.write("\n".join(lines) + "\n")

@@ -14,14 +14,16 @@ from posefleet.data.loading.loader import Batches, training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.transforms import EvalTransform, TrainTransform
+from posefleet.platform.checkpoints.saver import BackgroundSaver
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set
+from posefleet.platform.monitoring.interruptions import InterruptionLog
 from posefleet.platform.runtime.worker import LocalWorker
-from posefleet.platform.training.monitor import TrainingMonitor, monitored
+from posefleet.platform.training.monitor import TrainingMonitor, log_interruption, monitored
 from posefleet.platform.training.optim import Freezing, set_learning_rate
 from posefleet.platform.training.schedule import Schedule
-from posefleet.platform.training.state import TrainingState, initial_state, save_checkpoint
+from posefleet.platform.training.state import TrainingState, finish_saving, initial_state, save_checkpoint
 from posefleet.platform.training.step import StepShare, train_step
 
 
@@ -42,22 +44,27 @@ def fit(
         DataError: The shards cannot be used.
         ValueError: There are more workers than the run was made for.
     """
+    interruptions = InterruptionLog("" if worker.rank else worker.folder, devices=worker.world_size)
     dataset = training_set(experiment)
     state = initial_state(experiment, worker, store)
+    interruptions.begin(state.step)
     provenance = {**(provenance or {}), "data": read_manifest(experiment.data.train).fingerprint}
-    save = partial(save_checkpoint, state, experiment, worker, store, provenance)
+    saver = BackgroundSaver(store, interruptions.saved)
+    save = partial(save_checkpoint, state, experiment, worker, saver, provenance)
     share = share_of(experiment, worker)
     schedule = Schedule(experiment, len(dataset), experiment.data.batch_size * share.micro_batches)
     freezing = _freezing(experiment, worker, state)
     _log_targets(experiment, worker, dataset, state.model)
     # A run that was stopped where an evaluation was due, and saved before it, makes up for it.
     evaluation_owed = bool(experiment.data.eval) and not state.metrics and schedule.evaluation_due(state.position)
+    save_wanted = False
     while evaluation_owed or not _ended(experiment, state, schedule):  # again after frozen parts thaw
         freezing.set(schedule.frozen(state.position))
         network = worker.prepare(state.model)
         freezing.train(network)
         thaw = schedule.next_thaw(state.position)
         with (
+            saver,
             _open_batches(experiment, worker, dataset, share, state.position) as batches,
             monitored(experiment, worker, network, state, schedule) as monitor,
         ):
@@ -78,14 +85,16 @@ def fit(
                         bfloat16=experiment.train.precision == "bfloat16",
                     )
                     state.step_taken(schedule.images_per_step)
+                    log_interruption(worker, interruptions.step_taken(state.step))
                     monitor.add_step(losses, norm, rate, micro_batches)
                     del micro_batches  # its memory, shared with the loaders, is free before the next ones are fetched
                     save_due = schedule.save_due(state.step)
                     look_due = save_due or schedule.log_due(state.step) or state.position >= min(goal, thaw)
                     if look_due or (worker.world_size == 1 and worker.stop_requested()):
-                        stop, save_wanted = monitor.read_losses()  # only here does the host wait for the device
+                        # Only here does the host wait for the device.
+                        stop, save_wanted = monitor.read_losses(save_wanted=saver.failed)
                         if stop or ((save_due or save_wanted) and state.position < goal):
-                            save()
+                            save(wait=stop or save_wanted)
                         if stop:
                             raise Stopped(f"stopped at step {state.step} on request")
                 if state.position < goal:
@@ -94,8 +103,11 @@ def fit(
                     _evaluate(experiment, worker, state, monitor)
                     freezing.train(network)
                 evaluation_owed = False
-                save()
-                worker.report({**state.metrics, "step": state.step, "epoch": schedule.epoch(state.position)})
+                save(wait=save_wanted)
+                metrics = {**state.metrics, "step": state.step, "epoch": schedule.epoch(state.position)}
+                worker.report(metrics, store.path_of(state.step))
+    finish_saving(worker, saver)
+    interruptions.ended()
     return state.metrics
 
 

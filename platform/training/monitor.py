@@ -13,6 +13,7 @@ from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.structures import Batch
 from posefleet.models.parts.ops.losses import around_reductions
 from posefleet.platform.config.experiment import Experiment, Profile
+from posefleet.platform.monitoring.interruptions import Interruption
 from posefleet.platform.monitoring.profiler import profiled
 from posefleet.platform.monitoring.stragglers import StragglerDetector
 from posefleet.platform.monitoring.watchdog import Watchdog
@@ -76,10 +77,13 @@ class TrainingMonitor:
         self._image_ids.append([i for batch in taken for i in batch.image_ids.tolist()])
         self._rate, self._norm = rate, norm
 
-    def read_losses(self) -> tuple[bool, bool]:
+    def read_losses(self, *, save_wanted: bool = False) -> tuple[bool, bool]:
         """Bring the losses since the last call to the host, check and log them; all ranks call this.
 
         One reduction over ranks carries the losses, the requests of every rank and their paces.
+
+        Args:
+            save_wanted: Whether this rank asks for a checkpoint, although the worker was not asked for one.
 
         Returns:
             Whether any rank was asked to stop, and whether any rank was asked for a checkpoint.
@@ -90,7 +94,7 @@ class TrainingMonitor:
         worker, steps = self._worker, len(self._losses)
         worker.watch.enter(Phase.READ_LOSSES)
         losses = torch.stack(self._losses)  # (steps, names)
-        requests = losses.new_tensor([worker.stop_requested(), worker.checkpoint_requested()])
+        requests = losses.new_tensor([worker.stop_requested(), worker.checkpoint_requested() or save_wanted])
         not_finite = (~losses.isfinite()).any().float()[None]
         paces = losses.new_tensor(self._paces())
         sums = worker.reduce(torch.cat([not_finite, requests, losses.mean(0), paces])).tolist()
@@ -165,6 +169,23 @@ class TrainingMonitor:
         if line and self._worker.rank == 0:
             log.warning(line)
         return metrics
+
+
+def log_interruption(worker: LocalWorker, interruption: Interruption | None) -> None:
+    """Log what an interruption cost, as metrics over the number of the interruption."""
+    if interruption is None:
+        return
+    log.info(
+        "interruption %d: %d steps are done again from step %d, %.1f device seconds lost",
+        interruption.number,
+        interruption.steps_again,
+        interruption.resumed_from,
+        interruption.device_seconds,
+    )
+    if worker.sink:
+        values = {"steps_again": interruption.steps_again, "device_seconds": interruption.device_seconds}
+        named = {f"interruptions/{name}": value for name, value in values.items()}
+        worker.sink.log_metrics(named, interruption.number)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,18 @@
 """Runs a training as a Ray Train job. Beside ``elastic``, only this file of the platform imports ``ray.train``.
 
-The driver opens the run, starts the workers, waits, and closes the run. When a worker dies, Ray
-replaces all workers, and they resume from the last checkpoint in the run's own store. Ray's checkpoints are not used,
-because a run must also resume where Ray's state is lost, and because Ray counts a checkpoint only after its controller
-has polled. An elastic run continues with the workers that the cluster has room for, and restarts all of them when there
-is room for more.
+The driver opens the run, starts the workers, waits, and closes the run. When a worker dies, Ray replaces all workers,
+and they resume from the last checkpoint in the run's own store, because a run must also resume where Ray's state is
+lost, and because Ray counts a checkpoint only after its controller has polled. The checkpoints that Ray gets are
+pointers to ours: a second copy would cost time, and Ray refuses to start again where a checkpoint that it knows was
+deleted. An elastic run continues with the workers that the cluster has room for, and restarts all of them when there is
+room for more.
 """
 
 import dataclasses
 import logging
 import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -26,9 +28,11 @@ from ray.util.queue import Queue
 
 from posefleet.data.io.cluster import start_ray
 from posefleet.memory import collect_garbage_rarely
+from posefleet.platform.checkpoints.resolve import write_pointer
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.leftovers import claim, sweep
 from posefleet.platform.runtime.placement import TRAINING
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
 from posefleet.platform.training.outcome import Outcome, ReportMetrics, fit_or_report
@@ -85,10 +89,12 @@ class RayWorker(LocalWorker):
             self._run.withdraw("save")
             self._save = False
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Report to Ray Train; a barrier over all ranks."""
-        with self.watch.waiting():
-            ray.train.report(dict(metrics))
+    def report(self, metrics: Mapping[str, float], checkpoint: str) -> None:
+        """Report to Ray Train, with a pointer to the checkpoint as Ray's checkpoint; a barrier over all ranks."""
+        with self.watch.waiting(), tempfile.TemporaryDirectory() as folder:
+            if self.rank == 0:
+                write_pointer(folder, checkpoint)
+            ray.train.report(dict(metrics), None if self.rank else ray.train.Checkpoint(folder))
 
     def _ask(self) -> None:
         if self.rank or time.monotonic() - self._looked < ASK_SECONDS:
@@ -160,6 +166,10 @@ def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None)
             name="ray",
             storage_path=run.folder,
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=experiment.train.keep_checkpoints,
+                checkpoint_score_attribute="AP" if experiment.data.eval else None,
+            ),
             callbacks=callbacks,  # of the newer kind
         ),
     )
@@ -179,11 +189,13 @@ def train_on_ray(experiment: Experiment, run: Run, report: ReportMetrics | None)
         thread.join(0.5)
         while reports and report and not reports.empty():
             report(reports.get())
+    sweep()  # of workers on this machine that were killed
     return outcome[0] if outcome else Outcome(error="Ray Train ended without a result; see the lines above")
 
 
 def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     """Train in one worker process; returns the fields of its :class:`Outcome`."""
+    claim()
     collect_garbage_rarely()
     for name in ("ray", "ray.train", REPORT_LOGGER):
         logging.getLogger(name).setLevel(logging.WARNING)

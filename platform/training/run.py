@@ -1,11 +1,13 @@
 """A run: one folder and one MLflow run, however often it is started.
 
 STORAGE/NAME/
+    lock.json       who trains the run now, see ``runtime.lock``
     run.json        MLflow run id and store (without its password), so that a restart continues the same run
     checkpoints/    see ``checkpoints.store``
-    report/         overlays, curves, tables and profiles, also kept as artifacts in MLflow
+    report/         overlays, curves, tables, profiles and summary.json, also kept as artifacts in MLflow
     logs/           see ``logs`` and ``watchdog``
     spool/          events that MLflow has not received yet
+    progress.json, interruptions.json   see ``monitoring.interruptions``
 """
 
 import dataclasses
@@ -22,11 +24,14 @@ import fsspec
 
 from posefleet.data.io.files import read_json, write_file
 from posefleet.data.shards.layout import read_manifest
-from posefleet.platform.checkpoints.format import copy_for_use
+from posefleet.platform.checkpoints.format import CheckpointError, copy_for_use
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import parameters
+from posefleet.platform.monitoring import interruptions
+from posefleet.platform.runtime import lock
+from posefleet.platform.runtime.paths import check_name
 from posefleet.platform.runtime.redaction import redact, restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
@@ -49,10 +54,33 @@ class Run:
     run_id: str
     """Id of the MLflow run."""
     tracking_uri: str
+    owner: str = ""
+    """Token of the lock under which the run was opened; empty if it was only read."""
 
     def store(self, experiment: Experiment) -> CheckpointStore:
-        """The run's checkpoints."""
-        return CheckpointStore(f"{self.folder}/checkpoints", keep=experiment.train.keep_checkpoints)
+        """The run's checkpoints; only as long as no other process has taken the run over, new ones can be written."""
+        keep = experiment.train.keep_checkpoints
+        return CheckpointStore(f"{self.folder}/checkpoints", keep=keep, before_save=self._check_owner)
+
+    def taken_over(self) -> lock.Owner | None:
+        """The owner of the run's lock, if that is not the process that opened this run any more."""
+        try:
+            owner = lock.current_owner(self.folder) if self.owner else None
+        except OSError as error:
+            log.warning("cannot see who has the lock of %s: %s", self.folder, error)
+            return None
+        return owner if owner and owner.token not in ("", self.owner) else None
+
+    def release(self) -> None:
+        """Give up the lock under which this process opened the run."""
+        lock.release(self.owner)
+
+    def _check_owner(self) -> None:
+        if owner := self.taken_over():
+            raise CheckpointError(
+                f"no checkpoint is written: {self.folder} was taken over by {owner}, as this training was silent; that "
+                "process goes on with the run, and this one ends"
+            )
 
     def request(self, what: Request) -> None:
         """Ask the workers, wherever they are, by a file in the run's folder."""
@@ -83,12 +111,14 @@ class Run:
         return f"{self.folder}/spool"
 
     def finish(self, status: Status, *, curves: bool = True) -> None:
-        """Send the events that earlier workers could not, draw the curves of a training, and set the run's status."""
+        """Send the events that earlier workers could not, log curves and summary of a training, and set the status."""
         try:
             sink = RunLogger(self, system_every=0)
         except OSError as error:
             log.warning("MLflow does not learn that run %s is %s: no spool can be kept: %s", self.run_id, status, error)
             return
+        if curves:
+            sink.log_bytes("summary.json", interruptions.summary(self.folder, run=self.run_id, status=status))
         sink.log_profiles()
         if not sink.flush():
             sink.close(status, timeout=0.0)
@@ -134,9 +164,9 @@ class RunLogger(Tracker):
     def log_profiles(self) -> None:
         """Log the profiles of ranks other than 0, which write them to the run's folder only."""
         fs, path = fsspec.url_to_fs(f"{self._report}/profile")
-        for file in fs.glob(f"{path}/rank*"):
+        for file in fs.ls(path, detail=False) if fs.exists(path) else ():
             name = file.rpartition("/")[2]
-            if not name.startswith("rank0-"):
+            if name.startswith("rank") and not name.startswith("rank0-"):
                 super().log_bytes(f"profile/{name}", fs.cat_file(file))
 
 
@@ -156,20 +186,39 @@ def _remember(run: Run, method: str) -> None:
     write_file(f"{run.folder}/run.json", json.dumps(content, indent=1).encode())
 
 
-def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
-    """Open a new run of the experiment, or the existing one of that name.
+def open_run(experiment: Experiment, *, patience: float = 0.0) -> tuple[Experiment, Run]:
+    """Open a new run of the experiment, or the existing one of that name, and lock it until ``Run.release``.
+
+    Args:
+        experiment: With absolute paths.
+        patience: Seconds to wait for another process that has the run, because it is about to end.
 
     Returns:
         The experiment with its name filled in, and the run.
 
     Raises:
-        ValueError: The name exists and ``run.resume`` is off, another method has it, or ``train.freeze`` names no part.
+        ValueError: The name is no plain name, it exists and ``run.resume`` is off, another method has it, or
+            ``train.freeze`` names no part.
+        InUseError: Another process trains the run.
         CheckpointError: ``run.init_from`` is not a checkpoint, or does not fit.
         TrackingError: MLflow cannot open a new run.
+        OSError: The run's folder cannot be written.
     """
     name = experiment.run.name or f"{experiment.method}-{datetime.now():%Y%m%d-%H%M%S}"
+    check_name(name, "run.name")
     experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, name=name))
     folder = f"{experiment.run.storage.rstrip('/')}/{name}"
+    held = lock.FolderLock(folder, f"run {name}").acquire(patience=patience)
+    try:
+        return _open_locked(experiment, folder, held.token)
+    except BaseException:
+        held.release()
+        raise
+
+
+def _open_locked(experiment: Experiment, folder: str, token: str) -> tuple[Experiment, Run]:
+    """:func:`open_run`, once this process has the lock of the run's folder."""
+    name = experiment.run.name
     known = _read_run_file(folder)
     if known and not experiment.run.resume:
         raise ValueError(f"{folder} exists and run.resume is off; choose another run.name or leave run.resume on")
@@ -183,7 +232,7 @@ def open_run(experiment: Experiment) -> tuple[Experiment, Run]:
     parent = {"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}
     run = _open(experiment, folder, known, name=name, params=parameters(experiment), tags=parent)
     run.withdraw("stop")
-    return experiment, run
+    return experiment, dataclasses.replace(run, owner=token)
 
 
 def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]) -> Run:

@@ -13,10 +13,12 @@ from torch import nn
 
 from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta, read_state
 from posefleet.platform.checkpoints.load import build_model, load_weights
+from posefleet.platform.checkpoints.saver import BackgroundSaver
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.checkpoints.transfer import same_keypoints, start_from
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.activity import Phase
+from posefleet.platform.runtime.leftovers import keep_compiled
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.ema import AveragedWeights
 from posefleet.platform.training.optim import Freezing, build_optimizer
@@ -65,8 +67,14 @@ class TrainingState:
         """Within, the model has the averaged weights, if the run averages them."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
-    def save(self, store: CheckpointStore, experiment: Experiment, provenance: Mapping[str, str]) -> str:
-        """Write a checkpoint and return its path; its weights are the ones that get evaluated (averaged, if any)."""
+    def save(self, saver: BackgroundSaver, experiment: Experiment, provenance: Mapping[str, str]) -> None:
+        """Begin to write a checkpoint; its weights are the ones that get evaluated (averaged, if any).
+
+        Raises:
+            CheckpointError: The checkpoint before could not be written.
+        """
+        with self.averaged():
+            weights = saver.copy(self.model.state_dict(), "weights")
         state: dict[str, object] = {
             "optimizer": self.optimizer.state_dict(),
             "copied": list(self.copied),
@@ -74,8 +82,6 @@ class TrainingState:
             "best": self.best,
             "stale": self.stale,
         }
-        with self.averaged():
-            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         if self.average:
             averaged = self.average.average
             state["raw"] = {name: value for name, value in self.model.state_dict().items() if name in averaged}
@@ -83,10 +89,10 @@ class TrainingState:
             experiment=experiment,
             step=self.step,
             position=self.position,
-            metrics=self.metrics,
+            metrics=dict(self.metrics),
             provenance=dict(provenance),
         )
-        return store.save(meta, weights, state)
+        saver.save(meta, weights, saver.copy(state, "state"))
 
     def restore(self, path: str, experiment: Experiment, state: Mapping[str, Any]) -> None:
         """Load what :meth:`save` wrote to ``path``; ``state`` is the training state in it.
@@ -128,6 +134,7 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     model = model.to(worker.device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.compile:
+        keep_compiled()
         model.compile()
     stored: Mapping[str, Any] = read_state(latest) if latest else {}
     copied, partial = tuple(stored.get("copied", ())), tuple(stored.get("partial", ()))
@@ -165,13 +172,18 @@ def save_checkpoint(
     state: TrainingState,
     experiment: Experiment,
     worker: LocalWorker,
-    store: CheckpointStore,
+    saver: BackgroundSaver,
     provenance: Mapping[str, str],
+    *,
+    wait: bool = False,
 ) -> None:
-    """Write a checkpoint on rank 0; all ranks call this.
+    """Begin to write a checkpoint on rank 0; all ranks call this.
+
+    Args:
+        wait: Until it is written. Otherwise the training goes on meanwhile, and an error is raised by the next call.
 
     Raises:
-        FatalError: Rank 0 could not write it; every rank raises.
+        FatalError: Rank 0 could not write this checkpoint, or the one before; every rank raises.
     """
     problem = None
     worker.watch.enter(Phase.CHECKPOINT)
@@ -179,9 +191,28 @@ def save_checkpoint(
         worker.sink.store()  # a run that goes on from here does not log again what came before
     if worker.rank == 0:
         try:
-            state.save(store, experiment, provenance)
+            state.save(saver, experiment, provenance)
+            if wait:
+                saver.wait()
         except CheckpointError as error:
             problem = str(error)
     worker.agree(problem)
-    worker.saved()
+    if wait:
+        worker.saved()
+    worker.watch.beat()
+
+
+def finish_saving(worker: LocalWorker, saver: BackgroundSaver) -> None:
+    """Wait until the last checkpoint is written; all ranks call this.
+
+    Raises:
+        FatalError: Rank 0 could not write it; every rank raises.
+    """
+    problem = None
+    worker.watch.enter(Phase.CHECKPOINT)
+    try:
+        saver.wait()
+    except CheckpointError as error:
+        problem = str(error)
+    worker.agree(problem)
     worker.watch.beat()

@@ -38,6 +38,7 @@ from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.latency import predict_costs
 from posefleet.platform.runtime import logs
+from posefleet.platform.runtime.leftovers import claim, sweep
 from posefleet.platform.runtime.placement import STEADY, TRAINING
 from posefleet.platform.runtime.progress import ProgressLine
 from posefleet.platform.runtime.worker import LocalWorker
@@ -54,6 +55,9 @@ log = logging.getLogger(__name__)
 
 PEOPLE = 5
 """Number of people in the images on which a trial's predictions are timed."""
+
+TRIAL_PATIENCE = 120.0
+"""Seconds that a trial which is started again waits for its earlier process to end."""
 
 QUANTILE = 0.25
 """Share of a population that is replaced, its worst members, by copies of as many of its best."""
@@ -220,6 +224,7 @@ def run_search(search: Search, config: SearchConfig, parent: Run) -> bool:
         for number in search.running:  # the search was interrupted
             closer.submit(_close_run, f"{search.folder}/trials/trial-{number:03d}", "KILLED")
     shutil.rmtree(scratch, ignore_errors=True)
+    sweep()  # of trials on this machine that were killed
     return search.ended >= min(config.samples, search.combinations)
 
 
@@ -452,10 +457,12 @@ def _sigterm() -> Iterator[None]:
 
 def _run_trial(config: dict[str, Any], tracking_uri: str) -> None:
     """Train a trial, in its own process; its run is in the MLflow store at ``tracking_uri``."""
+    claim()
     collect_garbage_rarely()
     logging.basicConfig(level=logging.INFO, format=logs.TERMINAL)
     name = tune.get_context().get_trial_name()
-    experiment, run = open_run(_experiment(config, str(name), tracking_uri))
+    # Ray Tune runs a trial once at a time: another process that has its run is one that Ray is about to end.
+    experiment, run = open_run(_experiment(config, str(name), tracking_uri), patience=TRIAL_PATIENCE)
     checkpoints = run.store(experiment)
     if copied := tune.get_checkpoint():  # in a population: of a better member, or its own
         with copied.as_directory() as folder:

@@ -103,7 +103,7 @@ class AlternatingWorker(LocalWorker):
         super().agree(problem)
         self._window.close()
 
-    def report(self, metrics: Mapping[str, float]) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: str) -> None:
         """Called between two windows."""
         self._run_bare()
         self._window.enter_context(timed(self._steps, self.ours))

@@ -26,7 +26,7 @@ from posefleet.platform.tracking.spool import Spool
 from posefleet.platform.training.run import read_run as open_run_of
 
 COMMAND = Path(__file__).with_name("command.py")
-OF_THE_MACHINE = re.compile(r"system/|ranks/|images_per_second$|data_wait$")
+OF_THE_MACHINE = re.compile(r"system/|ranks/|interruptions/|images_per_second$|data_wait$")
 """Metrics that differ between two runs of the same experiment."""
 
 

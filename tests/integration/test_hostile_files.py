@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from small_settings import small_release, small_settings, untrained_checkpoint
 
-from posefleet.data.coco.annotations import load_json
+from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
 from posefleet.data.loading.loader import training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
@@ -310,7 +310,7 @@ def test_members_of_a_shard(column: int, message: str, loaders: int, evil: bytes
 def test_an_annotation_file(evil: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(evil)
     with pytest.raises(DataError, match=r"a\.json: not json"):
-        load_json(str(tmp_path / "a.json"))
+        read_coco(str(tmp_path / "a.json"), COCO17)
 
 
 # ---------------------------------------------------------------------------------------------------- results

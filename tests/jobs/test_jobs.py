@@ -17,6 +17,8 @@ import pytest
 import yaml
 from small_settings import small_settings
 
+from posefleet.platform.checkpoints.resolve import find_checkpoint
+
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
 
@@ -200,3 +202,5 @@ def test_the_demo_in_miniature(tmp_path: Path) -> None:
     report = tmp_path / "demo" / "runs" / "demo" / "report"
     assert {path.name for path in report.iterdir()} == {"curves", "evaluation", "experiment.yaml", "targets"}
     assert (tmp_path / "demo" / "results_refined.json").exists()
+    reported = sorted((report.parent / "ray").glob("checkpoint_*"))  # the last one is ray.train.Result.checkpoint
+    assert find_checkpoint(str(reported[-1])) == find_checkpoint(str(report.parent))

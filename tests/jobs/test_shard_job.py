@@ -56,10 +56,14 @@ def test_errors_in_the_annotations_stop_it_unless_they_are_allowed(
     content["annotations"][0]["image_id"] = 10**9
     file.write_text(json.dumps(content))
     assert shard(coco, tmp_path / "out") == 1
-    assert "unknown_image (1); correct it, or go on with --allow-errors" in capsys.readouterr().err
+    assert "unknown_image (1); correct it, or leave out the records with errors" in capsys.readouterr().err
+    assert shard(coco, tmp_path / "out", "--skip-doctor") == 1  # the doctor says more, but the reader checks the same
+    number = content["annotations"][0]["id"]
+    assert f"unknown_image (1): annotation {number}: image_id 1000000000" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert shard(coco, tmp_path / "out", "--allow-errors") == 0
-    assert shard(coco, tmp_path / "out", "--skip-doctor") == 0
+    assert f"1 annotation left out, unknown_image: {number}" in capsys.readouterr().out
+    assert read_manifest(str(tmp_path / "out" / "val2017")).left_out == {"annotations": {"unknown_image": [number]}}
 
 
 def test_warnings_are_told_and_do_not_stop_it(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +72,7 @@ def test_warnings_are_told_and_do_not_stop_it(coco: Path, tmp_path: Path, capsys
     content["annotations"][0]["num_keypoints"] += 1
     file.write_text(json.dumps(content))
     assert shard(coco, tmp_path / "out") == 0
-    assert "warning: wrong_num_keypoints (1); python -m posefleet.data.doctor" in capsys.readouterr().err
+    assert "warning: wrong_num_keypoints (1); posefleet doctor says more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

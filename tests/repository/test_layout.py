@@ -84,8 +84,8 @@ ORDER = (
 """Packages, lower ones first: a package imports only those of lines above its own (and jobs/ none of serve/)."""
 
 OPEN = {
-    "data": "errors images masks structures transforms",
-    "data/coco": "annotations file_schema records results source split",
+    "data": "errors findings images masks structures transforms",
+    "data/coco": "annotations file_schema image_files labels reader records results source split",
     "data/doctor": "examine",
     "data/evaluation": "accumulate annotators bootstrap boxes error_analysis evaluate ground_truth",
     "data/io": "cluster files json_stream tars",
@@ -100,10 +100,10 @@ OPEN = {
     "platform/comparison": "ablation budget report sources",
     "platform/config": "cli experiment loading",
     "platform/inference": "evaluate latency onnx predictor split",
-    "platform/monitoring": "profiler stragglers watchdog",
+    "platform/monitoring": "interruptions profiler stragglers watchdog",
     "platform/prediction": "batch inputs worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",
-    "platform/runtime": "activity errors logs paths placement progress redaction worker",
+    "platform/runtime": "activity errors leftovers lock logs paths placement progress redaction worker",
     "platform/tracking": "client registry runs tracker",
     "platform/training": "launch loop optim run step",
     "platform/tuning": "decoding ray_tuner report space study",

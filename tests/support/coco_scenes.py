@@ -28,7 +28,7 @@ def person(
     keypoints: np.ndarray, *, visibility: np.ndarray | int = 2, crowd: bool = False, area: float = AREA
 ) -> dict[str, Any]:
     visible = np.broadcast_to(visibility, len(keypoints))
-    low, high = keypoints.min(0), keypoints.max(0)
+    low, high = keypoints.min(0), keypoints.max(0).clip(keypoints.min(0) + 1)
     return {
         "keypoints": np.column_stack([keypoints * (visible > 0)[:, None], visible]).ravel().tolist(),
         "bbox": [*low.tolist(), *(high - low).tolist()],
@@ -61,7 +61,9 @@ def random_scene(seed: int, schema: KeypointSchema = COCO17) -> tuple[dict[str, 
             points = (corner + size * rng.random((count, 2))).round()
             unlabelled = rng.random() < 0.25
             visibility = np.zeros(count, int) if unlabelled else rng.choice([0, 1, 2], count)
-            one = person(points, visibility=visibility, crowd=unlabelled and rng.random() < 0.4, area=0.6 * size.prod())
+            one = person(
+                points, visibility=visibility, crowd=unlabelled and rng.random() < 0.4, area=float(0.6 * size.prod())
+            )
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, **one})
             candidates += [
                 points + rng.normal(0, rng.choice([0.5, 3, 20]), points.shape) for _ in range(rng.integers(4))
@@ -71,7 +73,7 @@ def random_scene(seed: int, schema: KeypointSchema = COCO17) -> tuple[dict[str, 
             scores = np.sort(rng.integers(1, 12, len(candidates)) / 12)[::-1]  # with ties
             predictions[image_id] = poses_of(*candidates, scores=scores.tolist())
     dataset = {
-        "images": [{"id": i, "width": 500, "height": 500} for i in range(1, 61)],
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 500, "height": 500} for i in range(1, 61)],
         "categories": [{"id": 1, "name": "person"}],
         "annotations": annotations,
     }

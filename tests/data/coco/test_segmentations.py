@@ -1,6 +1,5 @@
 """Tests the encoding of segmentations: COCO's kinds, and what people and attackers make of them."""
 
-import json
 import time
 import tracemalloc
 from typing import Any
@@ -145,11 +144,3 @@ def test_the_split_counts_what_it_leaves_out(tiny_coco: Any) -> None:
     split = read_coco(str(tiny_coco.save().annotation_file), COCO17)
     assert split.bad_segmentations.tolist() == [0, 1, 0, 1, 0, 0]
     assert ["segmentation" in person for person in split.record(1)["people"]] == [False, True, False]
-
-
-def test_of_images_with_equal_ids_the_size_of_the_last_counts(tiny_coco: Any) -> None:
-    tiny_coco.images[0].update(id=2, width=10, height=10)  # images[1] has id 2, too, and comes later
-    tiny_coco.add_person(2, keypoints=[0] * 51, segmentation=[SQUARE])
-    split = read_coco(str(tiny_coco.save().annotation_file), COCO17)
-    assert split.record(0)["people"][-1]["segmentation"]["size"] == [48, 64]
-    assert json.loads(split.encoded(0))["width"] == 64

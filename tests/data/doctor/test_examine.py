@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from posefleet.data.coco import reader
 from posefleet.data.coco.source import Source
 from posefleet.data.doctor import examine as doctor
 from posefleet.data.doctor.__main__ import main
 from posefleet.data.doctor.examine import examine
-from posefleet.data.doctor.findings import CHECKS
+from posefleet.data.findings import CHECKS
 from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14, load_schema
 
 LEFT_SHOULDER = 3 * COCO17.keypoints.index("left_shoulder")
@@ -61,6 +62,22 @@ def unlabelled(coco: Any, **changes: Any) -> None:
     coco.add_person(1, keypoints=[0] * 51, num_keypoints=0, **changes)
 
 
+def second_category(coco: Any, name: str, *, keypoints: bool) -> None:
+    """A category 2, to which the first annotation belongs."""
+    category = {"id": 2, "name": name, "keypoints": list(COCO17.keypoints) if keypoints else []}
+    coco.content["categories"].append(category)
+    coco.people[0]["category_id"] = 2
+
+
+def normalise(coco: Any, people: int) -> None:
+    """Coordinates from 0 to 1 instead of pixels."""
+    for person in coco.people[:people]:
+        scale = [64, 48, 1]
+        person["keypoints"] = [value / scale[i % 3] for i, value in enumerate(person["keypoints"])]
+        person["bbox"] = [value / scale[i % 2] for i, value in enumerate(person["bbox"])]
+        person["area"] /= 64 * 48
+
+
 SQUARE = [17, 4, 40, 4, 40, 40, 17, 40]
 
 FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
@@ -69,8 +86,10 @@ FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("corrupt_image", 1, lambda c: image_file(c).write_bytes(image_file(c).read_bytes()[:1000])),
     ("corrupt_image", 1, lambda c: image_file(c).write_text("not an image")),
     ("corrupt_image", 1, lambda c: image_file(c).write_bytes(b"")),
-    ("corrupt_image", 1, lambda c: c.images[0].update(file_name="../../etc/passwd")),
-    ("corrupt_image", 1, lambda c: c.images[0].update(file_name="a\0b")),
+    ("image_outside_folder", 1, lambda c: c.images[0].update(file_name="../../etc/passwd")),
+    ("image_outside_folder", 1, lambda c: c.images[0].update(file_name="/etc/passwd")),
+    ("unreadable_image", 1, lambda c: [image_file(c).unlink(), image_file(c).mkdir()]),
+    ("unreadable_image", 1, lambda c: c.images[0].update(file_name="a" * 300)),
     ("size_mismatch", 1, lambda c: c.images[0].update(width=65)),
     ("exif_mismatch", 1, turn),
     ("exif_orientation", 1, turn_with_json),
@@ -79,6 +98,11 @@ FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("no_keypoint_people", 1, lambda c: [person.update(iscrowd=1) for person in c.people]),
     ("bad_image_record", 1, lambda c: c.images[0].update(id="7")),
     ("bad_image_record", 1, lambda c: c.images[0].update(width=0)),
+    ("bad_image_record", 1, lambda c: c.images[0].update(height="48")),
+    ("bad_image_record", 1, lambda c: c.images[0].update(height=48.0)),
+    ("bad_image_record", 1, lambda c: c.images[0].update(file_name="a\0b")),
+    ("bad_image_record", 1, lambda c: c.images[0].update(file_name="")),
+    ("bad_image_record", 1, lambda c: c.images[0].update(crowdIndex="0.3")),
     ("bad_image_record", 1, lambda c: c.images.append(None)),
     ("duplicate_image_id", 1, lambda c: c.images[1].update(id=1)),
     ("duplicate_file_name", 1, lambda c: c.images[1].update(file_name=c.images[0]["file_name"])),
@@ -91,18 +115,46 @@ FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("bad_annotation_record", 1, lambda c: c.people.append([])),
     ("duplicate_annotation_id", 1, lambda c: c.people[1].update(id=100)),
     ("unknown_image", 1, lambda c: c.people[0].update(image_id=77)),
-    ("unknown_image", 1, lambda c: c.people[0].update(image_id=[])),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(image_id=[])),
     ("unknown_category", 1, lambda c: c.people[0].update(category_id=5)),
-    ("unknown_category", 1, lambda c: c.people[0].update(category_id={})),
-    ("other_category", 1, lambda c: [c.content["categories"].append({"id": 2}), c.people[0].update(category_id=2)]),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(category_id={})),
+    ("bad_annotation_record", 6, lambda c: [person.update(category_id="1") for person in c.people]),
+    ("unknown_category", 1, lambda c: [c.content["categories"].append({"id": 2}), c.people[0].pop("category_id")]),
+    ("bad_category_record", 1, lambda c: c.content["categories"].append({"id": "2", "name": "ball"})),
+    ("bad_category_record", 1, lambda c: c.content["categories"].append({"id": 2, "name": 7})),
+    ("bad_category_record", 1, lambda c: c.content["categories"].append({"id": 1, "name": "ball"})),
+    ("people_not_read", 1, lambda c: second_category(c, "person", keypoints=False)),
+    ("other_category", 1, lambda c: second_category(c, "ball", keypoints=False)),
+    ("unclear_category", 1, lambda c: second_category(c, "goalkeeper", keypoints=True)),
+    ("whole_body_parts", 1, lambda c: c.people[0].update(face_kpts=[0] * 204)),
+    ("other_category", 2, lambda c: [second_category(c, "ball", keypoints=False), c.people[1].update(category_id=2)]),
     ("not_finite", 1, lambda c: c.people[0]["bbox"].__setitem__(2, math.nan)),
     ("not_finite", 1, lambda c: c.people[0].update(area=math.inf)),
     ("not_finite", 1, lambda c: set_keypoint(c, math.nan, 1.0, 2)),
+    ("not_finite", 1, lambda c: set_keypoint(c, math.nan, math.nan, 0)),
+    ("not_finite", 1, lambda c: set_keypoint(c, math.inf, 1.0, 0)),
+    ("not_finite", 1, lambda c: set_keypoint(c, 38, 12, math.nan)),
+    ("not_finite", 1, lambda c: set_keypoint(c, 10**400, 12, 2)),
+    ("not_finite", 1, lambda c: c.people[0].update(area=10**400)),
+    ("not_finite", 1, lambda c: c.people[0]["bbox"].__setitem__(0, -1e300)),
     ("bad_box", 1, lambda c: c.people[0].update(bbox=[5, 5, 0, 10])),
     ("bad_box", 1, lambda c: c.people[0].update(bbox=[5, 5, -3, 10])),
     ("bad_area", 1, lambda c: c.people[0].update(area=0)),
     ("bad_box_unlabelled", 1, lambda c: [unlabelled(c), c.people[-1].update(area=0)]),
-    ("box_outside", 1, lambda c: c.people[0].update(bbox=[40, 5, 30, 10])),
+    ("bad_area", 6, lambda c: [person.update(area=0.0) for person in c.people]),
+    ("box_outside", 1, lambda c: c.people[0].update(bbox=[16, 3, 50, 40])),
+    ("box_outside", 1, lambda c: c.people[0].update(bbox=[200, 3, 28, 40])),
+    ("many_boxes_outside", 2, lambda c: [person.update(bbox=[16, 3, 50, 40]) for person in c.people[:2]]),
+    ("box_without_keypoints", 1, lambda c: c.people[0].update(bbox=[50, 3, 10, 10])),
+    ("many_boxes_without_keypoints", 2, lambda c: [p.update(bbox=[50, 3, 10, 10]) for p in c.people[:2]]),
+    ("many_boxes_without_keypoints", 6, lambda c: [p.update(bbox=[0.2, 0.1, 0.5, 0.8]) for p in c.people]),
+    ("implausible_area", 1, lambda c: c.people[0].update(area=64 * 48 + 1)),
+    ("implausible_area", 1, lambda c: c.people[0].update(area=0.3)),
+    ("many_implausible_areas", 2, lambda c: [person.update(area=0.3) for person in c.people[:2]]),
+    ("normalised_coordinates", 6, lambda c: normalise(c, 6)),
+    ("normalised_coordinates", 2, lambda c: normalise(c, 2)),
+    ("keypoints_in_one_pixel", 1, lambda c: normalise(c, 1)),
+    ("normalised_coordinates", 1, lambda c: [normalise(c, 1), c.people.__delitem__(slice(1, None))]),
     ("no_area", 1, lambda c: c.people[0].pop("area")),
     ("crowd", 1, crowd),
     ("no_segmentation", 1, crowd),
@@ -115,7 +167,8 @@ FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("bad_segmentation", 1, lambda c: unlabelled(c, segmentation=["a", {}, None])),
     ("bad_segmentation", 1, lambda c: unlabelled(c, segmentation={"size": [48, 64], "counts": "~~~"})),
     ("bad_segmentation", 1, lambda c: unlabelled(c, segmentation={"size": [64, 48], "counts": [3072]})),
-    ("bad_segmentation", None, lambda c: c.people[0].update(segmentation="not read")),
+    ("bad_segmentation", None, lambda c: c.people[0].update(segmentation=[["not read"]])),
+    ("bad_segmentation", 1, lambda c: c.people[0].update(segmentation="no polygons")),
     ("unlabelled", 1, unlabelled),
     ("wrong_keypoint_count", 1, lambda c: c.people[0].update(keypoints=[1, 1, 2] * 14)),
     ("other_keypoints", 1, lambda c: c.content["categories"][0]["keypoints"].reverse()),
@@ -123,6 +176,18 @@ FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("keypoint_outside", 1, lambda c: set_keypoint(c, 38, 49.5, 2)),
     ("many_keypoints_outside", 3, lambda c: set_keypoint(c, -1.5, 12, 1, people=3)),
     ("wrong_num_keypoints", 1, lambda c: c.people[0].update(num_keypoints=16)),
+    ("wrong_num_keypoints", None, lambda c: c.people[0].update(num_keypoints=None)),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(num_keypoints="17")),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(num_keypoints=-1)),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(iscrowd="0")),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(iscrowd=2)),
+    ("bad_annotation_record", None, lambda c: c.people[0].update(iscrowd=False)),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(area="700")),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(area=True)),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(bbox="16 3 28 40")),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(bbox=[16, 3, 28, False])),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(keypoints={"nose": [30, 6, 2]})),
+    ("bad_annotation_record", 1, lambda c: c.people[0].update(id="100")),
     ("duplicate_person", 1, lambda c: c.add_person(1, shift=(1, 1))),
     ("left_right_swapped", 1, swap_sides),
     ("left_right_swapped", 1, lambda c: swap_sides(c, COCO17.keypoints[5:])),
@@ -143,7 +208,7 @@ def test_people_are_checked_in_groups_of_any_size(tiny_coco: Any, monkeypatch: p
     tiny_coco.people[5]["keypoints"] = tiny_coco.people[6]["keypoints"]
     whole = examine(tiny_coco.save().source, COCO17)
     for at_a_time in (1, 2):
-        monkeypatch.setattr(doctor, "PEOPLE_AT_A_TIME", at_a_time)
+        monkeypatch.setattr(reader, "PEOPLE_AT_A_TIME", at_a_time)
         monkeypatch.setattr(doctor, "IMAGES_AT_A_TIME", at_a_time)
         assert examine(tiny_coco.source, COCO17) == whole
     codes = {finding.code for finding in whole.findings}
@@ -202,7 +267,7 @@ def test_examples_name_the_culprits(tiny_coco: Any) -> None:
     tiny_coco.people[2]["area"] = -1
     text = examine(tiny_coco.save().source, COCO17).as_text()
     assert "000000000001.jpg" in text
-    assert "annotation 102 of image 3: bbox" in text
+    assert "annotation 102 of image 3: area -1" in text
     assert "2 kinds of error" in text
 
 

@@ -18,9 +18,9 @@ AREA = 900.0
 
 
 def person(number: int, image: int, points: np.ndarray, labelled: Any = 2) -> dict[str, Any]:
+    points = points + np.array([100.0 * (number % 2), 0])  # two people of an image, far apart
     keypoints = np.concatenate([points, np.full((len(points), 1), labelled)], 1).ravel().tolist()
-    left = 100.0 * (number % 2)
-    box = {"bbox": [left, 10, 60, 60], "area": AREA, "iscrowd": 0}
+    box = {"bbox": [100.0 * (number % 2), 10, 60, 60], "area": AREA, "iscrowd": 0}
     return {"id": number, "image_id": image, "category_id": 1, "keypoints": keypoints, **box}
 
 

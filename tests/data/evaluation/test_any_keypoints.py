@@ -8,8 +8,7 @@ import pytest
 from coco_scenes import AREA, poses_of, pycocotools_statistics, random_scene, truth_of
 from small_models import schema_of
 
-from posefleet.data.coco.annotations import people_of
-from posefleet.data.coco.whole_body import COUNT, is_whole_body, join_parts
+from posefleet.data.coco.annotations import COUNT, is_whole_body, join_parts, people_of
 from posefleet.data.errors import DataError
 from posefleet.data.evaluation.accumulate import match_images
 from posefleet.data.evaluation.evaluate import STATISTICS, evaluate, summarize

@@ -198,10 +198,30 @@ def test_source_and_shards_may_be_remote(tiny_coco: Any, tmp_path: Path) -> None
     fs.rm("/out", recursive=True)
 
 
-def test_people_whose_numbers_are_not_finite_are_dropped_and_counted(tiny_coco: Any, tmp_path: Path) -> None:
+def test_records_with_errors_are_left_out_only_if_allowed_and_listed(tiny_coco: Any, tmp_path: Path) -> None:
     tiny_coco.people[0]["bbox"][0] = float("nan")
-    manifest = shard(tiny_coco.save(), tmp_path / "out").manifest
-    assert (manifest.samples, manifest.counts["people"], manifest.counts["dropped_people"]) == (6, 5, 1)
+    tiny_coco.images[5]["width"] = None
+    with pytest.raises(DataError, match=r"annotation 100 of image 1: bbox\[0\] is nan.*--allow-errors"):
+        shard(tiny_coco.save(), tmp_path / "out")
+    manifest = shard(tiny_coco, tmp_path / "out", allow_errors=True).manifest
+    assert (manifest.samples, manifest.counts["people"], manifest.counts["dropped_people"]) == (5, 4, 2)
+    listed = {"images": {"bad_image_record": [6]}, "annotations": {"not_finite": [100], "bad_image_record": [105]}}
+    assert read_manifest(str(tmp_path / "out")) == manifest and manifest.left_out == listed
+
+
+def test_a_manifest_without_anything_left_out_is_as_before(tiny_coco: Any, tmp_path: Path) -> None:
+    manifest = shard(tiny_coco, tmp_path / "out").manifest
+    assert "left_out" not in json.loads((tmp_path / "out" / "manifest.json").read_text()) and manifest.left_out == {}
+
+
+def test_images_that_cannot_be_used_have_the_reason(tiny_coco: Any, tmp_path: Path) -> None:
+    """A path outside the folder is not damaged, and a file that cannot be read is not missing."""
+    tiny_coco.images[0]["file_name"] = "../train2017/000000000001.jpg"
+    (tiny_coco.folder / "000000000002.jpg").unlink()
+    (tiny_coco.folder / "000000000002.jpg").mkdir()
+    skipped = shard(tiny_coco.save(), tmp_path / "out").manifest.skipped
+    assert [image["reason"] for image in skipped] == ["image_outside_folder", "unreadable_image"]
+    assert "is no file of the folder" in skipped[0]["detail"] and "Is a directory" in skipped[1]["detail"]
 
 
 def test_segmentations_are_counted_and_those_that_cannot_be_used_left_out(tiny_coco: Any, tmp_path: Path) -> None:
@@ -223,7 +243,7 @@ def test_a_folder_of_an_earlier_version_gains_the_segmentations(
     tiny_coco.add_person(1, **nobody)
     tiny_coco.save()
     with monkeypatch.context() as earlier:
-        earlier.setattr("posefleet.data.coco.split.outline_of", lambda *_: (None, ""))
+        earlier.setattr("posefleet.data.coco.reader.outline_of", lambda *_: (None, ""))
         assert shard(tiny_coco, tmp_path / "out").manifest.counts["segmentations"] == 0
     assert shard(tiny_coco, tmp_path / "out").shards_written == 1
     assert read_manifest(str(tmp_path / "out")).counts["segmentations"] == 1

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from posefleet.platform.comparison import budget
 from posefleet.platform.comparison import compare as comparison
 from posefleet.platform.comparison import figures as comparison_figures
 from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.monitoring.interruptions import Interruption, Losses
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import fit
 from posefleet.platform.visualization import plots
@@ -45,6 +48,29 @@ def test_tables_name_every_run_and_every_keypoint(entry: comparison.Entry) -> No
     text = comparison.as_markdown([entry], {})
     assert "| small |" in text and "| left_wrist |" in text and "ms, 30 people" in text
     assert comparison.as_dict([entry])["small"]["parameters"] == entry.cost.parameters
+
+
+def test_tables_say_what_interruptions_cost(entry: comparison.Entry, run: Path) -> None:
+    one = Interruption(
+        number=1,
+        reached=8,
+        resumed_from=5,
+        devices_before=4,
+        devices=3,
+        seconds_again=6.0,
+        seconds_idle=0.0,
+        seconds_restart=22.0,
+    )
+    assert entry.losses == Losses() and "interruptions" not in comparison.as_markdown([entry], {})
+    (run / "interruptions.json").write_text(json.dumps([one.as_dict(), {**one.as_dict(), "number": 2}]))
+    losses = comparison._losses(entry.checkpoint)
+    disturbed = dataclasses.replace(entry, name="disturbed", losses=losses)
+    elsewhere = dataclasses.replace(entry, name="elsewhere", losses=comparison._losses("/models/smpr/1/checkpoint"))
+    text = comparison.as_markdown([entry, disturbed, elsewhere], {})
+    assert "| run | interruptions | steps done again | device seconds lost |" in re.sub(" +", " ", text)
+    for row in ("| small | 0 | 0 | 0 |", "| disturbed | 2 | 6 | 180 |", "| elsewhere | - | - | - |"):
+        assert row in re.sub(" +", " ", text), text
+    assert comparison.as_dict([disturbed])["disturbed"]["interruptions"]["steps_again"] == 6
 
 
 def test_a_finished_run_is_recognised_and_scored_again_only_for_other_predictions(

@@ -20,6 +20,7 @@ from posefleet.platform.comparison import gallery
 from posefleet.platform.comparison import html as page
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluation_set, ground_truth
+from posefleet.platform.monitoring.interruptions import Losses
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import fit
 
@@ -79,6 +80,15 @@ def compared(trained: comparison.Entry) -> Pages:
         predicting(trained, "middling", 2.0, 1e-3),
     ]
     return entries, page.render(entries, comparison.differences(entries), about="Three <i>runs</i>.", warnings=["Hm."])
+
+
+def test_the_page_shows_what_interruptions_cost_where_there_were_any(trained: comparison.Entry) -> None:
+    entries = [predicting(trained, name, 1.0, 1e-3) for name in ("calm", "disturbed")]
+    assert "Interruptions" not in Reader(page.render(entries, {})).text
+    entries[1] = dataclasses.replace(entries[1], losses=Losses(count=2, steps_again=37, device_seconds=4321.4))
+    reader = Reader(page.render(entries, {}))
+    assert "Interruptions" in reader.text and "steps done again" in reader.text
+    assert "37" in reader.text.split() and "4321" in reader.text.split()
 
 
 def test_runs_are_listed_best_first_and_names_are_escaped(compared: Pages) -> None:

@@ -138,6 +138,18 @@ def test_a_restart_continues_its_run(uri: str, caplog: pytest.LogCaptureFixture)
     assert "other settings: {'epochs': '12'}" in caplog.text
 
 
+def test_tags_say_which_settings_a_resumed_run_has_now(uri: str) -> None:
+    def resumed(**optim: float) -> dict[str, str]:
+        start_run(uri, "tests", "r", params={"optim": optim}, tags={}, resume_run_id=run_id)
+        tags = read_run(uri, run_id).tags
+        return {name: text for name, text in tags.items() if name.startswith("resumed.")}
+
+    run_id = start_run(uri, "tests", "r", params={"optim": {"lr": 0.2, "gamma": 1}}, tags={})
+    assert resumed(lr=0.1, gamma=2) == {"resumed.optim.lr": "0.1", "resumed.optim.gamma": "2"}
+    assert resumed(lr=0.3, gamma=1) == {"resumed.optim.lr": "0.3"}
+    assert resumed(lr=0.2, gamma=1) == {}
+
+
 def test_pages_of_mlflow_show_the_data_the_program_and_its_commit(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSEFLEET_REVISION", "c0ffee-dirty")
     monkeypatch.setattr(sys, "argv", ["/jobs/train_smpr.py", "--help"])

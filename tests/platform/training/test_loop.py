@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from fit_process import StoppingWorker
 
 from posefleet.data.structures import Batch
-from posefleet.platform.checkpoints.format import read_meta, read_state
+from posefleet.platform.checkpoints.format import CheckpointError, read_meta, read_state
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
@@ -16,7 +18,9 @@ from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.runtime.worker import FatalError, LocalWorker
+from posefleet.platform.training import loop
 from posefleet.platform.training.loop import Stopped, fit
+from posefleet.platform.training.step import train_step
 
 
 class Sink:
@@ -219,3 +223,64 @@ def test_a_run_that_is_stopped_where_an_evaluation_is_due_makes_up_for_it(
     assert 0 <= fit(experiment, LocalWorker(device="cpu", sink=sink), store)["AP"] <= 1
     assert [at for at, values in sink.points if "AP" in values] == list(range(step, 13, 6))
     assert 0 <= read_meta(str(store.latest())).metrics["AP"] <= 1
+
+
+class PatientStore(CheckpointStore):
+    """Finishes the first checkpoint only after the training has taken another step."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.steps, self.begun_at, self.finished_at = 0, -1, -1
+        self.moved = threading.Event()
+
+    def save(self, meta: Any, weights: Any, state: Any) -> str:
+        if self.begun_at < 0:
+            self.begun_at = meta.step
+            assert self.moved.wait(60), "no step was taken while the checkpoint was being written"
+            self.finished_at = self.steps
+        return super().save(meta, weights, state)
+
+    def step_taken(self) -> None:
+        self.steps += 1
+        if 0 <= self.begun_at < self.steps:
+            self.moved.set()
+
+
+def test_steps_are_taken_while_a_checkpoint_is_written(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PatientStore(str(tmp_path / "c"))
+
+    def counted(*args: Any, **options: Any) -> Any:
+        try:
+            return train_step(*args, **options)
+        finally:
+            store.step_taken()
+
+    monkeypatch.setattr(loop, "train_step", counted)
+    fit(experiment_of(small_run, checkpoint_every=2), LocalWorker(device="cpu"), store)
+    assert 0 < store.begun_at < store.finished_at
+    assert read_meta(str(store.latest())).step == 6
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_soon(small_run: dict[str, Any], tmp_path: Path) -> None:
+    """The steps in between are few: the next look at the losses tells all ranks."""
+
+    class Full(CheckpointStore):
+        def save(self, meta: Any, weights: Any, state: Any) -> str:
+            raise CheckpointError("the disk is full")
+
+    worker = LocalWorker(device="cpu", sink=(sink := Sink()))
+    with pytest.raises(FatalError, match="the disk is full"):
+        fit(experiment_of(small_run, checkpoint_every=1, log_every=1, epochs=50), worker, Full(str(tmp_path / "c")))
+    assert len(sink.points) <= 3
+
+
+def test_the_last_checkpoint_is_written_before_the_run_ends(small_run: dict[str, Any], tmp_path: Path) -> None:
+    class Full(CheckpointStore):
+        def save(self, meta: Any, weights: Any, state: Any) -> str:
+            time.sleep(0.3)
+            raise CheckpointError("the disk is full")
+
+    with pytest.raises(FatalError, match="the disk is full"):
+        fit(experiment_of(small_run), LocalWorker(device="cpu"), Full(str(tmp_path / "c")))
