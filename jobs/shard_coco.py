@@ -1,15 +1,17 @@
 """Write a COCO keypoint data set as shards: on this machine or on a Ray cluster.
 
 posefleet shard --source /data/coco --split train2017 --out /data/shards
+posefleet shard --source /data/dogs --held-out 0.2 --out /data/dogs-shards
 ray job submit --working-dir . -- python jobs/shard_coco.py --source /nfs/coco --split train2017 --out s3://bucket/coco
 
-The shards of a split go to OUT/SPLIT. To finish an interrupted run, run the same command again; if all shards are
-complete, nothing changes. Damaged, missing or mismatched images are left out and listed.
+The shards of a split go to OUT/SPLIT, those of --held-out to OUT/train and OUT/val. To finish an interrupted run, run
+the same command again; if all shards are complete, nothing changes. Damaged, missing or mismatched images are left out
+and listed.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from posefleet.command_line import Place, parse, report_error
@@ -45,12 +47,19 @@ class Options:
     """Seed of the random order of images in the shards."""
     limit: int | None = None
     """Take only the first N images. Default: all."""
+    held_out: float = 0.0
+    """Share of the images, 0..1, that is held out for evaluation: they go to OUT/val, the others to OUT/train. It is
+    chosen by file names, so a data set that grows keeps its division. 0: one part."""
     in_process: bool = False
     """Write in this process without Ray, for small data sets."""
     skip_doctor: bool = False
     """Do not run the doctor first, which also warns of what is doubtful. Errors are found in any case."""
     allow_errors: bool = False
     """Leave out the records that have errors (annotations or images), and list them, instead of refusing the file."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"--held-out must be from 0 to below 1, not {self.held_out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,26 +76,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         schema = choose_schema(options.schema, lambda: read_file_schema(source.annotation_file, options.category))
         if not options.skip_doctor and not _healthy(source, schema, options):
             return 1
-        root = f"{options.out.rstrip('/')}/{options.split}"
-        result = shard_coco(
-            source,
-            root,
-            schema,
-            shard_mib=options.shard_mib,
-            seed=options.shuffle_seed,
-            limit=options.limit,
-            parallel=not options.in_process,
-            category=options.category,
-            allow_errors=options.allow_errors,
-        )
+        for name, take in _parts(options, source.split).items():
+            root = f"{options.out.rstrip('/')}/{name}"
+            result = shard_coco(
+                replace(source, split=name),
+                root,
+                schema,
+                shard_mib=options.shard_mib,
+                seed=options.shuffle_seed,
+                limit=options.limit,
+                parallel=not options.in_process,
+                category=options.category,
+                allow_errors=options.allow_errors,
+                take=take,
+            )
+            sys.stdout.write(_summary(result, root))
     except DataError as error:
         report_error(error)
         return 1
     except ValueError as error:
         report_error(error)
         return 2
-    sys.stdout.write(_summary(result, root))
     return 0
+
+
+def _parts(options: Options, split: str) -> "dict[str, Callable[[str], bool] | None]":
+    """Name of each part that is written, and which file names it takes; None: all."""
+    share = options.held_out
+    if not share:
+        return {split: None}
+    from posefleet.data.coco.split import is_held_out
+
+    return {"train": lambda name: not is_held_out(name, share), "val": lambda name: is_held_out(name, share)}
 
 
 def _healthy(source: "Source", schema: "KeypointSchema", options: Options) -> bool:

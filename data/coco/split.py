@@ -3,11 +3,12 @@
 As Python objects the annotations of a million images take gigabytes; this keeps two numbers an image in memory.
 """
 
+import hashlib
 import json
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -60,6 +61,25 @@ class CocoSplit:
     def records(self) -> Iterator[Record]:
         """The records of all images."""
         return map(self.record, range(len(self)))
+
+    def part(self, take: Callable[[str], bool]) -> Self:
+        """The records of the images whose file name ``take`` wants."""
+        rows = [row for row, record in enumerate(self.records()) if take(record["file_name"])]
+        pieces = _Pieces()
+        for row in rows:
+            pieces.add(self.encoded(row))
+        return type(self)(self.image_ids[rows], pieces, self.bad_segmentations[rows], self.left_out, self.categories)
+
+
+def is_held_out(file_name: str, share: float) -> bool:
+    """Whether an image belongs to the ``share`` (0..1) that is held out.
+
+    It depends on the file's own name alone, not on its folder or the other images, so a data set that grows, or is
+    exported again, keeps its division.
+    """
+    name = file_name.replace("\\", "/").rpartition("/")[2]
+    number = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big")
+    return number < share * 2**64
 
 
 def read_coco(

@@ -80,6 +80,7 @@ def shard_coco(
     parallel: bool = True,
     category: Sequence[str] = (),
     allow_errors: bool = False,
+    take: Callable[[str], bool] | None = None,
 ) -> ShardingResult:
     """Shard ``source`` into the folder ``root``; only missing, broken and outdated shards are written.
 
@@ -97,6 +98,7 @@ def shard_coco(
         category: Names of the categories that are read; empty: the only one that can be meant.
         allow_errors: Leave out the records of the annotation file that have errors; ``manifest.left_out`` of the result
             lists them.
+        take: Takes the images whose file name it wants; None: all.
 
     Raises:
         DataError: The annotations cannot be used, have errors that are not allowed, or none of the images can be used.
@@ -104,6 +106,10 @@ def shard_coco(
     """
     start = time.perf_counter()
     split = read_coco(source.annotation_file, schema, category=category, allow_errors=allow_errors)
+    if take is not None:
+        split = split.part(take)
+        if not len(split):
+            raise DataError(f"{source.annotation_file}: none of its images is in this part")
     plan = plan_shards(source, split, shard_mib=shard_mib, seed=seed, limit=limit)
     root = absolute(root)  # tasks have other working directories
     ensure = _EnsureShard(source, root)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,50 @@ def test_a_schema_that_the_file_does_not_have_is_shown_beside_its_own(
     assert shard(people_coco, tmp_path / "out", "--schema", "crowdpose14", "--skip-doctor") == 1
     err = capsys.readouterr().err
     assert "schema crowdpose14 and person_keypoints_" in err and "left_shoulder   !=  nose" in err
+
+
+def test_a_share_is_held_out_by_file_name(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--source", str(coco), "--split", "train2017", "--out", str(tmp_path), "--in-process"]
+    assert main([*arguments, "--held-out", "0.3"]) == 0
+    written = capsys.readouterr().out
+    parts = {name: read_manifest(str(tmp_path / name)) for name in ("train", "val")}
+    assert f"{tmp_path}/train: " in written and f"{tmp_path}/val: " in written
+    assert {name: manifest.split for name, manifest in parts.items()} == {"train": "train", "val": "val"}
+    held, kept = (names_in(tmp_path / name) for name in ("val", "train"))
+    everything = {path.name for path in (coco / "train2017").iterdir()}
+    assert held and not held & kept and held | kept == everything
+
+    file = coco / "annotations" / "person_keypoints_train2017.json"
+    content = json.loads(file.read_text())
+    gone = content["images"].pop()
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != gone["id"]]
+    for image in content["images"]:
+        image["file_name"] = f"./{image['file_name']}"  # another export of the same pictures, with one less
+    file.write_text(json.dumps(content))
+    assert main([*arguments, "--held-out", "0.3"]) == 0
+    assert names_in(tmp_path / "val") == held - {gone["file_name"]}
+
+
+def names_in(shards: Path) -> set[str]:
+    """Names of the image files in the shards of a folder."""
+    found = set()
+    for shard in shards.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            for member in tar.getmembers():
+                if member.name.endswith(".json"):
+                    found.add(Path(json.load(tar.extractfile(member))["file_name"]).name)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("share", ["1", "-0.1", "nan"])
+def test_a_share_that_is_none_is_refused(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--source", "a", "--split", "b", "--out", "c", f"--held-out={share}"])
+    assert "--held-out must be from 0 to below 1" in capsys.readouterr().err
+
+
+def test_a_share_that_holds_nothing_is_an_error(
+    people_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shard(people_coco, tmp_path, "--held-out", "1e-9") == 1
+    assert "none of its images is in this part" in capsys.readouterr().err
