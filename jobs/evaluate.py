@@ -27,8 +27,8 @@ class Options:
     """A checkpoint, a run's folder (its best checkpoint), or models:/NAME@champion of the registry."""
     source: Annotated[str, Place("PATH")] = ""
     """COCO's layout, or an annotation file (COCO, OCHuman, CrowdPose). Default: the shards of --data.eval."""
-    split: Annotated[str, "NAME"] = "val2017"
-    """Split of --source."""
+    split: Annotated[str, "NAME"] = ""
+    """Split of --source. Default: val2017 if it is there, else the only one."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
     category: Annotated[tuple[str, ...], "NAME"] = ()
@@ -79,6 +79,7 @@ def _evaluate(options: Options, overrides: Given) -> int:
         allow_errors=options.allow_errors,
         allow_missing=options.allow_missing,
     )
+    sys.stderr.write(f"{split.source}\n" if split.source else "")
 
     def keep(poses: dict[int, Poses]) -> None:
         if options.out:

@@ -47,8 +47,8 @@ class Options:
     source: Annotated[str, Place("PATH")] = ""
     """Check on the images of a data set in COCO's layout or of an annotation file. Default: those of --data.eval SHARDS
     if that is given, else rendered people."""
-    split: Annotated[str, "NAME"] = "val2017"
-    """Split of --source."""
+    split: Annotated[str, "NAME"] = ""
+    """Split of --source. Default: val2017 if it is there, else the only one."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
     category: Annotated[tuple[str, ...], "NAME"] = ()
@@ -123,6 +123,7 @@ def _check_images(options: Options, experiment: "Experiment", *, chosen: bool) -
     split = Split.named(
         options.source, options.split, options.images, shards=experiment.data.eval, category=options.category
     )
+    sys.stderr.write(f"{split.source}\n" if split.source else "")
     samples = split.open(experiment.keypoints, lambda sample, _: sample)
     positions = range(min(count, len(samples)))
     return str(split), [sample.image for sample in samples.samples(positions)]

@@ -7,8 +7,9 @@ ray job submit --working-dir . -- python jobs/predict.py --model models:/smpr@ch
     --input s3://bucket/photos --output s3://bucket/poses
 
 Writes to OUTPUT: poses.parquet (one row per pose), images.parquet (one row per image or frame), results.json (COCO
-results), bad_images.json (images that could not be read, and why) and summary.json. To finish an interrupted run, run
-the same command again; only images that were in progress are predicted again. See docs/prediction.md.
+results), bad_images.json (images that could not be read, and why), other_files.json (files that are no images) and
+summary.json. To finish an interrupted run, run the same command again; only images that were in progress are predicted
+again. See docs/prediction.md.
 """
 
 import sys
@@ -30,8 +31,8 @@ class Options:
     model: Annotated[str, "MODEL"]
     """models:/NAME@ALIAS, the folder of a run, or a checkpoint."""
     input: Annotated[str, Place("PATH")]
-    """A folder, a pattern in quotes, an image, a video, a COCO annotation file, COCO's layout (with --split), or a
-    folder of shards; on a disk that every node sees, s3://, gs://."""
+    """A folder, a pattern in quotes, an image, a video, a COCO annotation file, COCO's layout or that of a label tool
+    (with --split), or a folder of shards; on a disk that every node sees, s3://, gs://."""
     output: Annotated[str, Place("FOLDER")]
     """Folder for all results."""
     split: Annotated[str, "NAME"] = ""
@@ -82,10 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             most_pixels=options.most_pixels,
             overlays=options.overlays,
         )
+        images = list_images(
+            options.input, split=options.split, images=options.images, category=options.category, ignore=output
+        )
+        sys.stderr.write(f"{images.about}\n" if images.about else "")
         result = predict_images(
-            list_images(
-                options.input, split=options.split, images=options.images, category=options.category, ignore=output
-            ),
+            images,
             output,
             options.model,
             options=wanted,
@@ -113,6 +116,10 @@ def _summary(result: "BatchResult", output: str) -> str:
     lines = [f"{output}: {counts.poses:,} poses in {inputs}, {counts.with_nobody:,} of them with nobody"]
     if counts.bad:
         lines.append(f"  {counts.bad:,} could not be read: {output}/bad_images.json says why")
+    if result.other:
+        lines.append(
+            f"  {result.other:,} other files are neither images nor videos: {output}/other_files.json names them"
+        )
     if result.predicted:
         speed = result.predicted / result.seconds
         lines.append(f"  predicted {result.predicted:,} in {result.seconds:.1f} s, {speed:,.1f} images/s")

@@ -65,8 +65,8 @@ class Options:
     """MLflow store. Default: $MLFLOW_TRACKING_URI, else the one of the run, else mlflow.db under runs/."""
     source: Annotated[str, Place("PATH")] = ""
     """COCO's layout or an annotation file, instead of --data.eval."""
-    split: Annotated[str, "NAME"] = "val2017"
-    """Split of --source."""
+    split: Annotated[str, "NAME"] = ""
+    """Split of --source. Default: val2017 if it is there, else the only one."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if --source is an annotation file."""
     category: Annotated[tuple[str, ...], "NAME"] = ()
@@ -200,9 +200,11 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
 def _split(options: Options, experiment: "Experiment") -> "Split":
     from posefleet.platform.inference.split import Split
 
-    return Split.named(
+    split = Split.named(
         options.source, options.split, options.images, shards=experiment.data.eval, category=options.category
     )
+    sys.stderr.write(f"{split.source}\n" if split.source else "")
+    return split
 
 
 def _store(given: str, checkpoint: str) -> str:

@@ -94,7 +94,8 @@ def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[Keyp
     import fsspec
 
     from posefleet.data.coco.file_schema import read_file_schema
-    from posefleet.data.coco.source import find_source, find_splits
+    from posefleet.data.coco.layouts import find_annotation_file, has_annotations
+    from posefleet.data.coco.source import find_splits
     from posefleet.data.schemas.shipped import load_schema, read_schema, shipped_names
     from posefleet.data.shards.layout import MANIFEST, read_manifest
     from posefleet.platform.checkpoints.format import read_content, schema_in
@@ -108,17 +109,21 @@ def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[Keyp
     path = resolve_path(what)
     if not path.startswith(MODELS):
         fs, inner = fsspec.core.url_to_fs(path)
+        inner = inner.rstrip("/")
         if fs.isfile(inner):
             return read_file_schema(path, category), path
         if not fs.exists(inner):
             raise ValueError(
                 f"{what}: no such file, and no shipped schema of this name; there are {', '.join(shipped_names())}"
             )
-        if fs.exists(f"{inner.rstrip('/')}/{MANIFEST}"):
+        if fs.exists(f"{inner}/{MANIFEST}"):
             return read_manifest(path).schema, ""
-        if splits := find_splits(path):
-            file = find_source(path, splits[0]).annotation_file
-            return read_file_schema(file, category), file
+        splits = find_splits(path)
+        if splits or has_annotations(fs, inner):
+            file = find_annotation_file(fs, inner, splits[0] if splits else "")
+            others = f", the first of the splits {', '.join(splits)}" if len(splits) > 1 else ""
+            sys.stderr.write(f"annotations {file}{others}\n")
+            return read_file_schema(str(fs.unstrip_protocol(file)), category), str(fs.unstrip_protocol(file))
     return schema_in(read_content(find_checkpoint(path, tracking=tracking))), ""
 
 
@@ -160,7 +165,7 @@ def _example(
     """The keypoints of the person with most labels, NaN where not labelled, and the image; None without any labels."""
     import numpy as np
 
-    from posefleet.data.coco.source import find_source, find_splits, image_path
+    from posefleet.data.coco.source import find_source, image_path
     from posefleet.data.coco.split import read_coco
     from posefleet.data.errors import DataError
     from posefleet.data.images import decode_image
@@ -177,7 +182,7 @@ def _example(
     try:
         import fsspec
 
-        source = find_source(file, next(iter(find_splits(file)), ""))
+        source = find_source(file, "")
         with fsspec.open(image_path(source, name), "rb") as stream:
             return keypoints, decode_image(stream.read(), what=name)
     except (DataError, OSError):

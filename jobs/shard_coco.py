@@ -29,11 +29,11 @@ class Options:
     """Data set to write as shards, and where to write them."""
 
     source: Annotated[str, Place("PATH")]
-    """Data set folder in COCO's layout, or an annotation file."""
-    split: Annotated[str, "NAME"]
-    """Split of the data set: train2017, val2017, ..."""
+    """Data set folder, in COCO's layout or as a label tool exports it, or an annotation file."""
     out: Annotated[str, Place("FOLDER")]
     """Folder that every node sees, s3://bucket/prefix, ... The shards go to its subfolder SPLIT."""
+    split: Annotated[str, "NAME"] = ""
+    """Split of the data set: train2017, val2017, ... Default: the only one that is there."""
     images: Annotated[str, Place("PATH")] = ""
     """Image folder, if it is not at its usual place."""
     schema: Annotated[str, "NAME"] = "auto"
@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         source = find_source(options.source, options.split, options.images or None)
+        sys.stderr.write(f"{source}\n")
+        if not source.split:
+            raise ValueError(f"{source.annotation_file} names no split; --split NAME names the folder of the shards")
         schema = choose_schema(options.schema, lambda: read_file_schema(source.annotation_file, options.category))
         if not options.skip_doctor and not _healthy(source, schema, options):
             return 1

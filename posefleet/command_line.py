@@ -216,6 +216,8 @@ def parse(
         The command's own options, and the given ones of ``more``.
     """
     collect_garbage_rarely()  # torch is imported next
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     redact_logs(logging.lastResort)  # this handler shows warnings on stderr if logging is not set up
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     own = options(kind)

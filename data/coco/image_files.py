@@ -3,7 +3,6 @@
 import os
 import stat
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import fsspec
@@ -64,12 +63,12 @@ def file_sizes(source: Source) -> Callable[[str], int]:
     """A function from the name of an image file to its bytes; -1 if there is no such file in the image folder."""
     fs, folder = fsspec.core.url_to_fs(source.image_folder)
     if isinstance(fs, LocalFileSystem):
-        return partial(_local_size, folder)
+        return lambda name: _local_size(folder, source.names(name))
     folder = folder.rstrip("/")
     fs.invalidate_cache(folder)
     files = fs.find(folder, detail=True)  # one listing: a request for each image would take hours
     listed = {path.removeprefix(folder + "/"): int(entry["size"]) for path, entry in files.items()}
-    return lambda name: listed.get(name, -1)
+    return lambda name: listed.get(source.names(name), -1)
 
 
 def _local_size(folder: str, name: str) -> int:

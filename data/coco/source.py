@@ -1,18 +1,24 @@
-"""Finds the annotation file and the image folder of one split of a COCO data set."""
+"""Finds the annotation file and the image folder of one split of a data set, and the files that its names mean."""
 
-import re
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
+from posefleet.data.coco.file_names import AS_WRITTEN, Fit, NameRule, fit_rule, sample_names
+from posefleet.data.coco.layouts import find_annotation_file, named_splits, split_of
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import absolute, path_inside
 
-_ANNOTATION_FILE = re.compile(
-    r"person_keypoints_(.+)\.json|crowdpose_(.+)\.json|ochuman_coco_format_(.+)_range_.+\.json"
-    r"|((?:train|val|test|trainval)\d*)\.json"
-)
+SAMPLE, REMOTE_SAMPLE = 1000, 8
+"""File names that are looked for on a disk, and in a remote store. If one is missing, many more are."""
+
+MOST_NAMES = 100_000
+"""File names that are looked for to find out how a label tool writes them."""
 
 
 @dataclass(frozen=True)
@@ -22,49 +28,67 @@ class Source:
     annotation_file: str
     image_folder: str
     split: str
+    """Name of the split; empty where the layout has none."""
+    names: NameRule = AS_WRITTEN
+    """How the file names in the annotation file lead to files of the image folder."""
+
+    def __str__(self) -> str:
+        """What was found, in one line, for people."""
+        changed = f"; file names: {self.names}" if self.names != AS_WRITTEN else ""
+        return f"annotations {_short(self.annotation_file)}, images in {_short(self.image_folder)}{changed}"
 
 
 def find_source(source: str, split: str, images: str | None = None) -> Source:
-    """Find the annotation file and the image folder of ``split``.
+    """Find the annotation file and the image folder of ``split``, in any of the layouts of ``layouts``.
+
+    The image folder is the one in which the most file names of the annotations lead to files.
 
     Args:
-        source: A folder in the layout of COCO, OCHuman or CrowdPose, or the annotation file itself.
-        split: ``train2017``, ``val``, ...; part of the file names.
-        images: The image folder; None: the first usual place that exists.
+        source: A folder, or the annotation file itself.
+        split: ``train2017``, ``val``, ...; empty: the only one of the folder, or the one that the file's path names.
+        images: The image folder; None: the usual place that has the images.
 
     Raises:
-        DataError: There is no annotation file or image folder; the message lists the searched places.
+        DataError: There is no annotation file or image folder (the message lists the searched places), or there are
+            two that fit equally well (it names both).
     """
     fs, path = fsspec.core.url_to_fs(source)
     if not fs.exists(path):
         raise DataError(f"{source}: no such file or folder")
+    path = path.rstrip("/")
     if fs.isfile(path):
-        annotation_file, base = path, path.rpartition("/")[0]
-        roots = [base, base.rpartition("/")[0]]
+        base = path.rpartition("/")[0]
+        annotation_file, roots = path, [base, base.rpartition("/")[0]]
     else:
-        base = path.rstrip("/")
-        annotation_file, roots = _find_annotation_file(fs, base, split), [base]
-    if images is None:
-        year_free = split.rstrip("0123456789")
-        names = (split, f"images/{split}", year_free, f"images/{year_free}", "images")
-        folders = [f"{root}/{name}" for root in roots for name in names if name]
-        images = next((fs.unstrip_protocol(folder) for folder in folders if fs.isdir(folder)), None)
-        if images is None:
-            raise DataError(f"{source}: no image folder; looked for {', '.join(folders)}; name it with --images")
-    elif not _is_folder(images):
-        raise DataError(f"{images}: no such image folder")
-    return Source(fs.unstrip_protocol(annotation_file), absolute(images), split)
+        annotation_file = find_annotation_file(fs, path, split)
+        roots = [path, annotation_file.rpartition("/")[0]]
+    split = split or split_of(annotation_file)
+    address = str(fs.unstrip_protocol(annotation_file))
+    if images is not None:
+        if not _is_folder(images):
+            raise DataError(f"{images}: no such image folder")
+        images = absolute(images)
+        image_fs, folder = fsspec.core.url_to_fs(images)
+        (fit,) = _fits(address, image_fs, [folder])
+        return Source(address, images, split, fit.rule)
+    usual, other = _candidates(roots, split or annotation_file.rpartition("/")[2].removesuffix(".json"))
+    existing = [folder for folder in usual + other if fs.isdir(folder)]
+    fits = _fits(address, fs, existing)
+    if any(fit.found for fit in fits):
+        folder, rule = _best(fs, source, dict(zip(existing, fits, strict=True)))
+    elif existing and existing[0] in usual:
+        folder, rule = existing[0], AS_WRITTEN  # whoever reads the images says that they are missing
+    else:
+        raise DataError(f"{source}: no image folder; looked for {', '.join(usual + other)}; name it with --images")
+    return Source(address, str(fs.unstrip_protocol(folder)), split, rule)
 
 
 def find_splits(source: str) -> list[str]:
-    """The splits whose annotation files lie in a folder, or the split of one annotation file; sorted."""
+    """The splits of a folder, or the split of one annotation file; sorted. None where the layout has no splits."""
     fs, path = fsspec.core.url_to_fs(source)
     if fs.isfile(path):
-        files = [path]
-    else:
-        files = [file for name in ("annotations/", "json/", "") for file in fs.glob(f"{path.rstrip('/')}/{name}*.json")]
-    matches = (_ANNOTATION_FILE.fullmatch(file.rpartition("/")[2]) for file in files)
-    return sorted({next(filter(None, match.groups())) for match in matches if match})
+        return [split_of(path)] if split_of(path) else []
+    return list(named_splits(fs, path.rstrip("/")))
 
 
 def image_path(source: Source, file_name: str) -> str:
@@ -73,7 +97,7 @@ def image_path(source: Source, file_name: str) -> str:
     Raises:
         DataError: The name leads out of the image folder, or is no file name.
     """
-    return path_inside(source.image_folder, file_name)
+    return path_inside(source.image_folder, source.names(file_name))
 
 
 def _is_folder(path: str) -> bool:
@@ -81,21 +105,63 @@ def _is_folder(path: str) -> bool:
     return bool(fs.isdir(path_in_fs))
 
 
-def _find_annotation_file(fs: Any, base: str, split: str) -> str:
-    names = (f"person_keypoints_{split}.json", f"crowdpose_{split}.json", f"{split}.json")
-    candidates = [f"{base}/{folder}{name}" for folder in ("annotations/", "json/", "") for name in names]
-    for candidate in candidates:
-        if fs.isfile(candidate):
-            return candidate
-    ochuman = f"ochuman_coco_format_{split}_range_*.json"
-    found = sorted(hit for folder in ("annotations/", "") for hit in fs.glob(f"{base}/{folder}{ochuman}"))
-    if len(found) == 1:
-        return str(found[0])
-    if found:
-        raise DataError(f"{base}: split {split!r} could be any of {', '.join(found)}; name the file itself")
-    json_files = [*fs.glob(f"{base}/*.json"), *fs.glob(f"{base}/*/*.json")]
-    present = sorted(file.removeprefix(base + "/") for file in json_files)[:5]
-    raise DataError(
-        f"{base}: no annotation file of split {split!r}; looked for {', '.join(candidates[:2])}, {ochuman}; "
-        f"json files there: {', '.join(present) or 'none'}"
-    )
+def _candidates(roots: Iterable[str], split: str) -> tuple[list[str], list[str]]:
+    """Where the images of a split may be: the usual places of data sets, and those of single label tools."""
+    year_free = split.rstrip("0123456789")
+    names = (split, f"images/{split}", year_free, f"images/{year_free}", "images")
+    roots = [root for root in dict.fromkeys(roots) if root]
+    usual = [f"{root}/{name}" for root in roots for name in names if name.strip("/")]
+    other = [f"{root}{name}" for root in roots for name in ("/data", "")]
+    return list(dict.fromkeys(usual)), [folder for folder in dict.fromkeys(other) if folder not in usual]
+
+
+def _fits(annotation_file: str, fs: Any, folders: Sequence[str]) -> list[Fit]:
+    """How the names of the annotations fit each of ``folders``."""
+    local = isinstance(fs, LocalFileSystem)
+    sample = sample_names(annotation_file, SAMPLE if local else REMOTE_SAMPLE)
+    exists: list[Callable[[str], bool]] = [partial(_is_file, fs, folder) for folder in folders]
+    as_written = [{name: name for name in sample if look(name)} for look in exists]
+    if any(len(found) == len(sample) for found in as_written):
+        return [Fit(AS_WRITTEN, found) for found in as_written]
+    names = sample_names(annotation_file, MOST_NAMES)
+    if not local:
+        exists = [_listed(fs, folder) for folder in folders]
+    return [fit_rule(names, look) for look in exists]
+
+
+def _best(fs: Any, source: str, fits: Mapping[str, Fit]) -> tuple[str, NameRule]:
+    """The folder that has the most images, and its rule; where two have the same files, that with the plainer rule."""
+    most = max(len(fit.found) for fit in fits.values())
+    best = [(folder, fit) for folder, fit in fits.items() if len(fit.found) == most]
+    (folder, fit), *others = sorted(best, key=lambda pair: pair[1].rule.changes)  # sorting is stable
+    name, path = next(iter(fit.found.items()))
+    for other, its in others:
+        if not _same(fs, f"{folder}/{path}", f"{other}/{its.found.get(name, name)}"):
+            raise DataError(
+                f"{source}: the images could be those in {folder} or those in {other}: both have {most:,} of the file "
+                "names; name the folder with --images"
+            )
+    return folder, fit.rule
+
+
+def _same(fs: Any, first: str, second: str) -> bool:
+    """Whether two paths are one file; on a disk also through links."""
+    linked = isinstance(fs, LocalFileSystem) and os.path.exists(second)
+    return first == second or (linked and os.path.samefile(first, second))
+
+
+def _is_file(fs: Any, folder: str, name: str) -> bool:
+    try:
+        path = path_inside(folder, name)
+        return os.path.isfile(path) if isinstance(fs, LocalFileSystem) else bool(fs.isfile(path))
+    except DataError:
+        return False
+
+
+def _listed(fs: Any, folder: str) -> Callable[[str], bool]:
+    files = set(fs.find(folder))
+    return lambda name: f"{folder}/{name}" in files
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("file://")

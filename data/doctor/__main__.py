@@ -20,7 +20,7 @@ class Options:
     """What is examined, and where the report goes."""
 
     path: Annotated[str, Argument("PATH")]
-    """Data set folder in COCO's layout, or an annotation file."""
+    """Data set folder, in COCO's layout or as a label tool exports it, or an annotation file."""
     split: Annotated[str, "NAME"] = ""
     """Split: train2017, val2017, ... Default: all that are there."""
     images: Annotated[str, "PATH"] | None = None
@@ -47,11 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         schema = None if options.schema == AUTO else choose_schema(options.schema)
-        splits = [options.split] if options.split else find_splits(options.path) or ["train2017"]
+        splits = [options.split] if options.split else find_splits(options.path) or [""]
         sources = [find_source(options.path, split, options.images) for split in splits]
     except ValueError as error:
         report_error(error)
         return 2
+    sys.stderr.write("".join(f"{source}\n" for source in sources))
     reports = [
         examine(source, schema, category=options.category, workers=options.workers, progress=True) for source in sources
     ]

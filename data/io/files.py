@@ -78,6 +78,11 @@ def absolute(path: str) -> str:
     return path if "::" in path else str(fs.unstrip_protocol(path_in_fs))
 
 
+def printable(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 (in Python: lone surrogates) become ``\\xdf``."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def path_inside(folder: str, name: str) -> str:
     """The path of the untrusted file name ``name`` in ``folder``.
 

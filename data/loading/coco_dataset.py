@@ -97,7 +97,7 @@ class FolderDataset(SampleSource):
     def _sample(self, position: int) -> Sample:
         record = self._record(position)
         fs, _ = fsspec.core.url_to_fs(self.source.image_folder)
-        path = f"{self.source.image_folder}/{record['file_name']}"
+        path = image_path(self.source, record["file_name"])
         try:
             data, fault = read_image(fs, self.source, record)
         except OSError as error:

@@ -7,7 +7,7 @@ from typing import Self
 
 import fsspec
 
-from posefleet.data.coco.source import Source, find_source
+from posefleet.data.coco.source import Source, find_source, find_splits
 from posefleet.data.doctor.examine import examine
 from posefleet.data.loading.coco_dataset import FolderDataset
 from posefleet.data.loading.shard_dataset import ShardDataset
@@ -17,6 +17,9 @@ from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
 from posefleet.data.transforms import EvalTransform
 from posefleet.platform.tracking.runs import DataInput
+
+USUAL_SPLIT = "val2017"
+"""Split of a data set that is scored if none is named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +52,8 @@ class Split:
         """The images that a command names: those of ``source`` if it is given, else those of ``shards``.
 
         Args:
-            source: Data set in COCO's layout, or an annotation file; empty: none.
-            split: Split of ``source``.
+            source: Data set in COCO's layout or that of a label tool, or an annotation file; empty: none.
+            split: Split of ``source``; empty: ``USUAL_SPLIT`` if it has that, else the only one that it has.
             images: Image folder of ``source``; empty: at its usual place.
             shards: Absolute path or URI of a folder of shards; empty: none.
             category: Categories of ``source`` that are read; empty: the only one that can be meant.
@@ -62,8 +65,9 @@ class Split:
             ValueError: Neither ``source`` nor ``shards`` is given, or an option of ``source`` without it.
         """
         if source:
+            usual = USUAL_SPLIT if not split and USUAL_SPLIT in find_splits(source) else ""
             return cls(
-                source=find_source(source, split, images or None),
+                source=find_source(source, split or usual, images or None),
                 category=tuple(category),
                 allow_errors=allow_errors,
                 allow_missing=allow_missing,
@@ -118,6 +122,5 @@ class Split:
             return DataInput(name=manifest.split, use="gate", fingerprint=manifest.fingerprint, source=self.shards)
         with fsspec.open(self.source.annotation_file, "rb") as file:
             fingerprint = hashlib.sha256(file.read()).hexdigest()
-        return DataInput(
-            name=self.source.split, use="gate", fingerprint=fingerprint, source=self.source.annotation_file
-        )
+        name = self.source.split or self.source.annotation_file.rpartition("/")[2]
+        return DataInput(name=name, use="gate", fingerprint=fingerprint, source=self.source.annotation_file)

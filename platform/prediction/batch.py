@@ -7,6 +7,7 @@ they are written as the tables, then the summary, and the parts are deleted.
     OUTPUT/parts/plan.json             model, input and options; a run with others is refused
     OUTPUT/parts/part-00012.parquet    see ``tables``
     OUTPUT/overlays/NAME.jpg           the images with their poses drawn, if wanted
+    OUTPUT/other_files.json            files of the input that are neither images nor videos
     OUTPUT/logs/                       logs of the workers, see ``runtime/logs``
     OUTPUT/summary.json                written last: a folder with a summary is finished
 """
@@ -19,8 +20,9 @@ from typing import Self
 
 from posefleet.data.errors import DataError
 from posefleet.data.io.cluster import open_ray_data
+from posefleet.data.io.files import printable, write_file
 from posefleet.data.schemas.names import difference
-from posefleet.platform.prediction.inputs import InputImage, InputImages, split_into_chunks
+from posefleet.platform.prediction.inputs import InputImage, InputImages, split_into_chunks, why_left_out
 from posefleet.platform.prediction.output import ModelInfo, claim_output, file_names, finish_output, part_name
 from posefleet.platform.prediction.tables import Counts, write_tables
 from posefleet.platform.prediction.worker import Job, PredictionOptions, PredictionWorker, RowWorker
@@ -72,6 +74,8 @@ class BatchResult:
     """Images and frames that this call predicted."""
     seconds: float
     """Time that this call took to predict them."""
+    other: int = 0
+    """Files of the input that are neither images nor videos; ``other_files.json`` names them."""
 
 
 def predict_images(
@@ -121,7 +125,7 @@ def predict_images(
     }
     output = output.rstrip("/")
     if (counts := claim_output(output, plan)) is not None:
-        return BatchResult(counts, 0, 0.0)
+        return BatchResult(counts, 0, 0.0, len(images.other))
     job = Job(info.files, images.folder, output, options, batch_size)
     size = min(max(len(images.listed) // CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
     chunks = split_into_chunks(images.listed, size)
@@ -133,8 +137,10 @@ def predict_images(
     seconds = time.perf_counter() - start
     parts = [f"{output}/parts/{part_name(number)}" for number in range(len(chunks))]
     counts = write_tables(output, parts, info.schema)
+    left_out = [{"path": printable(name), "reason": why_left_out(name)} for name in images.other]
+    write_file(f"{output}/other_files.json", json.dumps(left_out, indent=1).encode())
     finish_output(output, plan, info, counts, predicted, seconds)
-    return BatchResult(counts, predicted, seconds)
+    return BatchResult(counts, predicted, seconds, len(images.other))
 
 
 def _in_this_process(job: Job, chunks: Mapping[int, list[InputImage]]) -> Iterator[tuple[int, Counts]]:

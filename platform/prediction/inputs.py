@@ -15,12 +15,12 @@ from posefleet.data.coco.file_schema import read_keypoint_names
 from posefleet.data.coco.reader import read_file_names
 from posefleet.data.coco.source import find_source
 from posefleet.data.errors import DataError
+from posefleet.data.images import IMAGE_ENDINGS
 from posefleet.data.io.files import path_inside
 from posefleet.data.io.tars import BLOCK, list_members, member_name
 from posefleet.data.loading.shard_dataset import RETRY_PAUSES
 from posefleet.data.shards.layout import MANIFEST, read_manifest, read_members, read_records
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 TAR_ENDING = ".tar"
 
@@ -53,15 +53,19 @@ class InputImages:
     folder: str
     """fsspec path that the names are relative to."""
     listed: tuple[InputImage, ...]
+    other: tuple[str, ...] = ()
+    """Files of the input's folder that are neither, named as images are."""
     keypoints: tuple[str, ...] = ()
     """Names of the keypoints that the input is annotated with; empty where it is not, or does not say."""
+    about: str = ""
+    """What was found, for people; empty for inputs that are what they are named."""
 
     @property
     def fingerprint(self) -> str:
         """sha256, as hexadecimal digits, over ids, sizes and names."""
         sha256 = hashlib.sha256()
         for image in self.listed:
-            sha256.update(f"{image.image_id} {image.size} {image.name}\n".encode())
+            sha256.update(f"{image.image_id} {image.size} {image.name}\n".encode(errors="surrogateescape"))
         return sha256.hexdigest()
 
 
@@ -74,7 +78,7 @@ def list_images(
         source: Any fsspec path: a folder, searched with all folders in it for ``IMAGE_ENDINGS`` and ``VIDEO_ENDINGS``;
             a pattern such as ``photos/**/*.jpg``; one file; a COCO annotation file (with or without annotations); a
             folder of shards; a tar of images in WebDataset's form, or a pattern of such tars.
-        split: If given, ``source`` is a data set in COCO's layout, and this split is listed.
+        split: If given, ``source`` is a data set in COCO's layout or that of a label tool, and this split is listed.
         images: Image folder of an annotation file, where it is not at its usual place.
         category: Categories of an annotation file whose keypoints are meant, where they have different ones.
         ignore: Folder whose files are not listed, such as an output folder inside the input.
@@ -105,19 +109,31 @@ def list_images(
     else:
         raise DataError(f"{source}: no such file or folder")
     ignored = fsspec.core.url_to_fs(ignore)[1].rstrip("/") + "/" if ignore else "\0"
-    names = {
+    sizes = {
         file.removeprefix(f"{folder}/"): int(entry["size"])
         for file, entry in files.items()
-        if entry["type"] == "file" and not file.startswith(ignored) and (file == path or _is_wanted(file, endings))
+        if entry["type"] == "file" and not file.startswith(ignored)
     }
-    found = [image for name in sorted(names) for image in _of_file(fs, folder, name, names[name])]
+    names = [name for name in sorted(sizes) if f"{folder}/{name}" == path or _is_wanted(name, endings)]
+    other = tuple(sorted(sizes.keys() - set(names)))
+    found = [image for name in names for image in _of_file(fs, folder, name, sizes[name])]
     if not found:
         raise DataError(
             f"{source}: no image and no video among {len(files)} files; searched for names that end in "
             f"{', '.join(IMAGE_ENDINGS + VIDEO_ENDINGS)}; to read tars, name them: 'FOLDER/*.tar'"
         )
     listed = (replace(image, image_id=number) for number, image in enumerate(found, 1))
-    return InputImages(str(fs.unstrip_protocol(folder)), tuple(listed))
+    return InputImages(str(fs.unstrip_protocol(folder)), tuple(listed), other)
+
+
+def why_left_out(name: str) -> str:
+    """The reason why a file of a folder is no input, from its name."""
+    if name.rpartition("/")[2].startswith("."):
+        return "its name begins with a dot"
+    if _ending(name) == TAR_ENDING:
+        return "images in a tar are read if the tar is named: --input 'FOLDER/*.tar'"
+    what = f"ends in {_ending(name)}" if _ending(name) else "has no ending"
+    return f"no image and no video, by its name, which {what}"
 
 
 def read_input(fs: Any, folder: str, image: InputImage) -> bytes:
@@ -173,7 +189,8 @@ def _of_annotations(source: str, split: str, images: str, category: Sequence[str
     if not names:
         raise DataError(f"{found.annotation_file}: lists no image")
     keypoints = read_keypoint_names(found.annotation_file, category)
-    return InputImages(found.image_folder, tuple(InputImage(names[i], i) for i in sorted(names)), keypoints)
+    listed = tuple(InputImage(found.names(names[i]), i) for i in sorted(names))
+    return InputImages(found.image_folder, listed, keypoints=keypoints, about=str(found))
 
 
 def _of_file(fs: Any, folder: str, name: str, size: int) -> list[InputImage]:
@@ -200,7 +217,7 @@ def _of_shards(root: str) -> InputImages:
             listed.append(InputImage(record["file_name"], record["image_id"], size, tar, start))
     if not listed:
         raise DataError(f"{root}: the shards hold no image")
-    return InputImages(str(fs.unstrip_protocol(path)), tuple(listed), manifest.schema.keypoints)
+    return InputImages(str(fs.unstrip_protocol(path)), tuple(listed), keypoints=manifest.schema.keypoints)
 
 
 def _folder_of_pattern(pattern: str) -> str:

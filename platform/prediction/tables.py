@@ -7,6 +7,8 @@ become
     poses.parquet      one row for each pose, each keypoint in three columns
     results.json       the poses of the images (not of videos) as COCO keypoint results
     bad_images.json    what could not be predicted, and why
+
+Names of files that are not UTF-8 are written as :func:`~posefleet.data.io.files.printable` spells them.
 """
 
 import json
@@ -23,7 +25,7 @@ import torch
 
 from posefleet.data.coco.results import write_results
 from posefleet.data.errors import DataError
-from posefleet.data.io.files import create
+from posefleet.data.io.files import create, printable
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 
@@ -88,12 +90,12 @@ def write_part(path: str, rows: Sequence[ImageResult], schema: KeypointSchema) -
     images = [
         {
             "image_id": row.image_id,
-            "path": row.path,
+            "path": printable(row.path),
             "frame": row.frame,
             "seconds": row.seconds,
             "width": row.size and row.size[0],
             "height": row.size and row.size[1],
-            "reason": row.reason,
+            "reason": row.reason and printable(row.reason),
         }
         for row in rows
     ]

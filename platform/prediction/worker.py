@@ -22,8 +22,8 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.errors import DataError
-from posefleet.data.images import decode_untrusted, encode_jpeg
-from posefleet.data.io.files import create, path_inside
+from posefleet.data.images import FILE_FORMATS, decode_untrusted, encode_jpeg
+from posefleet.data.io.files import create, path_inside, printable
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform.inference.predictor import Prediction, Predictor
@@ -190,7 +190,7 @@ class PredictionWorker:
         return _Loaded(image, data, (pixels.shape[1], pixels.shape[0]), self._predictor.prepare(pixels))
 
     def _decode(self, data: bytes, image: InputImage) -> np.ndarray:
-        return decode_untrusted(data, most_pixels=self._options.most_pixels, what=image.name)
+        return decode_untrusted(data, most_pixels=self._options.most_pixels, what=image.name, formats=FILE_FORMATS)
 
     def _predict(self, group: Sequence[_Loaded]) -> Iterator[ImageResult]:
         for loaded, poses in zip(group, self._poses([loaded.views for loaded in group]), strict=True):
@@ -264,13 +264,18 @@ class PredictionWorker:
 
     @contextmanager
     def _on_this_machine(self, image: InputImage) -> Iterator[Path]:
-        """The path of a video, or of a temporary copy if it is on remote storage."""
+        """The path of a video, of a link to it if its path is not UTF-8, or of a copy if it is on remote storage."""
         path = fsspec.core.url_to_fs(path_inside(self._job.folder, image.name))[1]
-        if isinstance(self._fs, LocalFileSystem):
+        local = isinstance(self._fs, LocalFileSystem)
+        if local and printable(path) == path:
             yield Path(path)
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, "video").with_suffix(Path(path).suffix)
+            if local:
+                copy.symlink_to(path)
+                yield copy
+                return
             try:
                 self._fs.get_file(path, str(copy))
             except FileNotFoundError:

@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from small_settings import small_settings, untrained_checkpoint
 
 from posefleet.jobs.predict import main
@@ -54,6 +57,61 @@ def test_bad_images_are_told_of_and_only_bad_ones_are_status_1(
     shutil.copy(next((people_coco / "val2017").glob("*.jpg")), tmp_path / "in")
     assert predict(model, tmp_path / "in", tmp_path / "out") == 0
     assert f"1 could not be read: {tmp_path}/out/bad_images.json says why" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8_are_predicted_and_spelled_with_escapes(
+    people_coco: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    some = next((people_coco / "val2017").glob("*.jpg"))
+    shutil.copy(some, os.path.join(os.fsencode(folder), b"Stra\xdfe.jpg"))
+    shutil.copy(some, folder / "Straße.jpg")
+    Path(os.fsdecode(os.path.join(os.fsencode(folder), b"bad\xdf.jpg"))).write_text("no picture")
+    Path(os.fsdecode(os.path.join(os.fsencode(folder), b"note\xdf.txt"))).write_text("no picture")
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (64, 64))
+    for _ in range(3):
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    writer.release()
+    shutil.move(tmp_path / "clip.mp4", os.path.join(os.fsencode(folder), b"clip\xdf.mp4"))
+    assert predict(model, folder, tmp_path / "out", "--overlays") == 0
+    capsys.readouterr()
+    paths = pq.read_table(tmp_path / "out" / "images.parquet")["path"].to_pylist()
+    assert sorted(paths) == sorted(["Stra\\xdfe.jpg", "Straße.jpg", *["clip\\xdf.mp4"] * 3])
+    (bad,) = json.loads((tmp_path / "out" / "bad_images.json").read_text())
+    assert bad["path"] == "bad\\xdf.jpg" and "bad\\xdf.jpg" in bad["reason"]
+    (other,) = json.loads((tmp_path / "out" / "other_files.json").read_text())
+    assert other["path"] == "note\\xdf.txt"
+    drawn = sorted(os.listdir(os.fsencode(tmp_path / "out" / "overlays")))
+    assert drawn == sorted([b"Stra\xdfe.jpg", "Straße.jpg".encode(), b"clip\xdf.mp4"])
+    assert predict(model, folder, tmp_path / "out", "--overlays") == 0  # the same input, to the last byte
+
+
+def test_files_that_are_no_pictures_are_counted_and_named(
+    people_coco: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = Image.open(next((people_coco / "val2017").glob("*.jpg")))
+    for name in ("page.tif", "photo.avif", "scan.jp2", "plain.png"):
+        image.save(folder / name)
+    for name in ("notes.txt", "raw.CR2", ".hidden.jpg", "shards.tar", "no_ending"):
+        (folder / name).write_text("no picture")
+    assert predict(model, folder, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "poses in 4 images" in printed
+    assert f"5 other files are neither images nor videos: {tmp_path}/out/other_files.json names them" in printed
+    other = json.loads((tmp_path / "out" / "other_files.json").read_text())
+    reasons = {entry["path"]: entry["reason"] for entry in other}
+    assert reasons == {
+        ".hidden.jpg": "its name begins with a dot",
+        "no_ending": "no image and no video, by its name, which has no ending",
+        "notes.txt": "no image and no video, by its name, which ends in .txt",
+        "raw.CR2": "no image and no video, by its name, which ends in .cr2",
+        "shards.tar": "images in a tar are read if the tar is named: --input 'FOLDER/*.tar'",
+    }
+    assert predict(model, folder, tmp_path / "out") == 0
+    assert "5 other files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from posefleet.platform.prediction.inputs import InputImage, list_images, split_
 from posefleet.platform.prediction.tables import ImageResult, read_part, write_part, write_tables
 from posefleet.platform.prediction.worker import PredictionOptions
 
-TABLES = ("results.json", "poses.parquet", "images.parquet", "bad_images.json")
+TABLES = ("results.json", "poses.parquet", "images.parquet", "bad_images.json", "other_files.json")
 
 
 @pytest.fixture(scope="module")
