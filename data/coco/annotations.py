@@ -48,6 +48,8 @@ def load_json(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: not json: byte {error.start} is not UTF-8") from error
     except RecursionError as error:
         raise DataError(f"{path}: nested too deeply for an annotation file") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{path}: not json: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a json object with images and annotations, found a {type(value).__name__}")
     return value
