@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from posefleet.command_line import Argument, Place, fail, parse
 from posefleet.platform.runtime.leftovers import give_back
+from posefleet.plain_yaml import parse_yaml
 
 CONFIG = Path(__file__).resolve().parents[1] / "serve" / "config.yaml"
 
@@ -105,13 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.config.is_file():
         fail(f"no config file {options.config}; the shipped one is {CONFIG}")
     config = str(options.config)
-    if options.model or options.port is not None:
-        import yaml
-
-        try:
-            config = _write(served_config(yaml.safe_load(options.config.read_text()), options.model, options.port))
-        except (ValueError, yaml.YAMLError) as error:
-            fail(f"{options.config}: {error}")
+    try:
+        written = parse_yaml(options.config.read_bytes(), config)  # Ray Serve reads it without bounds
+        if options.model or options.port is not None:
+            config = _write(served_config(written, options.model, options.port))
+    except (OSError, ValueError) as error:
+        text = str(error)
+        fail(text if text.startswith(str(options.config)) else f"{options.config}: {text}")
     give_back()
     program, *rest = command(options, config)
     os.execv(program, [program, *rest])  # replaces this process, so that Ray Serve receives its signals

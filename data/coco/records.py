@@ -97,7 +97,9 @@ def decode_record(data: bytes, schema: KeypointSchema) -> tuple[int, tuple[int, 
         record = json.loads(data)
         size = (record["width"], record["height"])
         return record["image_id"], size, people_of(record["people"], schema), outlines_in(record)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"not a record: {error!r} in {data[:80]!r}") from error
 
 

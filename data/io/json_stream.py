@@ -128,6 +128,8 @@ class _Text:
             except json.JSONDecodeError as error:
                 if self._whole or len(self._text) - self.at > LONGEST:
                     raise self.error(error.msg, error.pos) from None
+            except ValueError as error:  # a number of thousands of digits
+                raise self.error(str(error).partition(";")[0], self.at) from None
             else:
                 if self._whole or len(self._text) - end >= _NUMBER_GOES_ON:
                     self.at = end

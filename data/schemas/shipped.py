@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import yaml
 
 from posefleet.data.schemas.schema import KeypointSchema, SchemaError
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The fast one where PyYAML was built with it."""
+from posefleet.plain_yaml import parse_yaml
 
 FOLDER = Path(__file__).with_name("files")
 
@@ -88,11 +85,13 @@ def read_schema(path: str) -> KeypointSchema:
     """
     try:
         with fsspec.open(path, "rb") as file:
-            values = yaml.load(file.read(), _LOADER)
+            values = parse_yaml(file.read(), path)
     except FileNotFoundError:
         raise SchemaError(f"{path}: no such file") from None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SchemaError(f"{path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise SchemaError(f"{path} cannot be read: {error}") from None
+    except ValueError as error:
+        raise SchemaError(str(error)) from None
     return KeypointSchema.from_dict(values, where=path.rpartition("/")[2])
 
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,9 @@ _CONTENT = {
 }
 """Required keys of ``meta.json`` and the types of their values."""
 
+_MOST_COUNTED = 2**53
+"""Largest step and position: JSON's readers, MLflow and PyTorch all keep whole numbers up to here."""
+
 
 class CheckpointError(PlatformError):
     """A checkpoint cannot be written or read; the message names it, and what is still intact after a failed write."""
@@ -87,22 +91,49 @@ def read_content(path: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}/{META} is not of checkpoint format 1; it was written by something else")
     if missing := [key for key, kind in _CONTENT.items() if not isinstance(content.get(key), kind)]:
         raise CheckpointError(f"{path}/{META} is damaged: no usable {', '.join(missing)}")
+    if text := _unusable_numbers(content):
+        raise CheckpointError(f"{path}/{META} is damaged: {text}")
     if not {WEIGHTS} <= set(content["files"]) <= {WEIGHTS, STATE}:
         raise CheckpointError(f"{path}/{META} is damaged: it names the files {', '.join(content['files'])}")
     return content
+
+
+def _unusable_numbers(content: Mapping[str, Any]) -> str:
+    """What is wrong with step, position and metrics; empty if nothing is."""
+    for key in ("step", "position"):
+        if isinstance(content[key], bool) or not 0 <= content[key] <= _MOST_COUNTED:
+            return f"{key} {shortened(content[key])} is no number from 0 to {_MOST_COUNTED}"
+    for name, value in content["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max != value:
+            return f"the metric {name[:40]!r} is {shortened(value)}, expected a number"
+    for name, value in content["provenance"].items():
+        if not isinstance(value, str | None):
+            return f"the provenance {name[:40]!r} is {shortened(value)}, expected text"
+    return ""
+
+
+def shortened(value: Any) -> str:
+    """A value of a file for an error message, cut to 60 characters; a number may have thousands of digits."""
+    if isinstance(value, int) and abs(value) > 10**60:
+        return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
+    return repr(value)[:60]
 
 
 def read_meta(path: str) -> Meta:
     """The content of a checkpoint's ``meta.json``, with the experiment validated.
 
     Raises:
-        CheckpointError: ``path`` is not a checkpoint, or its ``meta.json`` is damaged.
-        ValueError: A setting of the experiment is unknown or wrong.
+        CheckpointError: ``path`` is not a checkpoint, its ``meta.json`` is damaged, or a setting of the experiment is
+            unknown or wrong.
     """
     content = read_content(path)
     settings = {**content["experiment"], "schema": content.get("keypoints", content["schema"])}
+    try:
+        experiment = build_experiment(settings, where=f"{path}/{META}")
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
     return Meta(
-        experiment=build_experiment(settings, where=f"{path}/{META}"),
+        experiment=experiment,
         step=content["step"],
         position=content["position"],
         metrics=content["metrics"],

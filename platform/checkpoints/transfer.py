@@ -17,7 +17,7 @@ from posefleet.models import TransferableModel
 from posefleet.models.parts.layers.keypoint_channels import Channel, KeypointChannels, Layout
 from posefleet.option_names import nearest
 from posefleet.platform.checkpoints.format import CheckpointError, read_content, read_meta, read_weights, schema_in
-from posefleet.platform.checkpoints.load import build_model, load_weights
+from posefleet.platform.checkpoints.load import build_within, load_weights
 from posefleet.platform.config.experiment import Experiment, keypoint_pairs
 
 
@@ -53,11 +53,12 @@ def start_from(model: nn.Module, path: str, experiment: Experiment) -> Transfer:
     if same_keypoints(path, experiment):
         load_weights(model, path, method=method, schema=own)
         return Transfer(tuple(name for name, _ in model.named_parameters()))
-    stored = _experiment_of(path)
+    stored = read_meta(path).experiment
+    weights = read_weights(path)
     with torch.device("meta"):  # names and shapes alone
-        source = build_model(stored, pretrained=False)
+        source = build_within(stored, path, tensors=len(weights), values=sum(w.numel() for w in weights.values()))
     origins = _origins(stored.keypoints, own, keypoint_pairs(experiment.run.init_map), path)
-    return copy_weights(model, own, read_weights(path), source, stored.keypoints, origins, where=path)
+    return copy_weights(model, own, weights, source, stored.keypoints, origins, where=path)
 
 
 def same_keypoints(path: str, experiment: Experiment) -> bool:
@@ -76,13 +77,6 @@ def same_keypoints(path: str, experiment: Experiment) -> bool:
         and stored.edges == own.edges
         and not experiment.run.init_map.strip()
     )
-
-
-def _experiment_of(path: str) -> Experiment:
-    try:
-        return read_meta(path).experiment
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
 
 
 def _origins(source: KeypointSchema, target: KeypointSchema, renamed: Mapping[str, str], path: str) -> dict[str, str]:

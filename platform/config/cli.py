@@ -162,13 +162,13 @@ def override(defaults: "Experiment", given: Mapping[str, Sequence[str]]) -> "Exp
 
 def _values_of_file(given: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
     """Values in ``--config FILE`` by dotted name; ``--help`` shows them as defaults."""
-    import yaml
+    from posefleet.plain_yaml import parse_yaml
 
     found: dict[str, Any] = {}
     for path in given.get("config", []):
         try:
-            found |= dotted(yaml.safe_load(Path(path).read_text()))
-        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            found |= dotted(parse_yaml(Path(path).read_bytes(), "it"))
+        except (OSError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is no config file: {error}") from None
     return found
 

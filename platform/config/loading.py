@@ -17,6 +17,7 @@ from posefleet.data.schemas.schema import SchemaError
 from posefleet.data.schemas.shipped import AUTO, compact
 from posefleet.models import load_method
 from posefleet.option_names import nearest
+from posefleet.plain_yaml import parse_yaml
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redact
@@ -128,11 +129,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ValueError: The file is missing or is not YAML with named sections.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = parse_yaml(Path(path).read_bytes(), str(path))
     except FileNotFoundError:
         raise ValueError(f"no config file {path}; the shipped ones are in jobs/configs/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold named sections such as data: and model:, not {type(values).__name__}")
     return values

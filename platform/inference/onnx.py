@@ -11,6 +11,7 @@ ONNX, ONNX Script and ONNX Runtime are optional: ``pip install 'posefleet[onnx]'
 import hashlib
 import importlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from posefleet.data.io.files import write_file
 from posefleet.data.structures import STRIDE, Poses
 from posefleet.models import ExportableModel
 from posefleet.platform.checkpoints.format import WEIGHTS, CheckpointError, read_content
-from posefleet.platform.checkpoints.load import build_model, load_model
+from posefleet.platform.checkpoints.load import build_within, load_model
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
 
@@ -178,9 +179,13 @@ def load_onnx(path: str) -> tuple[nn.Module, Experiment]:
         graph, proto, facts = _read(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    experiment = build_experiment(json.loads(facts["experiment"]), where=path)
-    model = build_model(experiment, pretrained=False)
+    try:
+        experiment = build_experiment(json.loads(facts["experiment"]), where=path)
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: no usable settings: {str(error)[:500]}") from None
     to_array = _import("onnx").numpy_helper.to_array
+    sizes = [math.prod(tensor.dims) for tensor in proto.graph.initializer]
+    model = build_within(experiment, path, tensors=len(sizes), values=sum(sizes))
     stored = {
         tensor.name.removeprefix(_DECODER): torch.from_numpy(to_array(tensor).copy())
         for tensor in proto.graph.initializer

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta, read_state
+from posefleet.platform.checkpoints.format import STATE, CheckpointError, Meta, read_meta, read_state
 from posefleet.platform.checkpoints.load import build_model, load_weights
 from posefleet.platform.checkpoints.saver import BackgroundSaver
 from posefleet.platform.checkpoints.store import CheckpointStore
@@ -98,20 +98,42 @@ class TrainingState:
         """Load what :meth:`save` wrote to ``path``; ``state`` is the training state in it.
 
         Raises:
-            CheckpointError: The checkpoint has no averaged weights although the experiment averages them.
+            CheckpointError: The checkpoint does not fit, or has no averaged weights although the experiment averages.
         """
         meta = read_meta(path)
         load_weights(self.model, path, method=experiment.method, schema=experiment.keypoints)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            parameters = dict(self.model.named_parameters())
-            if set(state.get("raw", {})) != set(self.average.average):
-                raise CheckpointError(f"{path} has no averaged weights for train.ema_decay; give the run another name")
-            for name, raw in state["raw"].items():
-                self.average.average[name].copy_(parameters[name].detach())
-                parameters[name].data.copy_(raw)
+        try:
+            self._restore_optimizer(state)
+            if self.average:
+                self._restore_average(self.average, state, path)
+            best, stale = float(state.get("best", self.best)), int(state.get("stale", self.stale))
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise error if isinstance(error, CheckpointError) else _unfit_state(path, error) from None
         self.step, self.position, self.metrics = meta.step, meta.position, meta.metrics
-        self.best, self.stale = state.get("best", self.best), state.get("stale", self.stale)
+        self.best, self.stale = best, stale
+
+    def _restore_optimizer(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    text = f"{name} is {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}"
+                    raise ValueError(f"the optimiser's {text}")
+
+    def _restore_average(self, average: AveragedWeights, state: Mapping[str, Any], path: str) -> None:
+        parameters = dict(self.model.named_parameters())
+        if set(state.get("raw", {})) != set(average.average):
+            raise CheckpointError(f"{path} has no averaged weights for train.ema_decay; give the run another name")
+        for name, raw in state["raw"].items():
+            if raw.shape != parameters[name].shape:
+                raise ValueError(f"{name} is {tuple(raw.shape)}, expected {tuple(parameters[name].shape)}")
+            average.average[name].copy_(parameters[name].detach())
+            parameters[name].data.copy_(raw)
+
+
+def _unfit_state(path: str, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return CheckpointError(f"{path}/{STATE} does not fit the configured training: {type(error).__name__}: {reason}")
 
 
 def initial_state(experiment: Experiment, worker: LocalWorker, store: CheckpointStore) -> TrainingState:

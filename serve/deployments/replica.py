@@ -133,7 +133,12 @@ class Replica:
         self._loaded: _Loaded | None = None
         version = await versions.report.remote(self._status())
         if version is not None:
-            self._loaded = await self._load(version)
+            try:
+                self._loaded = await self._load(version)
+            except Exception as error:
+                self._failed = (version, str(error))
+                await versions.report.remote(self._status())
+                raise
         self._following = asyncio.create_task(self._follow_version())
 
     async def check_health(self) -> None:

@@ -101,6 +101,20 @@ class ReplicaStatus:
     """Comparisons since the last report."""
 
 
+class Fault(NamedTuple):
+    """Why no replica serves a model."""
+
+    summary: str
+    """For everyone: no path and no address."""
+    detail: str
+    """For holders of the token: the whole reason, without passwords."""
+
+
+NOT_STARTED = "no replica has started yet"
+_UNRESOLVED = "its source in the server's configuration cannot be resolved; the server's log says why"
+_NOT_LOADED = "its checkpoint cannot be loaded; the server's log says why"
+
+
 class ServingStatus(NamedTuple):
     """How a model is served now."""
 
@@ -110,6 +124,8 @@ class ServingStatus(NamedTuple):
     """The version that replicas should serve; None: not decided yet, or a challenger that does not exist."""
     replicas: int
     """Number of replicas that serve ``version``."""
+    fault: Fault | None = None
+    """Why no replica serves it, if something failed."""
 
 
 @dataclass(slots=True)
@@ -121,6 +137,8 @@ class _ModelState:
     """Whether ``target`` was decided; a decided None means that there is no challenger."""
     reports: dict[str, tuple[float, ReplicaStatus]] = field(default_factory=dict)
     """By replica: when it last reported, by ``time.monotonic``, and what."""
+    fault: Fault | None = None
+    """What failed last, until a replica serves ``target``."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def decide(self, target: ServedVersion | None) -> None:
@@ -182,6 +200,10 @@ class VersionController:
                 if not model.decided:
                     # After a restart of this controller the alias may have moved; what replicas serve is what counts.
                     await self._decide_first(status.model, status.serving)
+        if status.serving is not None and status.serving == model.target:
+            model.fault = None
+        elif status.failed and status.failed[0] == model.target:
+            model.fault = Fault(_NOT_LOADED, redact(status.failed[1]))
         return model.target
 
     async def reload(self, name: str, timeout_s: float) -> dict[str, Any] | ErrorDetail:
@@ -216,14 +238,12 @@ class VersionController:
 
     async def models(self) -> dict[str, ServingStatus]:
         """How every model and challenger is served, by key."""
-        return {
-            key: ServingStatus(
-                model.source,
-                model.target,
-                sum(status.serving is not None and status.serving == model.target for status in model.drop_gone()),
-            )
-            for key, model in self._models.items()
-        }
+        statuses = {}
+        for key, model in self._models.items():
+            serving = [status.serving for status in model.drop_gone() if status.serving is not None]
+            replicas = serving.count(model.target) if model.target else 0
+            statuses[key] = ServingStatus(model.source, model.target, replicas, None if replicas else model.fault)
+        return statuses
 
     async def shadow_stats(self, name: str) -> ShadowStats | None:
         """The comparison of a model's present champion with its present challenger; None: no image was compared yet."""
@@ -245,6 +265,7 @@ class VersionController:
         try:
             model.decide(serving or await self._resolve(key))
         except ValueError as error:
+            model.fault = Fault(_UNRESOLVED, str(error))
             if not key.endswith(CHALLENGER):
                 raise
             _log.error("%s: no challenger until the next reload: %s", key, error)

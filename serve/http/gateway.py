@@ -23,7 +23,7 @@ from posefleet.serve.deployments.settings import (
     may_scale_to_zero,
     read_token,
 )
-from posefleet.serve.deployments.versions import ServingStatus
+from posefleet.serve.deployments.versions import NOT_STARTED, ServingStatus
 from posefleet.serve.http.schema import PoseQuery
 from posefleet.serve.http.uploads import Upload
 
@@ -36,6 +36,9 @@ _ATTEMPTS = 3
 _MAX_SHADOW_IMAGES = 32
 """Maximum number of images that wait for challengers. Further images are not compared, so that none pile up while a
 challenger is too slow."""
+
+_FAULT_S = 2.0
+"""How long a request that has failed waits for the version controller to say why, seconds."""
 
 
 class Gateway:
@@ -136,14 +139,16 @@ class Gateway:
             except (TimeoutError, TaskCancelledError):
                 response.cancel()
                 limit = self.settings.limits.deadline_s
+                if fault := await self._fault(model):
+                    return ErrorDetail("no_model", f"{model.name}: {fault}")
                 return ErrorDetail("deadline", f"no answer within {limit:g} s; try again, or send fewer images at once")
             except asyncio.CancelledError:
                 response.cancel()
                 raise
             except BackPressureError:
                 return ErrorDetail("busy", f"the queue of {model.name} is full; try again in a second")
-            except DeploymentUnavailableError as error:
-                return ErrorDetail("no_model", f"{model.name}: {error}")
+            except DeploymentUnavailableError:
+                return ErrorDetail("no_model", f"{model.name}: {await self._fault(model) or NOT_STARTED}")
             except RayActorError:
                 if not attempts_left:
                     raise
@@ -164,16 +169,25 @@ class Gateway:
         except Exception:  # a challenger that is busy, starting or broken is counted; clients must not notice
             self.metrics.refused.inc(1, {"model": f"{name}{CHALLENGER}", "reason": "shadow"})
 
+    async def _fault(self, model: ServedModel) -> str | None:
+        """Why no replica serves a model, in words for strangers; None if one does, or nobody knows."""
+        try:
+            async with asyncio.timeout(_FAULT_S):
+                fault = (await self.served())[model.name].fault
+        except Exception:  # the request has failed anyway; the reason for that is only more exact with this answer
+            return None
+        return fault.summary if fault else None
+
     async def served(self) -> dict[str, ServingStatus]:
         """How every model and challenger is served, by key."""
         statuses: dict[str, ServingStatus] = await self.versions.models.remote()
         return statuses
 
     async def unready(self) -> list[str]:
-        """Names of the models that have no replica with the right version, but for those that may scale to zero."""
+        """Models without a replica of the right version, each with the reason; not those that may scale to zero."""
         served = await self.served()
         return [
-            model.name
+            f"{model.name}: {fault.summary if (fault := served[model.name].fault) else NOT_STARTED}"
             for model in self.settings.models
             if not served[model.name].replicas and not may_scale_to_zero(model)
         ]

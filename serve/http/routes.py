@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from posefleet.platform.promotion.shadow import Shadowing
+from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.redaction import redact
 from posefleet.serve.deployments.errors import ApiError, ErrorDetail
 from posefleet.serve.deployments.settings import ServedModel
-from posefleet.serve.deployments.versions import ServedVersion, ShadowStats
+from posefleet.serve.deployments.versions import ServingStatus, ShadowStats
 from posefleet.serve.http.gateway import Gateway
+from posefleet.serve.http.head import HeadRequests
 from posefleet.serve.http.problems import problem
 from posefleet.serve.http.schema import ModelList, PoseQuery, PoseQueryParameters, PosesAnswer, Problem, Reloaded
-from posefleet.serve.http.security import SecurityHeaders, check_token
+from posefleet.serve.http.security import SecurityHeaders, check_token, has_token
 from posefleet.serve.http.uploads import read_uploads
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -56,6 +57,7 @@ def create_api(gateway: Gateway) -> FastAPI:
             allow_headers=["Authorization", "Content-Type"],
         )
     api.add_middleware(SecurityHeaders)
+    api.add_middleware(HeadRequests)
     return api
 
 
@@ -107,10 +109,10 @@ def _add_models(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/v1/models", response_model=ModelList, summary="The served models and their versions")
     async def models(request: Request) -> Any:
         _check_access(request, gateway)
-        served = await gateway.served()
+        served, trusted = await gateway.served(), has_token(request)
         return {
             "models": [
-                describe_model(model, served[model.name].version) | {"default": model is settings.models[0]}
+                describe_model(model, served[model.name], trusted=trusted) | {"default": model is settings.models[0]}
                 for model in settings.models
             ]
         }
@@ -132,7 +134,7 @@ def _add_models(api: FastAPI, gateway: Gateway) -> None:
         model = gateway.model(name)
         if model.shadow is None:
             raise ApiError("unknown_model", f"{name} has no challenger; set `shadow` in the configuration")
-        return _summarize(await gateway.versions.shadow_stats.remote(model.name))
+        return _summarize(await gateway.versions.shadow_stats.remote(model.name), trusted=has_token(request))
 
 
 def _add_health(api: FastAPI, gateway: Gateway) -> None:
@@ -143,7 +145,7 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/readyz", summary="Every model has a replica that serves")
     async def readyz() -> dict[str, str]:
         if unready := await gateway.unready():
-            raise ApiError("no_model", f"not ready: {', '.join(unready)}")
+            raise ApiError("no_model", f"not ready: {'; '.join(unready)}")
         return {"status": "ready"}
 
 
@@ -204,22 +206,41 @@ def _request_bodies() -> dict[str, Any]:
     }
 
 
-def describe_model(model: ServedModel, version: ServedVersion | None) -> dict[str, Any]:
-    """The fields of ``schema.ModelInfo`` but ``default``, with passwords removed from addresses."""
-    info = {"name": model.name, "source": redact(model.source), "score_threshold": model.score_threshold}
+def describe_model(model: ServedModel, served: ServingStatus, *, trusted: bool) -> dict[str, Any]:
+    """The fields of ``schema.ModelInfo`` but ``default``.
+
+    Args:
+        model: The model in the configuration.
+        served: How it is served.
+        trusted: Whether the request carries the token. Others get no paths, addresses and runs; passwords are removed
+            from the addresses of all.
+    """
+    version, fault = served.version, served.fault
+    info = {"name": model.name, "score_threshold": model.score_threshold}
+    if fault:
+        info["problem"] = f"{fault.summary}: {fault.detail}" if trusted else fault.summary
+    if trusted:
+        info["source"] = redact(model.source)
     if version is None:
         return info
-    known = {field.name: getattr(version, field.name) for field in fields(version) if field.name != "schema"}
-    return known | info | {"checkpoint": redact(version.checkpoint), "keypoint_set": version.schema.as_dict()}
+    info |= {"version": version.version, "method": version.method, "ap": version.ap}
+    if trusted:
+        info |= {"checkpoint": redact(version.checkpoint), "data": version.data}
+        info |= {"run_id": version.run_id, "step": version.step}
+    return info | {"keypoint_set": version.schema.as_dict()}
 
 
-def _summarize(stats: ShadowStats | None) -> Shadowing:
+def _summarize(stats: ShadowStats | None, *, trusted: bool) -> Shadowing:
     if stats is None:
         return Shadowing(images=0)
+
+    def shown(checkpoint: str) -> str | None:
+        return redact(checkpoint) if trusted or checkpoint.startswith(MODELS) else None
+
     return Shadowing(
         images=stats.images,
-        champion=redact(stats.champion),
-        challenger=redact(stats.challenger),
+        champion=shown(stats.champion),
+        challenger=shown(stats.challenger),
         people=stats.pairs + stats.only_champion,
         mean_oks=stats.oks / stats.pairs if stats.pairs else None,
         only_champion=stats.only_champion,

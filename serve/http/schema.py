@@ -95,20 +95,21 @@ class KeypointSet(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A served model."""
+    """A served model. Requests without the token get no source, checkpoint, run, step and data."""
 
     name: str
     default: bool = Field(description="Whether it answers /v1/poses.")
-    source: str = Field(description="Its source in the configuration: a registry address, or a path.")
     score_threshold: float
+    problem: str | None = Field(None, description="Why no replica serves it; null if one does.")
     version: str | None = None
-    checkpoint: str | None = Field(None, description="Null until a replica has started.")
     method: str | None = None
+    ap: float | None = Field(None, description="AP of its last evaluation; null if it was never evaluated.")
+    keypoint_set: KeypointSet | None = None
+    source: str | None = Field(None, description="Its source in the configuration: a registry address, or a path.")
+    checkpoint: str | None = Field(None, description="Null until a replica has started.")
     run_id: str | None = None
     step: int | None = None
-    ap: float | None = Field(None, description="AP of its last evaluation; null if it was never evaluated.")
     data: str | None = Field(None, description="Fingerprint of its training data.")
-    keypoint_set: KeypointSet | None = None
 
 
 class ModelList(BaseModel):

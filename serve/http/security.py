@@ -51,13 +51,20 @@ class SecurityHeaders:
 
 
 def check_token(request: Request) -> None:
-    """Check that a request carries the server's token; the comparison takes constant time.
+    """Check that a request carries the server's token.
 
     Raises:
         ApiError: The token is missing or wrong, or this server has none, so that nobody may change anything.
     """
-    if not (expected := read_token()):
+    if not read_token():
         raise ApiError("changes_disabled", f"this server has no token; set ${TOKEN} or ${TOKEN_FILE} before it starts")
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected.encode()):
+    if not has_token(request):
         raise ApiError("no_token", "send the server's token: Authorization: Bearer TOKEN")
+
+
+def has_token(request: Request) -> bool:
+    """Whether a request carries the server's token; the comparison takes constant time. False if there is none."""
+    expected = read_token()
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    same = hmac.compare_digest(given.strip().encode(), expected.encode())
+    return bool(expected) and scheme.lower() == "bearer" and same

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -12,6 +13,12 @@ from posefleet.serve.deployments.settings import Limits
 
 _UNSPECIFIC = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 """Content types that clients send for any bytes; curl sends the last one for --data-binary."""
+
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1")
+"""Charsets of a form's names. RFC 7578 knows no other than UTF-8, and Python's codecs can do more than decode text."""
+
+_MAX_LENGTH_DIGITS = 18
+"""Digits of a Content-Length that are converted; Python refuses to convert thousands of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
 async def _read_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     """Yield the chunks of the body; stop as soon as it is known to be too large."""
     announced = request.headers.get("content-length", "")
-    size = int(announced) if announced.isdecimal() else 0
+    size = int(announced[:_MAX_LENGTH_DIGITS]) if announced.isdecimal() else 0
     if size <= limits.body_bytes:
         size = 0
         async for chunk in request.stream():
@@ -61,6 +68,9 @@ async def _read_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, 
 
 
 async def _read_form(request: Request, limits: Limits) -> list[Upload]:
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.strip().lower() not in _CHARSETS:
+        raise ApiError("wrong_content_type", f"charset {charset[:40]!r} of the form; send its names in UTF-8")
     parser = MultiPartParser(request.headers, _read_body(request, limits), max_files=limits.images, max_fields=16)
     parser.spool_max_size = limits.body_bytes  # uploads are never written to disk
     try:

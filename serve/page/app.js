@@ -276,7 +276,7 @@ function useModel(chosen) {
     `${keypoint_set?.keypoints.length} keypoints`,
   ];
   $("about").replaceChildren(...(keypoint_set ? facts : ["not started yet"]).map((fact) => element("span", "", fact)));
-  $("about").title = model.source;
+  $("about").title = model.source ?? model.problem ?? "";
 }
 
 // ------------------------------------------------------------------------------------------------------- messages

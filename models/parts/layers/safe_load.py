@@ -15,6 +15,7 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 _DAMAGED = (
     ArithmeticError,
@@ -27,6 +28,9 @@ _DAMAGED = (
     struct.error,
 )
 """What PyTorch raises besides ``UnpicklingError`` and ``RuntimeError`` when bytes of a file are not those written."""
+
+_MOST_SHARING = 8
+"""How many tensors may show the same stored bytes, on average; tied weights are stored once and shown twice."""
 
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -59,7 +63,43 @@ def read_tensors(file: str | Path | IO[bytes], what: str = "") -> dict[str, Any]
         raise ValueError(f"{what} is refused: it is compressed, as torch.save never writes it; save it with torch.save")
     if not isinstance(stored, dict):
         raise ValueError(f"{what} holds a {type(stored).__name__}, expected a dictionary of tensors")
+    _check_storage(stored, what)
     return stored
+
+
+def _check_storage(stored: Any, what: str) -> None:
+    """Raise ``ValueError`` unless all tensors are as large as what is stored of them.
+
+    A tensor whose strides are 0 shows one stored number as many times as it likes: the first copy of it would take
+    terabytes.
+    """
+    waiting, storages, shown = [stored], dict[int, int](), 0
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+                raise ValueError(
+                    f"{what} is refused: it holds a {value.layout} tensor on {value.device}, not plain ones"
+                )
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            size = value.numel() * value.element_size()
+            shown += size
+            if size > storage.nbytes():
+                raise ValueError(
+                    f"{what} is refused: a tensor of shape {tuple(value.shape)} and strides {value.stride()} takes "
+                    f"{size:,} bytes, of which it stores {storage.nbytes():,}"
+                )
+        elif isinstance(value, dict | list | tuple | set | frozenset):
+            if id(value) in seen:  # lists in themselves, and lists that many lists share
+                continue
+            seen.add(id(value))
+            waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    if shown > _MOST_SHARING * sum(storages.values()):
+        raise ValueError(
+            f"{what} is refused: its tensors take {shown:,} bytes, of which it stores {sum(storages.values()):,}"
+        )
 
 
 @contextmanager

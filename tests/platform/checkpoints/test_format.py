@@ -188,5 +188,5 @@ def test_an_old_checkpoint_has_the_name_of_a_shipped_schema(tmp_path: Path, expe
     file.write_text(json.dumps(content))
     assert read_meta(path).experiment == experiment
     file.write_text(json.dumps({**content, "schema": "mine"}))
-    with pytest.raises(ValueError, match="unknown keypoint schema 'mine'"):
+    with pytest.raises(CheckpointError, match="unknown keypoint schema 'mine'"):
         read_meta(path)

@@ -119,7 +119,7 @@ def test_a_replica_that_starts_late_serves_the_version_of_the_others(registry: R
         registry.move(KEY, V2)
         assert await controller.report(report("late")) == V1
         assert registry.asked == [SOURCES[KEY]], "resolved once for all"
-        assert (await controller.models())[KEY] == (SOURCES[KEY], V1, 0)
+        assert (await controller.models())[KEY] == (SOURCES[KEY], V1, 0, None)
         await controller.report(report("late", V1))
         assert (await controller.models())[KEY][2] == 1
 
@@ -409,10 +409,46 @@ def test_passwords_of_stores_are_redacted(registry: Registry) -> None:
         rejected = await controller.reload(KEY, 1.0)
         assert isinstance(rejected, ErrorDetail) and "from postgresql://mlflow:***@host/mlflow" in rejected.detail
         settings = ServerSettings(models=(ServedModel(name="pose", source=address),))
-        version = (await controller.models())[KEY].version
-        secret = dataclasses.replace(V1, checkpoint=address)
-        for known in (version, secret):
-            info = describe_model(settings.models[0], known)
+        status = (await controller.models())[KEY]
+        secret = status._replace(version=dataclasses.replace(V1, checkpoint=address))
+        for known in (status, secret):
+            info = describe_model(settings.models[0], known, trusted=True)
             assert info["source"] == "https://me:***@host/checkpoint" and "s3cr3t" not in str(info)
+
+    run(test())
+
+
+def test_strangers_are_told_no_paths(registry: Registry) -> None:
+    settings = ServedModel(name="pose", source="/data/secret/runs/a")
+    version = dataclasses.replace(V1, checkpoint="/data/secret/runs/a/step-1", run_id="r1", data="d1")
+    served = versions.ServingStatus(settings.source, version, 1)
+    failed = versions.ServingStatus(settings.source, None, 0, versions.Fault("cannot be read", "/data/secret: no file"))
+    for status in (served, failed):
+        info = describe_model(settings, status, trusted=False)
+        assert "/data" not in str(info) and set(info) & {"source", "checkpoint", "run_id", "step", "data"} == set()
+        assert "/data/secret" in str(describe_model(settings, status, trusted=True))
+    assert describe_model(settings, served, trusted=False)["ap"] == 0.5
+    assert describe_model(settings, failed, trusted=False)["problem"] == "cannot be read"
+    assert "no file" in describe_model(settings, failed, trusted=True)["problem"]
+
+
+def test_a_model_that_nobody_serves_has_a_reason_until_somebody_does(registry: Registry) -> None:
+    async def test() -> None:
+        controller = CONTROLLER({KEY: SOURCES[KEY]}, "")
+        registry.move(KEY, ValueError("/data/secret: no such file, as postgresql://u:s3cr3t@host says"))
+        with pytest.raises(ValueError, match="no such file"):
+            await controller.report(report("a"))
+        fault = (await controller.models())[KEY].fault
+        assert "cannot be resolved" in fault.summary and "/data" not in fault.summary
+        assert "/data/secret: no such file" in fault.detail and "s3cr3t" not in fault.detail
+
+        registry.move(KEY, V1)
+        assert await controller.report(report("a")) == V1
+        await controller.report(report("a", failed=(V1, "/data/secret/model.safetensors is damaged")))
+        fault = (await controller.models())[KEY].fault
+        assert "cannot be loaded" in fault.summary and "is damaged" in fault.detail
+
+        await controller.report(report("b", V1))
+        assert (await controller.models())[KEY] == (SOURCES[KEY], V1, 1, None)
 
     run(test())

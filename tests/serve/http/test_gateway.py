@@ -8,11 +8,13 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from posefleet.data.structures import Poses
 from posefleet.serve.deployments.replica import PredictOptions, PredictResult
 from posefleet.serve.deployments.settings import ServerSettings
+from posefleet.serve.deployments.versions import Fault, ServingStatus
 from posefleet.serve.http.gateway import Gateway
 from posefleet.serve.http.routes import create_api
 
@@ -70,15 +72,33 @@ async def busy(_: PredictOptions) -> PredictResult:
     raise BackPressureError(num_queued_requests=9, max_queued_requests=9)
 
 
+async def failed_to_deploy(_: PredictOptions) -> PredictResult:
+    raise DeploymentUnavailableError(DeploymentID(name="pose", app_name="posefleet"))
+
+
+class Versions:
+    """Stands in for the version controller's handle."""
+
+    def __init__(self, status: ServingStatus) -> None:
+        self._status = status
+
+    @property
+    def models(self) -> "Versions":
+        return self
+
+    async def remote(self) -> dict[str, ServingStatus]:
+        return {"pose": self._status}
+
+
 async def dies(_: PredictOptions) -> PredictResult:
     raise ActorDiedError
 
 
-def client_of(handle: Handle, **limits: float) -> TestClient:
+def client_of(handle: Handle, versions: Versions | None = None, **limits: float) -> TestClient:
     settings = ServerSettings.model_validate(
         {"models": [{"name": "pose", "source": "runs/a"}], "limits": limits, "page": False}
     )
-    gateway = Gateway(settings, {"pose": handle}, {}, None)  # type: ignore[dict-item, arg-type]
+    gateway = Gateway(settings, {"pose": handle}, {}, versions)  # type: ignore[dict-item, arg-type]
     return TestClient(create_api(gateway), raise_server_exceptions=False)
 
 
@@ -93,6 +113,66 @@ def test_a_full_queue_gets_503_with_retry_after() -> None:
     answer = client_of(Handle(busy)).post("/v1/poses", content=b"x")
     assert (answer.status_code, answer.json()["reason"]) == (503, "busy")
     assert int(answer.headers["retry-after"]) >= 1
+
+
+FAULT = Fault("its checkpoint cannot be loaded", "/data/secret: no such file")
+
+
+@pytest.mark.parametrize("step", [failed_to_deploy, slow])
+def test_a_model_that_nobody_serves_gives_503_with_the_reason(step: Callable[..., Awaitable[Any]]) -> None:
+    client = client_of(Handle(step), Versions(ServingStatus("/data/secret", None, 0, FAULT)), deadline_s=0.05)
+    answer = client.post("/v1/poses", content=b"x")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "no_model")
+    assert answer.json()["detail"] == "pose: its checkpoint cannot be loaded"
+    unready = client.get("/readyz")
+    assert unready.status_code == 503 and "cannot be loaded" in unready.json()["detail"]
+
+
+def test_a_deployment_that_failed_is_named_in_words() -> None:
+    answer = client_of(Handle(failed_to_deploy), Versions(ServingStatus("a", None, 0))).post("/v1/poses", content=b"x")
+    assert answer.json()["detail"] == "pose: no replica has started yet"
+
+
+def test_paths_are_told_only_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(Handle(answer_at_once), Versions(ServingStatus("/data/secret", None, 0, FAULT)))
+    monkeypatch.setenv("POSEFLEET_TOKEN", "secret")
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+        (info,) = client.get("/v1/models", headers=headers).json()["models"]
+        assert info["problem"] == FAULT.summary and info["source"] is None and "/data" not in str(info)
+    (info,) = client.get("/v1/models", headers={"Authorization": "Bearer secret"}).json()["models"]
+    assert info["source"] == "runs/a" and "no such file" in info["problem"]
+    monkeypatch.delenv("POSEFLEET_TOKEN")
+    (info,) = client.get("/v1/models", headers={"Authorization": "Bearer "}).json()["models"]
+    assert info["source"] is None
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models", "/openapi.json", "/docs"])
+def test_head_answers_like_get_without_the_content(path: str) -> None:
+    client = client_of(Handle(answer_at_once), Versions(ServingStatus("a", None, 1)))
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"") and head.status_code == 200
+    assert head.headers == get.headers
+
+
+def test_head_of_an_address_that_is_not_read_is_refused() -> None:
+    client = client_of(Handle(answer_at_once))
+    assert client.head("/v1/poses").status_code == 405 and client.head("/nowhere").status_code == 404
+
+
+@pytest.mark.parametrize("charset", ["undefined", "unicode_escape", "utf-7", "idna", "punycode", "zlib", "x" * 999])
+def test_a_form_in_a_strange_charset_gets_415(charset: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="\\u0041+AGE-\xff"; filename="a"\r\n\r\nx\r\n--b--\r\n'
+    for written in (charset, f'"{charset}"', charset.upper()):
+        kind = f"multipart/form-data; boundary=b; charset={written}"
+        answer = client_of(Handle(answer_at_once)).post("/v1/poses", content=body, headers={"Content-Type": kind})
+        assert (answer.status_code, answer.json()["reason"]) == (415, "wrong_content_type")
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "us-ascii", "iso-8859-1"])
+def test_a_form_in_a_usual_charset_is_read(charset: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="i"; filename="a"\r\n\r\nx\r\n--b--\r\n'
+    headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+    assert client_of(Handle(answer_at_once)).post("/v1/poses", content=body, headers=headers).status_code == 200
 
 
 def test_an_image_whose_replica_dies_is_sent_again() -> None:
