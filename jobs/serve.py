@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from posefleet.command_line import Argument, Place, fail, parse
-from posefleet.platform.runtime.leftovers import give_back
 from posefleet.plain_yaml import parse_yaml
+from posefleet.platform.runtime.leftovers import give_back
 
 CONFIG = Path(__file__).resolve().parents[1] / "serve" / "config.yaml"
 
