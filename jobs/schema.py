@@ -32,7 +32,8 @@ class Options:
     action: Annotated[Literal["show", "sigmas"], Argument("ACTION")]
     """show: print and draw a schema. sigmas: estimate sigmas from two annotations of the same images."""
     file: Annotated[str, Argument("FILE")] = ""
-    """An annotation file, a YAML file, the name of a shipped schema, a folder of shards, a run or a checkpoint."""
+    """An annotation file, a data set folder (or FOLDER@SPLIT), a YAML file, the name of a shipped schema, a folder of
+    shards, a run or a checkpoint."""
     second: Annotated[str, Argument("SECOND")] = ""
     """sigmas: the annotation file of another annotator, of the same images."""
     schema: Annotated[str, "NAME"] = "auto"
@@ -98,6 +99,7 @@ def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[Keyp
     from posefleet.data.coco.source import find_splits
     from posefleet.data.schemas.shipped import load_schema, read_schema, shipped_names
     from posefleet.data.shards.layout import MANIFEST, read_manifest
+    from posefleet.data.shards.unsharded import parse_place
     from posefleet.platform.checkpoints.format import read_content, schema_in
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.runtime.paths import MODELS, resolve_path
@@ -106,8 +108,10 @@ def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[Keyp
         return load_schema(what), ""
     if what.endswith((".yaml", ".yml")):
         return read_schema(what), ""
-    path = resolve_path(what)
+    path, split = resolve_path(what), ""
     if not path.startswith(MODELS):
+        if place := parse_place(path):
+            path, split = place
         fs, inner = fsspec.core.url_to_fs(path)
         inner = inner.rstrip("/")
         if fs.isfile(inner):
@@ -118,7 +122,7 @@ def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[Keyp
             )
         if fs.exists(f"{inner}/{MANIFEST}"):
             return read_manifest(path).schema, ""
-        splits = find_splits(path)
+        splits = [split] if split else find_splits(path)
         if splits or has_annotations(fs, inner):
             file = find_annotation_file(fs, inner, splits[0] if splits else "")
             others = f", the first of the splits {', '.join(splits)}" if len(splits) > 1 else ""

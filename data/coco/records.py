@@ -114,3 +114,18 @@ def outlines_in(record: Record) -> tuple[str | None, ...]:
         if not isinstance(outline, str | None):
             raise DataError(f"a record has a segmentation whose counts are a {type(outline).__name__}, expected a text")
     return found if any(outline is not None for outline in found) else ()
+
+
+def count_people(record: Record) -> dict[str, int]:
+    """Numbers of one image: itself, its people by kind, and the segmentations of those without keypoints."""
+    people = record["people"]
+    keypoint_people = sum(map(is_keypoint_person, people))
+    crowd = sum(bool(person["iscrowd"]) for person in people)
+    return {
+        "images": 1,
+        "people": len(people),
+        "keypoint_people": keypoint_people,
+        "crowd": crowd,
+        "unlabelled": len(people) - keypoint_people - crowd,
+        "segmentations": sum("segmentation" in person for person in people),
+    }

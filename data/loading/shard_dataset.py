@@ -27,11 +27,13 @@ from posefleet.data.coco.records import Record, decode_record
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.io.tars import BLOCK, member_name
+from posefleet.data.loading.folder_reader import FolderMember, FolderReader
 from posefleet.data.loading.order import Order
 from posefleet.data.loading.source import SampleSource, Transform
 from posefleet.data.schemas.names import difference
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.shards.layout import read_manifest, read_members, read_records
+from posefleet.data.shards.unsharded import parse_place
 from posefleet.data.structures import Sample
 from posefleet.data.transforms import IDENTITY
 
@@ -49,7 +51,8 @@ class ShardDataset(SampleSource):
     """The samples of a folder of shards by position; one call fetches and decodes those of a whole batch.
 
     Args:
-        root: Folder of shards that ``jobs/shard_coco.py`` wrote, local or any fsspec URL.
+        root: Folder of shards that ``jobs/shard_coco.py`` wrote, local or any fsspec URL; or ``FOLDER@SPLIT``, see
+            :mod:`posefleet.data.shards.unsharded`.
         schema: The keypoints that the shards must have.
         transform: Turns a stored sample into an input; its random numbers depend on seed and position only.
         seed: Of order and augmentation. None: the stored order, for evaluation.
@@ -85,7 +88,11 @@ class ShardDataset(SampleSource):
         self.transform = transform
         self.notes = tuple(manifest.left_out_sentences())
         self.order = Order(counts, seed, window)
-        self._reader = _ShardReader(str(root), [shard.name for shard in manifest.shards], labelled_only)
+        self._reader: _ShardReader | FolderReader
+        if place := parse_place(str(root)):
+            self._reader = FolderReader(*place, labelled_only, RETRY_PAUSES)
+        else:
+            self._reader = _ShardReader(str(root), [shard.name for shard in manifest.shards], labelled_only)
 
     def __len__(self) -> int:
         return self.order.samples
@@ -104,7 +111,7 @@ class ShardDataset(SampleSource):
     def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
         return self._reader.records(rank, world_size)
 
-    def _sample(self, member: "_Member", data: bytes) -> Sample:
+    def _sample(self, member: "_Member | FolderMember", data: bytes) -> Sample:
         try:
             image_id, original_size, people, outlines = decode_record(member.record(data), self.schema)
             image = decode_image(member.image(data))

@@ -18,9 +18,8 @@ import fsspec
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco.annotations import is_keypoint_person
 from posefleet.data.coco.image_files import read_image
-from posefleet.data.coco.records import Record
+from posefleet.data.coco.records import Record, count_people
 from posefleet.data.coco.source import Source
 from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
@@ -35,11 +34,10 @@ from posefleet.data.shards.layout import (
     read_notes,
     remove_leftovers,
     remove_manifest,
-    shard_name,
     write_manifest,
     write_shard,
 )
-from posefleet.data.shards.plan import Plan, ShardPlan, plan_shards
+from posefleet.data.shards.plan import SHARD_MIB, Plan, ShardPlan, plan_shards, shard_name
 from posefleet.data.shards.verify import check_shard
 from posefleet.memory import collect_garbage_rarely
 
@@ -74,7 +72,7 @@ def shard_coco(
     root: str,
     schema: KeypointSchema,
     *,
-    shard_mib: float = 128.0,
+    shard_mib: float = SHARD_MIB,
     seed: int = 0,
     limit: int | None = None,
     parallel: bool = True,
@@ -175,22 +173,8 @@ class _EnsureShard:
                 image = {"image_id": record["image_id"], "file_name": record["file_name"]}
                 skipped.append({**image, "reason": fault[0], "detail": fault[1]})
             else:
-                counts.update(_count(record))
+                counts.update(count_people(record))
                 yield f"{record['image_id']:012d}", data, record
-
-
-def _count(record: Record) -> dict[str, int]:
-    people = record["people"]
-    keypoint_people = sum(map(is_keypoint_person, people))
-    crowd = sum(bool(person["iscrowd"]) for person in people)
-    return {
-        "images": 1,
-        "people": len(people),
-        "keypoint_people": keypoint_people,
-        "crowd": crowd,
-        "unlabelled": len(people) - keypoint_people - crowd,
-        "segmentations": sum("segmentation" in person for person in people),
-    }
 
 
 def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: Iterator[ShardPlan]) -> Iterator[_Shard]:

@@ -9,6 +9,7 @@ do: each is written under another name and renamed (an object store shows only w
 index after the tar. Equal samples give equal bytes.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -29,6 +30,7 @@ from posefleet.data.io.files import UNFINISHED, create, read_json
 from posefleet.data.io.tars import BLOCK, MAX_MEMBER_BYTES, member_name, whole_blocks
 from posefleet.data.schemas.schema import KeypointSchema, SchemaError
 from posefleet.data.schemas.shipped import load_schema
+from posefleet.data.shards.unsharded import open_unsharded, parse_place
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -93,11 +95,6 @@ class Manifest:
 # ------------------------------------------------------------------------------------------------------- manifest
 
 
-def shard_name(number: int) -> str:
-    """The name of shard ``number``: ``shard-000000``."""
-    return f"shard-{number:06d}"
-
-
 def write_manifest(root: str, manifest: Manifest) -> None:
     """Write the manifest of a shard folder; equal manifests give equal bytes."""
     content = {**asdict(manifest), "schema": manifest.schema.as_dict()}
@@ -107,14 +104,20 @@ def write_manifest(root: str, manifest: Manifest) -> None:
 
 
 def read_manifest(root: str) -> Manifest:
-    """The manifest of a shard folder.
+    """The manifest of a shard folder, or the one that the shards of ``FOLDER@SPLIT`` would have.
 
     Raises:
         DataError: The folder has no manifest (it has no shards, or sharding did not finish), or a damaged one.
     """
-    content = read_index_json(root, MANIFEST)
+    if place := parse_place(root):
+        content: dict[str, Any] | None = {"version": VERSION, **copy.deepcopy(open_unsharded(*place).content)}
+    else:
+        content = read_index_json(root, MANIFEST)
     if content is None:
-        raise DataError(f"{root}: no {MANIFEST}; not a shard folder, or sharding did not finish: run shard_coco again")
+        raise DataError(
+            f"{root}: no {MANIFEST}; not a shard folder, or sharding did not finish: run shard_coco again. A data set "
+            "in COCO's format is read without shards as FOLDER@SPLIT"
+        )
     if content.get("version") != VERSION:
         raise DataError(f"{root}/{MANIFEST}: version {content.get('version')!r}, this code reads {VERSION}")
     try:
@@ -160,7 +163,7 @@ def write_shard(
 
     Args:
         root: The shard folder.
-        name: ``shard-000000``, see :func:`shard_name`.
+        name: ``shard-000000``, see :func:`~posefleet.data.shards.plan.shard_name`.
         samples: (key, image file, record) of each sample; keys are unique and have no dot.
         notes: Stored in the index, for :func:`read_notes`.
 

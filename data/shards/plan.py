@@ -14,7 +14,14 @@ import numpy as np
 from posefleet.data.coco.image_files import file_sizes
 from posefleet.data.coco.source import Source
 from posefleet.data.coco.split import CocoSplit
-from posefleet.data.shards.layout import shard_name
+
+SHARD_MIB = 128.0
+"""Usual size of a shard in MiB."""
+
+
+def shard_name(number: int) -> str:
+    """The name of shard ``number``: ``shard-000000``."""
+    return f"shard-{number:06d}"
 
 
 @dataclass(frozen=True, slots=True)

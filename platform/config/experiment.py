@@ -136,9 +136,10 @@ class DataConfig:
     """Training and evaluation data, and how images become batches."""
 
     train: str
-    """Shard folder to train on: a path or URI that every worker can read."""
+    """Shard folder to train on: a path or URI that every worker can read. FOLDER@SPLIT reads a data set in COCO's
+    format, or as a label tool exports it, without shards; for sets that fit one machine."""
     eval: str = ""
-    """Shard folder to evaluate on. Empty: no evaluation while training."""
+    """Shard folder or FOLDER@SPLIT to evaluate on. Empty: no evaluation while training."""
     resize: Resize = field(default_factory=Resize)
     """Size of input images in training and evaluation."""
     augment: Augment = field(default_factory=Augment)

@@ -20,6 +20,7 @@ from posefleet.data.io.files import path_inside
 from posefleet.data.io.tars import BLOCK, list_members, member_name
 from posefleet.data.loading.shard_dataset import RETRY_PAUSES
 from posefleet.data.shards.layout import MANIFEST, read_manifest, read_members, read_records
+from posefleet.data.shards.unsharded import parse_place
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 TAR_ENDING = ".tar"
@@ -77,7 +78,7 @@ def list_images(
     Args:
         source: Any fsspec path: a folder, searched with all folders in it for ``IMAGE_ENDINGS`` and ``VIDEO_ENDINGS``;
             a pattern such as ``photos/**/*.jpg``; one file; a COCO annotation file (with or without annotations); a
-            folder of shards; a tar of images in WebDataset's form, or a pattern of such tars.
+            folder of shards; ``FOLDER@SPLIT``; a tar of images in WebDataset's form, or a pattern of such tars.
         split: If given, ``source`` is a data set in COCO's layout or that of a label tool, and this split is listed.
         images: Image folder of an annotation file, where it is not at its usual place.
         category: Categories of an annotation file whose keypoints are meant, where they have different ones.
@@ -87,6 +88,8 @@ def list_images(
         DataError: There is nothing to predict (the message lists what was searched), or a tar is damaged or holds
             members that are not regular files.
     """
+    if not split and (place := parse_place(source)):
+        source, split = place
     fs, path = fsspec.core.url_to_fs(source)
     path = path.rstrip("/")
     fs.invalidate_cache()

@@ -41,7 +41,8 @@ from posefleet.data.images import decode_image, encode_jpeg
 from posefleet.data.loading.loader import training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.schemas.shipped import COCO17
-from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
+from posefleet.data.shards.layout import Manifest, write_manifest, write_shard
+from posefleet.data.shards.plan import shard_name
 from posefleet.data.structures import Batch, Sample, collate
 from posefleet.data.transforms import Augment, Resize, TrainTransform
 from posefleet.memory import keep_freed_memory

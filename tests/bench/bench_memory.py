@@ -20,7 +20,8 @@ from posefleet.data.images import encode_jpeg
 from posefleet.data.loading.loader import training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.schemas.shipped import COCO17
-from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
+from posefleet.data.shards.layout import Manifest, write_manifest, write_shard
+from posefleet.data.shards.plan import shard_name
 from posefleet.data.transforms import EvalTransform, Resize
 
 PER_SHARD = 1000

@@ -120,7 +120,7 @@ def test_the_overview_lists_the_verbs_in_the_order_of_work() -> None:
     assert places == sorted(places)
     assert (
         " ".join(cli.VERBS)
-        == "doctor schema shard train import evaluate compare tune promote export predict serve demo"
+        == "doctor schema convert shard train import evaluate compare tune promote export predict serve demo"
     )
     assert run().stdout == output
 
@@ -162,8 +162,8 @@ def test_the_version_is_that_of_the_package() -> None:
         (["promote", "--alias", "champion"], "--alias; did you mean --to?"),
         (["promote", "--run", "a", "--to", "best"], "--to best: Input should be 'champion' or 'challenger'"),
         (["export", "--checkpoint", "a", "--out", "b"], "--out must end in .onnx, not /"),
-        (["shard", "--source", "a"], "--split is missing"),
-        (["doctor"], "PATH is missing: Data set folder in COCO's layout"),
+        (["shard", "--source", "a"], "--out is missing"),
+        (["doctor"], "PATH is missing: Data set folder, in COCO's layout"),
         (["serve", "none.yaml"], "no config file none.yaml; the shipped one is"),
         (["demo", "--size", "huge"], "--size huge: Input should be 'full' or 'mini'"),
     ],

@@ -92,7 +92,7 @@ OPEN = {
     "data/io": "cluster files json_stream tars",
     "data/loading": "coco_dataset loader shard_dataset source",
     "data/schemas": "category names positions schema shipped sigmas",
-    "data/shards": "build layout verify",
+    "data/shards": "build layout unsharded verify",
     "data/synthetic": "dataset scenes",
     "data/yolo": "data_file from_coco problems to_coco",
     "models/parts/layers": "backbones blocks deform_conv fpn fusion keypoint_channels released safe_load",

@@ -12,7 +12,8 @@ import torch
 from posefleet.data.coco.records import Record, make_record
 from posefleet.data.images import encode_jpeg
 from posefleet.data.schemas.shipped import COCO17
-from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
+from posefleet.data.shards.layout import Manifest, write_manifest, write_shard
+from posefleet.data.shards.plan import shard_name
 from posefleet.data.structures import Poses
 
 SPLIT = "train2017"

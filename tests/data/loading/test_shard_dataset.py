@@ -25,7 +25,8 @@ from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.shards.build import shard_coco
-from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
+from posefleet.data.shards.layout import Manifest, write_manifest, write_shard
+from posefleet.data.shards.plan import shard_name
 from posefleet.data.structures import Batch, Sample
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SceneConfig
