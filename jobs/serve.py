@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from posefleet.command_line import Argument, Place, fail, parse
 from posefleet.plain_yaml import parse_yaml
-from posefleet.platform.runtime.leftovers import give_back
+from posefleet.platform.runtime.leftovers import COMPILED
 
 CONFIG = Path(__file__).resolve().parents[1] / "serve" / "config.yaml"
 
@@ -102,7 +102,7 @@ def _write(config: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve or deploy. Exit status: that of Ray Serve, or 2 on bad arguments."""
-    options, _ = parse(Options, arguments, command="serve", about=__doc__ or "")
+    options, _ = parse(Options, arguments, command="serve", about=__doc__ or "", claims=False)
     if not options.config.is_file():
         fail(f"no config file {options.config}; the shipped one is {CONFIG}")
     config = str(options.config)
@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         text = str(error)
         fail(text if text.startswith(str(options.config)) else f"{options.config}: {text}")
-    give_back()
+    # Replicas make this folder when they import torch. Ray ends them by force, so nobody could remove another one.
+    os.environ.setdefault(COMPILED, str(Path(tempfile.gettempdir(), "ray", "compiled")))
     program, *rest = command(options, config)
     os.execv(program, [program, *rest])  # replaces this process, so that Ray Serve receives its signals
 

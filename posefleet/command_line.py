@@ -197,6 +197,7 @@ def parse(
     shown: Sequence[str] = (),
     open_section: str = "",
     values: Callable[[Mapping[str, list[str]]], Mapping[str, Any]] | None = None,
+    claims: bool = True,
 ) -> tuple[T, Given]:
     """Parse a command line; exits with 0 after ``--help``, ``--help-all`` or ``LIST_OPTIONS``, 2 on bad arguments.
 
@@ -211,6 +212,8 @@ def parse(
         open_section: Section (``"model."``) in which any name is accepted, because its options are known only later.
         values: Takes the given options and returns the values shown as defaults in help, such as those of a config
             file.
+        claims: Whether this process puts its temporary files into a folder of its own, see
+            ``platform.runtime.leftovers``; false if it becomes another program.
 
     Returns:
         The command's own options, and the given ones of ``more``.
@@ -249,9 +252,10 @@ def parse(
         built = _build(kind, chosen)
     except ValueError as error:
         fail(f"{error}")
-    from posefleet.platform.runtime.leftovers import claim  # --help does not need it
+    if claims:
+        from posefleet.platform.runtime.leftovers import claim  # --help does not need it
 
-    claim()
+        claim()
     return built, given
 
 

@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -175,7 +176,7 @@ class InterruptionLog:
     def close(self) -> None:
         """Close the progress file."""
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            self._closing()
             self._descriptor = None
 
     def _completed(self, now: float) -> Interruption:
@@ -208,6 +209,7 @@ class InterruptionLog:
                 path = _local_file(self._folder)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._closing = weakref.finalize(self, os.close, self._descriptor)
             os.pwrite(self._descriptor, content, 0)
             if upload and "://" in self._folder:
                 self._uploaded = _clock()
@@ -237,6 +239,7 @@ def summary(folder: str, **more: object) -> bytes:
     """The content of a run's summary file: ``more``, the steps taken, and the interruptions, each and in all."""
     interruptions, progress = read_interruptions(folder), read_progress(folder)
     content = {
+        "name": folder.rstrip("/").rpartition("/")[2],
         **more,
         "step": progress.step if progress else 0,
         "interruptions": asdict(Losses.of(interruptions)),

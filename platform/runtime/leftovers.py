@@ -54,14 +54,14 @@ def claim() -> None:
     if len(str(folder)) <= _LONGEST:
         settings.setdefault("tempdir", str(folder))
     os.environ.setdefault(COMPILED, str(folder / "compiled"))
-    util.Finalize(None, give_back, exitpriority=-100)  # after multiprocessing's own finalizers
+    util.Finalize(None, _give_back, exitpriority=-100)  # after multiprocessing's own finalizers
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sweep()
 
 
-def give_back() -> None:
-    """Remove the folder of this process; call it before the process becomes another program."""
+def _give_back() -> None:
+    """Remove the folder of this process."""
     if folder := _claimed.pop(os.getpid(), None):
         settings = getattr(multiprocessing.current_process(), "_config", {})
         if settings.get("tempdir") == str(folder):

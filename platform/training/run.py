@@ -205,9 +205,13 @@ def open_run(experiment: Experiment, *, patience: float = 0.0) -> tuple[Experime
         OSError: The run's folder cannot be written.
     """
     name = experiment.run.name or f"{experiment.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    check_name(name, "run.name")
-    experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, name=name))
     folder = f"{experiment.run.storage.rstrip('/')}/{name}"
+    try:
+        check_name(name, "run.name")
+    except ValueError:  # earlier versions were not so strict
+        if any(part in name for part in ("/", "..", "::", "\0")) or not _read_run_file(folder):
+            raise
+    experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, name=name))
     held = lock.FolderLock(folder, f"run {name}").acquire(patience=patience)
     try:
         return _open_locked(experiment, folder, held.token)

@@ -121,6 +121,17 @@ def test_a_name_that_is_a_path_or_a_pattern_opens_no_run(tracked_run: dict[str, 
     assert sorted(Path(tracked_run["run"]["storage"]).parent.rglob("*")) == before
 
 
+def test_a_run_of_an_earlier_version_goes_on_whatever_its_name(tracked_run: dict[str, Any]) -> None:
+    _, run = open_run(build_experiment(tracked_run))
+    run.release()
+    storage = Path(tracked_run["run"]["storage"])
+    (storage / "small").rename(storage / "lr:0.1 [a]")
+    tracked_run["run"]["name"] = "lr:0.1 [a]"
+    _, again = open_run(build_experiment(tracked_run))
+    again.release()
+    assert again.run_id == run.run_id and again.folder.endswith("/lr:0.1 [a]")
+
+
 def test_folders_may_have_the_characters_of_patterns_and_addresses(
     tracked_run: dict[str, Any], new_database: Path, tmp_path: Path
 ) -> None:
