@@ -60,6 +60,9 @@ class Options:
     """CPU cores reserved for each worker."""
     gpus_per_worker: float | None = None
     """GPUs reserved for each worker; with 0.5 two workers share one. Default: 1 where the cluster has GPUs, else 0."""
+    readers: int = 4
+    """Threads of each worker that read and decode. More hide a slow store; give the worker more CPUs, too, if decoding
+    holds the network up."""
     in_process: bool = False
     """Predict in this process without Ray, for a few images."""
     tracking: Annotated[str, "URI"] = ""
@@ -94,7 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options=wanted,
             batch_size=options.batch_size,
             tracking=options.tracking,
-            pool=WorkerPool(workers=options.workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker),
+            pool=WorkerPool(
+                workers=options.workers,
+                cpus=options.cpus_per_worker,
+                gpus=options.gpus_per_worker,
+                readers=options.readers,
+            ),
             parallel=not options.in_process,
         )
     except (ValueError, PlatformError) as error:

@@ -15,7 +15,7 @@ they are written as the tables, then the summary, and the parts are deleted.
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 from posefleet.data.errors import DataError
@@ -25,7 +25,7 @@ from posefleet.data.schemas.names import difference
 from posefleet.platform.prediction.inputs import InputImage, InputImages, split_into_chunks, why_left_out
 from posefleet.platform.prediction.output import ModelInfo, claim_output, file_names, finish_output, part_name
 from posefleet.platform.prediction.tables import Counts, write_tables
-from posefleet.platform.prediction.worker import Job, PredictionOptions, PredictionWorker, RowWorker
+from posefleet.platform.prediction.worker import READERS, Job, PredictionOptions, PredictionWorker, RowWorker
 from posefleet.platform.runtime.progress import ProgressLine
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 16, 256
@@ -44,12 +44,16 @@ class WorkerPool:
     """CPUs reserved for each worker. Raise it where reading and decoding hold the network up."""
     gpus: float | None = None
     """GPUs reserved for each worker; workers with 0.5 share one. None: 1 where the cluster has GPUs now, else 0."""
+    readers: int = READERS
+    """Threads of each worker that read and decode. More hide a slow store, and keep more decoded images in memory."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers {self.workers} must be at least 1")
         if self.cpus <= 0 or (self.gpus or 0) < 0:
             raise ValueError(f"cpus {self.cpus} of a worker must be above 0, and gpus {self.gpus} not negative")
+        if self.readers < 1:
+            raise ValueError(f"readers {self.readers} must be at least 1")
 
     def fitted(self, cluster: Mapping[str, float], chunks: int) -> Self:
         """The same pool with numbers in place of None.
@@ -62,7 +66,7 @@ class WorkerPool:
         room = cluster.get("CPU", 0) / self.cpus
         if gpus:
             room = min(room, cluster.get("GPU", 0) / gpus)
-        return type(self)(workers=min(self.workers or max(1, int(room)), chunks), cpus=self.cpus, gpus=gpus)
+        return replace(self, workers=min(self.workers or max(1, int(room)), chunks), gpus=gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +130,14 @@ def predict_images(
     output = output.rstrip("/")
     if (counts := claim_output(output, plan)) is not None:
         return BatchResult(counts, 0, 0.0, len(images.other))
-    job = Job(info.files, images.folder, output, options, batch_size)
+    pool = pool or WorkerPool()
+    job = Job(info.files, images.folder, output, options, batch_size, pool.readers)
     size = min(max(len(images.listed) // CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
     chunks = split_into_chunks(images.listed, size)
     existing = file_names(f"{output}/parts")
     missing = {number: chunk for number, chunk in enumerate(chunks) if part_name(number) not in existing}
     start = time.perf_counter()
-    done = _on_the_cluster(job, missing, pool or WorkerPool()) if parallel else _in_this_process(job, missing)
+    done = _on_the_cluster(job, missing, pool) if parallel else _in_this_process(job, missing)
     predicted = _show_progress(done, chunks, missing)
     seconds = time.perf_counter() - start
     parts = [f"{output}/parts/{part_name(number)}" for number in range(len(chunks))]

@@ -40,7 +40,7 @@ FRAMES_KEPT = 256
 """Frames of a video that are written together; a worker that takes over a video predicts the frames after them."""
 
 READERS = 4
-"""Threads of a worker that read and decode; most of their time they wait for storage, or for each other."""
+"""Threads of a worker that read and decode if nothing else is asked for; most of their time they wait for storage."""
 
 GROUPS = 4
 """Batches' worth of images of different shapes that may wait for a full batch; this bounds a worker's memory."""
@@ -89,6 +89,8 @@ class Job:
     options: PredictionOptions
     batch_size: int | None
     """Largest number of images of a forward pass; None: the model's ``data.eval_batch_size``."""
+    readers: int = READERS
+    """Threads of a worker that read and decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class PredictionWorker:
         self._job, self._options = job, job.options
         self._batch_size = job.batch_size or self._predictor.batch_size
         self._fs, _ = fsspec.core.url_to_fs(job.folder)
-        self._threads = ThreadPoolExecutor(READERS)
+        self._threads = ThreadPoolExecutor(job.readers)
 
     def __call__(self, number: int, chunk: Sequence[InputImage]) -> Counts:
         """Predict chunk ``number``, write its part, and count what was predicted."""
@@ -180,7 +182,7 @@ class PredictionWorker:
         ahead: deque[tuple[InputImage, Future[_Loaded]]] = deque()
         for image in chunk:
             ahead.append((image, self._threads.submit(self._load, image)))
-            if len(ahead) > 2 * READERS:
+            if len(ahead) > 2 * self._job.readers:
                 yield ahead.popleft()
         yield from ahead
 

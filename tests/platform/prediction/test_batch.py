@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -441,6 +442,36 @@ def test_a_pool_fits_the_cluster() -> None:
     assert WorkerPool().fitted({}, chunks=3) == WorkerPool(workers=1, cpus=1, gpus=0)
     with pytest.raises(ValueError, match="workers 0"):
         WorkerPool(workers=0)
+    with pytest.raises(ValueError, match="readers 0"):
+        WorkerPool(readers=0)
+    assert WorkerPool(readers=9).fitted({}, chunks=3).readers == 9
+
+
+@pytest.mark.parametrize("readers", [1, 7])
+def test_the_number_of_threads_that_read_is_a_setting(
+    many: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: int
+) -> None:
+    """The first that read wait for each other; more than ``readers`` never read at once."""
+    read, lock, everybody = worker.read_input, threading.Lock(), threading.Event()
+    now, most = 0, 0
+
+    def together(*arguments: Any) -> bytes:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+            if now == readers:
+                everybody.set()
+        everybody.wait(20)
+        try:
+            return read(*arguments)
+        finally:
+            with lock:
+                now -= 1
+
+    monkeypatch.setattr(worker, "read_input", together)
+    predict(many, tmp_path / "out", model, pool=WorkerPool(readers=readers))
+    assert most == readers
 
 
 @pytest.mark.ray
