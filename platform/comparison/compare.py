@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from posefleet.data.evaluation import bootstrap
 from posefleet.data.evaluation.bootstrap import CONFIDENCE, Interval
@@ -14,11 +17,12 @@ from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import Meta, read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
-from posefleet.platform.comparison.cost import Cost, measure
+from posefleet.platform.comparison.cost import NOT_MEASURED, Cost, measure
 from posefleet.platform.comparison.figures import best_first
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import parameters
 from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.inference.latency import BUSY, ROUNDS
 from posefleet.platform.monitoring.interruptions import Losses, read_interruptions
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.worker import LocalWorker
@@ -96,6 +100,27 @@ def scores(run: str, experiment: Experiment, worker: LocalWorker) -> dict[str, f
     return result.as_dict()
 
 
+def score_runs(runs: Mapping[str, str], worker: LocalWorker, *, data: str = "", repeats: int = ROUNDS) -> list[Entry]:
+    """Score the best checkpoint of each run, then time them in turns.
+
+    Args:
+        runs: Name of a row -> folder of the run, or a checkpoint.
+        worker: Its device is used.
+        data: Shards to score on; empty: those that each run was evaluated on.
+        repeats: Timed predictions for each number of people.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+        DataError: The shards cannot be used.
+        ValueError: A run was not evaluated, and ``data`` is empty.
+    """
+    scored = []
+    for name, run in runs.items():
+        sys.stderr.write(f"scoring {name}\n")
+        scored.append(_score(name, run, worker, data=data))
+    return _timed(scored, worker, repeats)
+
+
 def score_run(
     name: str,
     run: str,
@@ -103,23 +128,27 @@ def score_run(
     *,
     data: str = "",
     experiment: Experiment | None = None,
-    repeats: int = 5,
+    repeats: int = ROUNDS,
 ) -> Entry:
-    """Score and time the best checkpoint of a run.
+    """Score and time the best checkpoint of one run; arguments and errors as for :func:`score_runs`.
 
     Args:
-        name: Name of the row.
-        run: Folder of the run, or a checkpoint.
-        worker: Its device is used.
-        data: Shards to score on; empty: those that the run was evaluated on.
         experiment: Settings that predict in another way than the run's own; the checkpoint's weights must fit them.
-        repeats: Timed predictions for each number of people.
-
-    Raises:
-        CheckpointError: There is no checkpoint.
-        DataError: The shards cannot be used.
-        ValueError: The run was not evaluated, and ``data`` is empty.
     """
+    return _timed([_score(name, run, worker, data=data, experiment=experiment)], worker, repeats)[0]
+
+
+def _timed(scored: Sequence[tuple[Entry, nn.Module]], worker: LocalWorker, repeats: int) -> list[Entry]:
+    models = {entry.name: (model, entry.experiment) for entry, model in scored}
+    sys.stderr.write(f"timing {', '.join(models)} in turns\n" if len(models) > 1 else "")
+    costs = measure(models, worker, repeats=repeats)
+    return [dataclasses.replace(entry, cost=costs[entry.name]) for entry, _ in scored]
+
+
+def _score(
+    name: str, run: str, worker: LocalWorker, *, data: str = "", experiment: Experiment | None = None
+) -> tuple[Entry, nn.Module]:
+    """A row whose cost is not measured yet, and its model."""
     checkpoint = find_checkpoint(run)
     meta = read_meta(checkpoint)
     experiment = experiment or meta.experiment
@@ -131,7 +160,7 @@ def score_run(
     poses: dict[int, Poses] = {}
     result = evaluate(model.to(worker.device), experiment, worker, keep=poses.update)
     assert result is not None, "a comparison runs in one process"
-    return Entry(
+    entry = Entry(
         name=name,
         checkpoint=checkpoint,
         meta=meta,
@@ -139,8 +168,20 @@ def score_run(
         data=read_manifest(scored_on).fingerprint,
         evaluation=result,
         poses=poses,
-        cost=measure(model, experiment, worker, repeats=repeats),
+        cost=NOT_MEASURED,
         losses=_losses(checkpoint),
+    )
+    return entry, model
+
+
+def busy_warning(entries: Sequence[Entry]) -> str:
+    """A sentence if other processes used the machine while runs were timed; empty otherwise."""
+    busy = max(entry.cost.busy for entry in entries)
+    if busy < BUSY:
+        return ""
+    return (
+        f"Other processes used up to {busy:.0%} of this machine's cores while runs were timed: times are too long, and "
+        "only their ratios mean something, because runs were timed in turns."
     )
 
 
@@ -182,10 +223,7 @@ def as_markdown(entries: Sequence[Entry], minus: Differences) -> str:
     """Markdown tables of the statistics, the costs, and the AP of every keypoint; ``minus``: :func:`differences`."""
     order = ranked(entries)
     costs = [entry.cost.columns() for entry in order]
-    rows = [
-        [entry.name, *(f"{value:.{digits}f}" for value, digits in columns.values())]
-        for entry, columns in zip(order, costs, strict=True)
-    ]
+    rows = [[entry.name, *_cells(entry.cost)] for entry in order]
     keypoints = [
         [name, *(f"{entry.evaluation.keypoint_ap[index]:.3f}" for entry in order)]
         for index, name in enumerate(order[0].evaluation.keypoints)
@@ -209,6 +247,16 @@ def as_markdown(entries: Sequence[Entry], minus: Differences) -> str:
             table(["keypoint AP", *(entry.name for entry in order)], keypoints),
         ]
     )
+
+
+def _cells(cost: Cost) -> list[str]:
+    """The values of a row, with their intervals where they have one."""
+    ranges = cost.ranges()
+    cells = []
+    for name, (value, digits) in cost.columns().items():
+        ends = ranges.get(name)
+        cells.append(f"{value:.{digits}f}" + (f" ({ends[0]:.{digits}f}..{ends[1]:.{digits}f})" if ends else ""))
+    return cells
 
 
 def score_table(evaluations: Mapping[str, Evaluation], minus: Differences) -> str:

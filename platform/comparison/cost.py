@@ -4,20 +4,23 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from posefleet.data.loading.loader import training_batches
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference.latency import CROWDS, predict_costs, predict_ms, predictor_of
+from posefleet.platform.inference.latency import CROWDS, ROUNDS, Others, predict_costs, predict_times, predictor_of
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import training_set
 from posefleet.platform.training.optim import build_optimizer
 from posefleet.platform.training.step import train_step
+
+TRAINING_ROUNDS = 3
+"""Times that each model's training is timed, in turns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +35,18 @@ class Cost:
     """Images that one worker trains on in a second."""
     predict_ms: dict[int, float]
     """People in the image -> median milliseconds from the decoded image to its poses."""
+    predict_range: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """People in the image -> the 95 % interval of that median, milliseconds."""
+    busy: float = 0.0
+    """Share of the machine's cores, 0..1, that other processes used while times were measured."""
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Heading of a column -> the interval of its value, for the columns that have one."""
+        return {_heading(n): ends for n, ends in self.predict_range.items()}
 
     def columns(self) -> dict[str, tuple[float, int]]:
         """Heading of a table's column -> value, and the number of decimals that it is shown with."""
-        times = {f"ms, {n} {'people' if n > 1 else 'person'}": (self.predict_ms[n], 0) for n in CROWDS}
+        times = {_heading(n): (self.predict_ms[n], 0) for n in CROWDS}
         return {
             "parameters, M": (self.parameters / 1e6, 2),
             "GFLOPs": (self.gflops, 2),
@@ -44,20 +55,43 @@ class Cost:
         }
 
 
-def measure(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, repeats: int = 5) -> Cost:
-    """Measure a model, which is not changed; times are medians of ``repeats`` predictions."""
-    first = predict_costs(model, experiment, worker, people=CROWDS[0], repeats=repeats)
-    predictor = predictor_of(model, experiment, worker)
-    later = {people: predict_ms(predictor, people, repeats=repeats) for people in CROWDS[1:]}
-    return Cost(
-        parameters=int(first["parameters"]),
-        gflops=first["gflops"],
-        train_images_per_second=train_speed(copy.deepcopy(model), experiment, worker),
-        predict_ms={CROWDS[0]: first["predict_ms"], **later},
-    )
+NOT_MEASURED = Cost(parameters=0, gflops=0.0, train_images_per_second=0.0, predict_ms={})
+"""The cost of a run that was scored and not yet timed."""
 
 
-def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 6) -> float:
+def _heading(people: int) -> str:
+    return f"ms, {people} {'people' if people > 1 else 'person'}"
+
+
+def measure(
+    models: Mapping[str, tuple[nn.Module, Experiment]], worker: LocalWorker, *, repeats: int = ROUNDS
+) -> dict[str, Cost]:
+    """Measure models, which are not changed, in turns; times are medians of ``repeats`` predictions."""
+    sizes = {
+        name: predict_costs(model, experiment, worker, people=CROWDS[0], repeats=1)
+        for name, (model, experiment) in models.items()
+    }
+    predictors = {name: predictor_of(model, experiment, worker) for name, (model, experiment) in models.items()}
+    times = {people: predict_times(predictors, people, rounds=repeats) for people in CROWDS}
+    speeds: dict[str, list[float]] = {name: [] for name in models}
+    with Others() as others:
+        for _ in range(TRAINING_ROUNDS):
+            for name, (model, experiment) in models.items():
+                speeds[name].append(train_speed(copy.deepcopy(model), experiment, worker))
+    return {
+        name: Cost(
+            parameters=int(sizes[name]["parameters"]),
+            gflops=sizes[name]["gflops"],
+            train_images_per_second=statistics.median(speeds[name]),
+            predict_ms={people: found[name].ms for people, found in times.items()},
+            predict_range={people: (found[name].low, found[name].high) for people, found in times.items()},
+            busy=max(others.share, *(found[name].busy for found in times.values())),
+        )
+        for name in models
+    }
+
+
+def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 3) -> float:
     """Images per second that one worker trains ``model`` on, by the median time of ``steps``; changes the weights."""
     optimizer, size, seconds = build_optimizer(model.train(), experiment.optim), experiment.data.batch_size, []
     with _worker_threads(experiment), training_batches(training_set(experiment), batch_size=size) as batches:

@@ -35,10 +35,9 @@ def compare_runs(runs: Mapping[str, str], out: Path, *, data: str = "", about: s
     """
     different = comparison.same_data({name: read_meta(find_checkpoint(run)).experiment for name, run in runs.items()})
     warnings = [f"Not the same conditions: {different}."] if different else []
-    entries = []
-    for name, run in runs.items():
-        sys.stderr.write(f"scoring and timing {name}\n")
-        entries.append(comparison.score_run(name, run, LocalWorker(), data=data))
+    entries = comparison.score_runs(runs, LocalWorker(), data=data)
+    if busy := comparison.busy_warning(entries):
+        warnings.append(busy)
     differences = comparison.differences(entries)
     ap = {entry.name: entry.evaluation.ap for entry in entries}
     return _write(

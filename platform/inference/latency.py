@@ -1,10 +1,19 @@
-"""Measures a model's size, operations and time from a decoded image to its poses."""
+"""Measures a model's size, operations and time from a decoded image to its poses.
+
+Times of several models are taken in turns (A B A B), so that a machine that becomes slower meanwhile is not mistaken
+for a slower model. Every time is a median with an interval, and says how much of the machine other processes used.
+"""
 
 import dataclasses
+import math
+import os
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import psutil
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +24,90 @@ from posefleet.platform.runtime.worker import LocalWorker
 
 CROWDS = (1, 5, 10, 30)
 """Numbers of people in the images on which prediction is timed."""
+ROUNDS = 9
+"""Times that a model is timed; with 9 the interval of the median leaves out the lowest and the highest."""
+BUSY = 0.1
+"""Share of the machine's cores from which other processes make a time one that should not be trusted."""
+CONFIDENCE = 0.95
+"""Probability with which an interval holds the true median."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timing:
+    """The time of a model, from several runs."""
+
+    ms: float
+    """Median, milliseconds."""
+    low: float
+    """Lower end of the median's 95 % interval, milliseconds, an order statistic of the runs; of fewer than 6, the
+    shortest run."""
+    high: float
+    """Upper end, milliseconds."""
+    busy: float
+    """Share of the machine's cores, 0..1, that other processes used meanwhile."""
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], busy: float) -> "Timing":
+        """From the seconds of each run."""
+        ordered = sorted(1e3 * value for value in seconds)
+        skip = _left_out(len(ordered))
+        return cls(statistics.median(ordered), ordered[skip], ordered[-1 - skip], busy)
+
+    @property
+    def warning(self) -> str:
+        """A sentence if the machine was busy; empty otherwise."""
+        if self.busy < BUSY:
+            return ""
+        return f"other processes used {self.busy:.0%} of this machine's cores meanwhile, so times are too long"
+
+    def __str__(self) -> str:
+        return f"{self.ms:.1f} ms ({self.low:.1f}..{self.high:.1f})"
+
+
+def _left_out(count: int) -> int:
+    """Values at each end of ``count`` sorted ones that the interval of the median leaves out; 0 of few."""
+    below = [math.comb(count, i) * 0.5**count for i in range(count)]  # probability that i values are below the median
+    return max((n for n in range(count // 2) if 2 * sum(below[: n + 1]) <= 1 - CONFIDENCE), default=0)
+
+
+class Others:
+    """Measures what other processes use of this machine; a context manager."""
+
+    share = 0.0
+    """Their share of the machine's cores, 0..1, between the start and the end."""
+
+    def __enter__(self) -> "Others":
+        self._before = _used()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, machine, own = (now - then for now, then in zip(_used(), self._before, strict=True))
+        self.share = min(1.0, max(0.0, machine - own) / max(1e-9, wall * (os.cpu_count() or 1)))
+
+
+def _used() -> tuple[float, float, float]:
+    """Seconds of the clock, of all cores of the machine that were not idle, and of this process and its children."""
+    cores, children = psutil.cpu_times(), os.times()
+    idle = cores.idle + getattr(cores, "iowait", 0.0)
+    guests = getattr(cores, "guest", 0.0) + getattr(cores, "guest_nice", 0.0)  # also in user and nice
+    return time.perf_counter(), sum(cores) - idle - guests, sum(children[:4])
+
+
+def time_in_turns(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int = ROUNDS, warm_up: int = 1
+) -> dict[str, Timing]:
+    """Time each of ``runs`` ``rounds`` times, one after the other, after ``warm_up`` calls that do not count."""
+    for _ in range(warm_up):
+        for run in runs.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    with Others() as others:
+        for _ in range(rounds):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing.of(values, others.share) for name, values in seconds.items()}
 
 
 def predict_costs(
@@ -31,7 +124,7 @@ def predict_costs(
     return {
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "gflops": counter.get_total_flops() / 1e9,
-        "predict_ms": predict_ms(predictor, people, repeats=repeats),
+        "predict_ms": predict_times({"": predictor}, people, rounds=repeats)[""].ms,
     }
 
 
@@ -41,14 +134,13 @@ def predictor_of(model: nn.Module, experiment: Experiment, worker: LocalWorker) 
     return Predictor(model, dataclasses.replace(experiment, evaluate=settings), device=worker.device)
 
 
-def predict_ms(predictor: Predictor, people: int, *, repeats: int = 5) -> float:
-    """Median milliseconds, over ``repeats`` runs, from a decoded image with ``people`` people to its poses."""
-    image, seconds = _scene(people), []
-    for _ in range(repeats + 1):  # the first one warms up
-        start = time.perf_counter()
-        predictor.predict_images([image])  # poses come back on the CPU, so this waits for the device
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds[1:])
+def predict_times(predictors: Mapping[str, Predictor], people: int, *, rounds: int = ROUNDS) -> dict[str, Timing]:
+    """Times, in turns, from a decoded image with ``people`` people to its poses."""
+    image = _scene(people)
+    # Poses come back on the CPU, so a call waits for the device.
+    return time_in_turns(
+        {name: partial(one.predict_images, [image]) for name, one in predictors.items()}, rounds=rounds
+    )
 
 
 def _scene(people: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from posefleet.platform.comparison import budget
 from posefleet.platform.comparison import compare as comparison
 from posefleet.platform.comparison import figures as comparison_figures
 from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.inference import latency
 from posefleet.platform.monitoring.interruptions import Interruption, Losses
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import fit
@@ -42,6 +43,22 @@ def test_a_run_is_scored_and_timed(entry: comparison.Entry) -> None:
     assert list(cost.predict_ms) == [1, 5, 10, 30] and min(cost.predict_ms.values()) > 0
     # At 160 px it takes 0.103e9 multiply-adds; an image of 64 px has 0.16 of the pixels.
     assert 0.9 * 2 * 0.103 * 0.16 < cost.gflops < 1.8 * 2 * 0.103 * 0.16
+
+
+def test_runs_are_timed_in_turns_and_a_busy_machine_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(latency.Others, "share", 0.5)
+    monkeypatch.setattr(latency.Others, "__exit__", lambda *_: None)
+    entries = comparison.score_runs({"a": str(run), "b": str(run)}, LocalWorker(device="cpu"), repeats=6)
+    assert "timing a, b in turns" in capsys.readouterr().err
+    one, other = (entry.cost for entry in entries)
+    assert one.parameters == other.parameters and one.gflops == other.gflops
+    for cost in (one, other):
+        for people, (low, high) in cost.predict_range.items():
+            assert 0 < low <= cost.predict_ms[people] <= high
+    assert "used up to 50% of this machine's cores" in comparison.busy_warning(entries)
+    assert re.search(r"\| a \|.*\d+ \(\d+\.\.\d+\) \|", comparison.as_markdown(entries, {}))
 
 
 def test_tables_name_every_run_and_every_keypoint(entry: comparison.Entry) -> None:
