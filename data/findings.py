@@ -83,6 +83,16 @@ CHECKS: dict[str, Check] = {
         "EXIF turns or mirrors the image; the json agrees with the turned size.",
         "Nothing, if the annotations were drawn on the turned image, as viewers show it.",
     ),
+    "unlisted_image": Check(
+        "info",
+        "An image of the folder is not in the annotation file.",
+        "Nothing, if it belongs to another split or was not labelled; it is not read.",
+    ),
+    "other_file": Check(
+        "info",
+        "A file of the image folder is no image, by its name.",
+        "Nothing; it is not read. Convert it if it is an image of another format.",
+    ),
     # Images in the json.
     "bad_image_record": Check(
         "error",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from posefleet.data.shards.build import ShardingResult
 
 MAX_SKIPPED_SHOWN = 20
+MAX_OTHER_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source = find_source(options.source, options.split, options.images or None)
         sys.stderr.write(f"{source}\n")
-        if not source.split:
+        if not source.split and not options.held_out:
             raise ValueError(f"{source.annotation_file} names no split; --split NAME names the folder of the shards")
         schema = choose_schema(options.schema, lambda: read_file_schema(source.annotation_file, options.category))
         if not options.skip_doctor and not _healthy(source, schema, options):
@@ -155,6 +156,10 @@ def _summary(result: "ShardingResult", root: str) -> str:
         lines += [f"    {image['reason']}: {image['detail']}" for image in manifest.skipped[:MAX_SKIPPED_SHOWN]]
         if len(manifest.skipped) > MAX_SKIPPED_SHOWN:
             lines.append(f"    ... all of them are in {root}/manifest.json")
+    for code, paths in result.other_files.items():
+        more = f" and {len(paths) - MAX_OTHER_SHOWN:,} more" if len(paths) > MAX_OTHER_SHOWN else ""
+        what = "other images of the folder" if code == "unlisted_image" else "files of the folder that are no images"
+        lines.append(f"  {len(paths):,} {what}, which are not read: {', '.join(paths[:MAX_OTHER_SHOWN])}{more}")
     if result.shards_written:
         speed = result.samples_written / result.seconds
         lines.append(f"  wrote {result.shards_written} shards in {result.seconds:.1f} s, {speed:,.0f} images/s")

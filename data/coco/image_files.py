@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -10,8 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco.source import Source, image_path
 from posefleet.data.errors import DataError
-from posefleet.data.images import TURNED_ORIENTATIONS, exif_orientation, verify_image
-from posefleet.data.io.files import path_inside
+from posefleet.data.images import IMAGE_ENDINGS, TURNED_ORIENTATIONS, exif_orientation, verify_image
+from posefleet.data.io.files import path_inside, printable
 
 Fault = tuple[str, str]
 """Code of ``findings.CHECKS``, and details that name the file."""
@@ -57,6 +57,24 @@ def image_fault(data: bytes, record: Mapping[str, Any]) -> Fault | None:
     if (height, width) == expected and exif_orientation(data) in TURNED_ORIENTATIONS:
         return "exif_mismatch", f"{sizes}; EXIF turns it"
     return "size_mismatch", sizes
+
+
+def other_files(source: Source, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The files of the image folder that are none of the images ``names``: code of ``findings.CHECKS``, and path.
+
+    Remote folders are not listed, as that takes a request for every thousand files.
+    """
+    fs, folder = fsspec.core.url_to_fs(source.image_folder)
+    if not isinstance(fs, LocalFileSystem):
+        return
+    listed = {os.path.normpath(source.names(name)) for name in names}
+    annotations = source.annotation_file.removeprefix("file://")
+    for place, _, files in os.walk(folder):
+        for file in sorted(files):
+            path = os.path.relpath(os.path.join(place, file), folder)
+            if path not in listed and os.path.join(place, file) != annotations:
+                is_image = os.path.splitext(file)[1].lower() in IMAGE_ENDINGS and not file.startswith(".")
+                yield "unlisted_image" if is_image else "other_file", printable(path)
 
 
 def file_sizes(source: Source) -> Callable[[str], int]:

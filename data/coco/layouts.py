@@ -98,6 +98,8 @@ def _present(fs: Any, folder: str) -> str:
         file.removeprefix(f"{folder}/") for file in [*fs.glob(f"{folder}/*.json"), *fs.glob(f"{folder}/*/*.json")]
     )
     if not files:
-        return "json files there: none"
+        yolo = [file.rpartition("/")[2] for file in (*fs.glob(f"{folder}/*.yaml"), *fs.glob(f"{folder}/*.yml"))]
+        convert = f"; if {yolo[0]} is YOLO's, convert it: posefleet convert {folder}" if yolo else ""
+        return f"json files there: none{convert}"
     more = f", and {len(files) - _MOST_SHOWN} more" if len(files) > _MOST_SHOWN else ""
     return f"json files there: {', '.join(files[:_MOST_SHOWN])}{more}; name one of them in place of the folder"

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco.image_files import Fault, read_image
+from posefleet.data.coco.image_files import Fault, other_files, read_image
 from posefleet.data.coco.labels import Labels
 from posefleet.data.coco.reader import Reader
 from posefleet.data.coco.source import Source
@@ -109,3 +109,5 @@ def _check_images(reader: Reader, source: Source, findings: Findings, workers: i
         for fault in track(faults, "images", total=len(reader.rows), console=console, disable=not shown):
             if fault:
                 findings.add(*fault)
+    for code, path in other_files(source, (reader.file_name(place) for place in range(len(reader.image_ids)))):
+        findings.add(code, path)

@@ -18,7 +18,7 @@ import fsspec
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco.image_files import read_image
+from posefleet.data.coco.image_files import other_files, read_image
 from posefleet.data.coco.records import Record, count_people
 from posefleet.data.coco.source import Source
 from posefleet.data.coco.split import read_coco
@@ -65,6 +65,8 @@ class ShardingResult:
     """Samples in ``shards_written``."""
     seconds: float
     """Duration of the run."""
+    other_files: dict[str, list[str]] = field(default_factory=dict)
+    """Files of the image folder that the annotations do not list, by code of ``findings.CHECKS``."""
 
 
 def shard_coco(
@@ -104,6 +106,9 @@ def shard_coco(
     """
     start = time.perf_counter()
     split = read_coco(source.annotation_file, schema, category=category, allow_errors=allow_errors)
+    other: dict[str, list[str]] = {}
+    for code, path in other_files(source, (record["file_name"] for record in split.records())):
+        other.setdefault(code, []).append(path)
     if take is not None:
         split = split.part(take)
         if not len(split):
@@ -120,7 +125,8 @@ def shard_coco(
         raise DataError(f"{source.image_folder}: none of the {len(manifest.skipped)} images can be used: {reasons}")
     _publish(root, manifest, keep=[shard.info.name for shard in shards])
     written = [shard.info.samples for shard in shards if shard.written]
-    return ShardingResult(manifest, split.categories, len(written), sum(written), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return ShardingResult(manifest, split.categories, len(written), sum(written), seconds, other)
 
 
 # ------------------------------------------------------------------------------------------------------- the tasks

@@ -66,6 +66,19 @@ def test_a_truncated_image_is_skipped_and_named(coco: Path, tmp_path: Path, caps
     assert f"corrupt_image: {image.name}" in out
 
 
+def test_other_files_of_the_folder_are_counted_and_named(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(min((coco / "val2017").iterdir()), coco / "val2017" / "zebra.jpg")
+    for number in range(7):
+        (coco / "val2017" / f"note{number}.txt").write_text("")
+    assert shard(coco, tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert "1 other images of the folder, which are not read: zebra.jpg\n" in out
+    assert "7 files of the folder that are no images, which are not read: note0.txt, note1.txt" in out
+    assert "note4.txt and 2 more\n" in out
+
+
 def test_errors_in_the_annotations_stop_it_unless_they_are_allowed(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from layouts import LAYOUTS, annotations, write
+from layouts import LAYOUTS, YOLO, annotations, write
 
 from posefleet.data.coco.file_names import AS_WRITTEN, NameRule, fit_rule
 from posefleet.data.coco.source import Source, find_source, find_splits, image_path
@@ -96,6 +96,12 @@ def test_no_annotations_and_no_images_say_what_to_give(tmp_path: Path) -> None:
         find_source(str(tmp_path), "")
     write(tmp_path, {"labels.json": annotations(["a.jpg"])})
     with pytest.raises(DataError, match=r"no image folder; looked for .*; name it with --images"):
+        find_source(str(tmp_path), "")
+
+
+def test_a_folder_of_yolo_says_how_it_is_converted(tmp_path: Path) -> None:
+    write(tmp_path, YOLO)
+    with pytest.raises(DataError, match=rf"if data.yaml is YOLO's, convert it: posefleet convert {tmp_path}"):
         find_source(str(tmp_path), "")
 
 

@@ -93,6 +93,8 @@ FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("size_mismatch", 1, lambda c: c.images[0].update(width=65)),
     ("exif_mismatch", 1, turn),
     ("exif_orientation", 1, turn_with_json),
+    ("unlisted_image", 1, lambda c: (c.folder / "not-labelled.JPG").write_text("")),
+    ("other_file", 2, lambda c: [(c.folder / name).write_text("") for name in ("a.txt", ".b.jpg")]),
     ("no_images", 1, lambda c: c.images.clear()),
     ("no_keypoint_people", 1, lambda c: c.people.clear()),
     ("no_keypoint_people", 1, lambda c: [person.update(iscrowd=1) for person in c.people]),
