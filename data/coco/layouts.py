@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from posefleet.data.errors import DataError
+from posefleet.data.io.files import as_pattern
 
 ROBOFLOW = "_annotations.coco.json"
 
@@ -39,8 +40,8 @@ def named_splits(fs: Any, folder: str) -> dict[str, list[str]]:
         fs: The fsspec file system of ``folder``.
         folder: Path in ``fs``, without a slash at the end.
     """
-    files = [file for place in _FOLDERS for file in fs.glob(f"{folder}/{place}*.json")]
-    files += fs.glob(f"{folder}/*/{ROBOFLOW}")
+    files = [file for place in _FOLDERS for file in fs.glob(f"{as_pattern(folder)}/{place}*.json")]
+    files += fs.glob(f"{as_pattern(folder)}/*/{ROBOFLOW}")
     found: dict[str, list[str]] = {}
     for file in files:
         if split := split_of(file):
@@ -84,7 +85,7 @@ def has_annotations(fs: Any, folder: str) -> bool:
 
 def _unnamed(fs: Any, folder: str) -> list[str]:
     """The json files of ``folder`` that begin as an annotation file does."""
-    files = [file for place in _FOLDERS for file in fs.glob(f"{folder}/{place}*.json")]
+    files = [file for place in _FOLDERS for file in fs.glob(f"{as_pattern(folder)}/{place}*.json")]
     return [file for file in files if _begins_as_annotations(fs.cat_file(file, 0, _HEAD))]
 
 
@@ -94,9 +95,8 @@ def _begins_as_annotations(head: bytes) -> bool:
 
 
 def _present(fs: Any, folder: str) -> str:
-    files = sorted(
-        file.removeprefix(f"{folder}/") for file in [*fs.glob(f"{folder}/*.json"), *fs.glob(f"{folder}/*/*.json")]
-    )
+    found = [file for place in ("*.json", "*/*.json") for file in fs.glob(f"{as_pattern(folder)}/{place}")]
+    files = sorted(file.removeprefix(f"{folder}/") for file in found)
     if not files:
         yolo = [file.rpartition("/")[2] for file in (*fs.glob(f"{folder}/*.yaml"), *fs.glob(f"{folder}/*.yml"))]
         convert = f"; if {yolo[0]} is YOLO's, convert it: posefleet convert {folder}" if yolo else ""

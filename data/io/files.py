@@ -72,6 +72,11 @@ def read_json(path: str) -> Any:
         raise DataError(f"{path}: damaged, or no JSON: {error}") from None
 
 
+def as_pattern(path: str) -> str:
+    """``path`` for the ``glob`` of a file system, with ``*``, ``?`` and ``[`` in it meaning themselves."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in path)
+
+
 def absolute(path: str) -> str:
     """``path`` as an absolute fsspec path, which means the same in every process."""
     fs, path_in_fs = fsspec.core.url_to_fs(path)

@@ -1,4 +1,4 @@
 """Checkpoints: a folder that describes itself, is written atomically, and is read without pickle.
 
-Doors: ``format``, ``store``, ``load``, ``released``, ``resolve``,
+Doors: ``format``, ``store``, ``saver``, ``load``, ``released``, ``resolve``,
 ``transfer`` (weights of another schema)."""

@@ -20,6 +20,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -137,6 +138,7 @@ class InterruptionLog:
         self._now = _Progress(devices=devices, command=_command(folder))
         self._saved_at = self._uploaded = self._started
         self._descriptor: int | None = None
+        self._changing = threading.Lock()
 
     def begin(self, step: int) -> None:
         """The workers are ready to go on after optimiser step ``step``."""
@@ -152,15 +154,21 @@ class InterruptionLog:
         """Record an optimiser step; returns the interruption before this start when its cost is known: at the first."""
         if not self._folder:
             return None
-        now = _clock()
-        self._now.step, self._now.since_saved, self._now.time = step, now - self._saved_at, _wall()
-        interruption, self._before = self._completed(now) if self._before else None, None
-        self._write(upload=now - self._uploaded >= UPLOAD_SECONDS)
+        with self._changing:
+            now = _clock()
+            self._now.step, self._now.since_saved, self._now.time = step, now - self._saved_at, _wall()
+            interruption, self._before = self._completed(now) if self._before else None, None
+            self._write(upload=now - self._uploaded >= UPLOAD_SECONDS)
         return interruption
 
     def saved(self, step: int, ago: float = 0.0) -> None:
-        """Record that a checkpoint of ``step`` is written, whose state was copied ``ago`` seconds before."""
-        if self._folder:
+        """Record that a checkpoint of ``step`` is written, whose state was copied ``ago`` seconds before.
+
+        A thread may call it while steps are taken.
+        """
+        if not self._folder:
+            return
+        with self._changing:
             last_step = self._saved_at + self._now.since_saved
             self._saved_at = _clock() - ago
             self._now.saved, self._now.since_saved = step, max(0.0, last_step - self._saved_at)
@@ -169,8 +177,9 @@ class InterruptionLog:
     def ended(self) -> None:
         """Record that the training reached its end; a later start with more epochs is no interruption."""
         if self._folder:
-            self._now.ended = True
-            self._write(upload=True)
+            with self._changing:
+                self._now.ended = True
+                self._write(upload=True)
         self.close()
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ OPEN = {
     "models/parts/layers": "backbones blocks deform_conv fpn fusion keypoint_channels released safe_load",
     "models/parts/ops": "assign cells counts decode heatmaps losses nms oks",
     "models/parts/regression": "dense_model oks_gate pose_decode pose_head pose_loss positives pyramid_model",
-    "platform/checkpoints": "format load released resolve store transfer",
+    "platform/checkpoints": "format load released resolve saver store transfer",
     "platform/comparison": "ablation budget report sources",
     "platform/config": "cli experiment loading",
     "platform/inference": "evaluate latency onnx predictor split",

@@ -47,6 +47,14 @@ def test_a_remote_store_is_read_as_a_disk(layout: str, tmp_path: Path) -> None:
         fs.rm("/layouts", recursive=True)
 
 
+@pytest.mark.parametrize("layout", ["CVAT", "Roboflow", "Label Studio on Windows"])
+def test_a_folder_may_have_the_characters_of_patterns(layout: str, tmp_path: Path) -> None:
+    files, split, splits = LAYOUTS[layout]
+    folder = write(tmp_path / "a[b]* c? s3:x#", files)
+    assert np.abs(np.subtract(greys(find_source(str(folder), split)), [10, 20])).max() <= 2
+    assert find_splits(str(folder)) == splits
+
+
 def test_what_was_chosen_is_said(tmp_path: Path) -> None:
     write(tmp_path, LAYOUTS["Label Studio on Windows"][0])
     assert str(find_source(str(tmp_path), "")) == (
