@@ -26,7 +26,7 @@ class _Rows:
     """Names of fields that belong to the image instead of its rows; tensors, or None."""
 
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in self.row_names()}
+        lengths = {name: len(rows) for name, rows in self._rows().items() if rows is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{type(self).__name__}: tensors must have equal lengths, got {lengths}")
 
@@ -35,9 +35,12 @@ class _Rows:
         """Names of the fields that have one row for each person or pose, in order."""
         return tuple(field.name for field in fields(cls) if field.name not in cls.OF_IMAGE)
 
+    def _rows(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in self.row_names()}
+
     def __getitem__(self, index: Tensor | slice | list[int]) -> Self:
         """Some rows; what belongs to the image is kept."""
-        return replace(self, **{name: getattr(self, name)[index] for name in self.row_names()})
+        return replace(self, **{name: None if rows is None else rows[index] for name, rows in self._rows().items()})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every tensor changed."""
@@ -51,7 +54,8 @@ class _Rows:
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """All rows of ``parts`` (at least one), in order, without what belongs to an image."""
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in cls.row_names()})
+        names = [name for name, rows in parts[0]._rows().items() if rows is not None]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,16 @@ class People(_Rows):
     """(h, w) bool, True in cells inside the segmentation of a crowd or of a person without keypoints; cell (y, x) is at
     pixel (``MASK_STRIDE`` y, ``MASK_STRIDE`` x). Losses of maps skip these cells, and the boxes of those who are not
     ``outlined``. None: nobody is outlined."""
-    OF_IMAGE: ClassVar = ("mask",)
+    supervised: Tensor | None = None
+    """(M, K) bool, the keypoints that the person's annotators label where they see them. Several sources of data may
+    label different keypoints; losses skip those that a person's source does not label. None: everybody's are all."""
+    supervised_maps: Tensor | None = None
+    """(2, 2, K) bool, the same for the image itself: upper left, upper right, lower left and lower right part, which
+    meet at ``seam`` and differ in a mosaic of several sources. Losses of maps skip all other keypoints there. None:
+    all, everywhere."""
+    seam: Tensor | None = None
+    """(2,) float32 xy, pixels; infinite if the image is one part. None: as ``supervised_maps``."""
+    OF_IMAGE: ClassVar = ("mask", "supervised_maps", "seam")
 
     def __post_init__(self) -> None:
         if self.outlined is None:
@@ -188,6 +201,10 @@ class Batch:
     """(B, 2) int64, (width, height) of the original images."""
     masks: Tensor | None = None
     """(B, H / ``MASK_STRIDE``, W / ``MASK_STRIDE``) bool, the masks of :class:`People`; None: no image has one."""
+    supervised_maps: Tensor | None = None
+    """(B, 2, 2, K) bool, see :class:`People`; None: all keypoints of all images."""
+    seams: Tensor | None = None
+    """(B, 2) float32, see :class:`People`; None: as ``supervised_maps``."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -196,9 +213,11 @@ class Batch:
     def people(self) -> list[People]:
         """The people of each image, as views. ``counts`` is on the host, so this does not wait for a device."""
         parts, start = [], 0
-        masks = [None] * len(self) if self.masks is None else self.masks.unbind()
-        for count, mask in zip(self.counts.tolist(), masks, strict=True):
-            parts.append(replace(self.packed_people[start : start + count], mask=mask))
+        of_images = (self.masks, self.supervised_maps, self.seams)
+        rows = [[None] * len(self) if values is None else values.unbind() for values in of_images]
+        for count, mask, maps, seam in zip(self.counts.tolist(), *rows, strict=True):
+            people = self.packed_people[start : start + count]
+            parts.append(replace(people, mask=mask, supervised_maps=maps, seam=seam))
             start += count
         return parts
 
@@ -215,6 +234,8 @@ class Batch:
             self.matrices[index],
             self.original_sizes[index],
             None if self.masks is None else self.masks[index, :height, :width],
+            None if self.supervised_maps is None else self.supervised_maps[index],
+            None if self.seams is None else self.seams[index],
         )
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -227,8 +248,9 @@ class Batch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with all tensors changed that a model reads."""
-        masks = None if self.masks is None else change(self.masks)
-        return replace(self, images=change(self.images), packed_people=self.packed_people.map(change), masks=masks)
+        names = ("masks", "supervised_maps", "seams")
+        more = {name: change(values) for name in names if (values := getattr(self, name)) is not None}
+        return replace(self, images=change(self.images), packed_people=self.packed_people.map(change), **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +311,15 @@ def collate(samples: Sequence[Sample], empty: Callable[[int, int, int], Tensor] 
         torch.from_numpy(np.stack([sample.matrix for sample in samples])),
         torch.tensor([sample.original_size for sample in samples]),
         _pad_masks([sample.people.mask for sample in samples], mask_shape(height, width)),
+        _stacked([sample.people.supervised_maps for sample in samples]),
+        _stacked([sample.people.seam for sample in samples]),
     )
+
+
+def _stacked(values: Sequence[Tensor | None]) -> Tensor | None:
+    """Values that all samples have, or none of them."""
+    known = [value for value in values if value is not None]
+    return torch.stack(known) if known else None
 
 
 def _pad_masks(masks: Sequence[Tensor | None], shape: tuple[int, int]) -> Tensor | None:

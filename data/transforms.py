@@ -124,7 +124,7 @@ def move_people(
     Keypoints outside the input image become unlabelled, boxes are clipped, areas scale with the determinant (a crop
     does not change the scale of a person), centres stay those of whole people. A person whose box does not overlap the
     input image is dropped; a keypoint person of whom only the box remains stays as an unlabelled person. A mask is not
-    moved, and left out.
+    moved, and left out. In a mirrored image the annotators label the mirrors of their keypoints.
 
     Args:
         people: In pixels of the original image.
@@ -139,9 +139,12 @@ def move_people(
     inside = labelled & ((keypoints >= 0) & (keypoints <= limit)).all(-1)
     keypoints = torch.where(inside[..., None], keypoints, 0.0)
     visibility = torch.where(inside, people.visibility, 0)
+    supervised, maps = people.supervised, people.supervised_maps
     if flipped:
         index = torch.tensor(schema.flip_index)
         keypoints, visibility = keypoints[:, index], visibility[:, index]
+        supervised = None if supervised is None else supervised[:, index]
+        maps = None if maps is None else maps[..., index]
 
     x1, y1, x2, y2 = people.boxes.unbind(1)
     corners = move_points(torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], 1).view(-1, 4, 2), matrix)
@@ -157,6 +160,9 @@ def move_people(
         people.crowd,
         outlined=people.outlined,
         centres=centres,
+        supervised=supervised,
+        supervised_maps=maps,
+        seam=people.seam,
     )
     meets_frame = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1) | inside.any(1)
     return moved if bool(meets_frame.all()) else moved[meets_frame]
@@ -355,6 +361,7 @@ class TrainTransform:
         image, parts = np.empty((height, width, 3), np.uint8), []
         mask = torch.zeros(mask_shape(height, width), dtype=torch.bool)
         matrix = IDENTITY
+        supervised: list[Tensor | None] = [None] * 4
         for sample, place in zip(samples, rng.permutation(4).tolist(), strict=True):
             left, top, right, bottom = corners[place]
             if left == right or top == bottom:
@@ -362,6 +369,7 @@ class TrainTransform:
             part = self._place(sample, rng, (right - left, bottom - top))
             image[top:bottom, left:right] = part.image
             parts.append(_shifted(part.people, left, top, part.image.shape))
+            supervised[place] = part.people.supervised_maps
             if part.people.mask is not None:
                 rows, columns = part.people.mask.shape
                 first_row, first_column = top // MASK_STRIDE, left // MASK_STRIDE
@@ -369,6 +377,8 @@ class TrainTransform:
             if sample is samples[0]:
                 matrix = chain(part.matrix, translation(left, top))
         people = replace(People.cat(parts), mask=mask if mask.any() else None)
+        if any(maps is not None for maps in supervised):
+            people = replace(people, supervised_maps=_joined(supervised), seam=torch.tensor([x, y]).float())
         composed = Sample(image, people, samples[0].image_id, matrix, samples[0].original_size)
         return self._change_pixels(composed, rng)
 
@@ -458,6 +468,14 @@ def _shifted(people: People, x: int, y: int, shape: tuple[int, ...]) -> People:
         centres=(people.centres + offset).where(inside, _OUTSIDE),
         mask=None,
     )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor:
+    """The ``supervised_maps`` of a mosaic from those of its four parts; a part of no pixels teaches nothing."""
+    some = next(part for part in parts if part is not None)
+    rows = [torch.zeros_like(some[0, 0]) if part is None else part[0, 0] for part in parts]
+    joined: Tensor = torch.stack(rows).unflatten(0, (2, 2))
+    return joined
 
 
 _OUTSIDE = -1e4

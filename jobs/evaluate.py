@@ -1,6 +1,7 @@
 """Score a checkpoint on a split in COCO's format: AP, AP of each keypoint, and kinds of errors.
 
 posefleet evaluate --checkpoint runs/smpr-20261121-120000 --data.eval datasets/coco-shards/val2017
+posefleet evaluate --checkpoint CHECKPOINT --data.eval /data/shards/coco-val /data/shards/crowdpose-val
 posefleet evaluate --checkpoint CHECKPOINT --source /data/coco --split val2017 --evaluate.flip true
 posefleet evaluate --checkpoint CHECKPOINT --source /data/ochuman/val.json --images /data/ochuman/images
 posefleet evaluate --checkpoint CHECKPOINT --evaluate.oracle_scores true    # the AP of perfect ranking
@@ -62,6 +63,7 @@ def _evaluate(options: Options, overrides: Given) -> int:
     from posefleet.platform.checkpoints.load import load_model
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.inference.evaluate import evaluate
+    from posefleet.platform.inference.sources import evaluated_sources
     from posefleet.platform.inference.split import Split
     from posefleet.platform.runtime.worker import LocalWorker
 
@@ -70,22 +72,31 @@ def _evaluate(options: Options, overrides: Given) -> int:
     keep_freed_memory()
     worker = LocalWorker()
     model, _ = load_model(path, experiment=experiment)
-    split = Split.named(
-        options.source,
-        options.split,
-        options.images,
-        shards=experiment.data.eval,
-        category=options.category,
-        allow_errors=options.allow_errors,
-        allow_missing=options.allow_missing,
-    )
-    sys.stderr.write(f"{split.source}\n" if split.source else "")
+    several = not options.source and evaluated_sources(experiment)
+    split = None
+    if not several:
+        split = Split.named(
+            options.source,
+            options.split,
+            options.images,
+            shards=experiment.data.one_eval,
+            category=options.category,
+            allow_errors=options.allow_errors,
+            allow_missing=options.allow_missing,
+            partial=experiment.data.several,
+        )
+        sys.stderr.write(f"{split.source}\n" if split.source else "")
 
     def keep(poses: dict[int, Poses]) -> None:
-        if options.out:
-            write_results(options.out, poses)
+        write_results(options.out, poses)
 
-    result = evaluate(model.to(worker.device), experiment, worker, open_split=split.view, keep=keep)
+    result = evaluate(
+        model.to(worker.device),
+        experiment,
+        worker,
+        open_split=split.view if split else None,
+        keep=keep if options.out else None,
+    )
     if result:
         sys.stdout.write(f"{path}\n{result}\n")
         if options.out:

@@ -201,7 +201,12 @@ def _split(options: Options, experiment: "Experiment") -> "Split":
     from posefleet.platform.inference.split import Split
 
     split = Split.named(
-        options.source, options.split, options.images, shards=experiment.data.eval, category=options.category
+        options.source,
+        options.split,
+        options.images,
+        shards=experiment.data.one_eval,
+        category=options.category,
+        partial=experiment.data.several,
     )
     sys.stderr.write(f"{split.source}\n" if split.source else "")
     return split

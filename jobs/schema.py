@@ -3,13 +3,14 @@
 posefleet schema show /data/dogs/val.json --out dog.png    # what an annotation file describes
 posefleet schema show coco_wholebody133                    # a shipped schema; without a name: the list of them
 posefleet schema show runs/dogs                            # the schema of a run, a checkpoint or a folder of shards
+posefleet schema show coco17 crowdpose14 --out union.yaml  # the union for training on several sources
 posefleet schema sigmas first.json second.json --out dog.yaml
 
 docs/schemas.md has the format of a schema, and says how a schema is chosen.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,15 +36,17 @@ class Options:
     """An annotation file, a data set folder (or FOLDER@SPLIT), a YAML file, the name of a shipped schema, a folder of
     shards, a run or a checkpoint."""
     second: Annotated[str, Argument("SECOND")] = ""
-    """sigmas: the annotation file of another annotator, of the same images."""
+    """sigmas: the annotation file of another annotator, of the same images. show: another one, for their union."""
+    more: Annotated[tuple[str, ...], "FILE"] = ()
+    """show: further ones that join the union."""
     schema: Annotated[str, "NAME"] = "auto"
     """For sigmas: a shipped schema, a YAML file, or auto: what the first file names."""
     category: Annotated[tuple[str, ...], "NAME"] = ()
     """Categories of an annotation file that are meant; all: every one that lists keypoints. Default: the only one that
     can be meant."""
     out: Annotated[str, Place("FILE")] = ""
-    """show: also draw the schema to this picture (.png, .jpg). sigmas: write the schema with its new sigmas to this
-    YAML file."""
+    """show: also draw the schema to this picture (.png, .jpg), or write it to this file (.yaml). sigmas: write the
+    schema with its new sigmas to this YAML file."""
     tracking: Annotated[str, "URI"] = ""
     """MLflow store of registered models. Default: as for training."""
 
@@ -67,11 +70,27 @@ def _show(options: Options) -> int:
         lines = [(name, load_schema(name)) for name in shipped_names()]
         sys.stdout.write("".join(f"{n:20}{len(s):4d} keypoints, {len(s.skeleton):2d} edges\n" for n, s in lines))
         return 0
-    if options.second:
-        raise ValueError(f"show takes one file or name, not {options.file} and {options.second}")
-    schema, file = _schema_of(options.file, options.tracking, options.category)
-    sys.stdout.write(_described(schema))
-    if options.out:
+    names = [name for name in (options.file, options.second, *options.more) if name]
+    found = {name: _schema_of(name, options.tracking, options.category) for name in names}
+    schema, file = found[options.file]
+    if len(names) > 1:
+        from posefleet.data.schemas.union import union_of
+
+        if len(found) < len(names):
+            raise ValueError(f"the union of {', '.join(names)}: one of them is there twice")
+        every = {name: own for name, (own, _) in found.items()}
+        schema, file = union_of(every), ""
+        sys.stdout.write(_described(schema) + _labelled_by(schema, every))
+    else:
+        sys.stdout.write(_described(schema))
+    if options.out.endswith((".yaml", ".yml")):
+        import yaml
+
+        from posefleet.data.io.files import write_file
+
+        write_file(options.out, yaml.safe_dump(schema.as_dict(), sort_keys=False, width=110).encode())
+        sys.stdout.write(f"written to {options.out}; use it with --schema {options.out}\n")
+    elif options.out:
         from posefleet.data.images import encode_image
         from posefleet.data.io.files import write_file
         from posefleet.data.schemas.positions import place_keypoints
@@ -83,7 +102,7 @@ def _show(options: Options) -> int:
         )
         ending = f".{options.out.rpartition('.')[2].lower()}"
         if ending not in (".png", ".jpg", ".jpeg"):
-            raise ValueError(f"--out {options.out}: a picture is a .png or .jpg")
+            raise ValueError(f"--out {options.out}: a picture is a .png or .jpg, a schema file a .yaml")
         write_file(options.out, encode_image(draw_schema(schema, keypoints, image), ending))
         drawn = "the best labelled one of the file" if file and image is not None else "places chosen for the picture"
         sys.stdout.write(f"drawn to {options.out}: {drawn}\n")
@@ -150,6 +169,19 @@ def _described(schema: "KeypointSchema") -> str:
         lines += ["", "  edges: " + ", ".join(f"{a} - {b}" for a, b in schema.skeleton)]
     for group, names in schema.groups.items():
         lines.append(f"  group {group}: {', '.join(names)}")
+    return "\n".join(lines) + "\n"
+
+
+def _labelled_by(schema: "KeypointSchema", sources: "Mapping[str, KeypointSchema]") -> str:
+    """Which sources label each keypoint of their union."""
+    from posefleet.data.schemas.union import places_in
+
+    places = {name: places_in(schema, own) for name, own in sources.items()}
+    width = min(LONGEST, max(map(len, schema.keypoints)))
+    lines = ["", "  labelled by"]
+    for index, keypoint in enumerate(schema.keypoints):
+        who = [name for name, found in places.items() if found[index] is not None]
+        lines.append(f"       {keypoint:{width}}  {'all' if len(who) == len(sources) else ', '.join(who)}")
     return "\n".join(lines) + "\n"
 
 

@@ -177,7 +177,7 @@ def _plan(folder: str, options: dict[str, Any], base: "Experiment", space: dict[
 
 def _train(plan: _Plan) -> int:
     """Search by training trials."""
-    from posefleet.data.shards.layout import read_manifest
+    from posefleet.platform.config.sources import fingerprint
     from posefleet.platform.training.loop import check_data
     from posefleet.platform.tuning.ray_tuner import SearchConfig, train_trials
     from posefleet.platform.tuning.study import Search
@@ -191,8 +191,8 @@ def _train(plan: _Plan) -> int:
         base,
         plan.space,
         about={
-            "training data": read_manifest(base.data.train).fingerprint,
-            "data": read_manifest(base.data.eval).fingerprint,
+            "training data": fingerprint(base.data.train),
+            "data": fingerprint(base.data.eval),
             "images a step": str(base.images_per_step),
         },
         seed=options["seed"],
@@ -208,8 +208,8 @@ def _train(plan: _Plan) -> int:
 
 def _decode_only(plan: _Plan) -> int:
     """Search settings of decoding, without training."""
-    from posefleet.data.shards.layout import read_manifest
     from posefleet.memory import keep_freed_memory
+    from posefleet.platform.config.sources import fingerprint
     from posefleet.platform.runtime.worker import LocalWorker
     from posefleet.platform.tuning.decoding import Redecoder
     from posefleet.platform.tuning.report import gain, log_search
@@ -223,7 +223,7 @@ def _decode_only(plan: _Plan) -> int:
         raise ValueError(f"{', '.join(trained)} needs training; --decode-only varies {may}")
     about = {
         "checkpoint": options["checkpoint"],
-        "data": read_manifest(base.data.eval).fingerprint,
+        "data": fingerprint(base.data.eval),
         "images": str(options["images"]),
     }
     search = Search(plan.folder, base, plan.space, about=about, seed=options["seed"], sampler=options["sampler"])

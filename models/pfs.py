@@ -25,7 +25,7 @@ from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Frames, People, Poses
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, Activation
-from posefleet.models.parts.ops.assign import PaddedPeople, Positives, ignored_cells
+from posefleet.models.parts.ops.assign import PaddedPeople, Positives, ignored_cells, supervised_cells
 from posefleet.models.parts.ops.cells import Cells, decode_offsets, flatten_levels, map_sizes, pyramid_cells
 from posefleet.models.parts.ops.heatmaps import cell_class_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, mean_counts
@@ -341,11 +341,13 @@ class Model(PyramidModel[Config]):
         loss = self.config.loss
         (size,) = map_sizes([logits])
         target = cell_class_targets(people.keypoints, people.labelled, size, FPN.strides[0], loss.heatmap_target)
-        known = None
+        known = supervised_cells(people.supervised_maps, people.seams, size, FPN.strides[0])
+        target = target if known is None else target * known
         if self.config.assign.ignore_unlabelled:
             finest, marked = cells.points[: size[0] * size[1]], target > 0
             ignored = ignored_cells(finest, people, marked.any(1).flatten(1)).unflatten(1, (1, *size))
-            known = ~ignored | marked
+            clear = ~ignored | marked
+            known = clear if known is None else clear & known
         return focal_loss(logits, target, known, alpha=loss.alpha, gamma=loss.gamma), target.sum()
 
     # ------------------------------------------------------------------------------------------------ decode

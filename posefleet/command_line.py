@@ -87,11 +87,19 @@ class Option:
     @property
     def arity(self) -> int | Literal["*", "?"] | None:
         """Number of values of the option, in the notation of argparse's ``nargs``; None: one."""
+        if self.one_or_several:
+            return "*"
         kind = _split(self.type)[0]
         if typing.get_origin(kind) is tuple:
             parts = typing.get_args(kind)
             return "*" if parts[-1] is ... else len(parts)
         return "?" if kind is bool else None
+
+    @property
+    def one_or_several(self) -> bool:
+        """Whether the option is one value, or a list of some: ``T | tuple[T, ...]``."""
+        lists = [part for part in typing.get_args(_bare(self.type)) if typing.get_origin(part) is tuple]
+        return bool(lists) and _split(self.type)[0] not in lists
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -124,6 +132,10 @@ class Option:
         literal = {_shown(choice): choice for choice in self.choices}
         plain = [None if nothing and v.lower() in ("none", "null") else literal.get(v, v) for v in values]
         try:
+            if self.one_or_several:  # the items of a list may be more than texts, but not on a command line
+                one = pydantic.TypeAdapter(_split(self.type)[0])
+                found = [self.resolved(one.validate_python(value)) for value in plain]
+                return found[0] if len(found) == 1 else found
             value = plain if isinstance(self.arity, int) or self.arity == "*" else plain[0]
             return self.resolved(pydantic.TypeAdapter(self.type).validate_python(value))
         except pydantic.ValidationError as error:

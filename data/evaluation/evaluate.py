@@ -5,7 +5,7 @@ also holds the score rule, the number of images, people and poses, and notes on 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -93,6 +93,8 @@ class Evaluation:
     """The boxes in which a top-down method predicted the poses; None for other methods."""
     matches: Matches | None = None
     """The matches behind the AP, for :mod:`posefleet.data.evaluation.bootstrap`; None unless pycocotools matched."""
+    sources: Mapping[str, "Evaluation"] = field(default_factory=dict)
+    """Of several sources that were evaluated together, each by its own keypoints and sigmas; empty for one."""
 
     @property
     def image_oks(self) -> dict[int, float]:
@@ -113,15 +115,24 @@ class Evaluation:
         """
         errors = self.errors
         return {
-            **self.statistics,
-            **{f"AP_keypoint/{n}": v for n, v in zip(self.keypoints, self.keypoint_ap.tolist(), strict=True)},
+            **self._own_scores(),
             **{f"OKS_keypoint/{n}": v for n, v in zip(self.keypoints, self.keypoint_oks.tolist(), strict=True)},
             **{f"errors/{kind}": share for kind, share in errors.shares().items()},
             "errors/missed_people": _share(errors.missed_people, errors.people),
             "errors/background_poses": _share(errors.background_poses, errors.poses),
             "errors/duplicate_poses": _share(errors.duplicate_poses, errors.poses),
             **(self.boxes.as_dict() if self.boxes else {}),
+            **{
+                f"{name}/{metric}": v
+                for name, found in self.sources.items()
+                for metric, v in found._own_scores().items()
+            },
         }
+
+    def _own_scores(self) -> dict[str, float]:
+        """The statistics, and the AP of each keypoint."""
+        by_keypoint = zip(self.keypoints, self.keypoint_ap.tolist(), strict=True)
+        return {**self.statistics, **{f"AP_keypoint/{name}": value for name, value in by_keypoint}}
 
     def __str__(self) -> str:
         return _table(self)
@@ -327,11 +338,23 @@ def _table(evaluation: Evaluation) -> str:
         *([f"boxes    {evaluation.boxes}"] if evaluation.boxes else []),
         f"images   {protocol.images}: {protocol.images_without_people} without people, also evaluated",
         f"protocol {protocol}",
+        *_source_lines(evaluation),
         *(f"note     {note}" for note in evaluation.notes),
     ]
     if any(np.isnan(value) for value in evaluation.as_dict().values()):
         lines.append("-        the ground truth has nothing of this kind to find (COCO prints -1)")
     return "\n".join(lines)
+
+
+def _source_lines(evaluation: Evaluation) -> Iterator[str]:
+    """AP, AP50, AP75 and AR of each source, and of all together."""
+    if not evaluation.sources:
+        return
+    shown = ("AP", "AP50", "AP75", "AR")
+    yield f"\n{'source':<24}{'keypoints':>10}{'images':>8}" + "".join(f"{name:>9}" for name in shown)
+    for name, found in (*evaluation.sources.items(), ("all, as the model", evaluation)):
+        numbers = "".join(f"{_number(found.statistics[each]):>9}" for each in shown)
+        yield f"{name:<24}{len(found.keypoints):>10}{found.protocol.images:>8}{numbers}"
 
 
 def _percentages(counts: np.ndarray) -> str:

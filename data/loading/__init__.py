@@ -1,3 +1,4 @@
-"""Samples to batches: the seeded order, shard and COCO sources, loader processes and shared memory.
+"""Samples to batches: the seeded order, shard and COCO sources, several of them as one, loader processes and shared
+memory.
 
-Doors: ``source``, ``shard_dataset``, ``coco_dataset``, ``loader``, ``order``."""
+Doors: ``source``, ``shard_dataset``, ``coco_dataset``, ``union``, ``loader``, ``order``."""

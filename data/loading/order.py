@@ -1,13 +1,15 @@
 """Computes the sample order: which sample is at each position of an endless, seeded, shuffled sequence of epochs."""
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Self
 
 import numpy as np
 
 # Second words of the seeds, so that each kind of random number has its own stream.
-_SHARD_ORDER, _WINDOW_ORDER, _AUGMENTATION = 0, 1, 2
+_SHARD_ORDER, _WINDOW_ORDER, _AUGMENTATION, _SOURCES = 0, 1, 2, 3
 
 
 class Order:
@@ -55,7 +57,7 @@ class Order:
 
     def augmentation_rng(self, position: int) -> np.random.Generator:
         """The random generator for the augmentation of the sample at a position."""
-        return np.random.default_rng((self.seed or 0, _AUGMENTATION, position))
+        return augmentation_rng(self.seed, position)
 
     def _shuffle(self, epoch: int, places: np.ndarray, offset: int) -> np.ndarray:
         if self.seed is None:
@@ -82,3 +84,55 @@ class Order:
         start = max(0, window * self.window - offset)
         end = min(self.samples, (window + 1) * self.window - offset)
         return start, np.random.default_rng((self.seed, _WINDOW_ORDER, epoch, window)).permutation(end - start)
+
+
+class Interleaving:
+    """The endless order of positions over (source, position in that source), in the proportion of weights.
+
+    Among the first n positions, the number of those of a source differs from n times its share of the weights by less
+    than the number of sources, and a block of as many positions as the sum of the smallest whole weights has exactly
+    that share. Nothing is drawn but where the pattern starts, so any position is found without those before it.
+
+    Args:
+        weights: Of each source, above 0, in any unit; taken as the decimal numbers that they are written as.
+        seed: Of where the pattern starts. None: at the first source.
+
+    Raises:
+        ValueError: A weight is not a finite number above 0.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int | None) -> None:
+        for weight in weights:
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"weight {weight} of a source must be a number above 0")
+        exact = [Fraction(str(weight)) for weight in weights]
+        unit = math.lcm(*(weight.denominator for weight in exact))
+        whole = [int(weight * unit) for weight in exact]
+        self.weights = [weight // math.gcd(*whole) for weight in whole]
+        rng = None if seed is None else np.random.default_rng((seed, _SOURCES))
+        # Each step of the walk in `locate` takes one source, heaviest first, from what the steps before left.
+        self._steps: list[tuple[int, int, int, int]] = []  # source, its weight, weight of what is left, phase
+        left = sum(self.weights)
+        for source in sorted(range(len(weights)), key=lambda source: -self.weights[source]):
+            phase = left - 1 if rng is None else int(rng.integers(left))
+            self._steps.append((source, self.weights[source], left, phase))
+            left -= self.weights[source]
+
+    def locate(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each position, and the position in that source, both int64."""
+        found = [self._locate(int(position)) for position in positions]
+        sources, places = np.array(found, np.int64).reshape(-1, 2).T
+        return sources, places
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        for source, weight, left, phase in self._steps:
+            before = (position * weight + phase) // left  # positions of this source among the first `position`
+            if ((position + 1) * weight + phase) // left > before:
+                return source, before
+            position -= before
+        raise AssertionError("the last source takes every position that is left")
+
+
+def augmentation_rng(seed: int | None, position: int) -> np.random.Generator:
+    """The random generator for the augmentation of the sample at a position."""
+    return np.random.default_rng((seed or 0, _AUGMENTATION, position))

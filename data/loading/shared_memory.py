@@ -59,7 +59,7 @@ class SharedBatch:
     """(bytes,) uint8, the whole buffer."""
     shape: tuple[int, ...]
     """Shape of the pixels: (B, H, W, 3)."""
-    people: tuple[np.ndarray, ...]
+    people: tuple[np.ndarray | None, ...]
     """The rows of the packed :class:`People`, field by field, in order."""
     rest: tuple[np.ndarray | None, ...]
     """The fields of the :class:`Batch` after these two, in order."""
@@ -68,10 +68,9 @@ class SharedBatch:
     def pack(cls, batch: Batch) -> Self:
         """Pack a batch whose images are in memory from :meth:`BufferPool.allocate`."""
         buffer = torch.empty(0, dtype=torch.uint8).set_(batch.images.untyped_storage())
-        people = tuple(getattr(batch.packed_people, name).numpy() for name in People.row_names())
-        rest = [getattr(batch, field.name) for field in fields(Batch)[2:]]
-        arrays = tuple(None if tensor is None else tensor.numpy() for tensor in rest)
-        return cls(buffer, tuple(batch.images.permute(0, 2, 3, 1).shape), people, arrays)
+        people = tuple(_array(getattr(batch.packed_people, name)) for name in People.row_names())
+        rest = tuple(_array(getattr(batch, field.name)) for field in fields(Batch)[2:])
+        return cls(buffer, tuple(batch.images.permute(0, 2, 3, 1).shape), people, rest)
 
     def unpack(self) -> Batch:
         """The batch; the buffer may be reused once no tensor shares its memory."""
@@ -80,13 +79,20 @@ class SharedBatch:
         # torch keeps a reference to this array as long as any tensor uses its memory.
         weakref.finalize(pixels, self.buffer.__setitem__, 0, _FREE).atexit = False
         images = torch.from_numpy(pixels).view(self.shape).permute(0, 3, 1, 2)
-        people = People(*map(torch.from_numpy, self.people))
-        rest = [None if array is None else torch.from_numpy(array) for array in self.rest]
-        return Batch(images, people, *rest)  # type: ignore[arg-type]  # only masks may be None
+        people = People(**dict(zip(People.row_names(), map(_tensor, self.people), strict=True)))  # type: ignore[arg-type]
+        return Batch(images, people, *map(_tensor, self.rest))  # type: ignore[arg-type]  # few may be None
 
     def pin_memory(self) -> Batch:
         """The batch copied to page-locked memory, which frees the buffer; torch's loader calls this."""
         return self.unpack().pin_memory()
+
+
+def _array(tensor: Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.numpy()
+
+
+def _tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)
 
 
 def _shared_memory(size: int) -> Tensor:

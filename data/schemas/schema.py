@@ -15,7 +15,7 @@ without ``sigmas`` they come from a table of known names, and without ``skeleton
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from posefleet.data.schemas.names import mirror_pairs
@@ -114,6 +114,19 @@ class KeypointSchema:
         """Indices of the keypoints of a group, ascending; empty if the schema has no such group."""
         names = set(self.groups.get(name, ()))
         return [index for index, keypoint in enumerate(self.keypoints) if keypoint in names]
+
+    def subset(self, rows: Sequence[int]) -> Self:
+        """The schema of some of its keypoints, given by ascending indices, under the same name."""
+        kept = {self.keypoints[row] for row in rows}
+        groups = {group: tuple(n for n in names if n in kept) for group, names in self.groups.items()}
+        return replace(
+            self,
+            keypoints=tuple(self.keypoints[row] for row in rows),
+            sigmas=tuple(self.sigmas[row] for row in rows),
+            skeleton=tuple(edge for edge in self.skeleton if kept.issuperset(edge)),
+            flip_pairs=tuple(pair for pair in self.flip_pairs if kept.issuperset(pair)),
+            groups={group: names for group, names in groups.items() if names},
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The whole schema as plain values, which :meth:`from_dict` reads."""

@@ -42,7 +42,7 @@ from posefleet.models.detposenet.paf import PafConfig, best_points, group_poses,
 from posefleet.models.detposenet.pose_nms import suppress_by_oks
 from posefleet.models.detposenet.refinement import PrsConfig, Scales, build_refiner, final_maps
 from posefleet.models.parts.layers.keypoint_channels import Layout, under
-from posefleet.models.parts.ops.assign import PaddedPeople, ignored_cells, pad_people
+from posefleet.models.parts.ops.assign import PaddedPeople, ignored_cells, pad_people, supervised_cells
 from posefleet.models.parts.ops.cells import map_points
 from posefleet.models.parts.ops.heatmaps import draw_gaussians
 from posefleet.models.parts.ops.losses import mean_counts
@@ -233,7 +233,7 @@ class Model(nn.Module):
                 terms |= self._detector_terms(self.detector, maps, padded, (images.shape[-2], images.shape[-1]))
         if self.config.learn != "coarse":
             crops = self._training_crops(pixels, padded)
-            stacks, regressed = self.refiner(crops.pixels)
+            stacks, regressed = self.refiner(crops.pixels, crops.supervised)
             terms |= self._refinement_terms(stacks, regressed, crops)
         counts = mean_counts(torch.stack([term.divisor for term in terms.values()]))
         return {name: term.total / count for (name, term), count in zip(terms.items(), counts.unbind(), strict=True)}
@@ -340,7 +340,7 @@ class Model(nn.Module):
 
         Returns:
             Keypoint maps (B, K, h, w), fields (B, 2 L, h, w), and weights (B, 1, h, w): 0 inside crowds and people
-            without keypoints, else 1.
+            without keypoints, else 1. :meth:`_supervised` has those that depend on the channel.
         """
         stride, config = self.coarse.stride, self.config.coarse
         heat = _gaussians(people.keypoints, people.labelled, size, stride, config.sigma / stride)
@@ -350,6 +350,15 @@ class Model(nn.Module):
         drawn = (heat > 0).any(1) | (paf != 0).any(1)
         ignored = ignored_cells(map_points(size, stride, heat.device), people, drawn.flatten(1))
         return heat, paf, (~ignored.view(-1, 1, *size)).float()
+
+    def _supervised(self, people: PaddedPeople, size: tuple[int, int]) -> tuple[Tensor | float, Tensor | float]:
+        """Weights (B, K, h, w) of keypoint maps and (B, 2 L, h, w) of fields, 0 where a keypoint, or an end of a limb,
+        is not supervised; 1 if all are."""
+        cells = supervised_cells(people.supervised_maps, people.seams, size, self.coarse.stride, centred=False)
+        if cells is None:
+            return 1.0, 1.0
+        first, second = (cells[:, [edge[end] for edge in self.edges]] for end in (0, 1))
+        return cells.float(), (first & second).repeat_interleave(2, dim=1).float()
 
     @torch.no_grad()
     def _training_crops(self, pixels: Tensor, people: PaddedPeople) -> "_Crops":
@@ -377,7 +386,8 @@ class Model(nn.Module):
         if self.training:
             here = used.sum()
             self.diagnostics = {"crops": here / len(pixels), "left_out": (count - here) / count.clamp(min=1)}
-        return _Crops(crops, keypoints, labelled, used)
+        supervised = None if people.supervised is None else people.supervised.flatten(0, 1)[chosen]
+        return _Crops(crops, keypoints, labelled, used, supervised)
 
     @torch.no_grad()
     def refinement_targets(self, keypoints: Tensor, labelled: Tensor) -> Scales:
@@ -408,10 +418,11 @@ class Model(nn.Module):
             size = (maps.heat.shape[-2], maps.heat.shape[-1])
             heat, paf, weights = self.coarse_targets(people, size)
             terms = {}
-            for name, predicted, target in (("heat", maps.heat, heat), ("paf", maps.paf, paf)):
+            of_heat, of_paf = self._supervised(people, size)
+            for name, predicted, target, share in (("heat", maps.heat, heat, of_heat), ("paf", maps.paf, paf, of_paf)):
                 if predicted is None:
                     continue
-                total = (weights * (predicted.float() - target).square()).sum()
+                total = (weights * share * (predicted.float() - target).square()).sum()
                 count = torch.full((), float(target.numel()), device=target.device)
                 terms[name] = _Term(self.config.loss.kpt * total, count)
             return terms
@@ -529,6 +540,7 @@ class _Crops(NamedTuple):
     keypoints: Tensor  # (N, K, 2) px of the crop
     labelled: Tensor  # (N, K) bool, keypoints that have a loss
     used: Tensor  # (N,) bool, False for repetitions
+    supervised: Tensor | None  # (N, K) bool, keypoints that the person's annotators label; None: all
 
 
 def _gaussians(keypoints: Tensor, labelled: Tensor, size: tuple[int, int], stride: int, deviation: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from posefleet.models.detposenet.hourglass import Hourglass, Normalise, Stem, Trunk, conv_norm_relu, map_conv
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
-from posefleet.models.parts.layers.blocks import Norm
+from posefleet.models.parts.layers.blocks import Norm, block_gradient
 from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, one_each, others
 
 
@@ -116,16 +116,23 @@ class HourglassRefiner(nn.Module):
             layout |= {f"msr.maps.{scale}": of_maps for scale in range(scales)}
         return layout
 
-    def forward(self, crops: Tensor) -> tuple[list[Scales], Scales]:
-        """Normalised crops (N, 3, size, size) -> the maps of every stack, and of the regression (empty without it)."""
+    def forward(self, crops: Tensor, supervised: Tensor | None = None) -> tuple[list[Scales], Scales]:
+        """Normalised crops (N, 3, size, size) -> the maps of every stack, and of the regression (empty without it).
+
+        Args:
+            supervised: (N, K) bool. Maps of other keypoints get no gradient from the layers that read maps. Default:
+                all keypoints.
+        """
         x, stacks = self.stem(crops), []
+        mask = None if supervised is None else supervised[..., None, None]
         for index, (hourglass, trunk, maps) in enumerate(zip(self.hourglasses, self.trunks, self.maps, strict=True)):
             _, ups = hourglass(x)
             features = trunk(ups[0])
             stacks.append(maps([features, *ups[1:]]))
             if index < len(self.from_maps):
-                x = x + self.from_features[index](features) + self.from_maps[index](stacks[-1][0])
-        return stacks, self.msr(stacks[-1], features) if self.msr is not None else []
+                x = x + self.from_features[index](features) + self.from_maps[index](block_gradient(stacks[-1][0], mask))
+        last = [block_gradient(maps, mask) for maps in stacks[-1]]
+        return stacks, self.msr(last, features) if self.msr is not None else []
 
 
 class MapConvs(nn.ModuleList):
@@ -173,7 +180,7 @@ class HRNetRefiner(nn.Module):
         """Layers whose channels depend on the schema, see ``models.TransferableModel``."""
         return {"maps": KeypointChannels(outputs=one_each(keypoints))}
 
-    def forward(self, crops: Tensor) -> tuple[list[Scales], Scales]:
+    def forward(self, crops: Tensor, supervised: Tensor | None = None) -> tuple[list[Scales], Scales]:
         """Normalised crops (N, 3, size, size) -> one stack of one scale, and no regression."""
         (features,) = self.backbone(self.normalise.undo(crops))
         return [[self.maps(features)]], []

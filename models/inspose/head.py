@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.models.inspose.boxes import Activation
 from posefleet.models.inspose.dynamic import DynamicConfig
-from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.layers.blocks import AlignBlock, block_gradient, conv, prior_bias, scale_gradient, tower
 from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, subtract_base_grid
 from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, coordinates, one_each
 
@@ -171,9 +171,18 @@ class Head(nn.Module):
             layout[f"map_outputs.{name}{last}"] = KeypointChannels(outputs=labels)
         return layout
 
-    def forward(self, features: list[Tensor], *, auxiliary: bool = False) -> Maps:
-        """P3..P7, each (B, C, h, w) -> dense predictions; ``heatmap`` and ``tags`` only if ``auxiliary``."""
-        levels = [self._level(feature) for feature in features]
+    def forward(
+        self, features: list[Tensor], *, auxiliary: bool = False, supervised: Sequence[Tensor | None] | None = None
+    ) -> Maps:
+        """P3..P7, each (B, C, h, w) -> dense predictions.
+
+        Args:
+            auxiliary: Whether the result has ``heatmap`` and ``tags``, which only training needs.
+            supervised: (B, K, h, w) bool of each level. Where it is False, the direct pose gets no gradient from the
+                taps. Default: True everywhere.
+        """
+        masks = supervised or [None] * len(features)
+        levels = [self._level(feature, mask) for feature, mask in zip(features, masks, strict=True)]
         maps = {name: [level[name] for level in levels] for name in levels[0]}
         maps["features"] = [self.features(features[0])]
         wanted = [name for name in self.map_outputs if auxiliary or name == "disk"]
@@ -182,14 +191,15 @@ class Head(nn.Module):
             maps |= {name: [self.map_outputs[name](source)] for name in wanted}
         return maps
 
-    def _level(self, feature: Tensor) -> dict[str, Tensor]:
+    def _level(self, feature: Tensor, supervised: Tensor | None) -> dict[str, Tensor]:
         config = self.config
         cls, control = self.cls_tower(feature), self.control_tower(feature)
         maps: dict[str, Tensor] = {}
         if config.direct:
             maps["direct"] = self.direct(feature).float()
         if config.align:
-            pose = scale_gradient(maps["direct"], config.gradient_mul)
+            coordinates = None if supervised is None else supervised.repeat_interleave(2, dim=1)
+            pose = block_gradient(scale_gradient(maps["direct"], config.gradient_mul), coordinates)
             offset = subtract_base_grid(pose.index_select(1, self.taps))
             cls = torch.cat([cls, self.align_cls(cls, offset)], dim=1)
             control = torch.cat([control, self.align_control(control, offset)], dim=1)

@@ -17,6 +17,7 @@ moved to its border.
 Letters: B images, M people of an image (padded), P cells, N positive or candidate cells, K keypoints.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
@@ -35,7 +36,7 @@ from posefleet.models.inspose.targets import AssignConfig, Assigned, assign_inst
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN
 from posefleet.models.parts.layers.keypoint_channels import Layout, under
-from posefleet.models.parts.ops.assign import PaddedPeople, Positives, positive_cells
+from posefleet.models.parts.ops.assign import PaddedPeople, Positives, positive_cells, supervised_cells
 from posefleet.models.parts.ops.cells import (
     Cells,
     decode_offsets,
@@ -225,13 +226,20 @@ class Model(DenseModel[Config]):
         """Weighted losses ``cls``, ``kpf`` and, if switched on, ``disk``, ``heatmap``, ``direct``, ``box``, ``pull``,
         ``push``."""
         assigned = self._assign((images.shape[-2], images.shape[-1]), people)
-        maps = self.forward_features(images, auxiliary=True)
+        supervised = [
+            supervised_cells(assigned.people.supervised_maps, assigned.people.seams, *level)
+            for level in zip(assigned.cells.sizes, FPN.strides, strict=True)
+        ]
+        maps = self.forward_features(images, auxiliary=True, supervised=supervised)
         with torch.autocast(images.device.type, enabled=False):
             return self._losses(maps, assigned)
 
-    def forward_features(self, images: Tensor, *, auxiliary: bool = False) -> Maps:
-        """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions."""
-        maps: Maps = self.head(self.neck(self.backbone(images)), auxiliary=auxiliary)
+    def forward_features(
+        self, images: Tensor, *, auxiliary: bool = False, supervised: Sequence[Tensor | None] | None = None
+    ) -> Maps:
+        """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions; :meth:`Head.forward` has
+        the arguments."""
+        maps: Maps = self.head(self.neck(self.backbone(images)), auxiliary=auxiliary, supervised=supervised)
         return maps
 
     @torch.no_grad()
@@ -395,8 +403,11 @@ class Model(DenseModel[Config]):
         )
         cells = pyramid_cells([size], [stride], logits.device)
         drawn = (target > 0).any(1).flatten(1)
-        known = outside_unlabelled(cells, people, self.config.assign, drawn).unflatten(1, size)[:, None]
-        return gaussian_focal_loss(logits, target, (known | (target == 1)).float()), (target == 1).sum()
+        known = outside_unlabelled(cells, people, self.config.assign, drawn).unflatten(1, size)[:, None] | (target == 1)
+        supervised = supervised_cells(people.supervised_maps, people.seams, size, stride)
+        if supervised is not None:
+            known, target = known & supervised, target * supervised
+        return gaussian_focal_loss(logits, target, known.float()), (target == 1).sum()
 
     # ------------------------------------------------------------------------------------------------ decode
 

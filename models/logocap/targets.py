@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posefleet.models.logocap.centres import OffsetTargets, offset_targets
-from posefleet.models.parts.ops.assign import PaddedPeople, ignored_cells
+from posefleet.models.parts.ops.assign import PaddedPeople, ignored_cells, supervised_cells
 from posefleet.models.parts.ops.cells import map_points
 from posefleet.models.parts.ops.heatmaps import draw_gaussians, drawn_cells
 
@@ -55,7 +55,8 @@ class TargetConfig:
 def heat_targets(
     people: PaddedPeople, size: tuple[int, int], stride: int, config: TargetConfig
 ) -> tuple[Tensor, Tensor]:
-    """Gaussians (B, K + 1, h, w) of keypoints and, last, centres, and the weights (B, 1, h, w) of their cells."""
+    """Gaussians (B, K + 1, h, w) of keypoints and, last, centres, and the weights of their cells: (B, 1, h, w), or
+    (B, K + 1, h, w) if not all keypoints are supervised."""
     keypoints, centres = _on_map(people.keypoints, stride, config), _on_map(people.centres, stride, config)
     limit = torch.tensor([size[1], size[0]], device=keypoints.device)
     drawn = people.labelled & _inside(keypoints, limit)
@@ -75,7 +76,11 @@ def heat_targets(
     if config.mask_unlabelled:
         ignored = ignored_cells(map_points(size, stride, keypoints.device), people, near.flatten(1))
         weights = weights * ~ignored.view(-1, *size)
-    return torch.cat(maps, dim=1), weights[:, None]
+    weights = weights[:, None]
+    supervised = supervised_cells(people.supervised_maps, people.seams, size, stride, centred=False)
+    if supervised is not None:
+        weights = weights * torch.cat([supervised, torch.ones_like(supervised[:, :1])], dim=1)
+    return torch.cat(maps, dim=1), weights
 
 
 def owner_targets(people: PaddedPeople, size: tuple[int, int], stride: int, config: TargetConfig) -> OffsetTargets:

@@ -22,7 +22,7 @@ from torch import Tensor
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Frames, People, Poses
 from posefleet.models.parts.layers.fpn import FPN
-from posefleet.models.parts.ops.assign import PaddedPeople
+from posefleet.models.parts.ops.assign import PaddedPeople, supervised_cells
 from posefleet.models.parts.ops.cells import decode_offsets, flatten_levels, map_sizes, pyramid_cells
 from posefleet.models.parts.ops.heatmaps import cell_class_targets, gaussian_targets
 from posefleet.models.parts.ops.losses import bce_loss, focal_loss, gaussian_focal_loss, mean_counts
@@ -99,7 +99,7 @@ class Model(PyramidModel[Config]):
         s1, s2 = rows.used.float(), gated.kept.float()
         cls_rows = s2 if config.assign.cls_target == "s2" else s1
         weight = gated.oks if config.loss.oks_weighted_regression else torch.ones_like(gated.oks)
-        marks = self._heatmap_targets(maps, padded)
+        marks, drawn_for = self._heatmap_targets(maps, padded)
 
         counts = [cls_rows.sum(), (marks == 1).sum(), (s1 * weight).sum(), (s2 * weight).sum(), s1.sum(), s2.sum()]
         extra = len(people) if config.loss.count_images else 0
@@ -123,21 +123,22 @@ class Model(PyramidModel[Config]):
             losses["psm"] = config.loss.psm * psm / torch.where(on_s2, size2, size1)
         if config.head.heatmap:
             focal = gaussian_focal_loss if config.loss.heatmap_target == "gaussian" else focal_loss
-            losses["heatmap"] = config.loss.heatmap * focal(maps["heatmap"][0], marks) / for_heatmap
+            losses["heatmap"] = config.loss.heatmap * focal(maps["heatmap"][0], marks, drawn_for) / for_heatmap
         if self.training:
             self.diagnostics = assignment_stats(rows, gated)
             if self.head.alive is not None:
                 self.diagnostics["alive"] = self.head.alive
         return losses
 
-    def _heatmap_targets(self, maps: Maps, people: PaddedPeople) -> Tensor:
-        """(B, K, h, w) of P3; a single zero if there is no keypoint map."""
+    def _heatmap_targets(self, maps: Maps, people: PaddedPeople) -> tuple[Tensor, Tensor | None]:
+        """(B, K, h, w) of P3, and the cells that have a loss (None: all); a single zero if there is no keypoint map."""
         if not self.config.head.heatmap:
-            return self.sigmas.new_zeros(1)
+            return self.sigmas.new_zeros(1), None
         loss, stride = self.config.loss, FPN.strides[0]
         (size,) = map_sizes(maps["heatmap"])
+        supervised = supervised_cells(people.supervised_maps, people.seams, size, stride)
         if loss.heatmap_target == "gaussian":
-            return gaussian_targets(
+            marks = gaussian_targets(
                 people.keypoints,
                 people.labelled,
                 people.boxes,
@@ -146,7 +147,9 @@ class Model(PyramidModel[Config]):
                 overlap=loss.gaussian_overlap,
                 max_radius=loss.gaussian_radius,
             )
-        return cell_class_targets(people.keypoints, people.labelled, size, stride, loss.heatmap_target)
+        else:
+            marks = cell_class_targets(people.keypoints, people.labelled, size, stride, loss.heatmap_target)
+        return marks if supervised is None else marks * supervised, supervised
 
     def _pose_loss(self, offsets: Tensor, targets: CellTargets, weights: Tensor) -> Tensor:
         loss = self.config.loss

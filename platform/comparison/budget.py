@@ -5,12 +5,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from posefleet.data.shards.layout import read_manifest
 from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_meta
 from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.comparison.cost import train_speed
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.sources import samples
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.launch import train
 
@@ -50,7 +50,7 @@ def _epochs_in(minutes: float, name: str, experiment: Experiment) -> float:
     worker = LocalWorker()
     speed = train_speed(build_model(experiment).to(worker.device), experiment, worker)
     images = minutes * 60 * speed * max(1, experiment.scaling.num_workers)
-    epochs = images / read_manifest(experiment.data.train).labelled
+    epochs = images / samples(experiment.data.train, labelled_only=True)
     sys.stderr.write(f"{name}: {speed:.1f} images/s per worker, so {minutes:g} minutes are {epochs:.2f} epochs\n")
     return epochs
 

@@ -21,6 +21,7 @@ from posefleet.platform.comparison.cost import NOT_MEASURED, Cost, measure
 from posefleet.platform.comparison.figures import best_first
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import parameters
+from posefleet.platform.config.sources import fingerprint
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.latency import BUSY, ROUNDS
 from posefleet.platform.monitoring.interruptions import Losses, read_interruptions
@@ -152,7 +153,7 @@ def _score(
     checkpoint = find_checkpoint(run)
     meta = read_meta(checkpoint)
     experiment = experiment or meta.experiment
-    scored_on = resolve_path(data) if data else experiment.data.eval
+    scored_on = resolve_path(data) if data else experiment.data.one_eval
     if not scored_on:
         raise ValueError(f"{name} ({run}) was trained without data.eval; give shards to score it on: --eval SHARDS")
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, eval=scored_on))
@@ -187,7 +188,7 @@ def busy_warning(entries: Sequence[Entry]) -> str:
 
 def same_data(experiments: Mapping[str, Experiment]) -> str:
     """A warning that names the training data of every run where they differ; empty where all have the same."""
-    seen = {name: read_manifest(e.data.train).fingerprint[:12] for name, e in experiments.items()}
+    seen = {name: fingerprint(e.data.train)[:12] for name, e in experiments.items()}
     if len(set(seen.values())) == 1:
         return ""
     return "trained on different data: " + ", ".join(f"{name} {mark}" for name, mark in seen.items())

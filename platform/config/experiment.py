@@ -14,6 +14,7 @@ from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import choose_schema
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.transforms import Augment, Resize
+from posefleet.platform.config.sources import DataSource, joined_schema, paths, settled
 from posefleet.platform.runtime.paths import STORAGE
 
 GRAMMAR = "write steps=5, or steps=5,wait=10,ranks=all"
@@ -135,11 +136,13 @@ class OptimConfig:
 class DataConfig:
     """Training and evaluation data, and how images become batches."""
 
-    train: str
+    train: Annotated[str | tuple[DataSource, ...], "PATH"]
     """Shard folder to train on: a path or URI that every worker can read. FOLDER@SPLIT reads a data set in COCO's
-    format, or as a label tool exports it, without shards; for sets that fit one machine."""
-    eval: str = ""
-    """Shard folder or FOLDER@SPLIT to evaluate on. Empty: no evaluation while training."""
+    format, or as a label tool exports it, without shards; for sets that fit one machine. Several, as PATH or
+    PATH,weight=3, are mixed by their weights; each may label other keypoints (docs/schemas.md)."""
+    eval: Annotated[str | tuple[DataSource, ...], "PATH"] = ""
+    """Shard folder or FOLDER@SPLIT to evaluate on. Several are scored one by one, each by its own keypoints, and
+    together. Empty: no evaluation while training."""
     resize: Resize = field(default_factory=Resize)
     """Size of input images in training and evaluation."""
     augment: Augment = field(default_factory=Augment)
@@ -158,11 +161,37 @@ class DataConfig:
     """Train only on images with at least one labelled keypoint."""
 
     def __post_init__(self) -> None:
+        for name in ("train", "eval"):
+            object.__setattr__(self, name, settled(getattr(self, name), f"data.{name}"))
         for name in ("batch_size", "eval_batch_size", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} {getattr(self, name)} must be at least 1")
         if self.loaders < 0:
             raise ValueError(f"data.loaders {self.loaders} must not be negative")
+
+    @property
+    def train_sources(self) -> tuple[DataSource, ...]:
+        """The sources of a run that trains on a list of them; none if ``train`` is one shard folder."""
+        return () if isinstance(self.train, str) else self.train
+
+    @property
+    def several(self) -> bool:
+        """Whether the run trains on several sources, each of which may label some keypoints of the model only."""
+        return bool(self.train_sources)
+
+    @property
+    def one_eval(self) -> str:
+        """The shard folder of ``eval``, for what scores one set of images; empty if there is none.
+
+        Raises:
+            ValueError: ``eval`` names several sources.
+        """
+        found = paths(self.eval)
+        if len(found) > 1:
+            raise ValueError(
+                f"data.eval names {len(found)} sources, but this scores one; give --data.eval with one path"
+            )
+        return found[0] if found else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -340,8 +369,8 @@ class Experiment:
     method: str
     """Name of the method, a module in models/."""
     schema: Annotated[str | dict[str, Any], "NAME"] = "auto"
-    """Keypoints: a shipped schema, a YAML file, or auto: those of the shards ``data.train``. A run stores the whole
-    schema, so the file is read once."""
+    """Keypoints: a shipped schema, a YAML file, or auto: those of the shards ``data.train``, the union of several. A
+    run stores the whole schema, so the file is read once."""
     seed: int = 0
     """Seed of initial weights, sample order and augmentation; the same seed repeats a run."""
     model: Any
@@ -381,9 +410,10 @@ class Experiment:
         return choose_schema(self.schema, self._schema_of_data)
 
     def _schema_of_data(self) -> KeypointSchema:
-        if not self.data.train:
+        train = self.data.train
+        if not train:
             raise DataError("schema auto reads the keypoints of data.train, which is empty; name a schema, or shards")
-        return read_manifest(self.data.train).schema
+        return read_manifest(train).schema if isinstance(train, str) else joined_schema(train)
 
     @property
     def images_per_step(self) -> int:

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import yaml
 from posefleet.command_line import dataclass_in, options
 from posefleet.data.errors import DataError
 from posefleet.data.schemas.schema import SchemaError
-from posefleet.data.schemas.shipped import AUTO, compact
+from posefleet.data.schemas.shipped import AUTO, choose_schema, compact
 from posefleet.models import load_method
 from posefleet.option_names import nearest
 from posefleet.plain_yaml import parse_yaml
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.sources import parsed
 from posefleet.platform.runtime.paths import resolve_path
 from posefleet.platform.runtime.redaction import redact
 
@@ -40,17 +41,47 @@ def build_experiment(values: Mapping[str, Any], *, where: str = "configuration")
     if not isinstance(method, str):
         raise ValueError(f"{where}: method is missing; name a file of models/, such as method: smpr")
     kind = experiment_type(method)
+    values = _with_sources(values, where)
     _refuse_unknown(values, kind, where)
     try:
         experiment: Experiment = pydantic.TypeAdapter(kind).validate_python(dict(values))
     except pydantic.ValidationError as error:
         problems = [
-            f"  {'.'.join(map(str, p['loc'])) or 'experiment'}: {p['msg'].removeprefix('Value error, ')}"
+            f"  {place or 'experiment'}: {p['msg'].removeprefix('Value error, ')}"
             + (f" (got {p['input']!r})" if p["type"] != "missing" and not isinstance(p["input"], dict) else "")
-            for p in error.errors()
+            for place, p in _placed(error.errors())
         ]
         raise ValueError("\n".join([f"{where}:", *problems])) from None
     return _with_schema(with_absolute_paths(experiment), where)
+
+
+def _with_sources(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The values with the texts in lists of data sources parsed."""
+    data = values.get("data")
+    if not isinstance(data, Mapping):
+        return values
+    try:
+        return {**values, "data": {**data, **{name: parsed(data[name]) for name in ("train", "eval") if name in data}}}
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _placed(problems: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Pydantic's errors by dotted name of their setting. Of a setting that may have several types, those that say that
+    it is not a text are left out where it is something else."""
+    found = []
+    for problem in problems:
+        place = [str(part) for part in problem["loc"]]
+        plain = [
+            part for part in place if not part.startswith(("tuple[", "dict[")) and part not in ("str", "DataSource")
+        ]
+        found.append((".".join(plain), place[-1:] == ["str"] and not isinstance(problem["input"], str), problem))
+    better = {place for place, is_not_text, _ in found if not is_not_text}
+    return [
+        (place, problem)
+        for place, is_not_text, problem in found
+        if not (is_not_text and any(other.startswith(place) for other in better))
+    ]
 
 
 def _with_schema(experiment: Experiment, where: str) -> Experiment:
@@ -74,9 +105,23 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     data, run, evaluate = experiment.data, experiment.run, experiment.evaluate
     return dataclasses.replace(
         experiment,
-        data=dataclasses.replace(data, train=resolve_path(data.train), eval=resolve_path(data.eval)),
+        data=dataclasses.replace(data, train=_absolute(data.train), eval=_absolute(data.eval)),
         evaluate=dataclasses.replace(evaluate, detections=resolve_path(evaluate.detections)),
         run=dataclasses.replace(run, storage=resolve_path(run.storage), init_from=resolve_path(run.init_from)),
+    )
+
+
+def _absolute(data: Any) -> Any:
+    """A setting of data, one path or several sources, with absolute paths, and the schemas of files in their place."""
+    if isinstance(data, str):
+        return resolve_path(data)
+    return tuple(
+        dataclasses.replace(
+            source,
+            path=resolve_path(source.path),
+            schema=source.schema if source.schema == AUTO else compact(choose_schema(source.schema)),
+        )
+        for source in data
     )
 
 
@@ -168,6 +213,15 @@ def _refuse_unknown(
         nested = dataclass_in(hints[key])
         if nested and isinstance(value, Mapping):
             _refuse_unknown(value, nested, where, (*path, key), whole or kind)
+        for index, item in enumerate(value if isinstance(value, (list, tuple)) else ()):
+            if isinstance(item, Mapping) and (inside := _dataclass_of_items(hints[key])):
+                _refuse_unknown(item, inside, where, (*path, key, str(index)), inside)
+
+
+def _dataclass_of_items(hint: Any) -> Any:
+    """The dataclass of the items of a list in a type hint; None if there is none."""
+    parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is tuple]
+    return next(filter(None, (dataclass_in(item) for part in parts for item in typing.get_args(part))), None)
 
 
 def _plain(value: Any, passwords: bool) -> Any:

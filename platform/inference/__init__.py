@@ -1,3 +1,3 @@
 """Predicts poses from images for evaluation, batch prediction and serving.
 
-Doors: ``predictor``, ``evaluate``, ``onnx``, ``split``, ``latency``."""
+Doors: ``predictor``, ``evaluate``, ``onnx``, ``split``, ``sources``, ``latency``."""

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 from torch import nn
 
 from posefleet.data.coco.records import Record
-from posefleet.data.evaluation.accumulate import match_images
+from posefleet.data.evaluation.accumulate import ImageStats, match_images
 from posefleet.data.evaluation.boxes import evaluate_boxes
 from posefleet.data.evaluation.evaluate import Evaluation, summarize
 from posefleet.data.evaluation.evaluate import evaluate as score
@@ -16,10 +17,12 @@ from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.loading.loader import evaluation_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.loading.source import SampleSource
+from posefleet.data.loading.union import SpreadSource
 from posefleet.data.structures import Batch, Detections, Poses
 from posefleet.data.transforms import EvalTransform
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.predictor import Predictor
+from posefleet.platform.inference.sources import EvaluatedSource, evaluated_sources, spread_people
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.worker import LocalWorker
 
@@ -39,23 +42,60 @@ def evaluate(
 
     Args:
         model: On ``worker.device``; left in the mode it was in.
-        open_split: Opens the split with a transform. Default: opens the shards ``experiment.data.eval``.
+        open_split: Opens the split with a transform. Default: opens the shards ``experiment.data.eval``; several
+            sources are scored one by one, with their own keypoints and sigmas, and together.
         step: Training step with which images and plots are logged.
         keep: Called on rank 0 with all poses, in pixels of the original images.
 
     Returns:
         The scores on rank 0, None on the other ranks.
+
+    Raises:
+        ValueError: There are several sources, whose image ids may be equal, and ``keep`` or ``evaluate.detections``.
     """
     from posefleet.platform.visualization.report import log_evaluation  # matplotlib, which training does not need
 
-    schema = experiment.keypoints
     worker.watch.enter(Phase.EVALUATION)
     was_training = model.training
     predictor = Predictor(model, experiment, device=worker.device)
-    datasets = [open_split(view) if open_split else evaluation_set(experiment, view) for view in predictor.transforms()]
+    shown: list[tuple[Batch, list[Poses]]] = []
+    sources = [] if open_split else evaluated_sources(experiment)
+    if sources:
+        result = _evaluate_sources(predictor, sources, experiment, worker, shown, keep)
+    else:
+        views = predictor.transforms()
+        datasets = [open_split(view) if open_split else evaluation_set(experiment, view) for view in views]
+        found, boxes = _predict(predictor, datasets, experiment, worker, shown)
+        result = _score(found, datasets[0], experiment, worker, predictor.score_rule)
+        result = _with_boxes(result, predictor, boxes, datasets[0], worker)
+        if result and (notes := datasets[0].notes):
+            result = dataclasses.replace(result, notes=(*result.notes, *notes))
+        if keep and (all_poses := _gather(found, worker)) is not None:
+            keep(all_poses)
+    model.train(was_training)
+    if result and worker.sink:
+        most = experiment.evaluate.overlays
+        log_evaluation(worker.sink, result, shown, experiment.keypoints, step=step, most=most)
+    return result
+
+
+def _predict(
+    predictor: Predictor,
+    datasets: Sequence[SampleSource],
+    experiment: Experiment,
+    worker: LocalWorker,
+    shown: list[tuple[Batch, list[Poses]]],
+    overlays: int | None = None,
+) -> tuple[dict[int, Poses], dict[int, Detections]]:
+    """The poses, and the boxes of a top-down method, that this rank predicts in its part of a split, by image id.
+
+    Args:
+        datasets: The split as each view of the predictor reads it.
+        shown: Rank 0 adds batches with poses until there are ``overlays`` images to be drawn.
+    """
     found: dict[int, Poses] = {}
     boxes: dict[int, Detections] = {}
-    shown: list[tuple[Batch, list[Poses]]] = []
+    most = experiment.evaluate.overlays if overlays is None else overlays
     with contextlib.ExitStack() as stack:
         views = [
             stack.enter_context(
@@ -73,21 +113,80 @@ def evaluate(
             poses = predictor.predict(batches)
             found.update(zip(batches[0].image_ids.tolist(), poses, strict=True))
             boxes.update(zip(batches[0].image_ids.tolist(), predictor.refined, strict=False))
-            if worker.rank == 0 and sum(len(batch) for batch, _ in shown) < experiment.evaluate.overlays:
+            if worker.rank == 0 and sum(len(batch) for batch, _ in shown) < most:
                 shown.append((batches[0], poses))
             worker.watch.beat()
-    model.train(was_training)
-    result = _score(found, datasets[0], experiment, worker, predictor.score_rule)
-    if predictor.has_boxes and (all_boxes := _gather(boxes, worker)) is not None and result:
-        _check_detections(predictor, all_boxes)
-        result = dataclasses.replace(result, boxes=evaluate_boxes(ground_truth(datasets[0]), all_boxes))
-    if result and (notes := datasets[0].notes):
-        result = dataclasses.replace(result, notes=(*result.notes, *notes))
-    if keep and (all_poses := _gather(found, worker)) is not None:
-        keep(all_poses)
-    if result and worker.sink:
-        log_evaluation(worker.sink, result, shown, schema, step=step, most=experiment.evaluate.overlays)
-    return result
+    return found, boxes
+
+
+def _evaluate_sources(
+    predictor: Predictor,
+    sources: Sequence[EvaluatedSource],
+    experiment: Experiment,
+    worker: LocalWorker,
+    shown: list[tuple[Batch, list[Poses]]],
+    keep: Callable[[dict[int, Poses]], None] | None,
+) -> Evaluation | None:
+    """The scores of all sources together by the keypoints of the model, with those of each by its own.
+
+    pycocotools matches, whatever ``evaluate.backend`` is; the other one gives the same numbers.
+    """
+    schema, most = experiment.keypoints, experiment.evaluate.max_detections
+    if len(sources) > 1 and (keep or predictor.detections is not None):
+        what = "poses are written" if keep else "evaluate.detections are given"
+        names = ", ".join(source.name for source in sources)
+        raise ValueError(f"{what} by image id, which {names} may share; give --data.eval one of them at a time")
+    of_sources: dict[str, Evaluation] = {}
+    stats: list[ImageStats] = []
+    notes: list[str] = []
+    for number, source in enumerate(sources, start=1):
+        datasets = [source.open(view) for view in predictor.transforms()]
+        share = round(experiment.evaluate.overlays * number / len(sources))
+        found, boxes = _predict(predictor, datasets, experiment, worker, shown, share)
+        own_people, people = (
+            ground_truth(split, worker.rank, worker.world_size) for split in (datasets[0].source, datasets[0])
+        )
+        own_poses = {image_id: source.own_poses(poses) for image_id, poses in found.items()}
+        own_parts = worker.gather(match_images(source.own_people(own_people), own_poses, source.own, max_poses=most))
+        parts = worker.gather(match_images(people, found, schema, max_poses=most))
+        scored = own_parts and summarize(own_parts, source.own, max_detections=most, score_rule=predictor.score_rule)
+        scored = _with_boxes(scored or None, predictor, boxes, datasets[0], worker)
+        if scored and parts:
+            of_sources[source.name] = scored
+            stats.append(ImageStats.merge(parts))
+            notes += [f"{source.name}: {note}" for note in datasets[0].notes]
+        if keep and (all_poses := _gather(found, worker)) is not None:
+            keep(all_poses)
+    if not stats:
+        return None
+    together = summarize(_numbered(stats), schema, max_detections=most, score_rule=predictor.score_rule)
+    return dataclasses.replace(together, sources=of_sources, notes=(*together.notes, *notes))
+
+
+def _numbered(stats: Sequence[ImageStats]) -> list[ImageStats]:
+    """Results of several sources, with image ids that are all different: their own ones if they are, else numbers."""
+    ids = np.concatenate([part.image_ids for part in stats])
+    if len(np.unique(ids)) == len(ids):
+        return list(stats)
+    ends = np.cumsum([len(part.image_ids) for part in stats])
+    return [
+        dataclasses.replace(part, image_ids=np.arange(end - len(part.image_ids), end))
+        for part, end in zip(stats, ends.tolist(), strict=True)
+    ]
+
+
+def _with_boxes(
+    result: Evaluation | None,
+    predictor: Predictor,
+    boxes: dict[int, Detections],
+    split: SampleSource,
+    worker: LocalWorker,
+) -> Evaluation | None:
+    """The result with the scores of the boxes of a top-down method."""
+    if not predictor.has_boxes or (all_boxes := _gather(boxes, worker)) is None or not result:
+        return result
+    _check_detections(predictor, all_boxes)
+    return dataclasses.replace(result, boxes=evaluate_boxes(ground_truth(split), all_boxes))
 
 
 def _score(
@@ -130,8 +229,8 @@ def _gather(found: dict[int, T], worker: LocalWorker) -> dict[int, T] | None:
 
 
 def evaluation_set(experiment: Experiment, view: EvalTransform) -> ShardDataset:
-    """All images of the shards ``experiment.data.eval``, in their stored order, passed through ``view``."""
-    return ShardDataset(experiment.data.eval, view.schema, view, labelled_only=False, seed=None)
+    """All images of the shards ``experiment.data.eval``, one folder, in their stored order, passed through ``view``."""
+    return ShardDataset(experiment.data.one_eval, view.schema, view, labelled_only=False, seed=None)
 
 
 def ground_truth(source: SampleSource, rank: int = 0, world_size: int = 1) -> GroundTruth:
@@ -144,4 +243,6 @@ def ground_truth(source: SampleSource, rank: int = 0, world_size: int = 1) -> Gr
                 crowd_index[record["image_id"]] = record["crowdIndex"]
             yield record["image_id"], (record["width"], record["height"]), record["people"]
 
-    return GroundTruth.from_records(images(), crowd_index=crowd_index)
+    if not isinstance(source, SpreadSource):
+        return GroundTruth.from_records(images(), crowd_index=crowd_index)
+    return spread_people(GroundTruth.from_records(images(), crowd_index=crowd_index), source.supervision)

@@ -7,12 +7,16 @@ from typing import Self
 
 import fsspec
 
+from posefleet.data.coco.file_schema import read_file_schema
 from posefleet.data.coco.source import Source, find_source, find_splits
 from posefleet.data.doctor.examine import examine
 from posefleet.data.loading.coco_dataset import FolderDataset
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.loading.source import SampleSource, Transform
+from posefleet.data.loading.union import SpreadSource, Supervision
+from posefleet.data.schemas.names import same_names
 from posefleet.data.schemas.schema import KeypointSchema
+from posefleet.data.schemas.union import places_in
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
 from posefleet.data.transforms import EvalTransform
@@ -36,6 +40,8 @@ class Split:
     """Leave out the records of ``source`` that have errors."""
     allow_missing: bool = False
     """Leave out images of ``source`` whose files are missing; their people count as missed."""
+    partial: bool = False
+    """Whether the images may have some of a model's keypoints only; the others are then unlabelled."""
 
     @classmethod
     def named(
@@ -48,6 +54,7 @@ class Split:
         category: Sequence[str] = (),
         allow_errors: bool = False,
         allow_missing: bool = False,
+        partial: bool = False,
     ) -> Self:
         """The images that a command names: those of ``source`` if it is given, else those of ``shards``.
 
@@ -59,6 +66,7 @@ class Split:
             category: Categories of ``source`` that are read; empty: the only one that can be meant.
             allow_errors: Leave out the records of ``source`` that have errors.
             allow_missing: Leave out images of ``source`` whose files are missing.
+            partial: Whether the images may have some of a model's keypoints only.
 
         Raises:
             DataError: There are no such images.
@@ -71,6 +79,7 @@ class Split:
                 category=tuple(category),
                 allow_errors=allow_errors,
                 allow_missing=allow_missing,
+                partial=partial,
             )
         if category or allow_errors or allow_missing:
             raise ValueError(
@@ -79,7 +88,7 @@ class Split:
         if not shards:
             raise ValueError("no images to evaluate on; give --source PATH or --data.eval SHARDS")
         read_manifest(shards)  # fails on a wrong folder before anything is measured
-        return cls(shards=shards)
+        return cls(shards=shards, partial=partial)
 
     def open(self, schema: KeypointSchema, transform: Transform) -> SampleSource:
         """The images in their stored order, each passed through ``transform``.
@@ -87,16 +96,32 @@ class Split:
         Raises:
             DataError: The images or annotations cannot be used.
         """
+        own = self._own_schema(schema)
+        source: SampleSource
         if self.source:
-            return FolderDataset(
+            source = FolderDataset(
                 self.source,
-                schema,
+                own,
                 transform,
                 category=self.category,
                 allow_errors=self.allow_errors,
                 allow_missing=self.allow_missing,
             )
-        return ShardDataset(self.shards, schema, transform, labelled_only=False, seed=None)
+        else:
+            source = ShardDataset(self.shards, own, transform, labelled_only=False, seed=None)
+        return source if own is schema else SpreadSource(source, Supervision.of(schema, own), transform)
+
+    def _own_schema(self, schema: KeypointSchema) -> KeypointSchema:
+        """The keypoints of the images, if they are some of those of ``schema``; else ``schema``."""
+        if not self.partial:
+            return schema
+        own = (
+            read_file_schema(self.source.annotation_file, self.category)
+            if self.source
+            else read_manifest(self.shards).schema
+        )
+        alike = same_names(own.keypoints, schema.keypoints)
+        return own if not alike and None not in places_in(own, schema) else schema
 
     def view(self, transform: EvalTransform) -> SampleSource:
         """The images as an evaluation reads them; see :meth:`open`."""
@@ -105,7 +130,7 @@ class Split:
     def faults(self, schema: KeypointSchema) -> list[str]:
         """Errors in the images or annotations that make scores wrong, one text for each; empty if there are none."""
         if self.source:
-            report = examine(self.source, schema, category=self.category)
+            report = examine(self.source, self._own_schema(schema), category=self.category)
             return [f"{found.code}: {found.count}" for found in report.errors]
         return check_shards(self.shards)
 

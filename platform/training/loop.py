@@ -11,13 +11,14 @@ from functools import partial
 from torch import nn
 
 from posefleet.data.loading.loader import Batches, training_batches
-from posefleet.data.loading.shard_dataset import ShardDataset
-from posefleet.data.shards.layout import read_manifest
-from posefleet.data.transforms import EvalTransform, TrainTransform
+from posefleet.data.loading.source import SampleSource
+from posefleet.data.transforms import EvalTransform
 from posefleet.platform.checkpoints.saver import BackgroundSaver
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.sources import fingerprint
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set
+from posefleet.platform.inference.sources import evaluated_sources, training_source
 from posefleet.platform.monitoring.interruptions import InterruptionLog
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.monitor import TrainingMonitor, log_interruption, monitored
@@ -48,7 +49,7 @@ def fit(
     dataset = training_set(experiment)
     state = initial_state(experiment, worker, store)
     interruptions.begin(state.step)
-    provenance = {**(provenance or {}), "data": read_manifest(experiment.data.train).fingerprint}
+    provenance = {**(provenance or {}), "data": fingerprint(experiment.data.train)}
     saver = BackgroundSaver(store, interruptions.saved)
     save = partial(save_checkpoint, state, experiment, worker, saver, provenance)
     share = share_of(experiment, worker)
@@ -116,10 +117,16 @@ def check_data(experiment: Experiment) -> None:
 
     Raises:
         DataError: Shards are missing, empty or of another schema.
+        SchemaError: The keypoints of several sources do not fit the schema.
     """
     training_set(experiment)
     if experiment.data.eval:
-        evaluation_set(experiment, EvalTransform(experiment.data.resize, experiment.keypoints))
+        view = EvalTransform(experiment.data.resize, experiment.keypoints)
+        if sources := evaluated_sources(experiment):
+            for source in sources:
+                source.open(view)
+        else:
+            evaluation_set(experiment, view)
 
 
 # ---------------------------------------------------------------------------------------------------- parts of fit
@@ -141,7 +148,7 @@ def _freezing(experiment: Experiment, worker: LocalWorker, state: TrainingState)
 
 
 def _open_batches(
-    experiment: Experiment, worker: LocalWorker, dataset: ShardDataset, share: StepShare, position: int
+    experiment: Experiment, worker: LocalWorker, dataset: SampleSource, share: StepShare, position: int
 ) -> Batches:
     """This rank's batches of a run that has seen ``position`` samples."""
     return training_batches(
@@ -165,17 +172,9 @@ def _evaluate(experiment: Experiment, worker: LocalWorker, state: TrainingState,
         monitor.log_evaluation(result)
 
 
-def training_set(experiment: Experiment) -> ShardDataset:
-    """The shards that the experiment trains on, with its augmentation."""
-    data, schema = experiment.data, experiment.keypoints
-    return ShardDataset(
-        data.train,
-        schema,
-        TrainTransform(data.resize, data.augment, schema),
-        seed=experiment.seed,
-        window=data.window,
-        labelled_only=data.labelled_only,
-    )
+def training_set(experiment: Experiment) -> SampleSource:
+    """The samples that the experiment trains on; see :func:`training_source`."""
+    return training_source(experiment)
 
 
 def share_of(experiment: Experiment, worker: LocalWorker) -> StepShare:
@@ -189,11 +188,11 @@ def share_of(experiment: Experiment, worker: LocalWorker) -> StepShare:
     return StepShare(worker.rank, worker.world_size, planned_workers, experiment.train.accumulate)
 
 
-def _log_targets(experiment: Experiment, worker: LocalWorker, dataset: ShardDataset, model: nn.Module) -> None:
+def _log_targets(experiment: Experiment, worker: LocalWorker, dataset: SampleSource, model: nn.Module) -> None:
     """Draw the first training images with their targets, so that wrong targets are seen before training ends."""
     if worker.sink is None or worker.rank or not hasattr(model, "target_points"):
         return
     from posefleet.platform.visualization.report import log_targets
 
     batch = dataset.batch(range(min(len(dataset), 8)))
-    log_targets(worker.sink, batch, model.target_points(batch.images.shape[-2:], batch.people), dataset.schema)  # type: ignore[operator]
+    log_targets(worker.sink, batch, model.target_points(batch.images.shape[-2:], batch.people), experiment.keypoints)  # type: ignore[operator]

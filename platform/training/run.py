@@ -294,11 +294,18 @@ def _open(
 
 
 def _inputs(experiment: Experiment) -> list[tracking.DataInput]:
-    data = experiment.data
-    return [
-        tracking.DataInput(
-            name=root.rstrip("/").rpartition("/")[2], use=use, fingerprint=read_manifest(root).fingerprint, source=root
-        )
-        for use, root in (("train", data.train), ("eval", data.eval))
-        if root
-    ]
+    """The data sets of the run; of several sources each is one, whose use has its name: ``train.coco``."""
+    found = []
+    for use, given in (("train", experiment.data.train), ("eval", experiment.data.eval)):
+        sources = [("", given)] if isinstance(given, str) else [(f".{source.name}", source.path) for source in given]
+        found += [
+            tracking.DataInput(
+                name=root.rstrip("/").rpartition("/")[2],
+                use=f"{use}{end}",
+                fingerprint=read_manifest(root).fingerprint,
+                source=root,
+            )
+            for end, root in sources
+            if root
+        ]
+    return found

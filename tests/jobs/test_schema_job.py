@@ -66,6 +66,17 @@ def test_show_finds_shipped_schemas_files_shards_and_checkpoints(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == shipped_names()
 
 
+def test_the_union_of_several_is_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "union.yaml"
+    assert main(["show", "coco17", "crowdpose14", "--more", "mpii16", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("schema coco17+crowdpose14+mpii16: 23 keypoints")
+    assert "sigmas     union of coco17, crowdpose14, mpii16; inferred or default for pelvis, thorax\n" in shown
+    rows = dict(line.split(maxsplit=1) for line in shown.partition("labelled by\n")[2].splitlines()[:23])
+    assert rows["left_hip"] == "all" and rows["nose"] == "coco17" and rows["head"] == "crowdpose14"
+    assert len(read_schema(str(out))) == 23
+
+
 def test_sigmas_are_written_as_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second, out = dogs(tmp_path), dogs(tmp_path, "second.json", moved=1.5), tmp_path / "new.yaml"
     assert main(["sigmas", first, second, "--out", str(out)]) == 0
@@ -79,7 +90,9 @@ def test_sigmas_are_written_as_a_schema(tmp_path: Path, capsys: pytest.CaptureFi
     ("arguments", "complaint"),
     [
         (["show", "nothing"], "nothing: no such file, and no shipped schema of this name"),
-        (["show", "coco17", "hand21"], "show takes one file or name"),
+        (["show", "coco17", "hand21"], "source coco17 shares no keypoint with the others"),
+        (["show", "coco17", "aic14"], "disagree on the sigma of left_shoulder: coco17 has 0.079, aic14 has 0.0141771"),
+        (["show", "coco17", "coco17"], "one of them is there twice"),
         (["show", "coco17", "--out", "x.gif"], "a picture is a .png or .jpg"),
         (["sigmas", "one.json"], "sigmas needs two annotation files"),
         (["draw", "coco17"], "ACTION draw"),

@@ -71,6 +71,11 @@ class AlignBlock(nn.Module):
         return torch.relu(self.norm(self.deform(x, offset)))
 
 
+def block_gradient(x: Tensor, open_to: Tensor | None) -> Tensor:
+    """``x``, with a gradient only where ``open_to`` is True; it broadcasts to ``x``. None: everywhere."""
+    return x if open_to is None else torch.where(open_to, x, x.detach())
+
+
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """``x``, with its gradient multiplied by ``factor``; 0 detaches it."""
     if factor == 1:

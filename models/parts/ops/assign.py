@@ -46,6 +46,12 @@ class PaddedPeople:
     """(B, M) bool, True for crowds and people without keypoints whose segmentation is part of ``masks``."""
     masks: Tensor | None
     """(B, h, w) bool, the masks of :class:`posefleet.data.structures.People`; None: nobody is outlined."""
+    supervised: Tensor | None = None
+    """(B, M, K) bool, keypoints that the annotators of a person label; None: everybody's are all."""
+    supervised_maps: Tensor | None = None
+    """(B, 2, 2, K) bool, the same for the images; None: all, everywhere."""
+    seams: Tensor | None = None
+    """(B, 2) xy pixels, where the four parts of an image meet."""
 
     @property
     def unlabelled_boxes(self) -> Tensor:
@@ -77,8 +83,9 @@ def pad_people(
 
     Args:
         boxes: The box that chooses the cells of a person: that of the labelled keypoints, or the annotated one. People
-            of a schema with a single keypoint always have the annotated one. A box of keypoints that are a point, or
-            on a horizontal or vertical line, has no cells, as in the authors' code.
+            of a schema with a single keypoint always have the annotated one, and so have those whose annotators do not
+            label all keypoints: the keypoints of one source are not where those of another are. A box of keypoints that
+            are a point, or on a horizontal or vertical line, has no cells, as in the authors' code.
     """
     counts = [len(p) for p in people]
     most = max(1, *counts)
@@ -103,6 +110,9 @@ def pad_people(
         known = pseudo_boxes(keypoints, labelled)
     else:
         known = _widen(annotated).where(valid[:, None], 0.0)
+    supervised = pack(rows) if (rows := [p.supervised for p in people if p.supervised is not None]) else None
+    if supervised is not None:
+        known = known.where(supervised.all(1, keepdim=True) | ~valid[:, None], _widen(annotated))
     return PaddedPeople(
         pad(keypoints),
         pad(labelled),
@@ -115,7 +125,52 @@ def pad_people(
         sum(counts),
         pad(pack([p.outlined for p in people])),
         _stack_masks(people, device),
+        None if supervised is None else pad(supervised),
+        *supervision_of(people, device),
     )
+
+
+def supervision_of(people: Sequence[People], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """The ``supervised_maps`` (B, 2, 2, K) and seams (B, 2) of images; None and None if all keypoints are supervised.
+
+    Raises:
+        ValueError: Some of the images say which keypoints are supervised, and others do not.
+    """
+    maps = [p.supervised_maps for p in people if p.supervised_maps is not None]
+    seams = [p.seam for p in people if p.seam is not None]
+    if not maps:
+        return None, None
+    if not len(maps) == len(seams) == len(people):
+        raise ValueError(
+            f"{len(maps)} of {len(people)} images say which keypoints are supervised; expected all or none"
+        )
+    return torch.stack(maps).to(device, non_blocking=True), torch.stack(seams).to(device, non_blocking=True)
+
+
+def supervised_cells(
+    maps: Tensor | None, seams: Tensor | None, size: tuple[int, int], stride: int, *, centred: bool = True
+) -> Tensor | None:
+    """Which keypoints are supervised in the cells of a map.
+
+    Args:
+        maps: (B, 2, 2, K) bool, from :func:`supervision_of`.
+        seams: (B, 2) xy, pixels.
+        size: (height, width) of the map, cells.
+        stride: Pixels per cell.
+        centred: Cell j is at pixel ``stride`` j + ``stride`` // 2, as in a pyramid; otherwise at ``stride`` j.
+
+    Returns:
+        (B, K, height, width) bool; None if ``maps`` is None.
+    """
+    if maps is None or seams is None:
+        return None
+    start = stride // 2 if centred else 0
+    y, x = (torch.arange(cells, device=maps.device) * stride + start for cells in size)
+    right, below = x >= seams[:, :1], y >= seams[:, 1:]  # (B, w), (B, h)
+    part = (2 * below[:, :, None].long() + right[:, None]).flatten(1)  # (B, h * w)
+    found: Tensor = maps.flatten(1, 2).gather(1, part[..., None].expand(-1, -1, maps.shape[-1]))
+    cells: Tensor = found.transpose(1, 2).unflatten(2, size)
+    return cells
 
 
 def _stack_masks(people: Sequence[People], device: torch.device) -> Tensor | None:

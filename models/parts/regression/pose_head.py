@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posefleet.models.parts.layers.blocks import AlignBlock, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.layers.blocks import AlignBlock, block_gradient, conv, prior_bias, scale_gradient, tower
 from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, read_keypoints, subtract_base_grid
 from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, coordinates, one_each
 
@@ -134,15 +134,23 @@ class Head(nn.Module):
             layout["heatmap.1"] = KeypointChannels(outputs=one_each(keypoints))
         return layout
 
-    def forward(self, features: list[Tensor], *, heatmap: bool = False) -> Maps:
-        """P3..P7, each (B, C, h, w) -> dense predictions; the keypoint map only with ``heatmap``."""
-        levels = [self._level(feature, level) for level, feature in enumerate(features)]
+    def forward(
+        self, features: list[Tensor], *, heatmap: bool = False, supervised: Sequence[Tensor | None] | None = None
+    ) -> Maps:
+        """P3..P7, each (B, C, h, w) -> dense predictions; the keypoint map only with ``heatmap``.
+
+        Args:
+            supervised: (B, K, h, w) bool of each level. Where it is False, the first pose gets no gradient from the
+                sampling points. Default: True everywhere.
+        """
+        masks = supervised or [None] * len(features)
+        levels = [self._level(feature, level, masks[level]) for level, feature in enumerate(features)]
         maps = {name: [level[name] for level in levels] for name in levels[0]}
         if heatmap:
             maps["heatmap"] = [self.heatmap(features[0])]
         return maps
 
-    def _level(self, feature: Tensor, level: int) -> dict[str, Tensor]:
+    def _level(self, feature: Tensor, level: int, supervised: Tensor | None) -> dict[str, Tensor]:
         config = self.config
         cls, pose = self.cls_tower(feature), self.pose_tower(feature)
         init = self.init(pose).float()
@@ -155,7 +163,8 @@ class Head(nn.Module):
             return maps | {"cls": self.cls(cls)}
 
         with torch.autocast(feature.device.type, enabled=False):  # positions need more than bfloat16's 8 bits
-            offset = self.offset(scale_gradient(init, config.gradient_mul))
+            coordinates = None if supervised is None else supervised.repeat_interleave(2, dim=1)
+            offset = self.offset(block_gradient(scale_gradient(init, config.gradient_mul), coordinates))
         if config.subtract_base:
             offset = subtract_base_grid(offset)
         pose = self.align_pose(pose, offset)

@@ -13,6 +13,7 @@ from posefleet.data.structures import Frames, People, Poses, TargetPoints
 from posefleet.models.parts.layers.backbones import Backbone, BackboneConfig
 from posefleet.models.parts.layers.fpn import FPN, HRFPN, PAFPN, Activation
 from posefleet.models.parts.layers.keypoint_channels import Layout, under
+from posefleet.models.parts.ops.assign import supervised_cells, supervision_of
 from posefleet.models.parts.ops.cells import flatten_levels, level_sizes, map_sizes, pyramid_cells
 from posefleet.models.parts.ops.decode import best_poses, suppress
 from posefleet.models.parts.regression.dense_model import DenseConfig, DenseModel
@@ -74,18 +75,24 @@ class PyramidModel(DenseModel[ConfigT]):
 
     def forward(self, images: Tensor, people: list[People]) -> dict[str, Tensor]:
         """Weighted losses of a batch, by name; :meth:`losses` lists them."""
-        maps = self.forward_features(images, heatmap=self.config.head.heatmap)
+        sizes = level_sizes(images.shape[-2], images.shape[-1], FPN.strides)
+        supervision = supervision_of(people, self.sigmas.device)
+        supervised = [supervised_cells(*supervision, *level) for level in zip(sizes, FPN.strides, strict=True)]
+        maps = self.forward_features(images, heatmap=self.config.head.heatmap, supervised=supervised)
         with torch.autocast(images.device.type, enabled=False):
             return self.losses(maps, people)
 
-    def forward_features(self, images: Tensor, *, heatmap: bool | None = None) -> Maps:
+    def forward_features(
+        self, images: Tensor, *, heatmap: bool | None = None, supervised: Sequence[Tensor | None] | None = None
+    ) -> Maps:
         """Run the network: (B, 3, H, W) RGB images in 0..255, any dtype, to dense predictions.
 
         Args:
             heatmap: Whether the result has the keypoint map. Default: if keypoints get their scores from it.
+            supervised: See :meth:`Head.forward`.
         """
         wanted = self.config.decode.keypoint_scores == "map" if heatmap is None else heatmap
-        maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=wanted)
+        maps: Maps = self.head(self.neck(self.backbone(images)), heatmap=wanted, supervised=supervised)
         return maps
 
     @staticmethod

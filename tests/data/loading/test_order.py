@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posefleet.data.loading.order import Order
+from posefleet.data.loading.order import Interleaving, Order
 
 shard_counts = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(sum)
 
@@ -106,3 +106,50 @@ def test_without_a_seed_the_order_is_the_stored_one() -> None:
 def test_a_window_of_zero_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="window 0: must be at least 1"):
         Order([3], 0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- several sources
+
+source_weights = st.lists(st.sampled_from([0.1, 0.25, 0.5, 1, 2, 3, 7, 11.5, 57_000, 200]), min_size=1, max_size=5)
+
+
+@given(weights=source_weights, seed=st.one_of(st.none(), st.integers(0, 99)), start=st.integers(0, 3 * 10**9))
+def test_sources_come_in_the_proportion_of_their_weights(weights: list[float], seed: int | None, start: int) -> None:
+    order = Interleaving(weights, seed)
+    sources, places = order.locate(range(start, start + 200))
+    for source, weight in enumerate(weights):
+        mine = places[sources == source]
+        assert (np.diff(mine) == 1).all()  # every place of a source once, in order
+        if len(mine):  # and as many before as its share
+            first = start + int(np.flatnonzero(sources == source)[0])
+            assert abs(mine[0] - first * weight / sum(weights)) < len(weights)
+
+
+@given(weights=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 99), block=st.integers(0, 50))
+def test_a_block_of_all_weights_has_exactly_each_share(weights: list[int], seed: int, block: int) -> None:
+    order = Interleaving(weights, seed)
+    total = sum(order.weights)
+    sources, _ = order.locate(range(block * total, (block + 1) * total))
+    assert np.bincount(sources, minlength=len(weights)).tolist() == order.weights
+
+
+@given(weights=source_weights, seed=st.integers(0, 99), data=st.data())
+def test_a_position_means_the_same_source_however_it_is_asked_for(
+    weights: list[float], seed: int, data: st.DataObject
+) -> None:
+    sources, places = Interleaving(weights, seed).locate(range(300))
+    asked = data.draw(st.lists(st.integers(0, 299), max_size=20))
+    fresh_sources, fresh_places = pickle.loads(pickle.dumps(Interleaving(weights, seed))).locate(asked)
+    assert fresh_sources.tolist() == [sources[i] for i in asked]
+    assert fresh_places.tolist() == [places[i] for i in asked]
+
+
+def test_weights_are_the_decimal_numbers_that_are_written() -> None:
+    assert Interleaving([0.7, 0.2, 0.1], 0).weights == [7, 2, 1]
+    assert Interleaving([64_115, 10_000], 0).weights == [12_823, 2_000]
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+def test_a_weight_must_be_above_zero(weight: float) -> None:
+    with pytest.raises(ValueError, match="of a source must be a number above 0"):
+        Interleaving([1, weight], 0)
