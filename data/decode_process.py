@@ -19,10 +19,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+import posefleet
 from posefleet.data.errors import DataError, NotAnImage, TooCostly, TooManyPixels
 from posefleet.data.image_limits import LIMITS, Buffer, ImageLimits
 
@@ -87,28 +89,33 @@ class _Ended(Exception):
 
 
 class _Process:
-    """One process, and the shared memory that it leaves its result in."""
+    """One process, and the shared memory in which it finds a file's bytes and leaves the pixels."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._result = tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # noqa: SIM115
-        descriptor = self._result.fileno()
+        self._shared = tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # noqa: SIM115
+        descriptor = self._shared.fileno()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "posefleet.data.decode_process", str(descriptor), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders complain about damaged files
             pass_fds=(descriptor,),
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=_environment(),
         )
-        self._read(_START_S)
+        self._ready = False
 
     def decode(self, data: Buffer, what: str, formats: Sequence[str], timeout_s: float) -> np.ndarray:
+        if not self._ready:
+            self._read(_START_S)
+            self._ready = True
         order = json.dumps({"bytes": len(data), "what": what, "formats": list(formats)}).encode() + b"\n"
         pipe = self._process.stdin
         assert pipe is not None
+        self._shared.seek(0)
+        self._shared.write(data)  # a process that does not read cannot block this, as it could a pipe
+        self._shared.flush()
         try:
             pipe.write(order)
-            pipe.write(data)
             pipe.flush()
         except OSError:
             raise _Ended("ended its process") from None
@@ -116,17 +123,17 @@ class _Process:
         if "error" in answer:
             raise _ERRORS[answer["error"]](answer["text"])
         shape = tuple(answer["shape"])
-        with mmap.mmap(self._result.fileno(), math.prod(shape), prot=mmap.PROT_READ) as memory:
+        with mmap.mmap(self._shared.fileno(), math.prod(shape), prot=mmap.PROT_READ) as memory:
             image = np.frombuffer(memory, np.uint8).reshape(shape)
             copied = image.copy()
             del image
-        self._result.truncate(0)
+        self._shared.truncate(0)
         return copied
 
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
-        for file in (self._process.stdin, self._process.stdout, self._result):
+        for file in (self._process.stdin, self._process.stdout, self._shared):
             with suppress(OSError):
                 file.close()  # type: ignore[union-attr]
 
@@ -142,7 +149,14 @@ class _Process:
         return answer
 
 
-def _serve(result: int, settings: dict[str, Any], orders: IO[bytes], answers: IO[bytes]) -> None:
+def _environment() -> dict[str, str]:
+    """This process's own environment, in which Python also finds this package where Ray put it."""
+    folder = str(Path(posefleet.__file__).parents[1])
+    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def _serve(shared: int, settings: dict[str, Any], orders: IO[bytes], answers: IO[bytes]) -> None:
     """Decode one image after the other, until ``orders`` ends."""
     import cv2
 
@@ -154,7 +168,7 @@ def _serve(result: int, settings: dict[str, Any], orders: IO[bytes], answers: IO
     _answer(answers, {})
     while line := orders.readline():
         order = json.loads(line)
-        data = orders.read(order["bytes"])
+        data = os.pread(shared, order["bytes"], 0)
         _allow_cpu(settings["cpu_s"])
         try:
             image = decode_untrusted(
@@ -170,8 +184,8 @@ def _serve(result: int, settings: dict[str, Any], orders: IO[bytes], answers: IO
             continue
         except MemoryError:
             os._exit(1)
-        os.truncate(result, image.nbytes)
-        with mmap.mmap(result, image.nbytes) as memory:
+        os.truncate(shared, image.nbytes)
+        with mmap.mmap(shared, image.nbytes) as memory:
             memory.write(image.reshape(-1).data)
         _answer(answers, {"shape": image.shape})
 

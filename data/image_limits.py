@@ -41,6 +41,13 @@ class ImageLimits:
     tiles: int = 65_536
     """Tiles or strips of an image (TIFF, JPEG 2000, AVIF, HEIC). A tile of 256 px is usual, a strip may be a row."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # of settings that hold these limits
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+
 
 LIMITS = ImageLimits()
 
@@ -80,6 +87,15 @@ def check_structure(data: Buffer, *, what: str = "image", limits: ImageLimits = 
     return _Skeleton(data, what, limits).read()
 
 
+def read_size(data: Buffer) -> int:
+    """Width times height of an image by its header, without a look at what follows; 0 where it is not found.
+
+    Raises:
+        TooCostly: The header is hidden behind more parts than a file may have.
+    """
+    return _Skeleton(data, "image", LIMITS, header_only=True).read().pixels
+
+
 _TYPE_BYTES = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8], np.int64)
 """Bytes of a value of each type of TIFF's tags."""
 
@@ -110,7 +126,8 @@ _ANIMATED = 2
 class _Skeleton:
     """One file; each method reads one format."""
 
-    def __init__(self, data: Buffer, what: str, limits: ImageLimits) -> None:
+    def __init__(self, data: Buffer, what: str, limits: ImageLimits, *, header_only: bool = False) -> None:
+        self._header_only = header_only
         self._bytes = data if isinstance(data, bytes) else bytes(data)
         self._data, self._what, self._limits = memoryview(self._bytes), what, limits
         self._parts, self._most_parts = 0, limits.parts + len(data) // 1024
@@ -172,8 +189,11 @@ class _Skeleton:
                 continue
             length = self._number(position, 2, "big")
             if kind in _FRAMES and position + 8 <= len(data):
-                height, width = self._number(position + 3, 2, "big"), self._number(position + 5, 2, "big")
+                height = max(height, self._number(position + 3, 2, "big"))
+                width = max(width, self._number(position + 5, 2, "big"))
                 coding = kind
+                if self._header_only:
+                    break
             elif kind == 0xE1 and bytes(data[position + 2 : position + 8]) == b"Exif\0\0":
                 exif += data[position + 8 : position + length]  # Pillow joins several
             elif kind == 0xED:
@@ -191,7 +211,7 @@ class _Skeleton:
                 if scans == 1 and not _has_pair(array[position:], 0xFF, 0xDA):
                     break  # no other scan: the pixels of most files need not be searched
             position += length
-        if exif:
+        if exif and not self._header_only:
             self._directories(memoryview(exif))
         return Structure("JPEG", width, height, plain=coding < 0xC9 and scans <= _USUAL_SCANS)
 
@@ -205,7 +225,9 @@ class _Skeleton:
             length, kind = self._number(position, 4, "big"), bytes(data[position + 4 : position + 8])
             body = data[position + 8 : position + 8 + length]
             if kind == b"IHDR":
-                width, height = int.from_bytes(body[:4], "big"), int.from_bytes(body[4:8], "big")
+                width, height = max(width, _big(body[:4])), max(height, _big(body[4:8]))
+                if self._header_only:
+                    break
             elif kind in (b"zTXt", b"iCCP", b"iTXt"):
                 self._unpack(kind, bytes(body))
             elif kind == b"eXIf":
@@ -270,7 +292,9 @@ class _Skeleton:
             elif kind == b"VP8L" and not found.width:
                 bits = self._number(start + 1, 4, "little")
                 found = Structure("WEBP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, plain=True)
-            elif kind == b"EXIF":
+            if found.width and self._header_only:
+                break
+            if kind == b"EXIF":
                 body = data[start : start + length]
                 self._directories(body[6:] if bytes(body[:6]) == b"Exif\0\0" else body)
             position = start + length + (length & 1)
@@ -365,6 +389,10 @@ def _tag(tags: np.ndarray, tag: int, order: str) -> int:
     )
 
 
+def _big(number: memoryview) -> int:
+    return int.from_bytes(number, "big")
+
+
 def _colours(flags: int) -> int:
     """Bytes of the colour table that a GIF's flags announce."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
@@ -382,6 +410,8 @@ def _has_pair(array: np.ndarray, first: int, second: int) -> bool:
 
 def _next_marker(array: np.ndarray, position: int) -> int | None:
     """Index of the next marker of a JPEG at or after ``position``; None if there is none."""
+    if position + 1 < len(array) and array[position] == 0xFF and _IS_MARKER[array[position + 1]]:
+        return position  # as it should be between segments
     size = 1 << 12
     while position + 1 < len(array):
         window = array[position : position + size + 1]

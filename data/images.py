@@ -55,7 +55,10 @@ def decode_image(data: Buffer, *, what: str = "image") -> np.ndarray:
     """
     if bytes(data[4:8]) == b"ftyp":  # AVIF and HEIC: OpenCV reads no HEIC, and does not turn AVIF
         return _decode_with_pillow(data, what)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
+    except cv2.error as error:  # more pixels than OpenCV reads, or than fit into memory
+        raise DataError(f"{what}: cannot decode {len(data)} bytes as an image: {error.err}") from None
     if image is None and bytes(data[:4]) in _TIFF:  # OpenCV lacks some of its compressions
         image = _decode_with_pillow(data, what)
     if image is None:
@@ -110,7 +113,7 @@ def decode_untrusted(
     most_pixels: int,
     what: str = "image",
     formats: Sequence[str] = FORMATS,
-    limits: ImageLimits = LIMITS,
+    limits: ImageLimits | None = LIMITS,
 ) -> np.ndarray:
     """:func:`decode_image` for untrusted bytes: checks structure, format and size before it allocates the pixels.
 
@@ -119,7 +122,7 @@ def decode_untrusted(
         most_pixels: Maximum width x height of an image that is decoded.
         what: Name of the image in errors.
         formats: Accepted formats, of ``FILE_FORMATS``.
-        limits: What the structure of the file may ask for.
+        limits: What the structure of the file may ask for. None: it was checked before.
 
     Returns:
         (H, W, 3) uint8.
@@ -130,7 +133,8 @@ def decode_untrusted(
         TooManyPixels: The header announces more than ``most_pixels``.
         DataError: The image is damaged, or ends too early.
     """
-    check_structure(data, what=what, limits=limits)
+    if limits is not None:
+        check_structure(data, what=what, limits=limits)
     kind, width, height = _read_header(data, what, formats)
     if width * height > most_pixels:
         raise TooManyPixels(f"{what}: {width} x {height} pixels are more than the {most_pixels:,} that are allowed")
