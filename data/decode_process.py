@@ -33,7 +33,7 @@ _ERRORS = {kind.__name__: kind for kind in (DataError, NotAnImage, TooCostly, To
 _PIXEL_BYTES, _MORE_BYTES = 32, 256 * 2**20
 """Memory that a process may take for each allowed pixel (the result, 16 bits a channel, coefficients), and besides."""
 
-_WAITS = 4
+_WAITS = 10
 """A process is killed after this many times its CPU seconds have passed, whatever it does meanwhile."""
 
 _START_S = 60.0

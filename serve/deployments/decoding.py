@@ -131,6 +131,12 @@ class Decoder:
         """Run a function in one of the threads."""
         return await asyncio.wrap_future(self._threads.submit(function, *arguments))
 
+    def close(self) -> None:
+        """End the threads and processes, once they are idle."""
+        self._threads.shutdown()
+        self._guards.shutdown()
+        self._processes.close()
+
     @contextmanager
     def _watched(self) -> Iterator[None]:
         key = threading.get_ident()
