@@ -19,3 +19,7 @@ class NotAnImage(DataError):
 
 class TooManyPixels(DataError):
     """The header of an image announces more pixels than are allowed."""
+
+
+class TooCostly(DataError):
+    """The structure of an image asks for more work than is allowed."""

@@ -66,6 +66,12 @@ CHECKS: dict[str, Check] = {
     "corrupt_image": Check(
         "error", "The image is damaged or truncated.", "Download it again; sharding skips and names it.", "image"
     ),
+    "costly_image": Check(
+        "error",
+        "The file is built so that decoding it takes far more time or memory than its pixels.",
+        "Save it again with an ordinary encoder, if you trust it; sharding skips and names it.",
+        "image",
+    ),
     "size_mismatch": Check(
         "error",
         "The image is not as large as the json says, so its annotations belong to another image.",

@@ -6,18 +6,16 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from typing import TypeAlias
 
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from posefleet.data.errors import DataError, NotAnImage, TooManyPixels
+from posefleet.data.image_limits import LIMITS, Buffer, ImageLimits, check_structure
 
 # Ray and torch run many decoding processes; OpenCV's own threads would compete with them for cores.
 cv2.setNumThreads(0)
-
-Buffer: TypeAlias = bytes | memoryview
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Formats that :func:`decode_untrusted` accepts if it is not told otherwise, as Pillow names them."""
@@ -57,7 +55,10 @@ def decode_image(data: Buffer, *, what: str = "image") -> np.ndarray:
     """
     if bytes(data[4:8]) == b"ftyp":  # AVIF and HEIC: OpenCV reads no HEIC, and does not turn AVIF
         return _decode_with_pillow(data, what)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
+    except cv2.error as error:  # more pixels than OpenCV reads, or than fit into memory
+        raise DataError(f"{what}: cannot decode {len(data)} bytes as an image: {error.err}") from None
     if image is None and bytes(data[:4]) in _TIFF:  # OpenCV lacks some of its compressions
         image = _decode_with_pillow(data, what)
     if image is None:
@@ -107,24 +108,33 @@ def _known(formats: Sequence[str]) -> list[str]:
 
 
 def decode_untrusted(
-    data: Buffer, *, most_pixels: int, what: str = "image", formats: Sequence[str] = FORMATS
+    data: Buffer,
+    *,
+    most_pixels: int,
+    what: str = "image",
+    formats: Sequence[str] = FORMATS,
+    limits: ImageLimits | None = LIMITS,
 ) -> np.ndarray:
-    """:func:`decode_image` for untrusted bytes: checks format and size before it allocates the pixels.
+    """:func:`decode_image` for untrusted bytes: checks structure, format and size before it allocates the pixels.
 
     Args:
         data: The file's bytes, or a buffer of them; the format is found from them, not from a file name.
         most_pixels: Maximum width x height of an image that is decoded.
         what: Name of the image in errors.
         formats: Accepted formats, of ``FILE_FORMATS``.
+        limits: What the structure of the file may ask for. None: it was checked before.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
+        TooCostly: The structure of the file asks for more work than ``limits`` allow.
         NotAnImage: The bytes are none of ``formats``.
         TooManyPixels: The header announces more than ``most_pixels``.
         DataError: The image is damaged, or ends too early.
     """
+    if limits is not None:
+        check_structure(data, what=what, limits=limits)
     kind, width, height = _read_header(data, what, formats)
     if width * height > most_pixels:
         raise TooManyPixels(f"{what}: {width} x {height} pixels are more than the {most_pixels:,} that are allowed")
@@ -206,11 +216,13 @@ def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
         (width, height) with EXIF orientation applied: the size that ``decode_image`` gives.
 
     Raises:
+        TooCostly: The structure of the file asks for more work than it may.
         DataError: The bytes are not an image, or a part of it is missing or damaged.
     """
     if not data:
         raise DataError(f"{what}: the file is empty")
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    check_structure(data, what=what)
     _add_heif(data, what)
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -40,7 +40,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     ) -> serve.Application:
         actor_options = {"label_selector": dict(SERVING), **options.get("ray_actor_options", {})}
         bound: serve.Application = deployment.options(name=key, **{**options, "ray_actor_options": actor_options}).bind(
-            *gateway, key, model, settings.limits.image_pixels, settings.tracking, versions
+            *gateway, key, model, settings.limits, settings.tracking, versions
         )
         return bound
 

@@ -9,7 +9,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco.source import Source, image_path
-from posefleet.data.errors import DataError
+from posefleet.data.errors import DataError, TooCostly
 from posefleet.data.images import IMAGE_ENDINGS, TURNED_ORIENTATIONS, exif_orientation, verify_image
 from posefleet.data.io.files import path_inside, printable
 
@@ -48,6 +48,8 @@ def image_fault(data: bytes, record: Mapping[str, Any]) -> Fault | None:
     """What is wrong with the content of an image file; None if nothing is. ``record`` is its entry in the json."""
     try:
         width, height = verify_image(data, record["file_name"])
+    except TooCostly as error:
+        return "costly_image", str(error)
     except DataError as error:
         return "corrupt_image", str(error)
     expected = (record["width"], record["height"])

@@ -14,17 +14,17 @@ import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from posefleet.data.errors import DataError, NotAnImage, TooManyPixels
-from posefleet.data.images import decode_untrusted, encode_jpeg
+from posefleet.data.images import encode_jpeg
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform.inference.predictor import Predictor, describe_poses
 from posefleet.platform.promotion.agreement import compare_poses
 from posefleet.platform.visualization.drawing import draw_poses
 from posefleet.serve.deployments.batching import Batcher
+from posefleet.serve.deployments.decoding import Decoder
 from posefleet.serve.deployments.errors import ErrorDetail
 from posefleet.serve.deployments.metrics import ModelMetrics, ShadowMetrics
-from posefleet.serve.deployments.settings import ServedModel
+from posefleet.serve.deployments.settings import Limits, ServedModel
 from posefleet.serve.deployments.versions import REPORT_S, ReplicaStatus, ServedVersion, ShadowStats
 
 STUCK_S = 300.0
@@ -100,13 +100,13 @@ class Replica:
     """One replica of a model or of its challenger: decodes images, predicts them in batches, follows the version."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, key: str, settings: ServedModel, max_pixels: int, tracking: str, versions: DeploymentHandle[Any]
+        self, key: str, settings: ServedModel, limits: Limits, tracking: str, versions: DeploymentHandle[Any]
     ) -> None:
         """
         Args:
             key: Key of the model at the version controller: its name, or ``NAME.challenger``.
             settings: Settings of the model.
-            max_pixels: Maximum width times height of an image.
+            limits: Those of the server.
             tracking: URI of the MLflow registry.
             versions: Handle of the version controller.
 
@@ -116,10 +116,10 @@ class Replica:
         collect_garbage_rarely()
         keep_freed_memory()
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # else each damaged upload fills the log
-        self._key, self._settings, self._max_pixels, self._tracking = key, settings, max_pixels, tracking
+        self._key, self._settings, self._tracking = key, settings, tracking
         self._versions = versions
         self._replica_id = serve.get_replica_context().replica_id.unique_id
-        self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self._decoder = Decoder(limits, threads=settings.decode_threads)
         # OpenMP keeps its number of threads per calling thread, so the network's thread has to set it for itself.
         threads = torch.get_num_threads()
         self._network = ThreadPoolExecutor(1, "network", initializer=torch.set_num_threads, initargs=(threads,))
@@ -142,11 +142,13 @@ class Replica:
         self._following = asyncio.create_task(self._follow_version())
 
     async def check_health(self) -> None:
-        """Check that the network does not hang; Ray Serve calls this regularly.
+        """Check that neither the network nor the decoder hangs; Ray Serve calls this regularly.
 
         Raises:
-            RuntimeError: A batch has been running for more than ``STUCK_S`` seconds.
+            RuntimeError: A batch has been running for more than ``STUCK_S`` seconds, or an image has been decoding for
+                more than ``decoding.STUCK_S``.
         """
+        self._decoder.check_health()
         if self._busy_since is not None and time.monotonic() - self._busy_since > STUCK_S:
             raise RuntimeError(f"a batch has been running for more than {STUCK_S:g} s; this replica must be replaced")
 
@@ -167,11 +169,18 @@ class Replica:
         loaded = self._loaded
         if loaded is None:
             return ErrorDetail("no_model", f"{self._key} has no version to serve")
-        loop = asyncio.get_running_loop()
-        decoded = await loop.run_in_executor(self._decoding, self._decode, loaded, data)
+        decoded = await self._decoder.decode(data, loaded.predictor.prepare, deadline=start + options.timeout_s)
         if isinstance(decoded, ErrorDetail):
             return decoded
-        image, views = decoded
+        image, views, pixels = decoded
+        try:
+            return await self._predict(loaded, image, views, options, start)
+        finally:
+            self._decoder.budget.release(pixels)
+
+    async def _predict(
+        self, loaded: _Loaded, image: np.ndarray, views: list[Sample], options: PredictOptions, start: float
+    ) -> PredictResult | ErrorDetail:
         ready = time.monotonic()
         job = _Job(loaded, views, start + options.timeout_s)
         # Only images of one padded shape share a batch, so that none is padded because of another.
@@ -182,9 +191,7 @@ class Replica:
         for stage, seconds in times.items():
             self._metrics.stage.observe(1e3 * seconds, {"stage": stage})
         share_ms = 1e3 * times["predict"] / job.batch_size
-        return await loop.run_in_executor(
-            self._decoding, self._describe, loaded, image, poses, options, times, share_ms
-        )
+        return await self._decoder.run(self._describe, loaded, image, poses, options, times, share_ms)
 
     async def shadow(self, data: bytes, champion: PredictResult) -> None:
         """Predict a live image as challenger and add how far the poses agree with the champion's to the statistics."""
@@ -226,17 +233,6 @@ class Replica:
         self._shadow_stats[pair] = self._shadow_stats[pair] + stats if pair in self._shadow_stats else stats
 
     # ------------------------------------------------------------------------------------------------ stages
-
-    def _decode(self, loaded: _Loaded, data: bytes) -> tuple[np.ndarray, list[Sample]] | ErrorDetail:
-        try:
-            image = decode_untrusted(data, most_pixels=self._max_pixels)
-        except NotAnImage as error:
-            return ErrorDetail("not_an_image", str(error))
-        except TooManyPixels as error:
-            return ErrorDetail("too_many_pixels", str(error))
-        except DataError as error:
-            return ErrorDetail("damaged_image", str(error))
-        return image, loaded.predictor.prepare(image)
 
     async def _predict_batch(self, jobs: list[_Job]) -> list[Poses | Exception | None]:
         """Return the poses of each job, or the error it raised; None where its deadline is over."""

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from posefleet.data.image_limits import LIMITS, ImageLimits
+
 TOKEN, TOKEN_FILE = "POSEFLEET_TOKEN", "POSEFLEET_TOKEN_FILE"
 """Environment variables of the server: the bearer token, or the path of the file that holds it."""
 
@@ -82,6 +84,20 @@ class Limits(_Settings):
     """Maximum size of a request body, bytes. An ingress holds that much memory for each upload."""
     image_pixels: int = Field(50_000_000, ge=1)
     """Maximum width times height of an image. It is read from the header, before anything is decoded."""
+    request_pixels: int | None = Field(None, ge=1)
+    """Maximum width times height of all images of a request together, read from their headers; more gets 413. A pixel
+    takes 3 bytes once it is decoded, and up to 12 while it is. None: twice ``image_pixels``."""
+    replica_pixels: int | None = Field(None, ge=1)
+    """Maximum width times height of all images that a replica holds at a time; a further one gets 503 with Retry-After
+    before it is decoded. Lower it for replicas with little memory. None: four times ``image_pixels``."""
+    decode_processes: int = Field(1, ge=1, le=64)
+    """Processes of a replica that decode unusual images: animated PNG and WebP, JPEG of more than 20 scans. They are
+    started when the first one comes, take 90 MB each, and are killed when an image overruns."""
+    decode_cpu_s: float = Field(5.0, gt=0)
+    """CPU seconds that decoding an unusual image may take, rounded up; then its process is killed. An ordinary image of
+    50 megapixels takes 0.3 to 1 s."""
+    structure: ImageLimits = LIMITS
+    """What the structure of an image file may ask for: scans, texts, directories; see ``data/image_limits.py``."""
     images: int = Field(16, ge=1, le=1000)
     """Maximum number of images in a multipart request."""
     upload_s: float = Field(15.0, gt=0)
@@ -90,6 +106,15 @@ class Limits(_Settings):
     """A request without an answer after this many seconds gets status 504, and its work is dropped."""
     reload_s: float = Field(120.0, gt=0)
     """How long a reload waits until every replica serves the new version, seconds; then all go back to the old one."""
+
+    @model_validator(mode="after")
+    def _an_image_has_room(self) -> "Limits":
+        for name in ("request_pixels", "replica_pixels"):
+            if (most := getattr(self, name)) is not None and most < self.image_pixels:
+                raise ValueError(
+                    f"{name} {most} must be at least image_pixels ({self.image_pixels}), or no image of that size fits"
+                )
+        return self
 
 
 class Access(_Settings):

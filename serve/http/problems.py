@@ -17,6 +17,7 @@ REASONS: dict[str, int] = {
     "not_an_image": 415,
     "wrong_content_type": 415,
     "damaged_image": 422,
+    "too_costly": 422,
     "bad_request": 422,
     "internal": 500,
     "reload_failed": 502,

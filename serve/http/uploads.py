@@ -1,13 +1,15 @@
 """Reads the images of a request: its body, or the files of a multipart form. Nothing is decoded here."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from posefleet.data.errors import TooCostly
+from posefleet.data.image_limits import read_size
 from posefleet.serve.deployments.errors import ApiError
 from posefleet.serve.deployments.settings import Limits
 
@@ -44,12 +46,29 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
     try:
         async with asyncio.timeout(limits.upload_s):
             if kind == "multipart/form-data":
-                return await _read_form(request, limits)
-            return [Upload(b"".join([chunk async for chunk in _read_body(request, limits)]))]
+                uploads = await _read_form(request, limits)
+            else:
+                uploads = [Upload(b"".join([chunk async for chunk in _read_body(request, limits)]))]
     except TimeoutError:
         raise ApiError("slow_upload", f"the body did not arrive within {limits.upload_s:g} s") from None
     except ClientDisconnect:
         raise ApiError("slow_upload", "the client disconnected before its body had arrived") from None
+    _check_pixels(uploads, limits)
+    return uploads
+
+
+def _check_pixels(uploads: Sequence[Upload], limits: Limits) -> None:
+    """Refuse images that have too many pixels together, by their headers; each one alone is the replica's to refuse."""
+    most = limits.request_pixels or 2 * limits.image_pixels
+    try:
+        pixels = sum(read_size(upload.data) for upload in uploads) if len(uploads) > 1 else 0
+    except TooCostly:
+        return  # the replica says which image, and why
+    if pixels > most:
+        raise ApiError(
+            "too_many_pixels",
+            f"{len(uploads)} images of {pixels:,} pixels together are more than the {most:,} of a request; send fewer",
+        )
 
 
 async def _read_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:

@@ -9,9 +9,11 @@ import re
 import socket
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import browser
+import hostile_images
 import numpy as np
 import pytest
 import ray
@@ -171,6 +173,7 @@ def test_models_are_listed_with_their_version(server: Server) -> None:
     trusted = server.get("/v1/models", Authorization=f"Bearer {TOKEN}").json["models"][0]
     assert trusted["data"] == "d" * 64 and trusted["checkpoint"] == "models:/pose/1" and trusted["step"] == 6
     assert first["keypoint_set"] == COCO17.as_dict()
+    assert server.request("HEAD", "/healthz").status == 200
     assert server.get("/healthz").json == {"status": "ok"} and server.get("/readyz").json == {"status": "ready"}
 
 
@@ -284,6 +287,27 @@ def test_a_hundred_slow_uploads_do_not_block_others(server: Server, photographs:
     assert set(statuses) == {b"408"}
     for connection in slow:
         connection.close()
+
+
+def test_hostile_images_hold_up_nobody(server: Server, photographs: list[bytes]) -> None:
+    scans = hostile_images.empty_scans(13_000, 1_900)
+    texts = hostile_images.png(after=hostile_images.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(7_000_000), 9)) * 200)
+    comments = hostile_images.REFUSED["GIF of many comments"]()
+    animated = hostile_images.apng(40, 200)
+
+    def send(data: bytes) -> tuple[int, str | None]:
+        answer = server.post("/v1/poses", data)
+        return answer.status, answer.json.get("reason")
+
+    bodies = [scans, texts, comments, animated, photographs[0]] * 4
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        answers = list(clients.map(send, bodies))
+    refused, answered = (422, "too_costly"), (200, None)
+    assert answers == [refused, refused, refused, answered, answered] * 4
+    body, kind = form([(f"{index}.png", hostile_images.png(size=(1_900, 1_900))) for index in range(4)])
+    answer = server.post("/v1/poses", body, Content_Type=kind)
+    assert (answer.status, answer.json["reason"]) == (413, "too_many_pixels")
+    assert server.running("pose") == 2
 
 
 def test_unknown_addresses_give_problem_details(server: Server) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_images
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +86,7 @@ FAULTS: list[tuple[str, int | None, Callable[[Any], object]]] = [
     ("missing_image", 6, lambda c: [file.unlink() for file in c.folder.iterdir()]),
     ("corrupt_image", 1, lambda c: image_file(c).write_bytes(image_file(c).read_bytes()[:1000])),
     ("corrupt_image", 1, lambda c: image_file(c).write_text("not an image")),
+    ("costly_image", 1, lambda c: image_file(c).write_bytes(hostile_images.empty_scans(200))),
     ("corrupt_image", 1, lambda c: image_file(c).write_bytes(b"")),
     ("image_outside_folder", 1, lambda c: c.images[0].update(file_name="../../etc/passwd")),
     ("image_outside_folder", 1, lambda c: c.images[0].update(file_name="/etc/passwd")),

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from small_settings import small_settings, untrained_checkpoint
 
+from posefleet.data.errors import DataError
 from posefleet.data.images import encode_image
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.platform.inference.predictor import Predictor
+from posefleet.serve.deployments import decoding
 from posefleet.serve.deployments import replica as module
 from posefleet.serve.deployments.errors import ErrorDetail
 from posefleet.serve.deployments.replica import PredictOptions, PredictResult, Replica
-from posefleet.serve.deployments.settings import ServedModel
+from posefleet.serve.deployments.settings import Limits, ServedModel
 from posefleet.serve.deployments.versions import ReplicaStatus, ServedVersion
 
 
@@ -64,10 +66,10 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
     return shapes
 
 
-async def start_replica(version: ServedVersion | None, **settings: Any) -> Any:
+async def start_replica(version: ServedVersion | None, limits: Limits | None = None, **settings: Any) -> Any:
     served = ServedModel(name="pose", source="runs/a", score_threshold=0.0, warm_up=(), **settings)
     replica = object.__new__(Replica)
-    await replica.__init__("pose", served, 1_000_000, "", Controller(version))
+    await replica.__init__("pose", served, limits or Limits(image_pixels=1_000_000), "", Controller(version))
     return replica
 
 
@@ -183,3 +185,65 @@ def test_a_network_that_hangs_is_unhealthy(
         request.cancel()
 
     asyncio.run(run())
+
+
+def test_the_pixels_of_an_image_are_in_use_until_it_is_answered(
+    version: ServedVersion, batches: list[list[tuple[int, int]]], photographs: list[bytes]
+) -> None:
+    area = 96 * 128
+    limits = Limits(image_pixels=area, replica_pixels=2 * area)
+
+    async def run() -> tuple[list[Any], list[int]]:
+        replica = await start_replica(version, limits, batching={"size": 8, "wait_ms": 0})
+        budget, used = replica._decoder.budget, []
+        async with replica._network_lock:  # the network is busy
+            tasks = [asyncio.create_task(replica.predict(data, PredictOptions(60.0))) for data in photographs[:4]]
+            for _ in range(6_000):
+                if sum(task.done() for task in tasks) == 2:
+                    break
+                await asyncio.sleep(0.01)
+            used.append(budget.used)
+            waiting = next(task for task in tasks if not task.done())
+            waiting.cancel()  # its client has left
+            await asyncio.wait([waiting])
+            used.append(budget.used)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        used.append(budget.used)
+        return results, used
+
+    results, used = asyncio.run(run())
+    kinds = [getattr(result, "reason", type(result).__name__) for result in results]
+    assert sorted(kinds) == ["CancelledError", "PredictResult", "busy", "busy"]
+    assert used == [2 * area, area, 0]
+
+
+def test_a_decoder_that_hangs_is_unhealthy(
+    version: ServedVersion,
+    batches: list[list[tuple[int, int]]],
+    photographs: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hangs, release = threading.Event(), threading.Event()
+    monkeypatch.setattr(decoding, "STUCK_S", 0.1)
+
+    def stuck(data: bytes, **_: Any) -> Any:
+        hangs.set()
+        release.wait(120)
+        raise DataError("released")
+
+    monkeypatch.setattr(decoding, "decode_untrusted", stuck)
+
+    async def run() -> Any:
+        replica = await start_replica(version)
+        await replica.check_health()
+        request = asyncio.create_task(replica.predict(photographs[0], PredictOptions(60.0)))
+        await asyncio.to_thread(hangs.wait, 120)
+        await asyncio.sleep(0.2)
+        with pytest.raises(RuntimeError, match="image has been decoding"):
+            await replica.check_health()
+        release.set()
+        result = await request
+        await replica.check_health()
+        return result
+
+    assert asyncio.run(run()) == ErrorDetail("damaged_image", "released")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import hostile_images
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -173,6 +174,29 @@ def test_a_form_in_a_usual_charset_is_read(charset: str) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="i"; filename="a"\r\n\r\nx\r\n--b--\r\n'
     headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
     assert client_of(Handle(answer_at_once)).post("/v1/poses", content=body, headers=headers).status_code == 200
+
+
+def png_of(width: int, height: int) -> bytes:
+    return hostile_images.png(size=(width, height), pixels=b"none")
+
+
+def test_images_that_are_too_many_pixels_together_get_413_before_a_replica_sees_them() -> None:
+    handle = Handle(answer_at_once)
+    client = client_of(handle, image_pixels=10_000, request_pixels=25_000)
+
+    def send(*sizes: tuple[int, int]) -> Any:
+        return client.post("/v1/poses", files=[("image", ("a.png", png_of(*size))) for size in sizes])
+
+    assert send((100, 100), (100, 100), (50, 100)).status_code == 200
+    answer = send((100, 100), (100, 100), (50, 101))
+    assert (answer.status_code, answer.json()["reason"]) == (413, "too_many_pixels")
+    assert "3 images of 25,050 pixels together are more than the 25,000 of a request" in answer.json()["detail"]
+    assert len(handle.responses) == 3
+    default = client_of(Handle(answer_at_once), image_pixels=10_000)
+    files = [("image", ("a.jpg", hostile_images.encoded(kind, (90, 90)))) for kind in ("JPEG", "GIF", "WEBP", "BMP")]
+    assert default.post("/v1/poses", files=files[:2]).status_code == 200
+    assert default.post("/v1/poses", files=files[:3]).status_code == 413
+    assert default.post("/v1/poses", files=files[1:]).status_code == 413
 
 
 def test_an_image_whose_replica_dies_is_sent_again() -> None:
