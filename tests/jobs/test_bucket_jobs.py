@@ -92,7 +92,7 @@ def test_from_coco_to_poses_without_a_file_on_this_machine(
     assert "nothing was left to predict" in capsys.readouterr().out and object_store.objects() == before
     made = {path.removeprefix("bucket/all/poses/short/") for path in before if "/poses/short/" in path}
     assert {path for path in made if "/" not in path} == {
-        "poses.parquet", "images.parquet", "results.json", "bad_images.json", "summary.json",
+        "poses.parquet", "images.parquet", "results.json", "bad_images.json", "other_files.json", "summary.json",
     }  # fmt: skip
     assert len([path for path in made if path.startswith("overlays/")]) == 7
 

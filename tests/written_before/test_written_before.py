@@ -127,7 +127,8 @@ def test_a_checkpoint_predicts_and_scores_what_it_did(
     result = evaluate(predictor.model, meta.experiment, LocalWorker(device="cpu"))
     assert result is not None and meta.metrics["AP"] >= 0
     now = result.as_dict()
-    assert {name: now[name] for name in meta.metrics} == pytest.approx(meta.metrics, abs=1e-6, nan_ok=True)
+    # Networks of two steps find poses whose scores differ by rounding only: on another processor their order differs.
+    assert {name: now[name] for name in meta.metrics} == pytest.approx(meta.metrics, abs=1e-3, nan_ok=True)
 
 
 class Sink:

@@ -29,8 +29,9 @@ _DAMAGED = (
 )
 """What PyTorch raises besides ``UnpicklingError`` and ``RuntimeError`` when bytes of a file are not those written."""
 
-_MOST_SHARING = 8
-"""How many tensors may show the same stored bytes, on average; tied weights are stored once and shown twice."""
+_MOST_SHARING, _HARMLESS = 8, 64 * 2**20
+"""How many tensors may show the same stored bytes, on average (tied weights are stored once and shown twice), and how
+many bytes may be shown whatever is stored."""
 
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -68,9 +69,9 @@ def read_tensors(file: str | Path | IO[bytes], what: str = "") -> dict[str, Any]
 
 
 def _check_storage(stored: Any, what: str) -> None:
-    """Raise ``ValueError`` unless all tensors are as large as what is stored of them.
+    """Raise ``ValueError`` if tensors are much larger than what is stored of them.
 
-    A tensor whose strides are 0 shows one stored number as many times as it likes: the first copy of it would take
+    A tensor whose strides are 0 shows one stored number as many times as it likes: the first copy of it could take
     terabytes.
     """
     waiting, storages, shown = [stored], dict[int, int](), 0
@@ -86,7 +87,7 @@ def _check_storage(stored: Any, what: str) -> None:
             storages[storage.data_ptr()] = storage.nbytes()
             size = value.numel() * value.element_size()
             shown += size
-            if size > storage.nbytes():
+            if size > max(storage.nbytes(), _HARMLESS):
                 raise ValueError(
                     f"{what} is refused: a tensor of shape {tuple(value.shape)} and strides {value.stride()} takes "
                     f"{size:,} bytes, of which it stores {storage.nbytes():,}"
@@ -96,7 +97,7 @@ def _check_storage(stored: Any, what: str) -> None:
                 continue
             seen.add(id(value))
             waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
-    if shown > _MOST_SHARING * sum(storages.values()):
+    if shown > max(_MOST_SHARING * sum(storages.values()), _HARMLESS):
         raise ValueError(
             f"{what} is refused: its tensors take {shown:,} bytes, of which it stores {sum(storages.values()):,}"
         )
