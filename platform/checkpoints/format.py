@@ -28,7 +28,7 @@ from posefleet.data.errors import DataError
 from posefleet.data.io.files import PIECE, read_json
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import choose_schema
-from posefleet.models.parts.layers.safe_load import read_tensors
+from posefleet.models.parts.layers.safe_load import check_storage, read_tensors
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
 from posefleet.platform.runtime.errors import PlatformError
@@ -163,9 +163,11 @@ def read_state(path: str) -> dict[str, Any]:
         CheckpointError: The file is missing or damaged, or holds more than tensors and plain values.
     """
     try:
-        return read_tensors(io.BytesIO(_read_file(path, STATE)), f"{path}/{STATE}")
+        state = read_tensors(io.BytesIO(_read_file(path, STATE)), f"{path}/{STATE}")
+        check_storage(state, f"{path}/{STATE}")
     except ValueError as error:
         raise CheckpointError(str(error)) from None
+    return state
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

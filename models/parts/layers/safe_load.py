@@ -29,9 +29,8 @@ _DAMAGED = (
 )
 """What PyTorch raises besides ``UnpicklingError`` and ``RuntimeError`` when bytes of a file are not those written."""
 
-_MOST_SHARING, _HARMLESS = 8, 64 * 2**20
-"""How many tensors may show the same stored bytes, on average (tied weights are stored once and shown twice), and how
-many bytes may be shown whatever is stored."""
+_MOST_SHARING = 8
+"""How many tensors may show the same stored bytes, on average; tied weights are stored once and shown twice."""
 
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -64,15 +63,14 @@ def read_tensors(file: str | Path | IO[bytes], what: str = "") -> dict[str, Any]
         raise ValueError(f"{what} is refused: it is compressed, as torch.save never writes it; save it with torch.save")
     if not isinstance(stored, dict):
         raise ValueError(f"{what} holds a {type(stored).__name__}, expected a dictionary of tensors")
-    _check_storage(stored, what)
     return stored
 
 
-def _check_storage(stored: Any, what: str) -> None:
+def check_storage(stored: Any, what: str) -> None:
     """Raise ``ValueError`` if tensors are much larger than what is stored of them.
 
     A tensor whose strides are 0 shows one stored number as many times as it likes: the first copy of it could take
-    terabytes.
+    terabytes. Whoever compares shapes before anything is copied need not call this.
     """
     waiting, storages, shown = [stored], dict[int, int](), 0
     seen: set[int] = set()
@@ -87,7 +85,7 @@ def _check_storage(stored: Any, what: str) -> None:
             storages[storage.data_ptr()] = storage.nbytes()
             size = value.numel() * value.element_size()
             shown += size
-            if size > max(storage.nbytes(), _HARMLESS):
+            if size > storage.nbytes():
                 raise ValueError(
                     f"{what} is refused: a tensor of shape {tuple(value.shape)} and strides {value.stride()} takes "
                     f"{size:,} bytes, of which it stores {storage.nbytes():,}"
@@ -97,7 +95,7 @@ def _check_storage(stored: Any, what: str) -> None:
                 continue
             seen.add(id(value))
             waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
-    if shown > max(_MOST_SHARING * sum(storages.values()), _HARMLESS):
+    if shown > _MOST_SHARING * sum(storages.values()):
         raise ValueError(
             f"{what} is refused: its tensors take {shown:,} bytes, of which it stores {sum(storages.values()):,}"
         )
