@@ -228,14 +228,22 @@ def verify_image(data: bytes, what: str = "image") -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             width, height = image.size
-            if image.format not in ("JPEG", "PNG"):
+            if image.format not in ("JPEG", "PNG") or _has_exif(image):
                 height, width, _ = decode_image(data, what=what).shape  # decoders differ in what they read and turn
                 return width, height
     except UnidentifiedImageError as error:
         raise DataError(f"{what}: {len(data)} bytes that are not an image") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{what}: damaged image: {error}") from error
-    return (height, width) if exif_orientation(data) in TURNED_ORIENTATIONS else (width, height)
+    return width, height
+
+
+def _has_exif(image: Image.Image) -> bool:
+    """Whether an image has EXIF, also broken EXIF, which decoders read differently."""
+    try:
+        return bool(image.getexif())
+    except (SyntaxError, ValueError, TypeError):
+        return True
 
 
 def exif_orientation(data: bytes) -> int:

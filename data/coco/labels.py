@@ -61,7 +61,7 @@ class Labels:
             [a["id"] for a in annotations],
             [a["image_id"] for a in annotations],
             sizes.astype(np.float64),
-            _floats([a.get("keypoints") or nothing for a in annotations]).reshape(-1, keypoints, 3),
+            _floats([a.get("keypoints") or nothing for a in annotations]).reshape(len(annotations), keypoints, 3),
             boxes,
             np.where(unknown, AREA_OF_BOX * boxes[:, 2] * boxes[:, 3], areas),
             np.array([bool(a.get("iscrowd")) for a in annotations], bool),

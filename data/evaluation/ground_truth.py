@@ -5,6 +5,7 @@ Coordinates are float64 pixels of the original images, as in COCO's own evaluati
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ import torch
 
 from posefleet.data.coco.annotations import Annotation, area_of
 from posefleet.data.coco.reader import Reader
-from posefleet.data.errors import DataError
+from posefleet.data.errors import DataError, NoSchema
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 
@@ -55,12 +56,19 @@ class GroundTruth:
 
     @classmethod
     def from_coco(
-        cls, source: str | Path | Mapping[str, Any], *, category: Sequence[str] = (), allow_errors: bool = False
+        cls,
+        source: str | Path | Mapping[str, Any],
+        schema: KeypointSchema | None = None,
+        *,
+        category: Sequence[str] = (),
+        allow_errors: bool = False,
     ) -> Self:
         """Read COCO annotations, from a json file (any fsspec path) or already loaded.
 
         Args:
             source: The file, or its content.
+            schema: Keypoints of the annotations. None: those that the file names; if it names none, as many as the
+                first person has.
             category: Names of the categories that are read; empty: the only one that can be meant.
             allow_errors: Leave out the records that have errors, instead of refusing the file.
 
@@ -75,8 +83,10 @@ class GroundTruth:
                 crowd_index[image["id"]] = image["crowdIndex"]
 
         reader = Reader(source, category=category, take_image=take_image)
+        with suppress(NoSchema):
+            schema = schema or reader.schema()
         taken: list[tuple[int, Annotation]] = []
-        undone = set(reader.read_people(None, lambda place, person, _: taken.append((place, person))))
+        undone = set(reader.read_people(schema, lambda place, person, _: taken.append((place, person))))
         reader.check(allow_errors=allow_errors)
         people: list[list[Annotation]] = [[] for _ in reader.image_ids]
         for number, (place, person) in enumerate(taken):

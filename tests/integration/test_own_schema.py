@@ -113,6 +113,36 @@ def test_a_model_meets_only_data_of_its_keypoints(
         predict_images(list_images(str(people_coco), split="val2017"), str(tmp_path / "p"), checkpoint, parallel=False)
 
 
+def test_what_is_left_out_stands_beside_the_scores(
+    dogs: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((dogs / "annotations" / "person_keypoints_val.json").read_text())
+    content["images"].append({"id": 3, "file_name": "gone.jpg", "width": 64, "height": 64})
+    content["annotations"].append({**content["annotations"][0], "id": 3, "image_id": 3})
+    content["annotations"].append({**content["annotations"][1], "id": 4, "iscrowd": "0"})
+    (tmp_path / "val").symlink_to(dogs / "val")
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    arguments = ["--checkpoint", checkpoint, "--source", str(tmp_path / "val.json"), "--split", "val"]
+    for allowed, refusal in (
+        ([], 'annotation 4 of image 2: iscrowd "0", expected 0 or 1'),
+        (["--allow-errors"], "1 of 3 images are not in"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate([*arguments, *allowed])
+        assert refusal in capsys.readouterr().err
+    out = str(tmp_path / "results.json")
+    assert evaluate([*arguments, "--allow-errors", "--allow-missing", "--category", "dog", "--out", out]) == 0
+    notes = json.loads((tmp_path / "results.metrics.json").read_text())["notes"]
+    printed = capsys.readouterr().out
+    for note in (
+        "categories: dog (id 1), named with --category",
+        "1 annotation left out, bad_annotation_record: 4",
+        "gone.jpg: their people count as missed",
+    ):
+        assert note in printed and any(note in line for line in notes)
+    assert "people   3: " in printed and "images   3: " in printed  # as COCO counts
+
+
 def test_animals_of_17_keypoints_are_not_sharded_as_people(
     dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
