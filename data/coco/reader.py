@@ -391,34 +391,36 @@ class _People:
         self._with_people[places] = True
         if self._take_labels:
             self._take_labels(labels, np.array(places, np.int64))
-        counts = labels.labelled.sum(1).tolist()
+        labelled = labels.labelled.any(1)
         given = np.array([-1 if a.get("num_keypoints") is None else a["num_keypoints"] for a in people], np.int64)
         marked = np.count_nonzero(labels.keypoints[..., 2] > 0, 1)
+        findings = self._findings
         for row in np.flatnonzero((given >= 0) & (given != marked)).tolist():
-            what = f"{labels.describe(row)}: says {given[row]}, has {marked[row]}"
-            self._findings.add("wrong_num_keypoints", what)
-        self._findings.add("no_area", count=sum(annotation.get("area") is None for annotation in people))
+            findings.add("wrong_num_keypoints", f"{labels.describe(row)}: says {given[row]}, has {marked[row]}")
+        for row in np.flatnonzero(((labels.boxes[:, 2:].min(1) <= 0) | (labels.areas <= 0)) & ~labelled).tolist():
+            what = f"{labels.describe(row)}: {labels.box(row)}, area {labels.areas[row]:g}"
+            findings.add("bad_box_unlabelled", what)
+        findings.add("no_area", count=sum(annotation.get("area") is None for annotation in people))
+        findings.add("crowd", count=int(labels.crowd.sum()))
+        findings.add("unlabelled", count=int((~labelled & ~labels.crowd).sum()))
         self._taken_ids.extend(labels.annotation_ids)
-        for row, (annotation, place) in enumerate(zip(people, places, strict=True)):
+        for row, (annotation, place, has_keypoints) in enumerate(zip(people, places, labelled.tolist(), strict=True)):
             outline = None
-            if not counts[row]:
-                outline = self._check_unlabelled(annotation, place, labels, row)
+            if not has_keypoints:
+                outline = self._outline(annotation, place)
             elif not isinstance(annotation.get("segmentation"), list | dict | None):
-                self._findings.add("bad_segmentation", f"{labels.describe(row)}: {annotation['segmentation']!r:.60}")
+                findings.add("bad_segmentation", f"{labels.describe(row)}: {annotation['segmentation']!r:.60}")
             self._take(place, annotation, outline)
 
-    def _check_unlabelled(self, annotation: Annotation, place: int, labels: Labels, row: int) -> str | None:
-        """Check what matters of a crowd or a person without keypoints, and return the outline."""
-        findings, what = self._findings, labels.describe(row)
-        findings.add("crowd" if labels.crowd[row] else "unlabelled")
+    def _outline(self, annotation: Annotation, place: int) -> str | None:
+        """The outline of a crowd or a person without keypoints, which is checked."""
         outline, fault = outline_of(annotation, self._reader.size(place))
         if fault:
-            findings.add("bad_segmentation", f"{what}: {fault}")
+            what = f"annotation {annotation['id']} of image {annotation['image_id']}"
+            self._findings.add("bad_segmentation", f"{what}: {fault}")
             self._reader.bad_segmentations[place] += 1
         elif outline is None:
-            findings.add("no_segmentation")
-        if labels.boxes[row, 2:].min() <= 0 or labels.areas[row] <= 0:
-            findings.add("bad_box_unlabelled", f"{what}: {labels.box(row)}, area {labels.areas[row]:g}")
+            self._findings.add("no_segmentation")
         return outline
 
     def finish(self) -> list[int]:

@@ -129,9 +129,10 @@ class _Packing:
         places = np.array(self._places, np.int64)
         order = np.argsort(places, kind="stable")  # each image, then its people in the order of the file
         order = order[~np.isin(order, undone)] if undone else order
+        numbers = order + self._images  # of their pieces
         records, starts = _Pieces(), np.searchsorted(places[order], np.arange(len(reader.rows) + 1))
         for row, start, end in zip(reader.rows.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            people = (order[start:end] + self._images).tolist()
+            people = numbers[start:end].tolist()
             records.add(b"%b%b]}" % (self._pieces.read(row), b",".join(map(self._pieces.read, people))))
         return CocoSplit(reader.image_ids, records, reader.bad_segmentations, reader.left_out, reader.categories.why)
 
