@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from posefleet.data.shards.build import ShardingResult
 
 MAX_SKIPPED_SHOWN = 20
-MAX_OTHER_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +155,10 @@ def _summary(result: "ShardingResult", root: str) -> str:
         lines += [f"    {image['reason']}: {image['detail']}" for image in manifest.skipped[:MAX_SKIPPED_SHOWN]]
         if len(manifest.skipped) > MAX_SKIPPED_SHOWN:
             lines.append(f"    ... all of them are in {root}/manifest.json")
-    for code, paths in result.other_files.items():
-        more = f" and {len(paths) - MAX_OTHER_SHOWN:,} more" if len(paths) > MAX_OTHER_SHOWN else ""
+    for code, found in result.other_files.items():
+        more = f" and {found.count - len(found.first):,} more" if found.count > len(found.first) else ""
         what = "other images of the folder" if code == "unlisted_image" else "files of the folder that are no images"
-        lines.append(f"  {len(paths):,} {what}, which are not read: {', '.join(paths[:MAX_OTHER_SHOWN])}{more}")
+        lines.append(f"  {found.count:,} {what}, which are not read: {', '.join(found.first)}{more}")
     if result.shards_written:
         speed = result.samples_written / result.seconds
         lines.append(f"  wrote {result.shards_written} shards in {result.seconds:.1f} s, {speed:,.0f} images/s")

@@ -2,10 +2,14 @@
 
 import os
 import stat
+from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco.source import Source, image_path
@@ -15,6 +19,10 @@ from posefleet.data.io.files import path_inside, printable
 
 Fault = tuple[str, str]
 """Code of ``findings.CHECKS``, and details that name the file."""
+
+
+MOST_NAMED = 5
+"""Other files of each kind that are named."""
 
 
 def read_image(fs: Any, source: Source, record: Mapping[str, Any]) -> tuple[bytes, Fault | None]:
@@ -61,22 +69,51 @@ def image_fault(data: bytes, record: Mapping[str, Any]) -> Fault | None:
     return "size_mismatch", sizes
 
 
-def other_files(source: Source, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The files of the image folder that are none of the images ``names``: code of ``findings.CHECKS``, and path.
+@dataclass(slots=True)
+class OtherFiles:
+    """Files of one kind in an image folder that are none of its images."""
 
-    Remote folders are not listed, as that takes a request for every thousand files.
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    """Paths of the first by alphabet, at most ``MOST_NAMED``."""
+
+    def add(self, path: str) -> None:
+        """Count one more."""
+        self.count += 1
+        insort(self.first, path)
+        del self.first[MOST_NAMED:]
+
+
+def other_files(source: Source, names: Iterable[str]) -> dict[str, OtherFiles]:
+    """The files of the image folder that are none of the images ``names``, by code of ``findings.CHECKS``.
+
+    Eight bytes an image are kept in memory. Remote folders are not listed, as that takes many requests.
     """
+    found: dict[str, OtherFiles] = {}
     fs, folder = fsspec.core.url_to_fs(source.image_folder)
     if not isinstance(fs, LocalFileSystem):
-        return
-    listed = {os.path.normpath(source.names(name)) for name in names}
+        return found
+    marks = np.sort(np.fromiter((hash(os.path.normpath(source.names(name))) for name in names), np.int64))
     annotations = source.annotation_file.removeprefix("file://")
-    for place, _, files in os.walk(folder):
-        for file in sorted(files):
-            path = os.path.relpath(os.path.join(place, file), folder)
-            if path not in listed and os.path.join(place, file) != annotations:
-                is_image = os.path.splitext(file)[1].lower() in IMAGE_ENDINGS and not file.startswith(".")
-                yield "unlisted_image" if is_image else "other_file", printable(path)
+    for entry in _files_in(folder):
+        path = os.path.relpath(entry.path, folder)
+        place = np.searchsorted(marks, hash(path))
+        if (place == len(marks) or marks[place] != hash(path)) and entry.path != annotations:
+            is_image = os.path.splitext(path)[1].lower() in IMAGE_ENDINGS and not entry.name.startswith(".")
+            found.setdefault("unlisted_image" if is_image else "other_file", OtherFiles()).add(printable(path))
+    return found
+
+
+def _files_in(folder: str) -> Iterator["os.DirEntry[str]"]:
+    """The files of a folder and of all folders in it, as the disk lists them; links to folders are not followed."""
+    waiting = [folder]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not entry.is_dir():
+                    yield entry
 
 
 def file_sizes(source: Source) -> Callable[[str], int]:

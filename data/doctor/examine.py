@@ -109,5 +109,8 @@ def _check_images(reader: Reader, source: Source, findings: Findings, workers: i
         for fault in track(faults, "images", total=len(reader.rows), console=console, disable=not shown):
             if fault:
                 findings.add(*fault)
-    for code, path in other_files(source, (reader.file_name(place) for place in range(len(reader.image_ids)))):
-        findings.add(code, path)
+    names = (reader.file_name(place) for place in range(len(reader.image_ids)))
+    for code, found in other_files(source, names).items():
+        for path in found.first:
+            findings.add(code, path)
+        findings.add(code, count=found.count - len(found.first))

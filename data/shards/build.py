@@ -18,7 +18,7 @@ import fsspec
 from rich.console import Console
 from rich.progress import track
 
-from posefleet.data.coco.image_files import other_files, read_image
+from posefleet.data.coco.image_files import OtherFiles, other_files, read_image
 from posefleet.data.coco.records import Record, count_people
 from posefleet.data.coco.source import Source
 from posefleet.data.coco.split import read_coco
@@ -65,7 +65,7 @@ class ShardingResult:
     """Samples in ``shards_written``."""
     seconds: float
     """Duration of the run."""
-    other_files: dict[str, list[str]] = field(default_factory=dict)
+    other_files: dict[str, OtherFiles] = field(default_factory=dict)
     """Files of the image folder that the annotations do not list, by code of ``findings.CHECKS``."""
 
 
@@ -106,9 +106,7 @@ def shard_coco(
     """
     start = time.perf_counter()
     split = read_coco(source.annotation_file, schema, category=category, allow_errors=allow_errors)
-    other: dict[str, list[str]] = {}
-    for code, path in other_files(source, (record["file_name"] for record in split.records())):
-        other.setdefault(code, []).append(path)
+    other = other_files(source, (record["file_name"] for record in split.records()))
     if take is not None:
         split = split.part(take)
         if not len(split):
