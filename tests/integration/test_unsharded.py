@@ -17,6 +17,7 @@ from posefleet.jobs import evaluate, predict, schema
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.inference.sources import training_source
 from posefleet.platform.inference.split import Split
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import Stopped, fit
@@ -100,3 +101,20 @@ def test_schema_and_predict_take_it_too(
     arguments = ["--model", checkpoint, "--input", place, "--output", str(tmp_path / "out"), "--in-process"]
     assert predict.main(arguments) == 0
     assert "poses in 7 images" in capsys.readouterr().out
+
+
+def test_it_is_one_of_several_sources(
+    direct_run: dict[str, Any], people_coco: Path, people_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(people_coco.parent)
+    batches = []
+    for first in (f"{people_coco.name}@train2017", str(people_shards / "train2017")):
+        direct_run["data"]["train"] = [
+            {"path": first, "name": "a", "weight": 2.0},
+            {"path": str(people_shards / "val2017"), "name": "b", "weight": 1.0},
+        ]
+        experiment = build_experiment(direct_run)
+        assert Path(experiment.data.train[0].path.partition("@")[0]).is_absolute()  # type: ignore[union-attr]
+        batches.append(training_source(experiment).batch(range(12)))
+    assert torch.equal(batches[0].images, batches[1].images)
+    assert torch.equal(batches[0].image_ids, batches[1].image_ids)
