@@ -17,7 +17,8 @@ from posefleet.data.loading.union import SpreadSource, Supervision, UnionSource
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.schemas.union import union_of
-from posefleet.data.shards.layout import Manifest, shard_name, write_manifest, write_shard
+from posefleet.data.shards.layout import Manifest, write_manifest, write_shard
+from posefleet.data.shards.plan import shard_name
 from posefleet.data.structures import Batch
 from posefleet.data.transforms import GROUP, Augment, Resize, TrainTransform
 
