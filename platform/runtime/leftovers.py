@@ -1,7 +1,7 @@
 """Keeps what a process puts outside its run's folder in one place, and removes what dead processes left there.
 
     $TMPDIR/posefleet-PID-START-SPACE/     sockets of loader processes, torch's cache of this process
-    /dev/shm/sem.pf-PID-START-...          semaphores of its queues
+    /dev/shm/sem.pf-PID-START-SPACE-...    semaphores of its queues
 
 A process that ends, also by SIGINT or SIGTERM, removes both itself. One that is killed together with its children
 cannot. So each start removes those of processes that are gone: the names say which process of which space of process
@@ -29,7 +29,7 @@ COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 _LONGEST = 80
 """Maximum characters of the folder's path: the path of a socket in it may have 107."""
 
-_NAME = re.compile(r"posefleet-(?P<pid>\d+)-(?P<started>[\d.]+)-(?P<space>\d+)")
+_NAME = re.compile(r"(posefleet|sem\.pf)-(?P<pid>\d+)-(?P<started>[\d.]+)-(?P<space>\d+)(-\w+)?")
 
 _claimed: dict[int, Path] = {}
 
@@ -42,7 +42,8 @@ def claim() -> None:
     if os.getpid() in _claimed:
         return
     process = ProcessId.current()
-    folder = Path(tempfile.gettempdir(), f"posefleet-{process.pid}-{process.started}-{_space()}")
+    name = f"{process.pid}-{process.started}-{_space()}"
+    folder = Path(tempfile.gettempdir(), f"posefleet-{name}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError:
@@ -50,7 +51,7 @@ def claim() -> None:
     _claimed[process.pid] = folder
     # multiprocessing names its semaphores and its folder of sockets by these, in children too; there is no public way.
     settings = getattr(multiprocessing.current_process(), "_config", {})
-    settings["semprefix"] = _semaphores(process.pid, process.started)
+    settings["semprefix"] = f"/pf-{name}"
     if len(str(folder)) <= _LONGEST:
         settings.setdefault("tempdir", str(folder))
     os.environ.setdefault(COMPILED, str(folder / "compiled"))
@@ -80,21 +81,17 @@ def keep_compiled() -> None:
 def sweep() -> None:
     """Remove the folders and semaphores of processes of this user that are gone."""
     space = str(_space())
-    for folder in Path(tempfile.gettempdir()).glob("posefleet-*"):
-        found = _NAME.fullmatch(folder.name)
+    for path in (*Path(tempfile.gettempdir()).glob("posefleet-*"), *SHARED_MEMORY.glob("sem.pf-*")):
+        found = _NAME.fullmatch(path.name)
         if not found or found["space"] != space or start_time(int(found["pid"])) == found["started"]:
             continue
         with contextlib.suppress(OSError):
-            if folder.is_symlink() or folder.lstat().st_uid != os.getuid():
+            if path.is_symlink() or path.lstat().st_uid != os.getuid():
                 continue
-            for semaphore in SHARED_MEMORY.glob(f"sem.{_semaphores(found['pid'], found['started'])[1:]}-*"):
-                semaphore.unlink()
-            shutil.rmtree(folder)
-
-
-def _semaphores(pid: int | str, started: str) -> str:
-    """What the names of the semaphores of a process begin with."""
-    return f"/pf-{pid}-{started}"
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _space() -> int:

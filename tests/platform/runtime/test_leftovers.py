@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import kill_family, wait_for
 
-from posefleet.platform.runtime.leftovers import SHARED_MEMORY, _semaphores, _space
+from posefleet.platform.runtime.leftovers import SHARED_MEMORY, _space
 from posefleet.platform.runtime.processes import start_time
 
 WORK = """
@@ -49,28 +49,37 @@ def start(temp: Path) -> subprocess.Popen:
     return process
 
 
-def left(temp: Path, prefix: str) -> list[str]:
+def name_of(process: subprocess.Popen) -> str:
+    return f"{process.pid}-{start_time(process.pid)}-{_space()}"
+
+
+def left(temp: Path, name: str) -> list[str]:
     """What there is of a process, in its temporary folder and in shared memory."""
     files = [path.name for path in temp.iterdir() if path.name != "work.py"]
-    return [*files, *(path.name for path in SHARED_MEMORY.glob(f"sem.{prefix[1:]}-*"))]
+    return [*files, *(path.name for path in SHARED_MEMORY.glob(f"sem.pf-{name}-*"))]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="semaphores are files on Linux alone")
-def test_a_killed_tree_leaves_semaphores_and_sockets_and_the_next_start_removes_them(temp: Path) -> None:
+@pytest.mark.parametrize("folder_stays", [True, False])
+def test_a_killed_tree_leaves_semaphores_and_sockets_and_the_next_start_removes_them(
+    folder_stays: bool, temp: Path
+) -> None:
     first = start(temp)
-    prefix = _semaphores(first.pid, start_time(first.pid))
+    name = name_of(first)
     kill_family(first.pid)
     first.wait()
-    before = left(temp, prefix)
-    assert any(name.startswith("sem.") for name in before), "nothing to clean up: multiprocessing names them otherwise"
-    assert [name for name in before if name.startswith("posefleet-")] == [f"posefleet{prefix[3:]}-{_space()}"]
+    before = left(temp, name)
+    assert any(file.startswith("sem.") for file in before), "nothing to clean up: multiprocessing names them otherwise"
+    assert [file for file in before if file.startswith("posefleet-")] == [f"posefleet-{name}"]
+    if not folder_stays:
+        shutil.rmtree(temp / f"posefleet-{name}")  # as when the next start has another $TMPDIR
 
     living = start(temp)
     try:
-        assert [name for name in left(temp, prefix) if name in before] == []
-        own = _semaphores(living.pid, start_time(living.pid))
+        assert [file for file in left(temp, name) if file in before] == []
+        own = name_of(living)
         start(temp).kill()  # a third process sees that the second one lives
-        assert any(name.startswith("sem.") for name in left(temp, own))
+        assert any(file.startswith("sem.") for file in left(temp, own))
     finally:
         living.terminate()
         living.wait()
@@ -79,11 +88,11 @@ def test_a_killed_tree_leaves_semaphores_and_sockets_and_the_next_start_removes_
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_asked_to_end_leaves_nothing(number: signal.Signals, temp: Path) -> None:
     process = start(temp)
-    prefix = _semaphores(process.pid, start_time(process.pid))
-    assert left(temp, prefix)
+    name = name_of(process)
+    assert left(temp, name)
     process.send_signal(number)
     process.wait()
-    wait_for(lambda: not left(temp, prefix), detail=lambda: str(left(temp, prefix)))
+    wait_for(lambda: not left(temp, name), detail=lambda: str(left(temp, name)))
 
 
 def test_what_belongs_to_others_stays(temp: Path) -> None:
