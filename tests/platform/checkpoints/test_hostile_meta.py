@@ -16,6 +16,7 @@ from small_settings import small_settings, untrained_checkpoint
 
 from posefleet.platform.checkpoints.format import CheckpointError, read_meta, read_state
 from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.saver import BackgroundSaver
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, with_settings
 from posefleet.platform.runtime.worker import LocalWorker
@@ -142,7 +143,10 @@ def test_a_state_that_does_not_fit_the_run(
 ) -> None:
     experiment, store = build_experiment(settings), CheckpointStore(str(tmp_path / "checkpoints"))
     worker = LocalWorker(device="cpu")
-    path = initial_state(experiment, worker, store).save(store, experiment, {})
+    with BackgroundSaver(store) as saver:
+        initial_state(experiment, worker, store).save(saver, experiment, {})
+        saver.wait()
+    path = str(store.latest())
     assert initial_state(experiment, worker, store).step == 0
     state = read_state(path)
     spoil(state)
