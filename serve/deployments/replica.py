@@ -1,6 +1,7 @@
 """A replica that predicts: image bytes in, poses out. Some threads decode, one runs the network; HTTP is elsewhere."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -137,7 +138,8 @@ class Replica:
                 self._loaded = await self._load(version)
             except Exception as error:
                 self._failed = (version, str(error))
-                await versions.report.remote(self._status())
+                with contextlib.suppress(Exception):  # what matters is why the version cannot be loaded
+                    await versions.report.remote(self._status())
                 raise
         self._following = asyncio.create_task(self._follow_version())
 

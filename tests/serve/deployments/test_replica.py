@@ -1,6 +1,7 @@
 """A replica that predicts, without Ray: batches, deadlines, images that break the network."""
 
 import asyncio
+import dataclasses
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from small_settings import small_settings, untrained_checkpoint
 from posefleet.data.errors import DataError
 from posefleet.data.images import encode_image
 from posefleet.data.schemas.shipped import COCO17
+from posefleet.platform.checkpoints.format import CheckpointError
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.serve.deployments import decoding
 from posefleet.serve.deployments import replica as module
@@ -156,6 +158,18 @@ def test_a_challengers_replica_without_a_version_waits_for_one(
     before, after = asyncio.run(run())
     assert isinstance(before, ErrorDetail) and before.reason == "no_model"
     assert isinstance(after, PredictResult)
+
+
+def test_a_version_that_cannot_be_loaded_at_the_start_is_reported(
+    version: ServedVersion, batches: list[list[tuple[int, int]]]
+) -> None:
+    broken = dataclasses.replace(version, checkpoint="/nowhere/step-1")
+    replica, controller = object.__new__(Replica), Controller(broken)
+    served = ServedModel(name="pose", source="runs/a", warm_up=())
+    with pytest.raises(CheckpointError, match="/nowhere/step-1"):
+        asyncio.run(replica.__init__("pose", served, Limits(), "", controller))  # type: ignore[misc]
+    failed = controller.reports[-1].failed
+    assert failed is not None and failed[0] == broken and "/nowhere/step-1" in failed[1]
 
 
 def test_a_network_that_hangs_is_unhealthy(
