@@ -391,7 +391,7 @@ class _People:
         self._with_people[places] = True
         if self._take_labels:
             self._take_labels(labels, np.array(places, np.int64))
-        labelled: np.ndarray = labels.labelled.any(1)
+        labelled = np.asarray(labels.labelled.any(1))
         given = np.array([-1 if a.get("num_keypoints") is None else a["num_keypoints"] for a in people], np.int64)
         marked = np.count_nonzero(labels.keypoints[..., 2] > 0, 1)
         findings = self._findings
