@@ -86,7 +86,9 @@ def test_a_checkpoint_holds_what_the_annotation_file_said(checkpoint: str) -> No
 
 def test_a_served_version_tells_the_page_its_skeleton(checkpoint: str) -> None:
     version = versions._resolve_source(checkpoint, "")
-    described = describe_model(ServedModel(name="dogs", source=checkpoint), version)
+    described = describe_model(
+        ServedModel(name="dogs", source=checkpoint), versions.ServingStatus(checkpoint, version, 1), trusted=True
+    )
     keypoint_set = ModelInfo(**described, default=True).keypoint_set
     assert keypoint_set is not None and dog(KeypointSchema.from_dict(keypoint_set.model_dump()))
 
