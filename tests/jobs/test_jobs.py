@@ -206,5 +206,5 @@ def test_the_demo_in_miniature(tmp_path: Path) -> None:
         *("curves", "evaluation", "experiment.yaml", "summary.json", "targets"),
     }
     assert (tmp_path / "demo" / "results_refined.json").exists()
-    reported = sorted((report.parent / "ray").glob("checkpoint_*"))  # the last one is ray.train.Result.checkpoint
+    reported = sorted((report.parent / "ray").glob("checkpoint_*/"))  # the last one is ray.train.Result.checkpoint
     assert find_checkpoint(str(reported[-1])) == find_checkpoint(str(report.parent))

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,12 @@ def test_a_folder_has_few_files(package: str) -> None:
         assert {name for name in names if not name.startswith("train_")} <= commands | {"cli"}
     else:
         assert len(names) <= MOST_FILES, sorted(names)
+
+
+def test_test_files_have_different_names() -> None:
+    """pytest imports them by their names alone, because the folders of tests/ are no packages."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_modules_do_not_import_each_other_in_circles() -> None:

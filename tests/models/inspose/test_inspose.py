@@ -161,7 +161,7 @@ def test_taps_on_the_regular_grid_make_alignment_a_convolution() -> None:
     seen: list[torch.Tensor] = []
     head.align_cls.deform.register_forward_hook(lambda _, inputs, out: seen.extend([inputs[0], out]))
     with torch.no_grad():
-        head._level(torch.randn(1, 16, 8, 9))
+        head._level(torch.randn(1, 16, 8, 9), None)
     plain = F.conv2d(seen[0], head.align_cls.deform.weight, padding=1)
     torch.testing.assert_close(seen[1], plain, atol=1e-4, rtol=1e-4)
 

@@ -16,10 +16,11 @@ from posefleet.platform.runtime.leftovers import SHARED_MEMORY, _space
 from posefleet.platform.runtime.processes import start_time
 
 WORK = """
-import multiprocessing, os, sys, time
+import multiprocessing, os, signal, sys, time
 from posefleet.platform.runtime.leftovers import claim
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let processes in the background ignore it
     claim()
     context = multiprocessing.get_context("forkserver")
     queue = context.Queue()
