@@ -75,17 +75,9 @@ def _evaluate(options: Options, overrides: Given) -> int:
     several = not options.source and evaluated_sources(experiment)
     split = None
     if not several:
-        split = Split.named(
-            options.source,
-            options.split,
-            options.images,
-            shards=experiment.data.one_eval,
-            category=options.category,
-            allow_errors=options.allow_errors,
-            allow_missing=options.allow_missing,
-            partial=experiment.data.several,
+        split = Split.of_command(
+            options, experiment.data, allow_errors=options.allow_errors, allow_missing=options.allow_missing
         )
-        sys.stderr.write(f"{split.source}\n" if split.source else "")
 
     def keep(poses: dict[int, Poses]) -> None:
         write_results(options.out, poses)

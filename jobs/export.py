@@ -120,15 +120,7 @@ def _check_images(options: Options, experiment: "Experiment", *, chosen: bool) -
         resize = experiment.data.resize
         config = SceneConfig(width=(resize.short_side, resize.long_side), height=(resize.short_side, resize.short_side))
         return f"{count} rendered images", [render_scene(config, seed)[0] for seed in range(count)]
-    split = Split.named(
-        options.source,
-        options.split,
-        options.images,
-        shards=experiment.data.one_eval,
-        category=options.category,
-        partial=experiment.data.several,
-    )
-    sys.stderr.write(f"{split.source}\n" if split.source else "")
+    split = Split.of_command(options, experiment.data)
     samples = split.open(experiment.keypoints, lambda sample, _: sample)
     positions = range(min(count, len(samples)))
     return str(split), [sample.image for sample in samples.samples(positions)]

@@ -200,16 +200,7 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
 def _split(options: Options, experiment: "Experiment") -> "Split":
     from posefleet.platform.inference.split import Split
 
-    split = Split.named(
-        options.source,
-        options.split,
-        options.images,
-        shards=experiment.data.one_eval,
-        category=options.category,
-        partial=experiment.data.several,
-    )
-    sys.stderr.write(f"{split.source}\n" if split.source else "")
-    return split
+    return Split.of_command(options, experiment.data)
 
 
 def _store(given: str, checkpoint: str) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from posefleet.data.loading.loader import training_batches
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference.latency import CROWDS, ROUNDS, Others, predict_costs, predict_times, predictor_of
+from posefleet.platform.inference.latency import CROWDS, ROUNDS, Others, model_size, predict_times, predictor_of
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import training_set
 from posefleet.platform.training.optim import build_optimizer
@@ -67,11 +67,8 @@ def measure(
     models: Mapping[str, tuple[nn.Module, Experiment]], worker: LocalWorker, *, repeats: int = ROUNDS
 ) -> dict[str, Cost]:
     """Measure models, which are not changed, in turns; times are medians of ``repeats`` predictions."""
-    sizes = {
-        name: predict_costs(model, experiment, worker, people=CROWDS[0], repeats=1)
-        for name, (model, experiment) in models.items()
-    }
     predictors = {name: predictor_of(model, experiment, worker) for name, (model, experiment) in models.items()}
+    sizes = {name: model_size(predictor, CROWDS[0]) for name, predictor in predictors.items()}
     times = {people: predict_times(predictors, people, rounds=repeats) for people in CROWDS}
     speeds: dict[str, list[float]] = {name: [] for name in models}
     with Others() as others:
@@ -80,8 +77,8 @@ def measure(
                 speeds[name].append(train_speed(copy.deepcopy(model), experiment, worker))
     return {
         name: Cost(
-            parameters=int(sizes[name]["parameters"]),
-            gflops=sizes[name]["gflops"],
+            parameters=sizes[name][0],
+            gflops=sizes[name][1],
             train_images_per_second=statistics.median(speeds[name]),
             predict_ms={people: found[name].ms for people, found in times.items()},
             predict_range={people: (found[name].low, found[name].high) for people, found in times.items()},

@@ -119,13 +119,16 @@ def predict_costs(
         Number of parameters, 1e9 floating point operations for the image, median milliseconds of ``repeats`` runs.
     """
     predictor = predictor_of(model, experiment, worker)
+    parameters, gflops = model_size(predictor, people)
+    times = predict_times({"": predictor}, people, rounds=repeats)
+    return {"parameters": float(parameters), "gflops": gflops, "predict_ms": times[""].ms}
+
+
+def model_size(predictor: Predictor, people: int) -> tuple[int, float]:
+    """Number of parameters, and 1e9 floating point operations of predicting an image with ``people`` people."""
     with FlopCounterMode(display=False) as counter:
         predictor.predict_images([_scene(people)])
-    return {
-        "parameters": float(sum(p.numel() for p in model.parameters())),
-        "gflops": counter.get_total_flops() / 1e9,
-        "predict_ms": predict_times({"": predictor}, people, rounds=repeats)[""].ms,
-    }
+    return sum(p.numel() for p in predictor.model.parameters()), counter.get_total_flops() / 1e9
 
 
 def predictor_of(model: nn.Module, experiment: Experiment, worker: LocalWorker) -> Predictor:

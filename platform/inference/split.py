@@ -1,9 +1,10 @@
 """Annotated images for scoring models in a promotion or a comparison."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import fsspec
 
@@ -20,10 +21,24 @@ from posefleet.data.schemas.union import places_in
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.shards.verify import check_shards
 from posefleet.data.transforms import EvalTransform
+from posefleet.platform.config.experiment import DataConfig
 from posefleet.platform.tracking.runs import DataInput
 
 USUAL_SPLIT = "val2017"
 """Split of a data set that is scored if none is named."""
+
+
+class SplitOptions(Protocol):
+    """Options by which a command names annotated images; see :meth:`Split.named`."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def images(self) -> str: ...
+    @property
+    def category(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +104,28 @@ class Split:
             raise ValueError("no images to evaluate on; give --source PATH or --data.eval SHARDS")
         read_manifest(shards)  # fails on a wrong folder before anything is measured
         return cls(shards=shards, partial=partial)
+
+    @classmethod
+    def of_command(cls, options: "SplitOptions", data: DataConfig, **allowed: bool) -> Self:
+        """The images that the options of a command name, else those of ``data.eval``; says on stderr what was found.
+
+        Args:
+            allowed: ``allow_errors`` and ``allow_missing``, see :meth:`named`.
+
+        Raises:
+            DataError, ValueError: As :meth:`named`.
+        """
+        split = cls.named(
+            options.source,
+            options.split,
+            options.images,
+            shards=data.one_eval,
+            category=options.category,
+            partial=data.several,
+            **allowed,
+        )
+        sys.stderr.write(f"{split.source}\n" if split.source else "")
+        return split
 
     def open(self, schema: KeypointSchema, transform: Transform) -> SampleSource:
         """The images in their stored order, each passed through ``transform``.
