@@ -27,6 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     shared.end_others(shared.group_of(item.path))
+    shared.refuse_a_forgotten_ray(item.path)
 
 
 def pytest_sessionfinish() -> None:

@@ -78,8 +78,11 @@ def run(arguments: list[str], served: list[Any]) -> None:
     assert status in (0, None), " ".join(arguments)
 
 
+@pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-def test_the_page_leads_from_an_export_to_a_served_model(place: Path, served: list[Any], capsys: Any) -> None:
+def test_the_page_leads_from_an_export_to_a_served_model(
+    place: Path, served: list[Any], local_ray: None, capsys: Any
+) -> None:
     done = [command for command in commands() if command[0] == "posefleet"]
     for _, *arguments in done:
         if arguments[0] == "compare":  # the second run that it names

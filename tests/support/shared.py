@@ -4,6 +4,7 @@ A process of pytest runs the files of a group one after the other (``tests/conft
 the first test that uses it and ended before the first test of another file.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 GROUPS = {
     "local_ray": (
+        "integration/test_own_data_page.py",
         "platform/prediction/test_batch.py",
         "platform/training/test_launch.py",
         "platform/tuning/test_ray_tuner.py",
@@ -23,6 +25,9 @@ T = TypeVar("T")
 
 _running: dict[str, tuple[object, object, ExitStack]] = {}
 """What runs -> its variant, what the tests get of it, and how it ends."""
+
+_file_of_tests: list[Path | None] = [None]
+"""The file whose tests run now."""
 
 
 def group_of(file: Path) -> str | None:
@@ -45,3 +50,12 @@ def end_others(group: str | None) -> None:
     """End what the files of other groups share."""
     for other in [name for name in _running if name != group]:
         _running.pop(other)[2].close()
+
+
+def refuse_a_forgotten_ray(file: Path) -> None:
+    """Fail where an earlier file left this process connected to a Ray: tests after it would depend on their order."""
+    before, _file_of_tests[0] = _file_of_tests[0], file
+    ray = sys.modules.get("ray")
+    if file != before and "local_ray" not in _running and ray is not None and ray.is_initialized():
+        ray.shutdown()
+        raise RuntimeError(f"{before} or a file before it left Ray running in this process")
