@@ -17,15 +17,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from small_trainings import BACKBONE, Scenes, optimise, scenes, score
 from torch import Tensor
 
-from posefleet.data.coco.annotations import people_of
-from posefleet.data.evaluation.evaluate import evaluate
-from posefleet.data.evaluation.ground_truth import GroundTruth
 from posefleet.data.schemas.shipped import COCO17
-from posefleet.data.structures import People
-from posefleet.data.synthetic.scenes import SceneConfig, render_scene
-from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.regression.pose_head import PoseHeadConfig
 from posefleet.models.smpr.config import AssignConfig, Config
 from posefleet.models.smpr.model import Model
@@ -33,19 +28,8 @@ from posefleet.platform.visualization.tables import table
 
 SETTINGS = tuple(itertools.product(("assigned", "image"), ("gn", "none")))
 """``keep_best`` and ``align_norm``."""
-SIDE = 128
 SHOWN = (1, 5, 15, 30, 60, 100, 200, 300, 500, 1000)
 """Steps after which the share is shown."""
-LEARNING_RATE, CLIP_NORM = 2e-3, 35.0
-
-
-class Scenes(NamedTuple):
-    """Rendered scenes."""
-
-    images: Tensor
-    """(N, 3, SIDE, SIDE) uint8."""
-    people: list[People]
-    truth: GroundTruth
 
 
 class Trained(NamedTuple):
@@ -79,57 +63,29 @@ def main() -> None:
     print("\n" + summary(found))
 
 
-def scenes(count: int, first: int) -> Scenes:
-    """``count`` scenes; the same seeds give the same scenes."""
-    config = SceneConfig(width=(SIDE, SIDE), height=(SIDE, SIDE), people=(1, 3), scale=(0.5, 1.0), crowd_rate=0)
-    rendered = [render_scene(config, first + i) for i in range(count)]
-    images = torch.stack([torch.from_numpy(image.copy()) for image, _ in rendered]).permute(0, 3, 1, 2)
-    records = [(i, (SIDE, SIDE), annotations) for i, (_, annotations) in enumerate(rendered)]
-    people = [people_of(annotations, COCO17) for _, annotations in rendered]
-    return Scenes(images, people, GroundTruth.from_records(records))
-
-
 def train(
     keep_best: str, align_norm: str, seed: int, seen: Scenes, held_out: Scenes, steps: int, batch: int
 ) -> Trained:
     """Train one setting with AdamW and a cosine schedule, then score both poses of its network."""
     torch.manual_seed(seed)
-    start, order = time.perf_counter(), torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
     config = Config(
-        backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False, weights="package"),
+        backbone=BACKBONE,
         neck="fpn",
         head=PoseHeadConfig(channels=64, tower_depth=2, heatmap_channels=64, align_norm=align_norm),
         assign=AssignConfig(keep_best=keep_best),
     )
     model = Model(config, COCO17).train()
-    own = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
-    body = [p for p in model.backbone.parameters() if p.requires_grad]
-    groups = [{"params": own}, {"params": body, "lr": 0.3 * LEARNING_RATE}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=[LEARNING_RATE, 0.3 * LEARNING_RATE], total_steps=steps, pct_start=0.05
-    )
     alive: dict[int, float] = {}
-    for step in range(1, steps + 1):
-        rows = torch.randint(len(seen.images), (batch,), generator=order).tolist()
-        losses = model(seen.images[rows], [seen.people[row] for row in rows])
-        optimizer.zero_grad()
-        sum(losses.values()).backward()  # type: ignore[union-attr]
-        torch.nn.utils.clip_grad_norm_([*own, *body], CLIP_NORM)
-        optimizer.step()
-        schedule.step()
+
+    def look(step: int, losses: Mapping[str, Tensor]) -> None:
         if step in SHOWN or step == steps:
             alive[step] = float(model.diagnostics["alive"])
-    model.eval()
+
+    optimise(model, seen, steps=steps, batch=batch, seed=seed, warmup=0.05, look=look)
     refined = score(model, held_out)
     model.config = replace(config, score=replace(config.score, pose="initial"))
     return Trained(alive, refined, score(model, held_out), time.perf_counter() - start)
-
-
-def score(model: Model, scenes: Scenes) -> float:
-    """AP, 0..1, on all scenes."""
-    poses = [found for part in scenes.images.split(20) for found in model.predict(part)]
-    return evaluate(scenes.truth, dict(enumerate(poses)), COCO17).ap
 
 
 def summary(found: Mapping[tuple[str, str], Sequence[Trained]]) -> str:
