@@ -95,7 +95,7 @@ def _export(options: Options, overrides: Given) -> int:
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder, "candidate.onnx")
         candidate.write_bytes(graph)
-        found = Predictor.from_checkpoint(str(candidate), bfloat16=False).predict_images(images)
+        found = Predictor.from_checkpoint(str(candidate), precision="float32").predict_images(images)
     agreement = Agreement.of(expected, found)
     pixels, scores = options.check.pixels, options.check.scores
     sys.stdout.write(

@@ -16,7 +16,7 @@ from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.latency import CROWDS, ROUNDS, Others, model_size, predict_times, predictor_of
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import training_set
-from posefleet.platform.training.optim import build_optimizer
+from posefleet.platform.training.optim import build_optimizer, build_scaler
 from posefleet.platform.training.step import train_step
 
 TRAINING_ROUNDS = 3
@@ -90,7 +90,10 @@ def measure(
 
 def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *, steps: int = 3) -> float:
     """Images per second that one worker trains ``model`` on, by the median time of ``steps``; changes the weights."""
-    optimizer, size, seconds = build_optimizer(model.train(), experiment.optim), experiment.data.batch_size, []
+    precision = experiment.train.precision
+    optimizer = build_optimizer(model.train(), experiment.optim, precision=precision)
+    scaler = build_scaler(precision, worker.device)
+    size, seconds = experiment.data.batch_size, []
     with _worker_threads(experiment), training_batches(training_set(experiment), batch_size=size) as batches:
         for batch in itertools.islice(batches, steps + 2):  # two warm up
             start = time.perf_counter()
@@ -99,7 +102,8 @@ def train_speed(model: nn.Module, experiment: Experiment, worker: LocalWorker, *
                 [batch.to(worker.device)],
                 optimizer,
                 clip_norm=experiment.optim.clip_norm,
-                bfloat16=experiment.train.precision == "bfloat16",
+                precision=precision,
+                scaler=scaler,
             )
             sum(losses.values()).item()  # type: ignore[union-attr]  # waits for the device
             seconds.append(time.perf_counter() - start)

@@ -17,6 +17,9 @@ from posefleet.data.transforms import Augment, Resize
 from posefleet.platform.config.sources import DataSource, joined_schema, paths, settled
 from posefleet.platform.runtime.paths import STORAGE
 
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Number format in which a network computes."""
+
 GRAMMAR = "write steps=5, or steps=5,wait=10,ranks=all"
 """Advice in the error about a malformed profile setting."""
 
@@ -202,9 +205,10 @@ class TrainConfig:
     """Passes over the training images; may be a fraction. More passes take longer and usually reach a higher AP."""
     accumulate: int = 1
     """Forward and backward passes per optimiser step. Raise it for a larger batch in the same memory."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is faster and needs less memory on GPUs: the network runs under autocast, geometry and losses stay in
-    float32."""
+    precision: Precision = "float32"
+    """bfloat16 and float16 are faster and need less memory on GPUs: the network runs under autocast, geometry and
+    losses stay in float32. float16 is for GPUs without bfloat16 (T4, V100): the loss is scaled, and steps whose
+    gradients overflow are skipped."""
     channels_last: bool = True
     """Store images as NHWC, which makes convolutions faster on CPUs and tensor cores."""
     compile: bool = False

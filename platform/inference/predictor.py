@@ -25,8 +25,9 @@ from posefleet.models import keypoint_score_rule
 from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
-from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.config.experiment import Experiment, Precision
 from posefleet.platform.inference.onnx import cached_onnx, load_onnx
+from posefleet.platform.inference.precision import autocast
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.visualization.drawing import draw_poses
 
@@ -154,7 +155,7 @@ class Predictor:
         self.keypoint_scores = keypoint_score_rule(experiment.method, experiment.model)
         """What the scores of keypoints are, in words."""
         self._sigmas = torch.tensor(self.schema.sigmas, device=self.device)
-        self.bfloat16 = experiment.train.precision == "bfloat16"
+        self.precision = experiment.train.precision
         self.batch_size = experiment.data.eval_batch_size
         memory_format = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=memory_format).eval()  # type: ignore[call-overload]
@@ -179,7 +180,7 @@ class Predictor:
         path: str,
         *,
         device: torch.device | str | None = None,
-        bfloat16: bool | None = None,
+        precision: Precision | None = None,
         channels_last: bool | None = None,
         backend: Backend = "torch",
         tracking: str = "",
@@ -190,10 +191,10 @@ class Predictor:
             path: A checkpoint, the folder of a run (its best checkpoint), ``models:/NAME@ALIAS``, or a file that
                 ``jobs/export.py`` wrote (``*.onnx``, always run by ONNX Runtime).
             device: Default: the GPU if there is one.
-            bfloat16: Run the network in bfloat16; default: as it was trained and evaluated.
+            precision: Of the network; default: as it was trained and evaluated.
             channels_last: Memory layout of the network; default: as it was trained.
             backend: ``onnxruntime`` exports a checkpoint on first use, see ``onnx.cached_onnx``. It runs on the CPU,
-                in float32 whatever ``bfloat16`` says, with as many threads as PyTorch has now.
+                in float32 whatever ``precision`` says, with as many threads as PyTorch has now.
             tracking: MLflow store of registered models; see ``registry.find_model``.
 
         Raises:
@@ -211,8 +212,8 @@ class Predictor:
         else:
             model, experiment = load_model(path)
         train = experiment.train
-        if bfloat16 is not None:
-            train = dataclasses.replace(train, precision="bfloat16" if bfloat16 else "float32")
+        if precision is not None:
+            train = dataclasses.replace(train, precision=precision)
         if channels_last is not None:
             train = dataclasses.replace(train, channels_last=channels_last)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -335,7 +336,7 @@ class Predictor:
         return [found[row] for row in range(len(found))]
 
     def _predict_alike(self, views: Sequence[Batch]) -> list[Poses]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with autocast(self.device, self.precision):
             if self._plain:
                 images = views[0].images.to(self.device, non_blocking=True)
                 if self._in_boxes:

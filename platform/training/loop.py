@@ -83,7 +83,8 @@ def fit(
                         share=share,
                         seed=experiment.seed * 1_000_003 + state.step,
                         clip_norm=experiment.optim.clip_norm,
-                        bfloat16=experiment.train.precision == "bfloat16",
+                        precision=experiment.train.precision,
+                        scaler=state.scaler,
                     )
                     state.step_taken(schedule.images_per_step)
                     log_interruption(worker, interruptions.step_taken(state.step))

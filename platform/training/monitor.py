@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,6 +25,9 @@ from posefleet.platform.training.schedule import Schedule
 from posefleet.platform.training.state import TrainingState
 
 log = logging.getLogger(__name__)
+
+LEAST_SCALE = 2.0**-10
+"""What the loss is scaled by in float16 after 26 steps in a row without finite gradients."""
 
 
 class TrainingMonitor:
@@ -89,7 +93,7 @@ class TrainingMonitor:
             Whether any rank was asked to stop, and whether any rank was asked for a checkpoint.
 
         Raises:
-            FatalError: A loss of any rank is not finite.
+            FatalError: A loss of any rank is not finite, or gradients are not, whatever the loss is scaled by.
         """
         worker, steps = self._worker, len(self._losses)
         worker.watch.enter(Phase.READ_LOSSES)
@@ -101,11 +105,19 @@ class TrainingMonitor:
         bad, stop, save, *sums = sums
         if bad:
             worker.agree(self._describe_bad(losses.cpu()))
+        if (scale := self._loss_scale()) < LEAST_SCALE:
+            worker.agree(
+                f"gradients are not finite in float16 up to step {self._state.step}, though the loss is scaled by "
+                f"only {scale:g}. Lower optim.lr, or try train.precision bfloat16 or float32."
+            )
         means = [value / worker.world_size for value in sums[: len(self._names)]]
         named = {f"loss/{name}": mean for name, mean in zip(self._names, means, strict=True)}
         self._log(named, self._compare_ranks(sums[len(self._names) :]), steps, time.perf_counter() - self._started)
         self.restart()
         return bool(stop), bool(save)
+
+    def _loss_scale(self) -> float:
+        return float(self._state.scaler.get_scale()) if self._state.scaler else 1.0
 
     def log_evaluation(self, result: Evaluation) -> None:
         """Log the evaluation that the state's metrics are of; called on rank 0."""
@@ -121,7 +133,10 @@ class TrainingMonitor:
         epoch = self._schedule.epoch(state.position)
         speed, data_wait = steps * self._schedule.images_per_step / seconds, self._waited / seconds
         if self._worker.sink:
-            extra = {"loss": total, "lr": self._rate, "grad_norm": float(self._norm), "images_per_second": speed}
+            extra = {"loss": total, "lr": self._rate, "images_per_second": speed}
+            norm = float(self._norm)
+            extra |= {"grad_norm": norm} if math.isfinite(norm) else {}  # in float16 a step may be skipped
+            extra |= {"loss_scale": self._loss_scale()} if state.scaler else {}
             diagnostics: Mapping[str, Tensor] = getattr(state.model, "diagnostics", {})
             extra |= {f"diagnostics/{name}": float(value) for name, value in diagnostics.items()}
             self._worker.sink.log_metrics(

@@ -3,19 +3,32 @@
 import math
 from collections.abc import Collection, Iterable, Sequence
 
+import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW, Optimizer
 
-from posefleet.platform.config.experiment import OptimConfig
+from posefleet.platform.config.experiment import OptimConfig, Precision
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, copied: Collection[str] = ()) -> Optimizer:
+def build_scaler(precision: Precision, device: torch.device) -> GradScaler | None:
+    """What scales the loss so that small gradients do not become 0 in float16; None for other precisions.
+
+    The scale is halved after a step with a gradient that is not finite, and doubled after 2000 steps without one.
+    """
+    return GradScaler(device.type) if precision == "float16" else None
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, copied: Collection[str] = (), *, precision: Precision = "float32"
+) -> Optimizer:
     """The optimiser, with a parameter group for each combination of learning-rate factor and weight decay.
 
     Factors differ between backbone and head, between weights and biases, and for the parameters whose names are in
     ``copied``; biases and norms do not decay.
 
-    A group remembers its factor as ``lr_factor``; :func:`set_learning_rate` multiplies by it.
+    A group remembers its factor as ``lr_factor``; :func:`set_learning_rate` multiplies by it. For float16 it is a fused
+    optimiser, which skips a step without making the host wait.
     """
     norms = {id(p) for module in model.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -29,7 +42,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, copied: Collection[st
         groups.setdefault((factor, decay), []).append(parameter)
     settings = [{"params": p, "lr_factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]
     if config.name == "sgd":
-        return SGD(settings, lr=config.lr, momentum=config.momentum)
+        return SGD(settings, lr=config.lr, momentum=config.momentum, fused=precision == "float16")
     return AdamW(settings, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from posefleet.platform.checkpoints.format import STATE, CheckpointError, Meta, read_meta, read_state
 from posefleet.platform.checkpoints.load import build_model, load_weights
@@ -21,7 +22,7 @@ from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.leftovers import keep_compiled
 from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.ema import AveragedWeights
-from posefleet.platform.training.optim import Freezing, build_optimizer
+from posefleet.platform.training.optim import Freezing, build_optimizer, build_scaler
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class TrainingState:
     """Highest AP so far."""
     stale: int = 0
     """Evaluations since the one with that AP."""
+    scaler: GradScaler | None = None
+    """Scales the loss in float16."""
 
     def step_taken(self, images: int) -> None:
         """Count an optimiser step over ``images`` images of all workers, and average the weights it led to."""
@@ -82,6 +85,8 @@ class TrainingState:
             "best": self.best,
             "stale": self.stale,
         }
+        if self.scaler:
+            state["scaler"] = self.scaler.state_dict()
         if self.average:
             averaged = self.average.average
             state["raw"] = {name: value for name, value in self.model.state_dict().items() if name in averaged}
@@ -106,6 +111,8 @@ class TrainingState:
             self._restore_optimizer(state)
             if self.average:
                 self._restore_average(self.average, state, path)
+            if self.scaler and "scaler" in state:  # a run may go on in another precision
+                self._restore_scaler(self.scaler, state["scaler"])
             best, stale = float(state.get("best", self.best)), int(state.get("stale", self.stale))
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise error if isinstance(error, CheckpointError) else _unfit_state(path, error) from None
@@ -113,12 +120,21 @@ class TrainingState:
         self.best, self.stale = best, stale
 
     def _restore_optimizer(self, state: Mapping[str, Any]) -> None:
+        fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = value  # it belongs to the precision, which may have changed
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
                 if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                     text = f"{name} is {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}"
                     raise ValueError(f"the optimiser's {text}")
+
+    def _restore_scaler(self, scaler: GradScaler, saved: Mapping[str, Any]) -> None:
+        scale, steps = float(saved["scale"]), int(saved["_growth_tracker"])
+        if not (0 < scale < math.inf and steps >= 0):
+            raise ValueError(f"the loss is scaled by {scale} since {steps} steps")
+        scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
 
     def _restore_average(self, average: AveragedWeights, state: Mapping[str, Any], path: str) -> None:
         parameters = dict(self.model.named_parameters())
@@ -166,9 +182,10 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
         if worker.rank == 0 and transfer.rows:
             log.info("weights from %s, schema %s:\n%s", start, experiment.keypoints.name, transfer.table())
             worker.save_file("transfer.txt", transfer.table().encode())
-    optimizer = build_optimizer(model, experiment.optim, copied)
+    optimizer = build_optimizer(model, experiment.optim, copied, precision=train.precision)
+    scaler = build_scaler(train.precision, worker.device)
     average = AveragedWeights(model, train.ema_decay) if train.ema_decay else None
-    state = TrainingState(model, optimizer, average, copied=copied, partial=partial)
+    state = TrainingState(model, optimizer, average, copied=copied, partial=partial, scaler=scaler)
     if latest:
         state.restore(latest, experiment, stored)
     return state

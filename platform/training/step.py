@@ -18,11 +18,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 
 from posefleet.data.structures import Batch
 from posefleet.models.parts.ops.losses import counts_from, sum_over_ranks
+from posefleet.platform.config.experiment import Precision
+from posefleet.platform.inference.precision import autocast
 
 Losses = dict[str, Tensor]
 
@@ -74,7 +77,8 @@ def train_step(
     share: StepShare | None = None,
     seed: int | None = None,
     clip_norm: float = 0.0,
-    bfloat16: bool = False,
+    precision: Precision = "float32",
+    scaler: GradScaler | None = None,
 ) -> tuple[Losses, Tensor]:
     """One optimiser step over the micro-batches of all workers; nothing here waits for the device.
 
@@ -82,6 +86,9 @@ def train_step(
         batches: This worker's micro-batches.
         share: Which of the step's micro-batches these are; default: all of them.
         seed: Seed of the step; None: the global random state is used as it is.
+        clip_norm: Norm that gradients are clipped to. 0: they are not.
+        precision: Of the network.
+        scaler: Scales the loss, and skips the step where a gradient is not finite.
 
     Returns:
         The named losses, whose average over workers is the step's, and the norm of all gradients before clipping (0
@@ -94,7 +101,7 @@ def train_step(
     def forward(network: nn.Module, index: int, batch: Batch) -> Losses:
         if seed is not None:
             torch.manual_seed(seed * MOST_MICRO_BATCHES + index)
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
+        with autocast(batch.images.device, precision):
             losses: Losses = network(batch.images, batch.people)
         return losses
 
@@ -111,16 +118,23 @@ def train_step(
             if counts is not None:
                 stack.enter_context(counts_from(_reader(counts[index // share.planned_workers], share.planned_workers)))
             losses = forward(network, index, batch)
-            (torch.stack(list(losses.values())).sum() / share.divisor).backward()
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, 0) + loss.detach() / share.divisor
+            loss = torch.stack(list(losses.values())).sum() / share.divisor
+            (scaler.scale(loss) if scaler else loss).backward()
+        for name, term in losses.items():
+            sums[name] = sums.get(name, 0) + term.detach() / share.divisor
         if statistics:
             statistics.accumulate()
     if statistics:
         statistics.advance(share)
+    if scaler:
+        scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = clip_grad_norm_(parameters, clip_norm) if clip_norm else torch.zeros(())
-    optimizer.step()
+    if scaler:
+        scaler.step(optimizer)  # a fused optimiser skips on the device; others would make the host wait
+        scaler.update()
+    else:
+        optimizer.step()
     return sums, norm
 
 

@@ -353,7 +353,7 @@ class Replica:
         settings = self._settings
         predictor = Predictor.from_checkpoint(
             version.checkpoint,
-            bfloat16=settings.bfloat16,
+            precision=settings.precision,
             channels_last=settings.channels_last,
             backend=settings.backend,
             tracking=self._tracking,

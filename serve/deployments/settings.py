@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from posefleet.data.image_limits import LIMITS, ImageLimits
+from posefleet.platform.config.experiment import Precision
 
 TOKEN, TOKEN_FILE = "POSEFLEET_TOKEN", "POSEFLEET_TOKEN_FILE"
 """Environment variables of the server: the bearer token, or the path of the file that holds it."""
@@ -54,8 +55,9 @@ class ServedModel(_Settings):
     """``models:/smpr@champion``, or the path or URI of a checkpoint or of a run folder."""
     backend: Literal["torch", "onnxruntime"] = "torch"
     """What runs the network. onnxruntime is for replicas on CPUs; see docs/export.md."""
-    bfloat16: bool | None = None
-    """Whether the network runs in bfloat16. None: as it was trained and evaluated."""
+    precision: Precision | None = None
+    """Precision of the network. On GPUs bfloat16 and float16 are faster and need less memory; GPUs without bfloat16
+    (T4, V100) need float16. None: as it was trained and evaluated."""
     channels_last: bool | None = None
     """Whether tensors are stored with channels last. None: as in training."""
     compile: bool = False

@@ -108,10 +108,11 @@ def test_segmentations_are_ignored_instead_of_boxes(method: str) -> None:
     assert differ == [method in IGNORE_CROWDS] * 2
 
 
-def test_bfloat16_autocast_is_close_to_float32(method: str) -> None:
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_autocast_is_close_to_float32(method: str, narrow: torch.dtype) -> None:
     model, batch = build(method), [people(2), people(1, seed=5)]
     exact = train(model, batch)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", narrow):
         losses = model(images(2), batch)
     for name, loss in losses.items():
         assert loss.dtype == torch.float32

@@ -18,7 +18,7 @@ def server(registry: str) -> Iterator[Server]:
     models = [
         {"name": "idle", **small, "deployment": {"autoscaling_config": scaling}},
         {"name": "compiled", **small, "compile": True, "channels_last": True},
-        {"name": "half", **small, "bfloat16": True, "channels_last": True},
+        {"name": "half", **small, "precision": "bfloat16", "channels_last": True},
         {"name": "exported", **small, "backend": "onnxruntime"},
     ]
     with running_server({"models": models, "tracking": registry}) as running:

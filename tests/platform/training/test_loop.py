@@ -133,7 +133,8 @@ def test_the_averaged_weights_are_the_ones_in_the_checkpoint(small_run: dict[str
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # of the switch itself
-def test_training_runs_in_bfloat16(small_run: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
+def test_training_runs_in_a_narrow_precision(small_run: dict[str, Any], tmp_path: Path, narrow: str) -> None:
     def losses(precision: str) -> list[float]:
         sink = Sink()
         store = CheckpointStore(str(tmp_path / precision))
@@ -144,9 +145,46 @@ def test_training_runs_in_bfloat16(small_run: dict[str, Any], tmp_path: Path) ->
             )
         return [point["loss"] for _, point in sink.points if "loss" in point]
 
-    narrow, full = losses("bfloat16"), losses("float32")
-    assert narrow != full
-    assert narrow == pytest.approx(full, rel=0.1)
+    found, full = losses(narrow), losses("float32")
+    assert found != full
+    assert found == pytest.approx(full, rel=0.1)
+
+
+def test_a_run_in_float16_resumes_with_its_loss_scale(
+    small_run: dict[str, Any], tmp_path: Path, one_thread: None
+) -> None:
+    experiment = experiment_of(small_run, precision="float16")
+    whole, parts = CheckpointStore(str(tmp_path / "whole")), CheckpointStore(str(tmp_path / "parts"))
+    fit(experiment, LocalWorker(device="cpu"), whole)
+    with pytest.raises(Stopped):
+        fit(experiment, StoppingWorker(3), parts)
+    fit(experiment, LocalWorker(device="cpu"), parts)
+    assert_same(weights_of(whole), weights_of(parts))
+    first, second = (read_state(str(store.latest()))["scaler"] for store in (whole, parts))
+    assert first == second and first["_growth_tracker"] + 6 * (first["scale"] < 65536) >= 6
+
+
+def test_a_run_goes_on_in_float16_with_an_optimiser_that_can_skip(small_run: dict[str, Any], tmp_path: Path) -> None:
+    settings = copy.deepcopy(small_run)
+    settings["optim"]["name"] = "sgd"
+    store = CheckpointStore(str(tmp_path / "c"))
+    with pytest.raises(Stopped):
+        fit(build_experiment(settings), StoppingWorker(3), store)
+    fit(experiment_of(settings, precision="float16"), LocalWorker(device="cpu"), store)
+    state = read_state(str(store.latest()))
+    assert all(group["fused"] for group in state["optimizer"]["param_groups"]) and "scaler" in state
+
+
+def test_a_loss_scale_that_only_falls_ends_the_run(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posefleet.platform.training.monitor.LEAST_SCALE", 1e9)
+    with pytest.raises(FatalError, match=r"gradients are not finite in float16 .* scaled by only .* bfloat16"):
+        fit(
+            experiment_of(small_run, precision="float16"),
+            LocalWorker(device="cpu"),
+            CheckpointStore(str(tmp_path / "c")),
+        )
 
 
 def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(small_run: dict[str, Any], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """An optimiser step is the same, however many workers share it."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ from processes import in_ranks
 from torch import Tensor, nn
 
 from posefleet.models.parts.ops.losses import mean_counts
+from posefleet.platform.config.experiment import OptimConfig
+from posefleet.platform.training.optim import build_optimizer, build_scaler
 from posefleet.platform.training.step import StepShare, train_step
 
 
@@ -62,6 +65,23 @@ def test_random_numbers_belong_to_the_micro_batch_and_a_step_counts_once() -> No
         whole.append(float(torch.rand(())))
     assert network.draws == [*whole, *whole]  # to count, and to learn
     assert network.calls.item() == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_in_float16_with_a_gradient_that_overflows_changes_nothing(name: Any) -> None:
+    network = Scale()
+    optimizer = build_optimizer(network, OptimConfig(name=name, lr=0.1, weight_decay=0.1), precision="float16")
+    scaler = build_scaler("float16", torch.device("cpu"))
+    assert scaler is not None
+    weights = []
+    for value in (1.0, 1e38, 1.0, math.inf, 1.0):
+        train_step(network, micro_batches([value]), optimizer, scaler=scaler, clip_norm=1.0, precision="float16")
+        weights.append(network.w.item())
+    first, second, third, fourth, fifth = weights
+    assert first != 1 and second == first and third != second and fourth == third and fifth != fourth
+    assert scaler.get_scale() == 65536 / 4
+    if name == "adamw":
+        assert all(state["step"].item() == 3 for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize(("workers", "parts"), [(1, [[0, 1, 2]]), (2, [[0, 2], [1]]), (3, [[0], [1], [2]])])
