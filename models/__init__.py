@@ -42,6 +42,13 @@ class PoseModel(Protocol):
         ...
 
 
+class CompilableModel(PoseModel, Protocol):
+    """A model that says which of its modules torch.compile may compile; else its direct children are."""
+
+    compiled: tuple[str, ...]
+    """Dotted names of modules that are called as such, and whose graphs do not depend on the data."""
+
+
 class RedecodableModel(PoseModel, Protocol):
     """A model whose poses can be decoded again with other settings, from outputs of its network that were kept."""
 

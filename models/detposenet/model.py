@@ -183,6 +183,8 @@ class Model(nn.Module):
         else:
             self.detector = TorchvisionDetector(config.detector)
         self.refiner = build_refiner(config.prs, len(schema))
+        own = ("detector.rpn", "detector.box_head") if isinstance(self.detector, SharedDetector) else ()
+        self.compiled = ("coarse", "refiner", *own)  # the detector as a whole has no forward
         if config.learn == "prs":
             self.coarse.requires_grad_(False)
             self.detector.requires_grad_(False)

@@ -1,3 +1,3 @@
 """Predicts poses from images for evaluation, batch prediction and serving.
 
-Doors: ``predictor``, ``evaluate``, ``onnx``, ``split``, ``sources``, ``latency``."""
+Doors: ``predictor``, ``evaluate``, ``execution``, ``onnx``, ``split``, ``sources``, ``latency``."""

@@ -26,8 +26,8 @@ from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment, Precision
+from posefleet.platform.inference.execution import autocast
 from posefleet.platform.inference.onnx import cached_onnx, load_onnx
-from posefleet.platform.inference.precision import autocast
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.visualization.drawing import draw_poses
 
@@ -58,9 +58,9 @@ class _Refiner(Protocol):
     ) -> list[Poses]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Prediction:
-    """An image and the poses found in it."""
+    """An image and the poses found in it; notebooks show it drawn."""
 
     image: np.ndarray
     """(H, W, 3) uint8 RGB, upright."""
@@ -86,6 +86,18 @@ class Prediction:
         if path is not None:
             Path(path).write_bytes(encode_image(drawn, Path(path).suffix))
         return drawn
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        scores = [f"{score:.2f}" for score in self.poses.scores[:5].tolist()]
+        more = ", ..." if len(self.poses) > len(scores) else ""
+        found = f"{len(self.poses)} poses of {self.schema.name}" + (
+            f", scores {', '.join(scores)}{more}" if scores else ""
+        )
+        return f"<Prediction in {width} x {height} px: {found}>"
+
+    def _repr_png_(self) -> bytes:
+        return encode_image(self.plot(), ".png")
 
     def as_dict(self) -> dict[str, Any]:
         """The prediction as a dict for JSON: ``width``, ``height`` (pixels), ``keypoint_scores`` (what the scores of

@@ -18,6 +18,7 @@ from posefleet.platform.checkpoints.saver import BackgroundSaver
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.checkpoints.transfer import same_keypoints, start_from
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.inference.execution import compile_network
 from posefleet.platform.runtime.activity import Phase
 from posefleet.platform.runtime.leftovers import keep_compiled
 from posefleet.platform.runtime.worker import LocalWorker
@@ -173,7 +174,7 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
     model = model.to(worker.device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.compile:
         keep_compiled()
-        model.compile()
+        compile_network(model)
     stored: Mapping[str, Any] = read_state(latest) if latest else {}
     copied, partial = tuple(stored.get("copied", ())), tuple(stored.get("partial", ()))
     if start and not latest:

@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from posefleet.data.structures import Batch
 from posefleet.models.parts.ops.losses import counts_from, sum_over_ranks
 from posefleet.platform.config.experiment import Precision
-from posefleet.platform.inference.precision import autocast
+from posefleet.platform.inference.execution import autocast
 
 Losses = dict[str, Tensor]
 

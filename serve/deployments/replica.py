@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from posefleet.data.images import encode_jpeg
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.memory import collect_garbage_rarely, keep_freed_memory
+from posefleet.platform.inference.execution import compile_network
 from posefleet.platform.inference.predictor import Predictor, describe_poses
 from posefleet.platform.promotion.agreement import compare_poses
 from posefleet.platform.visualization.drawing import draw_poses
@@ -360,7 +361,7 @@ class Replica:
         )
         predictor.refuse_oracles()
         if settings.compile:
-            predictor.model.compile()
+            compile_network(predictor.model)
         return _Loaded(version, predictor)
 
     def _warm_up(self, loaded: _Loaded) -> None:

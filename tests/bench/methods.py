@@ -122,16 +122,19 @@ def paint_scene(count: int, size: int) -> Scene:
 # ------------------------------------------------------------------------------------------- what the network says
 
 
-def plant(method: str, model: Any, scene: Scene) -> None:
-    """From now on predictions of ``model`` find the people of ``scene``; its layers do all their work before."""
+def plant(method: str, model: Any, scene: Scene, *, copies: int = 1) -> None:
+    """From now on predictions of ``model`` for ``copies`` times the image find the people of ``scene``.
+
+    The model's layers do all their work before.
+    """
     size = (scene.image.shape[-2], scene.image.shape[-1])
     with torch.no_grad():
         if method == "logocap":
-            _plant_logocap(model, scene.people, size)
+            _plant_logocap(model, [scene.people] * copies, size)
         elif method == "detposenet":
-            _plant_detposenet(model, scene.people, size)
+            _plant_detposenet(model, [scene.people] * copies, size)
         else:
-            _override(model.head, _cell_maps(model, scene.people, size))
+            _override(model.head, _cell_maps(model, scene.people, size, copies))
 
 
 def _override(module: nn.Module, planted: dict[str, list[Tensor]] | Tensor) -> None:
@@ -143,7 +146,7 @@ def _override(module: nn.Module, planted: dict[str, list[Tensor]] | Tensor) -> N
     module.register_forward_hook(hook)
 
 
-def _cell_maps(model: Any, people: People, size: tuple[int, int]) -> dict[str, list[Tensor]]:
+def _cell_maps(model: Any, people: People, size: tuple[int, int], copies: int) -> dict[str, list[Tensor]]:
     """Scores and poses at the cells that training assigns to people."""
     random = torch.Generator().manual_seed(0)
     device = people.keypoints.device
@@ -163,14 +166,14 @@ def _cell_maps(model: Any, people: People, size: tuple[int, int]) -> dict[str, l
         planted = {"cls": logits}
 
     def levels(values: Tensor) -> list[Tensor]:
-        parts = values.split([h * w for h, w in cells.sizes])
-        return [part.view(1, *shape, -1).permute(0, 3, 1, 2) for part, shape in zip(parts, cells.sizes, strict=True)]
+        parts = zip(values.split([h * w for h, w in cells.sizes]), cells.sizes, strict=True)
+        return [part.view(1, *shape, -1).permute(0, 3, 1, 2).repeat(copies, 1, 1, 1) for part, shape in parts]
 
     return {name: levels(values) for name, values in planted.items()}
 
 
-def _plant_logocap(model: Any, people: People, size: tuple[int, int]) -> None:
-    padded = pad_people([people], people.keypoints.device)
+def _plant_logocap(model: Any, people: list[People], size: tuple[int, int]) -> None:
+    padded = pad_people(people, people[0].keypoints.device)
     shape = (size[0] // 4, size[1] // 4)
     _override(model.heat, heat_targets(padded, shape, 4, model.config.target)[0])
     offsets, offsets_at = owner_targets(padded, shape, 4, model.config.target).offsets, model._offsets_at
@@ -182,20 +185,20 @@ def _plant_logocap(model: Any, people: People, size: tuple[int, int]) -> None:
     model._offsets_at = offsets_to_people
 
 
-def _plant_detposenet(model: Any, people: People, size: tuple[int, int]) -> None:
-    heat, paf, _ = model.coarse_targets(pad_people([people], people.keypoints.device), (size[0] // 4, size[1] // 4))
+def _plant_detposenet(model: Any, people: list[People], size: tuple[int, int]) -> None:
+    heat, paf, _ = model.coarse_targets(pad_people(people, people[0].keypoints.device), (size[0] // 4, size[1] // 4))
     model.coarse.register_forward_hook(
         lambda module, _, maps: maps if module.training else maps._replace(heat=heat, paf=paf)
     )
     random, copies = torch.Generator().manual_seed(0), 10
-    boxes = people.boxes.repeat(copies, 1)
+    boxes = people[0].boxes.repeat(copies, 1)
     shift = (0.02 * size[0] * torch.randn(boxes.shape, generator=random)).to(boxes.device)
     found = Boxes(boxes + shift, torch.linspace(0.95, 0.1, len(boxes), device=boxes.device))
     detect = model.detector.detect
 
     def detect_people(*args: Any) -> list[Boxes]:
         detect(*args)
-        return [found]
+        return [found] * len(people)
 
     model.detector.detect = detect_people
 

@@ -102,7 +102,7 @@ OPEN = {
     "platform/checkpoints": "format load released resolve saver store transfer",
     "platform/comparison": "ablation budget report sources",
     "platform/config": "cli experiment loading sources",
-    "platform/inference": "evaluate latency onnx predictor sources split",
+    "platform/inference": "evaluate execution latency onnx predictor sources split",
     "platform/monitoring": "interruptions profiler stragglers watchdog",
     "platform/prediction": "batch inputs worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",
