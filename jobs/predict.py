@@ -6,10 +6,10 @@ posefleet predict --model runs/smpr-r50 --input /data/coco --split val2017 --out
 ray job submit --working-dir . -- python jobs/predict.py --model models:/smpr@champion \\
     --input s3://bucket/photos --output s3://bucket/poses
 
-Writes to OUTPUT: poses.parquet (one row per pose), images.parquet (one row per image or frame), results.json (COCO
-results), bad_images.json (images that could not be read, and why), other_files.json (files that are no images) and
-summary.json. To finish an interrupted run, run the same command again; only images that were in progress are predicted
-again. See docs/prediction.md.
+Writes to OUTPUT: poses.parquet (one row per pose, in videos with the number of the person), images.parquet (one row per
+image or frame), results.json (COCO results), bad_images.json (images that could not be read, and why), other_files.json
+(files that are no images) and summary.json. To finish an interrupted run, run the same command again; only images that
+were in progress are predicted again. See docs/prediction.md.
 """
 
 import sys
@@ -47,7 +47,11 @@ class Options:
     max_people: int | None = None
     """Keep at most this many poses of an image, best first. Default: all."""
     overlays: bool = False
-    """Also draw the poses: a JPEG for each image, an MP4 for each video."""
+    """Also draw the poses: a JPEG for each image, a WebM for each video."""
+    track: bool = True
+    """Number the people of a video: a person has the same number in all frames."""
+    smooth: float = 0.0
+    """Smooth the keypoints of tracked people in videos: cutoff of the filter, Hz. 1 is smooth, 5 hardly. 0: off."""
     keypoint_threshold: float = 0.0
     """Do not draw keypoints with a lower score, 0..1."""
     most_pixels: int = 100_000_000
@@ -85,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_people=options.max_people,
             most_pixels=options.most_pixels,
             overlays=options.overlays,
+            track=options.track,
+            smooth=options.smooth,
         )
         images = list_images(
             options.input, split=options.split, images=options.images, category=options.category, ignore=output

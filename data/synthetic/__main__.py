@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from posefleet.command_line import fail, parse
 from posefleet.data.synthetic.dataset import write_dataset
+from posefleet.data.synthetic.films import FilmConfig, write_films
 from posefleet.data.synthetic.scenes import SCENES, FigureKind, SceneConfig
 
 Pair = tuple[int, int]
@@ -49,10 +50,18 @@ class Options:
     """Share of people without keypoints, 0..1."""
     jpeg_quality: int | None = None
     """Quality of the JPEG files, 0..100."""
+    film: bool = False
+    """Render --count films of people who walk past each other, with a track_id for each person, instead of images."""
+    seconds: float = 8.0
+    """Length of a film."""
+    rate: float = 15.0
+    """Frames a second of a film."""
 
     def __post_init__(self) -> None:
         if self.easy and self.crowded:
             raise ValueError("give --easy or --crowded, not both")
+        if self.film and (self.figure != "person" or self.easy or self.crowded):
+            raise ValueError("--film renders people who walk; leave out --figure, --easy and --crowded")
         if not 1 <= len(self.size) <= 2:
             raise ValueError(f"--size takes the side, or width and height, not {len(self.size)} numbers")
 
@@ -69,6 +78,16 @@ class Options:
                 given[name] = value
         return replace(SCENES["easy" if self.easy else "crowded" if self.crowded else "default"], **given)
 
+    def films(self) -> FilmConfig:
+        """What the films show.
+
+        Raises:
+            ValueError: A value is out of its range.
+        """
+        given: dict[str, Any] = {"width": self.size[0], "height": self.size[-1]} if self.size != (256,) else {}
+        given |= {name: value for name in ("people", "scale") if (value := getattr(self, name)) is not None}
+        return FilmConfig(seconds=self.seconds, rate=self.rate, **given)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see ``--help``."""
@@ -80,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     workers, progress = options.workers or os.cpu_count() or 1, sys.stderr.isatty()
     try:
+        if options.film:
+            path = write_films(options.out, options.split, options.count, options.films(), options.seed)
+            sys.stdout.write(f"{path}\n")
+            return
         path = write_dataset(
             options.out, options.split, options.count, options.scenes(), options.seed, workers, progress
         )

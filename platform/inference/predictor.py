@@ -68,6 +68,8 @@ class Prediction:
     schema: KeypointSchema
     keypoint_scores: str = "not stated"
     """What the scores of keypoints are, in words; ``pose score, repeated`` where the model scores whole poses only."""
+    tracks: np.ndarray | None = None
+    """(N,) numbers of the people in a film, below 0 for none; None: the image is no part of a film."""
 
     def plot(
         self, path: str | Path | None = None, *, score_threshold: float = 0.1, keypoint_threshold: float = 0.0
@@ -82,6 +84,7 @@ class Prediction:
             self.schema,
             score_threshold=score_threshold,
             keypoint_threshold=keypoint_threshold,
+            tracks=self.tracks,
         )
         if path is not None:
             Path(path).write_bytes(encode_image(drawn, Path(path).suffix))

@@ -30,6 +30,8 @@ from posefleet.platform.runtime.progress import ProgressLine
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 16, 256
 """Bounds of the number of images of a chunk."""
+FOR_VIDEOS = ("track", "smooth")
+"""Options that only concern videos."""
 CHUNKS = 32
 """Number of chunks that is aimed at within those bounds: enough for some workers to finish at about the same time."""
 
@@ -122,10 +124,11 @@ def predict_images(
         if text := difference(info.schema.keypoints, images.keypoints, *titles):
             advice = "To predict the images all the same, give their folder instead of the annotations."
             raise DataError(f"{images.folder}: {text}\n{advice}")
+    has_videos = any(image.is_video for image in images.listed)
     plan = {
         "model": info.identity,
         "input": f"{images.folder}, {len(images.listed):,} files, fingerprint {images.fingerprint[:12]}",
-        **asdict(options),
+        **{name: value for name, value in asdict(options).items() if has_videos or name not in FOR_VIDEOS},
     }
     output = output.rstrip("/")
     if (counts := claim_output(output, plan)) is not None:

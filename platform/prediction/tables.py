@@ -4,7 +4,7 @@ A part is a Parquet file with one row for each image or frame of a video; a row 
 become
 
     images.parquet     one row for each image or frame, also where no pose was found
-    poses.parquet      one row for each pose, each keypoint in three columns
+    poses.parquet      one row for each pose, each keypoint in three columns; in videos with the number of the person
     results.json       the poses of the images (not of videos) as COCO keypoint results
     bad_images.json    what could not be predicted, and why
 
@@ -28,6 +28,7 @@ from posefleet.data.errors import DataError
 from posefleet.data.io.files import create, printable
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
+from posefleet.platform.prediction.tracker import UNTRACKED
 
 IMAGE_COLUMNS = pa.schema(
     [
@@ -57,6 +58,8 @@ class ImageResult:
     """(width, height); None where it could not be predicted."""
     poses: Poses | None = None
     """Keypoints in pixels of the image; None where it could not be predicted."""
+    tracks: np.ndarray | None = None
+    """(N,) int32 numbers of the people of a video, ``UNTRACKED`` for none; None for an image, or without tracking."""
     reason: str | None = None
     """Why it could not be predicted; None where it could."""
 
@@ -101,6 +104,8 @@ def write_part(path: str, rows: Sequence[ImageResult], schema: KeypointSchema) -
     ]
     table = pa.Table.from_pylist(images, IMAGE_COLUMNS.append(pa.field("reason", pa.string())))
     table = table.append_column("poses", pa.ListArray.from_arrays(offsets, fixed))
+    tracks = [None if row.tracks is None else row.tracks.tolist() for row in rows]
+    table = table.append_column("tracks", pa.array(tracks, pa.list_(pa.int32())))
     with create(path) as file:
         pq.write_table(table, file)
 
@@ -139,10 +144,13 @@ def _rows(batch: pa.RecordBatch, schema: KeypointSchema) -> Iterator[ImageResult
     ends = np.cumsum(pc.list_value_length(batch["poses"]).to_numpy()).tolist()
     vectors, start = _flat(batch, schema), 0
     for image, end in zip(batch.drop_columns(["poses"]).to_pylist(), ends, strict=True):
-        size = image.pop("width"), image.pop("height")
+        size, tracks = (image.pop("width"), image.pop("height")), image.pop("tracks", None)
         predicted = image["reason"] is None
         yield ImageResult(
-            **image, size=size if predicted else None, poses=_poses(vectors[start:end]) if predicted else None
+            **image,
+            size=size if predicted else None,
+            poses=_poses(vectors[start:end]) if predicted else None,
+            tracks=None if tracks is None else np.array(tracks, np.int32),
         )
         start = end
 
@@ -202,7 +210,11 @@ def _image_columns() -> pa.Schema:
 
 
 def _pose_columns(schema: KeypointSchema) -> pa.Schema:
-    own = [("person", pa.int32()), *((name, pa.float32()) for name in ("score", "x1", "y1", "x2", "y2"))]
+    own = [
+        ("person", pa.int32()),
+        ("track", pa.int32()),
+        *((name, pa.float32()) for name in ("score", "x1", "y1", "x2", "y2")),
+    ]
     keypoints = [(f"{name}_{value}", pa.float32()) for name in schema.keypoints for value in ("x", "y", "score")]
     columns = [*IMAGE_COLUMNS, *(pa.field(*column) for column in own + keypoints)]
     return pa.schema(columns, metadata={"posefleet.schema": json.dumps(schema.as_dict())})
@@ -223,8 +235,21 @@ def _pose_table(batch: pa.RecordBatch, schema: KeypointSchema) -> pa.Table:
     points = _triples(vectors)[..., :2]
     boxes = np.concatenate([points.min(1), points.max(1)], 1) if len(points) else np.zeros((0, 4), np.float32)
     numbers = np.concatenate([vectors[:, :1], boxes, vectors[:, 1:]], 1)
-    arrays = [*columns, pa.array(person), *(pa.array(np.ascontiguousarray(column)) for column in numbers.T)]
+    arrays = [
+        *columns,
+        pa.array(person),
+        _tracks(batch, lengths),
+        *(pa.array(np.ascontiguousarray(column)) for column in numbers.T),
+    ]
     return pa.Table.from_arrays(arrays, schema=_pose_columns(schema))
+
+
+def _tracks(batch: pa.RecordBatch, lengths: np.ndarray) -> pa.Array:
+    """The number of the person that each pose belongs to; null where it belongs to none."""
+    known = batch["tracks"].to_pylist() if "tracks" in batch.schema.names else [None] * len(batch)  # earlier versions
+    rows = zip(known, lengths.tolist(), strict=True)
+    numbers = [number for tracks, length in rows for number in (tracks or [UNTRACKED] * length)]
+    return pa.array([None if number == UNTRACKED else number for number in numbers], pa.int32())
 
 
 def _count(batch: pa.RecordBatch) -> Counts:

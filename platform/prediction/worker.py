@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from posefleet.platform.prediction.inputs import InputImage, read_input
 from posefleet.platform.prediction.output import file_names, part_name
 from posefleet.platform.prediction.quarantine import REASON, Quarantine
 from posefleet.platform.prediction.tables import Counts, ImageResult, join_parts, read_part, write_part
+from posefleet.platform.prediction.tracker import OneEuro, PoseTracker
 from posefleet.platform.prediction.video import Frame, Video, VideoFile
 from posefleet.platform.runtime import logs
 
@@ -66,11 +67,17 @@ class PredictionOptions:
     """Images with more pixels are not decoded. Raise it for larger images; a worker then needs more memory."""
     overlays: bool = False
     """Also write each image and video with its poses drawn."""
+    track: bool = True
+    """Number the people of a video, so that a person has one number in all frames."""
+    smooth: float = 0.0
+    """Hz; smooth the keypoints of tracked people by a one-euro filter with this cutoff, see ``OneEuro``. 0: not."""
 
     def __post_init__(self) -> None:
         for name in ("score_threshold", "keypoint_threshold"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be between 0 and 1")
+        if self.smooth < 0 or (self.smooth and not self.track):
+            raise ValueError(f"smooth {self.smooth} must not be negative, and needs track")
         for name in ("max_people", "most_pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
@@ -231,25 +238,35 @@ class PredictionWorker:
             stack.enter_context(closing(video))
             drawn = stack.enter_context(self._drawn_video(image, video.rate))
             frames = video.frames()
+            follow, smooth = self._tracker(), self._smoother()
             full = True
             while full:
                 segments.append(f"{stem}-{len(segments):05d}.parquet")
                 exists = segments[-1].rpartition("/")[2] in existing
                 known = read_part(segments[-1], self._predictor.schema) if exists else None
-                rows = self._segment(image, frames, known, drawn)
+                rows = self._segment(image, frames, known, follow, smooth, drawn)
                 full = len(rows) == FRAMES_KEPT
                 if known is None:
                     predicted += len(rows)
                     if not full and video.fault:
                         rows.append(_failed(image, video.fault))
                     write_part(segments[-1], rows, self._predictor.schema)
-        join_parts(part, segments)
+        join_parts(part, self._smoothed(segments))
         return Counts(frames=predicted, bad=bool(video.fault))
 
     def _segment(
-        self, image: InputImage, frames: Iterator[Frame], known: list[ImageResult] | None, drawn: VideoFile | None
+        self,
+        image: InputImage,
+        frames: Iterator[Frame],
+        known: list[ImageResult] | None,
+        follow: PoseTracker | None,
+        smooth: OneEuro | None,
+        drawn: VideoFile | None,
     ) -> list[ImageResult]:
-        """Rows of the next ``FRAMES_KEPT`` frames, fewer at the end; ``known`` holds them if they are predicted."""
+        """Rows of the next ``FRAMES_KEPT`` frames, fewer at the end; ``known`` holds them if they are predicted.
+
+        Rows are not smoothed, so that whoever takes over the video gives the same numbers.
+        """
         rows: list[ImageResult] = []
         while batch := list(itertools.islice(frames, min(self._batch_size, FRAMES_KEPT - len(rows)))):
             if known is None:
@@ -259,10 +276,30 @@ class PredictionWorker:
             for frame, poses in zip(batch, found, strict=True):
                 size = frame.image.shape[1], frame.image.shape[0]
                 reason = f"{image.name}: frame {frame.index}: {NOT_FINITE}" if poses is None else None
-                rows.append(ImageResult(image.image_id, image.name, frame.index, frame.seconds, size, poses, reason))
+                tracks = follow(poses, frame.seconds) if follow and poses else None
+                row = ImageResult(image.image_id, image.name, frame.index, frame.seconds, size, poses, tracks, reason)
+                rows.append(row)
                 if drawn:
-                    drawn.write(frame.image if poses is None else self._draw(frame.image, poses))
+                    row = _smooth_row(row, smooth)
+                    drawn.write(frame.image if row.poses is None else self._draw(frame.image, row.poses, row.tracks))
         return rows
+
+    def _tracker(self) -> PoseTracker | None:
+        return PoseTracker(self._predictor.schema.sigmas) if self._options.track else None
+
+    def _smoother(self) -> OneEuro | None:
+        return OneEuro(self._options.smooth) if self._options.smooth else None
+
+    def _smoothed(self, segments: Sequence[str]) -> list[str]:
+        """The segments with smoothed keypoints, written beside them; the segments themselves without ``smooth``."""
+        smooth, found = self._smoother(), []
+        for segment in segments:
+            if smooth:
+                rows = [_smooth_row(row, smooth) for row in read_part(segment, self._predictor.schema)]
+                segment = f"{segment.removesuffix('.parquet')}-smooth.parquet"
+                write_part(segment, rows, self._predictor.schema)
+            found.append(segment)
+        return found
 
     @contextmanager
     def _on_this_machine(self, image: InputImage) -> Iterator[Path]:
@@ -291,18 +328,17 @@ class PredictionWorker:
             yield None
             return
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "drawn.mp4")
-            with closing(VideoFile(path, rate)) as file:
+            with closing(VideoFile(Path(folder, "drawn"), rate)) as file:
                 yield file
-            if path.exists():
-                with path.open("rb") as source, create(self._overlay(image, ".mp4")) as target:
+            if file.path:
+                with file.path.open("rb") as source, create(self._overlay(image, file.path.suffix)) as target:
                     shutil.copyfileobj(source, target)
 
     # Overlays
 
-    def _draw(self, image: np.ndarray, poses: Poses) -> np.ndarray:
+    def _draw(self, image: np.ndarray, poses: Poses, tracks: np.ndarray | None = None) -> np.ndarray:
         threshold = self._options.score_threshold
-        return Prediction(image, poses, self._predictor.schema).plot(
+        return Prediction(image, poses, self._predictor.schema, tracks=tracks).plot(
             score_threshold=OVERLAY_SCORE if threshold is None else threshold,
             keypoint_threshold=self._options.keypoint_threshold,
         )
@@ -331,6 +367,14 @@ class RowWorker(PredictionWorker):
         counts = super().__call__(row["number"], chunk)
         log.debug("chunk %d in %.1f s: %s", row["number"], time.perf_counter() - start, counts)
         return {"number": row["number"], **asdict(counts)}
+
+
+def _smooth_row(row: ImageResult, smooth: OneEuro | None) -> ImageResult:
+    """The row with smoothed keypoints."""
+    if smooth is None or row.poses is None or row.tracks is None or row.seconds is None:
+        return row
+    keypoints = smooth(row.poses.keypoints.double().numpy(), row.tracks, row.seconds)
+    return replace(row, poses=replace(row.poses, keypoints=torch.from_numpy(keypoints).float()))
 
 
 def _failed(image: InputImage, reason: str) -> ImageResult:

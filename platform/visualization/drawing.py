@@ -48,6 +48,7 @@ def draw_poses(
     score_threshold: float = 0.0,
     keypoint_threshold: float = 0.0,
     zoom: float = 1.0,
+    tracks: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw predicted poses, the best on top, each with its score.
 
@@ -58,22 +59,28 @@ def draw_poses(
         score_threshold: Poses with a lower score are left out.
         keypoint_threshold: Keypoints with a lower score are left out, with the limbs that end there.
         zoom: Enlarges the image first, so that lines on a small image are fine.
+        tracks: (N,) number of each person in a film, which gives the colour and is written before the score; below 0:
+            nobody is known.
 
     Returns:
         (zoom H, zoom W, 3) uint8.
     """
     canvas = _enlarged(image, zoom)
     layer = canvas.copy()
-    kept = poses[poses.scores >= score_threshold].to("cpu")
+    chosen = poses.scores >= score_threshold
+    kept = poses[chosen].to("cpu")
+    people = [-1] * len(kept) if tracks is None else tracks[chosen.cpu().numpy()].tolist()
+    colours = [_person_colour(person if person >= 0 else index) for index, person in enumerate(people)]
     keypoints = kept.keypoints.double().numpy() * zoom
     shown = (kept.keypoint_scores >= keypoint_threshold).numpy() & np.isfinite(keypoints).all(-1)
     for index in reversed(range(len(kept))):
-        _draw_figure(layer, keypoints[index], shown[index], shown[index], schema, _person_colour(index))
+        _draw_figure(layer, keypoints[index], shown[index], shown[index], schema, colours[index])
     canvas = _blend(canvas, layer)
     for index in reversed(range(len(kept))):
         if shown[index].any():
             corner = keypoints[index, shown[index]].min(0)
-            _label(canvas, f"{kept.scores[index]:.2f}", corner, _person_colour(index))
+            number = f"#{people[index]} " if people[index] >= 0 else ""
+            _label(canvas, f"{number}{kept.scores[index]:.2f}", corner, colours[index])
     return canvas
 
 

@@ -24,7 +24,7 @@ from posefleet.data.images import decode_image, encode_image, encode_jpeg
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import Predictor
-from posefleet.platform.prediction import batch, worker
+from posefleet.platform.prediction import batch, video, worker
 from posefleet.platform.prediction.batch import BatchResult, WorkerPool, predict_images
 from posefleet.platform.prediction.inputs import InputImage, list_images, split_into_chunks
 from posefleet.platform.prediction.tables import ImageResult, read_part, write_part, write_tables
@@ -316,8 +316,19 @@ def test_a_video_has_a_row_for_each_frame_with_its_time(model: str, tmp_path: Pa
     assert {(row["path"], row["width"], row["height"]) for row in frames} == {("clip.mp4", 64, 64)}
     assert {row["frame"] for row in rows(tmp_path / "out", "poses")} <= set(range(10))
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == []
-    drawn = cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "clip.mp4"))
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "clip.mp4.webm"))
     assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (10, 12.5)
+    assert int(drawn.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") == b"VP80"
+
+
+def test_without_an_encoder_that_browsers_know_videos_are_drawn_all_the_same(
+    model: str, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(video, "CODECS", {".none": "????", ".mp4": "mp4v"})
+    write_clip(tmp_path / "clip.mp4", 3)
+    predict(tmp_path / "clip.mp4", tmp_path / "out", model, options=PredictionOptions(overlays=True))
+    assert cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert "browsers do not play" in caplog.text
 
 
 def test_damaged_videos_are_listed_and_their_readable_frames_kept(model: str, tmp_path: Path) -> None:
