@@ -8,7 +8,8 @@ READY := $(VENV)/ready
 .PHONY: help demo test test-slow test-browser chaos check bench install clean
 
 help:
-	@echo "make demo          runs the whole pipeline on this machine: data, doctor, shards, training, evaluation"
+	@echo "make install       sets up .venv, about 7 GB in 4 minutes; the other targets do it where it is missing"
+	@echo "make demo          runs the whole pipeline on this machine: data, doctor, shards, training, evaluation, registry"
 	@echo "make test          runs the test suite (minutes)"
 	@echo "make test-slow     runs the tests that train up to a required AP, and other long tests"
 	@echo "make test-browser  tests the page in a browser; needs /usr/bin/chromium"
@@ -19,10 +20,15 @@ help:
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[demo,dev]' --constraint constraints.txt
-	touch $@
+	@echo "Setting up $(VENV) with the packages of constraints.txt: about 7 GB and 4 minutes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@# Twice quiet, pip shows errors alone, and no warning for each package that one of several indexes does not have.
+	@( while sleep 20 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do echo "   pip is still at it"; done ) & ticker=$$!; \
+	trap "kill $$ticker" EXIT INT TERM; \
+	$(BIN)/pip install --quiet --quiet --upgrade pip && \
+	$(BIN)/pip install --quiet --quiet --editable '.[demo,dev]' --constraint constraints.txt
+	@touch $@
+	@echo "$(VENV) is ready. For the command posefleet: source $(VENV)/bin/activate"
 
 demo: $(READY)
 	$(BIN)/python jobs/demo.py

@@ -1,27 +1,33 @@
 """Run the whole pipeline on this machine, without data and without a GPU; ``make demo`` runs this.
 
 Starts its own Ray head, renders people, examines and shards them, trains SMPR with two DDP workers through
-``ray job submit``, evaluates, prints where the results are, and stops what it started. An installed posefleet runs it
-from any folder as ``python -m posefleet.jobs.demo``.
+``ray job submit``, evaluates, makes the model the champion that ``posefleet serve`` serves, prints where the results
+are, and stops what it started. An installed posefleet runs it from any folder as ``python -m posefleet.jobs.demo``.
 """
 
 import importlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from posefleet.command_line import parse
+from posefleet.command_line import parse, report_error
+from posefleet.platform.runtime.errors import PlatformError
+from posefleet.platform.runtime.redaction import redact
+from posefleet.platform.tracking.client import pages, store_uri
 
 CONFIG = Path(__file__).with_name("configs") / "smpr_demo.yaml"
 
@@ -33,9 +39,35 @@ class Size:
     train: int
     val: int
     epochs: float
+    eval_every: float
+    """Epochs between two evaluations, each a point of the curve of AP."""
 
 
-SIZES = {"full": Size(train=4000, val=150, epochs=3.0), "mini": Size(train=32, val=8, epochs=1.0)}
+SIZES = {
+    "full": Size(train=4000, val=150, epochs=3.0, eval_every=0.5),
+    "mini": Size(train=32, val=8, epochs=1.0, eval_every=0.5),
+}
+
+NOTE = (
+    "This model knows rendered people only: posefleet demo trained it in minutes. "
+    "On photographs its poses are mostly wrong."
+)
+"""What the server, its page and batch prediction say about the demo's model."""
+
+MODEL = "smpr"
+"""Name in the registry under which the shipped serve/config.yaml looks for its model."""
+
+QUIET_S = 20.0
+"""Seconds without a line after which a step says that it still runs."""
+
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
+_PROCESS = re.compile(r"^\(\w[^()]* pid=\d+(, ip=[^()]*)?\) ?")
+"""What Ray writes before every line of a worker."""
+_RAYS_OWN = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING|SUCC) |\[\d{4}-[^]]*\] \w+\.cc:\d+: |"
+    r"Running entrypoint for job |Started training worker group|- \(ip=\S+, pid=\d+\) world_rank="
+)
+"""How the lines of Ray begin that are about Ray itself: uploads, addresses, states of actors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +76,9 @@ class Options:
 
     out: Annotated[Path, "FOLDER"] = Path("runs/demo")
     """Folder for data, run and images. Its old content is deleted."""
+    tracking: Annotated[str, "URI"] = ""
+    """MLflow store of the run and the model. Default: $MLFLOW_TRACKING_URI, else mlflow.db under runs/, where
+    posefleet serve and predict look."""
     size: Literal["full", "mini"] = "full"
     """full takes 7 to 15 minutes on two cores; mini only checks that every step works."""
 
@@ -51,61 +86,101 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo. Exit status: 0 every step succeeded, 1 a step failed, 2 bad arguments."""
     options, _ = parse(Options, arguments, command="demo", about=__doc__ or "")
-    out = options.out.absolute()
-    size = SIZES[options.size]
+    out, size = options.out.absolute(), SIZES[options.size]
     start = time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
     try:
+        uri = store_uri(options.tracking)
         with _ray_head() as cluster:
-            initial, refined = _steps(out, size, cluster)
+            initial, refined = _steps(out, size, cluster, uri)
+        model = _promote(out, uri)
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
         sys.stderr.write(f"\nerror: this step failed with status {error.returncode}: {command}\n")
         return 1
-    run = out / "runs" / "demo"
+    except (ValueError, PlatformError) as error:
+        report_error(error)
+        return 2
+    minutes = (time.monotonic() - start) / 60
     sys.stdout.write(
         f"\nAP {refined:.3f} on {size.val} held-out images (of the initial poses: {initial:.3f}), "
-        f"after {(time.monotonic() - start) / 60:.1f} minutes\n"
-        f"  overlays, curves  {run / 'report'}\n"
-        f"  checkpoints       {run / 'checkpoints'}\n"
-        f"  tracking          {Path(sys.executable).parent / 'mlflow'} ui "
-        f"--backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}\n"
-        "Your own data: put COCO's layout (annotations/ and image folders) anywhere and follow the README from "
-        "`Shard` on.\n"
+        f"after {minutes:.1f} minutes\n{_next_steps(out, model, uri, redirected=bool(options.tracking))}"
     )
     return 0
 
 
-def _steps(out: Path, size: Size, cluster: "_Cluster") -> tuple[float, float]:
+def _steps(out: Path, size: Size, cluster: "_Cluster", uri: str) -> tuple[float, float]:
+    """Render, check, shard, train and evaluate; returns the AP of the initial and of the refined poses."""
     coco, shards = out / "coco", out / "shards"
     for split, count, seed in (("train2017", size.train, 1), ("val2017", size.val, 2)):
-        _say(f"rendering {count} images of people: {coco / split}")
-        _run(
-            *("posefleet.data.synthetic.__main__", "--out", coco, "--split", split, "--count", count),
-            *("--easy", "--seed", seed, "--workers", os.cpu_count() or 1),
+        with _step(f"rendering {count} images of people: {coco / split}", "about a minute for a thousand"):
+            _run(
+                *("posefleet.data.synthetic.__main__", "--out", coco, "--split", split, "--count", count),
+                *("--easy", "--seed", seed, "--workers", os.cpu_count() or 1),
+            )
+    with _step("checking the data with posefleet doctor", "seconds"):
+        _run("posefleet.data.doctor.__main__", coco, "--split", "train2017")
+    with _step(
+        "sharding the training images as a job of the cluster", "half a minute, most of it until the job starts"
+    ):
+        cluster.submit("posefleet.jobs.shard_coco", "--source", coco, "--split", "train2017", "--out", shards)
+    with _step("sharding the held-out images without the cluster", "a second"):
+        _run("posefleet.jobs.shard_coco", "--source", coco, "--split", "val2017", "--out", shards, "--in-process")
+    with _step(
+        f"training SMPR by {CONFIG} with two workers as a job of the cluster",
+        "half a minute until the workers have started, then minutes; AP every half epoch",
+    ):
+        cluster.submit(
+            *("posefleet.jobs.train_smpr", "--config", CONFIG),
+            *("--data.train", shards / "train2017", "--data.eval", shards / "val2017"),
+            *("--run.storage", out / "runs", "--run.name", "demo", "--run.tracking", uri, "--run.note", NOTE),
+            *("--scaling.num_workers", 2, "--train.epochs", size.epochs, "--train.eval_every", size.eval_every),
         )
-    _say("checking the data with posefleet doctor")
-    _run("posefleet.data.doctor.__main__", coco, "--split", "train2017")
-    _say("sharding: the training images over the cluster, the few others without it")
-    cluster.submit("posefleet.jobs.shard_coco", "--source", coco, "--split", "train2017", "--out", shards)
-    _run("posefleet.jobs.shard_coco", "--source", coco, "--split", "val2017", "--out", shards, "--in-process")
-    _say("training SMPR with two workers")
-    cluster.submit(
-        *("posefleet.jobs.train_smpr", "--config", CONFIG),
-        *("--data.train", shards / "train2017", "--data.eval", shards / "val2017"),
-        *("--run.storage", out / "runs", "--run.name", "demo", "--scaling.num_workers", 2),
-        *("--train.epochs", size.epochs, "--train.eval_every", size.epochs),
-    )
-    _say("evaluating the checkpoint: the initial poses, then the refined ones")
     scores = []
     for pose in ("initial", "refined"):
         results = out / f"results_{pose}.json"
-        _run(
-            *("posefleet.jobs.evaluate", "--checkpoint", out / "runs" / "demo", "--data.eval", shards / "val2017"),
-            *("--model.score.pose", pose, "--out", results),
-        )
+        with _step(f"evaluating the checkpoint: the {pose} poses", "seconds"):
+            _run(
+                *("posefleet.jobs.evaluate", "--checkpoint", out / "runs" / "demo", "--data.eval", shards / "val2017"),
+                *("--model.score.pose", pose, "--out", results),
+            )
         scores.append(json.loads(results.with_suffix(".metrics.json").read_text())["AP"])
     return scores[0], scores[1]
+
+
+def _promote(out: Path, uri: str) -> str:
+    """Make the model the champion unless somebody else's is; returns the address under which commands find it."""
+    from posefleet.platform.runtime.paths import MODELS
+    from posefleet.platform.tracking.registry import CHAMPION, find_alias
+
+    address, run = f"{MODELS}{MODEL}@{CHAMPION}", out / "runs" / "demo"
+    with _step(f"promoting the model to {address}", "half a minute"):
+        champion = find_alias(uri, MODEL, CHAMPION)
+        if champion and champion.tags.get("note") != NOTE:
+            sys.stdout.write(f"{address} is version {champion.number}, which is not a demo's: it stays the champion\n")
+            return str(run)
+        # A demo replaces the demo before it, be it a little better or worse.
+        evidence = ("--data.eval", out / "shards" / "val2017", "--gate.tolerance", 1)
+        _run("posefleet.jobs.promote", "--run", run, "--to", CHAMPION, "--tracking", uri, *evidence)
+    return address
+
+
+def _next_steps(out: Path, model: str, uri: str, *, redirected: bool) -> str:
+    """Where the results are, and the commands to go on with."""
+    run, val = out / "runs" / "demo", out / "coco" / "val2017"
+    posefleet = f"MLFLOW_TRACKING_URI={redact(uri)} posefleet" if redirected else "posefleet"
+    served = "" if model.startswith("models:") else f" --model {model}"
+    return (
+        f"  overlays, curves  {run / 'report'}\n"
+        f"  checkpoints       {run / 'checkpoints'}\n"
+        f"  tracking          {pages(uri)}\n"
+        f"The model is {model}. Try it (source .venv/bin/activate, if this is a checkout):\n"
+        f"  {posefleet} serve{served}    # the page at http://127.0.0.1:8000; drop images of {val} there\n"
+        f"  {posefleet} predict --model {model} --input {val} --output {out / 'poses'} --overlays\n"
+        f"{NOTE}\n"
+        "Your own data: put COCO's layout (annotations/ and image folders) anywhere and follow the README from "
+        "`Shard` on.\n"
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +189,7 @@ class _Cluster:
     environment: dict[str, str]
 
     def submit(self, module: str, *arguments: object) -> None:
-        """Run a module of posefleet as a job on the cluster, and wait until it ends.
+        """Run a module of posefleet as a job on the cluster, show what it prints, and wait until it ends.
 
         Raises:
             CalledProcessError: The job failed.
@@ -123,13 +198,31 @@ class _Cluster:
         if root := _checkout():
             command += ["--working-dir", root]
         command += ["--", "python", "-m", module, *arguments]
-        subprocess.run([str(part) for part in command], check=True, env=self.environment)
+        texts = [str(part) for part in command]
+        job = subprocess.Popen(
+            texts, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        assert job.stdout
+        hidden = deque[str](maxlen=60)
+        for line in job.stdout:
+            if (shown := readable(line)) is None:
+                hidden.append(line)
+            else:
+                _write(shown)
+        if job.wait():
+            _write("".join(hidden))
+            raise subprocess.CalledProcessError(job.returncode, texts)
+
+
+def readable(line: str) -> str | None:
+    """A line of a job as people read it, without the worker's name before it; None for lines about Ray itself."""
+    text = _PROCESS.sub("", _COLOURS.sub("", line))
+    return None if _RAYS_OWN.match(text) else text
 
 
 @contextmanager
 def _ray_head() -> Iterator[_Cluster]:
     """A Ray head with free ports and a temporary folder of its own; only this process is ended afterwards."""
-    _say("starting a Ray head")
     ports = {name: _free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
     ports |= {name: _free_port() for name in ("dashboard-agent-listen-port", "metrics-export-port")}
     # Ray puts Unix sockets here, and their paths must be short, so the folder is not under --out.
@@ -155,10 +248,11 @@ def _ray_head() -> Iterator[_Cluster]:
     )
     try:
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        _wait_for(f"{address}/api/version", head, temp / "head.log")
         # The dashboard takes no job before its node's agent listens, and gives up after ten seconds.
         agent = f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}"
-        _wait_for(f"{agent}/api/local_raylet_healthz", head, temp / "head.log")
+        with _step("starting a Ray head", "ten seconds"):
+            _wait_for(f"{address}/api/version", head, temp / "head.log")
+            _wait_for(f"{agent}/api/local_raylet_healthz", head, temp / "head.log")
         yield _Cluster(address, environment)
     finally:
         head.terminate()
@@ -208,9 +302,36 @@ def _free_port() -> int:
     return port
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"\n== {text}\n")
+_written = time.monotonic()
+"""When the demo wrote its last line."""
+
+
+def _write(text: str) -> None:
+    global _written
+    sys.stdout.write(text)
     sys.stdout.flush()
+    _written = time.monotonic()
+
+
+@contextmanager
+def _step(text: str, duration: str) -> Iterator[None]:
+    """Say what goes on and how long it takes on two free cores; within, no ``QUIET_S`` pass without a line."""
+    start = time.monotonic()
+    _write(f"\n== {text} ({duration})\n")
+    ended = threading.Event()
+
+    def say_that_it_runs() -> None:
+        while not ended.wait(1.0):
+            if time.monotonic() - _written > QUIET_S:
+                _write(f"   still at it after {time.monotonic() - start:.0f} s\n")
+
+    ticker = threading.Thread(target=say_that_it_runs, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        ticker.join()
 
 
 if __name__ == "__main__":

@@ -139,6 +139,8 @@ def _summary(result: "BatchResult", output: str) -> str:
         lines.append(f"  predicted {result.predicted:,} in {result.seconds:.1f} s, {speed:,.1f} images/s")
     else:
         lines.append("  nothing was left to predict")
+    if result.note:
+        lines.append(f"  note of the model: {result.note}")
     return "\n".join(lines) + "\n"
 
 

@@ -23,6 +23,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 GRAMMAR = "write steps=5, or steps=5,wait=10,ranks=all"
 """Advice in the error about a malformed profile setting."""
 
+LONGEST_NOTE = 300
+"""Characters of the longest ``run.note``; it is shown beside every result."""
+
 WAIT = 5
 """Default number of steps to skip before a profile."""
 
@@ -356,12 +359,19 @@ class RunConfig:
     init_map: str = ""
     """Keypoints that mean the same in ``run.init_from`` and in this run but have other names there, as
     CHECKPOINT=MODEL,...: nose=snout,left_wrist=left_front_paw. Keypoints of the same name need no entry."""
+    note: str = ""
+    """What users of the model must know, in a sentence: "It knows rendered people only." Every checkpoint of the run
+    keeps it; the registry, the server, its page and batch prediction show it. Empty: nothing."""
     profile: str = ""
     """Steps to profile, such as steps=5,wait=10,ranks=all; also --profile. Empty: none."""
 
     def __post_init__(self) -> None:
         if self.profile:
             Profile.parse(self.profile)
+        if len(self.note) > LONGEST_NOTE or not self.note.isprintable():
+            raise ValueError(
+                f"run.note {self.note[:40]!r}... must be one line of at most {LONGEST_NOTE} printable characters"
+            )
         if keypoint_pairs(self.init_map) and not self.init_from:
             raise ValueError(f"run.init_map {self.init_map!r} has no effect without run.init_from")
 

@@ -70,6 +70,8 @@ class Prediction:
     """What the scores of keypoints are, in words; ``pose score, repeated`` where the model scores whole poses only."""
     tracks: np.ndarray | None = None
     """(N,) numbers of the people in a film, below 0 for none; None: the image is no part of a film."""
+    note: str = ""
+    """What users of the model must know, as its run said (``run.note``)."""
 
     def plot(
         self, path: str | Path | None = None, *, score_threshold: float = 0.1, keypoint_threshold: float = 0.0
@@ -104,10 +106,11 @@ class Prediction:
 
     def as_dict(self) -> dict[str, Any]:
         """The prediction as a dict for JSON: ``width``, ``height`` (pixels), ``keypoint_scores`` (what the scores of
-        keypoints are) and ``poses`` (see ``describe_poses``)."""
+        keypoints are), ``note`` (if the model has one) and ``poses`` (see ``describe_poses``)."""
         height, width = self.image.shape[:2]
         poses = describe_poses(self.poses, self.schema)
-        return {"width": width, "height": height, "keypoint_scores": self.keypoint_scores, "poses": poses}
+        note = {"note": self.note} if self.note else {}
+        return {"width": width, "height": height, "keypoint_scores": self.keypoint_scores, **note, "poses": poses}
 
 
 def describe_poses(poses: Poses, schema: KeypointSchema, *, keypoint_threshold: float = 0.0) -> list[dict[str, Any]]:
@@ -169,6 +172,7 @@ class Predictor:
         empty unless ``has_boxes``: for methods without boxes, and where several views are merged."""
         self.keypoint_scores = keypoint_score_rule(experiment.method, experiment.model)
         """What the scores of keypoints are, in words."""
+        self.note = experiment.run.note
         self._sigmas = torch.tensor(self.schema.sigmas, device=self.device)
         self.precision = experiment.train.precision
         self.batch_size = experiment.data.eval_batch_size
@@ -277,7 +281,7 @@ class Predictor:
         """
         arrays = [_load(image) for image in (images if isinstance(images, list) else [images])]
         found = [
-            Prediction(image, poses, self.schema, self.keypoint_scores)
+            Prediction(image, poses, self.schema, self.keypoint_scores, self.note)
             for image, poses in zip(arrays, self.predict_images(arrays), strict=True)
         ]
         return found if isinstance(images, list) else found[0]

@@ -82,6 +82,8 @@ class BatchResult:
     """Time that this call took to predict them."""
     other: int = 0
     """Files of the input that are neither images nor videos; ``other_files.json`` names them."""
+    note: str = ""
+    """What users of the model must know, as its run said (``run.note``)."""
 
 
 def predict_images(
@@ -132,7 +134,7 @@ def predict_images(
     }
     output = output.rstrip("/")
     if (counts := claim_output(output, plan)) is not None:
-        return BatchResult(counts, 0, 0.0, len(images.other))
+        return BatchResult(counts, 0, 0.0, len(images.other), info.about["note"])
     pool = pool or WorkerPool()
     job = Job(info.files, images.folder, output, options, batch_size, pool.readers)
     size = min(max(len(images.listed) // CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
@@ -148,7 +150,7 @@ def predict_images(
     left_out = [{"path": printable(name), "reason": why_left_out(name)} for name in images.other]
     write_file(f"{output}/other_files.json", json.dumps(left_out, indent=1).encode())
     finish_output(output, plan, info, counts, predicted, seconds)
-    return BatchResult(counts, predicted, seconds, len(images.other))
+    return BatchResult(counts, predicted, seconds, len(images.other), info.about["note"])
 
 
 def _in_this_process(job: Job, chunks: Mapping[int, list[InputImage]]) -> Iterator[tuple[int, Counts]]:

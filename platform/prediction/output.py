@@ -25,7 +25,7 @@ class ModelInfo:
 
     about: dict[str, Any]
     """Address, registered version, path, method, step, sha256 of the weights, and what the scores of keypoints are (in
-    words), for the summary."""
+    words), and the note of its run, for the summary."""
     identity: str
     """Method, step, weights and settings in one line; equal for models that predict the same."""
     schema: KeypointSchema
@@ -54,6 +54,7 @@ class ModelInfo:
         weights = next(iter(json.loads(files["meta.json"])["files"].values()))["sha256"]
         settings = hashlib.sha256(json.dumps(content["experiment"], sort_keys=True).encode()).hexdigest()
         experiment = read_meta(path).experiment
+        about["note"] = experiment.run.note
         about["keypoint_scores"] = keypoint_score_rule(experiment.method, experiment.model)
         about |= {"checkpoint": path, "method": content["method"], "step": content["step"], "weights": weights}
         identity = f"{content['method']} at step {content['step']}, weights {weights[:12]}, settings {settings[:12]}"

@@ -39,9 +39,11 @@ def new_release(
         "step": str(meta.step),
         "data.train": meta.provenance.get("data", "unknown"),
         "data.gate": data.fingerprint,
+        **({"note": note} if (note := experiment.run.note) else {}),
         **_signature(report, "promoted_by"),
     }
     head = f"AP {tags['AP']} on {tags['split']}: {tags['method']}, {tags['schema']}, step {tags['step']}."
+    head += f" **{note}**" if note else ""
     return Release(
         folder=folder,
         method=experiment.method,

@@ -295,6 +295,7 @@ class Replica:
                 "method": loaded.predictor.method,
                 "version": loaded.version.version,
                 "keypoint_scores": loaded.predictor.keypoint_scores,
+                "note": loaded.version.note,
             },
             timings={stage: round(1e3 * seconds, 3) for stage, seconds in times.items()},
             overlay=overlay,

@@ -58,6 +58,8 @@ class ServedVersion:
     """Optimiser step of the checkpoint."""
     method: str
     schema: KeypointSchema
+    note: str = ""
+    """What users of the model must know, as its run said; may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -334,6 +336,7 @@ def _served_version(checkpoint: str, meta: Meta, *, name: str, version: str | No
         step=meta.step,
         method=meta.experiment.method,
         schema=meta.experiment.keypoints,
+        note=meta.experiment.run.note,
     )
 
 

@@ -1,9 +1,11 @@
 """The HTTP routes: what each path of the API does."""
 
 import json
+import string
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -84,7 +86,7 @@ def _add_poses(api: FastAPI, gateway: Gateway) -> None:
         total = 1e3 * (time.monotonic() - start)
         gateway.metrics.answered.observe(total, {"model": model.name})
         if query.overlay:
-            return Response(results[0].overlay, media_type="image/jpeg")
+            return Response(results[0].overlay, media_type="image/jpeg", headers=_note_header(results[0].model["note"]))
         timings = {key: max(result.timings[key] for result in results) for key in results[0].timings}
         content = {
             "model": results[0].model,
@@ -189,6 +191,12 @@ def _add_error_handlers(api: FastAPI, gateway: Gateway) -> None:
         return problem("internal", f"{type(error).__name__}; the server's log has the traceback")
 
 
+def _note_header(note: str) -> dict[str, str]:
+    """A header with the note of the model, for answers that are pictures; other letters than ASCII are percent-encoded,
+    as a header cannot hold them."""
+    return {"X-Model-Note": quote(note, safe=string.punctuation.replace("%", "") + " ")} if note else {}
+
+
 _PROBLEM: dict[str, Any] = {
     "description": "The request failed; `reason` says why.",
     "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
@@ -223,7 +231,7 @@ def describe_model(model: ServedModel, served: ServingStatus, *, trusted: bool) 
         info["source"] = redact(model.source)
     if version is None:
         return info
-    info |= {"version": version.version, "method": version.method, "ap": version.ap}
+    info |= {"version": version.version, "method": version.method, "ap": version.ap, "note": version.note}
     if trusted:
         info |= {"checkpoint": redact(version.checkpoint), "data": version.data}
         info |= {"run_id": version.run_id, "step": version.step}

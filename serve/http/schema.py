@@ -5,6 +5,8 @@ from typing import Annotated
 from fastapi import Query
 from pydantic import BaseModel, Field
 
+NOTE = "What users of the model must know, such as what it was trained on; empty if its run said nothing."
+
 Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -63,6 +65,7 @@ class ModelVersion(BaseModel):
         description="What the scores of keypoints are. 'pose score, repeated': the network scores whole poses only, "
         "and each keypoint has the score of its pose.",
     )
+    note: str = Field("", description=NOTE)
 
 
 class Timings(BaseModel):
@@ -104,6 +107,7 @@ class ModelInfo(BaseModel):
     version: str | None = None
     method: str | None = None
     ap: float | None = Field(None, description="AP of its last evaluation; null if it was never evaluated.")
+    note: str = Field("", description=NOTE)
     keypoint_set: KeypointSet | None = None
     source: str | None = Field(None, description="Its source in the configuration: a registry address, or a path.")
     checkpoint: str | None = Field(None, description="Null until a replica has started.")

@@ -267,7 +267,9 @@ function useModel(chosen) {
   $("model").value = model.name;
   $("score").value = thresholds.get(model.name) ?? model.score_threshold;
   $("score-value").textContent = $("score").valueAsNumber.toFixed(2);
-  const { method, version, ap, keypoint_set } = model;
+  const { method, version, ap, keypoint_set, note } = model;
+  $("model-note").hidden = !note;
+  $("model-note").textContent = note ?? "";
   setKeypoints(keypoint_set?.keypoints ?? [], keypoint_set?.flip_pairs ?? []);
   const facts = [
     method,

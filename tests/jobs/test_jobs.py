@@ -17,8 +17,6 @@ import pytest
 import yaml
 from small_settings import small_settings
 
-from posefleet.platform.checkpoints.resolve import find_checkpoint
-
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
 
@@ -193,18 +191,3 @@ def test_comparison_says_what_is_wrong_with_its_arguments(arguments: tuple[str, 
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(900)
-def test_the_demo_in_miniature(tmp_path: Path) -> None:
-    done = in_a_process("jobs/demo.py", "--size", "mini", "--out", tmp_path / "demo")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "held-out images" in done.stdout
-    report = tmp_path / "demo" / "runs" / "demo" / "report"
-    assert {path.name for path in report.iterdir()} == {
-        *("curves", "evaluation", "experiment.yaml", "summary.json", "targets"),
-    }
-    assert (tmp_path / "demo" / "results_refined.json").exists()
-    reported = sorted((report.parent / "ray").glob("checkpoint_*/"))  # the last one is ray.train.Result.checkpoint
-    assert find_checkpoint(str(reported[-1])) == find_checkpoint(str(report.parent))

@@ -17,6 +17,7 @@ from PIL import Image
 from small_settings import small_settings, untrained_checkpoint
 
 from posefleet.jobs.predict import main
+from posefleet.platform.inference.predictor import Predictor
 
 REPO = Path(__file__).resolve().parents[2]
 TABLES = ("results.json", "poses.parquet", "images.parquet", "bad_images.json")
@@ -45,6 +46,21 @@ def test_a_folder_is_predicted_and_a_second_run_has_nothing_to_do(
     assert summary["counts"]["images"] == summary["last_run"]["predicted"] == 7
     assert predict(model, people_coco / "val2017", tmp_path / "out") == 0
     assert "nothing was left to predict" in capsys.readouterr().out
+
+
+def test_the_note_of_the_run_is_printed_and_kept(
+    people_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = small_settings(tmp_path, tmp_path)
+    settings["run"]["note"] = "It was not trained."
+    untrained_checkpoint(settings, tmp_path / "run")
+    for _ in range(2):  # the second run predicts nothing
+        assert predict(str(tmp_path / "run"), people_coco / "val2017", tmp_path / "out") == 0
+        assert "\n  note of the model: It was not trained.\n" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["model"]["note"] == "It was not trained."
+    image = next((people_coco / "val2017").glob("*.jpg"))
+    assert Predictor.from_checkpoint(str(tmp_path / "run"))(image).as_dict()["note"] == "It was not trained."
 
 
 def test_bad_images_are_told_of_and_only_bad_ones_are_status_1(

@@ -58,6 +58,18 @@ def test_a_run_becomes_champion_and_the_next_one_can_be_taken_back(
     )
 
 
+def test_the_note_of_the_run_goes_with_the_version(
+    small_run: dict[str, Any], run: Path, store: str, tmp_path: Path
+) -> None:
+    settings = {**small_run, "run": {**small_run["run"], "note": "Rendered people only."}}
+    checkpoint = untrained_checkpoint(settings, tmp_path / "noted")
+    assert main(["--run", checkpoint, "--to", "champion", "--tracking", store, *QUICK]) == 0
+    (version,) = versions(store)
+    assert version.tags["note"] == "Rendered people only." and "**Rendered people only.**" in version.description
+    registered = read_meta(find_model("models:/smpr@champion", store))
+    assert registered.experiment.run.note == "Rendered people only."
+
+
 def test_the_gate_refuses_unless_it_is_forced_and_that_leaves_a_trace(
     run: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

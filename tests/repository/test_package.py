@@ -200,6 +200,23 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path) -> None
     assert [path.name for path in empty.iterdir()] == ["runs"]
 
 
+def test_make_install_says_what_it_does_and_shows_errors_of_pip_alone(tmp_path: Path) -> None:
+    pip = 'echo "$*" >> "$(dirname "$0")/calls"; echo "ERROR: no torch" >&2; exit ${STATUS:-0}'
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\nmkdir -p $3/bin; printf '#!/bin/sh\\n%s\\n' '{pip}' > $3/bin/pip; chmod +x $3/bin/pip\n"
+    )
+    python.chmod(0o755)
+    command = ["make", "install", f"VENV={tmp_path}/venv", f"PYTHON={python}"]
+    failed = subprocess.run(command, cwd=ROOT, env=os.environ | {"STATUS": "1"}, capture_output=True, text=True)
+    assert failed.returncode and "ERROR: no torch" in failed.stderr and not (tmp_path / "venv" / "ready").exists()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "venv" / "ready").exists()
+    assert "about 7 GB and 4 minutes" in done.stdout and "source" in done.stdout
+    calls = (tmp_path / "venv" / "bin" / "calls").read_text().splitlines()
+    assert len(calls) == 3 and all(call.startswith("install --quiet --quiet ") for call in calls)
+
+
 def test_ray_is_capped_at_the_release_that_was_tried() -> None:
     from posefleet.platform.training.ray_trainer import RAY_TRIED
 

@@ -11,6 +11,8 @@ from small_settings import small_release, small_settings, untrained_checkpoint
 from posefleet.data.images import encode_jpeg
 from posefleet.data.synthetic.scenes import SceneConfig, render_scene
 
+NOTES = "", "Knows nobody – it was not trained."
+
 
 @pytest.fixture(scope="session")
 def registry(people_shards: Path, new_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -24,6 +26,7 @@ def registry(people_shards: Path, new_database: Path, tmp_path_factory: pytest.T
     uri = f"sqlite:///{folder}/mlflow.db"
     settings = small_settings(people_shards, folder)
     for seed, alias in enumerate((CHAMPION, CHALLENGER)):
+        settings["run"]["note"] = NOTES[seed]
         checkpoint = untrained_checkpoint(settings, folder / f"run{seed}", seed=seed, sure=True)
         promote(uri, "pose", small_release(settings, checkpoint, folder / f"release{seed}"), alias)
     return uri

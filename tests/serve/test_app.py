@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import urllib.parse
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_a_form_with_several_files_is_answered_in_order(server: Server, photogra
         ("wide.jpg", 128, 96),
         ("tall.jpg", 96, 128),
     ]
-    model = {"name": "pose", "method": "smpr", "version": "1", "keypoint_scores": "pose score, repeated"}
+    model = {"name": "pose", "method": "smpr", "version": "1", "keypoint_scores": "pose score, repeated", "note": ""}
     assert answer["model"] == model
     timings = answer["timings"]
     assert 0 < timings["predict"] < timings["total"] and set(timings) == {"decode", "queue", "predict", "total"}
@@ -134,6 +135,18 @@ def test_an_overlay_is_the_image_with_poses_on_it(server: Server, photographs: l
     assert drawn.shape == plain.shape and np.abs(drawn - plain).max() > 50
     body, kind = form([("a.jpg", photographs[0]), ("b.jpg", photographs[1])])
     assert server.post("/v1/poses?overlay=1", body, Content_Type=kind).status == 422
+
+
+def test_the_note_of_a_run_is_in_the_list_of_models_and_in_every_answer(
+    server: Server, photographs: list[bytes]
+) -> None:
+    note = "Knows nobody – it was not trained."
+    listed = server.get("/v1/models").json["models"]
+    assert {model["name"]: model["note"] for model in listed} == {"pose": "", "other": note}
+    assert server.post("/v1/models/other/poses", photographs[0]).json["model"]["note"] == note
+    drawn = server.post("/v1/models/other/poses?overlay=1", photographs[0])
+    assert urllib.parse.unquote(drawn.headers["x-model-note"]) == note
+    assert "x-model-note" not in server.post("/v1/poses?overlay=1", photographs[0]).headers
 
 
 def test_coordinates_are_those_of_the_upright_image(server: Server, images: list[np.ndarray]) -> None:

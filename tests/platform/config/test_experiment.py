@@ -81,6 +81,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         (["--data.train", "x", "--scalling.num_workers", "1"], "scaling.num_workers"),
         (["--data.train", "x", "--optim.lr", "fast"], "--optim.lr"),
         (["--config"], "--config: expected one argument"),
+        (["--data.train", "x", "--run.note", "two\nlines"], "must be one line of at most 300 printable characters"),
     ],
 )
 def test_bad_arguments_end_the_job_with_a_message(
