@@ -1,8 +1,10 @@
 """Starts Ray, and Ray Data, on the cluster that this process belongs to."""
 
 import logging
+import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 
@@ -23,6 +25,13 @@ def start_ray(*, level: int = logging.WARNING, worker_output: bool = True) -> An
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def ray_starts_here() -> bool:
+    """Whether :func:`start_ray` would start a Ray of its own on this machine, because there is no cluster to join."""
+    job, address = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, os.environ.get("RAY_ADDRESS", "")
+    running = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # ray start writes it
+    return address == "local" or not (job or address or running.exists())
 
 
 def open_ray_data() -> Any:

@@ -9,12 +9,14 @@ an image (proposals and annotated boxes), M people of an image (padded), W chann
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posefleet.models.parts.layers.published import PublishedFile
 from posefleet.models.parts.layers.safe_load import only_tensors, read_tensors
 from posefleet.models.parts.ops.assign import PaddedPeople
 from posefleet.models.parts.ops.cells import flatten_levels, map_sizes
@@ -68,6 +70,21 @@ class DetectorConfig:
         for name in ("max_boxes", "per_level", "proposals"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def published(self) -> PublishedFile | None:
+        """torchvision's file of COCO weights, if ``pretrained`` asks for it."""
+        if not self.pretrained:
+            return None
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+        url = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url
+        return PublishedFile(
+            url=url,
+            copy=Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2]),
+            setting="model.detector",
+            content="torchvision's state dict of fasterrcnn_resnet50_fpn",
+            fresh={"kind": "shared"},
+        )
 
 
 class Boxes(NamedTuple):
@@ -245,9 +262,11 @@ class TorchvisionDetector(nn.Module):
         )
         self.network: Any = FasterRCNN(backbone, num_classes=_CLASSES, min_size=config.size)
         if config.pretrained:
-            published = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-            with only_tensors(f"the download of {published.url}"):
-                self.network.load_state_dict(published.get_state_dict(check_hash=True))
+            file, weights = config.published(), FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+            assert file
+            file.check()
+            with file.explained(), only_tensors(f"the download of {file.url}"):
+                self.network.load_state_dict(weights.get_state_dict(check_hash=True))
         if config.weights:
             self._load(config.weights)
         self.requires_grad_(False)

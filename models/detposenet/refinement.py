@@ -80,6 +80,11 @@ class PrsConfig:
         if self.network == "hrnet_w48" and not self.backbone.name.startswith("hrnet"):
             raise ValueError(f"network is hrnet_w48, but backbone.name is {self.backbone.name!r}")
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Parts of these settings that have no effect."""
+        return () if self.network == "hrnet_w48" else ("backbone",)
+
 
 Scales = list[Tensor]
 """Keypoint maps (N, K, size / 4 / 2^i, size / 4 / 2^i) of scale i, finest first."""

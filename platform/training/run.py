@@ -22,8 +22,10 @@ from typing import Any, Literal
 
 import fsspec
 
+from posefleet.data.io.cluster import ray_starts_here
 from posefleet.data.io.files import read_json, write_file
 from posefleet.data.shards.layout import read_manifest
+from posefleet.models.parts.layers.published import check_published
 from posefleet.platform.checkpoints.format import CheckpointError, copy_for_use
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.checkpoints.store import CheckpointStore
@@ -198,7 +200,7 @@ def open_run(experiment: Experiment, *, patience: float = 0.0) -> tuple[Experime
 
     Raises:
         ValueError: The name is no plain name, it exists and ``run.resume`` is off, another method has it, or
-            ``train.freeze`` names no part.
+            ``train.freeze`` names no part, or published weights cannot be fetched here, where the run trains.
         InUseError: Another process trains the run.
         CheckpointError: ``run.init_from`` is not a checkpoint, or does not fit.
         TrackingError: MLflow cannot open a new run.
@@ -232,6 +234,8 @@ def _open_locked(experiment: Experiment, folder: str, token: str) -> tuple[Exper
         if experiment.run.init_from:
             weights = find_checkpoint(experiment.run.init_from, tracking=experiment.run.tracking)
             experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, init_from=weights))
+        elif not experiment.scaling.num_workers or ray_starts_here():  # other machines may have what this one has not
+            check_published(experiment.model)
         check_start(experiment)
     parent = {"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}
     run = _open(experiment, folder, known, name=name, params=parameters(experiment), tags=parent)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from posefleet.models.parts.layers.published import check_published
 from posefleet.platform.checkpoints.format import STATE, CheckpointError, Meta, read_meta, read_state
 from posefleet.platform.checkpoints.load import build_model, load_weights
 from posefleet.platform.checkpoints.saver import BackgroundSaver
@@ -166,6 +167,8 @@ def initial_state(experiment: Experiment, worker: LocalWorker, store: Checkpoint
     start = latest or experiment.run.init_from
     problem = None
     try:
+        if not start:
+            check_published(experiment.model)
         model = build_model(experiment, pretrained=not start)
     except ValueError as error:  # such as weights that are not installed on this node; agree tells all ranks
         problem = str(error)

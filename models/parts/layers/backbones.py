@@ -6,6 +6,7 @@ A backbone reports its output (``channels``, ``strides``), so a configuration ne
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posefleet.models.parts.layers.published import PublishedFile
 from posefleet.models.parts.layers.released import differences
 from posefleet.models.parts.layers.safe_load import read_tensors
 
@@ -106,6 +108,26 @@ class BackboneConfig:
             if self.input != InputConfig():
                 raise ValueError(f"input is {self.input} but {timm_weights}: those weights have an input of their own")
 
+    def published(self) -> PublishedFile | None:
+        """timm's file of ImageNet weights, if ``pretrained`` asks for it and timm has one on the Hugging Face hub."""
+        if not self.pretrained:
+            return None
+        from huggingface_hub import constants, hf_hub_url
+        from timm.models import get_pretrained_cfg
+
+        stored = get_pretrained_cfg(self.name) if _known(self.name) else None
+        if stored is None or not stored.hf_hub_id:
+            return None
+        name = "model.safetensors"
+        folder = Path(constants.HF_HUB_CACHE, f"models--{stored.hf_hub_id.replace('/', '--')}", "snapshots")
+        return PublishedFile(
+            url=hf_hub_url(stored.hf_hub_id, name),
+            copy=next(folder.glob(f"*/{name}"), folder / name),
+            setting="model.backbone",
+            content=f"timm's state dict of {self.name}",
+            fresh={"frozen_stages": "0", "norm": "trained"},
+        )
+
 
 class Backbone(nn.Module):
     """Images -> feature maps of the given strides.
@@ -190,6 +212,12 @@ def _family(name: str) -> str:
     )
 
 
+def _known(name: str) -> bool:
+    import timm  # takes a second to import, and `--help` does not need it
+
+    return bool(timm.is_model(name))
+
+
 def backbone_weights(
     config: BackboneConfig, stored: Mapping[str, Tensor], strides: tuple[int, ...] = (8, 16, 32)
 ) -> dict[str, Tensor]:
@@ -211,7 +239,7 @@ def _build(config: BackboneConfig, strides: tuple[int, ...], stored: Mapping[str
     import timm  # takes a second to import, and `--help` does not need it
 
     family = _family(config.name)
-    if not timm.is_model(config.name):
+    if not _known(config.name):
         near = ", ".join(timm.list_models(f"{family}*")[:40])
         raise ValueError(f"backbone.name {config.name!r} is no network of timm {timm.__version__}; it has {near}")
     options: dict[str, Any] = {}
@@ -219,13 +247,17 @@ def _build(config: BackboneConfig, strides: tuple[int, ...], stored: Mapping[str
         options["feature_location"] = ""  # the branches themselves, not timm's widened classification maps
     if family == "resnet" and not config.pretrained:
         options["zero_init_last"] = False  # a frozen norm with scale zero would silence the block for ever
-    body: Any = timm.create_model(
-        config.name,
-        pretrained=config.pretrained,
-        features_only=True,
-        out_indices=tuple(stride.bit_length() - 2 for stride in strides),
-        **options,
-    )
+    published = config.published()
+    if published:
+        published.check()
+    with published.explained() if published else nullcontext():
+        body: Any = timm.create_model(
+            config.name,
+            pretrained=config.pretrained,
+            features_only=True,
+            out_indices=tuple(stride.bit_length() - 2 for stride in strides),
+            **options,
+        )
     if config.style == "caffe" and not _stride_first(body):
         raise ValueError(f"style 'caffe' needs blocks of 1x1, 3x3, 1x1 convolutions; {config.name} has none")
     if stored is not None:
