@@ -68,10 +68,10 @@ class Prediction:
     schema: KeypointSchema
     keypoint_scores: str = "not stated"
     """What the scores of keypoints are, in words; ``pose score, repeated`` where the model scores whole poses only."""
-    tracks: np.ndarray | None = None
-    """(N,) numbers of the people in a film, below 0 for none; None: the image is no part of a film."""
     note: str = ""
     """What users of the model must know, as its run said (``run.note``)."""
+    tracks: np.ndarray | None = None
+    """(N,) numbers of the people in a film, below 0 for none; None: the image is no part of a film."""
 
     def plot(
         self, path: str | Path | None = None, *, score_threshold: float = 0.1, keypoint_threshold: float = 0.0
