@@ -1,7 +1,9 @@
 """Reads and writes videos one frame at a time."""
 
 import logging
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +118,8 @@ class VideoFile:
     def _opened(self, size: tuple[int, int]) -> tuple[cv2.VideoWriter, Path]:
         for ending, codec in CODECS.items():
             path = self._stem.with_suffix(ending)
-            writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), self._rate, size)
+            with _no_stderr():  # FFmpeg says there that it replaces the code of the codec, which is right
+                writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), self._rate, size)
             if writer.isOpened():
                 if codec == "mp4v":
                     log.warning("this OpenCV cannot encode VP8; the video is MPEG-4 Part 2, which browsers do not play")
@@ -124,3 +127,16 @@ class VideoFile:
             writer.release()
             path.unlink(missing_ok=True)
         raise OSError(f"{self._stem}: cannot write a video of {size[0]} x {size[1]} pixels there")
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Within, libraries of this process write nothing to the terminal."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

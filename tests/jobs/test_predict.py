@@ -99,7 +99,7 @@ def test_names_that_are_not_utf8_are_predicted_and_spelled_with_escapes(
     (other,) = json.loads((tmp_path / "out" / "other_files.json").read_text())
     assert other["path"] == "note\\xdf.txt"
     drawn = sorted(os.listdir(os.fsencode(tmp_path / "out" / "overlays")))
-    assert drawn == sorted([b"Stra\xdfe.jpg", "Straße.jpg".encode(), b"clip\xdf.mp4"])
+    assert drawn == sorted([b"Stra\xdfe.jpg", "Straße.jpg".encode(), b"clip\xdf.mp4.webm"])
     assert predict(model, folder, tmp_path / "out", "--overlays") == 0  # the same input, to the last byte
 
 
