@@ -20,6 +20,9 @@ from posefleet.platform.runtime.paths import STORAGE
 Precision = Literal["float32", "bfloat16", "float16"]
 """Number format in which a network computes."""
 
+MirrorName = Literal["tensorboard", "wandb"]
+"""Where a run can be shown besides MLflow."""
+
 GRAMMAR = "write steps=5, or steps=5,wait=10,ranks=all"
 """Advice in the error about a malformed profile setting."""
 
@@ -362,6 +365,9 @@ class RunConfig:
     note: str = ""
     """What users of the model must know, in a sentence: "It knows rendered people only." Every checkpoint of the run
     keeps it; the registry, the server, its page and batch prediction show it. Empty: nothing."""
+    mirrors: tuple[MirrorName, ...] = ()
+    """Where the run is shown besides MLflow: tensorboard (event files in the run's folder), wandb (Weights & Biases;
+    online where an API key is known, else files for ``wandb sync``). MLflow gets everything all the same."""
     profile: str = ""
     """Steps to profile, such as steps=5,wait=10,ranks=all; also --profile. Empty: none."""
 

@@ -91,7 +91,7 @@ def _train_open(experiment: Experiment, run: Run, report: ReportMetrics | None) 
             if experiment.scaling.num_workers:
                 outcome = train_on_ray(experiment, run, report)
             else:
-                with RunLogger(run) as sink:
+                with RunLogger(run, experiment=experiment) as sink:
                     worker = InterruptibleWorker(stop, sink, report or (lambda metrics: None), folder=run.folder)
                     outcome = fit_or_report(experiment, worker, run, sink)
             log.debug("ends: %s", outcome.error or "finished")

@@ -204,7 +204,7 @@ def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     rank = ray.train.get_context().get_world_rank()
     with (
         logs.log_to_folder(run.folder, f"rank{rank}", run=experiment.run.name, terminal=logging.INFO),
-        RunLogger(run) if rank == 0 else nullcontext() as sink,
+        RunLogger(run, experiment=experiment) if rank == 0 else nullcontext() as sink,
     ):
         worker = RayWorker(run, sink)
         log.debug("rank %d of %d begins on %s", rank, worker.world_size, worker.node)

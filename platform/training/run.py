@@ -37,6 +37,7 @@ from posefleet.platform.runtime.paths import check_name
 from posefleet.platform.runtime.redaction import redact, restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
+from posefleet.platform.tracking.mirrors import Mirrors, check_mirrors, open_mirrors
 from posefleet.platform.tracking.tracker import Status, Tracker
 from posefleet.platform.training.state import check_start
 from posefleet.platform.visualization.report import log_curves
@@ -142,12 +143,27 @@ class RunLogger(Tracker):
     Use it as a context manager. Leaving the context does not end the run; :meth:`Run.finish` does.
     """
 
-    def __init__(self, run: Run, *, system_every: float = 10.0) -> None:
+    def __init__(self, run: Run, *, system_every: float = 10.0, experiment: Experiment | None = None) -> None:
+        """
+        Args:
+            run: Where it is stored.
+            system_every: Seconds between two samples of the machine's load. 0: none.
+            experiment: Given where the run is trained: its ``run.mirrors`` get the same metrics and pictures.
+        """
         super().__init__(run.tracking_uri, run.run_id, run.spool, system_every=system_every)
         self._report = f"{run.folder}/report"
+        self._mirrors = _open_mirrors(run, experiment) if experiment and experiment.run.mirrors else None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._mirrors:
+            self._mirrors.close()
         self.close("RUNNING", timeout=0.0 if kind else 30.0)  # an error waits for no server
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add one point to each metric at training step ``step``."""
+        super().log_metrics(metrics, step)
+        if self._mirrors:
+            self._mirrors.log_metrics(metrics, step)
 
     def log_bytes(self, name: str, data: bytes) -> None:
         """Log a small file, such as ``overlays/000812/139.jpg``; if the storage refuses it, the training continues."""
@@ -156,6 +172,8 @@ class RunLogger(Tracker):
         except OSError as error:
             log.warning("%s/%s is not written: %s", self._report, name, error)
         super().log_bytes(name, data)
+        if self._mirrors:
+            self._mirrors.log_bytes(name, data)
 
     def log_checkpoint(self, path: str) -> None:
         """Log the weights and the description of a checkpoint, which is all that serving and evaluation need."""
@@ -170,6 +188,13 @@ class RunLogger(Tracker):
             name = file.rpartition("/")[2]
             if name.startswith("rank") and not name.startswith("rank0-"):
                 super().log_bytes(f"profile/{name}", fs.cat_file(file))
+
+
+def _open_mirrors(run: Run, experiment: Experiment) -> Mirrors:
+    wanted = experiment.run
+    return open_mirrors(
+        wanted.mirrors, run.folder, run_id=run.run_id, project=wanted.experiment, settings=parameters(experiment)
+    )
 
 
 def read_run(folder: str) -> Run | None:
@@ -237,6 +262,7 @@ def _open_locked(experiment: Experiment, folder: str, token: str) -> tuple[Exper
         elif not experiment.scaling.num_workers or ray_starts_here():  # other machines may have what this one has not
             check_published(experiment.model)
         check_start(experiment)
+    check_mirrors(experiment.run.mirrors, folder)
     parent = {"mlflow.parentRunId": experiment.run.parent} if experiment.run.parent else {}
     run = _open(experiment, folder, known, name=name, params=parameters(experiment), tags=parent)
     run.withdraw("stop")
