@@ -230,7 +230,7 @@ CHECKS: dict[str, Check] = {
     "wrong_keypoint_count": Check(
         "error",
         "A person has another number of keypoints than the schema.",
-        "Choose the schema that fits.",
+        "Correct the record; if all have another number, choose the schema that fits.",
         "annotation",
     ),
     "bad_visibility": Check(
@@ -284,6 +284,8 @@ class Finding:
     """How often it was found."""
     examples: tuple[str, ...]
     """The first ``MAX_EXAMPLES`` cases."""
+    more: int = 0
+    """Cases that the examples do not tell of."""
 
     @property
     def check(self) -> Check:
@@ -300,21 +302,25 @@ class Findings:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
+        self._told: dict[str, int] = {}
 
     def add(self, code: str, example: str = "", count: int = 1) -> None:
-        """Count one more case of ``code``, or ``count`` more."""
+        """Count one more case of ``code``, or ``count`` more that ``example`` tells of."""
         assert code in CHECKS, code
         if count:
             self._counts[code] = self._counts.get(code, 0) + count
             examples = self._examples.setdefault(code, [])
             if example and len(examples) < MAX_EXAMPLES:
                 examples.append(example)
+                self._told[code] = self._told.get(code, 0) + count
 
     def __iter__(self) -> Iterator[Finding]:
         """Errors first, in the order of ``CHECKS``."""
         order: list[Severity] = ["error", "warning", "info"]
         codes = [code for severity in order for code in CHECKS if CHECKS[code].severity == severity]
-        return (Finding(c, self._counts[c], tuple(self._examples[c])) for c in codes if c in self._counts)
+        for code in codes:
+            if count := self._counts.get(code):
+                yield Finding(code, count, tuple(self._examples[code]), count - self._told.get(code, 0))
 
     @property
     def errors(self) -> list[Finding]:

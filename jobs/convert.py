@@ -20,6 +20,7 @@ from posefleet.command_line import Argument, Place, parse, report_error
 from posefleet.platform.runtime.paths import resolve_path
 
 if TYPE_CHECKING:
+    from posefleet.data.schemas.schema import KeypointSchema
     from posefleet.data.yolo.problems import Problems
 
 MOST_SHOWN = 20
@@ -52,11 +53,16 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert a data set. Exit status: 0 finished, 1 something in it is wrong, 2 bad arguments or files."""
     options, _ = parse(Options, arguments, command="convert", about=__doc__ or "")
-    from posefleet.data.yolo.data_file import find_data_file
+    from posefleet.data.yolo.data_file import find_data_file, has_labels_alone
 
     try:
         source = resolve_path(options.source)
         data_file = None if "://" in source else find_data_file(source)
+        if not options.out and "://" not in source and has_labels_alone(source):
+            raise ValueError(
+                f"{source}: labels of YOLO's format, but no data.yaml, which says how many keypoints they have; "
+                "write one (docs/data.md has an example)"
+            )
         return _from_yolo(data_file, options) if data_file else _to_yolo(source, options)
     except (ValueError, OSError) as error:
         report_error(error)
@@ -64,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _from_yolo(file: Path, options: Options) -> int:
+    from posefleet.data.schemas.shipped import read_schema
     from posefleet.data.yolo.data_file import read_data_file
     from posefleet.data.yolo.problems import Problems
     from posefleet.data.yolo.to_coco import to_coco
@@ -83,11 +90,25 @@ def _from_yolo(file: Path, options: Options) -> int:
     for split in done:
         name = split.annotation_file.removeprefix(f"{folder}/")
         lines.append(f"  {name}: {split.images:,} images, {split.people:,} people, {split.without_label:,} with nobody")
-    lines += [f"  {path.name}" for path in sorted(Path(out).glob("schema*.yaml"))]
+    for path in sorted(Path(out).glob("schema*.yaml")):
+        lines += [f"  {path.name}", *_doubts(read_schema(str(path)), file.name)]
     if Path(out).resolve() != data.root.resolve():
         lines.append(f"  file names are relative to {data.root}: read it with --images {data.root}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _doubts(schema: "KeypointSchema", file: str) -> list[str]:
+    """What a user should know about a schema that YOLO's format does not fully describe."""
+    doubts = []
+    if schema.keypoints[0] == "keypoint_0":
+        doubts.append(f"    keypoints have numbers for names: {file} has no kpt_names")
+    if not schema.flip_pairs:
+        doubts.append(
+            f"    no keypoint has a mirror partner, by flip_idx of {file} or by left and right in the names; "
+            "if some have, add flip_idx and convert again, or train with --data.augment.flip 0"
+        )
+    return doubts
 
 
 def _to_yolo(source: str, options: Options) -> int:

@@ -40,7 +40,7 @@ class Options:
     more: Annotated[tuple[str, ...], "FILE"] = ()
     """show: further ones that join the union."""
     schema: Annotated[str, "NAME"] = "auto"
-    """For sigmas: a shipped schema, a YAML file, or auto: what the first file names."""
+    """A shipped schema or a YAML file for the annotations of FILE, or auto: what FILE names."""
     category: Annotated[tuple[str, ...], "NAME"] = ()
     """Categories of an annotation file that are meant; all: every one that lists keypoints. Default: the only one that
     can be meant."""
@@ -64,14 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(options: Options) -> int:
-    from posefleet.data.schemas.shipped import load_schema, shipped_names
+    from posefleet.data.schemas.shipped import AUTO, load_schema, shipped_names
 
     if not options.file:
         lines = [(name, load_schema(name)) for name in shipped_names()]
         sys.stdout.write("".join(f"{n:20}{len(s):4d} keypoints, {len(s.skeleton):2d} edges\n" for n, s in lines))
         return 0
     names = [name for name in (options.file, options.second, *options.more) if name]
-    found = {name: _schema_of(name, options.tracking, options.category) for name in names}
+    if options.schema != AUTO and len(names) > 1:
+        raise ValueError("--schema goes with one annotation file; write the YAML file in its place in a union")
+    found = {name: _schema_of(name, options) for name in names}
     schema, file = found[options.file]
     if len(names) > 1:
         from posefleet.data.schemas.union import union_of
@@ -96,24 +98,45 @@ def _show(options: Options) -> int:
         from posefleet.data.schemas.positions import place_keypoints
         from posefleet.platform.visualization.schema_picture import draw_schema
 
-        keypoints, image = (_example(file, schema, options.category) if file else None) or (
-            place_keypoints(schema),
-            None,
-        )
+        example = _example(file, schema, options.category) if file else None
+        keypoints, image, drawn = example or (place_keypoints(schema), None, "places chosen for the picture")
         ending = f".{options.out.rpartition('.')[2].lower()}"
         if ending not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--out {options.out}: a picture is a .png or .jpg, a schema file a .yaml")
         write_file(options.out, encode_image(draw_schema(schema, keypoints, image), ending))
-        drawn = "the best labelled one of the file" if file and image is not None else "places chosen for the picture"
         sys.stdout.write(f"drawn to {options.out}: {drawn}\n")
     return 0
 
 
-def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[KeypointSchema, str]":
+def _schema_of(what: str, options: Options) -> "tuple[KeypointSchema, str]":
     """The schema that a name or path means, and the annotation file that it is from (empty: none)."""
+    from posefleet.data.schemas.shipped import AUTO
+
+    schema, file = _found(what, options)
+    if options.schema != AUTO and not file:
+        raise ValueError(f"--schema {options.schema} goes with an annotation file; {what} has a schema of its own")
+    return schema or _schema_of_file(file, options), file
+
+
+def _schema_of_file(file: str, options: Options) -> "KeypointSchema":
+    """The schema of an annotation file, or the one that is given for it."""
+    from posefleet.data.coco.file_schema import read_file_schema, read_keypoint_names
+    from posefleet.data.schemas.names import difference
+    from posefleet.data.schemas.shipped import AUTO, choose_schema
+
+    if options.schema == AUTO:
+        return read_file_schema(file, options.category)
+    schema = choose_schema(options.schema)
+    names = read_keypoint_names(file, options.category)
+    if names and (differs := difference(schema.keypoints, names, f"schema {schema.name}", file)):
+        raise ValueError(differs)
+    return schema
+
+
+def _found(what: str, options: Options) -> "tuple[KeypointSchema | None, str]":
+    """The schema that a name or path has, or the annotation file that it means."""
     import fsspec
 
-    from posefleet.data.coco.file_schema import read_file_schema
     from posefleet.data.coco.layouts import find_annotation_file, has_annotations
     from posefleet.data.coco.source import find_splits
     from posefleet.data.schemas.shipped import load_schema, read_schema, shipped_names
@@ -134,7 +157,7 @@ def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[Keyp
         fs, inner = fsspec.core.url_to_fs(path)
         inner = inner.rstrip("/")
         if fs.isfile(inner):
-            return read_file_schema(path, category), path
+            return None, path
         if not fs.exists(inner):
             raise ValueError(
                 f"{what}: no such file, and no shipped schema of this name; there are {', '.join(shipped_names())}"
@@ -146,8 +169,10 @@ def _schema_of(what: str, tracking: str, category: Sequence[str]) -> "tuple[Keyp
             file = find_annotation_file(fs, inner, splits[0] if splits else "")
             others = f", the first of the splits {', '.join(splits)}" if len(splits) > 1 else ""
             sys.stderr.write(f"annotations {file}{others}\n")
-            return read_file_schema(str(fs.unstrip_protocol(file)), category), str(fs.unstrip_protocol(file))
-    return schema_in(read_content(find_checkpoint(path, tracking=tracking))), ""
+            return None, str(fs.unstrip_protocol(file))
+        if not any(fs.exists(f"{inner}/{name}") for name in ("run.json", "checkpoints", "meta.json")):
+            find_annotation_file(fs, inner, split)  # says what it looked for
+    return schema_in(read_content(find_checkpoint(path, tracking=options.tracking))), ""
 
 
 def _described(schema: "KeypointSchema") -> str:
@@ -197,8 +222,11 @@ def _why(schema: "KeypointSchema", name: str, sigma: float) -> str:
 
 def _example(
     file: str, schema: "KeypointSchema", category: Sequence[str]
-) -> "tuple[np.ndarray, np.ndarray | None] | None":
-    """The keypoints of the person with most labels, NaN where not labelled, and the image; None without any labels."""
+) -> "tuple[np.ndarray, np.ndarray | None, str] | None":
+    """The keypoints of the person with most labels, NaN where not labelled, the image, and words for both.
+
+    None without any labels.
+    """
     import numpy as np
 
     from posefleet.data.coco.source import find_source, image_path
@@ -220,9 +248,9 @@ def _example(
 
         source = find_source(file, "")
         with fsspec.open(image_path(source, name), "rb") as stream:
-            return keypoints, decode_image(stream.read(), what=name)
+            return keypoints, decode_image(stream.read(), what=name), f"{name}, which has the most labelled keypoints"
     except (DataError, OSError):
-        return keypoints, None
+        return keypoints, None, f"the keypoints of {name}, without the image, which cannot be read"
 
 
 # ------------------------------------------------------------------------------------------------------- sigmas

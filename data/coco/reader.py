@@ -367,9 +367,15 @@ class _People:
     def _count_text(self, numbers: int) -> str:
         if not self._schema:
             return f"has {numbers} numbers of keypoints, others have {3 * self._keypoints}"
+        if numbers == 2 * self._keypoints:
+            return f"has {numbers} numbers for {self._keypoints} keypoints; expected x, y and visibility of each"
+        what = f"has {numbers / 3:g} keypoints, {self._schema.name} has {self._keypoints}"
+        names = [category.get("keypoints") for category in self._reader.categories.chosen]
+        if any(isinstance(listed, list) and len(listed) == self._keypoints for listed in names):
+            return f"{what}, as its category"
         fitting = [name for name in shipped_names() if 3 * len(load_schema(name)) == numbers]
         advice = f"schema {' or '.join(fitting)} would fit" if fitting else "no shipped schema has as many"
-        return f"has {numbers / 3:g} keypoints, {self._schema.name} has {self._keypoints}; {advice}"
+        return f"{what}; {advice}"
 
     def _flush(self) -> None:
         """Check the numbers of the people who wait, and hand on those without errors."""
@@ -450,8 +456,7 @@ class _People:
             if count := self._other[category["id"]]:
                 person = category.get("name") == PERSON
                 example = f"{described([category])}: {count:,}"
-                self._findings.add("people_not_read" if person else "other_category", example)
-                self._findings.add("people_not_read" if person else "other_category", count=count - 1)
+                self._findings.add("people_not_read" if person else "other_category", example, count)
 
     def _leave_out(self, code: str, number: int | None, example: str) -> None:
         self._findings.add(code, example)

@@ -76,8 +76,8 @@ def find_source(source: str, split: str, images: str | None = None) -> Source:
     fits = _fits(address, fs, existing)
     if any(fit.found for fit in fits):
         folder, rule = _best(fs, source, dict(zip(existing, fits, strict=True)))
-    elif existing and existing[0] in usual:
-        folder, rule = existing[0], AS_WRITTEN  # whoever reads the images says that they are missing
+    elif existing and (existing[0] in usual or not sample_names(address, 1)):
+        folder, rule = existing[0], AS_WRITTEN  # whoever reads the file says that images or their files are missing
     else:
         raise DataError(f"{source}: no image folder; looked for {', '.join(usual + other)}; name it with --images")
     return Source(address, str(fs.unstrip_protocol(folder)), split, rule)

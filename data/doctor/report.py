@@ -82,16 +82,16 @@ class Report:
             yield f"  {check.severity.upper():8}{finding.code}: {finding.count:,}"
             yield f"          {check.meaning}"
             yield from (textwrap.indent(example, " " * 12) for example in finding.examples)
-            more = finding.count - len(finding.examples)
-            if finding.examples and more:
-                yield f"            ... and {more:,} more"
+            if finding.examples and finding.more:
+                yield f"            ... and {finding.more:,} more"
             if check.severity != "info":
                 yield f"          {check.advice}"
             yield ""
 
     def _summary(self) -> str:
         images = "images read in full" if self.images_checked else "image files not read"
-        return f"  {len(self.errors)} kinds of error, {len(self.warnings)} kinds of warning; {images}."
+        kinds = [f"{n} kind{'' if n == 1 else 's'}" for n in (len(self.errors), len(self.warnings))]
+        return f"  {kinds[0]} of error, {kinds[1]} of warning; {images}."
 
 
 def write_reports(path: str, reports: Iterable[Report]) -> None:

@@ -60,8 +60,9 @@ def names_of_categories(categories: Sequence[Category], where: str) -> list[str]
             raise SchemaError(f"{what}; correct the file")
         names = [name.strip() for name in names]
         if names and found and names != found:
+            differs = difference(found, names, f"{where}: categories", f"category {category.get('name')!r}")
             raise SchemaError(
-                difference(found, names, f"{where}: categories", f"category {category.get('name')!r}")
+                (differs and f"{differs}\n  Read one of them, or those with the same keypoints: --category NAME")
                 or f"{where}: category {category.get('name')!r} spells the keypoints {names}, another one {found}"
             )
         found = found or names

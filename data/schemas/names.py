@@ -1,7 +1,7 @@
 """Reads keypoint names: which side of the body a name means, which names mirror each other, and where lists differ.
 
 All usual spellings of a side are read: ``left_eye``, ``eye_left``, ``l_eye``, ``L_Eye``, ``eye.R``, ``lefteye``,
-``LShoulder``, ``r-knee``, ``"Left Eye"``, ``lknee``, ``FL_paw`` (front left).
+``LShoulder``, ``r-knee``, ``"Left Eye"``, ``lknee``, ``FL_paw`` (front left), and the words of some other languages.
 """
 
 import re
@@ -21,7 +21,16 @@ MOST_ROWS = 40
 _SPLIT = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+|[^\W_A-Za-z0-9]+")
 _WORD = re.compile(r"(left|right)(.*)|(.+)(left|right)")
 _CORNER = re.compile(r"([lr])([fhb])|([fhbr])([lr])")
-_SHORT = {"l": "left", "r": "right", "lt": "left", "rt": "right"}
+_SHORT = {"l": "left", "r": "right"}
+_SIDES = _SHORT | {
+    word: side
+    for side, words in {
+        "left": "lt lft links linke linker linkes gauche izquierda izquierdo izq sinistra sinistro esquerda esquerdo",
+        "right": "rt rgt rechts rechte rechter rechtes droite droit derecha derecho der destra destro direita direito",
+    }.items()
+    for word in words.split()
+}
+"""Whole words that mean a side."""
 _OTHER = {"left": "right", "right": "left"}
 
 Parts = tuple[tuple[str, ...], tuple[str, ...]]
@@ -60,6 +69,13 @@ def mirror_pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
         if sides[:1] == ("left",) and len(spelled) == len(partners) == 1:
             pairs.append((spelled[0], partners[0]))
     return tuple(pairs)
+
+
+def without_partner(names: Sequence[str]) -> list[str]:
+    """The names with left or right that :func:`mirror_pairs` leaves alone."""
+    paired = {name for pair in mirror_pairs(names) for name in pair}
+    alone = set(names) - paired - _numbered(names)
+    return [name for name in names if name in alone and parts_of(name)[0]]
 
 
 def same_names(first: Sequence[str], second: Sequence[str]) -> bool:
@@ -116,8 +132,8 @@ def _side_by_side(first: Sequence[str], second: Sequence[str]) -> Iterable[str]:
 
 def _side_in(token: str) -> tuple[str, str]:
     """The side in one word ("" if none), and what is left of the word."""
-    if token in _SHORT:
-        return _SHORT[token], ""
+    if token in _SIDES:
+        return _SIDES[token], ""
     if match := _WORD.fullmatch(token):
         return match[1] or match[4], match[2] or match[3] or ""
     if match := _CORNER.fullmatch(token):

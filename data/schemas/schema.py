@@ -18,13 +18,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from posefleet.data.schemas.names import mirror_pairs
+from posefleet.data.schemas.names import mirror_pairs, without_partner
 from posefleet.data.schemas.sigmas import infer_sigmas
 from posefleet.option_names import nearest
 
 LONGEST_NAME = 100
 PARTS = ("names", "skeleton", "flip_pairs", "sigmas", "groups")
 """What ``KeypointSchema.sources`` describes."""
+MOST_NAMED = 6
+"""Keypoints that a message names."""
 _KEYS = ("name", "keypoints", "skeleton", "flip_pairs", "sigmas", "groups", "sources")
 
 
@@ -168,7 +170,7 @@ class KeypointSchema:
         sources = {"names": given}
         skeleton, pairs = (_pairs(values.get(key), f"{start}{key}") for key in ("skeleton", "flip_pairs"))
         sources["skeleton"] = "none" if skeleton is None else given
-        sources["flip_pairs"] = "inferred from left and right in the names" if pairs is None else given
+        sources["flip_pairs"] = _source_of_pairs(names) if pairs is None else given
         sigmas, sources["sigmas"] = _sigmas(values.get("sigmas"), names, f"{start}sigmas", given)
         groups = _mapping(values.get("groups"), f"{start}groups")
         sources["groups"] = given if groups else "none"
@@ -189,6 +191,17 @@ class KeypointSchema:
     def _check_known(self, what: str, names: Iterable[str]) -> None:
         if unknown := sorted(set(names) - set(self.keypoints)):
             raise SchemaError(f"schema {self.name}: {what} names {', '.join(unknown)}, which are not keypoints")
+
+
+def _source_of_pairs(names: Sequence[str]) -> str:
+    """Where mirror pairs without ``flip_pairs`` come from; names the sides without a partner, which may be mistakes."""
+    pairs = "inferred from left and right in the names"
+    found = pairs if mirror_pairs(names) else "none: there is no pair of left and right in the names"
+    alone = without_partner(names)
+    if not alone:
+        return found
+    more = f" and {len(alone) - MOST_NAMED} more" if len(alone) > MOST_NAMED else ""
+    return f"{found}; without a partner, or with several: {', '.join(alone[:MOST_NAMED])}{more}"
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

@@ -63,6 +63,12 @@ def find_data_file(source: str) -> Path | None:
     return found[0] if found else None
 
 
+def has_labels_alone(source: str) -> bool:
+    """Whether a folder has YOLO's label files but no data.yaml, as Label Studio exports them."""
+    places = ("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt")
+    return find_data_file(source) is None and any(next(Path(source).glob(place), None) for place in places)
+
+
 def read_data_file(path: Path) -> DataFile:
     """Read and check a data.yaml.
 
@@ -79,8 +85,9 @@ def read_data_file(path: Path) -> DataFile:
         raise DataError(f"{path}: expected path, train, val, names and kpt_shape, found a {type(content).__name__}")
     classes = _classes(content.get("names"), content.get("nc"), path)
     form = _form(content.get("kpt_shape"), len(classes), path)
-    root = _root(content.get("path"), path)
-    splits = {split: _places(content[split], root, f"{path}: {split}") for split in SPLITS if content.get(split)}
+    given = {split: content[split] for split in SPLITS if content.get(split)}
+    root = _root(content.get("path"), path, given)
+    splits = {split: _places(places, root, f"{path}: {split}") for split, places in given.items()}
     if not splits:
         raise DataError(f"{path}: no split; expected train, val or test")
     names = _keypoint_names(content.get("kpt_names"), classes, form.keypoints, path)
@@ -149,16 +156,29 @@ def _form(shape: Any, classes: int, path: Path) -> LabelFormat:
     return LabelFormat(classes, *shape)
 
 
-def _root(given: Any, path: Path) -> Path:
-    """The root of the data set: ``path`` of the file where that exists, else the folder of the file."""
+def _root(given: Any, path: Path, splits: Mapping[str, Any]) -> Path:
+    """The root of the data set: ``path`` of the file where that exists, else the folder of the file.
+
+    A relative ``path`` starts at the folder of the file or at the current one: where the splits are.
+    """
     folder = path.absolute().parent
     if given in (None, ""):
         return folder
     places = dict.fromkeys(Path(base, str(given)).expanduser() for base in (folder, Path.cwd()))
     there = {place.resolve(): place for place in places if place.is_dir()}
     if len(there) > 1:
+        there = {key: place for key, place in there.items() if _has_all(splits, place)} or there
+    if len(there) > 1:
         raise DataError(f"{path}: path {given} could be {' or '.join(map(str, there))}; write the whole path")
     return next(iter(there.values()), folder)
+
+
+def _has_all(splits: Mapping[str, Any], root: Path) -> bool:
+    """Whether all splits are below a folder."""
+    try:
+        return all(_places(places, root, split) for split, places in splits.items())
+    except DataError:
+        return False
 
 
 def _places(given: Any, root: Path, what: str) -> tuple[Path, ...]:

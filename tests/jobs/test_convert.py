@@ -205,3 +205,23 @@ def test_bad_arguments_are_one_line(
     assert main(["convert", *(word.format(dogs=dogs, coco=people_coco) for word in arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_what_yolo_does_not_say_is_said(dogs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load((dogs / "data.yaml").read_text())
+    (dogs / "data.yaml").write_text(yaml.safe_dump({**content, "kpt_names": None, "flip_idx": [0, 1, 2]}))
+    assert main(["convert", str(dogs)]) == 0
+    printed = capsys.readouterr().out
+    assert "keypoints have numbers for names: data.yaml has no kpt_names" in printed
+    assert "no keypoint has a mirror partner" in printed and "--data.augment.flip 0" in printed
+    (dogs / "data.yaml").write_text(yaml.safe_dump(content))
+    assert main(["convert", str(dogs)]) == 0
+    assert "keypoint" not in capsys.readouterr().out.replace("person_keypoints", "")
+
+
+def test_labels_without_a_data_file_are_named(dogs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Label Studio writes classes.txt, notes.json, images/ and labels/."""
+    (dogs / "data.yaml").unlink()
+    (dogs / "notes.json").write_text('{"categories": [], "info": {}}')
+    assert main(["convert", str(dogs)]) == 2
+    assert f"{dogs}: labels of YOLO's format, but no data.yaml" in capsys.readouterr().err

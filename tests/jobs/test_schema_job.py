@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from posefleet.data.images import decode_image
+from posefleet.data.images import decode_image, encode_jpeg
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17, read_schema, shipped_names
 from posefleet.data.shards.layout import Manifest, write_manifest
@@ -66,6 +66,38 @@ def test_show_finds_shipped_schemas_files_shards_and_checkpoints(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == shipped_names()
 
 
+def test_show_draws_a_given_schema_over_the_image_with_the_most_keypoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, picture = dogs(tmp_path), tmp_path / "dog.png"
+    own = {"name": "hound", "keypoints": list(DOG.keypoints), "skeleton": [["nose", "tail"]]}
+    (tmp_path / "hound.yaml").write_text(yaml.safe_dump(own))
+    (tmp_path / "0.jpg").write_bytes(encode_jpeg(np.zeros((100, 100, 3), np.uint8)))
+    shown = ["show", file, "--out", str(picture), "--schema"]
+    assert main([*shown, str(tmp_path / "hound.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "schema hound: 4 keypoints, 1 edges" in printed
+    assert f"drawn to {picture}: 0.jpg, which has the most labelled keypoints" in printed
+    with pytest.raises(SystemExit):
+        main([*shown, "coco17"])
+    assert f"schema coco17 and {file} differ (17 against 4 keypoints)" in capsys.readouterr().err
+
+
+def test_show_of_a_folder_without_annotations_says_what_it_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("yolo/data.yaml", "run/run.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    for folder, complaint in (
+        (tmp_path / "yolo", "if data.yaml is YOLO's, convert it: posefleet convert"),
+        (tmp_path / "run", "no checkpoint in"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["show", str(folder)])
+        assert complaint in capsys.readouterr().err
+
+
 def test_the_union_of_several_is_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "union.yaml"
     assert main(["show", "coco17", "crowdpose14", "--more", "mpii16", "--out", str(out)]) == 0
@@ -94,6 +126,8 @@ def test_sigmas_are_written_as_a_schema(tmp_path: Path, capsys: pytest.CaptureFi
         (["show", "coco17", "aic14"], "disagree on the sigma of left_shoulder: coco17 has 0.079, aic14 has 0.0141771"),
         (["show", "coco17", "coco17"], "one of them is there twice"),
         (["show", "coco17", "--out", "x.gif"], "a picture is a .png or .jpg"),
+        (["show", "coco17", "--schema", "hand21"], "--schema hand21 goes with an annotation file"),
+        (["show", "coco17", "crowdpose14", "--schema", "hand21"], "--schema goes with one annotation file"),
         (["sigmas", "one.json"], "sigmas needs two annotation files"),
         (["draw", "coco17"], "ACTION draw"),
     ],

@@ -94,6 +94,16 @@ def test_another_number_of_keypoints_names_the_schema_that_fits(tiny_coco: Any) 
         read_coco(str(tiny_coco.save().annotation_file), CROWDPOSE14)
 
 
+def test_another_number_of_keypoints_than_the_category_is_told_without_advice(tiny_coco: Any) -> None:
+    tiny_coco.people[0]["keypoints"] = [1, 1, 2] * 14
+    with pytest.raises(DataError, match=r"annotation 100 of image 1 has 14 keypoints, coco17 has 17, as its category"):
+        read_coco(str(tiny_coco.save().annotation_file), COCO17)
+    tiny_coco.people[0]["keypoints"] = [1, 1] * 17
+    message = r"annotation 100 of image 1 has 34 numbers for 17 keypoints; expected x, y and visibility of each"
+    with pytest.raises(DataError, match=message):
+        read_coco(str(tiny_coco.save().annotation_file), COCO17)
+
+
 def test_things_that_are_not_people_are_left_out(tiny_coco: Any) -> None:
     tiny_coco.content["categories"].append({"id": 18, "name": "dog"})
     tiny_coco.people[0]["category_id"] = 18

@@ -12,6 +12,7 @@ from layouts import LAYOUTS, YOLO, annotations, write
 
 from posefleet.data.coco.file_names import AS_WRITTEN, NameRule, fit_rule
 from posefleet.data.coco.source import Source, find_source, find_splits, image_path
+from posefleet.data.doctor.examine import examine
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 
@@ -105,6 +106,16 @@ def test_no_annotations_and_no_images_say_what_to_give(tmp_path: Path) -> None:
     write(tmp_path, {"labels.json": annotations(["a.jpg"])})
     with pytest.raises(DataError, match=r"no image folder; looked for .*; name it with --images"):
         find_source(str(tmp_path), "")
+
+
+def test_images_beside_a_file_that_lists_none_are_no_other_fault(tmp_path: Path) -> None:
+    content = json.loads(annotations(["a.jpg"]))
+    content["images"][0]["id"] = "1"
+    write(tmp_path, {"labels.json": json.dumps(content).encode(), "a.jpg": 10})
+    source = find_source(str(tmp_path), "")
+    assert source.image_folder == f"file://{tmp_path}"
+    codes = [finding.code for finding in examine(source, None).findings]
+    assert "bad_image_record" in codes
 
 
 def test_a_folder_of_yolo_says_how_it_is_converted(tmp_path: Path) -> None:

@@ -272,7 +272,14 @@ def test_examples_name_the_culprits(tiny_coco: Any) -> None:
     text = examine(tiny_coco.save().source, COCO17).as_text()
     assert "000000000001.jpg" in text
     assert "annotation 102 of image 3: area -1" in text
-    assert "2 kinds of error" in text
+    assert "2 kinds of error, 0 kinds of warning" in text
+
+
+def test_an_example_that_tells_of_several_cases_is_not_followed_by_more(tiny_coco: Any) -> None:
+    second_category(tiny_coco, "ball", keypoints=False)
+    tiny_coco.people[1]["category_id"] = 2
+    text = examine(tiny_coco.save().source, COCO17).as_text()
+    assert "ball (id 2): 2" in text and "more" not in text
 
 
 def test_the_exit_status_reports_errors(tiny_coco: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -73,6 +73,7 @@ def test_categories_with_the_same_keypoints_are_one_schema() -> None:
         ([dog(keypoints=[1, 2])], "lists [1, 2] as keypoints, expected names"),
         ([dog(keypoints=["point", "point"])], "keypoints point come twice"),
         ([dog(), dog(name="cat", keypoints=["nose"])], "4 against 1 keypoints"),
+        ([dog(), dog(name="cat", keypoints=["nose"])], "those with the same keypoints: --category NAME"),
     ],
 )
 def test_categories_that_say_nothing_usable_are_an_error(categories: list[Any], complaint: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from posefleet.data.schemas.names import difference, mirror_pairs, permutation, same_names
+from posefleet.data.schemas.names import difference, mirror_pairs, permutation, same_names, without_partner
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,10 @@ from posefleet.data.schemas.names import difference, mirror_pairs, permutation, 
         ("L1", "R1"), ("left", "right"), ("l", "r"), ("L_F_Paw", "R_F_Paw"), ("LFPaw", "RFPaw"), ("FL_paw", "FR_paw"),
         ("HL_paw", "HR_paw"), ("l_eye", "eye_right"), ("left_eye_left_corner", "right_eye_right_corner"),
         ("left_eye_1", "right_eye_1"), ("lt_hip", "rt_hip"), ("face/left/brow", "face/right/brow"),
+        ("fuehler_links", "fuehler_rechts"), ("Fühler Links", "Fühler Rechts"), ("linker_fuss", "rechter_fuss"),
+        ("oeil_gauche", "oeil_droit"), ("patte_gauche", "patte_droite"), ("ojo_izquierdo", "ojo_derecho"),
+        ("ojo_izq", "ojo_der"), ("occhio_sinistro", "occhio_destro"), ("olho_esquerdo", "olho_direito"),
+        ("lft_hip", "rgt_hip"),
     ],
 )  # fmt: skip
 def test_left_and_right_are_found_in_any_spelling(left: str, right: str) -> None:
@@ -32,6 +36,12 @@ def test_left_and_right_are_found_in_any_spelling(left: str, right: str) -> None
 )  # fmt: skip
 def test_there_are_no_false_pairs(names: list[str]) -> None:
     assert mirror_pairs(names) == ()
+
+
+def test_sides_without_a_partner_are_named() -> None:
+    assert without_partner(["nose", "left_eye", "right_eye", "left_ear", "lip"]) == ["left_ear"]
+    assert without_partner(["l_eye", "left_eye", "right_eye"]) == ["l_eye", "left_eye", "right_eye"]
+    assert without_partner(["point_k", "point_l", "point_r"]) == []
 
 
 def test_names_are_the_same_in_any_spelling_but_not_in_any_order() -> None:

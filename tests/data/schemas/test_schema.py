@@ -151,3 +151,24 @@ def test_a_small_file_that_expands_without_end_is_an_error(tmp_path: Any) -> Non
     file.write_text("\n".join(["name: bomb", "a: &a [x, x]", *lines, "keypoints: *j"]))
     with pytest.raises(SchemaError):
         read_schema(str(file))
+
+
+@pytest.mark.parametrize(
+    ("names", "source"),
+    [
+        (["left_eye", "right_eye"], "inferred from left and right in the names"),
+        (["eye", "tail"], "none: there is no pair of left and right in the names"),
+        (
+            ["left_eye"],
+            "none: there is no pair of left and right in the names; without a partner, or with several: left_eye",
+        ),
+        (
+            ["left_eye", "right_eye", *(f"left_{number}" for number in range(8))],
+            "inferred from left and right in the names; without a partner, or with several: left_0, left_1, left_2, "
+            "left_3, left_4, left_5 and 2 more",
+        ),
+    ],
+)
+def test_the_source_of_mirror_pairs_names_sides_without_a_partner(names: list[str], source: str) -> None:
+    found = KeypointSchema.from_dict({"name": "x", "keypoints": names})
+    assert found.sources["flip_pairs"] == source

@@ -81,6 +81,18 @@ def test_the_root_is_where_the_paths_lead(tmp_path: Path, monkeypatch: pytest.Mo
         read_data_file(written(tmp_path / "here", path="set"))
 
 
+def test_a_relative_root_is_the_one_that_has_the_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVAT writes ``path: .``, which is also the current folder."""
+    images(tmp_path, "set/images/train/a.jpg")
+    (tmp_path / "set" / "train.txt").write_text("images/train/a.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    found, problems = listed(tmp_path, written(tmp_path / "set", path="./", train="train.txt"))
+    assert found == ["set/images/train/a.jpg"] and not problems
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
+    with pytest.raises(DataError, match=r"path \./ could be .*/set or .*; write the whole path"):
+        read_data_file(written(tmp_path / "set", path="./", train="train.txt"))
+
+
 def test_roboflows_paths_are_those_beside_the_file(tmp_path: Path) -> None:
     images(tmp_path, "set/train/images/a.jpg")
     assert listed(tmp_path, written(tmp_path / "set", train="../train/images"))[0] == ["set/train/images/a.jpg"]
