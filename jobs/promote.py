@@ -219,7 +219,7 @@ def _print_promoted(version: Version, alias: str, uri: str, replaced: Version | 
     address = f"{MODELS}{version.name}@{alias}"
     sys.stdout.write(
         f"{address} is version {version.number}{was}\n"
-        f"  use    MLFLOW_TRACKING_URI={redact(uri)} python jobs/evaluate.py --checkpoint {address}\n"
+        f"  use    MLFLOW_TRACKING_URI={redact(uri)} posefleet evaluate --checkpoint {address}\n"
         f"  pages  {pages(uri)}\n"
     )
 

@@ -21,6 +21,10 @@ from posefleet.command_line import Argument, Place, fail, parse
 from posefleet.plain_yaml import parse_yaml
 from posefleet.platform.runtime.leftovers import COMPILED
 
+PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+PROXY_READY_S = "30"
+"""Seconds that Ray Serve waits for its proxy, three times. With its default of 5 no server starts on a busy machine."""
+
 CONFIG = Path(__file__).resolve().parents[1] / "serve" / "config.yaml"
 
 
@@ -115,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(text if text.startswith(str(options.config)) else f"{options.config}: {text}")
     # Replicas make this folder when they import torch. Ray ends them by force, so nobody could remove another one.
     os.environ.setdefault(COMPILED, str(Path(tempfile.gettempdir(), "ray", "compiled")))
+    os.environ.setdefault(PROXY_READY, PROXY_READY_S)
     program, *rest = command(options, config)
     os.execv(program, [program, *rest])  # replaces this process, so that Ray Serve receives its signals
 

@@ -269,4 +269,4 @@ class _ShardReader:
 
 
 def _broken(path: str, why: str) -> DataError:
-    return DataError(f"{path}: {why}; run jobs/shard_coco.py again: it keeps whole shards and repairs broken ones")
+    return DataError(f"{path}: {why}; run posefleet shard again: it keeps whole shards and repairs broken ones")

@@ -124,6 +124,6 @@ def registered(models: Sequence[str]) -> dict[str, str]:
     if not found:
         raise ValueError(
             f"no version of {', '.join(models or known) or 'any model'} is champion, challenger or previous; "
-            "promote one with jobs/promote.py"
+            "promote one with posefleet promote"
         )
     return found

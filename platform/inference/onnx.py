@@ -282,7 +282,7 @@ def _read(path: str) -> tuple[bytes, Any, dict[str, str]]:
         raise CheckpointError(f"{path} is refused: it names other files to read weights from; export it again")
     facts = {entry.key.removeprefix(_KEY): entry.value for entry in proto.metadata_props if entry.key.startswith(_KEY)}
     if facts.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no ONNX file of format {FORMAT} by jobs/export.py; export it again")
+        raise CheckpointError(f"{path} is no ONNX file of format {FORMAT} by posefleet export; export it again")
     if facts.get("weights") != _digest(onnx, proto):
         raise CheckpointError(f"{path} is damaged: its weights are not those that were written")
     return graph, proto, facts

@@ -131,13 +131,16 @@ def _signals(run: Run) -> Iterator[threading.Event]:
 
 
 def _print_outcome(experiment: Experiment, run: Run, outcome: Outcome) -> None:
+    again = "; the same command goes on from there" if outcome.stopped else ""
     if outcome.error:
-        sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}\n")
-    store, best = run.store(experiment), None
+        sys.stderr.write(f"{'' if outcome.stopped else 'error: '}{outcome.error}{again}\n")
+    store, best, what = run.store(experiment), None, ""
     with suppress(OSError):  # the storage may be what failed
-        best = store.best() or store.latest()
+        if (best := store.best()) and outcome.stopped:
+            what = ", the best so far"
+        best = best or store.latest()
     lines = [f"AP {outcome.metrics['AP']:.3f}"] if "AP" in outcome.metrics else []
-    lines += [f"checkpoint  {best}"] if best else []
+    lines += [f"checkpoint  {best}{what}"] if best else []
     lost = Losses.of(read_interruptions(run.folder))
     lines += [f"interrupted {lost}"] if lost.count else []
     lines += [f"images      {run.folder}/report", f"tracking    {pages(run.tracking_uri)}"]

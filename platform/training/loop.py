@@ -5,6 +5,7 @@ checkpoints to a store. A run is a function of its experiment: random numbers de
 order of the data on the position. So a run that was killed and started again ends with the weights of one that was not.
 """
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 
@@ -26,6 +27,8 @@ from posefleet.platform.training.optim import Freezing, set_learning_rate
 from posefleet.platform.training.schedule import Schedule
 from posefleet.platform.training.state import TrainingState, finish_saving, initial_state, save_checkpoint
 from posefleet.platform.training.step import StepShare, train_step
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(RuntimeError):
@@ -110,6 +113,9 @@ def fit(
                 worker.report(metrics, store.path_of(state.step))
     finish_saving(worker, saver)
     interruptions.ended()
+    if state.position < schedule.end and worker.rank == 0:
+        epochs = f"{schedule.epoch(state.position):.4g} of {experiment.train.epochs:g} epochs"
+        log.warning("ended after %s: %d evaluations without a higher AP (train.patience)", epochs, state.stale)
     return state.metrics
 
 

@@ -118,7 +118,7 @@ def train_trials(search: Search, config: SearchConfig, settings: Mapping[str, An
         parent.finish("KILLED", curves=False)
         raise
     if not complete:
-        sys.stderr.write(f"stopped; python jobs/tune.py --resume {search.folder} goes on\n")
+        sys.stderr.write(f"stopped; posefleet tune --resume {search.folder} goes on\n")
     try:
         text = log_search(search, _gain(search) if complete else "")
     except NoResult:

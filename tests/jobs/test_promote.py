@@ -41,6 +41,7 @@ def test_a_run_becomes_champion_and_the_next_one_can_be_taken_back(
     assert main(["--run", str(run), "--to", "champion", *QUICK]) == 0
     output = capsys.readouterr().out
     assert "no champion to compare with" in output and "models:/smpr@champion is version 1\n" in output
+    assert f"MLFLOW_TRACKING_URI={store} posefleet evaluate --checkpoint models:/smpr@champion\n" in output
     (first,) = versions(store)
     assert first.tags["gate"] == "passed" and first.tags["split"] == "val2017" and "forced" not in first.tags
     assert first.tags["checkpoint"] == str(run) and first.tags["data.train"] == "d" * 64

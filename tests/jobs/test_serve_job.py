@@ -27,6 +27,15 @@ def settings(config: dict[str, Any]) -> ServerSettings:
     return ServerSettings.model_validate(config["applications"][0]["args"])
 
 
+def test_the_proxy_has_time_to_start_on_a_busy_machine(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(serve.PROXY_READY, "7")
+    serve.main([])
+    assert os.environ[serve.PROXY_READY] == "7"
+    monkeypatch.delenv(serve.PROXY_READY)
+    serve.main([])
+    assert os.environ[serve.PROXY_READY] == "30"
+
+
 def test_the_shipped_config_is_served_as_it_is(started: list[Any]) -> None:
     serve.main([])
     assert started[0][-2:] == ["run", str(serve.CONFIG)]

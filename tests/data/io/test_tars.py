@@ -200,7 +200,7 @@ def test_a_hostile_member_of_a_shard_is_refused_where_it_is_read(
 ) -> None:
     read_all(shards)
     spoil(shards, lambda entry: [setattr(entry, field, value) for field, value in fields.items()])
-    with pytest.raises(DataError, match=rf"shard-000000\.tar: .*member {message}.*run jobs/shard_coco.py again"):
+    with pytest.raises(DataError, match=rf"shard-000000\.tar: .*member {message}.*run posefleet shard again"):
         read_all(shards)
     assert check_shard(str(shards), "shard-000000") is None
     (fault,) = check_shards(str(shards))

@@ -171,7 +171,7 @@ def test_damaged_files_and_other_peoples_files_are_told(exported: Make, tmp_path
     for content, complaint in (
         (whole[: len(whole) // 2], "damaged"),
         (proto.SerializeToString(), "its weights are not those that were written"),
-        (stranger.SerializeToString(), "no ONNX file of format 1 by jobs/export.py"),
+        (stranger.SerializeToString(), "no ONNX file of format 1 by posefleet export"),
     ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=complaint):

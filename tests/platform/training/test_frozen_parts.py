@@ -82,7 +82,9 @@ def test_workers_that_train_together_thaw_together(small_run: dict[str, Any], st
         assert sum((alone[name] - together[name]).norm() for name in names) < 1e-3 * way
 
 
-def test_a_run_ends_after_its_patience_and_stays_ended(small_run: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_ends_after_its_patience_and_stays_ended(
+    small_run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     still = with_settings(small_run, optim={"lr": 1e-12}, train={"epochs": 5, "eval_every": 1 / 6, "patience": 2})
     experiment, store = build_experiment(still), CheckpointStore(str(tmp_path / "c"))
     worker = StoppingWorker(3)
@@ -90,6 +92,7 @@ def test_a_run_ends_after_its_patience_and_stays_ended(small_run: dict[str, Any]
         fit(experiment, worker, store)
     metrics = fit(experiment, LocalWorker(device="cpu"), store)
     meta, state = read_meta(str(store.latest())), read_state(str(store.latest()))
+    assert "ended after 0.5 of 5 epochs: 2 evaluations without a higher AP (train.patience)" in caplog.text
     assert meta.step == 3  # one evaluation that is the best, and two that are no better
     assert (state["best"], state["stale"]) == (metrics["AP"], 2)
     again = LocalWorker(device="cpu")

@@ -18,7 +18,9 @@ from posefleet.platform.config.loading import build_experiment
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
-def test_an_interrupted_run_is_marked_killed_and_goes_on(tracked_run: dict[str, Any], local_ray: None) -> None:
+def test_an_interrupted_run_is_marked_killed_and_goes_on(
+    tracked_run: dict[str, Any], local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     from posefleet.platform.training.launch import train
 
     settings = copy.deepcopy(tracked_run)
@@ -36,6 +38,7 @@ def test_an_interrupted_run_is_marked_killed_and_goes_on(tracked_run: dict[str, 
     assert train(build_experiment(settings)) == 130
     uri = f"sqlite:///{settings['run']['storage']}/mlflow.db"
     assert [run.status for run in find_runs(uri, "posefleet")] == ["KILLED"]
+    assert " on request; the same command goes on from there\n" in capsys.readouterr().err
     step = read_meta(str(CheckpointStore(f"{folder}/checkpoints").latest())).step
     settings["train"]["epochs"] = (step + 2) * 4 / 24
     assert train(build_experiment(settings)) == 0
