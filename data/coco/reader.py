@@ -262,8 +262,8 @@ class Reader:
             )
         if errors and not allow_errors:
             raise DataError(
-                f"{self.file}: {listed}. Correct the file, or leave these records out with --allow-errors; "
-                "posefleet doctor says more"
+                f"{self.file}: {listed}. Correct the file, or leave these records out with --allow-errors "
+                "(for training: of posefleet shard); posefleet doctor says more"
             )
 
     def find(self, image_id: int) -> int | None:

@@ -160,7 +160,7 @@ class KeypointSchema:
         for key in values:
             if key not in _KEYS:
                 near = nearest(str(key), _KEYS)
-                guess = f"; did you mean {near!r}?" if near else ""
+                guess = f"; did you mean {near!r}?" if near else "."
                 raise SchemaError(f"{start}unknown key {key!r} of a keypoint schema{guess} It has: {', '.join(_KEYS)}")
         for key in ("name", "keypoints"):
             if key not in values:

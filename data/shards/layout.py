@@ -115,8 +115,8 @@ def read_manifest(root: str) -> Manifest:
         content = read_index_json(root, MANIFEST)
     if content is None:
         raise DataError(
-            f"{root}: no {MANIFEST}; not a shard folder, or sharding did not finish: run shard_coco again. A data set "
-            "in COCO's format is read without shards as FOLDER@SPLIT"
+            f"{root}: no {MANIFEST}; not a shard folder, or sharding did not finish: run posefleet shard again. A data "
+            "set in COCO's format is read without shards as FOLDER@SPLIT"
         )
     if content.get("version") != VERSION:
         raise DataError(f"{root}/{MANIFEST}: version {content.get('version')!r}, this code reads {VERSION}")
@@ -127,7 +127,7 @@ def read_manifest(root: str) -> Manifest:
     except SchemaError as error:
         raise DataError(f"{root}/{MANIFEST}: {error}") from None
     except (KeyError, TypeError) as error:
-        raise DataError(f"{root}/{MANIFEST}: damaged: {error}; run shard_coco again") from error
+        raise DataError(f"{root}/{MANIFEST}: damaged: {error}; run posefleet shard again") from error
 
 
 def _schema(value: Any) -> KeypointSchema:
@@ -207,7 +207,7 @@ def read_members(root: str, name: str) -> np.ndarray:
     """
     index = read_index_json(root, f"{name}.json")
     if index is None:
-        raise DataError(f"{root}/{name}.json: no such index; run shard_coco again to repair the folder")
+        raise DataError(f"{root}/{name}.json: no such index; run posefleet shard again to repair the folder")
     return index_members(root, index)
 
 
@@ -230,7 +230,7 @@ def read_records(fs: Any, tar: str, members: np.ndarray) -> Iterator[Record]:
             member_name(data[:BLOCK], len(data) - BLOCK)
             yield json.loads(data[BLOCK:])
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{tar}: {error}; run shard_coco again to repair the folder") from None
+            raise DataError(f"{tar}: {error}; run posefleet shard again to repair the folder") from None
 
 
 def read_notes(root: str, name: str) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def read_index_json(root: str, name: str) -> dict[str, Any] | None:
     try:
         content = read_json(f"{root}/{name}")
     except DataError as error:
-        raise DataError(f"{error}; run shard_coco again to repair the folder") from None
+        raise DataError(f"{error}; run posefleet shard again to repair the folder") from None
     if content is not None and not isinstance(content, dict):
         raise DataError(f"{root}/{name}: expected a json object, found a {type(content).__name__}")
     return content

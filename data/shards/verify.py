@@ -81,5 +81,5 @@ def _fault(root: str, shard: ShardInfo) -> str:
     try:
         found = verify_shard(root, shard.name)
     except DataError as error:
-        return f"{error}; run shard_coco again"
-    return "" if found == shard else f"{root}/{shard.name}: not the shard of the manifest; run shard_coco again"
+        return f"{error}; run posefleet shard again"
+    return "" if found == shard else f"{root}/{shard.name}: not the shard of the manifest; run posefleet shard again"

@@ -87,7 +87,7 @@ def _origins(source: KeypointSchema, target: KeypointSchema, renamed: Mapping[st
                 near = nearest(name, schema.keypoints)
                 raise CheckpointError(
                     f"run.init_map: {name!r} is no keypoint {whose} (schema {schema.name})"
-                    + (f"; did you mean {near!r}?" if near else "")
+                    + (f"; did you mean {near!r}?" if near else ".")
                     + f" It has: {', '.join(schema.keypoints)}. Write CHECKPOINT=MODEL, such as nose=snout; "
                     f"the checkpoint is {path}"
                 )

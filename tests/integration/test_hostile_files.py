@@ -279,7 +279,7 @@ def dataset(shards: Path) -> ShardDataset:
 @pytest.mark.parametrize("file", ["manifest.json", "shard-000000.json"])
 def test_manifest_and_index_of_shards(file: str, evil: bytes, shards: Path) -> None:
     (shards / file).write_bytes(evil)
-    with pytest.raises(DataError, match=rf"{file}: damaged, or no JSON.*run shard_coco again"):
+    with pytest.raises(DataError, match=rf"{file}: damaged, or no JSON.*run posefleet shard again"):
         dataset(shards).samples([0])
     with pytest.raises(DataError, match=rf"{file}: damaged"):
         list_images(str(shards))

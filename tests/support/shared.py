@@ -13,6 +13,7 @@ from typing import TypeVar
 GROUPS = {
     "local_ray": (
         "integration/test_own_data_page.py",
+        "integration/test_unsharded_search.py",
         "platform/prediction/test_batch.py",
         "platform/training/test_launch.py",
         "platform/tuning/test_ray_tuner.py",

@@ -204,7 +204,7 @@ def test_a_hostile_member_of_a_shard_is_refused_where_it_is_read(
         read_all(shards)
     assert check_shard(str(shards), "shard-000000") is None
     (fault,) = check_shards(str(shards))
-    assert "shard-000000.tar: member" in fault and fault.endswith("run shard_coco again")
+    assert "shard-000000.tar: member" in fault and fault.endswith("run posefleet shard again")
     listing = list_images(str(shards))  # reads only records
     with pytest.raises(DataError, match=rf"member {message}"):
         read_input(fsspec.filesystem("file"), str(shards), listing.listed[0])

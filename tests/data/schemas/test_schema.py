@@ -62,6 +62,7 @@ def test_one_keypoint_is_enough() -> None:
     [
         ("coco17", "a keypoint schema is str, expected name, keypoints"),
         ({"name": "dog"}, "a keypoint schema needs 'keypoints'; it has name"),
+        ({**DOG, "zzzzzz": []}, "unknown key 'zzzzzz' of a keypoint schema. It has: name"),
         ({**DOG, "skelton": []}, "unknown key 'skelton' of a keypoint schema; did you mean 'skeleton'?"),
         ({**DOG, "keypoints": []}, "no keypoints"),
         ({**DOG, "keypoints": "nose"}, "keypoints is 'nose', expected a list of names"),

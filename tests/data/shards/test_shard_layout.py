@@ -151,7 +151,7 @@ def test_a_manifest_that_cannot_be_right_is_refused(change: Callable, message: s
 
 
 def test_a_folder_without_a_manifest_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="run shard_coco again"):
+    with pytest.raises(DataError, match="run posefleet shard again"):
         read_manifest(str(tmp_path))
 
 
