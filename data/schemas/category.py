@@ -5,6 +5,7 @@ and ``groups`` are read too, where a file has them in the form of :mod:`poseflee
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,27 @@ from posefleet.data.schemas.schema import KeypointSchema, SchemaError
 from posefleet.data.schemas.shipped import recognise, shipped_names
 
 Category = Mapping[str, Any]
+
+NOT_PEOPLE = {
+    "animalpose20": "animal", "ap10k17": "animal", "apt36k17": "animal", "horse10": "horse", "face68": "face",
+    "hand21": "hand",
+}  # fmt: skip
+"""What has the keypoints of a shipped schema, where it is no person."""
+
+
+def category_name(schema: KeypointSchema) -> str:
+    """What has the keypoints of a schema, as its data set calls it: person, dog; empty if nobody said.
+
+    It is the only category that the schema was read from, else what the shipped schema is for, else the schema's name,
+    which :func:`schema_of_categories` and authors of YAML files take from what they describe.
+    """
+    told = re.search(r"category '(.{1,60}?)'( \(and \d+ more\))? of ", schema.sources.get("names", ""))
+    if told and not told[2]:
+        return told[1]
+    if schema.name in shipped_names():
+        return NOT_PEOPLE.get(schema.name, "person")
+    name = re.sub(r"_\d+$", "", schema.name).replace("_", " ")
+    return name if re.fullmatch(r"[^\W\d]+( [^\W\d]+)*", name) and name != "keypoints" else ""
 
 
 def schema_of_categories(categories: Sequence[Category], where: str) -> KeypointSchema:

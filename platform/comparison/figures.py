@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from posefleet.platform.visualization.plots import GREY, SERIES, legend, name_rows, short, style
+from posefleet.platform.visualization.plots import GREY, SERIES, from_zero, legend, name_rows, short, style
 
 Times = Mapping[str, Mapping[int, float]]
 """Run -> people in the image -> milliseconds of predicting it."""
@@ -47,7 +47,7 @@ def _draw_panels(panels: Sequence[Axes], ap: Mapping[str, float], predict_ms: Ti
     name_rows(left, list(colours))
     room = max(0.0, (5 - len(colours)) / 2)  # rows left empty above and below, so that few bars are not too thick
     left.set_ylim(len(colours) - 0.5 + room, -0.5 - room)
-    left.margins(x=0.12)
+    from_zero(left, "x")
     style(right, "Time of predicting one image", "people in the image", "ms")
     for name, colour in colours.items():
         right.plot(*zip(*predict_ms[name].items(), strict=True), marker="o", label=name, color=colour)

@@ -11,7 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from posefleet.platform.tuning.study import Trial
-from posefleet.platform.visualization.plots import FAINT, GREY, INK, SERIES, legend, name_rows, new_figure, short, style
+from posefleet.platform.visualization.plots import (
+    FAINT,
+    GREY,
+    INK,
+    SERIES,
+    from_zero,
+    legend,
+    name_rows,
+    new_figure,
+    short,
+    style,
+)
 
 
 def history(trials: Sequence[Trial], default: float | None) -> Figure:
@@ -31,6 +42,7 @@ def history(trials: Sequence[Trial], default: float | None) -> Figure:
         axes.step(numbers, [*best, best[-1]], where="post", color=SERIES[0], label="best so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _default_line(axes, default)
+    from_zero(axes, "y")
     legend(axes)
     return figure
 
@@ -46,7 +58,7 @@ def curves(trials: Sequence[Trial], default: float | None) -> Figure:
         axes.plot([], [], marker="o", markersize=3, color=colour, label=label)
     _default_line(axes, default)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    from_zero(axes, "y")
     legend(axes)
     return figure
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import People, Poses, TargetPoints
+from posefleet.platform.visualization.labels import head_box, place_labels, whole_box
 
 Colour = tuple[int, int, int]
 
@@ -73,14 +74,13 @@ def draw_poses(
     colours = [_person_colour(person if person >= 0 else index) for index, person in enumerate(people)]
     keypoints = kept.keypoints.double().numpy() * zoom
     shown = (kept.keypoint_scores >= keypoint_threshold).numpy() & np.isfinite(keypoints).all(-1)
+    fineness = _fineness(schema, len(kept))
     for index in reversed(range(len(kept))):
-        _draw_figure(layer, keypoints[index], shown[index], shown[index], schema, colours[index])
+        _draw_figure(layer, keypoints[index], shown[index], shown[index], schema, colours[index], fineness)
+    numbers = [f"#{person} " if person >= 0 else "" for person in people]
+    texts = [f"{number}{score:.2f}" for number, score in zip(numbers, kept.scores.tolist(), strict=True)]
     canvas = _blend(canvas, layer)
-    for index in reversed(range(len(kept))):
-        if shown[index].any():
-            corner = keypoints[index, shown[index]].min(0)
-            number = f"#{people[index]} " if people[index] >= 0 else ""
-            _label(canvas, f"{number}{kept.scores[index]:.2f}", corner, colours[index])
+    _draw_labels(canvas, keypoints, shown, texts, colours, schema)
     return canvas
 
 
@@ -105,10 +105,11 @@ def draw_people(image: np.ndarray, people: People, schema: KeypointSchema, *, zo
         colour = _person_colour(index) if labelled[index] else NOBODY
         _rectangle(layer, boxes[index], colour)
         if labelled[index]:
-            _draw_figure(layer, keypoints[index], visibility[index] > 0, visibility[index] > 1, schema, colour)
+            seen, clear = visibility[index] > 0, visibility[index] > 1
+            _draw_figure(layer, keypoints[index], seen, clear, schema, colour, _fineness(schema, sum(labelled)))
     canvas = _blend(canvas, layer)
     for box in boxes[people.crowd.numpy()]:
-        _label(canvas, "crowd", box[:2], NOBODY)
+        _label(canvas, "crowd", (box[0], box[1] - 6 - _label_size(canvas, "crowd")[1]), NOBODY)
     return canvas
 
 
@@ -188,16 +189,16 @@ def _draw_figure(
     filled: np.ndarray,
     schema: KeypointSchema,
     colour: Colour,
+    fineness: float,
 ) -> None:
     """Draw one stick figure: the (K, 2) keypoints, pixels, that are ``shown`` (K,); hollow if not ``filled`` (K,)."""
     if not shown.any():
         return
     extent = np.ptp(keypoints[shown], axis=0)
-    share = min(1.0, math.sqrt(17 / len(schema)))  # many keypoints, as of a face, would cover each other
-    thickness = float(np.clip(0.017 * share * math.hypot(*extent), 1.6 * share, 7.0))
+    thickness = float(np.clip(0.017 * fineness * math.hypot(*extent), 1.6 * fineness, 7.0))
     colours = _keypoint_colours(schema)
     limbs = [(a, b) for a, b in schema.edges if shown[a] and shown[b]]
-    for width, dark in ((thickness + 1.6 * share, True), (thickness, False)):
+    for width, dark in ((thickness + 1.6 * fineness, True), (thickness, False)):
         for a, b in limbs:
             _line(
                 layer,
@@ -206,12 +207,17 @@ def _draw_figure(
                 OUTLINE if dark else _limb_colour(colours[a], colours[b], colour),
                 width,
             )
-    radius = 0.85 * thickness + 0.8 * share
+    radius = 0.85 * thickness + 0.8 * fineness
     for index in np.nonzero(shown)[0]:
-        _circle(layer, keypoints[index], radius + 0.9 * share, OUTLINE)
+        _circle(layer, keypoints[index], radius + 0.9 * fineness, OUTLINE)
         _circle(layer, keypoints[index], radius, colours[index] or colour)
         if not filled[index]:
             _circle(layer, keypoints[index], 0.6 * radius, INK)
+
+
+def _fineness(schema: KeypointSchema, figures: int) -> float:
+    """Factor of the widths of lines: many keypoints, as of a face, or many figures would cover each other."""
+    return min(1.0, math.sqrt(17 / len(schema))) * min(1.0, math.sqrt(6 / max(figures, 1)))
 
 
 def _draw_outlines(canvas: np.ndarray, people: People, schema: KeypointSchema, zoom: float) -> None:
@@ -281,15 +287,44 @@ def _marker(canvas: np.ndarray, shape: str, centre: np.ndarray, radius: float, c
         _rectangle(canvas, np.concatenate([centre - radius, centre + radius]), colour)
 
 
-def _label(canvas: np.ndarray, text: str, corner: np.ndarray, colour: Colour) -> None:
-    """Draw small text on a dark background, its lower left at ``corner`` (x, y), moved to lie inside ``canvas``."""
-    scale = float(np.clip(min(canvas.shape[:2]) / 1100, 0.34, 0.6))
-    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-    x = int(np.clip(corner[0], 0, max(canvas.shape[1] - width - 6, 0)))
-    y = int(np.clip(corner[1] - 6, height + base + 1, canvas.shape[0] - 1))
-    ground = canvas[y - height - base : y + 1, x : x + width + 6]
+def _draw_labels(
+    canvas: np.ndarray,
+    keypoints: np.ndarray,
+    shown: np.ndarray,
+    texts: Sequence[str],
+    colours: Sequence[Colour],
+    schema: KeypointSchema,
+) -> None:
+    """Label N poses with (N, K, 2) keypoints, pixels, of which those ``shown`` (N, K) are drawn, the first on top."""
+    labelled = [index for index in range(len(keypoints)) if shown[index].any()]
+    heads = [head_box(keypoints[index], shown[index], schema) for index in labelled]
+    boxes = [whole_box(keypoints[index, shown[index]], head) for index, head in zip(labelled, heads, strict=True)]
+    sizes = [_label_size(canvas, texts[index]) for index in labelled]
+    known = [head for head in heads if head is not None]
+    corners = place_labels(boxes, sizes, known, (canvas.shape[1], canvas.shape[0]))
+    for index, corner in reversed(list(zip(labelled, corners, strict=True))):
+        _label(canvas, texts[index], corner, colours[index])
+
+
+def _label_size(canvas: np.ndarray, text: str) -> tuple[int, int]:
+    """Width and height of a label on ``canvas``, pixels."""
+    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _label_scale(canvas), 1)
+    return width + 6, height + base + 1
+
+
+def _label_scale(canvas: np.ndarray) -> float:
+    return float(np.clip(min(canvas.shape[:2]) / 1100, 0.34, 0.6))
+
+
+def _label(canvas: np.ndarray, text: str, corner: tuple[float, float], colour: Colour) -> None:
+    """Draw small text on a dark background, its upper left at ``corner`` (x, y), moved to lie inside ``canvas``."""
+    (width, height), scale = _label_size(canvas, text), _label_scale(canvas)
+    x = int(np.clip(corner[0], 0, max(canvas.shape[1] - width, 0)))
+    y = int(np.clip(corner[1], 0, max(canvas.shape[0] - height, 0)))
+    ground = canvas[y : y + height, x : x + width]
     ground[:] = (ground * 0.25).astype(np.uint8)
-    cv2.putText(canvas, text, (x + 3, y - base + 2), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+    base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[1]
+    cv2.putText(canvas, text, (x + 3, y + height - base + 1), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
 
 
 def _legend(entries: Sequence[str], width: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from posefleet.data.evaluation.error_analysis import ERROR_KINDS
 from posefleet.data.evaluation.evaluate import Evaluation
-from posefleet.platform.visualization.plots import GREY, SERIES, legend, name_rows, new_figure, short
+from posefleet.platform.visualization.plots import GREY, SERIES, from_zero, legend, name_rows, new_figure, short
 
 History = Sequence[tuple[float, Mapping[str, float]]]
 """(step or epoch, value by name), ascending."""
@@ -52,14 +52,15 @@ def ap_curve(history: History) -> Figure:
         if index == 0 and np.isfinite(values).any():
             best = int(np.nanargmax(values))
             axes.plot(epochs[best], values[best], marker="o", markersize=9, color=colour, markeredgecolor="white")
-            # Other curves lie above AP, so there is room under it.
+            # Other curves lie above AP, so there is room under it, unless it is next to the axis.
+            highest = max(value for _, point in history for value in point.values() if np.isfinite(value))
+            shift = -17 if values[best] > 0.2 * max(highest, 0.1) else 8
             axes.annotate(
-                f"{values[best]:.3f}", (epochs[best], values[best]), (0, -17), textcoords="offset points",
+                f"{values[best]:.3f}", (epochs[best], values[best]), (0, shift), textcoords="offset points",
                 ha="center", color=colour, weight="bold",
             )  # fmt: skip
-    axes.margins(y=0.15)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    from_zero(axes, "y", room=0.15)
     legend(axes)
     return figure
 
@@ -94,7 +95,7 @@ def keypoint_ap_bars(evaluation: Evaluation) -> Figure:
         )  # fmt: skip
     name_rows(axes, evaluation.keypoints)
     axes.set_xlim(0, 1)
-    legend(axes, outside=True)
+    legend(axes, above=True)
     return figure
 
 

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -61,13 +61,28 @@ def style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def legend(axes: Axes, outside: bool = False) -> None:
-    """Add a legend, above the axes if ``outside``; a note instead where no line has a label."""
+def legend(axes: Axes, above: bool = False) -> None:
+    """Add a legend beside the axes, or ``above`` them, where it covers no line; a note where no line has a label."""
     if not axes.get_legend_handles_labels()[1]:
         axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", color=GREY)
         return
-    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)} if outside else {}
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, **place)
+    place: Literal["lower right", "upper left"] = "lower right" if above else "upper left"
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc=place, bbox_to_anchor=(1.0, 1.0))
+
+
+def from_zero(axes: Axes, axis: Literal["x", "y"], *, room: float = 0.12, least: float = 0.1) -> None:
+    """Begin an axis of values that are never negative at 0, which matplotlib draws in the middle where all are 0.
+
+    Args:
+        axes: With all that is drawn on them.
+        axis: Which axis.
+        room: Share of the largest value that is left free beyond it.
+        least: Smallest end of the axis.
+    """
+    box = axes.dataLim
+    largest = box.x1 if axis == "x" else box.y1
+    end = max(least, (1 + room) * largest if math.isfinite(largest) else least)
+    (axes.set_xlim if axis == "x" else axes.set_ylim)(0, end)
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:

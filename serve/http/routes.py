@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from posefleet.data.schemas.category import category_name
 from posefleet.platform.promotion.shadow import Shadowing
 from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.redaction import redact
@@ -235,7 +236,7 @@ def describe_model(model: ServedModel, served: ServingStatus, *, trusted: bool) 
     if trusted:
         info |= {"checkpoint": redact(version.checkpoint), "data": version.data}
         info |= {"run_id": version.run_id, "step": version.step}
-    return info | {"keypoint_set": version.schema.as_dict()}
+    return info | {"category": category_name(version.schema), "keypoint_set": version.schema.as_dict()}
 
 
 def _summarize(stats: ShadowStats | None, *, trusted: bool) -> Shadowing:

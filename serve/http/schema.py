@@ -108,6 +108,7 @@ class ModelInfo(BaseModel):
     method: str | None = None
     ap: float | None = Field(None, description="AP of its last evaluation; null if it was never evaluated.")
     note: str = Field("", description=NOTE)
+    category: str | None = Field(None, description="What has the keypoints: person, dog; empty if nobody said.")
     keypoint_set: KeypointSet | None = None
     source: str | None = Field(None, description="Its source in the configuration: a registry address, or a path.")
     checkpoint: str | None = Field(None, description="Null until a replica has started.")

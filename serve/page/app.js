@@ -3,8 +3,8 @@
 import { Problem, findPoses, hasToken, loadModels, posesAddress, setToken } from "./api.js";
 import { closeCamera, hasCamera, openCamera, takeFrame } from "./camera.js";
 import { curlCommand, element, filterPeople, listPeople, milliseconds, showTimings } from "./result.js";
-import { setKeypoints } from "./skeleton.js";
-import { placeImage, saveImage, setFocus, showPeople } from "./stage.js";
+import { placeImage, saveImage, setFocus, showOther, showPeople, useKeypoints } from "./stage.js";
+import { capital, countOf, many, one, setCategory } from "./words.js";
 
 const SAMPLES = [
   ["dance.jpg", "Sample: two people, one of them dancing"],
@@ -16,6 +16,7 @@ const $ = (id) => document.getElementById(id);
 
 let models = [];
 let model = null;
+let other = null; // the model beside it, or null
 const thresholds = new Map(); // person score threshold by model, where the slider was moved
 let photos = []; // in the order of the strip
 let selected = null; // the photo chosen last
@@ -84,14 +85,16 @@ function select(photo) {
 async function show(photo) {
   const { signal } = begin();
   select(photo);
-  setBusy(true, "Finding people …");
+  setBusy(true, `Finding ${many()} …`);
   try {
     await photo.load(signal);
     signal.throwIfAborted();
     if (photo.image) place(photo);
     if (!model) await chooseModels();
-    if (!photo.results.has(model.name)) await predict(photo, signal);
-    signal.throwIfAborted();
+    for (const each of [model, other]) {
+      if (each && !photo.results.has(each.name)) await predict(photo, signal, each);
+      signal.throwIfAborted();
+    }
     if (!photo.image) place(photo);
     showResult();
     setBusy(false);
@@ -106,8 +109,8 @@ async function show(photo) {
   }
 }
 
-async function predict(photo, signal) {
-  const { name, version, keypoint_set } = model;
+async function predict(photo, signal, by = model) {
+  const { name, version, keypoint_set } = by;
   const onBusy = (seconds) => setStatus(`The server is busy; asking again in ${Math.max(1, Math.round(seconds))} s.`);
   const result = await findPoses(name, photo.file, { signal, onBusy });
   photo.results.set(name, result);
@@ -167,16 +170,29 @@ function refresh() {
   $("keypoint-value").textContent = $("keypoint").valueAsNumber.toFixed(2);
   for (const id of ["copy-json", "download", "copy-curl"]) $(id).disabled = !result();
   $("command").textContent = result() ? command() : "";
-  if (!result()) return showPeople([], []); // until the answer comes, the panel keeps the last one
+  drawOther();
+  if (!result()) return showPeople([]); // until the answer comes, the panel keeps the last one
   for (const id of ["time", "export"]) $(id).hidden = false;
   const people = visible().images[0].poses.map((pose, index) => ({ ...pose, index }));
-  const skeleton = model.keypoint_set?.skeleton ?? [];
   // Poses are in pixels of the answer, the stage in those of the file. They differ only if the server shrank the image.
   const ratio = shown.image ? shown.image.naturalWidth / found().width : 1;
-  showPeople(ratio === 1 ? people : people.map((person) => scaled(person, ratio)), skeleton);
+  const drawn = ratio === 1 ? people : people.map((person) => scaled(person, ratio));
+  showPeople(drawn, `${model.name}: ${people.length} found`);
   filterPeople(people, found().poses.length);
   $("canvas").setAttribute("aria-label", `${shown.name}: ${countOf(people.length)}`);
   if (!filming) setStatus(summary(people.length));
+}
+
+// The poses of the other model beside those of the model, at its own threshold: methods differ in how high they score.
+function drawOther() {
+  const found = other && !filming ? shown?.results.get(other.name)?.answer.images[0] : null;
+  if (!found || !shown.image) return showOther(null);
+  const ratio = shown.image.naturalWidth / found.width;
+  const threshold = thresholds.get(other.name) ?? other.score_threshold;
+  const people = found.poses
+    .filter((pose) => pose.score >= threshold)
+    .map((pose, index) => scaled({ ...pose, index }, ratio));
+  showOther({ people, set: other.keypoint_set, caption: `${other.name}: ${people.length} found` });
 }
 
 const scaled = (person, ratio) => ({
@@ -184,14 +200,12 @@ const scaled = (person, ratio) => ({
   keypoints: person.keypoints.map((keypoint) => ({ ...keypoint, x: keypoint.x * ratio, y: keypoint.y * ratio })),
 });
 
-const countOf = (people) => (people === 1 ? "1 person" : `${people} people`);
-
 function summary(people) {
   const { poses } = found();
   if (people) return `${countOf(people)} found in ${milliseconds(result().roundTrip)}.`;
-  if (!poses.length) return "No people found.";
+  if (!poses.length) return `No ${many()} found.`;
   const best = Math.max(...poses.map((pose) => pose.score));
-  return `No people above ${$("score").value}; the best candidate scores ${best.toFixed(2)}.`;
+  return `No ${many()} above ${$("score").value}; the best candidate scores ${best.toFixed(2)}.`;
 }
 
 function command() {
@@ -259,7 +273,13 @@ async function chooseModels() {
   $("model").replaceChildren(...options);
   $("model").disabled = models.length === 1;
   const before = models.find(({ name }) => name === model?.name);
-  useModel(before ?? models.find((other) => other.default) ?? models[0]);
+  useModel(before ?? models.find((each) => each.default) ?? models[0]);
+  other = models.find(({ name }) => name === other?.name) ?? null;
+  const none = Object.assign(element("option", "", "nothing"), { value: "" });
+  $("other").replaceChildren(none, ...options.map((option) => option.cloneNode(true)));
+  $("other").value = other?.name ?? "";
+  showNotes();
+  for (const id of ["other", "other-label"]) $(id).hidden = models.length === 1;
 }
 
 function useModel(chosen) {
@@ -267,10 +287,11 @@ function useModel(chosen) {
   $("model").value = model.name;
   $("score").value = thresholds.get(model.name) ?? model.score_threshold;
   $("score-value").textContent = $("score").valueAsNumber.toFixed(2);
-  const { method, version, ap, keypoint_set, note } = model;
-  $("model-note").hidden = !note;
-  $("model-note").textContent = note ?? "";
-  setKeypoints(keypoint_set?.keypoints ?? [], keypoint_set?.flip_pairs ?? []);
+  const { method, version, ap, keypoint_set } = model;
+  showNotes();
+  useKeypoints(keypoint_set);
+  setCategory(model.category);
+  $("score-name").textContent = `${capital(one())} score`;
   const facts = [
     method,
     version === null ? "from a checkpoint" : `version ${version}`,
@@ -279,6 +300,13 @@ function useModel(chosen) {
   ];
   $("about").replaceChildren(...(keypoint_set ? facts : ["not started yet"]).map((fact) => element("span", "", fact)));
   $("about").title = model.source ?? model.problem ?? "";
+}
+
+// What users of the models must know, as their runs said.
+function showNotes() {
+  const noted = [...new Set([model, other])].filter((each) => each?.note);
+  $("model-note").hidden = !noted.length;
+  $("model-note").textContent = noted.map(({ name, note }) => (other ? `${name}: ${note}` : note)).join(" ");
 }
 
 // ------------------------------------------------------------------------------------------------------- messages
@@ -366,6 +394,11 @@ $("model").addEventListener("change", ({ target }) => {
   useModel(models.find(({ name }) => name === target.value));
   if (filming) return;
   if (shown) show(shown);
+});
+$("other").addEventListener("change", ({ target }) => {
+  other = models.find(({ name }) => name === target.value) ?? null;
+  showNotes();
+  if (!filming && shown) show(shown);
 });
 for (const id of ["score", "keypoint"]) $(id).addEventListener("input", refresh);
 $("score").addEventListener("input", () => model && thresholds.set(model.name, $("score").value));

@@ -1,6 +1,7 @@
 // The panel beside the image: the people found, the time taken, the command that gives the same answer.
 
 import { keypointColour, personColour } from "./skeleton.js";
+import { capital, many, one } from "./words.js";
 
 const PARTS = [
   ["decode", "Decode"],
@@ -25,7 +26,8 @@ export function element(tag, className = "", ...children) {
 export function listPeople(poses, onFocus) {
   onFocus(null);
   $("nobody").hidden = false;
-  $("nobody").textContent = "People found are listed here, with their keypoints.";
+  $("people-name").textContent = capital(many());
+  $("nobody").textContent = `${capital(many())} found are listed here, with their keypoints.`;
   $("count").textContent = "";
   $("people").replaceChildren(...poses.map((pose, index) => personItem(pose, index, onFocus)));
 }
@@ -38,14 +40,14 @@ export function filterPeople(people, all) {
     for (const row of item.querySelectorAll("tr")) row.hidden = !visible.get(index)?.has(row.dataset.keypoint);
   });
   $("nobody").hidden = people.length > 0;
-  $("nobody").textContent = all ? "All candidates are below the threshold." : "No people were found.";
+  $("nobody").textContent = all ? "All candidates are below the threshold." : `No ${many()} were found.`;
   $("count").textContent = all > people.length ? `${people.length} of ${all} candidates` : people.length;
 }
 
 function personItem(pose, index, onFocus) {
   const dot = element("i", "dot");
   dot.style.background = personColour(index);
-  const summary = element("summary", "", dot, `Person ${index + 1}`, share(pose.score));
+  const summary = element("summary", "", dot, `${capital(one())} ${index + 1}`, share(pose.score));
   const rows = pose.keypoints.map((keypoint) => keypointRow(keypoint, index, onFocus));
   const details = element("details", "", summary, element("table", "", element("tbody", "", ...rows)));
   const item = element("li", "", details);

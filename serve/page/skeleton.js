@@ -2,6 +2,8 @@
 // Keypoints of a schema without left and right have colours by their order instead, from red to violet.
 // Positions are pixels of the image; line widths and sizes are units of the canvas.
 
+import { boxOf, headBox, placeLabels } from "./labels.js";
+
 const LEFT = "rgb(255 138 30)";
 const RIGHT = "rgb(40 150 255)";
 const OUTLINE = "rgb(20 20 20)";
@@ -13,9 +15,12 @@ export const personColour = (index) => PEOPLE[index % PEOPLE.length];
 
 let colours = new Map();
 let fineness = 1; // factor of widths: many keypoints, as of a face, would cover each other
+let heads = new Set(); // names of the keypoints of a head, which labels leave free
 
-// Tells the names of all keypoints, and the `pairs` of left and right ones, the left one first.
-export function setKeypoints(names, pairs) {
+// Takes the keypoints of a model, as /v1/models has them; null before it has started.
+export function setKeypoints(set) {
+  const [names, pairs] = [set?.keypoints ?? [], set?.flip_pairs ?? []];
+  heads = new Set(set?.groups?.head ?? set?.groups?.face ?? []);
   const hue = (index) => `hsl(${Math.round((index * 281) / (names.length - 1))} 90% 60%)`;
   colours = new Map(
     pairs.length || names.length < 2
@@ -35,19 +40,21 @@ function limbColour(a, b, middle) {
   return one === LEFT || one === RIGHT ? middle : other;
 }
 
-// Draws people, the best on top. `people` are {index, score, keypoints} with the visible keypoints;
+// Draws people, the best on top, on a canvas of `size` [width, height]. `people` are {index, score, keypoints} with the visible keypoints;
 // `focus` is null or {person, keypoint}: the index of the highlighted person, and the name of a keypoint or null.
-export function drawPoses(context, people, skeleton, scale, focus = null) {
+export function drawPoses(context, people, skeleton, scale, size, focus = null) {
   context.lineCap = context.lineJoin = "round";
   const faded = (person) => focus !== null && focus.person !== person.index;
   const inOrder = [...people].reverse().sort((a, b) => faded(b) - faded(a));
+  const width = fineness * Math.min(1, Math.sqrt(6 / Math.max(people.length, 1))); // so do many people
   for (const person of inOrder) {
     context.globalAlpha = faded(person) ? FADED : 1;
-    drawFigure(context, person, skeleton, scale);
+    drawFigure(context, person, skeleton, scale, width);
   }
-  for (const person of inOrder.filter((person) => person.keypoints.length)) {
+  const labels = labelsOf(context, people, scale, size);
+  for (const person of inOrder.filter((person) => labels.has(person))) {
     context.globalAlpha = faded(person) ? FADED : 1;
-    drawLabel(context, person, scale);
+    drawLabel(context, person, labels.get(person));
   }
   context.globalAlpha = 1;
   const at = people.find((person) => person.index === focus?.person)?.keypoints.find((k) => k.name === focus.keypoint);
@@ -58,7 +65,7 @@ export function drawPoses(context, people, skeleton, scale, focus = null) {
   }
 }
 
-function drawFigure(context, { index, keypoints }, skeleton, scale) {
+function drawFigure(context, { index, keypoints }, skeleton, scale, fineness) {
   const middle = personColour(index);
   const at = new Map(keypoints.map(({ name, x, y }) => [name, [x * scale, y * scale]]));
   const [xs, ys] = [0, 1].map((axis) => [...at.values()].map((point) => point[axis]));
@@ -82,18 +89,29 @@ function drawFigure(context, { index, keypoints }, skeleton, scale) {
   }
 }
 
-function drawLabel(context, { index, score, keypoints }, scale) {
-  const text = score.toFixed(2);
+// The box of each person's label, by person.
+function labelsOf(context, people, scale, size) {
   context.font = "600 11px system-ui, sans-serif";
-  const width = context.measureText(text).width + 8;
-  const x = Math.max(scale * Math.min(...keypoints.map((keypoint) => keypoint.x)), 0);
-  const y = Math.max(scale * Math.min(...keypoints.map((keypoint) => keypoint.y)) - 22, 0);
+  const labelled = people.filter((person) => person.keypoints.length);
+  const points = labelled.map(({ keypoints }) => keypoints.map(({ x, y }) => [x * scale, y * scale]));
+  const faces = labelled.map(({ keypoints }, index) =>
+    headBox(points[index].filter((_, place) => heads.has(keypoints[place].name)), points[index]),
+  );
+  const boxes = points.map((all, index) => boxOf(faces[index] ? [...all, ...corners(faces[index])] : all));
+  const sizes = labelled.map(({ score }) => [context.measureText(score.toFixed(2)).width + 8, 16]);
+  const placed = placeLabels(boxes, sizes, faces.filter(Boolean), size);
+  return new Map(labelled.map((person, index) => [person, placed[index]]));
+}
+
+const corners = ([x1, y1, x2, y2]) => [[x1, y1], [x2, y2]];
+
+function drawLabel(context, { index, score }, [x, y, right, bottom]) {
   context.beginPath();
-  context.roundRect(x, y, width, 16, 4);
+  context.roundRect(x, y, right - x, bottom - y, 4);
   fill(context, "rgb(20 20 20 / .78)");
   context.fillStyle = personColour(index);
   context.textBaseline = "middle";
-  context.fillText(text, x + 4, y + 8.5);
+  context.fillText(score.toFixed(2), x + 4, y + 8.5);
 }
 
 // The keypoint nearest to (x, y), in pixels of the image, and closer than `reach`: {person, keypoint} or null. At equal

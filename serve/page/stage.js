@@ -1,14 +1,19 @@
 // The stage: the image, the poses over it, and the tip for the keypoint under the pointer.
 
-import { drawPoses, nearestKeypoint, personColour } from "./skeleton.js";
+import { drawPoses, nearestKeypoint, personColour, setKeypoints } from "./skeleton.js";
+import { one } from "./words.js";
 
 const REACH = { mouse: 14, pen: 14, touch: 28 }; // pixels of the screen within which the pointer finds a keypoint
 const PNG_SIDE = 1200; // lines of a saved image are as thin as on a screen of this many pixels
 
-const [stage, frame, canvas, tip, drop] = ["stage", "frame", "canvas", "tip", "drop"].map((id) =>
+const [stage, frame, canvas, tip, drop, caption] = ["stage", "frame", "canvas", "tip", "drop", "caption"].map((id) =>
   document.getElementById(id),
 );
-const view = { image: null, width: 0, height: 0, people: [], skeleton: [], focus: null, pointer: null };
+const [frameOther, canvasOther, captionOther] = ["frame", "canvas", "caption"].map((id) =>
+  document.getElementById(`${id}-other`),
+);
+const view = { image: null, width: 0, height: 0, people: [], set: null, focus: null, pointer: null };
+let other = null; // {people, set, caption} of the model beside it
 
 // Shows an image without poses. Sizes are those of the upright image, in pixels.
 // `image` is null if the browser cannot show the file; its poses then have a plain background.
@@ -16,18 +21,39 @@ export function placeImage(image, width, height) {
   Object.assign(view, { image, width, height, people: [] });
   drop.hidden = true;
   frame.hidden = false;
-  frame.style.aspectRatio = `${width} / ${height}`;
-  frame.style.setProperty("--shape", width / height);
-  frame.style.setProperty("--width", `${width}px`);
-  frame.querySelector("img")?.remove();
-  if (image) frame.prepend(image);
+  for (const each of [frame, frameOther]) {
+    each.style.aspectRatio = `${width} / ${height}`;
+    each.style.setProperty("--shape", width / height);
+    each.style.setProperty("--width", `${width}px`);
+    each.querySelector("img")?.remove();
+  }
+  if (image) {
+    frame.prepend(image);
+    frameOther.prepend(image.cloneNode());
+  }
   draw();
 }
 
-// Draws people over the image; `people` as for `drawPoses`.
-export function showPeople(people, skeleton) {
-  Object.assign(view, { people, skeleton });
+// Takes the keypoint set of the model whose people are shown; null before it has started.
+export function useKeypoints(set) {
+  view.set = set;
+  setKeypoints(set);
+}
+
+// Draws people over the image; `people` as for `drawPoses`. The text is shown while another model is beside it.
+export function showPeople(people, text = "") {
+  view.people = people;
+  caption.textContent = text;
   point();
+}
+
+// Shows the same image with the people of another model beside it; null: no longer.
+export function showOther(shown) {
+  other = shown;
+  frameOther.hidden = caption.hidden = !other;
+  stage.classList.toggle("double", !!other);
+  captionOther.textContent = other?.caption ?? "";
+  draw();
 }
 
 // Highlights a person and one of their keypoints: {person, keypoint} or null.
@@ -38,13 +64,14 @@ export function setFocus(focus) {
 
 // Image and poses as a PNG file, in the size of the image.
 export function saveImage() {
-  const { image, width, height, people, skeleton } = view;
+  const { image, width, height, people, set } = view;
   const whole = Object.assign(document.createElement("canvas"), { width, height });
   const poses = Object.assign(document.createElement("canvas"), { width, height });
   const zoom = Math.max(1, Math.max(width, height) / PNG_SIDE);
   const layer = poses.getContext("2d");
   layer.scale(zoom, zoom);
-  drawPoses(layer, people, skeleton, 1 / zoom);
+  setKeypoints(set);
+  drawPoses(layer, people, set?.skeleton ?? [], 1 / zoom, [width / zoom, height / zoom]);
   const context = whole.getContext("2d");
   if (image) context.drawImage(image, 0, 0, width, height);
   context.globalAlpha = 0.9;
@@ -56,12 +83,19 @@ const scale = () => frame.clientWidth / view.width;
 
 function draw() {
   if (!view.width) return;
+  if (other) drawOn(frameOther, canvasOther, other, null);
+  drawOn(frame, canvas, view, view.focus); // last, as the panel has the colours of its keypoints
+}
+
+function drawOn(frame, canvas, { people, set }, focus) {
   const density = window.devicePixelRatio;
   canvas.width = Math.round(frame.clientWidth * density);
   canvas.height = Math.round(frame.clientHeight * density);
   const context = canvas.getContext("2d");
   context.scale(density, density);
-  drawPoses(context, view.people, view.skeleton, scale(), view.focus);
+  setKeypoints(set);
+  const size = [frame.clientWidth, frame.clientHeight];
+  drawPoses(context, people, set?.skeleton ?? [], frame.clientWidth / view.width, size, focus);
 }
 
 // Finds the keypoint under the pointer, shows its name and highlights its person.
@@ -84,7 +118,7 @@ function point() {
 function showTip({ person, keypoint }) {
   const [name, about] = tip.children;
   name.textContent = keypoint.name.replaceAll("_", " ");
-  about.textContent = `${keypoint.score.toFixed(2)} · person ${person.index + 1}`;
+  about.textContent = `${keypoint.score.toFixed(2)} · ${one()} ${person.index + 1}`;
   tip.style.borderColor = personColour(person.index);
   const x = frame.offsetLeft + keypoint.x * scale();
   const y = frame.offsetTop + keypoint.y * scale();
@@ -107,5 +141,7 @@ canvas.addEventListener("pointerleave", (event) => {
   view.pointer = null;
   point();
 });
-new ResizeObserver(draw).observe(frame);
+const resized = new ResizeObserver(draw);
+resized.observe(frame);
+resized.observe(frameOther);
 window.addEventListener("resize", draw);

@@ -75,11 +75,13 @@ def poses_in(width: int, height: int) -> list[dict[str, Any]]:
     return found
 
 
-def model(name: str, *, default: bool, ap: float | None, threshold: float) -> dict[str, Any]:
+def model(
+    name: str, *, default: bool, ap: float | None, threshold: float, category: str = "person", note: str = ""
+) -> dict[str, Any]:
     return {
         "name": name, "default": default, "source": f"models:/{name}@champion", "version": "3", "checkpoint": "c",
         "method": "smpr", "run_id": None, "step": 10, "ap": ap, "data": None, "score_threshold": threshold,
-        "keypoint_set": COCO17.as_dict(),
+        "keypoint_set": COCO17.as_dict(), "category": category, "note": note,
     }  # fmt: skip
 
 
@@ -117,7 +119,8 @@ class Server:
 
     def models(self) -> dict[str, Any]:
         other = model("<b>bold", default=False, ap=None, threshold=0.05)
-        return {"models": [other, model("people", default=True, ap=0.7123, threshold=0.5)]}
+        mice = model("mice", default=False, ap=None, threshold=0.05, category="house mouse", note="<i>Mice</i> only.")
+        return {"models": [other, model("people", default=True, ap=0.7123, threshold=0.5), mice]}
 
     async def poses(self, name: str, request: Request) -> Any:
         self.together += 1
@@ -212,6 +215,35 @@ def test_poses_are_drawn_where_the_people_of_an_uploaded_image_are(page: Any) ->
     expect(page.get_by_role("row", name="right elbow")).to_contain_text("0.80")
     expect(page.locator("#timings")).to_contain_text("Predict30 ms")
     expect(page.locator("#about")).to_contain_text("AP 0.712")
+
+
+def test_the_page_speaks_of_what_the_model_finds_and_shows_its_note(page: Any) -> None:
+    expect(page.get_by_role("note")).to_be_hidden()
+    page.get_by_label("Model", exact=True).select_option("mice")
+    expect(page.get_by_role("note")).to_have_text("<i>Mice</i> only.")
+    expect(page.locator("#score-name")).to_have_text("House mouse score")
+    upload(page, ("street.jpg", image_file()))
+    expect(page.get_by_role("status")).to_contain_text("2 house mice found in")
+    expect(page.locator("#people-title")).to_contain_text("House mice")
+    page.get_by_text("House mouse 2").click()
+    assert hover(page, *place(0, "left_wrist")) == "left wrist 0.80 · house mouse 1"
+
+
+def test_two_models_are_shown_side_by_side(page: Any) -> None:
+    upload(page, ("street.jpg", image_file()))
+    wait_for_people(page, 1)
+    page.get_by_label("beside it").select_option("mice")
+    expect(page.locator("#caption-other")).to_have_text("mice: 2 found")
+    expect(page.locator("#caption")).to_have_text("people: 1 found")
+    expect(page.get_by_role("note")).to_have_text("mice: <i>Mice</i> only.")
+    one, other = (page.locator(f"#canvas{end}").bounding_box() for end in ("", "-other"))
+    assert one["y"] == other["y"] and one["x"] + one["width"] <= other["x"] and one["width"] == other["width"]
+    assert_poses_are_drawn(page)
+    assert overlay_colour(page, *place(1, "left_wrist")) is None
+    assert overlay_colour(page, *place(1, "left_wrist"), "#canvas-other") == LEFT
+    page.get_by_label("beside it").select_option("nothing")
+    expect(page.locator("#frame-other")).to_be_hidden()
+    assert_poses_are_drawn(page)
 
 
 def test_a_turned_picture_is_seen_as_a_person_sees_it(page: Any) -> None:

@@ -109,13 +109,13 @@ def hover(page: "sync_api.Page", x: float, y: float) -> str:
     return " ".join(tip.locator("*").all_inner_texts()) if tip.is_visible() else ""
 
 
-def overlay_colour(page: "sync_api.Page", x: float, y: float) -> Colour | None:
+def overlay_colour(page: "sync_api.Page", x: float, y: float, canvas: str = "#canvas") -> Colour | None:
     """Of the drawn poses at a place, in shares of the picture; none where the picture shows through."""
     read = """(canvas, [x, y]) => {
       const [column, row] = [Math.floor(x * canvas.width), Math.floor(y * canvas.height)];
       return [...canvas.getContext("2d").getImageData(column, row, 1, 1).data];
     }"""
-    red, green, blue, opacity = page.locator("#canvas").evaluate(read, [x, y])
+    red, green, blue, opacity = page.locator(canvas).evaluate(read, [x, y])
     return (red, green, blue) if opacity else None
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from posefleet.data.schemas.category import check_categories, schema_of_categories
+from posefleet.data.schemas.category import category_name, check_categories, schema_of_categories
 from posefleet.data.schemas.schema import KeypointSchema, SchemaError
 from posefleet.data.schemas.shipped import COCO17, choose_schema, compact, load_schema, shipped_names
 
@@ -108,3 +108,31 @@ def test_a_shipped_schema_is_stored_by_name_and_any_other_whole() -> None:
     assert compact(load_schema("hand21")) == "hand21"
     changed = KeypointSchema.from_dict({**COCO17.as_dict(), "sigmas": 0.1})
     assert compact(changed) == changed.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("categories", "name"),
+    [
+        ([{"name": "dog", "keypoints": ["nose", "tail"]}], "dog"),
+        ([{"name": "coco17", "keypoints": ["nose", "tail"]}], "coco17"),
+        ([{"name": "person", "keypoints": list(COCO17.keypoints)}], "person"),
+        ([{"name": "Mensch", "keypoints": list(COCO17.keypoints)}], "Mensch"),
+        (
+            [
+                {"name": "dog", "supercategory": "animal", "keypoints": ["nose", "tail"]},
+                {"name": "cat", "supercategory": "animal", "keypoints": ["nose", "tail"]},
+            ],
+            "animal",
+        ),
+        ([{"name": "dog", "keypoints": ["nose"]}, {"name": "cat", "keypoints": ["nose"]}], ""),
+    ],
+)
+def test_a_schema_knows_what_has_its_keypoints(categories: list[dict[str, Any]], name: str) -> None:
+    schema = schema_of_categories(categories, "a.json")
+    assert category_name(schema) == category_name(KeypointSchema.from_dict(schema.as_dict())) == name
+
+
+def test_shipped_schemas_say_what_has_their_keypoints() -> None:
+    others = {"animalpose20", "ap10k17", "apt36k17", "horse10", "face68", "hand21"}
+    assert {name for name in shipped_names() if category_name(load_schema(name)) != "person"} == others
+    assert category_name(KeypointSchema.from_dict({"name": "my_chair", "keypoints": ["seat"]})) == "my chair"

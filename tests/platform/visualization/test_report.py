@@ -15,6 +15,7 @@ from posefleet.data.images import decode_image
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import People, Poses, Sample, TargetPoints, collate
 from posefleet.platform.comparison.compare import score_table
+from posefleet.platform.comparison.figures import comparison_figure
 from posefleet.platform.visualization import figures, plots, report
 
 
@@ -109,6 +110,30 @@ def test_the_best_ap_is_marked() -> None:
     assert axes.texts[0].get_text() == "0.410"
     assert axes.get_lines()[1].get_xdata()[0] == 4
     assert axes.get_ylim()[0] == 0
+
+
+def test_axes_begin_at_zero_where_all_is_zero() -> None:
+    zeros = [(epoch, {"AP": 0.0, "AP50": 0.0}) for epoch in range(3)]
+    times = {name: {1: 20.0, 2: 30.0} for name in "ab"}
+    curve = figures.ap_curve(zeros).axes[0]
+    bars = comparison_figure({"a": 0.0, "b": 0.0}, times).axes[0]
+    assert curve.get_ylim() == (0.0, 0.1) and bars.get_xlim() == (0.0, 0.1)
+    assert comparison_figure({"a": 0.5, "b": float("nan")}, times).axes[0].get_xlim() == pytest.approx((0.0, 0.56))
+
+
+def test_legends_cover_no_line() -> None:
+    losses = [(step, {name: 1.0 / (step + 1) for name in ("total", "cls", "init", "refine")}) for step in range(9)]
+    scores = [(epoch, {"AP": 0.1 * epoch, "AP50": 0.1 * epoch}) for epoch in range(5)]
+    times = {name: {1: 20.0, 2: 30.0} for name in "ab"}
+    for figure in (
+        figures.loss_curves(losses),
+        figures.ap_curve(scores),
+        comparison_figure({"a": 0.1, "b": 0.2}, times),
+    ):
+        figure.canvas.draw()
+        for axes in figure.axes:
+            if legend := axes.get_legend():
+                assert not axes.get_window_extent().shrunk(0.99, 0.99).overlaps(legend.get_window_extent())
 
 
 def test_precision_is_drawn_at_every_threshold_with_its_ap(shifted: Evaluation) -> None:
