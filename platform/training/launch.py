@@ -86,7 +86,10 @@ def _train_open(experiment: Experiment, run: Run, report: ReportMetrics | None) 
     """Train an open run; an error closes it."""
     process = "driver" if experiment.scaling.num_workers else "rank0"
     try:
-        with logs.log_to_folder(run.folder, process, run=experiment.run.name), _signals(run) as stop:
+        with (
+            logs.log_to_folder(run.folder, process, run=experiment.run.name, terminal=logging.INFO),
+            _signals(run) as stop,
+        ):
             log.debug("begins in process %d: %s", os.getpid(), run.folder)
             if experiment.scaling.num_workers:
                 outcome = train_on_ray(experiment, run, report)

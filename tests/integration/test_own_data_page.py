@@ -70,7 +70,7 @@ def run(arguments: list[str], served: list[Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "execv", lambda _, given: served.append(yaml.safe_load(Path(given[-1]).read_text())))
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        more = SMALL if arguments[0] == "train" else ["--in-process"] if arguments[0] == "shard" else []
+        more = SMALL if arguments[0] == "train" else []
         try:
             status = cli.main([*arguments, *more])
         except SystemExit as end:
