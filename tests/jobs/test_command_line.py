@@ -198,8 +198,18 @@ def test_what_needs_a_library_is_taken_from_the_imported_module() -> None:
     assert output.returncode == 0, output.stderr
 
 
+ABOVE = {ROOT / "posefleet" / "__init__.py", ROOT / "posefleet" / "api.py"}
+"""The functions of the package, which stand above all packages, and their names."""
+
+
+def test_no_package_imports_what_stands_above_it() -> None:
+    for folder in ("data", "models", "platform", "serve", "jobs"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "posefleet.api" not in path.read_text(), path
+
+
 def test_what_all_commands_share_stands_below_the_packages() -> None:
-    for path in (ROOT / "posefleet").glob("*.py"):
+    for path in {*(ROOT / "posefleet").glob("*.py")} - ABOVE:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("posefleet"):
                 assert node.module in (
