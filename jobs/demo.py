@@ -41,11 +41,13 @@ class Size:
     epochs: float
     eval_every: float
     """Epochs between two evaluations, each a point of the curve of AP."""
+    training: str
+    """How long the training takes on two free cores, once its workers have started."""
 
 
 SIZES = {
-    "full": Size(train=4000, val=150, epochs=3.0, eval_every=0.5),
-    "mini": Size(train=32, val=8, epochs=1.0, eval_every=0.5),
+    "full": Size(train=4000, val=150, epochs=3.0, eval_every=0.5, training="5 to 12 minutes"),
+    "mini": Size(train=32, val=8, epochs=1.0, eval_every=0.5, training="seconds"),
 }
 
 NOTE = (
@@ -113,7 +115,7 @@ def _steps(out: Path, size: Size, cluster: "_Cluster", uri: str) -> tuple[float,
     """Render, check, shard, train and evaluate; returns the AP of the initial and of the refined poses."""
     coco, shards = out / "coco", out / "shards"
     for split, count, seed in (("train2017", size.train, 1), ("val2017", size.val, 2)):
-        with _step(f"rendering {count} images of people: {coco / split}", "about a minute for a thousand"):
+        with _step(f"rendering {count} images of people: {coco / split}", f"about {2 + count // 80} seconds"):
             _run(
                 *("posefleet.data.synthetic.__main__", "--out", coco, "--split", split, "--count", count),
                 *("--easy", "--seed", seed, "--workers", os.cpu_count() or 1),
@@ -128,7 +130,7 @@ def _steps(out: Path, size: Size, cluster: "_Cluster", uri: str) -> tuple[float,
         _run("posefleet.jobs.shard_coco", "--source", coco, "--split", "val2017", "--out", shards, "--in-process")
     with _step(
         f"training SMPR by {CONFIG} with two workers as a job of the cluster",
-        "half a minute until the workers have started, then minutes; AP every half epoch",
+        f"half a minute until the workers have started, then {size.training}; AP every half epoch",
     ):
         cluster.submit(
             *("posefleet.jobs.train_smpr", "--config", CONFIG),
