@@ -59,15 +59,16 @@ NOTE = (
 MODEL = "smpr"
 """Name in the registry under which the shipped serve/config.yaml looks for its model."""
 
-QUIET_S = 20.0
-"""Seconds without a line after which a step says that it still runs."""
+QUIET_S = 40.0
+"""Seconds without a line after which a step says that it still runs; a training writes a line every 30 seconds."""
 
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _PROCESS = re.compile(r"^\(\w[^()]* pid=\d+(, ip=[^()]*)?\) ?")
 """What Ray writes before every line of a worker."""
 _RAYS_OWN = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING|SUCC) |\[\d{4}-[^]]*\] \w+\.cc:\d+: |"
-    r"Running entrypoint for job |Started training worker group|- \(ip=\S+, pid=\d+\) world_rank="
+    r"Running entrypoint for job |Setting up process group for: |Started training worker group|"
+    r"- \(ip=\S+, pid=\d+\) world_rank="
 )
 """How the lines of Ray begin that are about Ray itself: uploads, addresses, states of actors."""
 

@@ -78,6 +78,7 @@ def test_the_champion_of_somebody_else_stays_and_that_of_a_demo_goes(
         ("AP 0.580\n", "AP 0.580\n"),
         ("(see docs/faults.md) 3 workers died\n", "(see docs/faults.md) 3 workers died\n"),
         ("2026-11-29 11:32:26,211\tINFO packaging.py:385 -- Ignoring upload to cluster for these files: []\n", None),
+        ("(RayTrainWorker pid=1) Setting up process group for: env:// [rank=0, world_size=2]\n", None),
         ("2026-11-29 11:32:36,306\tSUCC cli.py:66 -- \x1b[32m---------\x1b[39m\n", None),
         (
             "\x1b[36m(TrainController pid=15484)\x1b[0m [2026-11-29 11:35:58,729 E 15484 15588] core_worker.cc:2465: "
