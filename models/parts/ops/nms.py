@@ -7,6 +7,7 @@ The loop is batched over images and vectorised over boxes; only the picks are se
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -47,7 +48,6 @@ def suppress_poses(
     if ratios is not None:
         boxes = boxes / ratios.to(boxes).repeat(1, 2)[:, None]
     scores = pad_sequence([p.scores for p in poses], batch_first=True)  # padding has score 0: never picked
-    # Picks are sequential and tiny: one takes less time on the host than the launch of its kernels on a device.
     picks, kept = pick_boxes(
         boxes.cpu(),
         scores.cpu(),
@@ -112,21 +112,29 @@ def pick_boxes(
     Returns:
         (B, min(limit, N)) indices into N, and the scores at the time of the pick; 0 where no box was left.
     """
-    images, count = scores.shape
-    current = scores if pixels else scores.where(scores >= min_score, 0.0)
-    indices = torch.zeros(images, min(limit, count), dtype=torch.int64, device=scores.device)
-    picked = torch.zeros(images, min(limit, count), dtype=scores.dtype, device=scores.device)
-    extra = 1.0 if pixels else 0.0
-    areas = (boxes[..., 2:] - boxes[..., :2] + extra).prod(-1)
+    # Picks are sequential and tiny: on the host, in NumPy, one takes less time than the launch of its kernels.
+    corners = np.ascontiguousarray(boxes.detach().float().cpu().numpy().transpose(2, 0, 1))  # (4, B, N)
+    current = scores.detach().float().cpu().numpy()
+    current = current.copy() if pixels else np.where(current >= min_score, current, np.float32(0))
+    images, count = current.shape
+    indices = np.zeros((images, min(limit, count)), np.int64)
+    picked = np.zeros((images, min(limit, count)), np.float32)
+    low, high = corners[:2], corners[2:]
+    extra = np.float32(1.0 if pixels else 0.0)
+    areas = (high[0] - low[0] + extra) * (high[1] - low[1] + extra)
+    rows = np.arange(images)
     for i in range(indices.shape[1]):
-        best, index = current.max(1, keepdim=True)  # (B, 1)
-        indices[:, i : i + 1], picked[:, i : i + 1] = index, best
+        best = current.argmax(1)
+        indices[:, i], picked[:, i] = best, current[rows, best]
+        if not picked[:, i].any():
+            break
         if rule != "none":
-            iou = _overlap(boxes, areas, index, extra)
+            iou = _overlap(low, high, areas, (rows, best), extra)
             current = current * _decay(iou, rule, threshold, sigma, strict=pixels)
-            current = current.where((current >= min_score) | ((iou <= 0) & pixels), 0.0)
-        current = current.scatter(1, index, 0.0)
-    return indices, picked
+            dropped = current < min_score
+            current[dropped & (iou > 0) if pixels else dropped] = 0
+        current[rows, best] = 0
+    return torch.from_numpy(indices).to(scores.device), torch.from_numpy(picked).to(scores)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -137,19 +145,22 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, shared / union, 0.0)
 
 
-def _overlap(boxes: Tensor, areas: Tensor, index: Tensor, extra: float) -> Tensor:
-    """(B, N) IoU of every box with box ``index`` (B, 1) of its image: :func:`box_iou` with areas computed before, and
-    sides that are ``extra`` longer."""
-    best = boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, 1, 4)
-    low, high = torch.maximum(boxes[..., :2], best[..., :2]), torch.minimum(boxes[..., 2:], best[..., 2:])
-    shared = (high - low + extra).clamp(min=0).prod(-1)
-    union = areas + areas.gather(1, index) - shared
-    return torch.where(union > 0, shared / union, 0.0)
+def _overlap(
+    low: np.ndarray, high: np.ndarray, areas: np.ndarray, best: tuple[np.ndarray, np.ndarray], extra: np.float32
+) -> np.ndarray:
+    """(B, N) IoU of every box with box ``best`` of its image: :func:`box_iou` with areas computed before, and sides
+    that are ``extra`` longer. ``low`` and ``high`` are (2, B, N), xy."""
+    own_low, own_high = low[:, *best, None], high[:, *best, None]  # (2, B, 1)
+    sides = np.minimum(high, own_high) - np.maximum(low, own_low) + extra
+    np.maximum(sides, 0, out=sides)
+    shared = sides[0] * sides[1]
+    union = areas + areas[*best, None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _decay(iou: Tensor, rule: Rule, threshold: float, sigma: float, *, strict: bool) -> Tensor:
+def _decay(iou: np.ndarray, rule: Rule, threshold: float, sigma: float, *, strict: bool) -> np.ndarray:
     if rule == "linear":
-        return torch.where(iou > threshold if strict else iou >= threshold, 1 - iou, 1.0)
+        return np.where(iou > threshold if strict else iou >= threshold, 1 - iou, np.float32(1))
     if rule == "gaussian":
-        return torch.exp(-iou.square() / sigma)
-    return (iou <= threshold).to(iou.dtype)
+        return np.exp(-np.square(iou) / np.float32(sigma))
+    return (iou <= threshold).astype(iou.dtype)
