@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import ClassVar, Self
 
 import numpy as np
@@ -18,6 +19,11 @@ PAD_COLOUR = (124, 116, 104)
 """RGB of the padding: the ImageNet mean, so that normalised padding is about zero."""
 
 
+@cache
+def _row_names(kind: "type[_Rows]") -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.name not in kind.OF_IMAGE)
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """Tensors of equal length, one row for each person or pose."""
@@ -26,14 +32,14 @@ class _Rows:
     """Names of fields that belong to the image instead of its rows; tensors, or None."""
 
     def __post_init__(self) -> None:
-        lengths = {name: len(rows) for name, rows in self._rows().items() if rows is not None}
+        lengths = {name: rows.shape[0] for name, rows in self._rows().items() if rows is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{type(self).__name__}: tensors must have equal lengths, got {lengths}")
 
     @classmethod
     def row_names(cls) -> tuple[str, ...]:
         """Names of the fields that have one row for each person or pose, in order."""
-        return tuple(field.name for field in fields(cls) if field.name not in cls.OF_IMAGE)
+        return _row_names(cls)
 
     def _rows(self) -> dict[str, Tensor | None]:
         return {name: getattr(self, name) for name in self.row_names()}

@@ -103,7 +103,7 @@ def _resize_and_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int
     # Size of the resized image, and in it the top left corner of the crop before the flip.
     exact = abs(x_scale) * width, y_scale * height, x_shift - size[0] if mirrored else -x_shift, -y_shift
     columns, rows, x, y = whole = [round(value) for value in exact]
-    if x_shear or y_shear or not np.allclose(exact, whole, rtol=0, atol=1e-6):
+    if x_shear or y_shear or any(abs(a - b) > 1e-6 for a, b in zip(exact, whole, strict=True)):
         return None
     if x < 0 or y < 0 or x + size[0] > columns or y + size[1] > rows:
         return None
@@ -133,6 +133,8 @@ def move_people(
         schema: The keypoints of ``people``.
         flipped: Whether ``matrix`` mirrors; then left and right keypoints are swapped.
     """
+    if not len(people) and people.supervised_maps is None:  # plain images, whose prediction need not wait for this
+        return replace(people, mask=None)
     limit = torch.tensor(size, dtype=torch.float32)
     keypoints = move_points(people.keypoints, matrix)
     labelled = people.visibility > 0

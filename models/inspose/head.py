@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.models.inspose.boxes import Activation
 from posefleet.models.inspose.dynamic import DynamicConfig
-from posefleet.models.parts.layers.blocks import AlignBlock, block_gradient, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.layers.blocks import (
+    AlignBlock,
+    align_levels,
+    block_gradient,
+    conv,
+    prior_bias,
+    scale_gradient,
+    tower,
+)
 from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, subtract_base_grid
 from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, coordinates, one_each
 
@@ -182,8 +190,7 @@ class Head(nn.Module):
                 taps. Default: True everywhere.
         """
         masks = supervised or [None] * len(features)
-        levels = [self._level(feature, mask) for feature, mask in zip(features, masks, strict=True)]
-        maps = {name: [level[name] for level in levels] for name in levels[0]}
+        maps = self._on_all_levels([self._towers(*level) for level in zip(features, masks, strict=True)])
         maps["features"] = [self.features(features[0])]
         wanted = [name for name in self.map_outputs if auxiliary or name == "disk"]
         if wanted:
@@ -191,19 +198,30 @@ class Head(nn.Module):
             maps |= {name: [self.map_outputs[name](source)] for name in wanted}
         return maps
 
-    def _level(self, feature: Tensor, supervised: Tensor | None) -> dict[str, Tensor]:
+    def _towers(self, feature: Tensor, supervised: Tensor | None) -> dict[str, Tensor]:
+        """What the towers of a level give: ``cls_tower``, ``control_tower``, ``direct``, and ``offset`` of the taps."""
         config = self.config
-        cls, control = self.cls_tower(feature), self.control_tower(feature)
-        maps: dict[str, Tensor] = {}
+        maps = {"cls_tower": self.cls_tower(feature), "control_tower": self.control_tower(feature)}
         if config.direct:
             maps["direct"] = self.direct(feature).float()
         if config.align:
             coordinates = None if supervised is None else supervised.repeat_interleave(2, dim=1)
             pose = block_gradient(scale_gradient(maps["direct"], config.gradient_mul), coordinates)
-            offset = subtract_base_grid(pose.index_select(1, self.taps))
-            cls = torch.cat([cls, self.align_cls(cls, offset)], dim=1)
-            control = torch.cat([control, self.align_control(control, offset)], dim=1)
-        return maps | {"cls": self.cls(cls), "controls": control}
+            maps["offset"] = subtract_base_grid(pose.index_select(1, self.taps))
+        return maps
+
+    def _on_all_levels(self, levels: Sequence[dict[str, Tensor]]) -> Maps:
+        """``direct``, ``cls`` and ``controls`` from what the towers gave."""
+        cls, controls = ([level[name] for level in levels] for name in ("cls_tower", "control_tower"))
+        if self.config.align:
+            blocks, offsets = (self.align_cls, self.align_control), [level["offset"] for level in levels]
+            aligned = align_levels(blocks, (cls, controls), offsets)
+            cls, controls = (
+                [torch.cat(pair, dim=1) for pair in zip(own, more, strict=True)]
+                for own, more in zip((cls, controls), aligned, strict=True)
+            )
+        maps: Maps = {"direct": [level["direct"] for level in levels]} if self.config.direct else {}
+        return maps | {"cls": [self.cls(level) for level in cls], "controls": controls}
 
 
 _AUTHORS_TAPS = (

@@ -4,12 +4,13 @@ All levels of a pyramid share one head.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from posefleet.models.parts.layers.deform_conv import DeformConv2d, Kernel
+from posefleet.models.parts.layers.deform_conv import DeformConv2d, Kernel, deform_levels, gathers
 
 Norm = Literal["batch", "group"]
 
@@ -68,7 +69,30 @@ class AlignBlock(nn.Module):
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """(B, C, h, w) features, (B, G * 18, h, w) offsets in cells -> (B, C, h, w)."""
-        return torch.relu(self.norm(self.deform(x, offset)))
+        return self.activate(self.deform(x, offset))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """What follows the convolution."""
+        return torch.relu(self.norm(x))
+
+
+def align_levels(
+    blocks: Sequence[AlignBlock], pyramids: Sequence[Sequence[Tensor]], offsets: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """Apply several blocks, each to all levels (B, C, h, w) of its own pyramid, with the same offsets.
+
+    Returns:
+        For each block the levels (B, C, h, w) of its output.
+    """
+    if all(
+        gathers(pyramid[0], offsets[0], block.deform.kernel) for block, pyramid in zip(blocks, pyramids, strict=True)
+    ):
+        found = deform_levels(pyramids, offsets, [block.deform.weight for block in blocks])
+        return [[block.activate(x) for x in levels] for block, levels in zip(blocks, found, strict=True)]
+    return [
+        [block(x, offset) for x, offset in zip(pyramid, offsets, strict=True)]
+        for block, pyramid in zip(blocks, pyramids, strict=True)
+    ]
 
 
 def block_gradient(x: Tensor, open_to: Tensor | None) -> Tensor:

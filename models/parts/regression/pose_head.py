@@ -11,7 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from posefleet.models.parts.layers.blocks import AlignBlock, block_gradient, conv, prior_bias, scale_gradient, tower
+from posefleet.models.parts.layers.blocks import (
+    AlignBlock,
+    align_levels,
+    block_gradient,
+    conv,
+    prior_bias,
+    scale_gradient,
+    tower,
+)
 from posefleet.models.parts.layers.deform_conv import TAPS, Kernel, read_keypoints, subtract_base_grid
 from posefleet.models.parts.layers.keypoint_channels import KeypointChannels, Layout, coordinates, one_each
 
@@ -82,6 +90,9 @@ Maps = dict[str, list[Tensor]]
 """Dense predictions: name -> one map (B, C, h, w) per level. ``cls``, ``psm`` and ``centerness``: 1 channel, logits;
 ``init`` and ``refine``: 2K channels, cells, dx before dy; ``heatmap``: K channels, logits, P3 only."""
 
+_OUTPUTS = ("init", "centerness", "refine", "cls", "psm")
+"""Maps of a level in the order in which exported networks have them."""
+
 
 class Head(nn.Module):
     """Two towers, the first pose, the alignment, and the layers that read aligned features; shared by all levels."""
@@ -144,37 +155,52 @@ class Head(nn.Module):
                 sampling points. Default: True everywhere.
         """
         masks = supervised or [None] * len(features)
-        levels = [self._level(feature, level, masks[level]) for level, feature in enumerate(features)]
-        maps = {name: [level[name] for level in levels] for name in levels[0]}
+        levels = [self._first_pose(feature, level, masks[level]) for level, feature in enumerate(features)]
+        if self.config.refine:
+            levels = self._second_pose(levels)
+        else:
+            levels = [level | {"cls": self.cls(level.pop("cls_tower"))} for level in levels]
+        maps = {name: [level[name] for level in levels] for name in levels[0] if name in _OUTPUTS}
         if heatmap:
             maps["heatmap"] = [self.heatmap(features[0])]
         return maps
 
-    def _level(self, feature: Tensor, level: int, supervised: Tensor | None) -> dict[str, Tensor]:
+    def _first_pose(self, feature: Tensor, level: int, supervised: Tensor | None) -> dict[str, Tensor]:
+        """What the towers of a level give: ``init``, ``centerness``, and for the second pose ``cls_tower``,
+        ``pose_tower`` and ``offset`` of the taps."""
         config = self.config
         cls, pose = self.cls_tower(feature), self.pose_tower(feature)
         init = self.init(pose).float()
         if config.level_scales:
             init = init * self.init_scale[level]
-        maps = {"init": init}
+        maps = {"init": init, "cls_tower": cls, "pose_tower": pose}
         if config.centerness:
             maps["centerness"] = self.centerness(pose)
-        if not config.refine:
-            return maps | {"cls": self.cls(cls)}
-
-        with torch.autocast(feature.device.type, enabled=False):  # positions need more than bfloat16's 8 bits
-            coordinates = None if supervised is None else supervised.repeat_interleave(2, dim=1)
-            offset = self.offset(block_gradient(scale_gradient(init, config.gradient_mul), coordinates))
-        if config.subtract_base:
-            offset = subtract_base_grid(offset)
-        pose = self.align_pose(pose, offset)
-        if self.training and level == 0:
-            self.alive = (pose.detach() > 0).float().mean()
-        delta = self.refine(pose).float()
-        if config.level_scales:
-            delta = delta * self.refine_scale[level]
-        maps["refine"] = init.detach() + delta
-        maps["cls"] = self.cls(self.align_cls(cls, offset) if config.align_cls else cls)
-        if config.psm:
-            maps["psm"] = self.psm(pose)
+        if config.refine:
+            with torch.autocast(feature.device.type, enabled=False):  # positions need more than bfloat16's 8 bits
+                coordinates = None if supervised is None else supervised.repeat_interleave(2, dim=1)
+                offset = self.offset(block_gradient(scale_gradient(init, config.gradient_mul), coordinates))
+            maps["offset"] = subtract_base_grid(offset) if config.subtract_base else offset
         return maps
+
+    def _second_pose(self, levels: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The levels with what is read from aligned features: ``refine``, ``cls``, ``psm``."""
+        config = self.config
+        blocks = [self.align_pose, *([self.align_cls] if config.align_cls else [])]
+        towers = ["pose_tower", "cls_tower"][: len(blocks)]
+        pyramids = [[level[name] for level in levels] for name in towers]
+        aligned = align_levels(blocks, pyramids, [level["offset"] for level in levels])
+        poses = aligned[0]
+        classes = aligned[1] if config.align_cls else [level["cls_tower"] for level in levels]
+        if self.training:
+            self.alive = (poses[0].detach() > 0).float().mean()
+        result = []
+        for number, (level, pose, cls) in enumerate(zip(levels, poses, classes, strict=True)):
+            delta = self.refine(pose).float()
+            if config.level_scales:
+                delta = delta * self.refine_scale[number]
+            maps = level | {"refine": level["init"].detach() + delta, "cls": self.cls(cls)}
+            if config.psm:
+                maps["psm"] = self.psm(pose)
+            result.append(maps)
+        return result

@@ -1,5 +1,6 @@
 """Backbones: folding frozen norms changes nothing, freezing holds, weights load."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from posefleet.models.parts.layers.backbones import CAFFE_INPUT, Backbone, BackboneConfig, InputConfig
+from posefleet.models.parts.layers.backbones import (
+    CAFFE_INPUT,
+    Backbone,
+    BackboneConfig,
+    FrozenNormConv2d,
+    InputConfig,
+)
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -43,6 +50,55 @@ def test_other_strides_can_be_asked_for() -> None:
     assert [tuple(m.shape[1:]) for m in backbone(images())] == [(64, 16, 16), (128, 8, 8)]
 
 
+@pytest.mark.parametrize("name", ["resnet18", LITE0])
+def test_predictions_fold_norms_once_and_follow_the_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = Backbone(plain(name)).eval()
+    keys, folded = list(backbone.state_dict()), []
+    scaled = FrozenNormConv2d._scaled
+    monkeypatch.setattr(FrozenNormConv2d, "_scaled", lambda layer: folded.append(layer) or scaled(layer))
+
+    def predict(mode: type) -> tuple[int, list[torch.Tensor]]:
+        folded.clear()
+        with mode():
+            maps = backbone(images(96))
+        return len(folded), maps
+
+    def check(maps: list[torch.Tensor]) -> None:
+        trained = [level.detach() for level in backbone(images(96))]  # with gradients, so nothing is kept
+        for ours, theirs in zip(maps, trained, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=1e-4)
+
+    first, maps = predict(torch.inference_mode)
+    check(maps)
+    assert first > 0
+    assert predict(torch.no_grad)[0] == 0
+    assert list(backbone.state_dict()) == keys
+
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.mul_(1.1)
+    again, maps = predict(torch.no_grad)
+    assert again == first
+    check(maps)
+    stored = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.load_state_dict(
+        {key: value * 1.1 if value.is_floating_point() else value for key, value in stored.items()}
+    )
+    check(predict(torch.no_grad)[1])
+    assert copy.deepcopy(backbone).state_dict().keys() == stored.keys()
+    backbone.train()
+    assert all(layer._folded is None for layer in backbone.modules() if isinstance(layer, FrozenNormConv2d))
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_predictions_pad_like_training(size: int) -> None:
+    layer = next(m for m in Backbone(plain(LITE0)).modules() if isinstance(m, FrozenNormConv2d) and m.same == (1, 2))
+    x = torch.randn(1, layer.weight.shape[0], size, size + 32)
+    expected = layer(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "frozen_stages"), [("resnet18", 0), ("resnet26d", 1), ("hrnet_w32", 1), (LITE0, 0), (LITE0, 4)]
 )
@@ -67,8 +123,6 @@ def test_folded_norms_compute_what_the_network_computed(name: str, frozen_stages
 
 
 def test_gradients_of_folded_weights_are_those_of_the_pair() -> None:
-    from posefleet.models.parts.layers.backbones import FrozenNormConv2d
-
     conv, norm = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4).eval()
     torch.nn.init.uniform_(norm.weight, 0.5, 2)
     norm.running_var.uniform_(0.5, 2)

@@ -10,6 +10,7 @@ from posefleet.models.parts.layers.deform_conv import (
     WIDE,
     DeformConv2d,
     deform_conv2d,
+    deform_levels,
     read_keypoints,
     subtract_base_grid,
 )
@@ -85,6 +86,24 @@ def test_a_prediction_from_wide_maps_gathers_what_training_samples() -> None:
         predicted = module(x, offset)
     assert not sampled.called
     torch.testing.assert_close(predicted, trained, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_levels_that_are_gathered_together_do_not_read_from_each_other(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    sizes = [(6, 7), (3, 4), (1, 1)]
+    pyramids = [[torch.randn(2, 8, *size, generator=random) for size in sizes] for _ in range(2)]
+    offsets = [4 * torch.randn(2, 36, *size, generator=random) for size in sizes]
+    weights = [torch.randn(5, 8, 3, 3, generator=random) for _ in range(2)]
+    if not together:
+        monkeypatch.setattr("posefleet.models.parts.layers.deform_conv._TOGETHER", 1)
+    found = deform_levels(pyramids, offsets, weights)
+    for levels, pyramid, weight in zip(found, pyramids, weights, strict=True):
+        for level, x, offset in zip(levels, pyramid, offsets, strict=True):
+            expected = deform_conv2d(x, offset, weight, kernel="torchvision")
+            torch.testing.assert_close(level, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_positions_relative_to_the_centre_become_offsets() -> None:
