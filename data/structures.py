@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from typing import ClassVar, Self
 
 import numpy as np
@@ -19,9 +18,8 @@ PAD_COLOUR = (124, 116, 104)
 """RGB of the padding: the ImageNet mean, so that normalised padding is about zero."""
 
 
-@cache
-def _row_names(kind: "type[_Rows]") -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind) if field.name not in kind.OF_IMAGE)
+_ROW_NAMES: dict[type, tuple[str, ...]] = {}
+"""``row_names`` of the classes that were asked for it; each of many small objects asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,9 @@ class _Rows:
     @classmethod
     def row_names(cls) -> tuple[str, ...]:
         """Names of the fields that have one row for each person or pose, in order."""
-        return _row_names(cls)
+        if cls not in _ROW_NAMES:
+            _ROW_NAMES[cls] = tuple(field.name for field in fields(cls) if field.name not in cls.OF_IMAGE)
+        return _ROW_NAMES[cls]
 
     def _rows(self) -> dict[str, Tensor | None]:
         return {name: getattr(self, name) for name in self.row_names()}

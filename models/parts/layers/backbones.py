@@ -241,7 +241,7 @@ class FrozenNormConv2d(nn.Module):
     def _scaled(self) -> Tensor:
         return self.weight if self.scale is None else self.weight * self.scale
 
-    def _for_prediction(self) -> tuple[Tensor, tuple[int, int] | str, tuple[int, int]]:
+    def _for_prediction(self) -> tuple[Tensor, str | tuple[int, ...], tuple[int, int]]:
         """Weight, padding, and what has to be put around the input before; computed once for the same parameters.
 
         A depthwise kernel gets rows and columns of zeros instead of an input with more padding at one side.

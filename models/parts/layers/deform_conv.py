@@ -5,7 +5,8 @@ for each tap (dy, dx), added to the tap's regular position. Reads outside the ma
 
 Three implementations compute the same: ``grid_sample`` (one call for all taps and groups, then one matrix product;
 several times faster than torchvision's kernel on a CPU, and exportable), ``gather`` (adds up rows of channels; faster
-for predictions from wide maps, slower for gradients of narrow ones) and torchvision's kernel (for GPUs: less memory).
+for predictions, where it also computes several levels and layers at once, and slower for gradients of narrow maps) and
+torchvision's kernel (for GPUs: less memory).
 """
 
 import math

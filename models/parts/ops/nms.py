@@ -155,12 +155,16 @@ def _overlap(
     np.maximum(sides, 0, out=sides)
     shared = sides[0] * sides[1]
     union = areas + areas[*best, None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    iou: np.ndarray = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return iou
 
 
 def _decay(iou: np.ndarray, rule: Rule, threshold: float, sigma: float, *, strict: bool) -> np.ndarray:
+    factors: np.ndarray
     if rule == "linear":
-        return np.where(iou > threshold if strict else iou >= threshold, 1 - iou, np.float32(1))
-    if rule == "gaussian":
-        return np.exp(-np.square(iou) / np.float32(sigma))
-    return (iou <= threshold).astype(iou.dtype)
+        factors = np.where(iou > threshold if strict else iou >= threshold, 1 - iou, np.float32(1))
+    elif rule == "gaussian":
+        factors = np.exp(-np.square(iou) / np.float32(sigma))
+    else:
+        factors = (iou <= threshold).astype(iou.dtype)
+    return factors

@@ -159,10 +159,9 @@ def test_taps_on_the_regular_grid_make_alignment_a_convolution() -> None:
     for tap, keypoint in enumerate((head.taps.view(9, 2)[:, 1] // 2).tolist()):
         layer.bias.data[2 * keypoint], layer.bias.data[2 * keypoint + 1] = tap % 3 - 1, tap // 3 - 1
     seen: list[torch.Tensor] = []
-    head.align_cls.deform.register_forward_hook(lambda _, inputs, out: seen.extend([inputs[0], out]))
-    with torch.no_grad():
-        head._level(torch.randn(1, 16, 8, 9), None)
-    plain = F.conv2d(seen[0], head.align_cls.deform.weight, padding=1)
+    head.align_cls.deform.register_forward_hook(lambda _, inputs, out: seen.extend([inputs[0].detach(), out.detach()]))
+    head([torch.randn(1, 16, 8, 9)])
+    plain = F.conv2d(seen[0], head.align_cls.deform.weight.detach(), padding=1)
     torch.testing.assert_close(seen[1], plain, atol=1e-4, rtol=1e-4)
 
 

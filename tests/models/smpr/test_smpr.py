@@ -125,9 +125,8 @@ def test_alignment_can_start_on_the_keypoints_of_the_first_pose() -> None:
             weight[2 * tap + axis, 18 * (tap // 9) + axis].view(9)[tap % 9] = 1
     head.align_pose.deform.weight.data = weight
     seen: list[torch.Tensor] = []
-    head.align_pose.register_forward_hook(lambda _, __, out: seen.append(out))
-    with torch.no_grad():
-        head([features] * 5)
+    head.align_pose.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+    head([features] * 5)
     inside = seen[0][0, :, 1:-1, 1:-1].unflatten(0, (18, 2))  # where no keypoint leaves the map
     own = features[0, :2, 1:-1, 1:-1]
     expected = own + torch.cat([pose, pose[:1]])[:, :, None, None]  # 18 taps, 17 keypoints: the last reads the first
