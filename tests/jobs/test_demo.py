@@ -4,6 +4,8 @@ import itertools
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,33 @@ def test_the_demo_in_miniature(tmp_path: Path, store: str) -> None:
     champion = find_alias(store, demo.MODEL, CHAMPION)
     assert champion and champion.tags["note"] == demo.NOTE
     assert read_meta(find_model(ADDRESS, store)).experiment.run.note == demo.NOTE
+
+
+@pytest.mark.parametrize("failures", [2, 4])
+def test_a_head_that_a_busy_machine_does_not_start_in_time_is_started_again(
+    failures: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = itertools.count(1)
+
+    @contextmanager
+    def start(environment: dict[str, str]) -> Iterator[str]:
+        if next(calls) <= failures:
+            raise demo._TooBusy(1, "ray start --head")
+        yield "http://head"
+
+    def steps(out: Path, size: demo.Size, cluster: demo._Cluster, uri: str) -> Any:
+        assert cluster.address == "http://head"
+        raise ValueError("the head runs")
+
+    monkeypatch.setattr(demo, "_started_head", start)
+    monkeypatch.setattr(demo, "_steps", steps)
+    status = demo.main(["--size", "mini", "--out", str(tmp_path / "demo"), "--tracking", f"sqlite:///{tmp_path}/m.db"])
+    found = capsys.readouterr()
+    assert found.out.count("once more") == min(failures, demo.STARTS - 1)
+    if failures < demo.STARTS:
+        assert status == 2 and "the head runs" in found.err
+    else:
+        assert status == 1 and "this step failed with status 1: ray start --head" in found.err
 
 
 def test_the_model_gets_the_name_that_the_shipped_config_serves() -> None:
