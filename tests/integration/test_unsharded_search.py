@@ -35,7 +35,7 @@ def posefleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
     return run
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_search_its_decoding_its_promotion_and_its_export(
     posefleet: Callable[..., int], tracked_run: dict[str, Any], people_coco: Path, tmp_path: Path, local_ray: None
 ) -> None:
