@@ -57,6 +57,6 @@ def refuse_a_forgotten_ray(file: Path) -> None:
     """Fail where an earlier file left this process connected to a Ray: tests after it would depend on their order."""
     before, _file_of_tests[0] = _file_of_tests[0], file
     ray = sys.modules.get("ray")
-    if file != before and "local_ray" not in _running and ray is not None and ray.is_initialized():
+    if file != before and not _running and ray is not None and ray.is_initialized():
         ray.shutdown()
         raise RuntimeError(f"{before} or a file before it left Ray running in this process")

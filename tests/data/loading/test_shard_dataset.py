@@ -354,7 +354,7 @@ def test_no_samples_and_no_labelled_samples_are_refused(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named_with_the_remedy(tmp_path: Path) -> None:
     write_shards(str(tmp_path), [3, 3])
     (tmp_path / "shard-000001.tar").unlink()
-    with pytest.raises(DataError, match=r"shard-000001\.tar: cannot open it.*run jobs/shard_coco\.py again"):
+    with pytest.raises(DataError, match=r"shard-000001\.tar: cannot open it.*run posefleet shard again"):
         ShardDataset(tmp_path, COCO17, EVAL).batch(range(6))
 
 
