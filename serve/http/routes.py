@@ -87,7 +87,8 @@ def _add_poses(api: FastAPI, gateway: Gateway) -> None:
         total = 1e3 * (time.monotonic() - start)
         gateway.metrics.answered.observe(total, {"model": model.name})
         if query.overlay:
-            return Response(results[0].overlay, media_type="image/jpeg", headers=_note_header(results[0].model.get("note", "")))
+            note = results[0].model.get("note", "")  # a replica of an earlier version gives none
+            return Response(results[0].overlay, media_type="image/jpeg", headers=_note_header(note))
         timings = {key: max(result.timings[key] for result in results) for key in results[0].timings}
         content = {
             "model": results[0].model,
