@@ -96,7 +96,7 @@ class PoseTracker:
 
         Args:
             poses: N poses of the next frame, pixels.
-            seconds: Its time; not before that of the frame before.
+            seconds: Its time; not before that of the frame before. Containers without times give 0 for every frame.
 
         Returns:
             (N,) int32, ``UNTRACKED`` where a pose belongs to nobody yet.
@@ -104,19 +104,20 @@ class PoseTracker:
         found = poses.keypoints.double().cpu().numpy()
         scores = poses.scores.double().cpu().numpy()
         numbers = np.full(len(found), UNTRACKED, np.int32)
-        free = set(range(len(found)))
+        free, seen = set(range(len(found))), set[int]()
         strong = scores >= self._options.start_score
         for eligible in (strong, ~strong):
             rows = [row for row in sorted(free) if eligible[row]]
-            tracks = [track for track in self._tracks if track.seen < seconds or not self._frames]
+            tracks = [track for track in self._tracks if id(track) not in seen]
             for track, row in self._assigned(tracks, found, rows, seconds):
                 track.update(found[row], seconds)
                 if track.number == UNTRACKED:
                     track.number = self._next_number()
                 numbers[row] = track.number
                 free.discard(row)
+                seen.add(id(track))
         keep = self._options.keep_s
-        self._tracks = [t for t in self._tracks if t.seen == seconds or (t.poses > 1 and seconds - t.seen <= keep)]
+        self._tracks = [t for t in self._tracks if id(t) in seen or (t.poses > 1 and seconds - t.seen <= keep)]
         for row in sorted(free):
             if strong[row]:
                 track = _Track(found[row], seconds)

@@ -46,6 +46,12 @@ def test_people_who_cross_keep_their_numbers() -> None:
     assert follow([frame(*both) for both in places]) == [[0, 1]] * 21
 
 
+def test_frames_without_times_are_tracked_all_the_same() -> None:
+    tracker = PoseTracker(SIGMAS)
+    found = [tracker(frame((2.0 * i, 50.0), (200 - 2.0 * i, 62.0)), 0.0).tolist() for i in range(8)]
+    assert found == [[0, 1]] * 8
+
+
 def test_the_order_of_the_poses_does_not_matter() -> None:
     places = [((10.0 * i, 50.0), (200 - 10.0 * i, 62.0)) for i in range(21)]
     frames = [frame(*(both[::-1] if i % 2 else both)) for i, both in enumerate(places)]
