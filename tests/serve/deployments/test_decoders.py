@@ -116,15 +116,16 @@ def test_pixels_are_released_after_every_error(error: Exception) -> None:
 
 
 def test_the_pixels_of_a_client_that_left_are_in_use_until_its_thread_is_done() -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on = threading.Semaphore(0), threading.Event()
 
     def wait(_: np.ndarray) -> None:
-        begun.set()
+        begun.release()
         go_on.wait(120)
 
     async def test(decoder: Decoder) -> None:
         tasks = [asyncio.create_task(decoder.decode(PNG, wait, deadline=forever())) for _ in range(3)]
-        await asyncio.to_thread(begun.wait, 120)
+        for _ in range(2):  # both threads are at work: a call that only waits for one can be withdrawn
+            await asyncio.to_thread(begun.acquire, timeout=120)
         while decoder.budget.used < 3 * AREA:
             await asyncio.sleep(0.01)
         for task in tasks:
