@@ -238,6 +238,7 @@ def _ray_head() -> Iterator[_Cluster]:
         "RAY_AUTH_MODE": "disabled",  # the head listens on this machine only, for the minutes of the demo
         "RAY_DEDUP_LOGS": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the jobs have ended: there is nothing to wait for
     }
     environment.pop("RAY_ADDRESS", None)
     with ExitStack() as stack:

@@ -41,6 +41,8 @@ class Options:
     """Leave out images of --source whose files are missing, and list them. Their people count as missed."""
     out: Annotated[str, Place("FILE.json")] = ""
     """Also write the poses to this file as COCO results, and the metrics to FILE.metrics.json."""
+    tracking: Annotated[str, "URI"] = ""
+    """MLflow store of registered models. Default: as for training."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +69,7 @@ def _evaluate(options: Options, overrides: Given) -> int:
     from posefleet.platform.inference.split import Split
     from posefleet.platform.runtime.worker import LocalWorker
 
-    path = find_checkpoint(options.checkpoint)
+    path = find_checkpoint(options.checkpoint, tracking=options.tracking)
     experiment = override(read_meta(path).experiment, overrides)
     keep_freed_memory()
     worker = LocalWorker()

@@ -54,6 +54,8 @@ class Options:
     category: Annotated[tuple[str, ...], "NAME"] = ()
     """Categories of --source whose annotations are read; all: every one that lists keypoints. Default: the only one
     that can be meant."""
+    tracking: Annotated[str, "URI"] = ""
+    """MLflow store of registered models. Default: as for training."""
     check: Check = field(default_factory=Check)
     """How ONNX Runtime is compared with PyTorch."""
 
@@ -86,7 +88,7 @@ def _export(options: Options, overrides: Given) -> int:
     from posefleet.platform.inference.onnx import Agreement, export_onnx
     from posefleet.platform.inference.predictor import Predictor
 
-    checkpoint = find_checkpoint(options.checkpoint)
+    checkpoint = find_checkpoint(options.checkpoint, tracking=options.tracking)
     experiment = override(read_meta(checkpoint).experiment, overrides)
     what, images = _check_images(options, experiment, chosen="data.eval" in overrides)
     graph = export_onnx(checkpoint, experiment=experiment)

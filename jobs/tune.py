@@ -125,7 +125,7 @@ def _planned(options: Options, overrides: Given) -> _Plan:
     from posefleet.platform.config.loading import read_yaml
 
     if options.decode_only:
-        checkpoint = find_checkpoint(options.checkpoint)
+        checkpoint = find_checkpoint(options.checkpoint, tracking=overrides.get("run.tracking", [""])[-1])
         base = override(read_meta(checkpoint).experiment, overrides)
         folder = options.out or "runs/tune"
     else:

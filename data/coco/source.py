@@ -54,7 +54,9 @@ def find_source(source: str, split: str, images: str | None = None) -> Source:
     """
     fs, path = fsspec.core.url_to_fs(source)
     if not fs.exists(path):
-        raise DataError(f"{source}: no such file or folder")
+        folder, at, named = path.rpartition("@")
+        hint = f"; for split {named} of {folder}, write {folder} --split {named}" if at and fs.exists(folder) else ""
+        raise DataError(f"{source}: no such file or folder{hint}")
     path = path.rstrip("/")
     if fs.isfile(path):
         base = path.rpartition("/")[0]

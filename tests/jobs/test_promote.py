@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from small_settings import small_release, untrained_checkpoint
 
-from posefleet.jobs import evaluate
+from posefleet.jobs import evaluate, export, tune
 from posefleet.jobs.promote import main
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, find_model, promote
@@ -118,14 +118,27 @@ def test_the_best_trained_trial_of_a_search_is_taken(
 
 def test_evaluation_takes_the_champion(run: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["--run", str(run), "--to", "champion", *QUICK]) == 0
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    results = []
-    for checkpoint in (str(run), "models:/smpr@champion"):
+    results, champion = [], "models:/smpr@champion"
+    for where, arguments in (("", (str(run),)), (store, (champion,)), ("", (champion, "--tracking", store))):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", where)
         out = tmp_path / "out.json"
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", checkpoint, "--out", str(out)])
-        assert evaluate.main() == 0
+        assert evaluate.main(["--out", str(out), "--checkpoint", *arguments]) == 0
         results.append(json.loads(out.read_text()))
-    assert results[0] == results[1] and results[0]
+    assert results[0] and all(found == results[0] for found in results)
+
+
+def test_every_command_that_reads_a_model_finds_it_in_a_named_store(
+    run: Path, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    champion = "models:/smpr@champion"
+    assert main(["--run", str(run), "--to", "champion", "--tracking", store, *QUICK]) == 0
+    space = tmp_path / "space.yaml"
+    space.write_text("model.decode.max_poses: [1, 2]")
+    tuned = ("--samples", "1", "--space", str(space), "--out", str(tmp_path / "tuned"), "--run.tracking", store)
+    assert tune.main(["--decode-only", "--checkpoint", champion, *tuned]) == 0
+    exported = ("--out", str(tmp_path / "model.onnx"), "--check.images", "1", "--check.pixels", "1000")
+    export.main(["--checkpoint", champion, *exported, "--tracking", store])
+    assert champion not in capsys.readouterr().err  # an untrained network may find nobody: not exported, but read
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,8 @@ def test_a_source_that_is_not_there_says_what_is(tiny_coco: Any) -> None:
         find_source(str(tiny_coco.root), "train2017", images="/nowhere")
     with pytest.raises(DataError, match="no such file or folder"):
         find_source("/nowhere/coco", "val2017")
+    with pytest.raises(DataError, match=rf"no such file or folder; for split train2017 of .*{tiny_coco.root} --split t"):
+        find_source(f"{tiny_coco.root}@train2017", "")
 
 
 def test_a_file_name_cannot_leave_the_image_folder(tiny_coco: Any) -> None:
