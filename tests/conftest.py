@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import shared
-from processes import start_ray
+from processes import start_fork_server, start_ray
 from small_settings import small_settings
 
 if TYPE_CHECKING:
     from object_store import ObjectStore
+
+MANY = 500
+"""With more tests than these, some of them start ranks, and the server that these fork from pays."""
 
 COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "coco-mini"
 
@@ -23,6 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start Ray or other programs come first: last, they would leave one of two processes without work."""
     long = {item.path for item in items if item.get_closest_marker("ray") or item.path.parent.name == "jobs"}
     items.sort(key=lambda item: (item.path not in long, shared.group_of(item.path) or ""))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if len(session.items) > MANY:
+        start_fork_server()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -17,17 +17,14 @@ RANKS = ("ddp_worker", "fit_process", "step_process")
 """Modules that ranks run functions of."""
 
 
-def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
-    """``function(rank, *arguments)`` in ``count`` processes at once, forked from one that has imported :data:`RANKS`.
+def start_fork_server() -> None:
+    """Start the process that ranks and loaders are forked from, with everything imported that they need.
 
-    Processes that import torch by themselves take several seconds of the processor, each.
-
-    Raises:
-        ProcessRaisedException, ProcessExitedException: Of ``torch.multiprocessing``.
+    Processes that import torch and timm by themselves take several seconds of the processor, each. If a loader starts
+    the server, it has what loaders need alone.
     """
-    from torch.multiprocessing import start_processes
-
-    multiprocessing.get_context("forkserver").set_forkserver_preload([*RANKS, "torch._dynamo"])  # optimisers need that
+    modules = [*RANKS, "posefleet.data.loading.loader", "timm", "torch._dynamo"]  # optimisers import the last one
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the fork server takes it from nowhere else
     try:
@@ -36,6 +33,17 @@ def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: i
         del os.environ["PYTHONPATH"]
         if before is not None:
             os.environ["PYTHONPATH"] = before
+
+
+def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """``function(rank, *arguments)`` in ``count`` processes at once, forked from one that has imported :data:`RANKS`.
+
+    Raises:
+        ProcessRaisedException, ProcessExitedException: Of ``torch.multiprocessing``.
+    """
+    from torch.multiprocessing import start_processes
+
+    start_fork_server()
     start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
