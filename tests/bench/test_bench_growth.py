@@ -26,6 +26,7 @@ def test_every_measure_runs(tmp_path: Path) -> None:
         measures.quietly(measure.begin(tmp_path / name, size))
 
 
+@pytest.mark.slow
 def test_sizes_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     options = ["--measure", "truth", "--sizes", "20", "20000", "--json", str(tmp_path / "numbers.json")]
     done = subprocess.run(

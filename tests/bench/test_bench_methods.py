@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ABSENT = ("ray", "mlflow", "pydantic", "webdataset", "pycocotools", "rich", "matplotlib", "psutil")
 
 
+@pytest.mark.slow
 def test_it_needs_only_torch_torchvision_timm_numpy_and_opencv() -> None:
     """It runs, and every method imports, in a process for which nothing else of our requirements is installed."""
     options = ["--sizes", "64", "--methods", "smpr", "--measure", "predict", "train", "--rounds", "1", "--people", "3"]

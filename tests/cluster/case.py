@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 from faults import Plan
 from nodes import Cluster, environment
-from processes import kill_family, wait_for
+from processes import Forked, kill_family, wait_for
 from steps import Step, read_steps, samples_seen
 from tracked_runs import find_runs
 
@@ -25,7 +26,6 @@ from posefleet.platform.tracking.runs import read_metrics, read_run
 from posefleet.platform.tracking.spool import Spool
 from posefleet.platform.training.run import read_run as open_run_of
 
-COMMAND = Path(__file__).with_name("command.py")
 OF_THE_MACHINE = re.compile(r"system/|ranks/|interruptions/|images_per_second$|data_wait$")
 """Metrics that differ between two runs of the same experiment."""
 
@@ -57,31 +57,30 @@ class Case:
 
     # ------------------------------------------------------------------------------------------------ the command
 
-    def start(self, **plan: Any) -> subprocess.Popen:
+    def start(self, **plan: Any) -> subprocess.Popen | Forked:
         """Start the command; ``plan`` are fields of :class:`Plan`."""
         content = {"settings": self.settings, "plan": asdict(Plan(log=str(self.log), **plan))}
         file = self.log / "command.json"
         file.write_text(json.dumps(content))
-        host = self.cluster.head.host if self.cluster else None
-        variables = environment() | (host.variables if host else {})
-        if self.cluster:
-            variables["RAY_ADDRESS"] = self.cluster.address
+        if not self.cluster:
+            return Forked(command.main, (str(file),), environment=environment(), errors=self.log / "said")
+        host = self.cluster.head.host
         return subprocess.Popen(
-            [*(host.prefix if host else []), sys.executable, str(COMMAND), str(file)],
+            [*host.prefix, sys.executable, command.__file__, str(file)],
             stdout=subprocess.DEVNULL,
             stderr=(self.log / "said").open("w"),
             start_new_session=True,
-            env=variables,
+            env=environment() | host.variables | {"RAY_ADDRESS": self.cluster.address},
         )
 
-    def wait(self, command: subprocess.Popen, seconds: float = 600) -> int:
+    def wait(self, started: subprocess.Popen | Forked, seconds: float = 600) -> int:
         """The exit status of the command; what it said is ``said`` then."""
         try:
-            return command.wait(seconds)
+            return started.wait(seconds)
         finally:
-            if command.poll() is None:
-                kill_family(command.pid)
-                command.wait()
+            if started.poll() is None:
+                kill_family(started.pid)
+                started.wait()
             self.said = (self.log / "said").read_text()
 
     def last_words(self) -> str:

@@ -11,9 +11,9 @@ from posefleet.platform.training import launch
 from posefleet.platform.training import ray_trainer as train
 
 
-def main() -> int:
+def main(file: str) -> int:
     """Returns the exit status of the job."""
-    content = json.loads(Path(sys.argv[1]).read_text())
+    content = json.loads(Path(file).read_text())
     experiment, plan = build_experiment(content["settings"]), Plan(**content["plan"])
     if experiment.scaling.num_workers:
         train._ray_worker = train_worker(plan)
@@ -23,4 +23,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

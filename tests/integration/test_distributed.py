@@ -22,7 +22,7 @@ from posefleet.platform.runtime.worker import LocalWorker
 from posefleet.platform.training.loop import fit
 
 
-@pytest.mark.parametrize(("backend", "ranks"), [("pycocotools", 3), ("faster", 2)])
+@pytest.mark.parametrize(("backend", "ranks"), [pytest.param("pycocotools", 3, marks=pytest.mark.slow), ("faster", 2)])
 def test_an_evaluation_is_the_same_among_many(
     backend: str, ranks: int, small_run: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -46,9 +46,9 @@ def test_a_search_its_decoding_its_promotion_and_its_export(
     (tmp_path / "trained.yaml").write_text("model.loss.cls: {low: 0.5, high: 2.0}\n")
     (tmp_path / "decoded.yaml").write_text("model.decode.max_poses: [5, 10]\n")
     method = ("--method", "smpr", "--config", "small.yaml")
-    assert posefleet("tune", *method, "--space", "trained.yaml", "--samples", "2", "--out", "search") == 0
+    assert posefleet("tune", *method, "--space", "trained.yaml", "--samples", "1", "--out", "search") == 0
     trials = json.loads((tmp_path / "search" / "trials.json").read_text())
-    assert len(trials) == 2 and all("AP" in trial["scores"] for trial in trials)
+    assert len(trials) == 1 and "AP" in trials[0]["scores"]
     assert yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())["data"]["train"] == data["data.train"]
 
     trained = read_meta(find_checkpoint(trials[0]["run"])).experiment

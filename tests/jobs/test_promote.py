@@ -1,7 +1,6 @@
 """The job: what it says, what it registers and how it ends."""
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

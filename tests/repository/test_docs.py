@@ -55,6 +55,7 @@ def test_the_method_of_the_documentation_has_60_lines(extended: Path) -> None:
     assert len(code) <= 60
 
 
+@pytest.mark.slow
 def test_the_method_of_the_documentation_trains(extended: Path, people_shards: Path, tmp_path: Path) -> None:
     output = run(
         extended,

@@ -3,13 +3,11 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
-from processes import free_port
+from processes import Forked, free_port
 
 
 class Server:
@@ -25,14 +23,9 @@ class Server:
     def start(self) -> None:
         command = f"server --host 127.0.0.1 --port {self.port} --workers 1"
         stores = ["--backend-store-uri", self.backend, "--artifacts-destination", self.artifacts]
-        self._log = (self.folder / "server.log").open("a")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command.split(), *stores],
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nobody needs
-        )
+        variables = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes that nobody needs
+        errors = self.folder / "server.log"
+        self._process = Forked(_mlflow, ([*command.split(), *stores],), environment=variables, errors=errors)
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -46,4 +39,10 @@ class Server:
         with contextlib.suppress(ProcessLookupError):  # it may not have started
             os.killpg(self._process.pid, signal.SIGKILL)  # with the workers that it started
         self._process.wait(20)
-        self._log.close()
+
+
+def _mlflow(arguments: list[str]) -> int:
+    from mlflow.cli import cli
+
+    cli(arguments, standalone_mode=False)
+    return 0

@@ -83,7 +83,7 @@ def test_onnx_runtime_finds_the_same_poses_in_batches_and_sizes_it_was_not_expor
         assert agreement.within(PIXELS, SCORES), f"{tuple(batch.shape)}: {agreement}"
 
 
-OTHER_SCHEMAS = [("detposenet", schema_of(1))]
+OTHER_SCHEMAS = [pytest.param("detposenet", schema_of(1), marks=pytest.mark.slow)]
 """A single keypoint has no affinity fields, which is another network."""
 OTHER_SCHEMAS += [
     pytest.param(method, schema, marks=pytest.mark.slow)

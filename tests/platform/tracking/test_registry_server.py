@@ -20,7 +20,7 @@ from posefleet.platform.tracking.registry import find_model
 from posefleet.platform.training.launch import train
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"])
 def server(request: pytest.FixtureRequest, store: str, tmp_path: Path) -> Iterator[Server]:
     database = None
     if request.param == "postgresql":

@@ -103,6 +103,7 @@ def test_a_worker_does_not_wait_for_the_import_of_mlflow() -> None:
 # ---------------------------------------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_two_drivers_may_create_the_database_at_once_and_nothing_is_printed(
     first_drivers: tuple[str, list[tuple[str, str]]],
 ) -> None:
