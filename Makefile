@@ -34,7 +34,8 @@ demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@# Without bytecode files, each of a hundred processes compiles posefleet anew.
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 3600

@@ -22,6 +22,10 @@ SERIES = ("#2f86e0", "#f08a24", "#3fae6a", "#b14fc5", "#d64550", "#8a6d3b", "#17
 def png_bytes(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
+    figure.dpi = DOTS_PER_INCH
+    if engine := figure.get_layout_engine():  # else savefig draws everything once more, only to place it
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()
 

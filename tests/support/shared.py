@@ -12,6 +12,7 @@ from typing import TypeVar
 
 GROUPS = {
     "local_ray": (
+        "data/shards/test_build.py",
         "integration/test_own_data_page.py",
         "integration/test_unsharded_search.py",
         "platform/prediction/test_batch.py",

@@ -318,6 +318,18 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
 
 
 @pytest.mark.ray
+def test_ray_writes_the_same_bytes(tiny_coco: Any, tmp_path: Path, local_ray: None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sharding, "PLANS_AT_ONCE", 1)
+    monkeypatch.setattr(sharding, "PLANS_PER_CPU", 1)  # so that there is more than one pipeline
+    shard(tiny_coco, tmp_path / "here")
+    for expected in (len(read_manifest(str(tmp_path / "here")).shards), 0):
+        result = shard_coco(tiny_coco.source, str(tmp_path / "ray"), COCO17, shard_mib=SMALL)
+        assert result.shards_written == expected
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
 def test_ray_writes_the_same_bytes_on_a_single_cpu(tiny_coco: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(sharding, "PLANS_AT_ONCE", 1)
