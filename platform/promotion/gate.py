@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from posefleet.data.errors import DataError
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import copy_for_use, read_meta
@@ -58,6 +59,7 @@ def run_gate(
 
     Raises:
         CheckpointError: The candidate cannot be read.
+        DataError: The split cannot be read, or has other keypoints than the candidate.
     """
     step, schema, served = read_meta(checkpoint).step, experiment.keypoints, folder / CHECKPOINT
     if split is None:
@@ -66,6 +68,8 @@ def run_gate(
         timed = _run_check("latency", lambda: latency(_predictor(str(served)), bounds))
         return GateReport(checks=(weights, timed), evaluation=None)
     scored = _attempt(lambda: _score(checkpoint, experiment, split, _FolderSink(folder), step))
+    if isinstance(error := scored.exception(), DataError):
+        raise error
     evaluation = None if scored.exception() else scored.result()[0]
     copy_for_use(checkpoint, served, experiment=experiment, metrics=evaluation.as_dict() if evaluation else {})
     reloaded = _attempt(lambda: _predictor(str(served)))

@@ -1,5 +1,6 @@
 """The job: what it says, what it registers and how it ends."""
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from small_settings import small_release, untrained_checkpoint
 
-from posefleet.jobs import evaluate, export, tune
+from posefleet.data.synthetic.dataset import write_dataset
+from posefleet.data.synthetic.scenes import SCENES
+from posefleet.jobs import evaluate, export, shard_coco, tune
 from posefleet.jobs.promote import main
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.inference import onnx
@@ -145,6 +148,22 @@ def test_every_command_that_reads_a_model_finds_it_in_a_named_store(
     monkeypatch.setattr(onnx, "export_onnx", only_remember)
     assert export.main(["--checkpoint", champion, "--out", "model.onnx", "--tracking", store]) == 2
     assert exported == [find_model(champion, store)]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_images_with_other_keypoints_are_refused_in_one_sentence(
+    sharded: bool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    animals = tmp_path / "animals"
+    scenes = dataclasses.replace(SCENES["easy"], figure="animal", width=(64, 64), height=(64, 64))
+    write_dataset(animals, "val2017", 2, scenes, workers=1)
+    where = ["--source", str(animals)]
+    if sharded:
+        assert shard_coco.main([*where, "--split", "val2017", "--out", str(tmp_path / "shards"), "--in-process"]) == 0
+        where = ["--data.eval", str(tmp_path / "shards" / "val2017")]
+    assert main(["--run", str(run), "--to", "champion", *where, *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert error.count("left_shoulder") == 1, error
 
 
 @pytest.mark.parametrize(
