@@ -138,10 +138,9 @@ def _found(what: str, options: Options) -> "tuple[KeypointSchema | None, str]":
     import fsspec
 
     from posefleet.data.coco.layouts import find_annotation_file, has_annotations
-    from posefleet.data.coco.source import find_splits
+    from posefleet.data.coco.source import find_splits, parse_place
     from posefleet.data.schemas.shipped import load_schema, read_schema, shipped_names
     from posefleet.data.shards.layout import MANIFEST, read_manifest
-    from posefleet.data.shards.unsharded import parse_place
     from posefleet.platform.checkpoints.format import read_content, schema_in
     from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.runtime.paths import MODELS, resolve_path

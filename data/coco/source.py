@@ -1,6 +1,7 @@
 """Finds the annotation file and the image folder of one split of a data set, and the files that its names mean."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,9 @@ SAMPLE, REMOTE_SAMPLE = 1000, 8
 
 MOST_NAMES = 100_000
 """File names that are looked for to find out how a label tool writes them."""
+
+
+_SPLIT = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ def find_source(source: str, split: str, images: str | None = None) -> Source:
     """
     fs, path = fsspec.core.url_to_fs(source)
     if not fs.exists(path):
-        folder, at, named = path.rpartition("@")
-        hint = f"; for split {named} of {folder}, write {folder} --split {named}" if at and fs.exists(folder) else ""
+        folder, named = parse_place(source) or ("", "")
+        known = folder and fs.exists(folder)
+        hint = f"; for split {named} of {folder}, write {folder} --split {named}" if known else ""
         raise DataError(f"{source}: no such file or folder{hint}")
     path = path.rstrip("/")
     if fs.isfile(path):
@@ -83,6 +88,15 @@ def find_source(source: str, split: str, images: str | None = None) -> Source:
     else:
         raise DataError(f"{source}: no image folder; looked for {', '.join(usual + other)}; name it with --images")
     return Source(address, str(fs.unstrip_protocol(folder)), split, rule)
+
+
+def parse_place(place: str) -> tuple[str, str] | None:
+    """Folder (or annotation file) and split of ``FOLDER@SPLIT``; None if ``place`` is no such text, or is a path."""
+    folder, at, split = place.rstrip("/").rpartition("@")
+    if not (at and folder and _SPLIT.fullmatch(split)):
+        return None
+    fs, path = fsspec.core.url_to_fs(place)
+    return None if fs.exists(path) else (folder, split)
 
 
 def find_splits(source: str) -> list[str]:

@@ -24,6 +24,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco.records import Record, decode_record
+from posefleet.data.coco.source import parse_place
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.io.tars import BLOCK, member_name
@@ -33,7 +34,6 @@ from posefleet.data.loading.source import SampleSource, Transform
 from posefleet.data.schemas.names import difference
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.shards.layout import read_manifest, read_members, read_records
-from posefleet.data.shards.unsharded import parse_place
 from posefleet.data.structures import Sample
 from posefleet.data.transforms import IDENTITY
 

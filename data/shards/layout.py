@@ -25,12 +25,13 @@ import numpy as np
 from posefleet.data.coco.annotations import is_keypoint_person
 from posefleet.data.coco.reader import left_out_sentences
 from posefleet.data.coco.records import Record, encode_record
+from posefleet.data.coco.source import parse_place
 from posefleet.data.errors import DataError
 from posefleet.data.io.files import UNFINISHED, create, read_json
 from posefleet.data.io.tars import BLOCK, MAX_MEMBER_BYTES, member_name, whole_blocks
 from posefleet.data.schemas.schema import KeypointSchema, SchemaError
 from posefleet.data.schemas.shipped import load_schema
-from posefleet.data.shards.unsharded import open_unsharded, parse_place
+from posefleet.data.shards.unsharded import open_unsharded
 
 VERSION = 1
 MANIFEST = "manifest.json"

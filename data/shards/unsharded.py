@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +34,6 @@ from posefleet.data.errors import DataError
 from posefleet.data.io.files import read_json, write_file
 from posefleet.data.shards.plan import SHARD_MIB, Plan, plan_shards, shard_name
 
-_SPLIT = re.compile(r"[\w.-]+")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unsharded:
@@ -50,15 +47,6 @@ class Unsharded:
     """For each shard, whether each sample has a keypoint person."""
     content: dict[str, Any]
     """The content of the manifest that the shards would have, without its version."""
-
-
-def parse_place(place: str) -> tuple[str, str] | None:
-    """Folder (or annotation file) and split of ``FOLDER@SPLIT``; None if ``place`` is no such text, or is a path."""
-    folder, at, split = place.rstrip("/").rpartition("@")
-    if not (at and folder and _SPLIT.fullmatch(split)):
-        return None
-    fs, path = fsspec.core.url_to_fs(place)
-    return None if fs.exists(path) else (folder, split)
 
 
 def open_unsharded(folder: str, split: str) -> Unsharded:

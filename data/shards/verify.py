@@ -1,5 +1,6 @@
 """Verifies that stored shards match their index and the manifest."""
 
+from posefleet.data.coco.source import parse_place
 from posefleet.data.errors import DataError
 from posefleet.data.io.tars import BLOCK, member_name, whole_blocks
 from posefleet.data.shards.layout import (
@@ -11,7 +12,6 @@ from posefleet.data.shards.layout import (
     read_index_json,
     read_manifest,
 )
-from posefleet.data.shards.unsharded import parse_place
 
 _CHUNK = 1 << 22
 

@@ -13,14 +13,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.coco.file_schema import read_keypoint_names
 from posefleet.data.coco.reader import read_file_names
-from posefleet.data.coco.source import find_source
+from posefleet.data.coco.source import find_source, parse_place
 from posefleet.data.errors import DataError
 from posefleet.data.images import IMAGE_ENDINGS
 from posefleet.data.io.files import path_inside
 from posefleet.data.io.tars import BLOCK, list_members, member_name
 from posefleet.data.loading.shard_dataset import RETRY_PAUSES
 from posefleet.data.shards.layout import MANIFEST, read_manifest, read_members, read_records
-from posefleet.data.shards.unsharded import parse_place
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 TAR_ENDING = ".tar"

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 import torch
 
-from posefleet.data.coco.source import find_source
+from posefleet.data.coco.source import find_source, parse_place
 from posefleet.data.errors import DataError
 from posefleet.data.loading.loader import evaluation_batches, training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
@@ -18,7 +18,6 @@ from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.shards import unsharded
 from posefleet.data.shards.build import shard_coco
 from posefleet.data.shards.layout import read_manifest
-from posefleet.data.shards.unsharded import parse_place
 from posefleet.data.shards.verify import check_shards
 from posefleet.data.structures import Batch
 from posefleet.data.transforms import Augment, Resize, TrainTransform

@@ -14,6 +14,7 @@ from typing import Any
 
 import fsspec
 import pytest
+import shared
 from PIL import Image
 
 from posefleet.data.coco.records import decode_record
@@ -317,8 +318,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     assert contents(disturbed) == contents(undisturbed)
 
 
-@pytest.mark.ray
-def test_ray_writes_the_same_bytes(tiny_coco: Any, tmp_path: Path, local_ray: None, monkeypatch: Any) -> None:
+def assert_ray_writes_the_same_bytes(tiny_coco: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """In the Ray that runs, as in this process, and nothing the second time."""
     monkeypatch.setattr(sharding, "PLANS_AT_ONCE", 1)
     monkeypatch.setattr(sharding, "PLANS_PER_CPU", 1)  # so that there is more than one pipeline
     shard(tiny_coco, tmp_path / "here")
@@ -328,25 +329,25 @@ def test_ray_writes_the_same_bytes(tiny_coco: Any, tmp_path: Path, local_ray: No
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
 
 
+@pytest.mark.ray
+def test_ray_writes_the_same_bytes(tiny_coco: Any, tmp_path: Path, local_ray: None, monkeypatch: Any) -> None:
+    assert_ray_writes_the_same_bytes(tiny_coco, tmp_path, monkeypatch)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ray_writes_the_same_bytes_on_a_single_cpu(tiny_coco: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(sharding, "PLANS_AT_ONCE", 1)
-    monkeypatch.setattr(sharding, "PLANS_PER_CPU", 1)  # so that there is more than one pipeline
     import ray
 
-    shard(tiny_coco, tmp_path / "here")
+    shared.end_others(None)
     ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: the path of a socket has at most 107 bytes
     ray.init(num_cpus=1, include_dashboard=False, _temp_dir=ray_folder, logging_level=logging.WARNING)
     try:
-        for expected in (len(read_manifest(str(tmp_path / "here")).shards), 0):
-            result = shard_coco(tiny_coco.source, str(tmp_path / "ray"), COCO17, shard_mib=SMALL)
-            assert result.shards_written == expected
+        assert_ray_writes_the_same_bytes(tiny_coco, tmp_path, monkeypatch)
     finally:
         ray.shutdown()
         shutil.rmtree(ray_folder, ignore_errors=True)
-    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
 
 
 def test_a_manifest_names_what_it_holds(tiny_coco: Any, tmp_path: Path) -> None:
