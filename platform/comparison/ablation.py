@@ -8,13 +8,17 @@ trained for different times, a row has ``epochs``, the paper's, which hold for t
 
 import dataclasses
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from scipy.stats import t as student
+
+from posefleet.data.evaluation.bootstrap import CONFIDENCE, Interval
 from posefleet.platform.comparison.budget import budgeted
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import read_yaml
@@ -156,9 +160,21 @@ class Ordering:
     """Seed -> difference of their AP here, percent; negative if the order is reversed."""
 
     @property
-    def mean(self) -> float:
-        """Mean difference over the seeds, percent."""
-        return statistics.mean(self.here.values())
+    def interval(self) -> Interval:
+        """Mean difference over the seeds, percent, and Student's range of it; without bounds for a single seed."""
+        values, mean = list(self.here.values()), statistics.mean(self.here.values())
+        if len(values) < 2:
+            return Interval(mean, -math.inf, math.inf)
+        quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+        reach = quantile * statistics.stdev(values) / math.sqrt(len(values))
+        return Interval(mean, mean - reach, mean + reach)
+
+    @property
+    def verdict(self) -> Literal["holds", "does not hold", "undecided"]:
+        """Whether the order is the paper's, as far as the seeds can say."""
+        if not self.interval.certain:
+            return "undecided"
+        return "holds" if self.interval.value > 0 else "does not hold"
 
     @property
     def agreeing(self) -> int:
@@ -177,15 +193,12 @@ def orderings(rows: Sequence[Row], scores: Scores) -> list[Ordering]:
 
 
 def orderings_as_markdown(found: Sequence[Ordering]) -> str:
-    """A table with one line for each two neighbouring rows."""
-    lines = [
-        [
-            f"{o.lower} < {o.higher}",
-            f"{o.paper:.1f}",
-            f"{o.mean:+.1f}",
-            "holds" if o.mean > 0 else "does not hold",
-            f"{o.agreeing} of {len(o.here)}",
-        ]
-        for o in found
-    ]
-    return table(["AP in the paper", "by", "by here", "on average", "in seeds"], lines)
+    """A table with one line for each two neighbouring rows, and what its verdicts mean."""
+    lines = []
+    for order in found:
+        value, low, high = order.interval.value, order.interval.low, order.interval.high
+        here = f"{value:+.1f} ({low:+.1f}..{high:+.1f})" if math.isfinite(low) else f"{value:+.1f}"
+        agreeing = f"{order.agreeing} of {len(order.here)}"
+        lines.append([f"{order.lower} < {order.higher}", f"{order.paper:.1f}", here, order.verdict, agreeing])
+    text = table(["AP in the paper", "by", "by here (95 %)", "the order", "in seeds"], lines)
+    return f"{text}\n\nundecided: the range of the difference over the seeds contains 0, or there is one seed"

@@ -71,11 +71,25 @@ def test_the_table_shows_mean_and_spread_beside_the_paper(rows: list[ablation.Ro
 def test_orderings_count_the_seeds_that_agree_with_the_paper(rows: list[ablation.Row]) -> None:
     up, down = ablation.orderings(rows[:3], SCORES)
     assert (up.lower, up.higher, up.agreeing) == ("plain", "+ b", 2)
-    assert up.mean == pytest.approx(10) and up.paper == pytest.approx(2.5)
-    assert down.mean == pytest.approx(-20) and down.agreeing == 0
-    text = ablation.orderings_as_markdown([up, down]).splitlines()
-    assert text[2] == "| plain < + b | 2.5 | +10.0 | holds | 2 of 3 |"
-    assert text[3] == "| + b < filtered, too | 1.5 | -20.0 | does not hold | 0 of 3 |"
+    assert up.paper == pytest.approx(2.5) and down.agreeing == 0
+    assert up.interval.value == pytest.approx(10) and down.interval.value == pytest.approx(-20)
+
+
+def test_orderings_are_decided_by_students_range_over_the_seeds(rows: list[ablation.Row]) -> None:
+    up, down = ablation.orderings(rows[:3], SCORES)
+    # Differences 10, -10, 30: deviation 20, t(.975, 2) = 4.3027, so 4.3027 * 20 / sqrt(3) = 49.68 around the mean.
+    assert (up.interval.low, up.interval.high) == pytest.approx((-39.68, 59.68), abs=0.01)
+    assert (up.verdict, down.verdict) == ("undecided", "undecided")
+    steady = ablation.Ordering("a", "b", 2.0, {0: 4.0, 1: 5.0, 2: 6.0})  # 4.3027 / sqrt(3) = 2.484
+    assert (steady.interval.low, steady.interval.high) == pytest.approx((2.516, 7.484), abs=0.001)
+    assert steady.verdict == "holds"
+    assert ablation.Ordering("a", "b", 2.0, {0: -4.0, 1: -5.0, 2: -6.0}).verdict == "does not hold"
+    single = ablation.Ordering("a", "b", 2.0, {0: 40.0})
+    assert single.verdict == "undecided"
+    text = ablation.orderings_as_markdown([up, steady, single]).splitlines()
+    assert text[2] == "| plain < + b | 2.5 | +10.0 (-39.7..+59.7) | undecided | 2 of 3 |"
+    assert text[3] == "| a < b | 2.0 | +5.0 (+2.5..+7.5) | holds | 3 of 3 |"
+    assert text[4] == "| a < b | 2.0 | +40.0 | undecided | 1 of 1 |"
 
 
 def test_the_figure_shows_every_seed_of_every_row() -> None:

@@ -1,0 +1,149 @@
+"""What each correction of LOGO-CAP brings, on photographs that it learns by heart.
+
+    python tests/bench/bench_corrections.py --coco FOLDER [--epochs 100] [--rows "all corrections" ...]
+
+FOLDER has COCO's layout; its images of train2017 with labelled people are the data, to train on and to score on. Every
+row takes back one correction of the demo's recipe, at 320 px with that recipe's crops and flips, and is trained once
+with the same seed. Prints AP and the CPU seconds of each.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from posefleet.data.coco.source import find_source
+from posefleet.data.schemas.shipped import COCO17
+from posefleet.data.shards.build import shard_coco
+from posefleet.data.structures import Poses
+from posefleet.models.logocap import model as logocap
+from posefleet.models.logocap import targets
+from posefleet.models.parts.ops.assign import PaddedPeople
+from posefleet.platform.checkpoints.load import load_model
+from posefleet.platform.checkpoints.store import CheckpointStore
+from posefleet.platform.config.loading import build_experiment, read_yaml, with_settings
+from posefleet.platform.inference.evaluate import evaluate
+from posefleet.platform.runtime.worker import LocalWorker
+from posefleet.platform.training.loop import fit
+from posefleet.platform.visualization.tables import table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def boxes_masked() -> Iterator[None]:
+    """Skip the loss inside the whole box of every crowd and unlabelled person, labelled neighbours included."""
+
+    def ignored_cells(points: Tensor, people: PaddedPeople, drawn: Tensor) -> Tensor:
+        boxes = people.annotated_boxes.where(~people.valid[..., None], 0.0)
+        x1, y1, x2, y2 = boxes[:, None].unbind(-1)
+        x, y = points[:, :1], points[:, 1:]
+        return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(-1)
+
+    with mock.patch.object(targets, "ignored_cells", ignored_cells):
+        yield
+
+
+@contextmanager
+def centres_of_the_rest() -> Iterator[None]:
+    """The centre of a person whom the crop cuts is the mean of the keypoints that are left."""
+    pad = logocap.pad_people
+
+    def pad_people(people: Any, device: torch.device) -> PaddedPeople:
+        for image in people:
+            known = (image.visibility > 0)[..., None]
+            means = (image.keypoints * known).sum(1) / known.sum(1).clamp(min=1)
+            object.__setattr__(image, "centres", torch.where(known.any(1), means, image.centres))
+        return pad(people, device)
+
+    with mock.patch.object(logocap, "pad_people", pad_people):
+        yield
+
+
+@contextmanager
+def maps_in_bfloat16() -> Iterator[None]:
+    """Poses are decoded from maps of half the precision, in which many values are equal."""
+    decode = logocap.Model.decode
+
+    def rounded(model: logocap.Model, maps: logocap.Maps, size: tuple[int, int]) -> list[Poses]:
+        return decode(model, {name: [part.bfloat16().float() for part in parts] for name, parts in maps.items()}, size)
+
+    with mock.patch.object(logocap.Model, "decode", rounded):
+        yield
+
+
+Undoing = tuple[Mapping[str, Any], Callable[[], AbstractContextManager[None]]]
+"""Settings, and what is replaced while training and scoring."""
+
+ROWS: dict[str, Undoing] = {
+    "all corrections": ({}, nullcontext),
+    "boxes masked instead of outlines": ({}, boxes_masked),
+    "half_pixel_fix false": ({"model.half_pixel_fix": False}, nullcontext),
+    "centres of what a crop leaves": ({}, centres_of_the_rest),
+    "separate_mixing true": ({"model.head.separate_mixing": True}, nullcontext),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coco", required=True, help="folder in COCO's layout")
+    parser.add_argument("--epochs", type=float, default=100, help="epochs of each training (default: 100)")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        shards = f"{folder}/shards"
+        shard_coco(find_source(args.coco, "train2017"), shards, COCO17, parallel=False)
+        for name in args.rows:
+            settings, undone = ROWS[name]
+            start = time.process_time()
+            with undone():
+                path, scores = train(shards, f"{folder}/{len(lines)}", args.epochs, settings)
+            seconds = time.process_time() - start
+            lines.append(line_of(name, scores, seconds))
+            print(lines[-1], flush=True)
+            if name == "all corrections":
+                with maps_in_bfloat16():
+                    lines.append(line_of("the same network, maps in bfloat16", score(path), 0.0))
+                print(lines[-1], flush=True)
+    print(table(["LOGO-CAP", "AP", "AP50", "AP75", "CPU s"], lines))
+
+
+def train(shards: str, folder: str, epochs: float, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, float]]:
+    """The last checkpoint of a training, and its scores on its own images."""
+    values = read_yaml(ROOT / "jobs" / "configs" / "logocap_demo.yaml") | {"schema": "coco17"}
+    values["data"] |= {"train": shards, "eval": shards}
+    changes = {
+        "data.resize.short_side": 320, "data.resize.long_side": 320, "data.augment.crop": 320,
+        "data.batch_size": 4, "train.epochs": epochs, "train.eval_every": epochs, **settings,
+    }  # fmt: skip
+    store = CheckpointStore(f"{folder}/checkpoints")
+    scores = fit(build_experiment(with_settings(values, changes)), LocalWorker(device="cpu"), store)
+    path = store.latest()
+    assert path is not None
+    return path, scores
+
+
+def score(path: str) -> Mapping[str, float]:
+    """The scores of a checkpoint on its own images."""
+    model, experiment = load_model(path)
+    result = evaluate(model, experiment, LocalWorker(device="cpu"))
+    assert result is not None
+    return result.as_dict()
+
+
+def line_of(name: str, scores: Mapping[str, float], seconds: float) -> list[str]:
+    """A line of the table."""
+    return [name, *(f"{scores[key]:.3f}" for key in ("AP", "AP50", "AP75")), f"{seconds:.0f}" if seconds else ""]
+
+
+if __name__ == "__main__":
+    main()
