@@ -77,9 +77,20 @@ def is_held_out(file_name: str, share: float) -> bool:
     It depends on the file's own name alone, not on its folder or the other images, so a data set that grows, or is
     exported again, keeps its division.
     """
+    return _number(file_name, 0) < share * 2**64
+
+
+def part_of(file_name: str, parts: int) -> int:
+    """The part, from 0 to ``parts`` - 1, that an image belongs to; depends on its own name, as :func:`is_held_out`, but
+    not on whether that holds it out."""
+    return _number(file_name, 8) * parts >> 64
+
+
+def _number(file_name: str, start: int) -> int:
+    """64 bits of the hash of a file's own name."""
     name = file_name.replace("\\", "/").rpartition("/")[2]
-    number = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big")
-    return number < share * 2**64
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[start : start + 8], "big")
 
 
 def read_coco(

@@ -3,7 +3,6 @@
 The Jinja template, its style sheet and its script are in ``pages/``.
 """
 
-import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from posefleet.platform.comparison.compare import (
 )
 from posefleet.platform.comparison.figures import comparison_halves, series_colours
 from posefleet.platform.visualization import plots, report
+from posefleet.platform.visualization.html import environment
 
 NOTHING = "–"
 """Shown for a number that is missing."""
@@ -135,16 +135,10 @@ def _errors(entries: Sequence[Entry]) -> list[Measure]:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "pages"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (_number, _signed, _percent, _share, _setting, _data_uri)
-    environment.filters |= {function.__name__.removeprefix("_"): function for function in filters}
-    return environment
+    found = environment(Path(__file__).parent / "pages")
+    filters = (_number, _signed, _percent, _share, _setting)
+    found.filters |= {function.__name__.removeprefix("_"): function for function in filters}
+    return found
 
 
 def _number(value: float, digits: int = 3) -> str:
@@ -170,7 +164,3 @@ def _setting(text: str) -> str:
         return f"{float(text):.6g}" if "." in text else text
     except ValueError:
         return text
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -23,6 +23,7 @@ LEFT: Colour = (255, 138, 30)
 RIGHT: Colour = (40, 150, 255)
 NOBODY: Colour = (170, 170, 170)
 OUTLINE: Colour = (20, 20, 20)
+DOUBTFUL: Colour = (255, 60, 60)
 PAPER: Colour = (28, 30, 34)
 INK: Colour = (240, 240, 240)
 
@@ -110,6 +111,16 @@ def draw_people(image: np.ndarray, people: People, schema: KeypointSchema, *, zo
     canvas = _blend(canvas, layer)
     for box in boxes[people.crowd.numpy()]:
         _label(canvas, "crowd", (box[0], box[1] - 6 - _label_size(canvas, "crowd")[1]), NOBODY)
+    return canvas
+
+
+def mark_points(image: np.ndarray, points: Sequence[np.ndarray]) -> np.ndarray:
+    """Draw a ring around each of some points (2,) xy, pixels of the (H, W, 3) uint8 image."""
+    canvas = image.copy()
+    radius = max(8.0, 0.03 * max(image.shape[:2]))
+    for point in points:
+        _circle(canvas, point, radius, OUTLINE, 5)
+        _circle(canvas, point, radius, DOUBTFUL, 2)
     return canvas
 
 
