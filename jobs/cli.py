@@ -23,6 +23,8 @@ VERBS = {
     "tune": ("jobs.tune", "Search better settings, by training trials or for decoding alone."),
     "promote": ("jobs.promote", "Put a trained model into the registry through a gate of checks."),
     "export": ("jobs.export", "Write a checkpoint as an ONNX file."),
+    "bundle": ("jobs.bundle", "Pack what others need to check a run's numbers into one file."),
+    "verify": ("jobs.verify", "Check a file of bundle: its numbers, and on the data its predictions."),
     "predict": ("jobs.predict", "Find the people in folders of images, in videos or in a data set."),
     "serve": ("jobs.serve", "Serve models over HTTP."),
     "demo": ("jobs.demo", "Run the whole pipeline on this machine with rendered people."),

@@ -17,13 +17,16 @@ PERSON = 1
 """COCO's category of people; results have no names of categories."""
 
 
-def write_results(path: str, poses_by_image: Mapping[int, Poses] | Iterable[tuple[int, Poses]]) -> int:
+def write_results(
+    path: str, poses_by_image: Mapping[int, Poses] | Iterable[tuple[int, Poses]], *, exact: bool = False
+) -> int:
     """Write predictions as COCO keypoint results, which pycocotools and the COCO server read.
 
     Args:
         path: Any fsspec path; ``*.json``.
         poses_by_image: Poses by image id, in pixels of the original images. Pairs are written one by one, so they may
             be more than fit into memory.
+        exact: Write coordinates as they are, so that scores repeat to the last bit, instead of three decimals.
 
     Returns:
         How many poses were written.
@@ -36,19 +39,19 @@ def write_results(path: str, poses_by_image: Mapping[int, Poses] | Iterable[tupl
     with create(path) as file:
         file.write(b"[")
         for image_id, poses in pairs:
-            for result in _results(image_id, poses):
+            for result in _results(image_id, poses, exact):
                 file.write((", " * (count > 0) + json.dumps(result)).encode())
                 count += 1
         file.write(b"]")
     return count
 
 
-def _results(image_id: int, poses: Poses) -> Iterator[dict[str, Any]]:
+def _results(image_id: int, poses: Poses, exact: bool) -> Iterator[dict[str, Any]]:
     rows: list[list[float]] = torch.cat([poses.keypoints, poses.keypoint_scores[..., None]], 2).flatten(1).tolist()
     for keypoints, score in zip(rows, poses.scores.tolist(), strict=True):
         if not all(map(math.isfinite, [*keypoints, score])):
             raise ValueError(f"image {image_id}: a predicted pose is not finite: score {score}, {keypoints}")
-        keypoints = [round(value, 3) for value in keypoints]
+        keypoints = keypoints if exact else [round(value, 3) for value in keypoints]
         yield {"image_id": image_id, "category_id": 1, "keypoints": keypoints, "score": score}
 
 

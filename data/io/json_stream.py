@@ -3,7 +3,8 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any
 
 import fsspec
@@ -33,9 +34,32 @@ def read_lists(path: str, takers: Mapping[str, Callable[[Any], None]]) -> set[st
     Raises:
         DataError: The file is missing, empty or not a json object; the message has line and column.
     """
+    with _opened(path) as text:
+        return _read_object(text, takers)
+
+
+def read_list(path: str, take: Callable[[Any], None]) -> None:
+    """Read a json list, such as COCO results, and call ``take`` with each element, in file order.
+
+    Args:
+        path: Any fsspec path.
+        take: Called with every element.
+
+    Raises:
+        DataError: The file is missing, empty or not a json list; the message has line and column.
+    """
+    with _opened(path) as text:
+        if text.peek() != "[":
+            raise DataError(f"{path}: {'expected a json list' if text.peek() else 'the file is empty'}")
+        _read_list(text, take)
+        _check_end(text)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator["_Text"]:
     try:
         with fsspec.open(path, "rb") as file:
-            return _read_object(_Text(path, file), takers)
+            yield _Text(path, file)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"{path}: no such file") from error
     except RecursionError as error:
@@ -57,9 +81,13 @@ def _read_object(text: "_Text", takers: Mapping[str, Callable[[Any], None]]) -> 
             text.skip(",")
             found |= _read_member(text, takers)
     text.skip("}")
+    _check_end(text)
+    return found
+
+
+def _check_end(text: "_Text") -> None:
     if text.peek():
         raise text.error("Extra data", text.at)
-    return found
 
 
 def _read_member(text: "_Text", takers: Mapping[str, Callable[[Any], None]]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol, cast
 
 import numpy as np
@@ -113,3 +114,31 @@ class SampleSource(ABC):
                 except DataError as own:
                     raise self.broken(part, own) from own
             raise self.broken(parts[0], error) from error
+
+
+class FirstSamples(SampleSource):
+    """The first samples of another source, in its order."""
+
+    def __init__(self, source: SampleSource, count: int) -> None:
+        """
+        Args:
+            source: At least one sample.
+            count: How many of them; all if it has fewer.
+        """
+        self.transform, self.notes = source.transform, source.notes
+        self._source, self._count = source, min(count, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def stored(self, positions: Sequence[int]) -> Iterator[Sample]:
+        return self._source.stored(positions)
+
+    def random_numbers(self, position: int) -> np.random.Generator:
+        return self._source.random_numbers(position)
+
+    def broken(self, position: int, error: DataError) -> DataError:
+        return self._source.broken(position, error)
+
+    def records(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
+        return islice(self._source.records(rank, world_size), len(range(rank, self._count, world_size)))

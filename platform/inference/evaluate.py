@@ -37,6 +37,7 @@ def evaluate(
     open_split: Callable[[EvalTransform], SampleSource] | None = None,
     step: int = 0,
     keep: Callable[[dict[int, Poses]], None] | None = None,
+    keep_boxes: Callable[[dict[int, Detections]], None] | None = None,
 ) -> Evaluation | None:
     """Predict a split and score it: each rank predicts and matches its part, and rank 0 accumulates the matches.
 
@@ -46,6 +47,8 @@ def evaluate(
             sources are scored one by one, with their own keypoints and sigmas, and together.
         step: Training step with which images and plots are logged.
         keep: Called on rank 0 with all poses, in pixels of the original images.
+        keep_boxes: Called on rank 0 with the boxes of a top-down method in which the poses were predicted, if the
+            result has their scores. Not for several sources.
 
     Returns:
         The scores on rank 0, None on the other ranks.
@@ -72,6 +75,8 @@ def evaluate(
             result = dataclasses.replace(result, notes=(*result.notes, *notes))
         if keep and (all_poses := _gather(found, worker)) is not None:
             keep(all_poses)
+        if keep_boxes and predictor.has_boxes and (all_boxes := _gather(boxes, worker)) is not None:
+            keep_boxes(all_boxes)
     model.train(was_training)
     if result and worker.sink:
         most = experiment.evaluate.overlays

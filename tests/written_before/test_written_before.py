@@ -3,6 +3,7 @@
 import json
 import lzma
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from written import METHODS, REFERENCE, STATE_DICTS, extract, one_step_more
 from posefleet.data.loading.shard_dataset import ShardDataset
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses, Sample
+from posefleet.jobs import bundle, tune
 from posefleet.jobs import evaluate as evaluate_job
-from posefleet.jobs import tune
+from posefleet.jobs import verify as verify_job
 from posefleet.models.parts.ops.assign import PaddedPeople
 from posefleet.platform.checkpoints.format import Meta, read_meta, read_state, verify
 from posefleet.platform.checkpoints.load import build_model
@@ -129,6 +131,19 @@ def test_a_checkpoint_predicts_and_scores_what_it_did(
     now = result.as_dict()
     # Networks of two steps find poses whose scores differ by rounding only: on another processor their order differs.
     assert {name: now[name] for name in meta.metrics} == pytest.approx(meta.metrics, abs=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_packed_and_checked(written: Path, method: str, tmp_path: Path) -> None:
+    out, shards = str(tmp_path / "run.tar"), f"{written}/shards/val2017"
+    run = f"{written}/runs/{method}/checkpoints/step-00000002"
+    assert bundle.main([run, "--out", out, "--sample", "1", "--allow-different"]) == 0
+    with tarfile.open(out) as tar:
+        assert ("boxes.json" in tar.getnames()) == (method == "detposenet")
+    # The numbers that the run recorded are those of another processor.
+    assert verify_job.main([out, "--data", shards, "--allow-different", "--json", f"{out}.json"]) == 0
+    outcomes = {check["name"]: check["outcome"] for check in json.loads(Path(f"{out}.json").read_text())["checks"]}
+    assert {**outcomes, "run's record": "equal"} == dict.fromkeys(outcomes, "equal") and len(outcomes) == 7
 
 
 class Sink:

@@ -227,6 +227,14 @@ def test_results_are_read_by_pycocotools(tiny_coco: Any, tmp_path: Path) -> None
     assert len(COCO(str(tiny_coco.annotation_file)).loadRes(str(path)).getAnnIds()) == 1
 
 
+def test_exact_results_have_every_digit(tmp_path: Path) -> None:
+    poses = Poses(torch.full((1, 17, 2), 1 / 3), torch.full((1, 17), 0.1), torch.tensor([0.7]))
+    write_results(str(tmp_path / "results.json"), {1: poses}, exact=True)
+    (result,) = json.loads((tmp_path / "results.json").read_text())
+    assert torch.equal(torch.tensor(result["keypoints"]).view(17, 3)[:, :2], poses.keypoints[0])
+    assert result["keypoints"][0] == float(torch.tensor(1 / 3))
+
+
 def test_results_refuse_a_pose_that_is_not_finite(tmp_path: Path) -> None:
     poses = Poses(torch.full((1, 17, 2), math.nan), torch.ones(1, 17), torch.ones(1))
     with pytest.raises(ValueError, match="image 7: a predicted pose is not finite"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from posefleet.data.errors import DataError
 from posefleet.data.io import json_stream as json_lists
-from posefleet.data.io.json_stream import read_lists
+from posefleet.data.io.json_stream import read_list, read_lists
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -69,3 +69,21 @@ def test_an_element_without_an_end_is_not_read_to_the_end_of_the_file(
     file.write_bytes(b'{"a": ["' + b"x" * 500 + b"\xff")  # the last byte would be another error
     with pytest.raises(DataError, match="Unterminated string starting at at line 1, column 8"):
         read_lists(str(file), {})
+
+
+def test_a_list_is_read_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_lists, "CHUNK", 5)
+    file, found = tmp_path / "list.json", []
+    file.write_text(json.dumps(content := [{"a": [1.5, 2]}, 3, "x"]))
+    read_list(str(file), found.append)
+    assert found == content
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}", "expected a json list"), ("", "the file is empty"), ("[1] 2", "Extra data"), ("[1", "not json")],
+)
+def test_what_is_no_list_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_list(str(tmp_path / "list.json"), lambda _: None)

@@ -22,6 +22,7 @@ from posefleet.data.loading import shard_dataset as stream
 from posefleet.data.loading.coco_dataset import FolderDataset
 from posefleet.data.loading.loader import evaluation_batches, training_batches
 from posefleet.data.loading.shard_dataset import ShardDataset
+from posefleet.data.loading.source import FirstSamples
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.schemas.shipped import COCO17, CROWDPOSE14
 from posefleet.data.shards.build import shard_coco
@@ -156,6 +157,19 @@ def test_evaluation_reads_each_sample_once_and_ends(root: str, world_size: int, 
         batches = list(evaluation_batches(dataset, batch_size=batch_size, rank=rank, world_size=world_size))
         assert ids(batches) == list(range(41))[rank::world_size]
         assert [record["image_id"] for record in dataset.records(rank, world_size)] == ids(batches)
+
+
+@pytest.mark.parametrize(("count", "world_size"), [(1, 1), (5, 1), (5, 3), (10**6, 2)])
+def test_the_first_samples_are_those_of_the_whole(root: str, count: int, world_size: int) -> None:
+    transform = EvalTransform(Resize(short_side=32, long_side=32), COCO17)
+    whole = ShardDataset(root, COCO17, transform, seed=None)
+    first = FirstSamples(whole, count)
+    assert len(first) == min(count, len(whole)) and first.notes == whole.notes
+    for rank in range(world_size):
+        expected = [record["image_id"] for record in whole.records()][: len(first)][rank::world_size]
+        assert [record["image_id"] for record in first.records(rank, world_size)] == expected
+        read = evaluation_batches(first, batch_size=2, rank=rank, world_size=world_size)
+        assert [number for batch in read for number in batch.image_ids.tolist()] == expected
 
 
 def test_only_labelled_images(root: str) -> None:
