@@ -242,11 +242,21 @@ class _Verification:
         if check.outcome == "differs" and beyond <= tolerance.share * count:
             check = dataclasses.replace(check, outcome="equal")
         self.checks.append(check)
-        same_images = truth.select(set(ids) & set(truth.image_ids.tolist()))
-        claimed_ap = _score(self.bundle, same_images, self.bundle.predictions).ap
-        wrong_ap = differences({"AP": claimed_ap}, {"AP": again.ap}, tolerance.ap)
-        compared = f"AP {claimed_ap:.6f} in the bundle, {again.ap:.6f} of the new predictions, allowed {tolerance.ap:g}"
-        self.checks.append(Check.of("AP again", wrong_ap, compared))
+        self._check_again(truth, set(ids) & set(truth.image_ids.tolist()), again)
+
+    def _check_again(self, truth: GroundTruth, common: set[int], again: Evaluation) -> None:
+        """Compare AP and score rule of new predictions with those of the bundle, on the ``common`` images."""
+        name, allowed = "AP again", self.tolerance.ap
+        if not common:
+            self.checks.append(Check.of(name, ["no image of the data is in the bundle"], "AP on the same images"))
+            return
+        claimed = _score(self.bundle, truth.select(common), self.bundle.predictions).ap
+        wrong: list[object] = [*differences({"AP": claimed}, {"AP": again.ap}, allowed)]
+        rule, found = self.bundle.claims.score_rule, again.protocol.score_rule
+        if rule != found:
+            wrong.append(f"score rule {rule[:60]!r} claimed, found {found[:60]!r}")
+        compared = f"AP {claimed:.6f} in the bundle, {again.ap:.6f} of the new predictions, allowed {allowed:g}"
+        self.checks.append(Check.of(name, wrong, f"{compared}; score rule"))
 
     def _predict(self) -> tuple[dict[int, Poses], Evaluation]:
         experiment = _experiment(self.bundle, self.data)
@@ -352,5 +362,5 @@ def _about(bundle: Bundle) -> str:
     return printable(
         f"{bundle.name} claims AP {'-' if math.isnan(ap) else f'{ap:.6f}'} of {bundle.run['method']}, "
         f"{bundle.schema.name}, step {bundle.run['step']:,}, on {bundle.data['name']}: {claims.counts['images']:,} "
-        f"images, {claims.counts['people']:,} people; predicted with {made}"
+        f"images, {claims.counts['people']:,} people; score: {claims.score_rule[:120]}; predicted with {made}"
     )

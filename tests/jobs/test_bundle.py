@@ -346,7 +346,18 @@ def test_other_weights_than_the_run_names_are_found(packed: Path, people_shards:
     assert unsealed.open == ["predictions"] and "the weights are damaged" in unsealed.what["predictions"]
 
 
+def test_an_oracle_shows(run: Path, people_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, options = tmp_path / "oracle.tar", ("--evaluate.oracle_scores", "true", "--allow-different", "--sample", "0")
+    assert bundle.main([str(run), "--out", str(out), *options]) == 0
+    checked = Checked(out, "--data", people_shards / "val2017", "--allow-different")
+    assert checked.status == 0 and "score: ORACLE: true OKS" in capsys.readouterr().out
+    files = changed(files_in(out), METRICS, lambda content: content.update(score_rule="cls"))
+    forged = Checked(sealed(tmp_path / "forged.tar", files), "--data", people_shards / "val2017", "--allow-different")
+    assert forged.differs == ["AP again"] and "score rule 'cls' claimed, found 'ORACLE" in forged.what["AP again"]
+
+
 def test_other_data_are_found(packed: Path, people_shards: Path) -> None:
     checked = Checked(packed, "--data", people_shards / "train2017", "--images", 1)
     assert checked.status == 1 and checked.differs[:2] == ["data", "annotations"]
+    assert "AP again" in checked.outcome
     assert "fingerprint " in checked.what["data"] and "images are in the data alone" in checked.what["annotations"]

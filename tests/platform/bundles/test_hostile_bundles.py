@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_settings import untrained_checkpoint
 
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.jobs import verify
@@ -228,6 +229,23 @@ def test_hostile_weights_and_settings_are_refused(
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1 and str(tmp_path) not in output.err
     assert not (tmp_path / "planted").exists()
+
+
+def test_annotations_of_none_of_the_images_are_no_match(
+    people_shards: Path, small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights are those of a model, and the annotations are of an image that the data does not have."""
+    checkpoint = Path(untrained_checkpoint(small_run, tmp_path))
+    experiment = json.loads((checkpoint / "meta.json").read_text())["experiment"]
+    del experiment["schema"]
+    truth, poses = (json.loads(json.dumps(CONTENT[name])) for name in ("truth.json", "predictions.json"))
+    truth["images"][0]["id"] = truth["annotations"][0]["image_id"] = poses[0]["image_id"] = 1 << 40
+    path = tmp_path / "b.tar"
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    content = {"experiment.json": experiment, "truth.json": truth, "predictions.json": poses}
+    path.write_bytes(bundle({**content, "model.safetensors": weights}))
+    assert verify.main([str(path), "--data", str(people_shards / "val2017"), "--images", "1"]) == 1
+    assert "no image of the data is in the bundle" in capsys.readouterr().out
 
 
 def test_control_characters_of_a_stranger_do_not_reach_the_terminal(
