@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test test-slow test-browser chaos check bench install clean
+.PHONY: help demo test test-slow test-browser chaos check bench docs install clean
 
 help:
 	@echo "make install       sets up .venv, about 7 GB in 4 minutes; the other targets do it where it is missing"
@@ -16,6 +16,7 @@ help:
 	@echo "make chaos         breaks processes, nodes, cables, disks and servers; reports what was lost and for how long"
 	@echo "make check         checks format, lint and types"
 	@echo "make bench         measures ratios against plain libraries"
+	@echo "make docs          builds the documentation site in build/site"
 
 install: $(READY)
 
@@ -50,9 +51,15 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p posefleet
+	$(BIN)/mypy docs/site/hooks.py
 
 bench: $(READY)
 	$(BIN)/python tests/bench/bench_all.py
+
+docs: $(READY)
+	@# The variable leaves out a note of the theme about its own future.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	@echo "Open build/site/index.html, or, to search too: $(BIN)/python -m http.server --directory build/site"
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -117,7 +117,7 @@ class Option:
             first, *_ = parts = typing.get_args(kind)
             return f"{_TYPES.get(first, 'VALUE')} ..." if parts[-1] is ... else " ".join(_TYPES[p] for p in parts)
         if self.choices:
-            return "{" + ",".join(map(_shown, self.choices)) + "}"
+            return "{" + ",".join(map(shown_value, self.choices)) + "}"
         return _TYPES.get(kind, "VALUE")
 
     def convert(self, values: Sequence[str]) -> Any:
@@ -129,7 +129,7 @@ class Option:
         import pydantic
 
         nothing = types.NoneType in typing.get_args(_bare(self.type))
-        literal = {_shown(choice): choice for choice in self.choices}
+        literal = {shown_value(choice): choice for choice in self.choices}
         plain = [None if nothing and v.lower() in ("none", "null") else literal.get(v, v) for v in values]
         try:
             if self.one_or_several:  # the items of a list may be more than texts, but not on a command line
@@ -241,7 +241,7 @@ def parse(
     every = {option.path: option for option in (*own, *more)}
     if LIST_OPTIONS in tokens:
         named = [option for option in every.values() if not option.positional]
-        sys.stdout.write("".join(f"{' '.join([o.flag, *map(_shown, o.choices)])}\n" for o in named))
+        sys.stdout.write("".join(f"{' '.join([o.flag, *map(shown_value, o.choices)])}\n" for o in named))
         raise SystemExit(0)
     whole = "--help-all" in tokens
     try:
@@ -426,7 +426,7 @@ def _entry(option: Option, values: Mapping[str, Any], width: int, *, whole: bool
     elif default is None or default in ("", ()):
         note = ""
     else:
-        note = f" (default: {_shown(default)})"
+        note = f" (default: {shown_value(default)})"
     text = _plain_text(option.help)
     if not whole:
         text = re.split(r"(?<=[.])\s+(?=[A-Z])", text, maxsplit=1)[0]
@@ -444,13 +444,13 @@ def _spelling(option: Option) -> str:
     return option.metavar if option.positional else option.flag
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, tuple | list):
-        return " ".join(map(_shown, value)) or "none"
+        return " ".join(map(shown_value, value)) or "none"
     return "none" if value is None else str(value)
 
 
