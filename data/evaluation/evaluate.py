@@ -134,6 +134,11 @@ class Evaluation:
         by_keypoint = zip(self.keypoints, self.keypoint_ap.tolist(), strict=True)
         return {**self.statistics, **{f"AP_keypoint/{name}": value for name, value in by_keypoint}}
 
+    @property
+    def brief(self) -> str:
+        """AP, AP50, AP75 and AR in one line."""
+        return "  ".join(f"{name} {self.statistics[name]:.4f}" for name in ("AP", "AP50", "AP75", "AR"))
+
     def __str__(self) -> str:
         return _table(self)
 

@@ -120,9 +120,13 @@ class TrainingMonitor:
         return float(self._state.scaler.get_scale()) if self._state.scaler else 1.0
 
     def log_evaluation(self, result: Evaluation) -> None:
-        """Log the evaluation that the state's metrics are of; called on rank 0."""
+        """Log the evaluation that the state's metrics are of, before the end in one line; called on rank 0."""
         state = self._state
-        self._line.say(f"step {state.step}\n{result}")
+        self._line.say(
+            f"step {state.step}  {result.brief}"
+            if state.position < self._schedule.end
+            else f"step {state.step}\n{result}"
+        )
         log.debug("step %d: AP %.4f", state.step, state.metrics["AP"])
         if self._worker.sink:
             self._worker.sink.log_metrics(state.metrics, state.step)

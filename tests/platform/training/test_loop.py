@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import re
 import threading
 import time
 from pathlib import Path
@@ -99,6 +100,15 @@ def test_a_run_that_is_over_stays_as_it_is(small_run: dict[str, Any], tmp_path: 
     again = fit(experiment, LocalWorker(device="cpu"), store)
     assert again == pytest.approx(metrics, nan_ok=True)
     assert len(store.names()) == 1
+
+
+def test_evaluations_before_the_last_are_a_line_and_the_last_is_a_table(
+    small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fit(experiment_of(small_run, epochs=2), LocalWorker(device="cpu"), CheckpointStore(str(tmp_path / "c")))
+    printed = capsys.readouterr().err
+    assert re.search(r"^step 6  AP \d\.\d{4}  AP50 \d\.\d{4}  AP75 \d\.\d{4}  AR \d\.\d{4}$", printed, re.MULTILINE)
+    assert printed.count("keypoint ") == 1 and printed.index("step 12\n") < printed.index("keypoint ")
 
 
 def test_accumulation_sees_the_same_samples_in_fewer_steps(small_run: dict[str, Any], tmp_path: Path) -> None:
