@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(report.compare_runs(runs, out, data=options.eval, about=about))
         return 0
     except (ValueError, PlatformError) as error:
-        fail(str(error))
+        fail(error)
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Options, Given]:

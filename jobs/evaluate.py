@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _evaluate(options, overrides)
     except (ValueError, OSError, PlatformError) as error:
-        fail(str(error))
+        fail(error)
 
 
 def _evaluate(options: Options, overrides: Given) -> int:

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parallel=not options.in_process,
         )
     except (ValueError, PlatformError) as error:
-        fail(str(error))
+        fail(error)
     except OSError as error:
         report_error(f"{error}; give the same command again, and it goes on from there")
         return 1

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--out {options.out} must be a folder on a disk")
         return _review(options, overrides, source, schema)
     except (ValueError, OSError, PlatformError) as error:
-        fail(str(error))
+        fail(error)
 
 
 def _review(options: Options, overrides: Given, source: "Source", schema: "KeypointSchema") -> int:

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _show(options) if options.action == "show" else _sigmas(options)
     except (ValueError, OSError, PlatformError) as error:
-        fail(str(error))
+        fail(error)
 
 
 # ------------------------------------------------------------------------------------------------------- show

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report_error(error)
         return 1
     except (ValueError, MemoryError, PlatformError) as error:
-        fail(str(error))
+        fail(error)
 
 
 @dataclass(frozen=True, kw_only=True)

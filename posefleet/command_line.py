@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import io
 import logging
+import os
 import re
 import shutil
 import sys
@@ -319,14 +320,16 @@ def completions(listing: Callable[[], object], previous: str, current: str) -> l
     return [word for word in choices or [flag for flag, *_ in lines] if word.startswith(current)]
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: object) -> NoReturn:
     """End the command because of bad input: writes ``error: message`` without a traceback, exit status 2."""
     report_error(message)
     raise SystemExit(2)
 
 
 def report_error(message: object) -> None:
-    """Write ``error: message`` to stderr, without secrets."""
+    """Write ``error: message`` to stderr, without secrets; an error of the system as the file and what is wrong."""
+    if isinstance(message, OSError) and message.strerror and message.filename is not None:
+        message = f"{os.fsdecode(message.filename)}: {message.strerror[:1].lower()}{message.strerror[1:]}"
     sys.stderr.write(f"error: {redact(str(message))}\n")
 
 

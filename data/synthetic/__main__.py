@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.out, options.split, options.count, options.scenes(), options.seed, workers, progress
         )
     except ValueError as error:
-        fail(str(error))
+        fail(error)
     sys.stdout.write(f"{path}\n")
 
 

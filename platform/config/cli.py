@@ -89,7 +89,7 @@ def parse_experiment(method: str, arguments: Sequence[str] | None = None, *, sho
         )
         return configured(method, own.config, {**given, **({"run.profile": [own.profile]} if own.profile else {})})
     except ValueError as error:
-        fail(str(error))
+        fail(error)
 
 
 def parse_with_settings(

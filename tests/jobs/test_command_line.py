@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import pytest
 
+from posefleet import command_line
 from posefleet.command_line import Argument, Option, Place, documentation, options, parse
 from posefleet.jobs import cli
 from posefleet.models import available_methods, load_method
@@ -356,3 +357,13 @@ def test_every_synonym_leads_to_an_option_that_exists(capsys: pytest.CaptureFixt
     for option, others in SYNONYMS.items():
         for other in others.split():
             assert nearest(other, [option]) == option
+
+
+def test_errors_of_the_system_name_the_file_first(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    for error, expected in (
+        (FileNotFoundError(2, "No such file or directory", str(tmp_path / "a.pth")), f"{tmp_path}/a.pth: no such file"),
+        (PermissionError(13, "Permission denied", b"/b"), "/b: permission denied"),
+        (OSError("the store does not answer"), "the store does not answer"),
+    ):
+        command_line.report_error(error)
+        assert capsys.readouterr().err.startswith(f"error: {expected}")
