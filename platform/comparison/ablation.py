@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy.stats import t as student
-
 from posefleet.data.evaluation.bootstrap import CONFIDENCE, Interval
 from posefleet.platform.comparison.budget import budgeted
 from posefleet.platform.config.experiment import Experiment
@@ -165,6 +163,8 @@ class Ordering:
         values, mean = list(self.here.values()), statistics.mean(self.here.values())
         if len(values) < 2:
             return Interval(mean, -math.inf, math.inf)
+        from scipy.stats import t as student  # takes seconds
+
         quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
         reach = quantile * statistics.stdev(values) / math.sqrt(len(values))
         return Interval(mean, mean - reach, mean + reach)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from math import pi
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from posefleet.data.structures import Poses
 
@@ -136,6 +135,8 @@ class PoseTracker:
     ) -> list[tuple[_Track, int]]:
         if not tracks or not rows:
             return []
+        from scipy.optimize import linear_sum_assignment  # half a second, for films alone
+
         expected = np.stack([track.expected(seconds) for track in tracks])
         hidden = np.array([seconds - track.seen for track in tracks])
         similarity = self._similarity(expected, found[list(rows)], hidden)
