@@ -26,8 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if method not in HELP:
             fail(f"the method is missing; give one of {names}: posefleet train METHOD")
         sys.stdout.write(f"usage: posefleet train METHOD [--OPTION VALUE ...]\n\n{__doc__}\n")
-        sys.stdout.write(f"METHOD is one of {names}.\nposefleet train METHOD --help shows its options.\n")
+        sys.stdout.write(
+            f"METHOD is one of {names}, or a module of your own (docs/parts.md).\n"
+            "posefleet train METHOD --help shows its options.\n"
+        )
         return 0
+    if "." in method:  # a module of the caller's own, who names it here
+        from posefleet.models import load_method, trust
+
+        try:
+            trust(method)
+            load_method(method)
+        except ValueError as error:
+            fail(str(error))
     return train_method(method, rest)
 
 

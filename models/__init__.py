@@ -4,10 +4,14 @@ A method is found by its name: ``models/<name>.py`` or ``models/<name>/__init__.
 dataclass) and ``Model`` (an ``nn.Module``, built as ``Model(config, schema)``, that implements :class:`PoseModel`).
 A method whose authors published weights is a package with a module ``released`` (:class:`ReleasedModule`), which turns
 the authors' files into ours. Doors: :func:`load_method`, :func:`load_released`, :func:`available_methods`,
-:func:`keypoint_score_rule` and the protocols. Methods share ``parts``.
+:func:`keypoint_score_rule`, :func:`trust` and the protocols. Methods share ``parts``.
+
+A module of anybody's that defines the same two is a method, too, under its importable name (``my_package.my_module``).
+Importing it runs its code, and checkpoints name their method, so it must be trusted first.
 """
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +23,10 @@ from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import People, Poses
 from posefleet.models.parts.layers.keypoint_channels import Layout
 from posefleet.models.parts.layers.released import Released
+
+TRUSTED = "POSEFLEET_METHODS"
+"""Environment variable with the importable names, separated by commas, of methods outside ``models/`` that may be
+imported."""
 
 
 class PoseModel(Protocol):
@@ -118,14 +126,52 @@ def available_methods() -> list[str]:
     return sorted(files | packages)
 
 
-def load_method(name: str) -> ModuleType:
-    """Import ``models/<name>.py`` or ``models/<name>/``, which defines ``Config`` and ``Model``.
+def trust(name: str) -> None:
+    """Allow this process, and those that it starts from now on, to import the module ``name`` as a method.
+
+    Call it for modules whose code you would run anyway: a checkpoint of such a method is loaded by importing it.
 
     Raises:
-        ValueError: No method has this name; the message lists the methods.
+        ValueError: ``name`` is not the dotted name of a module.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"method {name!r} is not the name of a module, such as my_package.my_module")
+    if name not in available_methods() and name not in trusted_methods():
+        os.environ[TRUSTED] = ",".join([*trusted_methods(), name])
+
+
+def trusted_methods() -> list[str]:
+    """Names of the modules outside ``models/`` that may be imported as methods."""
+    return [name.strip() for name in os.environ.get(TRUSTED, "").split(",") if name.strip()]
+
+
+def method_module(name: str) -> str:
+    """Full name of the module of a method; it is not imported.
+
+    Raises:
+        ValueError: No method has this name, and no module of this name is trusted.
     """
     _check_name(name)
-    return importlib.import_module(f"{__name__}.{name}")
+    return f"{__name__}.{name}" if name in available_methods() else name
+
+
+def load_method(name: str) -> ModuleType:
+    """Import ``models/<name>.py``, ``models/<name>/`` or a trusted module, which defines ``Config`` and ``Model``.
+
+    Raises:
+        ValueError: No method has this name (the message lists the methods), or the module is not trusted, cannot be
+            imported or lacks one of the two.
+    """
+    full = method_module(name)
+    try:
+        module = importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if full != name or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"method {name!r}: {error}; is the folder that it lies in on PYTHONPATH?") from None
+    if missing := [part for part in ("Config", "Model") if not hasattr(module, part)]:
+        raise ValueError(f"method {name!r}: {module.__file__} defines no {' and no '.join(missing)}")
+    return module
 
 
 def keypoint_score_rule(name: str, config: Any) -> str:
@@ -155,5 +201,12 @@ def load_released(name: str) -> ReleasedModule | None:
 
 
 def _check_name(name: str) -> None:
-    if name not in available_methods():
-        raise ValueError(f"unknown method {name!r}; models/ has {', '.join(available_methods())}")
+    if name in available_methods() or name in trusted_methods():
+        return
+    known = f"unknown method {name!r}; models/ has {', '.join(available_methods())}"
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(known)
+    raise ValueError(
+        f"{known}. Is it a module of your own? It is not imported, as that runs its code, unless you name it: "
+        f'{TRUSTED}={name}, or posefleet.models.trust("{name}")'
+    )

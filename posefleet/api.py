@@ -19,6 +19,7 @@ from typing import Any, overload
 
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.memory import keep_freed_memory
+from posefleet.models import trust
 from posefleet.platform.checkpoints.format import read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
@@ -79,7 +80,8 @@ def train(
     """Train a method, as ``posefleet train METHOD`` does; a run of the same ``run.name`` is resumed.
 
     Args:
-        method: ``smpr``, ``pfs``, ``inspose``, ``logocap`` or ``detposenet``, or the name of a file in ``models/``.
+        method: ``smpr``, ``pfs``, ``inspose``, ``logocap`` or ``detposenet``, the name of a file in ``models/``, or the
+            importable name of a module of your own, which naming it here allows to be imported: ``my_package.mine``.
         config: A YAML file, or its nested values. Default: the method's own defaults.
         settings: Replace values of ``config``. ``{"scaling.num_workers": 0}`` trains in this process, without Ray.
         report: Called with the metrics of every evaluation.
@@ -92,6 +94,7 @@ def train(
     values = dict(config) if isinstance(config, Mapping) else read_yaml(config) if config else {}
     if values.setdefault("method", method) != method:
         raise ValueError(f"the config is for method {values['method']!r}, not for {method!r}")
+    trust(method)
     experiment = build_experiment(with_settings(values, settings or {}), where=_named(config, settings))
     check_data(experiment)
     experiment, run = open_run(experiment)

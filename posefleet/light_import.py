@@ -25,8 +25,10 @@ def light_import(module: str, name: str) -> Any:
     """The object ``name`` of ``module``; imports the module, and thereby torch, only if the object needs a library.
 
     Args:
-        module: Full name of a module of this project, such as ``posefleet.models.smpr``.
+        module: Full name of a module, such as ``posefleet.models.smpr``; one outside this project is imported.
     """
+    if module.partition(".")[0] != PACKAGE:
+        return getattr(importlib.import_module(module), name)
     namespace = _namespace(module)
     if name in namespace:
         return namespace[name]
@@ -39,11 +41,14 @@ def light_import(module: str, name: str) -> Any:
 
 
 def source_file(module: str) -> Path:
-    """The source file of a module of this project.
+    """The source file of a module of this project, or of an imported one.
 
     Raises:
         ModuleNotFoundError: There is no such file.
     """
+    imported = sys.modules.get(module)
+    if module.partition(".")[0] != PACKAGE and imported and imported.__file__:
+        return Path(imported.__file__)
     path = ROOT.joinpath(*module.split(".")[1:])
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():

@@ -1,6 +1,5 @@
 """Loads batches of a sample source, which loader processes read and decode in the background."""
 
-import itertools
 import multiprocessing
 from collections.abc import Iterator
 from typing import Any, Self
@@ -9,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from posefleet.data.errors import DataError
+from posefleet.data.loading.order import step_positions
 from posefleet.data.loading.shared_memory import BufferPool, SharedBatch
 from posefleet.data.loading.source import SampleSource
 from posefleet.data.structures import Batch, collate
@@ -79,10 +79,9 @@ def training_batches(
         prefetch: Batches that each loader process keeps ready. More smooth out slow reads and take more memory.
         pin_memory: Put batches into page-locked memory, from where a copy to a GPU need not wait.
     """
-    per_step = per_step or world_size
-    steps = itertools.count(position, per_step * batch_size)
-    starts = (step + index * batch_size for step in steps for index in range(rank, per_step, world_size))
-    positions = (list(range(start, start + batch_size)) for start in starts)
+    positions = step_positions(
+        batch_size=batch_size, rank=rank, world_size=world_size, per_step=per_step, position=position
+    )
     return Batches(dataset, positions, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
 
 

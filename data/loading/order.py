@@ -1,7 +1,8 @@
 """Computes the sample order: which sample is at each position of an endless, seeded, shuffled sequence of epochs."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Self
@@ -131,6 +132,26 @@ class Interleaving:
                 return source, before
             position -= before
         raise AssertionError("the last source takes every position that is left")
+
+
+def step_positions(
+    *, batch_size: int, rank: int = 0, world_size: int = 1, per_step: int = 0, position: int = 0
+) -> Iterator[list[int]]:
+    """Endless batches of positions of one rank; after k steps ``position + k * per_step * batch_size`` were seen.
+
+    Args:
+        batch_size: Samples of each batch.
+        rank: This rank, from 0.
+        world_size: Number of ranks.
+        per_step: Batches of a step over all ranks, at least ``world_size``; 0: one for each rank. If it is no multiple
+            of ``world_size``, the first ranks get one more in every step.
+        position: Samples that all ranks have seen together, a whole number of steps.
+    """
+    per_step = per_step or world_size
+    for step in itertools.count(position, per_step * batch_size):
+        for index in range(rank, per_step, world_size):
+            start = step + index * batch_size
+            yield list(range(start, start + batch_size))
 
 
 def augmentation_rng(seed: int | None, position: int) -> np.random.Generator:

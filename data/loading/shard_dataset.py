@@ -27,6 +27,7 @@ from posefleet.data.coco.records import Record, decode_record
 from posefleet.data.coco.source import parse_place
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
+from posefleet.data.io.ranges import RETRY_PAUSES, RangeError, fetch_ranges
 from posefleet.data.io.tars import BLOCK, member_name
 from posefleet.data.loading.folder_reader import FolderMember, FolderReader
 from posefleet.data.loading.order import Order
@@ -39,9 +40,6 @@ from posefleet.data.transforms import IDENTITY
 
 OPEN_SHARDS = 128
 """Shards whose indexes (and, for local files, descriptors) a process keeps open; this bounds its memory."""
-
-RETRY_PAUSES = (0.5, 2.0, 8.0)
-"""Seconds to wait before each retry of a read from a remote store."""
 
 
 # ---------------------------------------------------------------------------------------------------- samples
@@ -247,25 +245,11 @@ class _ShardReader:
         return read_members(self.root, name)
 
     def _fetch(self, members: list[_Member]) -> list[bytes]:
-        """Byte ranges of remote files, in one request for all; those that fail are retried after a pause."""
-        found: dict[_Member, bytes] = {}
-        for pause in (*RETRY_PAUSES, None):
-            missing = [member for member in members if member not in found]
-            answers = self._fs.cat_ranges(
-                [member.path for member in missing],
-                [member.start for member in missing],
-                [member.end for member in missing],
-                on_error="return",
-            )
-            failed = {m: answer for m, answer in zip(missing, answers, strict=True) if isinstance(answer, Exception)}
-            found |= {m: answer for m, answer in zip(missing, answers, strict=True) if m not in failed}
-            if not failed:
-                break
-            member, error = failed.popitem()
-            if pause is None or isinstance(error, FileNotFoundError | PermissionError):
-                raise _broken(member.path, f"cannot read it: {error!r}") from error
-            time.sleep(pause)
-        return [found[member] for member in members]
+        """Byte ranges of remote files, in one request for all."""
+        try:
+            return fetch_ranges(self._fs, [(m.path, m.start, m.end) for m in members], RETRY_PAUSES)
+        except RangeError as error:
+            raise _broken(error.path, str(error)) from error.__cause__
 
 
 def _broken(path: str, why: str) -> DataError:

@@ -56,10 +56,7 @@ def experiment_options(method: str = "") -> list[Option]:
     found = options(light_import("posefleet.platform.config.experiment", "Experiment"))
     if not method:
         return [option for option in found if option.path != "model"]
-    methods = light_import("posefleet.models", "available_methods")()
-    if method not in methods:
-        raise ValueError(f"unknown method {method!r}; models/ has {', '.join(methods)}")
-    config = light_import(f"posefleet.models.{method}", "Config")
+    config = light_import(light_import("posefleet.models", "method_module")(method), "Config")
     model = options(config, "model.", "The method's settings.")
     return [each for option in found for each in (model if option.path == "model" else [option])]
 
@@ -76,12 +73,14 @@ def parse_experiment(method: str, arguments: Sequence[str] | None = None, *, sho
     """
     try:
         more = experiment_options(method)
+        module = light_import("posefleet.models", "method_module")(method)
+        job = f"train_{method}.py" if module != method else f"train.py {method}"
         own, given = parse(
             TrainOptions,
             arguments,
             command=f"train {method}",
-            about=f"Train {summary(f'posefleet.models.{method}')}\n\n"
-            f"On a cluster: ray job submit --working-dir . -- python jobs/train_{method}.py, with the same options.\n"
+            about=f"Train {summary(module)}\n\n"
+            f"On a cluster: ray job submit --working-dir . -- python jobs/{job}, with the same options.\n"
             "The same command with the same --run.name goes on with the run.",
             more=more,
             shown=(*TRAIN, *(option.path for option in more if option.path in shown)),

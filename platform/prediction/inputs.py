@@ -17,8 +17,8 @@ from posefleet.data.coco.source import find_source, parse_place
 from posefleet.data.errors import DataError
 from posefleet.data.images import IMAGE_ENDINGS
 from posefleet.data.io.files import path_inside
+from posefleet.data.io.ranges import RETRY_PAUSES
 from posefleet.data.io.tars import BLOCK, list_members, member_name
-from posefleet.data.loading.shard_dataset import RETRY_PAUSES
 from posefleet.data.shards.layout import MANIFEST, read_manifest, read_members, read_records
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm")

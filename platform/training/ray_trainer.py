@@ -28,6 +28,7 @@ from ray.util.queue import Queue
 
 from posefleet.data.io.cluster import start_ray
 from posefleet.memory import collect_garbage_rarely
+from posefleet.models import trust
 from posefleet.platform.checkpoints.resolve import write_pointer
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment, to_dict
@@ -199,6 +200,7 @@ def _ray_worker(settings: dict[str, Any], run: Run) -> Any:
     collect_garbage_rarely()
     for name in ("ray", "ray.train", REPORT_LOGGER):
         logging.getLogger(name).setLevel(logging.WARNING)
+    trust(settings["method"])  # the driver has imported it
     experiment = build_experiment(settings)
     torch.set_num_threads(experiment.scaling.threads_per_worker)
     rank = ray.train.get_context().get_world_rank()

@@ -11,7 +11,6 @@ STORAGE/NAME/
 """
 
 import dataclasses
-import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,7 @@ from typing import Any, Literal
 import fsspec
 
 from posefleet.data.io.cluster import ray_starts_here
-from posefleet.data.io.files import read_json, write_file
+from posefleet.data.io.files import write_file
 from posefleet.data.shards.layout import read_manifest
 from posefleet.models.parts.layers.published import check_published
 from posefleet.platform.checkpoints.format import CheckpointError, copy_for_use
@@ -34,10 +33,11 @@ from posefleet.platform.config.loading import parameters
 from posefleet.platform.monitoring import interruptions
 from posefleet.platform.runtime import lock
 from posefleet.platform.runtime.paths import check_name
-from posefleet.platform.runtime.redaction import redact, restored
+from posefleet.platform.runtime.redaction import restored
 from posefleet.platform.tracking import runs as tracking
 from posefleet.platform.tracking.client import TrackingError, store_uri
 from posefleet.platform.tracking.mirrors import Mirrors, check_mirrors, open_mirrors
+from posefleet.platform.tracking.run_folder import read_run_file, spool_folder, write_run_file
 from posefleet.platform.tracking.tracker import Status, Tracker
 from posefleet.platform.training.state import check_start
 from posefleet.platform.visualization.report import log_curves
@@ -109,9 +109,7 @@ class Run:
     @property
     def spool(self) -> str:
         """Local folder in which events wait for MLflow; inside the run's folder if that is on a file system."""
-        if "://" in self.folder:
-            return str(Path(tempfile.gettempdir(), "posefleet", self.run_id))
-        return f"{self.folder}/spool"
+        return spool_folder(self.folder, self.run_id)
 
     def finish(self, status: Status, *, curves: bool = True) -> None:
         """Send the events that earlier workers could not, log curves and summary of a training, and set the status."""
@@ -199,18 +197,12 @@ def _open_mirrors(run: Run, experiment: Experiment) -> Mirrors:
 
 def read_run(folder: str) -> Run | None:
     """The run in ``folder``, or None if the folder holds none."""
-    known = _read_run_file(folder)
+    known = read_run_file(folder)
     return Run(folder=folder, run_id=known["run_id"], tracking_uri=restored(known["tracking_uri"])) if known else None
 
 
-def _read_run_file(folder: str) -> dict[str, str] | None:
-    known: dict[str, str] | None = read_json(f"{folder}/run.json")
-    return known
-
-
 def _remember(run: Run, method: str) -> None:
-    content = {"run_id": run.run_id, "tracking_uri": redact(run.tracking_uri), "method": method}
-    write_file(f"{run.folder}/run.json", json.dumps(content, indent=1).encode())
+    write_run_file(run.folder, run.run_id, run.tracking_uri, method)
 
 
 def open_run(experiment: Experiment, *, patience: float = 0.0) -> tuple[Experiment, Run]:
@@ -236,7 +228,7 @@ def open_run(experiment: Experiment, *, patience: float = 0.0) -> tuple[Experime
     try:
         check_name(name, "run.name")
     except ValueError:  # earlier versions were not so strict
-        if any(part in name for part in ("/", "..", "::", "\0")) or not _read_run_file(folder):
+        if any(part in name for part in ("/", "..", "::", "\0")) or not read_run_file(folder):
             raise
     experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, name=name))
     held = lock.FolderLock(folder, f"run {name}").acquire(patience=patience)
@@ -250,7 +242,7 @@ def open_run(experiment: Experiment, *, patience: float = 0.0) -> tuple[Experime
 def _open_locked(experiment: Experiment, folder: str, token: str) -> tuple[Experiment, Run]:
     """:func:`open_run`, once this process has the lock of the run's folder."""
     name = experiment.run.name
-    known = _read_run_file(folder)
+    known = read_run_file(folder)
     if known and not experiment.run.resume:
         raise ValueError(f"{folder} exists and run.resume is off; choose another run.name or leave run.resume on")
     if known and known["method"] != experiment.method:
@@ -281,7 +273,7 @@ def open_search(experiment: Experiment, folder: str, settings: Mapping[str, Any]
         ValueError: The folder holds a search of another method.
         TrackingError: MLflow cannot open a new run.
     """
-    known = _read_run_file(folder)
+    known = read_run_file(folder)
     if known and known["method"] != experiment.method:
         raise ValueError(f"{folder} is of method {known['method']!r}, not {experiment.method!r}; choose another folder")
     params = {"search": settings, **parameters(experiment)}

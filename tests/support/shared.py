@@ -14,6 +14,7 @@ GROUPS = {
     "local_ray": (
         "data/shards/test_build.py",
         "integration/test_own_data_page.py",
+        "integration/test_parts_page.py",
         "integration/test_unsharded_search.py",
         "platform/prediction/test_batch.py",
         "platform/training/test_launch.py",
