@@ -100,7 +100,7 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders complain about damaged files
             pass_fds=(descriptor,),
-            env=_environment(),
+            env=environment_of_child(),
         )
         self._ready = False
 
@@ -149,7 +149,7 @@ class _Process:
         return answer
 
 
-def _environment() -> dict[str, str]:
+def environment_of_child() -> dict[str, str]:
     """This process's own environment, in which Python also finds this package where Ray put it."""
     folder = str(Path(posefleet.__file__).parents[1])
     paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -210,8 +210,8 @@ def _allow_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + seconds), hard))
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent has ended, also in the middle of an image."""
+def end_with_parent() -> None:
+    """End this process when its parent has ended, also in the middle of an image; runs in a thread of its own."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1)
@@ -219,5 +219,5 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     _serve(int(sys.argv[1]), json.loads(sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer)

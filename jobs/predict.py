@@ -3,6 +3,7 @@
 posefleet predict --model models:/smpr@champion --input photos/ --output poses/
 posefleet predict --model runs/smpr-r50 --input 'clips/*.mp4' --output poses/ --overlays
 posefleet predict --model runs/smpr-r50 --input /data/coco --split val2017 --output poses/
+posefleet predict --model runs/smpr-r50 --input rtsp://USER:PASSWORD@camera/stream --output poses/ --overlays
 ray job submit --working-dir . -- python jobs/predict.py --model models:/smpr@champion \\
     --input s3://bucket/photos --output s3://bucket/poses
 
@@ -12,6 +13,7 @@ image or frame), results.json (COCO results), bad_images.json (images that could
 were in progress are predicted again. See docs/prediction.md.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from posefleet.platform.runtime.errors import PlatformError
 
 if TYPE_CHECKING:
     from posefleet.platform.prediction.batch import BatchResult
+    from posefleet.platform.prediction.worker import PredictionOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +35,14 @@ class Options:
     """models:/NAME@ALIAS, the folder of a run, or a checkpoint."""
     input: Annotated[str, Place("PATH")]
     """A folder, a pattern in quotes, an image, a video, a COCO annotation file, COCO's layout or that of a label tool
-    (with --split), or a folder of shards; on a disk that every node sees, s3://, gs://."""
+    (with --split), or a folder of shards; on a disk that every node sees, s3://, gs://. Or a camera (0, /dev/video0)
+    or stream (rtsp://...)."""
     output: Annotated[str, Place("FOLDER")]
     """Folder for all results."""
+    seconds: float | None = None
+    """Of a camera or stream: end after so many seconds. Default: at Ctrl-C or SIGTERM."""
+    live: bool = False
+    """The input is a stream at an http(s) address, and not a file there."""
     split: Annotated[str, "NAME"] = ""
     """Split of a data set in COCO's layout: val2017, ..."""
     images: Annotated[str, Place("PATH")] = ""
@@ -79,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, _ = parse(Options, arguments, command="predict", about=__doc__ or "")
     from posefleet.platform.prediction.batch import WorkerPool, predict_images
     from posefleet.platform.prediction.inputs import list_images  # imports torch, which --help does not need
+    from posefleet.platform.prediction.stream import is_stream
     from posefleet.platform.prediction.worker import PredictionOptions
 
     output = options.output.rstrip("/")
@@ -92,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             track=options.track,
             smooth=options.smooth,
         )
+        if is_stream(options.input, live=options.live):
+            return _predict_live(options, output, wanted)
+        if options.seconds is not None:
+            raise ValueError(f"--seconds {options.seconds} ends a camera or stream, and the input is neither")
         images = list_images(
             options.input, split=options.split, images=options.images, category=options.category, ignore=output
         )
@@ -121,6 +134,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not counts.images + counts.frames:
         sys.stderr.write(f"error: none of the {counts.bad:,} files could be read; see {output}/bad_images.json\n")
         return 1
+    return 0
+
+
+def _predict_live(options: Options, output: str, wanted: "PredictionOptions") -> int:
+    """Predict a camera or stream in this process, until it is ended."""
+    from posefleet.platform.prediction.live import predict_stream
+
+    for name in ("split", "images", "category"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} goes with a data set, and the input is a camera or stream")
+    seconds = math.inf if options.seconds is None else options.seconds
+    result = predict_stream(
+        options.input, output, options.model, options=wanted, seconds=seconds, tracking=options.tracking
+    )
+    sys.stdout.write(_summary(result, output))
     return 0
 
 

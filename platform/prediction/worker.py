@@ -280,7 +280,7 @@ class PredictionWorker:
                 row = ImageResult(image.image_id, image.name, frame.index, frame.seconds, size, poses, tracks, reason)
                 rows.append(row)
                 if drawn:
-                    row = _smooth_row(row, smooth)
+                    row = smooth_row(row, smooth)
                     drawn.write(frame.image if row.poses is None else self._draw(frame.image, row.poses, row.tracks))
         return rows
 
@@ -295,7 +295,7 @@ class PredictionWorker:
         smooth, found = self._smoother(), []
         for segment in segments:
             if smooth:
-                rows = [_smooth_row(row, smooth) for row in read_part(segment, self._predictor.schema)]
+                rows = [smooth_row(row, smooth) for row in read_part(segment, self._predictor.schema)]
                 segment = f"{segment.removesuffix('.parquet')}-smooth.parquet"
                 write_part(segment, rows, self._predictor.schema)
             found.append(segment)
@@ -369,7 +369,7 @@ class RowWorker(PredictionWorker):
         return {"number": row["number"], **asdict(counts)}
 
 
-def _smooth_row(row: ImageResult, smooth: OneEuro | None) -> ImageResult:
+def smooth_row(row: ImageResult, smooth: OneEuro | None) -> ImageResult:
     """The row with smoothed keypoints."""
     if smooth is None or row.poses is None or row.tracks is None or row.seconds is None:
         return row

@@ -109,7 +109,7 @@ OPEN = {
     "platform/config": "cli experiment loading sources",
     "platform/inference": "evaluate execution latency onnx predictor sources split",
     "platform/monitoring": "interruptions profiler stragglers watchdog",
-    "platform/prediction": "batch inputs worker",
+    "platform/prediction": "batch inputs live stream worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",
     "platform/review": "folds report",
     "platform/runtime": "activity errors leftovers lock logs paths placement progress redaction worker",
