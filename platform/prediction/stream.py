@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 
@@ -34,6 +34,9 @@ START_S = 60.0
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before the first attempt to connect again, and the most; each attempt that fails doubles the pause."""
+
+USER_VARIABLE, PASSWORD_VARIABLE = "POSEFLEET_STREAM_USER", "POSEFLEET_STREAM_PASSWORD"
+"""Environment variables with the user and password of addresses that name no user."""
 
 _DEVICE = re.compile(r"/dev/video\d+")
 _PREFIX = re.compile(r"^(\[[^\]]*\]\s*)+")
@@ -66,6 +69,15 @@ def stream_name(address: str) -> str:
     return redact(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
 
 
+def with_credentials(address: str) -> str:
+    """The address with user and password of the environment, if it is one of a server and names no user itself."""
+    user, password = os.environ.get(USER_VARIABLE, ""), os.environ.get(PASSWORD_VARIABLE, "")
+    scheme, found, rest = address.partition("://")
+    if not found or not (user or password) or "@" in urlsplit(address).netloc:
+        return address
+    return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}"
+
+
 class LiveStream:
     """A camera or stream that is open; :meth:`frames` yields its newest frame whenever it is asked for the next.
 
@@ -73,7 +85,7 @@ class LiveStream:
     pauses. Use it as a context manager.
 
     Args:
-        address: See :func:`is_stream`.
+        address: See :func:`is_stream`; user and password may be in the environment, see :func:`with_credentials`.
         most_pixels: Frames with more pixels end the stream.
         stop: Set by the caller, from any thread, to end :meth:`frames`.
         say: Called with a sentence when the connection breaks, and when it is back.
@@ -86,7 +98,7 @@ class LiveStream:
     def __init__(
         self, address: str, *, most_pixels: int, stop: threading.Event, say: Callable[[str], object] = lambda text: None
     ) -> None:
-        self._address, self._most_pixels, self._stop, self._say = address, most_pixels, stop, say
+        self._address, self._most_pixels, self._stop, self._say = with_credentials(address), most_pixels, stop, say
         self.name = stream_name(address)
         """See :func:`stream_name`."""
         self.received = 0

@@ -1,18 +1,29 @@
-"""A network camera: JPEGs over HTTP as they come, with a password, breaks and silences; an RTSP server that refuses."""
+"""Network cameras with a password: JPEGs over HTTP as they come, with breaks and silences, and RTSP."""
 
 import base64
+import contextlib
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from processes import wait_for
 
 from posefleet.data.images import encode_jpeg
 
 USER, PASSWORD = "watcher", "s3same-open"
+EXPECTED = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+SESSION = (
+    "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n"
+    "m=video 0 RTP/AVP 33\r\na=rtpmap:33 MP2T/90000\r\na=control:track\r\n"
+)
+"""What an RTSP camera plays: a transport stream."""
 EVERY = 0.02
 """Seconds between two frames."""
 
@@ -65,8 +76,7 @@ class Camera:
         self._server.server_close()
 
     def _answer(self, request: Any) -> None:
-        expected = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        if request.headers.get("Authorization") != expected:
+        if request.headers.get("Authorization") != EXPECTED:
             request.send_response(401)
             request.send_header("WWW-Authenticate", 'Basic realm="camera"')
             request.end_headers()
@@ -97,24 +107,74 @@ class Camera:
         wait_for(lambda: self.sent >= goal)
 
 
-def refusing_rtsp() -> int:
-    """The port of an RTSP server, alive as long as this process, that takes no password."""
-    server = socket.create_server(("127.0.0.1", 0))
+class RtspCamera:
+    """Plays an MPEG transport stream over RTSP to each connection, with a password; a context manager.
 
-    def serve() -> None:
-        while True:
-            connection, _ = server.accept()
-            threading.Thread(target=refuse, args=(connection,), daemon=True).start()
+    Args:
+        data: The transport stream, see :func:`transport_stream`.
+        seconds: In which it is played.
+    """
 
-    def refuse(connection: socket.socket) -> None:
-        with connection, connection.makefile("rwb") as file:
-            while request := [line for line in iter(file.readline, b"\r\n") if line]:
-                number = next(line for line in request if line.lower().startswith(b"cseq"))
-                status, wanted = b"401 Unauthorized", b'WWW-Authenticate: Basic realm="camera"\r\n'
-                if request[0].startswith(b"OPTIONS"):
-                    status, wanted = b"200 OK", b"Public: DESCRIBE\r\n"
-                file.write(b"RTSP/1.0 " + status + b"\r\n" + number + wanted + b"\r\n")
+    def __init__(self, data: bytes = b"", seconds: float = 4.0) -> None:
+        self._packets = [data[start : start + 7 * 188] for start in range(0, len(data), 7 * 188)]
+        self._pause = seconds / max(1, len(self._packets))
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def address(self, password: str = PASSWORD) -> str:
+        return f"rtsp://{USER}:{password}@127.0.0.1:{self._port}/1"
+
+    @property
+    def name(self) -> str:
+        """The address without secrets."""
+        return f"rtsp://127.0.0.1:{self._port}/1"
+
+    def __enter__(self) -> "RtspCamera":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._answer, args=(self._server.accept()[0],), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection, connection.makefile("rwb") as file:
+            while lines := [line.decode() for line in iter(file.readline, b"\r\n") if line]:
+                verb = lines[0].split()[0]
+                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+                status, more, body = "200 OK", "Session: 1\r\n", ""
+                if verb == "OPTIONS":
+                    more = "Public: DESCRIBE, SETUP, PLAY\r\n"
+                elif headers.get("authorization") != EXPECTED:
+                    status, more = "401 Unauthorized", 'WWW-Authenticate: Basic realm="camera"\r\n'
+                elif verb == "DESCRIBE":
+                    body = SESSION
+                    more = f"Content-Type: application/sdp\r\nContent-Length: {len(body)}\r\n"
+                elif verb == "SETUP":
+                    more += "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
+                file.write(f"RTSP/1.0 {status}\r\nCSeq: {headers['cseq']}\r\n{more}\r\n{body}".encode())
                 file.flush()
+                if verb == "PLAY":
+                    self._play(file)
+                    return
 
-    threading.Thread(target=serve, daemon=True).start()
-    return int(server.getsockname()[1])
+    def _play(self, file: Any) -> None:
+        for number, packet in enumerate(self._packets):
+            moment = int(number * self._pause * 90_000) % 2**32
+            rtp = struct.pack(">BBHII", 0x80, 33, number % 2**16, moment, 1) + packet
+            file.write(b"$\0" + struct.pack(">H", len(rtp)) + rtp)
+            file.flush()
+            time.sleep(self._pause)
+
+
+def transport_stream(path: Path, picture: Callable[[int], np.ndarray] = numbered, frames: int = 100) -> bytes:
+    """MPEG-2 video of 64 x 64 pixels, 25 frames a second, in an MPEG transport stream."""
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mpg2"), 25.0, (64, 64))
+    for number in range(frames):
+        writer.write(picture(number))
+    writer.release()
+    return path.read_bytes()

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from camera import PASSWORD, USER, Camera, refusing_rtsp
+from camera import PASSWORD, USER, Camera, RtspCamera, transport_stream
 from processes import free_port
 from small_settings import small_settings, untrained_checkpoint
 
@@ -88,7 +88,6 @@ def test_the_name_of_a_stream_has_no_secrets() -> None:
     [
         ("/dev/video99", "/dev/video99: no such device; there is"),
         (f"rtsp://{USER}:{PASSWORD}@127.0.0.1:CLOSED/1", r"127.0.0.1:\d+/1: no stream that can be read .*refused"),
-        (f"rtsp://{USER}:{PASSWORD}@127.0.0.1:RTSP/1", r"user or password is wrong, or missing .*401"),
         ("rtsp://camera/1 --split a", "--split goes with a data set"),
         ("rtsp://camera/1 --seconds 0", "seconds 0.0 must be above 0"),
         ("photos --seconds 3", "--seconds 3.0 ends a camera or stream"),
@@ -97,7 +96,7 @@ def test_the_name_of_a_stream_has_no_secrets() -> None:
 def test_bad_input_is_a_sentence(
     source: str, message: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = source.replace("CLOSED", str(free_port())).replace("RTSP/", f"{refusing_rtsp()}/")
+    source = source.replace("CLOSED", str(free_port()))
     source, *more = source.split()
     with pytest.raises(SystemExit) as ended:
         predict(model, source, tmp_path / "out", *more)
@@ -106,12 +105,19 @@ def test_bad_input_is_a_sentence(
     assert PASSWORD not in printed
 
 
-def test_a_wrong_password_is_told_and_not_shown(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Camera() as camera, pytest.raises(SystemExit) as ended:
-        predict(model, camera.address("wrong-horse"), tmp_path / "out", "--live")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(Camera, "HTTP error 401 Unauthorized"), (RtspCamera, "method DESCRIBE failed: 401 (Unauthorized)")],
+)
+def test_a_wrong_password_is_told_and_not_shown(
+    kind: type[Camera] | type[RtspCamera], said: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--live"] if kind is Camera else []
+    with kind() as camera, pytest.raises(SystemExit) as ended:
+        predict(model, camera.address("wrong-horse"), tmp_path / "out", *more)
     printed = capsys.readouterr().err
     assert ended.value.code == 2 and "wrong-horse" not in printed
-    assert printed == f"error: {camera.name}: user or password is wrong, or missing (HTTP error 401 Unauthorized)\n"
+    assert printed == f"error: {camera.name}: user or password is wrong, or missing ({said})\n"
 
 
 # ---------------------------------------------------------------------------------------------------- recording
@@ -191,6 +197,17 @@ def test_a_recording_that_was_interrupted_goes_on(
         {row["track"] for row in poses if (row["frame"] <= eighth) == early} - {None} for early in (True, False)
     )
     assert before and after and not before & after, "nobody knows that they are the same"
+
+
+def test_an_rtsp_camera_is_read_with_the_password_of_the_environment(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSEFLEET_STREAM_USER", USER)
+    monkeypatch.setenv("POSEFLEET_STREAM_PASSWORD", PASSWORD)
+    ended_after(10, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with RtspCamera(transport_stream(tmp_path / "clip.ts")) as camera:
+        assert predict(model, camera.name, tmp_path / "out") == 0
+    assert len(frames_of(tmp_path / "out")) == 10
 
 
 # ---------------------------------------------------------------------------------------------------- breaks
