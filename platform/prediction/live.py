@@ -78,8 +78,9 @@ def predict_stream(
         plan = {"model": info.identity, "input": live.name, **asdict(options)}
         if claim_output(output, plan) is not None:
             raise ValueError(f"{output} holds a stream that was ended; choose another output folder")
-        start = time.perf_counter()
         recorder = Recorder(Job(info.files, output, output, options, 1), live)
+        _say(f"{live.name}: {live.rate:g} frames/s; Ctrl-C ends it")
+        start = time.perf_counter()
         predicted = recorder.record(seconds)
         took = time.perf_counter() - start
         parts = recorder.finished_parts()

@@ -194,6 +194,17 @@ def test_a_stream_goes_on_in_the_middle_with_another_number_of_ranks(tars: Path)
     assert labels(ranks=1, position=48, steps=12) != whole, "the second epoch has another order"
 
 
+def test_tars_may_be_remote(tars: Path) -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    for tar in sorted(tars.iterdir()):
+        fs.pipe_file(f"/plain-tars/{tar.name}", tar.read_bytes())
+    local, remote = PlainTars(f"{tars}/*.tar", seed=3), PlainTars("memory://plain-tars/*.tar", seed=3)
+    assert len(remote) == 48 and remote.__getitems__([7, 50]) == local.__getitems__([7, 50])
+    assert set(local[7]) >= {"__key__", "jpg", "json"}
+
+
 def test_tars_are_indexed_once_and_again_when_one_changes(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from posefleet.data.loading import plain_tars
 
