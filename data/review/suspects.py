@@ -32,12 +32,10 @@ KINDS: dict[Kind, str] = {
 }
 """Kinds of faults, with what they mean."""
 
-SAME_PERSON = 0.5
-"""OKS from which a pose is that of an annotated person."""
 LEAST_SIMILAR = 0.15
 """OKS, of the labels or of the swapped ones, from which a pose may belong to an annotated person."""
-DUPLICATE = 0.3
-"""OKS from which a pose shows somebody who is annotated already."""
+SAME_PERSON = 0.3
+"""OKS from which a pose shows an annotated person; it may be inexact."""
 INSIDE = 0.5
 """Share of a pose's box inside the box of a crowd or of a person without keypoints, from which the pose shows them."""
 LEAST_DOUBT = 0.0
@@ -188,12 +186,10 @@ class _Usual:
             e = image.errors(schema)
             errors += [e[person, image.pose_of[person]] for person in paired]
             flags += [image.visibility[person] for person in paired]
-            taken = {int(image.pose_of[m]) for m in paired if image.oks[m, image.pose_of[m]] >= SAME_PERSON}
-            for pose, score in enumerate(image.scores.tolist()):
-                if image.other_of[pose] < 0:
-                    scores.append(score)
-                    right.append(pose in taken)
-            single += len(taken)
+            shown = image.oks.max(0, initial=0.0) >= SAME_PERSON  # also a second pose of somebody shows a person
+            scores += image.scores[image.other_of < 0].tolist()
+            right += shown[image.other_of < 0].tolist()
+            single += len(paired)
             other += len({int(entry) for entry in image.other_of if entry >= 0})
             for flag in image.visibility > 0:
                 labelled[flag.astype(int), np.arange(count), flag.sum() - flag] += 1
@@ -245,7 +241,7 @@ def _medians(errors: np.ndarray, flags: np.ndarray) -> np.ndarray:
 
 def _of_image(image: _Image, usual: _Usual, schema: KeypointSchema) -> Iterator[Suspect]:
     free = [pose for pose in range(len(image.found)) if pose not in image.pose_of and image.other_of[pose] < 0]
-    new = [pose for pose in free if not (len(image.oks) and image.oks[:, pose].max() >= DUPLICATE)]
+    new = [pose for pose in free if not (len(image.oks) and image.oks[:, pose].max() >= SAME_PERSON)]
     for person, pose in enumerate(image.pose_of.tolist()):
         if pose >= 0:
             yield from _of_person(image, person, pose, free, usual, schema)
@@ -253,14 +249,16 @@ def _of_image(image: _Image, usual: _Usual, schema: KeypointSchema) -> Iterator[
         doubt = _log_odds(usual.is_person(image.scores[pose]))
         yield _suspect(image, "missed", doubt, None, (), pose, f"a pose of score {image.scores[pose]:.2f} is nobody's")
     for entry in {int(entry) for entry in image.other_of if entry >= 0}:
-        poses = np.flatnonzero(image.other_of == entry).tolist()
-        if sum(usual.is_person(image.scores[pose]) >= 0.5 for pose in poses) == 1:  # more of them are a crowd
-            pose, person = max(poses, key=image.scores.__getitem__), image.record["people"][image.others[entry]]
+        poses = np.flatnonzero(image.other_of == entry)
+        pose, boxes = int(poses[image.scores[poses].argmax()]), image.boxes[poses]
+        apart = _overlap(image.boxes[pose : pose + 1], boxes)[0] < SAME_PERSON
+        if not any(usual.is_person(score) >= 0.5 for score in image.scores[poses][apart]):  # else it is a crowd
+            person = image.record["people"][image.others[entry]]
             left, top, width, height = person["bbox"]
             box = np.array([[left, top, left + width, top + height]])
             overlap = float(_overlap(box, image.boxes[pose : pose + 1])[0, 0])
             what = "a crowd" if person["iscrowd"] else "without keypoints"
-            doubt = _log_odds(usual.is_person(image.scores[pose])) + usual.annotated + 4 * math.log(max(overlap, 1e-6))
+            doubt = _log_odds(usual.is_person(image.scores[pose])) + usual.annotated + 2 * math.log(max(overlap, 1e-6))
             why = f"is {what}, and one pose of score {image.scores[pose]:.2f} fills its box"
             yield _suspect(image, "flag", doubt, person["id"], (), pose, why)
 
@@ -307,14 +305,13 @@ def _of_person(
             why = f"a second pose fits {len(keypoints)} of its keypoints better"
             yield _suspect(image, "merged", doubt, annotation, keypoints, other, why)
 
-    width, height = image.record["width"], image.record["height"]
-    for k in np.flatnonzero(~labelled).tolist():
-        x, y = image.found[pose, k]
-        if 0 <= x <= width and 0 <= y <= height:
-            doubt = trust * usual.labelled[k, labelled.sum()]
-            yield _suspect(
-                image, "flag", doubt, annotation, (names[k],), pose, "is not labelled, unlike in most people"
-            )
+    size = np.array([image.record["width"], image.record["height"]])
+    # A keypoint near the border may be outside, where nobody can label it.
+    room = 4 * np.array(schema.sigmas) * math.sqrt(image.areas[person])
+    inside = ((image.found[pose] >= room[:, None]) & (image.found[pose] <= size - room[:, None])).all(1)
+    for k in np.flatnonzero(~labelled & inside).tolist():
+        doubt = trust * usual.labelled[k, labelled.sum()]
+        yield _suspect(image, "flag", doubt, annotation, (names[k],), pose, "is not labelled, unlike in most people")
 
 
 def _suspect(
@@ -338,7 +335,7 @@ def _explained(suspects: Sequence[Suspect]) -> list[Suspect]:
             same = suspect.annotation_id is not None and suspect.annotation_id == other.annotation_id
             moved = suspect.kind in ("swapped", "displaced") and other.kind in ("swapped", "displaced", "merged")
             covered = not other.keypoints or not suspect.keypoints or set(suspect.keypoints) & set(other.keypoints)
-            if same and moved and covered:
+            if same and ((moved and covered) or suspect.kind == other.kind == "merged"):
                 break
             if (
                 suspect.kind in ("merged", "missed")
