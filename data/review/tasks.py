@@ -74,14 +74,15 @@ def label_studio_tasks(
         schema: Their keypoints.
         prefix: What comes before a file name in the address of its image.
     """
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     for record in records:
         doubts = [described(suspect) for suspect in suspects.get(record["image_id"], ())]
         regions = [region for person in record["people"] for region in _regions(person, record, schema)]
-        data: dict[str, Any] = {"image": prefix + quote(record["file_name"]), "file_name": record["file_name"]}
+        address = prefix + quote(record["file_name"])
+        data = {"image": address, "file_name": record["file_name"], "doubts": "; ".join(doubts)}
         tasks.append(
             {
-                "data": {**data, "doubts": "; ".join(doubts)},
+                "data": data,
                 "predictions": [{"model_version": "labels before the review", "result": regions}],
             }
         )
