@@ -13,12 +13,12 @@ from posefleet.option_names import nearest
 VERBS = {
     "doctor": ("data.doctor.__main__", "Find what is wrong with a data set in COCO's format."),
     "schema": ("jobs.schema", "Show which keypoints a data set or model has, or estimate their sigmas."),
-    "review": ("jobs.review", "Find labels that are probably wrong, by what models predict."),
     "convert": ("jobs.convert", "Convert keypoints from YOLO's text files to COCO's format, and back."),
     "shard": ("jobs.shard_coco", "Write a data set as shards, which training reads."),
     "train": ("jobs.train", "Train a method: posefleet train smpr --config jobs/configs/smpr.yaml"),
     "import": ("jobs.import_weights", "Import weights that a method's authors published."),
     "evaluate": ("jobs.evaluate", "Score a checkpoint on a data set: AP, and what goes wrong."),
+    "review": ("jobs.review", "Find labels that are probably wrong, by what models predict."),
     "compare": ("jobs.compare", "Compare methods, runs or registered models under equal conditions."),
     "tune": ("jobs.tune", "Search better settings, by training trials or for decoding alone."),
     "promote": ("jobs.promote", "Put a trained model into the registry through a gate of checks."),

@@ -7,7 +7,7 @@ posefleet review --source /data/dogs --split train --corrected export.json --out
 The first form divides the images into parts, trains a model on the others for each part, and predicts the part with
 it; the trainings run on the Ray cluster, as those of posefleet train do, and the same command goes on where one
 stopped. The second form takes models instead: as many as parts, each trained without its part, or one that saw none of
-the images.
+the images; it runs in this process.
 
 OUT gets review.html with pictures, suspects.json, and the images that are shown as tasks for label tools: cvat/ (COCO's
 format) and label-studio/. The third form puts the images that such a tool corrected into the annotation file; sharding
@@ -91,19 +91,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _review(options: Options, overrides: Given, source: "Source", schema: "KeypointSchema") -> int:
+    from posefleet.platform.checkpoints.resolve import find_checkpoint
     from posefleet.platform.comparison.budget import folder_of, train_all
     from posefleet.platform.config.loading import build_experiment, read_yaml
     from posefleet.platform.review import folds, report
 
     if options.models:
-        count, models = len(options.models), list(options.models)
-        about = f"Predicted by {', '.join(models)}."
+        models = [find_checkpoint(model, tracking=options.tracking) for model in options.models]
+        count = len(models)
+        about = f"Predicted by {', '.join(options.models)}."
     else:
         count, models = options.parts, []
         about = f"Each of {count} parts was predicted by a model that was trained on the others."
-    in_process = "0" in overrides.get("scaling.num_workers", [])
+    on_cluster = not models and overrides.get("scaling.num_workers") != ["0"]
     parts = folds.shard_parts(
-        source, schema, f"{options.out}/parts", count, category=options.category, parallel=not in_process
+        source, schema, f"{options.out}/parts", count, category=options.category, parallel=on_cluster
     )
     if not models:
         values = read_yaml(options.config)
@@ -115,7 +117,7 @@ def _review(options: Options, overrides: Given, source: "Source", schema: "Keypo
         if not train_all(experiments):
             return 1
         models = [folder_of(experiment) for experiment in experiments.values()]
-    poses = folds.predict_parts(models, parts, tracking=options.tracking)
+    poses = folds.predict_parts(models, parts)
     sys.stdout.write(report.write_review(parts, poses, schema, Path(options.out), show=options.show, about=about))
     return 0
 

@@ -76,13 +76,12 @@ def fold_experiments(experiment: Experiment, parts: Sequence[str], storage: str)
     return found
 
 
-def predict_parts(models: Sequence[str], parts: Sequence[str], *, tracking: str = "") -> dict[int, Poses]:
+def predict_parts(models: Sequence[str], parts: Sequence[str]) -> dict[int, Poses]:
     """The poses of all images by id, of each part by the model with its number; a single model predicts all parts.
 
     Args:
-        models: Runs, checkpoints or registered models: one, or as many as parts.
+        models: Runs or checkpoints: one, or as many as parts.
         parts: Folders of shards.
-        tracking: MLflow store of registered models; empty: the usual one.
 
     Raises:
         CheckpointError: There is no such model.
@@ -90,7 +89,7 @@ def predict_parts(models: Sequence[str], parts: Sequence[str], *, tracking: str 
     """
     poses: dict[int, Poses] = {}
     for number, part in enumerate(parts):
-        path = find_checkpoint(models[number if len(models) > 1 else 0], tracking=tracking)
+        path = find_checkpoint(models[number if len(models) > 1 else 0])
         experiment = read_meta(path).experiment
         data = dataclasses.replace(experiment.data, eval=part)
         experiment = dataclasses.replace(

@@ -121,7 +121,8 @@ def test_the_overview_lists_the_verbs_in_the_order_of_work() -> None:
     places = [output.index(f"\n  {verb} ") for verb in cli.VERBS]
     assert places == sorted(places)
     assert " ".join(cli.VERBS) == (
-        "doctor schema convert shard train import evaluate compare tune promote export bundle verify predict serve demo"
+        "doctor schema convert shard train import evaluate review compare tune promote export bundle verify "
+        "predict serve demo"
     )
     assert run().stdout == output
 
