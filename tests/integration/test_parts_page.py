@@ -117,6 +117,7 @@ def test_a_run_that_is_open_elsewhere_is_refused(place: Path, new_database: Path
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # a minute; the same loop in plain processes is killed twice above
 def test_a_loop_of_ray_train_whose_worker_dies_is_one_run(place: Path, new_database: Path, local_ray: None) -> None:
     (place / "storage").mkdir()
     shutil.copy(new_database, place / "storage")

@@ -29,6 +29,8 @@ from posefleet.platform.inference.predictor import Predictor
 PIXELS, SCORES = 0.01, 1e-4
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = available_methods()
+SHARED = [pytest.param(method, marks=pytest.mark.slow if method == "pfs" else ()) for method in METHODS]
+"""PFS has the network of SMPR with other heads; an export takes 15 seconds."""
 Make = Callable[..., str]
 
 
@@ -70,7 +72,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch, exported: Make) -> None:
     monkeypatch.setattr(export, "export_onnx", lambda *_, **__: data)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SHARED)
 def test_onnx_runtime_finds_the_same_poses_in_batches_and_sizes_it_was_not_exported_with(
     method: str, exported: Make
 ) -> None:
@@ -104,7 +106,7 @@ def test_other_keypoints_are_exported(method: str, schema: KeypointSchema, check
     assert agreement.poses > 0 or method == "logocap"  # which finds nobody with these weights
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SHARED)
 def test_a_file_says_what_it_is(method: str, exported: Make, checkpoint: Make) -> None:
     facts, content = read_facts(exported(method)), read_content(checkpoint(method))
     assert facts["method"] == method and facts["schema"] == "coco17" and facts["step"] == "6"
