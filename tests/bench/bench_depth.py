@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     depth: int
     """Layers of the KP-Nets."""
-    std: float = 0.03
+    std: float = 0.01
     """``model.head.controller_std``."""
     warmup: float = 0.2
     """Share of the steps in which the learning rate rises."""
@@ -48,12 +48,11 @@ class Row(NamedTuple):
 ROWS = {
     "1 layer": Row(1),
     "3 layers": Row(3),
-    "1 layer, std .01": Row(1, std=0.01),
-    "3 layers, std .01": Row(3, std=0.01),
+    "1 layer, std .03": Row(1, std=0.03),
+    "3 layers, std .03": Row(3, std=0.03),
     "3 layers, std .1": Row(3, std=0.1),
-    "3 layers, warm-up of half": Row(3, warmup=0.5),
-    "1 layer, three times as long": Row(1, longer=3),
-    "3 layers, three times as long": Row(3, longer=3),
+    "3 layers, std .03, warm-up of half": Row(3, std=0.03, warmup=0.5),
+    "3 layers, std .03, three times as long": Row(3, std=0.03, longer=3),
 }
 
 
