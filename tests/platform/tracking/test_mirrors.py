@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import wait_for
 
 from posefleet.data.images import encode_image
 from posefleet.platform.config.loading import build_experiment
@@ -58,7 +59,9 @@ def test_weights_and_biases_gets_a_run_offline(tmp_path: Path, monkeypatch: pyte
         shown.log_bytes("evaluation/step-0000002/overlays.png", PICTURE)
         shown.close()
     kept = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(kept) == 2 and all(path.stat().st_size > 1000 for path in kept)  # only `wandb sync` reads them
+    assert len(kept) == 2
+    # Only `wandb sync` reads them. wandb's own process may write the end of a run after it said that it had.
+    wait_for(lambda: all(path.stat().st_size > 1000 for path in kept), detail=lambda: str([p.stat() for p in kept]))
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/evaluation/overlays_*.png"))
 
 
