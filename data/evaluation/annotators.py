@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from posefleet.data.boxes import overlaps
 from posefleet.data.coco.annotations import area_of, is_keypoint_person
 from posefleet.data.coco.split import CocoSplit
 from posefleet.data.errors import DataError
@@ -84,10 +85,11 @@ def annotator_deviations(first: CocoSplit, second: CocoSplit, schema: KeypointSc
 def pair_people(first: Sequence[Person], second: Sequence[Person]) -> list[tuple[Person, Person]]:
     """The people of one image who are the same in two annotations: pairs of highest overlap first, each person once."""
     a, b = ([person for person in people if is_keypoint_person(person)] for people in (first, second))
-    overlaps = sorted(((-_overlap(p["bbox"], q["bbox"]), i, j) for i, p in enumerate(a) for j, q in enumerate(b)))
+    shares = overlaps(_boxes(a), _boxes(b))
+    ranked = sorted((-float(shares[i, j]), i, j) for i in range(len(a)) for j in range(len(b)))
     pairs: list[tuple[Person, Person]] = []
     taken_a, taken_b = set[int](), set[int]()
-    for overlap, i, j in overlaps:
+    for overlap, i, j in ranked:
         if -overlap >= LEAST_OVERLAP and i not in taken_a and j not in taken_b:
             pairs.append((a[i], b[j]))
             taken_a.add(i)
@@ -102,13 +104,11 @@ def _distances(a: Person, b: Person, count: int) -> np.ndarray:
     return np.where(both, ((x[:, :2] - y[:, :2]) ** 2).sum(1) / max(area, 1e-9), np.nan)
 
 
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (x, y, width, height)."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    inner = max(width, 0.0) * max(height, 0.0)
-    whole = a[2] * a[3] + b[2] * b[3] - inner
-    return inner / whole if whole > 0 else 0.0
+def _boxes(people: Sequence[Person]) -> np.ndarray:
+    """(N, 4) xyxy."""
+    boxes = np.array([person["bbox"] for person in people], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
 
 
 def _file_name(record: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from posefleet.data.boxes import overlaps
 from posefleet.data.coco.annotations import is_keypoint_person
 from posefleet.data.coco.file_names import ANY_FOLDER, NameRule
 from posefleet.data.coco.file_schema import read_categories
@@ -250,7 +251,6 @@ def _box(annotation: Record) -> np.ndarray:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes xyxy; boxes without area have at least a pixel."""
-    sides = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]) + 1).clip(0)
-    inner = float(sides.prod())
-    return inner / float((a[2:] - a[:2] + 1).prod() + (b[2:] - b[:2] + 1).prod() - inner)
+    """Intersection over union of two boxes (4,) xyxy, each half a pixel larger: keypoints may be on one line."""
+    room = np.array([-0.5, -0.5, 0.5, 0.5])
+    return float(overlaps((a + room)[None], (b + room)[None])[0, 0])

@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import isotonic_regression, linear_sum_assignment
 
+from posefleet.data.boxes import areas, intersections, overlaps
+from posefleet.data.coco.annotations import is_keypoint_person
 from posefleet.data.coco.records import Record
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
@@ -102,24 +104,24 @@ class _Image:
     def of(cls, record: Record, poses: Poses, schema: KeypointSchema) -> "_Image":
         people = record["people"]
         labels = [np.array(p["keypoints"] or [0] * (3 * len(schema)), float).reshape(-1, 3) for p in people]
-        known = [not p["iscrowd"] and bool((label[:, 2] > 0).any()) for p, label in zip(people, labels, strict=True)]
+        known = [is_keypoint_person(person) for person in people]
         rows, others = np.flatnonzero(known).tolist(), np.flatnonzero(~np.array(known, bool)).tolist()
         own = np.array([labels[row] for row in rows]).reshape(len(rows), len(schema), 3)
         found = poses.keypoints.double().numpy()
-        areas = np.array([max(people[row]["area"], 1.0) for row in rows])
+        sizes = np.array([max(people[row]["area"], 1.0) for row in rows])
         image = cls(
-            record, rows, own[..., :2], own[..., 2], areas, found, poses.scores.double().numpy(),
+            record, rows, own[..., :2], own[..., 2], sizes, found, poses.scores.double().numpy(),
             np.full(len(rows), -1), np.zeros((len(rows), len(found))), others, np.full(len(found), -1),
         )  # fmt: skip
         image = replace(image, oks=np.maximum(image.similarity(schema), image.similarity(schema, swapped=True)))
         boxes = np.array([people[row]["bbox"] for row in range(len(people))], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        near = image.oks + 0.25 * _overlap(boxes[rows], image.boxes)
+        near = image.oks + 0.25 * overlaps(boxes[rows], image.boxes)
         for person, pose in zip(*linear_sum_assignment(-near), strict=True):
             if near[person, pose] >= LEAST_SIMILAR:
                 image.pose_of[person] = pose
         if others and len(found):
-            inside = _overlap(boxes[others], image.boxes, of="pose")
+            inside = intersections(boxes[others], image.boxes) / np.maximum(areas(image.boxes), 1e-9)
             image.other_of[:] = np.where(inside.max(0) >= INSIDE, inside.argmax(0), -1)
             image.other_of[image.pose_of[image.pose_of >= 0]] = -1
         return image
@@ -142,17 +144,6 @@ class _Image:
             return np.zeros((len(self.points), len(self.found)))
         similarity: np.ndarray = np.nanmean(np.exp(-self.errors(schema, swapped=swapped)), axis=2)
         return similarity
-
-
-def _overlap(boxes: np.ndarray, poses: np.ndarray, *, of: Literal["both", "pose"] = "both") -> np.ndarray:
-    """(M, N) intersection of boxes (M, 4) with those of poses (N, 4), as a share of the union or of the pose's box."""
-    low = np.maximum(boxes[:, None, :2], poses[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], poses[None, :, 2:])
-    inner = (high - low).clip(0).prod(-1)
-    own = (poses[:, 2:] - poses[:, :2]).prod(-1)[None]
-    whole = own if of == "pose" else own + (boxes[:, 2:] - boxes[:, :2]).prod(-1)[:, None] - inner
-    shares: np.ndarray = inner / np.maximum(whole, 1e-9)
-    return shares
 
 
 # ------------------------------------------------------------------------------------------------- what is usual
@@ -242,21 +233,25 @@ def _medians(errors: np.ndarray, flags: np.ndarray) -> np.ndarray:
 def _of_image(image: _Image, usual: _Usual, schema: KeypointSchema) -> Iterator[Suspect]:
     free = [pose for pose in range(len(image.found)) if pose not in image.pose_of and image.other_of[pose] < 0]
     new = [pose for pose in free if not (len(image.oks) and image.oks[:, pose].max() >= SAME_PERSON)]
+    visibility = image.visibility[:, None]
+    as_they_are = usual.surprise(image.errors(schema), visibility)  # (M, N, K)
+    exchanged = usual.surprise(image.errors(schema, swapped=True), visibility)
     for person, pose in enumerate(image.pose_of.tolist()):
         if pose >= 0:
-            yield from _of_person(image, person, pose, free, usual, schema)
+            g, mirrored = as_they_are[person], exchanged[person, pose]
+            yield from _of_person(image, person, pose, free, g, mirrored, usual, schema)
     for pose in new:
         doubt = _log_odds(usual.is_person(image.scores[pose]))
         yield _suspect(image, "missed", doubt, None, (), pose, f"a pose of score {image.scores[pose]:.2f} is nobody's")
     for entry in {int(entry) for entry in image.other_of if entry >= 0}:
         poses = np.flatnonzero(image.other_of == entry)
         pose, boxes = int(poses[image.scores[poses].argmax()]), image.boxes[poses]
-        apart = _overlap(image.boxes[pose : pose + 1], boxes)[0] < SAME_PERSON
+        apart = overlaps(image.boxes[pose : pose + 1], boxes)[0] < SAME_PERSON
         if not any(usual.is_person(score) >= 0.5 for score in image.scores[poses][apart]):  # else it is a crowd
             person = image.record["people"][image.others[entry]]
             left, top, width, height = person["bbox"]
             box = np.array([[left, top, left + width, top + height]])
-            overlap = float(_overlap(box, image.boxes[pose : pose + 1])[0, 0])
+            overlap = float(overlaps(box, image.boxes[pose : pose + 1])[0, 0])
             what = "a crowd" if person["iscrowd"] else "without keypoints"
             doubt = _log_odds(usual.is_person(image.scores[pose])) + usual.annotated + 2 * math.log(max(overlap, 1e-6))
             why = f"is {what}, and one pose of score {image.scores[pose]:.2f} fills its box"
@@ -264,16 +259,29 @@ def _of_image(image: _Image, usual: _Usual, schema: KeypointSchema) -> Iterator[
 
 
 def _of_person(
-    image: _Image, person: int, pose: int, free: Sequence[int], usual: _Usual, schema: KeypointSchema
+    image: _Image,
+    person: int,
+    pose: int,
+    free: Sequence[int],
+    g: np.ndarray,
+    mirrored: np.ndarray,
+    usual: _Usual,
+    schema: KeypointSchema,
 ) -> Iterator[Suspect]:
-    """What is improbable about a person whose pose was found."""
+    """What is improbable about a person whose pose was found.
+
+    Args:
+        person: Row among the image's keypoint people.
+        pose: Row of the person's pose.
+        free: Rows of the poses that are nobody's.
+        g: (N, K) surprise of the person's labels beside each pose.
+        mirrored: (K,) surprise of the labels with left and right exchanged, beside ``pose``.
+    """
     names, visibility = schema.keypoints, image.visibility[person]
     annotation: int = image.record["people"][image.rows[person]]["id"]
     trust = usual.is_person(image.scores[pose])
-    g = usual.surprise(image.errors(schema)[person], visibility)  # (N, K)
     own, labelled = g[pose], visibility > 0
 
-    mirrored = usual.surprise(image.errors(schema, swapped=True)[person], visibility)[pose]
     sides = labelled & (np.array(schema.flip_index) != np.arange(len(names)))
     gain = np.where(sides, own - mirrored, 0.0)
     if sides.sum() >= 2:

@@ -28,6 +28,10 @@ QUALITY = 82
 """JPEG quality; a page holds many pictures."""
 
 
+Place = tuple[SampleSource, int, Record]
+"""A part of the data set, the image's position in it, and the image's record."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A suspect with its pictures."""
@@ -43,7 +47,7 @@ class Shown:
 
 def draw(
     suspects: Sequence[Suspect],
-    parts: Sequence[SampleSource],
+    places: Mapping[int, Place],
     poses: Mapping[int, Poses],
     schema: KeypointSchema,
 ) -> Iterator[Shown]:
@@ -51,19 +55,13 @@ def draw(
 
     Args:
         suspects: In the order of the page.
-        parts: Open parts of the data set, with all images.
+        places: Where each image is, by id.
         poses: By image id.
         schema: The keypoints.
 
     Raises:
         DataError: An image cannot be read.
     """
-    wanted = {suspect.image_id for suspect in suspects}
-    places: dict[int, tuple[SampleSource, int, Record]] = {}
-    for part in parts:
-        for row, record in enumerate(part.records()):
-            if record["image_id"] in wanted:
-                places[record["image_id"]] = (part, row, record)
     for rank, suspect in enumerate(suspects, start=1):
         part, row, record = places[suspect.image_id]
         (sample,) = part.stored([row])

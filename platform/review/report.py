@@ -44,11 +44,12 @@ def write_review(
     """
     view = EvalTransform(Resize(), schema)
     opened = [ShardDataset(part, schema, view, labelled_only=False, seed=None) for part in parts]
-    records = [record for part in opened for record in part.records()]
+    places = {r["image_id"]: (part, row, r) for part in opened for row, r in enumerate(part.records())}
+    records = [record for _, _, record in places.values()]
     suspects = find_suspects(records, poses, schema)
     first = suspects[:show]
     console = Console(stderr=True)
-    drawn = page.draw(first, opened, poses, schema)
+    drawn = page.draw(first, places, poses, schema)
     shown = list(track(drawn, "pictures", total=len(first), console=console, disable=not sys.stderr.isatty()))
     out.mkdir(parents=True, exist_ok=True)
     (out / "suspects.json").write_bytes(to_json([asdict(suspect) for suspect in suspects]))

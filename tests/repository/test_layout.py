@@ -89,7 +89,7 @@ ORDER = (
 """Packages, lower ones first: a package imports only those of lines above its own (and jobs/ none of serve/)."""
 
 OPEN = {
-    "data": "decode_process errors findings image_limits images masks structures transforms",
+    "data": "boxes decode_process errors findings image_limits images masks structures transforms",
     "data/coco": "annotations file_names file_schema image_files labels layouts reader records results source split",
     "data/doctor": "examine",
     "data/evaluation": "accumulate annotators bootstrap boxes error_analysis evaluate ground_truth",
