@@ -5,17 +5,19 @@ posefleet serve --model runs/dogs                     a run, a checkpoint or a r
 posefleet serve my.yaml
 posefleet serve my.yaml --deploy http://HEAD:8265     on a cluster; run it again to update
 
-They run `serve run CONFIG` and `serve deploy CONFIG` of Ray Serve. docs/serving.md explains the config.
+They run `serve run CONFIG` and `serve deploy CONFIG` of Ray Serve. Ctrl-C and SIGTERM end a server after the requests
+that it has begun. docs/serving.md explains the config.
 """
 
+import logging
 import os
 import re
-import sys
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 from posefleet.command_line import Argument, Place, fail, parse
 from posefleet.plain_yaml import parse_yaml
@@ -47,12 +49,33 @@ class Options:
             raise ValueError(f"--port must be 1..65535, not {self.port}")
 
 
-def command(options: Options, config: str) -> list[str]:
-    """The command line of Ray Serve that does what the options ask for with a config file."""
-    serve = [sys.executable, "-m", "ray.serve.scripts"]
-    if options.deploy:
-        return [*serve, "deploy", "--address", options.deploy, config]
-    return [*serve, "run", config]
+def run(config: str) -> None:
+    """Serve a config file with a Ray of this process, or with the running one that it finds, until a signal.
+
+    Raises:
+        SystemExit: Ray Serve ended; its status.
+    """
+    from posefleet.data.io.cluster import start_ray
+
+    # Ray Serve empties its replicas after Ctrl-C only; Ray's own handler of SIGTERM aborts the process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    start_ray(level=logging.INFO, namespace="serve")
+    _ray_serve("run", config)
+
+
+def deploy(config: str, dashboard: str) -> None:
+    """Send a config file to the cluster whose dashboard has the address ``dashboard``.
+
+    Raises:
+        SystemExit: Ray Serve ended; its status.
+    """
+    _ray_serve("deploy", "--address", dashboard, config)
+
+
+def _ray_serve(*arguments: str) -> None:
+    from ray.serve.scripts import cli
+
+    cli(arguments)
 
 
 def served_config(config: dict[str, Any], sources: Sequence[str], port: int | None) -> dict[str, Any]:
@@ -90,22 +113,19 @@ def model_name(source: str) -> str:
     return re.sub("[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:63] or "model"
 
 
-def _write(config: dict[str, Any]) -> str:
-    """Path of a file that only this process, and the program that replaces it, can open; it ends with them."""
+def _write(config: dict[str, Any]) -> IO[str]:
+    """A file without a name that holds a config; /dev/fd/NUMBER opens it in this process, and it ends with it."""
     import yaml
 
-    # Not closed here: the program that replaces this one reads it.
-    file = tempfile.TemporaryFile("w+")  # noqa: SIM115
+    file = tempfile.TemporaryFile("w+")  # noqa: SIM115, Ray Serve reads it later
     yaml.safe_dump(config, file, sort_keys=False)
     file.flush()
     file.seek(0)
-    number = os.dup(file.fileno())
-    os.set_inheritable(number, True)
-    return f"/dev/fd/{number}"
+    return file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve or deploy. Exit status: that of Ray Serve, or 2 on bad arguments."""
+    """Serve or deploy. Exit status: that of Ray Serve, 130 if a signal came before it, 2 on bad arguments."""
     options, _ = parse(Options, arguments, command="serve", about=__doc__ or "", claims=False)
     if not options.config.is_file():
         fail(f"no config file {options.config}; the shipped one is {CONFIG}")
@@ -113,15 +133,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written = parse_yaml(options.config.read_bytes(), config)  # Ray Serve reads it without bounds
         if options.model or options.port is not None:
-            config = _write(served_config(written, options.model, options.port))
+            file = _write(served_config(written, options.model, options.port))
+            config = f"/dev/fd/{file.fileno()}"
     except (OSError, ValueError) as error:
         text = str(error)
         fail(text if text.startswith(str(options.config)) else f"{options.config}: {text}")
     # Replicas make this folder when they import torch. Ray ends them by force, so nobody could remove another one.
     os.environ.setdefault(COMPILED, str(Path(tempfile.gettempdir(), "ray", "compiled")))
     os.environ.setdefault(PROXY_READY, PROXY_READY_S)
-    program, *rest = command(options, config)
-    os.execv(program, [program, *rest])  # replaces this process, so that Ray Serve receives its signals
+    try:
+        if options.deploy:
+            deploy(config, options.deploy)
+        else:
+            run(config)
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def start_ray(*, level: int = logging.WARNING, worker_output: bool = True) -> Any:
+def start_ray(*, level: int = logging.WARNING, worker_output: bool = True, namespace: str | None = None) -> Any:
     """The module ``ray``, connected to the cluster of this process or to a new one here, unless it is connected.
 
     Who handles SIGTERM already goes on to do so: Ray would replace it by an end at once, without a last checkpoint.
@@ -16,12 +16,13 @@ def start_ray(*, level: int = logging.WARNING, worker_output: bool = True) -> An
     Args:
         level: Level from which on Ray's own log lines are shown.
         worker_output: Show on this terminal what workers print.
+        namespace: In which named actors are found. Default: one of this process's own.
     """
     import ray
 
     if not ray.is_initialized():
         handler = signal.getsignal(signal.SIGTERM)
-        ray.init(logging_level=level, log_to_driver=worker_output)
+        ray.init(logging_level=level, log_to_driver=worker_output, namespace=namespace)
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     return ray

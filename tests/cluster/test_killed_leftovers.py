@@ -137,4 +137,4 @@ def test_a_server_that_is_asked_to_end_leaves_nothing(
             return True
         return False
 
-    command.ends_on(number, ready)
+    assert command.ends_on(number, ready) == 0, "Ray Serve ended it"

@@ -1,25 +1,30 @@
-"""posefleet serve: the config and the command that Ray Serve gets."""
+"""posefleet serve: the config and the arguments that Ray Serve gets."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
+from posefleet.data.io import cluster
 from posefleet.jobs import serve
 from posefleet.serve.deployments.settings import ServerSettings
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The command that would replace the process, and the content of the config that it would read."""
+    """The arguments that Ray Serve would get, and the content of the config that it would read."""
     found: list[Any] = []
 
-    def replace(program: str, command: list[str]) -> None:
-        found.extend((command, yaml.safe_load(Path(command[-1]).read_text())))
+    def record(*arguments: str) -> None:
+        found.extend((list(arguments), yaml.safe_load(Path(arguments[-1]).read_text())))
 
-    monkeypatch.setattr(os, "execv", replace)
+    monkeypatch.setattr(serve, "_ray_serve", record)
+    monkeypatch.setattr(cluster, "start_ray", lambda **options: None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     return found
 
 
@@ -61,13 +66,23 @@ def test_a_cluster_gets_the_same_config(started: list[Any]) -> None:
     assert settings(config).models[0].name == "hands"
 
 
-def test_the_config_is_readable_by_the_program_that_replaces_this_one() -> None:
-    path = serve._write({"a": 1})
-    child = os.fork()
-    if not child:
-        os.execvp("grep", ["grep", "-q", "^a: 1$", path])
-    assert os.waitpid(child, 0)[1] == 0
-    os.close(int(path.rpartition("/")[2]))
+def test_sigterm_ends_a_server_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Serve empties its replicas after a KeyboardInterrupt; Ray's own handler of SIGTERM aborts the process."""
+    handlers: list[Any] = []
+
+    def serve_until_signal(*arguments: str) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(serve, "_ray_serve", serve_until_signal)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    try:
+        assert serve.main([]) == 130
+        assert handlers == [signal.default_int_handler]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ A backbone reports its output (``channels``, ``strides``), so a configuration ne
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -113,9 +114,8 @@ class BackboneConfig:
         if not self.pretrained:
             return None
         from huggingface_hub import constants, hf_hub_url
-        from timm.models import get_pretrained_cfg
 
-        stored = get_pretrained_cfg(self.name) if _known(self.name) else None
+        stored = _timm().get_pretrained_cfg(self.name) if _known(self.name) else None
         if stored is None or not stored.hf_hub_id:
             return None
         name = "model.safetensors"
@@ -272,10 +272,25 @@ def _family(name: str) -> str:
     )
 
 
-def _known(name: str) -> bool:
-    import timm  # takes a second to import, and `--help` does not need it
+def _timm() -> Any:
+    """timm, imported when it is needed (``--help`` does not), and without wandb.
 
-    return bool(timm.is_model(name))
+    timm imports wandb for a file of summaries wherever it is installed. That takes as long as timm itself and makes a
+    temporary folder, which stays if the process is killed.
+    """
+    unused = "wandb" not in sys.modules
+    if unused:
+        sys.modules["wandb"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        import timm
+    finally:
+        if unused:
+            del sys.modules["wandb"]
+    return timm
+
+
+def _known(name: str) -> bool:
+    return bool(_timm().is_model(name))
 
 
 def backbone_weights(
@@ -296,8 +311,7 @@ def backbone_weights(
 
 def _build(config: BackboneConfig, strides: tuple[int, ...], stored: Mapping[str, Tensor] | None = None) -> Any:
     """timm's network with its weights (or ``stored``), frozen stages and folded norms."""
-    import timm  # takes a second to import, and `--help` does not need it
-
+    timm = _timm()
     family = _family(config.name)
     if not _known(config.name):
         near = ", ".join(timm.list_models(f"{family}*")[:40])
