@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from posefleet.command_line import Given, Place, fail
 from posefleet.platform.config.cli import EVALUATE, override, parse_with_settings
@@ -25,7 +25,11 @@ class Options:
     """What to score, and on which images."""
 
     checkpoint: Annotated[str, Place("PATH")]
-    """A checkpoint, a run's folder (its best checkpoint), or models:/NAME@champion of the registry."""
+    """A checkpoint, a run's folder (its best checkpoint), models:/NAME@champion of the registry, or an exported
+    file."""
+    backend: Literal["torch", "onnxruntime", "openvino"] | None = None
+    """What computes the network of a checkpoint; others than torch do it on the CPU. Default: what it was promoted
+    with, else torch."""
     source: Annotated[str, Place("PATH")] = ""
     """COCO's layout, or an annotation file (COCO, OCHuman, CrowdPose). Default: the shards of --data.eval."""
     split: Annotated[str, "NAME"] = ""
@@ -61,19 +65,17 @@ def _evaluate(options: Options, overrides: Given) -> int:
     from posefleet.data.io.files import write_file
     from posefleet.data.structures import Poses
     from posefleet.memory import keep_freed_memory
-    from posefleet.platform.checkpoints.format import read_meta
-    from posefleet.platform.checkpoints.load import load_model
-    from posefleet.platform.checkpoints.resolve import find_checkpoint
+    from posefleet.platform.inference.backends import describe, is_exported, locate, open_model
     from posefleet.platform.inference.evaluate import evaluate
     from posefleet.platform.inference.sources import evaluated_sources
     from posefleet.platform.inference.split import Split
     from posefleet.platform.runtime.worker import LocalWorker
 
-    path = find_checkpoint(options.checkpoint, tracking=options.tracking)
-    experiment = override(read_meta(path).experiment, overrides)
+    path = locate(options.checkpoint, tracking=options.tracking)
+    experiment = override(describe(path).experiment, overrides)
     keep_freed_memory()
-    worker = LocalWorker()
-    model, _ = load_model(path, experiment=experiment)
+    model, _ = open_model(path, experiment=experiment, backend=options.backend)
+    worker = LocalWorker(device="cpu" if is_exported(model) else None)
     several = not options.source and evaluated_sources(experiment)
     split = None
     if not several:

@@ -32,7 +32,7 @@ class Options:
     """The model, its input and output, the poses to keep, and the workers."""
 
     model: Annotated[str, "MODEL"]
-    """models:/NAME@ALIAS, the folder of a run, or a checkpoint."""
+    """models:/NAME@ALIAS, the folder of a run, a checkpoint, or an exported file."""
     input: Annotated[str, Place("PATH")]
     """A folder, a pattern in quotes, an image, a video, a COCO annotation file, COCO's layout or that of a label tool
     (with --split), or a folder of shards; on a disk that every node sees, s3://, gs://. Or a camera (0, /dev/video0)

@@ -3,6 +3,7 @@
 posefleet promote --run runs/smpr-a --to champion --data.eval /data/shards/val2017
 posefleet promote --search runs/tune-smpr --to challenger --data.eval /data/shards/val2017 --gate.latency_ms 80
 posefleet promote --run models:/smpr@challenger --to champion --source /data/coco --split val2017
+posefleet promote --run runs/smpr-a --exported smpr-int8.onnx --to champion
 posefleet promote --from-shadow http://HOST:8000/v1/models/smpr --model smpr
 posefleet promote --rollback --model smpr
 
@@ -57,6 +58,9 @@ class Options:
     With --data.eval or --source the challenger is also scored on annotated images."""
     rollback: bool = False
     """Make the previous champion of --model champion again."""
+    exported: Annotated[str, Place("FILE")] = ""
+    """With --run and --search: a file that posefleet export wrote from that checkpoint. The gate scores and times it,
+    the version holds it, and serving runs it in place of the checkpoint's PyTorch network."""
     to: Literal["champion", "challenger"] | None = None
     """With --run and --search: alias of the new version."""
     model: Annotated[str, "NAME"] = ""
@@ -83,6 +87,8 @@ class Options:
             raise ValueError(f"{'--rollback' if self.rollback else '--from-shadow'} needs --model NAME")
         if self.from_shadow and self.to == CHALLENGER:
             raise ValueError("--from-shadow makes the challenger champion; leave --to out")
+        if self.exported and (self.rollback or self.from_shadow):
+            raise ValueError("--exported goes with --run and --search, which register a new version")
         if not (self.rollback or self.from_shadow or self.to):
             raise ValueError(f"--to is missing; give --to {CHAMPION} or --to {CHALLENGER}")
 
@@ -120,7 +126,7 @@ def _promote(options: Options, overrides: Given) -> int:
     named = trained_trials(options.search)[0]["run"] if options.search else options.run
     checkpoint = find_checkpoint(named, tracking=options.tracking)
     meta = read_meta(checkpoint)
-    experiment = _experiment(meta.experiment, overrides)
+    experiment = _experiment(_settings_of(options.exported, checkpoint) or meta.experiment, overrides)
     split = _split(options, experiment)
     name = check_model_name(options.model or experiment.method)
     uri = _store(options.tracking, checkpoint)
@@ -128,8 +134,11 @@ def _promote(options: Options, overrides: Given) -> int:
     champion = find_checkpoint(current.address, tracking=uri) if current else ""
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        report = run_gate(checkpoint, experiment, champion, split, options.gate, Path(folder))
-        if not _accepted(report, checkpoint, current, options.force, "nothing was registered"):
+        report = run_gate(
+            checkpoint, experiment, champion, split, options.gate, Path(folder), exported=options.exported
+        )
+        candidate = f"{checkpoint} as {options.exported}" if options.exported else checkpoint
+        if not _accepted(report, candidate, current, options.force, "nothing was registered"):
             return 1
         assert options.to
         version = promote(uri, name, new_release(named, meta, experiment, split, report, Path(folder)), options.to)
@@ -195,6 +204,22 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
         experiment,
         evaluate=dataclasses.replace(experiment.evaluate, backend="pycocotools"),
     )
+
+
+def _settings_of(exported: str, checkpoint: str) -> "Experiment | None":
+    """The settings in an exported file of ``checkpoint``; None without a file."""
+    from posefleet.platform.checkpoints.format import WEIGHTS, read_content
+    from posefleet.platform.inference.backends import backend_of, read_facts
+    from posefleet.platform.inference.exported import read_experiment
+
+    if not exported:
+        return None
+    if not backend_of(exported):
+        raise ValueError(f"--exported {exported} is no file of posefleet export: they end in .onnx or .xml")
+    facts = read_facts(exported)
+    if facts["checkpoint"] != read_content(checkpoint)["files"][WEIGHTS]["sha256"]:
+        raise ValueError(f"--exported {exported} holds other weights than {checkpoint}; export that checkpoint")
+    return read_experiment(facts, exported)
 
 
 def _split(options: Options, experiment: "Experiment") -> "Split":

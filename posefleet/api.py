@@ -20,10 +20,8 @@ from typing import Any, overload
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.memory import keep_freed_memory
 from posefleet.models import trust
-from posefleet.platform.checkpoints.format import read_meta
-from posefleet.platform.checkpoints.load import load_model
-from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict, with_settings
+from posefleet.platform.inference.backends import describe, is_exported, locate, open_model
 from posefleet.platform.inference.evaluate import evaluate as evaluate_model
 from posefleet.platform.inference.predictor import ImageInput, Prediction, Predictor
 from posefleet.platform.prediction.batch import BatchResult, WorkerPool, predict_images
@@ -67,7 +65,7 @@ class TrainedRun:
 
 
 Model = str | Path | TrainedRun
-"""A run or the folder of one (its best checkpoint), a checkpoint, ``models:/NAME@ALIAS``, an exported ``*.onnx``."""
+"""A run or the folder of one (its best checkpoint), a checkpoint, ``models:/NAME@ALIAS``, an exported file."""
 
 
 def train(
@@ -136,15 +134,15 @@ def evaluate(
         ValueError: A setting is unknown or wrong, or there are no images to score on.
         PlatformError: The data or the checkpoint cannot be used.
     """
-    path = find_checkpoint(_address(model), tracking=tracking)
-    values = to_dict(read_meta(path).experiment, passwords=True)
+    path = locate(_address(model), tracking=tracking)
+    values = to_dict(describe(path).experiment, passwords=True)
     changes = {**({"data.eval": data} if data else {}), **(settings or {})}
     experiment = build_experiment(with_settings(values, changes), where=_named(None, settings))
     if not experiment.data.eval:
         raise ValueError("no images to evaluate on; give a folder of shards, or FOLDER@SPLIT")
     keep_freed_memory()
-    worker = LocalWorker()
-    network, _ = load_model(path, experiment=experiment)
+    network, _ = open_model(path, experiment=experiment)
+    worker = LocalWorker(device="cpu" if is_exported(network) else None)
     result = evaluate_model(network.to(worker.device), experiment, worker)
     assert result, "the only rank has the result"
     return result

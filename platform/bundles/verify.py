@@ -38,8 +38,8 @@ from posefleet.platform.checkpoints.format import META, WEIGHTS, CheckpointError
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import build_experiment
+from posefleet.platform.inference.agreement import Agreement
 from posefleet.platform.inference.evaluate import evaluate, evaluation_set, ground_truth
-from posefleet.platform.inference.onnx import Agreement
 from posefleet.platform.runtime.worker import LocalWorker
 
 SHOWN = 3

@@ -2,6 +2,7 @@
 
     step-00000812/
         model.safetensors   weights to evaluate and serve (the averaged weights if the run averages)
+        network.onnx        or network.xml and .bin: exported network to serve instead, if it was promoted
         state.pt            state to resume training: optimiser, raw weights, average; read with weights_only
         meta.json           experiment, step, position in the data, metrics, revision; size and SHA-256 of the others
 
@@ -36,6 +37,9 @@ from posefleet.platform.runtime.errors import PlatformError
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
+
+NETWORKS = ("network.onnx", "network.xml", "network.bin")
+"""Files of an exported network that was promoted with the checkpoint; it is what predicts, in place of the weights."""
 
 FileRecord = dict[str, int | str]
 """Size (``bytes``) and ``sha256`` of a file, as ``meta.json`` has them."""
@@ -93,7 +97,7 @@ def read_content(path: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}/{META} is damaged: no usable {', '.join(missing)}")
     if text := _unusable_numbers(content):
         raise CheckpointError(f"{path}/{META} is damaged: {text}")
-    if not {WEIGHTS} <= set(content["files"]) <= {WEIGHTS, STATE}:
+    if not {WEIGHTS} <= set(content["files"]) <= {WEIGHTS, STATE, *NETWORKS}:
         raise CheckpointError(f"{path}/{META} is damaged: it names the files {', '.join(content['files'])}")
     return content
 
@@ -241,6 +245,7 @@ def copy_for_use(
     *,
     experiment: Experiment | None = None,
     metrics: Mapping[str, float] | None = None,
+    network: Mapping[str, bytes] | None = None,
 ) -> None:
     """Copy a checkpoint without its training state, which evaluation and serving do not need.
 
@@ -249,12 +254,16 @@ def copy_for_use(
         folder: Folder of the copy, created if it does not exist.
         experiment: Settings of the copy, such as another decoding. Default: those of the checkpoint.
         metrics: Metrics of the copy. Default: those of the checkpoint.
+        network: Exported network of the copy: the bytes of its files by name, see ``NETWORKS``. Default: that of the
+            checkpoint, if it has one.
 
     Raises:
         CheckpointError: The checkpoint is missing or damaged.
     """
     content = read_content(path)
-    content["files"] = {WEIGHTS: content["files"][WEIGHTS]}
+    if network is None:
+        network = {name: _read_file(path, name) for name in NETWORKS if name in content["files"]}
+    content["files"] = {WEIGHTS: content["files"][WEIGHTS]} | {name: _record(data) for name, data in network.items()}
     if experiment is not None:
         content["experiment"] = to_dict(experiment)
         content |= {"schema": experiment.keypoints.name, "keypoints": experiment.keypoints.as_dict()}
@@ -262,7 +271,25 @@ def copy_for_use(
         content["metrics"] = dict(metrics)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(_read_file(path, WEIGHTS))
+    for name, data in network.items():
+        (folder / name).write_bytes(data)
     (folder / META).write_text(json.dumps(content, indent=1))
+
+
+def network_in(path: str) -> str:
+    """Path of the exported network to load in a checkpoint; empty if it has none.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    names = [name for name in NETWORKS if name in read_content(path)["files"]]
+    for name in names:
+        _read_file(path, name)
+    return f"{path}/{names[0]}" if names else ""
+
+
+def _record(data: bytes) -> FileRecord:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _read_file(path: str, file: str) -> bytes:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, cast, overload
+from typing import Any, Protocol, Self, cast, overload
 
 import fsspec
 import numpy as np
@@ -23,19 +23,14 @@ from posefleet.data.structures import Batch, Detections, Frames, People, Poses, 
 from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, move_detections, move_poses
 from posefleet.models import keypoint_score_rule
 from posefleet.models.parts.ops.oks import score_by_ground_truth
-from posefleet.platform.checkpoints.load import load_model
-from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment, Precision
+from posefleet.platform.inference.backends import Backend, is_exported, locate, open_model
 from posefleet.platform.inference.execution import autocast
-from posefleet.platform.inference.onnx import cached_onnx, load_onnx
-from posefleet.platform.runtime.paths import MODELS, resolve_path
+from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.visualization.drawing import draw_poses
 
 ImageInput = str | Path | bytes | np.ndarray
 """An image file's path, URI or bytes, or (H, W, 3) uint8 RGB pixels."""
-
-Backend = Literal["torch", "onnxruntime"]
-"""Library that computes the network; the same PyTorch code decodes its outputs into poses."""
 
 DECIMALS = 5
 """Decimals of coordinates (pixels) and scores in JSON: finer than anyone can see, and shorter than a full float32."""
@@ -201,35 +196,31 @@ class Predictor:
         device: torch.device | str | None = None,
         precision: Precision | None = None,
         channels_last: bool | None = None,
-        backend: Backend = "torch",
+        backend: Backend | None = None,
         tracking: str = "",
     ) -> Self:
         """Create a predictor from a trained model.
 
         Args:
             path: A checkpoint, the folder of a run (its best checkpoint), ``models:/NAME@ALIAS``, or a file that
-                ``jobs/export.py`` wrote (``*.onnx``, always run by ONNX Runtime).
-            device: Default: the GPU if there is one.
+                ``jobs/export.py`` wrote (``*.onnx`` or ``*.xml``, always run by its own backend).
+            device: Default: the GPU if there is one, and the CPU for other backends than PyTorch.
             precision: Of the network; default: as it was trained and evaluated.
             channels_last: Memory layout of the network; default: as it was trained.
-            backend: ``onnxruntime`` exports a checkpoint on first use, see ``onnx.cached_onnx``. It runs on the CPU,
-                in float32 whatever ``precision`` says, with as many threads as PyTorch has now.
+            backend: What computes the network. Default: what it was promoted with, else PyTorch. Others export a
+                checkpoint on first use, see ``backends.cached_export``. They run on the CPU, in the precision of the
+                file whatever ``precision`` says, with as many threads as PyTorch has now.
             tracking: MLflow store of registered models; see ``registry.find_model``.
 
         Raises:
             CheckpointError: There is no checkpoint at ``path``, or it is damaged.
-            ValueError: ONNX Runtime is not installed, or ``device`` is not the CPU with it.
+            ValueError: The library of the backend is not installed, or ``device`` is not the CPU with it.
         """
-        path, exported = resolve_path(path), path.endswith(".onnx")
-        if not exported:
-            path = find_checkpoint(path, tracking=tracking)
-        if exported or backend == "onnxruntime":
+        model, experiment = open_model(locate(path, tracking=tracking), backend=backend)
+        if is_exported(model):
             device = device or "cpu"
             if torch.device(device).type != "cpu":
-                raise ValueError(f"backend 'onnxruntime' runs on the CPU, not on {device}; use backend 'torch' there")
-            model, experiment = load_onnx(path if exported else cached_onnx(path))
-        else:
-            model, experiment = load_model(path)
+                raise ValueError(f"an exported network runs on the CPU, not on {device}; use backend 'torch' there")
         train = experiment.train
         if precision is not None:
             train = dataclasses.replace(train, precision=precision)

@@ -12,8 +12,8 @@ import fsspec
 from posefleet.data.io.files import UNFINISHED, read_json, write_file
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.models import keypoint_score_rule
-from posefleet.platform.checkpoints.format import copy_for_use, read_content, read_meta
-from posefleet.platform.checkpoints.resolve import find_checkpoint
+from posefleet.platform.checkpoints.format import META, WEIGHTS, copy_for_use, network_in, read_content
+from posefleet.platform.inference.backends import backend_of, describe, locate, read_facts, read_files
 from posefleet.platform.prediction.tables import Counts
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.tracking.registry import find_version
@@ -21,7 +21,7 @@ from posefleet.platform.tracking.registry import find_version
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A checkpoint in memory, to be sent to the workers."""
+    """A checkpoint or exported file in memory, to be sent to the workers."""
 
     about: dict[str, Any]
     """Address, registered version, path, method, step, sha256 of the weights, and what the scores of keypoints are (in
@@ -30,7 +30,7 @@ class ModelInfo:
     """Method, step, weights and settings in one line; equal for models that predict the same."""
     schema: KeypointSchema
     files: dict[str, bytes]
-    """Content of its files by name."""
+    """Content of its files by name, the one to load last if it is an exported file."""
 
     @classmethod
     def find(cls, address: str, tracking: str) -> Self:
@@ -46,19 +46,32 @@ class ModelInfo:
         if named.startswith(MODELS):  # an alias may move while this reads
             version = find_version(named, tracking)
             about["version"], named = version.number, version.address
-        path = find_checkpoint(named, tracking=tracking)
-        with tempfile.TemporaryDirectory() as folder:
-            copy_for_use(path, Path(folder))
-            files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
-        content = read_content(path)
-        weights = next(iter(json.loads(files["meta.json"])["files"].values()))["sha256"]
-        settings = hashlib.sha256(json.dumps(content["experiment"], sort_keys=True).encode()).hexdigest()
-        experiment = read_meta(path).experiment
+        path = locate(named, tracking=tracking)
+        meta = describe(path)
+        experiment = meta.experiment
+        files, weights, stored = _exported(path) if backend_of(path) else _checkpoint(path)
+        settings = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
         about["note"] = experiment.run.note
         about["keypoint_scores"] = keypoint_score_rule(experiment.method, experiment.model)
-        about |= {"checkpoint": path, "method": content["method"], "step": content["step"], "weights": weights}
-        identity = f"{content['method']} at step {content['step']}, weights {weights[:12]}, settings {settings[:12]}"
+        about |= {"checkpoint": path, "method": experiment.method, "step": meta.step, "weights": weights}
+        identity = f"{experiment.method} at step {meta.step}, weights {weights[:12]}, settings {settings[:12]}"
         return cls(about, identity, experiment.keypoints, files)
+
+
+def _checkpoint(path: str) -> tuple[dict[str, bytes], str, Any]:
+    """The files of a checkpoint, the SHA-256 of what predicts, and its settings as they are stored."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy_for_use(path, Path(folder))
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+    used = network_in(path).rpartition("/")[2] or WEIGHTS
+    return files, json.loads(files[META])["files"][used]["sha256"], read_content(path)["experiment"]
+
+
+def _exported(path: str) -> tuple[dict[str, bytes], str, Any]:
+    """The same of an exported file."""
+    facts = read_facts(path)
+    files = {f"network{suffix}": data for suffix, data in read_files(path).items()}
+    return files, facts["weights"], json.loads(facts["experiment"])
 
 
 def claim_output(output: str, plan: dict[str, Any]) -> Counts | None:

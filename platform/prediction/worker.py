@@ -26,6 +26,7 @@ from posefleet.data.images import FILE_FORMATS, decode_untrusted, encode_jpeg
 from posefleet.data.io.files import create, path_inside, printable
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.memory import collect_garbage_rarely, keep_freed_memory
+from posefleet.platform.checkpoints.format import META
 from posefleet.platform.inference.predictor import Prediction, Predictor
 from posefleet.platform.prediction.inputs import InputImage, read_input
 from posefleet.platform.prediction.output import file_names, part_name
@@ -88,7 +89,7 @@ class Job:
     """What every worker of a batch prediction is given."""
 
     checkpoint: dict[str, bytes]
-    """Content of the checkpoint's files by name."""
+    """Content of the files of the checkpoint or exported network by name, see ``ModelInfo.files``."""
     folder: str
     """fsspec path of the input's folder."""
     output: str
@@ -130,7 +131,8 @@ class PredictionWorker:
         with tempfile.TemporaryDirectory() as folder:
             for name, data in job.checkpoint.items():
                 Path(folder, name).write_bytes(data)
-            self._predictor = Predictor.from_checkpoint(folder)
+            exported = META not in job.checkpoint
+            self._predictor = Predictor.from_checkpoint(str(Path(folder, name)) if exported else folder)
         self._job, self._options = job, job.options
         self._batch_size = job.batch_size or self._predictor.batch_size
         self._fs, _ = fsspec.core.url_to_fs(job.folder)

@@ -12,11 +12,12 @@ from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import read_weights
+from posefleet.platform.inference.agreement import Agreement
 from posefleet.platform.inference.latency import predict_times
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion.shadow import Shadowing
-from posefleet.platform.promotion.thresholds import GateThresholds
+from posefleet.platform.promotion.thresholds import ExportThresholds, GateThresholds
 
 MOST_PIXELS, MOST_SCORE = 0.01, 1e-4
 """Largest difference between a served pose and the evaluated one: of keypoints in pixels of the image, of scores."""
@@ -50,8 +51,8 @@ def clean(split: Split, schema: KeypointSchema) -> Check:
     return Check(name="split", value="; ".join(faults) or str(split), bound="no faults", passed=not faults)
 
 
-def ap(candidate: Evaluation, champion: Evaluation | None, tolerance: float) -> Check:
-    """Check that the candidate's AP is not below the champion's by more than ``tolerance``.
+def ap(candidate: Evaluation, champion: Evaluation | None, tolerance: float, *, against: str = "the champion") -> Check:
+    """Check that the candidate's AP is not below that of ``champion`` by more than ``tolerance``.
 
     The whole interval of the difference over draws of images must lie above ``-tolerance``, so a candidate does not
     pass where the images are too few to be sure.
@@ -63,7 +64,7 @@ def ap(candidate: Evaluation, champion: Evaluation | None, tolerance: float) -> 
     found = difference(candidate.matches, champion.matches)
     return Check(
         name="AP",
-        value=f"{candidate.ap:.4f}, the champion's {champion.ap:.4f}: {found}",
+        value=f"{candidate.ap:.4f}, {against}'s {champion.ap:.4f}: {found}",
         bound=f"{CONFIDENCE:.0%} interval above {-tolerance:+.3f}",
         passed=found.low >= -tolerance,
     )
@@ -78,6 +79,42 @@ def keypoints(candidate: Evaluation, floor: float) -> Check:
     value = float(candidate.keypoint_ap[worst])
     shown = f"lowest AP {value:.4f}, {candidate.keypoints[worst]}"
     return Check(name="keypoints", value=shown, bound=bound, passed=value >= floor)
+
+
+def agreement(found: Agreement, bounds: ExportThresholds) -> Check:
+    """Check that an exported network finds the same poses as PyTorch."""
+    passed = found.poses > 0 and found.within(bounds.pixels, bounds.scores)
+    value = str(found) if found.poses else "no pose was found, so nothing could be compared"
+    return Check(name="poses", value=value, bound=f"at most {bounds.pixels:g} px and {bounds.scores:g}", passed=passed)
+
+
+def keypoints_kept(candidate: Evaluation, reference: Evaluation, most: float) -> Check:
+    """Check that no keypoint's AP is below that of ``reference`` by more than ``most``; keypoints without labels do not
+    count."""
+    bound = f"no keypoint loses more than {most:.3f}"
+    losses = reference.keypoint_ap - candidate.keypoint_ap
+    if np.isnan(losses).all():
+        return Check(name="keypoints", value="none is labelled", bound=bound, passed=False)
+    worst, over = int(np.nanargmax(losses)), int((losses > most).sum())
+    value = (
+        f"{candidate.keypoints[worst]} from AP {reference.keypoint_ap[worst]:.4f} to "
+        f"{candidate.keypoint_ap[worst]:.4f}, {-losses[worst]:+.4f}"
+    )
+    value += f"; {over} of {len(losses)} keypoints lose too much" if over > 1 else ""
+    return Check(name="keypoints", value=value, bound=bound, passed=not over)
+
+
+def slower(exported: Predictor, torch_predictor: Predictor, bounds: ExportThresholds) -> Check:
+    """Check how long an exported network takes for an image with people, in turns with PyTorch."""
+    times = predict_times({"": exported, "torch": torch_predictor}, bounds.people)
+    ratio = times[""].ms / times["torch"].ms
+    value = f"{times['']} an image with {bounds.people} people, PyTorch {times['torch']}: {ratio:.2f} times as long"
+    return Check(
+        name="latency",
+        value="; ".join(filter(None, (value, times[""].warning))),
+        bound=f"at most {bounds.slower:g} times" if bounds.slower else "no bound given",
+        passed=not bounds.slower or ratio <= bounds.slower,
+    )
 
 
 def latency(predictor: Predictor, bounds: GateThresholds) -> Check:

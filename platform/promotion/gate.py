@@ -4,23 +4,38 @@ Every check runs, also after one that failed, and reports its value and its boun
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from torch import nn
+
 from posefleet.data.errors import DataError
 from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import copy_for_use, read_meta
-from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.inference.agreement import Agreement
+from posefleet.platform.inference.backends import is_exported, open_model, read_files
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
-from posefleet.platform.promotion.checks import Check, ap, clean, finite, keypoints, latency, served_as_evaluated
-from posefleet.platform.promotion.thresholds import GateThresholds
+from posefleet.platform.promotion.checks import (
+    Check,
+    agreement,
+    ap,
+    clean,
+    finite,
+    keypoints,
+    keypoints_kept,
+    latency,
+    served_as_evaluated,
+    slower,
+)
+from posefleet.platform.promotion.thresholds import ExportThresholds, GateThresholds
 from posefleet.platform.runtime.worker import LocalWorker, Sink
 from posefleet.platform.tracking.registry import CHECKPOINT
 
@@ -45,7 +60,14 @@ class GateReport:
 
 
 def run_gate(
-    checkpoint: str, experiment: Experiment, champion: str, split: Split | None, bounds: GateThresholds, folder: Path
+    checkpoint: str,
+    experiment: Experiment,
+    champion: str,
+    split: Split | None,
+    bounds: GateThresholds,
+    folder: Path,
+    *,
+    exported: str = "",
 ) -> GateReport:
     """Run all checks on a candidate.
 
@@ -56,6 +78,7 @@ def run_gate(
         split: Annotated images to score both on; None: only the checks that need no annotations run.
         bounds: Bounds of the checks.
         folder: Receives the files of the new version: a copy of the checkpoint, and the report of its evaluation.
+        exported: Exported file of the checkpoint, to be scored, timed and served in place of its PyTorch network.
 
     Raises:
         CheckpointError: The candidate cannot be read.
@@ -67,11 +90,17 @@ def run_gate(
         weights = _run_check("weights", lambda: finite(str(served)))
         timed = _run_check("latency", lambda: latency(_predictor(str(served)), bounds))
         return GateReport(checks=(weights, timed), evaluation=None)
-    scored = _attempt(lambda: _score(checkpoint, experiment, split, _FolderSink(folder), step))
+    scored = _attempt(lambda: _score(exported or checkpoint, experiment, split, _FolderSink(folder), step))
     if isinstance(error := scored.exception(), DataError):
         raise error
     evaluation = None if scored.exception() else scored.result()[0]
-    copy_for_use(checkpoint, served, experiment=experiment, metrics=evaluation.as_dict() if evaluation else {})
+    copy_for_use(
+        checkpoint,
+        served,
+        experiment=experiment,
+        metrics=evaluation.as_dict() if evaluation else {},
+        network={f"network{suffix}": data for suffix, data in read_files(exported).items()} if exported else None,
+    )
     reloaded = _attempt(lambda: _predictor(str(served)))
     checks = (
         _run_check("weights", lambda: finite(str(served))),
@@ -85,6 +114,51 @@ def run_gate(
             "served", lambda: served_as_evaluated(reloaded.result(), split, scored.result()[1], bounds.served_images)
         ),
     )
+    return GateReport(checks=checks, evaluation=evaluation)
+
+
+def run_export_gate(
+    checkpoint: str,
+    exported: str,
+    experiment: Experiment,
+    bounds: ExportThresholds,
+    *,
+    images: Sequence[np.ndarray] = (),
+    split: Split | None = None,
+) -> GateReport:
+    """Compare an exported file with the checkpoint that it comes from, whose network PyTorch computes in float32.
+
+    Args:
+        checkpoint: The checkpoint.
+        exported: The file.
+        experiment: The settings of both.
+        bounds: Bounds of the checks.
+        images: Images, (H, W, 3) uint8 RGB, on which the poses must be the same; unused with ``split``.
+        split: Annotated images on which AP must be about the same, for networks that change the poses.
+
+    Raises:
+        DataError: The split cannot be read, or has other keypoints than the checkpoint.
+    """
+    settings = dataclasses.replace(experiment.train, precision="float32")
+    experiment = dataclasses.replace(experiment, train=settings)
+    ours, theirs = (
+        Predictor(open_model(path, experiment=experiment, backend="torch")[0], experiment, device="cpu")
+        for path in (checkpoint, exported)
+    )
+    timed = _run_check("latency", lambda: slower(theirs, ours, bounds))
+    if split is None:
+        found = Agreement.of(ours.predict_images(images), theirs.predict_images(images))
+        return GateReport(checks=(agreement(found, bounds), timed), evaluation=None)
+    reference = _score_model(ours.model, experiment, split)[0]
+    evaluation = _score_model(theirs.model, experiment, split)[0]
+    checks = (
+        _run_check("AP", lambda: ap(evaluation, reference, bounds.ap_drop, against="PyTorch")),
+        _run_check("keypoints", lambda: keypoints_kept(evaluation, reference, bounds.keypoint_drop)),
+        timed,
+    )
+    if not reference.ap > 0:
+        nothing = f"PyTorch's is {reference.ap:.4f}, so nothing can be compared on these images"
+        checks = (Check(name="AP", value=nothing, bound="above 0", passed=False), *checks[1:])
     return GateReport(checks=checks, evaluation=evaluation)
 
 
@@ -110,9 +184,14 @@ class _FolderSink:
 def _score(
     checkpoint: str, experiment: Experiment, split: Split, sink: Sink | None, step: int
 ) -> tuple[Evaluation, dict[int, Poses]]:
-    """Evaluation of a checkpoint, and its poses by image id, in pixels of the original images."""
-    worker, poses = LocalWorker(sink=sink), dict[int, Poses]()
-    model, _ = load_model(checkpoint, experiment=experiment)
+    """Evaluation of a checkpoint or exported file, and its poses by image id, in pixels of the original images."""
+    return _score_model(open_model(checkpoint, experiment=experiment)[0], experiment, split, sink, step)
+
+
+def _score_model(
+    model: nn.Module, experiment: Experiment, split: Split, sink: Sink | None = None, step: int = 0
+) -> tuple[Evaluation, dict[int, Poses]]:
+    worker, poses = LocalWorker(device=_device(model), sink=sink), dict[int, Poses]()
     evaluation = evaluate(
         model.to(worker.device),
         experiment,
@@ -140,8 +219,13 @@ def _score_champion(champion: str, candidate: Experiment, split: Split) -> Evalu
 
 
 def _predictor(checkpoint: str) -> Predictor:
-    model, experiment = load_model(checkpoint)
-    return Predictor(model, experiment, device=LocalWorker().device)
+    model, experiment = open_model(checkpoint)
+    return Predictor(model, experiment, device=LocalWorker(device=_device(model)).device)
+
+
+def _device(model: nn.Module) -> str | None:
+    """The CPU for an exported network, which runs there; None, the worker's own, for others."""
+    return "cpu" if is_exported(model) else None
 
 
 def _run_check(name: str, check: Callable[[], Check]) -> Check:

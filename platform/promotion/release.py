@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from posefleet.platform.checkpoints.format import Meta
+from posefleet.platform.checkpoints.format import Meta, network_in
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import parameters, to_yaml
+from posefleet.platform.inference.backends import backend_of, read_facts
 from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion.gate import GateReport
 from posefleet.platform.promotion.shadow import Shadowing
-from posefleet.platform.tracking.registry import Release, signed
+from posefleet.platform.tracking.registry import CHECKPOINT, Release, signed
 
 
 def new_release(
@@ -39,6 +40,7 @@ def new_release(
         "step": str(meta.step),
         "data.train": meta.provenance.get("data", "unknown"),
         "data.gate": data.fingerprint,
+        **_backend_tags(folder / CHECKPOINT),
         **({"note": note} if (note := experiment.run.note) else {}),
         **_signature(report, "promoted_by"),
     }
@@ -57,6 +59,19 @@ def new_release(
         tags=tags,
         description=_description(head, tags, report),
     )
+
+
+def _backend_tags(checkpoint: Path) -> dict[str, str]:
+    """What computes the network of a version: ``backend``, and the precision and SHA-256 of an exported network."""
+    network = network_in(str(checkpoint))
+    if not network:
+        return {"backend": "torch"}
+    facts = read_facts(network)
+    return {
+        "backend": backend_of(network) or "",
+        "precision": facts.get("precision", "float32"),
+        "network": facts["weights"],
+    }
 
 
 def shadow_tags(shadowing: Shadowing, report: GateReport) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The bounds of the gate's checks, which are options of ``posefleet promote``; imports nothing that takes time."""
+"""The bounds of the checks of ``posefleet promote`` and ``posefleet export``, their options; imports nothing slow."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -34,3 +34,31 @@ class GateThresholds:
     def __post_init__(self) -> None:
         if min(self.latency_people, self.served_images) < 1:
             raise ValueError("--gate.latency_people and --gate.served_images must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportThresholds:
+    """How an exported network is compared with PyTorch's: float32 by its poses, INT8 by its AP."""
+
+    images: int = 16
+    """Float32: number of images on which the poses are compared. More images are more reliable and slower."""
+    pixels: float = 0.1
+    """Float32: largest allowed difference of a coordinate, pixels of the original image. Lower is stricter."""
+    scores: float = 1e-3
+    """Float32: largest allowed difference of a score, 0..1. Lower is stricter."""
+    ap_drop: Annotated[float, "AP"] = 0.01
+    """INT8: how far its AP may lie below PyTorch's: the 95% bootstrap interval over images of the difference must lie
+    above minus this value. Lower is stricter, and needs more images."""
+    keypoint_drop: Annotated[float, "AP"] = 0.03
+    """INT8: how much AP each single keypoint may lose. Lower is stricter."""
+    slower: Annotated[float, "TIMES"] = 0.0
+    """Largest ratio of its time for an image to PyTorch's on this machine's CPU. Lower is stricter; 1: it must not be
+    slower. 0: measured, but no bound."""
+    people: int = 10
+    """Number of people in the image on which the time is measured. With more, methods that work per person take
+    longer."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "people"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--check.{name} {getattr(self, name)} must be at least 1")

@@ -52,9 +52,10 @@ class ServedModel(_Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     """Name of the model in URLs: /v1/models/NAME/poses."""
     source: str
-    """``models:/smpr@champion``, or the path or URI of a checkpoint or of a run folder."""
-    backend: Literal["torch", "onnxruntime"] = "torch"
-    """What runs the network. onnxruntime is for replicas on CPUs; see docs/export.md."""
+    """``models:/smpr@champion``, or the path or URI of a checkpoint, of a run folder or of an exported file."""
+    backend: Literal["torch", "onnxruntime", "openvino"] | None = None
+    """What runs the network. onnxruntime and openvino are for replicas on CPUs; see docs/export.md. None: what the
+    version was promoted with, else torch."""
     precision: Precision | None = None
     """Precision of the network. On GPUs bfloat16 and float16 are faster and need less memory; GPUs without bfloat16
     (T4, V100) need float16. None: as it was trained and evaluated."""

@@ -17,9 +17,9 @@ from ray import serve
 
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.memory import collect_garbage_rarely
-from posefleet.platform.checkpoints.format import Meta, read_meta
-from posefleet.platform.checkpoints.resolve import find_checkpoint
-from posefleet.platform.runtime.paths import MODELS, resolve_path
+from posefleet.platform.checkpoints.format import Meta
+from posefleet.platform.inference.backends import describe, locate
+from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.placement import STEADY
 from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.registry import find_version
@@ -319,10 +319,10 @@ class VersionController:
 def _resolve_source(source: str, tracking: str) -> ServedVersion:
     if source.startswith(MODELS):
         version = find_version(source, tracking)
-        meta = read_meta(find_checkpoint(version.address, tracking=tracking))
+        meta = describe(locate(version.address, tracking=tracking))
         return _served_version(version.address, meta, name=version.name, version=version.number)
-    path = find_checkpoint(resolve_path(source), tracking=tracking)
-    return _served_version(path, read_meta(path), name="", version=None)
+    path = locate(source, tracking=tracking)
+    return _served_version(path, describe(path), name="", version=None)
 
 
 def _served_version(checkpoint: str, meta: Meta, *, name: str, version: str | None) -> ServedVersion:

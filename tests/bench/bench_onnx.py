@@ -1,9 +1,10 @@
-"""The exported network in ONNX Runtime against the same one in PyTorch, on the CPU.
+"""The network in ONNX Runtime, in INT8 and in OpenVINO against the same one in PyTorch, on the CPU.
 
 Weights are random. Per method the published network (R50 where the method leaves the choice) at 512 px, and that of the
-demo at 128 px; one image at a time, PyTorch in channels_last memory as it is served. Numbers are medians of A B A B;
-above 1 ONNX Runtime is faster. "network" is what the file holds, "prediction" is all of it with decoding, which is
-PyTorch on both sides; nobody is found in noise, so with people in the image the two are nearer to each other.
+demo at 128 px; one image at a time, PyTorch in channels_last memory as it is served. Numbers are medians of turns
+(PyTorch, and each backend after it); above 1 the backend is faster. "network" is what the file holds, "prediction" is
+all of it with decoding, which is PyTorch everywhere; nobody is found in noise, so with people in the image they are
+nearer to each other. INT8 is calibrated on noise: it says how fast it is, and nothing of its AP.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +29,57 @@ from posefleet.platform.checkpoints.format import Meta
 from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.inference.onnx import export_onnx, load_onnx
+from posefleet.platform.inference.backends import Backend, export_network, open_model, write_exported
+from posefleet.platform.inference.quantize import quantize_onnx
+
+BACKENDS = ("onnxruntime", "int8", "openvino")
 
 
-def pair(method: str, config: object, folder: str) -> tuple[Any, Any, float]:
-    """The same model with its network in PyTorch and in ONNX Runtime, and the seconds that the export took."""
+def models(method: str, config: object, size: int, folder: str, backends: list[str]) -> dict[str, Any]:
+    """The same model with its network in PyTorch, and in each of the backends."""
     torch.manual_seed(0)
     experiment = build_experiment({"method": method, "data": {"train": "none"}})
     experiment = dataclasses.replace(experiment, model=config)
     ours = build_model(experiment, pretrained=False)
     meta = Meta(experiment=experiment, step=0, position=0, metrics={}, provenance={})
     checkpoint = CheckpointStore(folder).save(meta, ours.state_dict(), {})
-    start = time.perf_counter()
-    path = Path(folder, "model.onnx")
-    path.write_bytes(export_onnx(checkpoint))
-    seconds = time.perf_counter() - start
-    return ours.to(memory_format=torch.channels_last).eval(), load_onnx(str(path))[0], seconds
+    found = {"torch": ours.to(memory_format=torch.channels_last).eval()}
+    exported = {}
+    for backend in backends:
+        library: Backend = "openvino" if backend == "openvino" else "onnxruntime"
+        files = exported.get(library) or export_network(checkpoint, library)
+        exported[library] = files
+        if backend == "int8":
+            noise = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+            files = {".onnx": quantize_onnx(files[".onnx"], noise.split(1), calibration="noise")}
+        path = f"{folder}/{backend}{list(files)[-1]}"
+        write_exported(path, files)
+        found[backend] = open_model(path)[0]
+    return found
 
 
-def take_turns(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of each, and the median of their quotients, first by second."""
-    ours(), theirs()
-    times = []
+def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds of each, and the median of the quotients of the first one's by its own."""
+    for run in runs.values():
+        run(), run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        clock = [time.perf_counter()]
-        for run in (ours, theirs):
+        for name, run in runs.items():
+            start = time.perf_counter()
             run()
-            clock.append(time.perf_counter())
-        times.append((clock[1] - clock[0], clock[2] - clock[1]))
-    first, second = zip(*times, strict=True)
-    return statistics.median(first), statistics.median(second), statistics.median(a / b for a, b in times)
+            times[name].append(time.perf_counter() - start)
+    first = times[next(iter(runs))]
+    return {
+        name: (statistics.median(own), statistics.median(a / b for a, b in zip(first, own, strict=True)))
+        for name, own in times.items()
+    }
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=available_methods(), choices=available_methods())
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
     parser.add_argument(
         "--sizes", nargs="+", type=int, default=[128, 512], help="side of the images; the demo's networks below 256 px"
     )
@@ -70,25 +87,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    columns = "".join(f"{name:>14s}" for name in options.backends)
     sys.stdout.write(
-        f"{options.threads} threads, {options.rounds} rounds; ms in PyTorch, ms in ONNX Runtime, ratio\n"
-        f"{'':16s}| {'network':24s} | {'prediction':24s} | export, s\n"
+        f"{options.threads} threads, {options.rounds} rounds; ms in PyTorch, then times as fast as PyTorch\n"
+        f"{'':16s}| {'network':8s}{columns} | {'prediction':8s}{columns}\n"
     )
     for size in options.sizes:
         for method in options.methods:
             config = shipped(method) if size < 256 else paper_config(method)
             images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
-            with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
-                ours, theirs, seconds = pair(method, config, folder)
+            with tempfile.TemporaryDirectory() as folder:
+                found = models(method, config, size, folder, options.backends)
             with torch.inference_mode():
-                network = take_turns(
-                    lambda: ours.forward_features(images),  # noqa: B023
-                    lambda: theirs.forward_features(images),  # noqa: B023
-                    options.rounds,
-                )
-                whole = take_turns(lambda: ours.predict(images), lambda: theirs.predict(images), options.rounds)  # noqa: B023
-            columns = (f"{1e3 * a:8.1f} {1e3 * b:8.1f} {ratio:5.2f}x" for a, b, ratio in (network, whole))
-            sys.stdout.write(f"{method:11s}{size:4d} | {' | '.join(columns)} | {seconds:5.1f}\n")
+                parts = []
+                for part in ("forward_features", "predict"):
+                    runs = {name: partial(getattr(model, part), images) for name, model in found.items()}
+                    times = take_turns(runs, options.rounds)
+                    ratios = "".join(f"{times[name][1]:13.2f}x" for name in options.backends)
+                    parts.append(f"{1e3 * times['torch'][0]:8.1f}{ratios}")
+            sys.stdout.write(f"{method:11s}{size:4d} | {' | '.join(parts)}\n")
             sys.stdout.flush()
 
 

@@ -54,10 +54,11 @@ DOORS = {
     "pycocotools": {"data/evaluation/matching.py", "data/coco/segmentations.py"},
     "fastapi": {"serve/http/routes.py", "serve/app.py", "serve/http/schema.py"},
     "jinja2": {"platform/comparison/html.py", "platform/visualization/html.py"},
-    "onnx": {"platform/inference/onnx.py"},
+    "onnx": {"platform/inference/exported.py"},
+    "onnxruntime": {"platform/inference/exported.py"},
+    "openvino": {"platform/inference/exported.py"},
     "s3fs": {"data/io/s3.py"},
     "botocore": {"data/io/s3.py"},
-    "onnxruntime": {"platform/inference/onnx.py"},
 }
 """The few files that may import each heavy library."""
 
@@ -107,7 +108,7 @@ OPEN = {
     "platform/checkpoints": "format load released resolve saver store transfer",
     "platform/comparison": "ablation budget report sources",
     "platform/config": "cli experiment loading sources",
-    "platform/inference": "evaluate execution latency onnx predictor sources split",
+    "platform/inference": "agreement backends evaluate execution exported latency predictor quantize sources split",
     "platform/monitoring": "interruptions profiler stragglers watchdog",
     "platform/prediction": "batch inputs live stream worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",

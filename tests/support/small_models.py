@@ -1,17 +1,20 @@
 """A small configuration of every method, and batches to try it on; shared by the contract tests and their workers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.data.schemas.shipped import COCO17
+from posefleet.data.schemas.shipped import COCO17, compact
 from posefleet.data.structures import People
 from posefleet.models import load_method
 from posefleet.models.parts.layers.backbones import BackboneConfig
 from posefleet.models.parts.ops.decode import DecodeConfig
+from posefleet.platform.checkpoints.format import Meta
+from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
@@ -105,6 +108,15 @@ def build(name: str, seed: int = 0, schema: KeypointSchema = COCO17) -> torch.nn
     torch.manual_seed(seed)
     model: torch.nn.Module = load_method(name).Model(small(name), schema)
     return model
+
+
+def saved(name: str, folder: Path, schema: KeypointSchema = COCO17) -> str:
+    """A checkpoint of the small model of a method, for images of 96 to 128 px, at step 6 of the run r1."""
+    data = {"train": "shards", "resize": {"short_side": 96, "long_side": 128}}
+    values = {"method": name, "data": data, "schema": compact(schema)}
+    experiment = replace(build_experiment(values), model=small(name))
+    meta = Meta(experiment=experiment, step=6, position=24, metrics={}, provenance={"run_id": "r1", "data": "d" * 64})
+    return CheckpointStore(str(folder)).save(meta, build(name, schema=schema).state_dict(), {})
 
 
 def schema_of(count: int, *, skeleton: bool = True) -> KeypointSchema:

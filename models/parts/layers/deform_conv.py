@@ -10,7 +10,9 @@ torchvision's kernel (for GPUs: less memory).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -24,6 +26,17 @@ WIDE = 16
 _TOGETHER = 4096
 """Cells of a batch up to which the levels of a pyramid are computed together; more take too much memory at once."""
 Kernel = Literal["auto", "grid_sample", "gather", "torchvision"]
+_as_operators = ContextVar("_as_operators", default=False)
+
+
+@contextmanager
+def as_operators() -> Iterator[None]:
+    """Exports meanwhile keep a deformable convolution as one operator, for languages that have it."""
+    token = _as_operators.set(True)
+    try:
+        yield
+    finally:
+        _as_operators.reset(token)
 
 
 class DeformConv2d(nn.Module):
@@ -31,7 +44,7 @@ class DeformConv2d(nn.Module):
 
     Args:
         offset_groups: Groups of input channels that share offsets; must divide ``in_channels``.
-        kernel: Implementation. ``auto`` takes torchvision's on a GPU, and for ONNX, which has such an operator;
+        kernel: Implementation. ``auto`` takes torchvision's on a GPU, and for ONNX and in ``as_operators``;
             ``grid_sample`` for any other export; on a CPU, ``gather`` for predictions from wide maps and
             ``grid_sample`` otherwise.
     """
@@ -78,7 +91,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, *, kernel: Kernel =
 
 def _fastest(x: Tensor, offset: Tensor) -> Kernel:
     if torch.compiler.is_exporting():
-        return "torchvision" if torch.onnx.is_in_onnx_export() else "grid_sample"
+        return "torchvision" if torch.onnx.is_in_onnx_export() or _as_operators.get() else "grid_sample"
     if x.device.type != "cpu":
         return "torchvision"
     wide = x.shape[1] // (offset.shape[1] // (2 * TAPS)) >= WIDE

@@ -1,6 +1,5 @@
 """ONNX files: the same poses, whatever computes the network, and files that say what they are."""
 
-import dataclasses
 import functools
 import json
 import subprocess
@@ -12,18 +11,19 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from small_models import K, build, images, schema_of, small
+from small_models import K, build, images, saved, schema_of, small
 
 from posefleet.data.schemas.schema import KeypointSchema
-from posefleet.data.schemas.shipped import COCO17, compact
+from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.jobs import export as job
 from posefleet.models import available_methods
-from posefleet.platform.checkpoints.format import CheckpointError, Meta, read_content
-from posefleet.platform.checkpoints.store import CheckpointStore
-from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.inference import onnx as export
-from posefleet.platform.inference.onnx import Agreement, OnnxNetwork, cached_onnx, export_onnx, load_onnx, read_facts
+from posefleet.platform.checkpoints.format import CheckpointError, read_content
+from posefleet.platform.inference import backends
+from posefleet.platform.inference import exported as export
+from posefleet.platform.inference.agreement import Agreement
+from posefleet.platform.inference.backends import cached_export, open_model, read_facts
+from posefleet.platform.inference.onnx import OnnxNetwork, export_onnx
 from posefleet.platform.inference.predictor import Predictor
 
 PIXELS, SCORES = 0.01, 1e-4
@@ -40,14 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
     @functools.cache
     def make(method: str, schema: KeypointSchema = COCO17) -> str:
-        data = {"train": "shards", "resize": {"short_side": 96, "long_side": 128}}
-        values = {"method": method, "data": data, "schema": compact(schema)}
-        experiment = dataclasses.replace(build_experiment(values), model=small(method))
-        meta = Meta(
-            experiment=experiment, step=6, position=24, metrics={}, provenance={"run_id": "r1", "data": "d" * 64}
-        )
-        folder = tmp_path_factory.mktemp(method)
-        return CheckpointStore(str(folder)).save(meta, build(method, schema=schema).state_dict(), {})
+        return saved(method, tmp_path_factory.mktemp(method), schema)
 
     return make
 
@@ -69,14 +62,14 @@ def exported(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make
 def no_export(monkeypatch: pytest.MonkeyPatch, exported: Make) -> None:
     """What was exported before stands for every export, which takes seconds."""
     data = Path(exported("smpr")).read_bytes()
-    monkeypatch.setattr(export, "export_onnx", lambda *_, **__: data)
+    monkeypatch.setattr(backends, "export_onnx", lambda *_, **__: data)
 
 
 @pytest.mark.parametrize("method", SHARED)
 def test_onnx_runtime_finds_the_same_poses_in_batches_and_sizes_it_was_not_exported_with(
     method: str, exported: Make
 ) -> None:
-    ours, theirs = build(method).eval(), load_onnx(exported(method))[0]
+    ours, theirs = build(method).eval(), open_model(exported(method))[0]
     assert isinstance(theirs.forward_features, OnnxNetwork)
     for batch in (images(1), images(2), images(1, 160, 64)):
         with torch.inference_mode():
@@ -98,7 +91,7 @@ OTHER_SCHEMAS += [
 def test_other_keypoints_are_exported(method: str, schema: KeypointSchema, checkpoint: Make, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(export_onnx(checkpoint(method, schema)))
-    theirs, experiment = load_onnx(str(path))
+    theirs, experiment = open_model(str(path))
     assert experiment.keypoints == schema
     with torch.inference_mode():
         agreement = Agreement.of(build(method, schema=schema).eval().predict(images(2)), theirs.predict(images(2)))
@@ -115,7 +108,7 @@ def test_a_file_says_what_it_is(method: str, exported: Make, checkpoint: Make) -
     assert json.loads(facts["keypoints"]) == list(COCO17.keypoints)
     assert KeypointSchema.from_dict(json.loads(facts["keypoint_schema"])) == COCO17
     assert json.loads(facts["experiment"]) == content["experiment"]
-    assert load_onnx(exported(method))[1].model == small(method)
+    assert open_model(exported(method))[1].model == small(method)
     proto = onnx.load(exported(method))
     onnx.checker.check_model(proto)
     (given,) = proto.graph.input
@@ -154,13 +147,13 @@ def test_a_checkpoint_is_exported_once(
     checkpoint: Make, no_export: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = Path(cached_onnx(checkpoint("smpr")))
+    first = Path(cached_export(checkpoint("smpr"), "onnxruntime"))
     assert tmp_path in first.parents and [path.name for path in first.parent.iterdir()] == [first.name]
     written = first.stat().st_mtime_ns
-    assert cached_onnx(checkpoint("smpr")) == str(first) and first.stat().st_mtime_ns == written
+    assert cached_export(checkpoint("smpr"), "onnxruntime") == str(first) and first.stat().st_mtime_ns == written
     whole = first.read_bytes()
     first.write_bytes(whole[: len(whole) // 2])
-    assert cached_onnx(checkpoint("smpr")) == str(first) and first.read_bytes() == whole
+    assert cached_export(checkpoint("smpr"), "onnxruntime") == str(first) and first.read_bytes() == whole
 
 
 def test_damaged_files_and_other_peoples_files_are_told(exported: Make, tmp_path: Path) -> None:
@@ -177,9 +170,9 @@ def test_damaged_files_and_other_peoples_files_are_told(exported: Make, tmp_path
     ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=complaint):
-            load_onnx(str(path))
+            open_model(str(path))
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_onnx(str(tmp_path / "missing.onnx"))
+        open_model(str(tmp_path / "missing.onnx"))
 
 
 def test_what_cannot_be_exported_is_told(checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +215,8 @@ def test_the_job_checks_and_writes(
     data = ["--source", str(people_coco), "--split", "val2017", "--check.images", "3"]
     assert job.main(["--checkpoint", checkpoint("smpr"), "--out", str(out), *data]) == 0
     output = capsys.readouterr().out
-    assert "poses in 3 images: at most" in output and f"{out}, " in output
+    assert "pass  poses" in output and "poses in 3 images: at most" in output and f"{out}, " in output
+    assert "pass  latency" in output
     assert read_facts(str(out))["method"] == "smpr"
     assert [path.name for path in out.parent.iterdir()] == ["smpr.onnx"]
 
@@ -236,10 +230,11 @@ def test_a_failed_check_leaves_no_file(
 ) -> None:
     arguments = ["--checkpoint", checkpoint("smpr"), "--out", str(tmp_path / "smpr.onnx"), "--check.images", "2"]
     assert job.main([*arguments, "--check.pixels", "-1"]) == 1
-    assert "the poses differ too much; nothing was written" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("not exported: poses: ") and "px and 0.001]; nothing was written to" in error
     monkeypatch.setattr(Predictor, "predict_images", lambda _, pictures: [poses()] * len(pictures))
     assert job.main(arguments) == 1
-    assert "no pose was found" in capsys.readouterr().err
+    assert "no pose was found, so nothing could be compared" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
