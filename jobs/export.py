@@ -96,7 +96,8 @@ def _export(options: Options, overrides: Given) -> int:
     experiment = override(read_meta(checkpoint).experiment, overrides)
     split, what, images = None, "", list["np.ndarray"]()
     if options.precision == "int8":
-        split = what = _annotated(options, experiment)
+        split = _annotated(options, experiment)
+        what = str(split)
         calibration, views = _calibration(options, experiment)
     else:
         what, images = _check_images(options, experiment, chosen="data.eval" in overrides)

@@ -38,7 +38,7 @@ BACKENDS = ("onnxruntime", "int8", "openvino")
 def models(method: str, config: object, size: int, folder: str, backends: list[str]) -> dict[str, Any]:
     """The same model with its network in PyTorch, and in each of the backends."""
     torch.manual_seed(0)
-    experiment = build_experiment({"method": method, "data": {"train": "none"}})
+    experiment = build_experiment({"method": method, "schema": "coco17", "data": {"train": "none"}})
     experiment = dataclasses.replace(experiment, model=config)
     ours = build_model(experiment, pretrained=False)
     meta = Meta(experiment=experiment, step=0, position=0, metrics={}, provenance={})
