@@ -103,8 +103,8 @@ class _Reader:
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """ONNX Runtime advises on the root logger to fold constants, which is done, and names layers that may lose precision,
-    which the AP of the file shows."""
+    """ONNX Runtime advises on the root logger to fold constants, which is done, and names layers that may lose
+    precision, which the AP of the file shows."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR

@@ -17,7 +17,7 @@ from posefleet.data.synthetic.scenes import SCENES
 from posefleet.jobs import evaluate, export, shard_coco, tune
 from posefleet.jobs.promote import main
 from posefleet.platform.checkpoints.format import read_meta
-from posefleet.platform.inference import onnx
+from posefleet.platform.inference import backends
 from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, find_model, promote
 
 QUICK = ("--gate.latency_people", "1", "--gate.served_images", "1")
@@ -145,7 +145,7 @@ def test_every_command_that_reads_a_model_finds_it_in_a_named_store(
         exported.append(checkpoint)
         raise ValueError("not exported")
 
-    monkeypatch.setattr(onnx, "export_onnx", only_remember)
+    monkeypatch.setattr(backends, "export_onnx", only_remember)
     assert export.main(["--checkpoint", champion, "--out", "model.onnx", "--tracking", store]) == 2
     assert exported == [find_model(champion, store)]
 
