@@ -217,7 +217,7 @@ def _settings_of(exported: str, checkpoint: str) -> "Experiment | None":
     if not backend_of(exported):
         raise ValueError(f"--exported {exported} is no file of posefleet export: they end in .onnx or .xml")
     facts = read_facts(exported)
-    if facts["checkpoint"] != read_content(checkpoint)["files"][WEIGHTS]["sha256"]:
+    if facts.get("checkpoint") != read_content(checkpoint)["files"][WEIGHTS]["sha256"]:
         raise ValueError(f"--exported {exported} holds other weights than {checkpoint}; export that checkpoint")
     return read_experiment(facts, exported)
 

@@ -63,6 +63,8 @@ def describe(path: str) -> Meta:
     if not backend_of(path):
         return read_meta(path)
     facts = read_facts(path)
+    if not facts.get("step", "").isdecimal():
+        raise CheckpointError(f"{path} is damaged: its step is {facts.get('step', '')[:40]!r}, expected a number")
     return Meta(
         experiment=read_experiment(facts, path),
         step=int(facts["step"]),

@@ -33,7 +33,7 @@ from posefleet.platform.checkpoints.format import Meta
 from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment, read_yaml
-from posefleet.platform.inference.onnx import Agreement
+from posefleet.platform.inference.agreement import Agreement
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.visualization.tables import table
 

@@ -73,6 +73,14 @@ def data(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_coco(root, "val2017", images, people)
     plain = [(np.array([124, 116, 104]) + random.integers(0, 2, image.shape)).astype(np.uint8) for image in images]
     write_coco(root, "plain", plain, people)
+    corner = {
+        "keypoints": [95.0, 95.0, 2] * 17,
+        "num_keypoints": 17,
+        "area": 1200.0,
+        "bbox": [94, 94, 2, 2],
+        "iscrowd": 0,
+    }
+    write_coco(root, "elsewhere", images[:1], [[corner]])
     return root
 
 
@@ -115,6 +123,10 @@ def test_an_int8_file_is_written_if_its_ap_is_about_pytorchs(
     assert "not exported: AP: 0." in error and "of 17 keypoints lose too much" in error
     assert f"nothing was written to {out}" in error
     assert out.read_bytes() == written and [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+    elsewhere = ("--source", str(data), "--split", "elsewhere")
+    assert main([*quantise, *elsewhere, "--calibration", f"{data}@val2017", *LOOSE]) == 1
+    assert "PyTorch's is 0.0000, so nothing can be compared on these images" in capsys.readouterr().err
 
 
 def test_int8_needs_annotated_images_and_images_to_calibrate_with(
