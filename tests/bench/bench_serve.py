@@ -5,10 +5,12 @@
     litserve    images per second against LitServe with the same model and batches                target >= 1
     faults      what clients notice when processes are killed and configurations change           target nothing
     scale       one replica becomes three under load, and one again; --plot draws it              target none failed
+    soak        many minutes at saturation, reloads, hostile images: memory, answers, waits (not part of `all`)
     switches    the server as it is against one with something changed (not part of `all`)
 
     python tests/bench/bench_serve.py --measure throughput --replicas 2 --rounds 5
     python tests/bench/bench_serve.py --measure scale --plot docs/serving_scale.png
+    python tests/bench/bench_serve.py --measure soak --minutes 30
     python tests/bench/bench_serve.py --measure switches --environment RAY_SERVE_LOG_TO_STDERR=0 \\
         --config '{logging_config: {enable_access_log: false}}' --model '{batching: {wait_ms: 2}}'
 
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable
 
 import yaml
+from serving.soak import soak
 from serving.speed import latency, litserve, switches, throughput
 from serving.strain import faults, scale
 
@@ -32,7 +35,9 @@ from serving.strain import faults, scale
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("throughput", "latency", "litserve", "faults", "scale")
-    parser.add_argument("--measure", nargs="+", choices=(*names, "switches"), default=names, help="default: all")
+    parser.add_argument(
+        "--measure", nargs="+", choices=(*names, "soak", "switches"), default=names, help="default: all"
+    )
     parser.add_argument("--checkpoint", default="", help="served instead of random weights")
     parser.add_argument("--threads", type=int, default=2, help="of the network (not in faults and scale: one)")
     parser.add_argument("--replicas", type=int, default=1, help="which share the threads (throughput, litserve)")
@@ -46,7 +51,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="of both sides (litserve)")
     parser.add_argument("--ingresses", type=int, default=1, help="replicas that speak HTTP (faults)")
     parser.add_argument("--direct", action="store_true", help="replicas speak HTTP (all but scale and switches)")
-    parser.add_argument("--clients", type=int, default=8, help="at the height of the load (scale)")
+    parser.add_argument("--clients", type=int, default=8, help="at the height of the load (scale, soak)")
+    parser.add_argument("--minutes", type=int, default=30, help="whole length (soak)")
     parser.add_argument("--load-seconds", type=float, default=120.0, help="whole length (scale)")
     parser.add_argument("--plot", default="", help="PNG that is written (scale)")
     parser.add_argument("--environment", nargs="*", default=(), metavar="NAME=VALUE", help="variables (switches)")
@@ -89,6 +95,7 @@ def main() -> None:
         ),
         "faults": lambda: faults(checkpoint=checkpoint, ingresses=args.ingresses, direct=args.direct),
         "scale": lambda: scale(checkpoint=checkpoint, clients=args.clients, seconds=args.load_seconds, plot=args.plot),
+        "soak": lambda: soak(checkpoint=checkpoint, minutes=args.minutes, clients=args.clients, direct=args.direct),
         "switches": lambda: switches(
             checkpoint=checkpoint,
             threads=args.threads,

@@ -16,7 +16,7 @@ from posefleet.data.images import verify_image
 from posefleet.data.shards.layout import read_manifest
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.scenes import SCENES
-from posefleet.jobs import cli
+from posefleet.jobs import cli, serve
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.loading import read_yaml
 from posefleet.platform.inference.predictor import Predictor
@@ -68,7 +68,7 @@ def served() -> list[Any]:
 
 def run(arguments: list[str], served: list[Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "execv", lambda _, given: served.append(yaml.safe_load(Path(given[-1]).read_text())))
+        patch.setattr(serve, "run", lambda config: served.append(yaml.safe_load(Path(config).read_text())))
         patch.setenv("MLFLOW_TRACKING_URI", "")
         more = SMALL if arguments[0] == "train" else []
         try:

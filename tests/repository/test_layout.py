@@ -32,6 +32,7 @@ DOORS = {
         "platform/prediction/worker.py",
         "data/io/cluster.py",
         "data/shards/build.py",
+        "jobs/serve.py",
         "platform/prediction/batch.py",
         "platform/training/elastic.py",
         "platform/training/ray_trainer.py",
