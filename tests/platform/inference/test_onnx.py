@@ -29,8 +29,9 @@ from posefleet.platform.inference.predictor import Predictor
 PIXELS, SCORES = 0.01, 1e-4
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = available_methods()
-SHARED = [pytest.param(method, marks=pytest.mark.slow if method == "pfs" else ()) for method in METHODS]
-"""PFS has the network of SMPR with other heads; an export takes 15 seconds."""
+FAST = ("detposenet", "smpr")
+"""A network with few operations, and one with deformable convolutions; an export of each takes 10 to 20 s."""
+SHARED = [pytest.param(method, marks=() if method in FAST else pytest.mark.slow) for method in METHODS]
 Make = Callable[..., str]
 
 
