@@ -127,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, PlatformError) as error:
         fail(error)
     except OSError as error:
-        report_error(f"{error}; give the same command again, and it goes on from there")
+        report_error(error)
+        sys.stderr.write("Once that is mended, the same command goes on from there.\n")
         return 1
     sys.stdout.write(_summary(result, output))
     counts = result.counts

@@ -10,17 +10,21 @@ that it has begun. docs/serving.md explains the config.
 """
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 from posefleet.command_line import Argument, Place, fail, parse
+from posefleet.data.io.cluster import ray_starts_here
 from posefleet.plain_yaml import parse_yaml
+from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.leftovers import COMPILED
 
 PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
@@ -47,6 +51,32 @@ class Options:
     def __post_init__(self) -> None:
         if self.port is not None and not 0 < self.port < 65536:
             raise ValueError(f"--port must be 1..65535, not {self.port}")
+
+
+def check_models(config: dict[str, Any]) -> None:
+    """Check that the models of a server's config are there, which its replicas would look for again and again.
+
+    Raises:
+        CheckpointError: One is not; the message says where it was looked for.
+    """
+    try:
+        models = [
+            (str(model["source"]), str(application["args"].get("tracking") or ""))
+            for application in config["applications"]
+            for model in application["args"]["models"]
+        ]
+    except (KeyError, TypeError, AttributeError):
+        return  # Ray Serve says what is wrong with the config
+    # A process of its own, so that torch and MLflow do not stay in this one.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        for source, tracking in models:
+            pool.submit(_find, source, tracking).result()
+
+
+def _find(source: str, tracking: str) -> None:
+    from posefleet.platform.inference.backends import describe, locate
+
+    describe(locate(source, tracking=tracking))
 
 
 def run(config: str) -> None:
@@ -133,11 +163,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written = parse_yaml(options.config.read_bytes(), config)  # Ray Serve reads it without bounds
         if options.model or options.port is not None:
-            file = _write(served_config(written, options.model, options.port))
+            written = served_config(written, options.model, options.port)
+            file = _write(written)
             config = f"/dev/fd/{file.fileno()}"
     except (OSError, ValueError) as error:
         text = str(error)
         fail(text if text.startswith(str(options.config)) else f"{options.config}: {text}")
+    if not options.deploy and ray_starts_here():
+        try:
+            check_models(written)
+        except (OSError, ValueError, PlatformError) as error:
+            fail(error)
     # Replicas make this folder when they import torch. Ray ends them by force, so nobody could remove another one.
     os.environ.setdefault(COMPILED, str(Path(tempfile.gettempdir(), "ray", "compiled")))
     os.environ.setdefault(PROXY_READY, PROXY_READY_S)

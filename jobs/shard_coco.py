@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 take=take,
             )
             sys.stdout.write(_summary(result, root))
-    except DataError as error:
+    except (DataError, OSError) as error:
         report_error(error)
         return 1
     except ValueError as error:

@@ -75,7 +75,8 @@ class Options:
         one_of(self, "method", "decode_only", "resume")
         needed = () if self.resume else ("space", "checkpoint") if self.decode_only else ("space",)
         if missing := [f"--{name}" for name in needed if not getattr(self, name)]:
-            raise ValueError(f"{' and '.join(missing)} missing")
+            verb = "is" if len(missing) == 1 else "are"
+            raise ValueError(f"{' and '.join(missing)} {verb} missing; jobs/configs/spaces/ has examples of spaces")
         if (self.samples is not None and self.samples < 1) or self.images < 0:
             raise ValueError(
                 f"--samples {self.samples} must be at least 1 and --images {self.images} must not be negative"

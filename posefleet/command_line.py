@@ -259,7 +259,7 @@ def parse(
             if option.path in given:
                 chosen[option.path] = option.convert(given.pop(option.path))
             elif option.required:
-                raise ValueError(f"{_spelling(option)} is missing: {_plain_text(option.help.partition('.')[0])}")
+                raise ValueError(f"{_spelling(option)} is missing: {_first_sentence(option.help)}")
             else:
                 chosen[option.path] = option.resolved(option.default)
         built = _build(kind, chosen)
@@ -437,6 +437,10 @@ def _entry(option: Option, values: Mapping[str, Any], width: int, *, whole: bool
     if len(head) < COLUMN - 1:
         return [f"{head:{COLUMN}}{wrapped[0]}", *(f"{'':{COLUMN}}{line}" for line in wrapped[1:])]
     return [head, *(f"{'':{COLUMN}}{line}" for line in wrapped)]
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"\.(?:\s|$)", _plain_text(text))[0]
 
 
 def _plain_text(text: str) -> str:

@@ -94,12 +94,19 @@ def _begins_as_annotations(head: bytes) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and any(key in head for key in keys)
 
 
+def _above(fs: Any, folder: str) -> str:
+    """Advice for who gave the image folder of a split in place of the data set."""
+    above, _, name = folder.rstrip("/").rpartition("/")
+    annotated = fs.glob(f"{as_pattern(above)}/annotations/*{as_pattern(name)}*.json")
+    return f"; {above} has annotations of these images: give that folder, and --split {name}" if annotated else ""
+
+
 def _present(fs: Any, folder: str) -> str:
     found = [file for place in ("*.json", "*/*.json") for file in fs.glob(f"{as_pattern(folder)}/{place}")]
     files = sorted(file.removeprefix(f"{folder}/") for file in found)
     if not files:
         yolo = [file.rpartition("/")[2] for file in (*fs.glob(f"{folder}/*.yaml"), *fs.glob(f"{folder}/*.yml"))]
         convert = f"; if {yolo[0]} is YOLO's, convert it: posefleet convert {folder}" if yolo else ""
-        return f"json files there: none{convert}"
+        return f"json files there: none{convert}{_above(fs, folder)}"
     more = f", and {len(files) - _MOST_SHOWN} more" if len(files) > _MOST_SHOWN else ""
     return f"json files there: {', '.join(files[:_MOST_SHOWN])}{more}; name one of them in place of the folder"

@@ -1,9 +1,11 @@
-"""Starts Ray, and Ray Data, on the cluster that this process belongs to."""
+"""Starts Ray, and Ray Data, on the cluster that this process belongs to, and carries errors of its tasks."""
 
+import json
 import logging
 import os
 import signal
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,27 @@ def open_ray_data() -> Any:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     return ray
+
+
+def to_row(work: Callable[[], dict[str, Any]]) -> dict[str, str]:
+    """What a task of Ray Data gives back: the result of ``work``, which JSON can hold, or its ``OSError``.
+
+    Ray Data would wrap an error in three others, with a page of their traces.
+    """
+    try:
+        return {"result": json.dumps(work()), "fault": ""}
+    except OSError as error:
+        return {"result": "", "fault": json.dumps([error.errno, error.strerror or str(error), error.filename])}
+
+
+def from_row(row: Mapping[str, str]) -> dict[str, Any]:
+    """The result in a row of :func:`to_row`.
+
+    Raises:
+        OSError: The one that ended the task.
+    """
+    if row["fault"]:
+        number, text, name = json.loads(row["fault"])
+        raise OSError(number, text, name) if number else OSError(text)
+    result: dict[str, Any] = json.loads(row["result"])
+    return result

@@ -23,7 +23,7 @@ from posefleet.data.coco.records import Record, count_people
 from posefleet.data.coco.source import Source
 from posefleet.data.coco.split import read_coco
 from posefleet.data.errors import DataError
-from posefleet.data.io.cluster import open_ray_data
+from posefleet.data.io.cluster import from_row, open_ray_data, to_row
 from posefleet.data.io.files import absolute
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.data.shards.layout import (
@@ -103,6 +103,7 @@ def shard_coco(
     Raises:
         DataError: The annotations cannot be used, have errors that are not allowed, or none of the images can be used.
         ValueError: ``shard_mib`` or ``limit`` is not larger than 0.
+        OSError: A file cannot be read or written. The same call goes on from there.
     """
     start = time.perf_counter()
     split = read_coco(source.annotation_file, schema, category=category, allow_errors=allow_errors)
@@ -190,15 +191,14 @@ def _over_the_cluster(task: Callable[[ShardPlan], _Shard], plans: Iterator[Shard
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
         collect_garbage_rarely()
-        shard = task(ShardPlan.unpack(row["plan"]))
-        return {"shard": json.dumps(asdict(shard))}
+        return to_row(lambda: asdict(task(ShardPlan.unpack(row["plan"]))))
 
     at_once = max(PLANS_AT_ONCE, PLANS_PER_CPU * int(ray.cluster_resources().get("CPU", 0)))
     while some := list(itertools.islice(plans, at_once)):
         rows = [{"plan": plan.pack()} for plan in some]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=CPUS_PER_TASK)
         for row in dataset.iter_rows():
-            shard = json.loads(row["shard"])
+            shard = from_row(row)
             yield _Shard(ShardInfo(**shard.pop("info")), **shard)
 
 

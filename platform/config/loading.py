@@ -209,7 +209,7 @@ def _refuse_unknown(
             near = nearest(dotted, [*known, *sorted(sections)])
             guess = f"; did you mean {near!r}?" if near else ""
             section = ".".join(path) or "an experiment"
-            raise ValueError(f"{where}: unknown key {dotted!r}{guess} {section} has: {', '.join(names)}")
+            raise ValueError(f"{where}: unknown key {dotted!r}{guess}; {section} has: {', '.join(names)}")
         nested = dataclass_in(hints[key])
         if nested and isinstance(value, Mapping):
             _refuse_unknown(value, nested, where, (*path, key), whole or kind)

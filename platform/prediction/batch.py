@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 from posefleet.data.errors import DataError
-from posefleet.data.io.cluster import open_ray_data
+from posefleet.data.io.cluster import from_row, open_ray_data
 from posefleet.data.io.files import printable, write_file
 from posefleet.data.schemas.names import difference
 from posefleet.platform.prediction.inputs import InputImage, InputImages, split_into_chunks, why_left_out
@@ -176,7 +176,7 @@ def _on_the_cluster(job: Job, chunks: Mapping[int, list[InputImage]], pool: Work
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
-    for row in dataset.iter_rows():
+    for row in map(from_row, dataset.iter_rows()):
         yield row.pop("number"), Counts(**row)
 
 

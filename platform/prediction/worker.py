@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.errors import DataError
 from posefleet.data.images import FILE_FORMATS, decode_untrusted, encode_jpeg
+from posefleet.data.io.cluster import to_row
 from posefleet.data.io.files import create, path_inside, printable
 from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.memory import collect_garbage_rarely, keep_freed_memory
@@ -362,8 +363,11 @@ class RowWorker(PredictionWorker):
         self._logging.__enter__()  # until Ray ends the process
         super().__init__(job)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """Predict the chunk of a row: its ``number``, and its images as JSON; returns the number and the counts."""
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:  # type: ignore[override]
+        """Predict the chunk of a row: its ``number``, and its images as JSON; ``from_row`` gives number and counts."""
+        return to_row(lambda: self._predict_row(row))
+
+    def _predict_row(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk = [InputImage(**image) for image in json.loads(row["chunk"])]
         start = time.perf_counter()
         counts = super().__call__(row["number"], chunk)

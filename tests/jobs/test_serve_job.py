@@ -23,6 +23,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.extend((list(arguments), yaml.safe_load(Path(arguments[-1]).read_text())))
 
     monkeypatch.setattr(serve, "_ray_serve", record)
+    monkeypatch.setattr(serve, "check_models", lambda config: None)
     monkeypatch.setattr(cluster, "start_ray", lambda **options: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     return found
@@ -76,6 +77,7 @@ def test_sigterm_ends_a_server_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(serve, "_ray_serve", serve_until_signal)
+    monkeypatch.setattr(serve, "check_models", lambda config: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
@@ -110,6 +112,18 @@ def test_bad_arguments_are_refused(arguments: list[str], message: str, capsys: p
     with pytest.raises(SystemExit) as end:
         serve.main(arguments)
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_told_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(serve, "ray_starts_here", lambda: True)
+    monkeypatch.setattr(serve, "_ray_serve", lambda *arguments: pytest.fail("served"))
+    with pytest.raises(SystemExit) as end:
+        serve.main(["--model", str(tmp_path / "absent")])
+    assert end.value.code == 2
+    assert f"no checkpoint in {tmp_path}/absent" in capsys.readouterr().err
 
 
 def test_a_config_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

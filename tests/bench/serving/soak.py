@@ -26,7 +26,7 @@ HOSTILE = 0.01
 """Share of requests whose image is refused for its structure."""
 SIZES = ((0.1, 12), (1.0, 3), (5.0, 1))
 """Megabytes of the photographs, and how many of them."""
-WARM = 1 / 6
+WARM = 1 / 3
 """Share of the time after which memory and waits are compared: caches of the allocator are full by then."""
 
 
@@ -123,7 +123,7 @@ def _memory(server: Server) -> dict[str, float]:
             title = words[0].rpartition("/")[2] if words else ""
             if "python" in title:  # Ray's own services: the script's name says which
                 title = next((Path(word).stem for word in words[1:] if word.endswith(".py")), title)
-            title = title.removeprefix("ray::").removeprefix("ServeReplica:posefleet:")
+            title = title.removeprefix("ray::").removeprefix("ServeReplica:posefleet:").partition(".")[0]
             sums[title] += process.memory_full_info().uss / 1e6
     return {title: size for title, size in sums.items() if size > 20}
 

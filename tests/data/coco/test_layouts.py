@@ -124,6 +124,12 @@ def test_a_folder_of_yolo_says_how_it_is_converted(tmp_path: Path) -> None:
         find_source(str(tmp_path), "")
 
 
+def test_the_image_folder_of_a_split_leads_to_its_data_set(tmp_path: Path) -> None:
+    write(tmp_path, {"annotations/person_keypoints_val2017.json": annotations(["a.jpg"]), "val2017/a.jpg": 10})
+    with pytest.raises(DataError, match=rf"{tmp_path} has annotations of these images: .* --split val2017"):
+        find_source(str(tmp_path / "val2017"), "")
+
+
 def test_a_name_that_another_name_also_leads_to_is_not_changed() -> None:
     files = {"1.jpg"}
     assert fit_rule(["train/1.jpg", "val/1.jpg"], files.__contains__).rule == AS_WRITTEN

@@ -334,6 +334,13 @@ def test_ray_writes_the_same_bytes(tiny_coco: Any, tmp_path: Path, local_ray: No
     assert_ray_writes_the_same_bytes(tiny_coco, tmp_path, monkeypatch)
 
 
+@pytest.mark.ray
+def test_a_folder_that_ray_cannot_write_to_is_told_as_an_error_of_the_system(tiny_coco: Any, local_ray: None) -> None:
+    with pytest.raises(OSError, match="/proc/shards") as error:
+        shard_coco(tiny_coco.source, "/proc/shards", COCO17, shard_mib=SMALL)
+    assert error.value.strerror
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ray_writes_the_same_bytes_on_a_single_cpu(tiny_coco: Any, tmp_path: Path, monkeypatch: Any) -> None:
