@@ -2,4 +2,5 @@
 camera or stream, as it comes.
 
 Doors: ``batch`` (``predict_images``, ``WorkerPool``), ``inputs`` (``list_images``), ``worker``
-(``PredictionOptions``), ``live`` (``predict_stream``), ``stream`` (``is_stream``)."""
+(``PredictionOptions``), ``live`` (``predict_stream``), ``stream`` (``is_stream``),
+``tracker`` (``PoseTracker``)."""

@@ -5,11 +5,15 @@ tracks so that the sum of their similarities is as large as it can be (Hungarian
 2016). The similarity is OKS (Xiao et al. 2018) with wider tolerances, since people move; they grow while a person is
 hidden. As in ByteTrack (Zhang et al. 2022), poses with low scores may go on with a track and never begin one. The
 numbers depend on the poses and their times alone, in order, not on batches or workers.
+
+A tracker's state is a plain value, so that whoever has it can go on with the film. Tracks hold no more than the state
+does, tenths of pixels, so the numbers are the same whether it is handed on or not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import pi
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +21,15 @@ from posefleet.data.structures import Poses
 
 UNTRACKED = -1
 """Number of a pose that belongs to no track."""
+
+MOST_TRACKS = 200
+"""People that are followed at a time; beyond that, those who were seen longest ago are forgotten."""
+
+MOST_TENTHS = 10**7
+"""Largest coordinate of a track in tenths of a pixel, and largest speed in tenths of a pixel a second."""
+
+MOST_NUMBER = 10**9
+"""Largest number of a person in a state."""
 
 Similarity = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(T, K, 2) expected keypoints, (N, K, 2) found ones, (T,) seconds since each track was seen -> (T, N) in 0..1."""
@@ -49,12 +62,13 @@ class TrackOptions:
 @dataclass(slots=True)
 class _Track:
     keypoints: np.ndarray
-    """(K, 2) of the last pose."""
+    """(K, 2) of the last pose, whole tenths of pixels."""
     seen: float
     """Seconds at which that was."""
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
-    """(2,) pixels a second."""
+    """(2,) pixels a second, whole tenths."""
     poses: int = 1
+    """1 after the first pose, then 2."""
     number: int = UNTRACKED
 
     def expected(self, seconds: float) -> np.ndarray:
@@ -65,8 +79,35 @@ class _Track:
         """Take a pose that was found."""
         if (passed := seconds - self.seen) > 0:
             velocity = np.median(keypoints - self.keypoints, axis=0) / passed
-            self.velocity = velocity if self.poses == 1 else 0.5 * (self.velocity + velocity)
-        self.keypoints, self.seen, self.poses = keypoints, seconds, self.poses + 1
+            self.velocity = _in_tenths(velocity if self.poses == 1 else 0.5 * (self.velocity + velocity)) / 10
+        self.keypoints, self.seen, self.poses = keypoints, seconds, 2
+
+    def state(self) -> dict[str, Any]:
+        """The track as a plain value."""
+        return {
+            "number": None if self.number == UNTRACKED else self.number,
+            "seen": self.seen,
+            "poses": self.poses,
+            "velocity": _in_tenths(self.velocity).astype(int).tolist(),
+            "keypoints": _in_tenths(self.keypoints).astype(int).ravel().tolist(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "_Track":
+        """The track that :meth:`state` gave."""
+        return cls(
+            keypoints=np.array(state["keypoints"], float).reshape(-1, 2) / 10,
+            seen=float(state["seen"]),
+            velocity=np.array(state["velocity"], float) / 10,
+            poses=state["poses"],
+            number=UNTRACKED if state["number"] is None else state["number"],
+        )
+
+
+def _in_tenths(pixels: np.ndarray) -> np.ndarray:
+    """Whole numbers of tenths, float; at most ``MOST_TENTHS``."""
+    result: np.ndarray = np.rint(10 * pixels).clip(-MOST_TENTHS, MOST_TENTHS)
+    return result
 
 
 class PoseTracker:
@@ -86,7 +127,49 @@ class PoseTracker:
         self._similarity = similarity or self._oks
         self._tracks: list[_Track] = []
         self._numbers = 0
-        self._frames = 0
+        self._seconds: float | None = None  # of the last frame
+
+    def state(self) -> dict[str, Any] | None:
+        """What the tracker knows after the frames so far, as a value for JSON; None before the first one.
+
+        ``seconds`` of the last frame, ``next`` number of a person, and ``tracks``, each with its ``number`` (None: not
+        yet), the seconds when it was ``seen``, its ``poses`` (1 or 2: more), its ``velocity`` (2 tenths of pixels a
+        second) and its ``keypoints`` (2K tenths of pixels: x, y, x, ...).
+        """
+        if self._seconds is None:
+            return None
+        return {"seconds": self._seconds, "next": self._numbers, "tracks": [track.state() for track in self._tracks]}
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on behind the frame after which another tracker gave this :meth:`state`.
+
+        Args:
+            state: A value with these fields, None for no frame yet; who has it from strangers checks types and ranges
+                before.
+
+        Raises:
+            ValueError: It is of other keypoints, or its times or numbers contradict each other; the message begins
+                with the field.
+        """
+        if state is None:
+            return
+        numbers = set[int]()
+        for index, track in enumerate(state["tracks"]):
+            where, number = f"tracks.{index}", track["number"]
+            if len(track["keypoints"]) != 2 * len(self._sigmas):
+                raise ValueError(
+                    f"{where}.keypoints: {len(track['keypoints'])} numbers, but a pose of this model has "
+                    f"{2 * len(self._sigmas)}; begin again with the state null"
+                )
+            if track["seen"] > state["seconds"]:
+                raise ValueError(f"{where}.seen: {track['seen']} must not be after {state['seconds']}, the last frame")
+            if number is None:
+                continue
+            if number >= state["next"] or number in numbers:
+                raise ValueError(f"{where}.number: {number} must be below next, {state['next']}, and given once")
+            numbers.add(number)
+        self._tracks = [_Track.from_state(track) for track in state["tracks"]]
+        self._numbers, self._seconds = state["next"], float(state["seconds"])
 
     def __call__(self, poses: Poses, seconds: float) -> np.ndarray:
         """The numbers of the people, from 0 on, in the order of ``poses``.
@@ -100,7 +183,7 @@ class PoseTracker:
         Returns:
             (N,) int32, ``UNTRACKED`` where a pose belongs to nobody yet.
         """
-        found = poses.keypoints.double().cpu().numpy()
+        found = _in_tenths(poses.keypoints.double().cpu().numpy()) / 10
         scores = poses.scores.double().cpu().numpy()
         numbers = np.full(len(found), UNTRACKED, np.int32)
         free, seen = set(range(len(found))), set[int]()
@@ -120,10 +203,12 @@ class PoseTracker:
         for row in sorted(free):
             if strong[row]:
                 track = _Track(found[row], seconds)
-                if not self._frames:
+                if self._seconds is None:
                     numbers[row] = track.number = self._next_number()
                 self._tracks.append(track)
-        self._frames += 1
+        if len(self._tracks) > MOST_TRACKS:
+            self._tracks = sorted(self._tracks, key=lambda track: -track.seen)[:MOST_TRACKS]
+        self._seconds = float(seconds)
         return numbers
 
     def _next_number(self) -> int:

@@ -20,6 +20,7 @@ from posefleet.data.structures import Poses, Sample, padded_shape
 from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform.inference.execution import compile_network
 from posefleet.platform.inference.predictor import Predictor, describe_poses
+from posefleet.platform.prediction.tracker import UNTRACKED, PoseTracker
 from posefleet.platform.promotion.agreement import compare_poses
 from posefleet.platform.visualization.drawing import draw_poses
 from posefleet.serve.deployments.batching import Batcher
@@ -52,6 +53,9 @@ class PredictOptions:
     """Maximum number of poses, best first. None, or more than the model's own setting: that setting."""
     overlay: bool = False
     """Whether to draw the poses over the image."""
+    tracking: dict[str, Any] | None = None
+    """``seconds`` of the frame and ``state`` of the tracker after the frame before, as in ``schema.Tracking``, if the
+    image is a frame of a film."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class PredictResult:
     """Checkpoint of the version that predicted."""
     poses: Poses | None
     """All poses, also those below the thresholds, to compare a challenger with; None where the model has none."""
+    tracker_state: dict[str, Any] | None = None
+    """Of the tracker after the frame, if the image is one of a film; None before its first frame with finite poses."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,17 +178,30 @@ class Replica:
         loaded = self._loaded
         if loaded is None:
             return ErrorDetail("no_model", f"{self._key} has no version to serve")
+        tracker = None
+        if options.tracking:
+            tracker = PoseTracker(loaded.predictor.schema.sigmas)
+            try:
+                tracker.restore(options.tracking["state"])
+            except ValueError as error:
+                return ErrorDetail("bad_request", f"tracking.state.{error}")
         decoded = await self._decoder.decode(data, loaded.predictor.prepare, deadline=start + options.timeout_s)
         if isinstance(decoded, ErrorDetail):
             return decoded
         image, views, pixels = decoded
         try:
-            return await self._predict(loaded, image, views, options, start)
+            return await self._predict(loaded, image, views, options, start, tracker)
         finally:
             self._decoder.budget.release(pixels)
 
     async def _predict(
-        self, loaded: _Loaded, image: np.ndarray, views: list[Sample], options: PredictOptions, start: float
+        self,
+        loaded: _Loaded,
+        image: np.ndarray,
+        views: list[Sample],
+        options: PredictOptions,
+        start: float,
+        tracker: PoseTracker | None,
     ) -> PredictResult | ErrorDetail:
         ready = time.monotonic()
         job = _Job(loaded, views, start + options.timeout_s)
@@ -194,7 +213,7 @@ class Replica:
         for stage, seconds in times.items():
             self._metrics.stage.observe(1e3 * seconds, {"stage": stage})
         share_ms = 1e3 * times["predict"] / job.batch_size
-        return await self._decoder.run(self._describe, loaded, image, poses, options, times, share_ms)
+        return await self._decoder.run(self._describe, loaded, image, poses, options, times, share_ms, tracker)
 
     async def shadow(self, data: bytes, champion: PredictResult) -> None:
         """Predict a live image as challenger and add how far the poses agree with the champion's to the statistics."""
@@ -275,21 +294,24 @@ class Replica:
         options: PredictOptions,
         times: Mapping[str, float],
         share_ms: float,
+        tracker: PoseTracker | None,
     ) -> PredictResult:
         settings = self._settings
         threshold = settings.score_threshold if options.score_threshold is None else options.score_threshold
         limit = min(options.max_people or settings.max_people, settings.max_people)
-        visible = poses[poses.scores >= threshold][:limit]
+        chosen = poses.scores >= threshold
+        visible = poses[chosen][:limit]
         self._metrics.people.observe(len(visible))
         schema, overlay = loaded.predictor.schema, None
         if options.overlay:
             overlay = encode_jpeg(draw_poses(image, visible, schema, keypoint_threshold=options.keypoint_threshold))
+        described = describe_poses(visible, schema, keypoint_threshold=options.keypoint_threshold)
+        if tracker and options.tracking:  # all poses count, so that a client's thresholds do not change the numbers
+            tracks = _tracks(tracker, poses, options.tracking["seconds"])[chosen.cpu().numpy()][:limit]
+            for pose, track in zip(described, tracks.tolist(), strict=True):
+                pose["track"] = None if track == UNTRACKED else track
         return PredictResult(
-            image={
-                "width": image.shape[1],
-                "height": image.shape[0],
-                "poses": describe_poses(visible, schema, keypoint_threshold=options.keypoint_threshold),
-            },
+            image={"width": image.shape[1], "height": image.shape[0], "poses": described},
             model={
                 "name": settings.name,
                 "method": loaded.predictor.method,
@@ -302,6 +324,7 @@ class Replica:
             share_ms=share_ms,
             checkpoint=loaded.version.checkpoint,
             poses=poses if settings.shadow else None,
+            tracker_state=tracker.state() if tracker else None,
         )
 
     # ------------------------------------------------------------------------------------------------ versions
@@ -368,6 +391,12 @@ class Replica:
     def _warm_up(self, loaded: _Loaded) -> None:
         for width, height in self._settings.warm_up:
             loaded.predictor.predict_images([np.full((height, width, 3), 127, np.uint8)])
+
+
+def _tracks(tracker: PoseTracker, poses: Poses, seconds: float) -> np.ndarray:
+    """The numbers of the people; a frame with numbers that are not finite is left out, as in batch prediction."""
+    finite = all(torch.isfinite(part).all() for part in (poses.keypoints, poses.keypoint_scores, poses.scores))
+    return tracker(poses, seconds) if finite else np.full(len(poses), UNTRACKED, np.int32)
 
 
 ModelReplica: serve.Deployment = serve.deployment(max_ongoing_requests=64, **HEALTH)(Replica)

@@ -1,9 +1,11 @@
 """The gateway: sends images to a replica, tries again if the replica dies, and copies a share to challengers."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -24,7 +26,7 @@ from posefleet.serve.deployments.settings import (
     read_token,
 )
 from posefleet.serve.deployments.versions import NOT_STARTED, ServingStatus
-from posefleet.serve.http.schema import PoseQuery
+from posefleet.serve.http.schema import PoseQuery, Tracking
 from posefleet.serve.http.uploads import Upload
 
 _INLINE_BYTES = 64 * 1024
@@ -85,7 +87,12 @@ class Gateway:
         return self.models[name]
 
     async def poses(
-        self, model: ServedModel, uploads: list[Upload], query: PoseQuery, deadline: float
+        self,
+        model: ServedModel,
+        uploads: list[Upload],
+        query: PoseQuery,
+        deadline: float,
+        tracking: Tracking | None = None,
     ) -> list[PredictResult]:
         """Predict all images of a request, normally with one version of the model.
 
@@ -94,19 +101,25 @@ class Gateway:
 
         Args:
             deadline: When to give up, by ``time.monotonic``, seconds.
+            tracking: Time and state of the film whose next frame the only image is.
 
         Raises:
             ApiError: An image has no result; the detail begins with its file name.
         """
+        options = PredictOptions(
+            timeout_s=math.inf, **query.model_dump(), tracking=tracking.model_dump() if tracking else None
+        )
         for _ in range(_ATTEMPTS):
-            results = await asyncio.gather(*(self._poses_of(model, upload, query, deadline) for upload in uploads))
+            results = await asyncio.gather(*(self._poses_of(model, upload, options, deadline) for upload in uploads))
             if len({result.checkpoint for result in results}) == 1:
                 break
         return results
 
-    async def _poses_of(self, model: ServedModel, upload: Upload, query: PoseQuery, deadline: float) -> PredictResult:
+    async def _poses_of(
+        self, model: ServedModel, upload: Upload, options: PredictOptions, deadline: float
+    ) -> PredictResult:
         data = upload.data if self._local_replica(model) else _by_reference(upload.data)
-        result = await self._predict(model, data, query, deadline)
+        result = await self._predict(model, data, options, deadline)
         if isinstance(result, ErrorDetail):
             raise ApiError(result.reason, f"{upload.name}: {result.detail}" if upload.name else result.detail)
         if model.shadow and random.random() < model.shadow.share:
@@ -127,10 +140,10 @@ class Gateway:
         return self._handles[model.name].predict.remote(data, options)
 
     async def _predict(
-        self, model: ServedModel, data: Any, query: PoseQuery, deadline: float
+        self, model: ServedModel, data: Any, options: PredictOptions, deadline: float
     ) -> PredictResult | ErrorDetail:
         for attempts_left in reversed(range(_ATTEMPTS)):
-            options = PredictOptions(timeout_s=deadline - time.monotonic(), **query.model_dump())
+            options = replace(options, timeout_s=deadline - time.monotonic())
             response = self._send(model, data, options)
             try:
                 async with asyncio.timeout(max(0.0, options.timeout_s)):

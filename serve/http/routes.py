@@ -25,9 +25,17 @@ from posefleet.serve.deployments.versions import ServingStatus, ShadowStats
 from posefleet.serve.http.gateway import Gateway
 from posefleet.serve.http.head import HeadRequests
 from posefleet.serve.http.problems import problem
-from posefleet.serve.http.schema import ModelList, PoseQuery, PoseQueryParameters, PosesAnswer, Problem, Reloaded
+from posefleet.serve.http.schema import (
+    ModelList,
+    PoseQuery,
+    PoseQueryParameters,
+    PosesAnswer,
+    Problem,
+    Reloaded,
+    Tracking,
+)
 from posefleet.serve.http.security import SecurityHeaders, check_token, has_token
-from posefleet.serve.http.uploads import read_uploads
+from posefleet.serve.http.uploads import TRACKING, read_uploads
 
 PAGE = Path(__file__).parents[1] / "page"
 
@@ -81,9 +89,12 @@ def _add_poses(api: FastAPI, gateway: Gateway) -> None:
         model = gateway.model(name)
         request.state.model = model.name
         uploads = await read_uploads(request, limits)
-        if query.overlay and len(uploads) > 1:
-            raise ApiError("bad_request", f"overlay=1 answers with one image, but {len(uploads)} were sent; send one")
-        results = await gateway.poses(model, uploads, query, start + limits.deadline_s)
+        files, tracking = uploads.files, uploads.tracking
+        if query.overlay and len(files) > 1:
+            raise ApiError("bad_request", f"overlay=1 answers with one image, but {len(files)} were sent; send one")
+        if query.overlay and tracking:
+            raise ApiError("bad_request", "overlay=1 answers with an image, which holds no state of tracking; omit one")
+        results = await gateway.poses(model, files, query, start + limits.deadline_s, tracking)
         total = 1e3 * (time.monotonic() - start)
         gateway.metrics.answered.observe(total, {"model": model.name})
         if query.overlay:
@@ -92,9 +103,11 @@ def _add_poses(api: FastAPI, gateway: Gateway) -> None:
         timings = {key: max(result.timings[key] for result in results) for key in results[0].timings}
         content = {
             "model": results[0].model,
-            "images": [{"name": up.name, **result.image} for up, result in zip(uploads, results, strict=True)],
+            "images": [{"name": file.name, **result.image} for file, result in zip(files, results, strict=True)],
             "timings": timings | {"total": round(total, 3)},
         }
+        if tracking:
+            content["tracking"] = {"state": results[0].tracker_state}
         return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
 
     @api.post("/v1/poses", summary="Poses by the default model", **described)
@@ -210,7 +223,14 @@ def _request_bodies() -> dict[str, Any]:
     """OpenAPI description of the request bodies, by content type."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     images = {"type": "array", "items": binary["schema"], "minItems": 1}
-    files = {"type": "object", "properties": {"image": images}, "required": ["image"]}
+    tracking = {
+        "type": "string",
+        "description": "JSON, with one image only: the poses get the numbers of people in a film. `seconds` is the "
+        "time of the frame, `state` that of the answer to the frame before, null or absent for the first frame.",
+        "contentMediaType": "application/json",
+        "contentSchema": Tracking.model_json_schema(),
+    }
+    files = {"type": "object", "properties": {"image": images, TRACKING: tracking}, "required": ["image"]}
     return {kind: binary for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")} | {
         "multipart/form-data": {"schema": files}
     }

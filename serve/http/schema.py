@@ -1,9 +1,11 @@
 """Queries and answers of the HTTP API as pydantic models; FastAPI generates the OpenAPI description from them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+
+from posefleet.platform.prediction.tracker import MOST_NUMBER, MOST_TENTHS, MOST_TRACKS
 
 NOTE = "What users of the model must know, such as what it was trained on; empty if its run said nothing."
 
@@ -26,6 +28,46 @@ class PoseQuery(BaseModel, extra="forbid"):
 PoseQueryParameters = Annotated[PoseQuery, Query()]
 
 
+Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
+Tenths = Annotated[int, Field(ge=-MOST_TENTHS, le=MOST_TENTHS)]
+
+
+class Track(BaseModel, extra="forbid", strict=True):
+    """A person who is followed."""
+
+    number: int | None = Field(ge=0, le=MOST_NUMBER, description="As `track` of poses; null: found once only.")
+    seen: Seconds = Field(description="When it was seen last.")
+    poses: Literal[1, 2] = Field(description="1 after its first pose, then 2.")
+    velocity: list[Tenths] = Field(min_length=2, max_length=2, description="x and y, tenths of pixels a second.")
+    keypoints: list[Tenths] = Field(
+        min_length=2, max_length=10_000, description="x and y of each keypoint of the last pose, tenths of pixels."
+    )
+
+
+class TrackerState(BaseModel, extra="forbid", strict=True):
+    """What the server must know of the frames before; clients send it back as it is."""
+
+    seconds: Seconds = Field(description="Time of the frame before.")
+    next: int = Field(ge=0, le=MOST_NUMBER, description="Number of the next new person.")
+    tracks: list[Track] = Field(max_length=MOST_TRACKS)
+
+
+class Tracking(BaseModel, extra="forbid", strict=True):
+    """The field `tracking` of a form with one frame of a film."""
+
+    seconds: Seconds = Field(description="Time of the frame, from any beginning; not before that of the frame before.")
+    state: TrackerState | None = Field(None, description="From the answer to the frame before; null: the first frame.")
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> "Tracking":
+        if self.state and self.seconds < self.state.seconds:
+            raise ValueError(
+                f"seconds {self.seconds} must not be before {self.state.seconds}, the frame before; after a jump back "
+                "begin again with the state null"
+            )
+        return self
+
+
 class Keypoint(BaseModel):
     """One keypoint of a pose, in pixels of the upright image (EXIF orientation applied)."""
 
@@ -43,6 +85,10 @@ class Pose(BaseModel):
     score: float
     box: tuple[float, float, float, float] = Field(description="x1, y1, x2, y2 around all keypoints, pixels.")
     keypoints: list[Keypoint]
+    track: int | None = Field(
+        None,
+        description="Number of the person in the film, if `tracking` was sent; null while the pose belongs to nobody.",
+    )
 
 
 class ImagePoses(BaseModel):
@@ -77,12 +123,19 @@ class Timings(BaseModel):
     total: float
 
 
+class Tracked(BaseModel):
+    """What the next frame of a film needs."""
+
+    state: TrackerState | None = Field(description="Send it with the next frame.")
+
+
 class PosesAnswer(BaseModel):
     """The answer to a request for poses."""
 
     model: ModelVersion
     images: list[ImagePoses] = Field(description="In the order of the request.")
     timings: Timings
+    tracking: Tracked | None = Field(None, description="If `tracking` was sent.")
 
 
 class KeypointSet(BaseModel):

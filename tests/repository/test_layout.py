@@ -111,7 +111,7 @@ OPEN = {
     "platform/config": "cli experiment loading sources",
     "platform/inference": "agreement backends evaluate execution exported latency predictor quantize sources split",
     "platform/monitoring": "interruptions profiler stragglers watchdog",
-    "platform/prediction": "batch inputs live stream worker",
+    "platform/prediction": "batch inputs live stream tracker worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",
     "platform/review": "folds report",
     "platform/runtime": "activity errors leftovers lock logs paths placement progress redaction worker",

@@ -1,5 +1,6 @@
 """Numbers of people in films: crossings, hidden people, poses of nobody, and smoothed keypoints."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.prediction import worker
 from posefleet.platform.prediction.batch import BatchResult, predict_images
 from posefleet.platform.prediction.inputs import list_images
-from posefleet.platform.prediction.tracker import UNTRACKED, OneEuro, PoseTracker, TrackOptions, box_iou
+from posefleet.platform.prediction.tracker import (
+    MOST_TRACKS,
+    UNTRACKED,
+    OneEuro,
+    PoseTracker,
+    TrackOptions,
+    box_iou,
+)
 from posefleet.platform.prediction.worker import PredictionOptions
 from tests.bench import bench_tracking
 
@@ -69,6 +77,81 @@ def test_a_hidden_person_gets_its_number_back() -> None:
 def test_after_long_it_is_somebody_new() -> None:
     frames = [frame((0, 0))] * 3 + [frame()] * 12 + [frame((0, 0))] * 3
     assert follow(frames, keep_s=1.0)[-1] == [1] and follow(frames, keep_s=2.0)[-1] == [0]
+
+
+def noisy_film(seed: int, people: int = 5) -> list[tuple[Poses, float]]:
+    """People who cross, with noise, missed ones, poses of nobody and frames at uneven times."""
+    rng = np.random.default_rng(seed)
+    starts, speeds = rng.uniform(0, 400, (people, 2)), rng.uniform(-90, 90, (people, 2))
+    frames, seconds = [], 0.0
+    for _ in range(40):
+        seconds += rng.uniform(0.02, 0.2)
+        seen = starts[rng.random(people) > 0.2] + seconds * speeds[0]
+        places = np.concatenate([seen, rng.uniform(0, 400, (rng.integers(3), 2))])
+        points = BODY + places[:, None] + rng.normal(0, 1.5, (len(places), *BODY.shape))
+        scores = torch.from_numpy(rng.uniform(0.05, 1, len(places))).float()
+        frames.append((Poses(torch.from_numpy(points).float(), scores[:, None].expand(-1, 4), scores), seconds))
+    return frames
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_state_that_goes_through_json_gives_the_same_numbers(seed: int) -> None:
+    tracker, state, most = PoseTracker(SIGMAS), None, 0
+    for poses, seconds in noisy_film(seed):
+        other = PoseTracker(SIGMAS)
+        other.restore(json.loads(json.dumps(state)))
+        expected = tracker(poses, seconds)
+        assert other(poses, seconds).tolist() == expected.tolist()
+        state, most = other.state(), max(most, expected.max(initial=-1))
+        assert state == tracker.state()
+    assert most > 3
+
+
+def test_a_hidden_person_gets_its_number_back_from_a_state() -> None:
+    frames = [frame((60, 50), (8.0 * i, 50)) if not 5 <= i <= 9 else frame((60, 50)) for i in range(20)]
+    state, numbers = None, []
+    for index, poses in enumerate(frames):
+        tracker = PoseTracker(SIGMAS)
+        tracker.restore(state)
+        numbers.append(tracker(poses, index / 10).tolist())
+        state = json.loads(json.dumps(tracker.state()))
+    assert numbers == follow(frames) and numbers[-1] == [0, 1]
+
+
+def test_a_state_is_bounded_and_compact() -> None:
+    tracker = PoseTracker(SIGMAS)
+    places = np.random.default_rng(0).uniform(0, 5_000, (300, 2))
+    tracker(frame(*places), 0.0)  # type: ignore[arg-type]
+    tracker(frame((1e30, -1e30)), 0.1)
+    assert len(tracker.state()["tracks"]) <= MOST_TRACKS  # type: ignore[index]
+    tracker = PoseTracker(SIGMAS)
+    tracker(frame((1.0, 2.0), (300.0, 7.04)), 0.0)
+    state = tracker.state()
+    assert state is not None and state["tracks"][1]["keypoints"] == [3000, 70, 3120, 70, 3000, 670, 3120, 670]
+    assert len(json.dumps(state)) < 300
+
+
+STATE: dict[str, Any] = {
+    "seconds": 2.0,
+    "next": 2,
+    "tracks": [{"number": 1, "seen": 1.0, "poses": 2, "velocity": [0, 0], "keypoints": [0] * 8}],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("keypoints", [0] * 6, r"tracks\.0\.keypoints: 6 numbers, but a pose of this model has 8"),
+        ("seen", 2.1, r"tracks\.0\.seen: 2\.1 must not be after 2\.0"),
+        ("number", 2, r"tracks\.0\.number: 2 must be below next, 2"),
+    ],
+)
+def test_states_that_contradict_themselves_are_refused(field: str, value: Any, message: str) -> None:
+    PoseTracker(SIGMAS).restore(STATE)
+    with pytest.raises(ValueError, match=message):
+        PoseTracker(SIGMAS).restore({**STATE, "tracks": [STATE["tracks"][0] | {field: value}]})
+    with pytest.raises(ValueError, match=r"tracks\.1\.number: 1 must be .* given once"):
+        PoseTracker(SIGMAS).restore({**STATE, "tracks": 2 * STATE["tracks"]})
 
 
 def test_a_pose_of_nobody_gets_no_number() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,44 @@ def test_images_of_one_padded_shape_share_batches(
     results = asyncio.run(run())
     assert all(isinstance(result, PredictResult) for result in results)
     assert sorted(len(batch) for batch in batches) == [2, 2, 4, 4] and all(len(set(batch)) == 1 for batch in batches)
+
+
+def test_frames_of_a_film_get_the_numbers_of_the_tracker_whatever_is_left_out(
+    version: ServedVersion,
+    people_shards: Path,
+    tmp_path: Path,
+    batches: list[list[tuple[int, int]]],
+    photographs: list[bytes],
+) -> None:
+    checkpoint = untrained_checkpoint(small_settings(people_shards, tmp_path), tmp_path, sure=True)
+    sure = dataclasses.replace(version, checkpoint=checkpoint)
+
+    async def run() -> tuple[Any, list[Any]]:
+        replica = await start_replica(sure)
+        plain = await replica.predict(photographs[0], PredictOptions(60.0))
+        found, state = [], None
+        for frame in range(3):
+            tracking = {"seconds": frame / 10, "state": state}
+            options = PredictOptions(60.0, max_people=1 if frame == 1 else None, tracking=tracking)
+            found.append(await replica.predict(photographs[0], options))
+            state = json.loads(json.dumps(found[-1].tracker_state))
+        found.append(
+            await replica.predict(photographs[0], PredictOptions(60.0, tracking={"seconds": 1, "state": state}))
+        )
+        state["tracks"][0]["keypoints"].pop()
+        found.append(
+            await replica.predict(photographs[0], PredictOptions(60.0, tracking={"seconds": 1, "state": state}))
+        )
+        return plain, found
+
+    plain, (first, second, third, last, refused) = asyncio.run(run())
+    assert plain.tracker_state is None and "track" not in plain.image["poses"][0]
+    tracks = [[pose["track"] for pose in result.image["poses"]] for result in (first, second, third, last)]
+    numbered = [track for track in tracks[0] if track is not None]
+    assert numbered and tracks == [tracks[0], tracks[0][:1], tracks[0], tracks[0]]
+    assert refused.reason == "bad_request" and refused.detail.startswith(
+        "tracking.state.tracks.0.keypoints: 33 numbers"
+    )
 
 
 def test_an_image_whose_client_left_is_not_predicted(

@@ -214,8 +214,8 @@ def read(body: list[bytes], *headers: tuple[str, str], limits: Limits) -> list[b
         uploads = asyncio.run(read_uploads(request, limits))
     except ApiError as error:
         return ErrorDetail(error.reason, error.detail)
-    assert uploads
-    return [upload.data for upload in uploads]
+    assert uploads.files
+    return [upload.data for upload in uploads.files]
 
 
 SMALL = Limits(body_bytes=2_000, images=3)
