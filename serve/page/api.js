@@ -34,14 +34,16 @@ export function posesAddress(model, options) {
 }
 
 // Finds the poses of an image: {answer, roundTrip}, where `roundTrip` is in milliseconds and includes the network.
+// `tracking` {seconds, state} goes with a frame of a film, whose poses then have the numbers of people.
 // A busy server is asked again after the time in its Retry-After; `onBusy` gets the seconds until then.
-export async function findPoses(model, file, { signal, onBusy }) {
+export async function findPoses(model, file, { signal, onBusy, tracking = null }) {
   const address = posesAddress(model, { score_threshold: SCORE_THRESHOLD, max_people: MAX_PEOPLE });
-  const headers = { "Content-Type": file.type || "application/octet-stream" };
+  const headers = tracking ? {} : { "Content-Type": file.type || "application/octet-stream" };
+  const body = tracking ? formOf(file, tracking) : file;
   for (let attempt = 0; ; attempt++) {
     const start = performance.now();
     try {
-      const response = await send(address, { method: "POST", headers, body: file, signal });
+      const response = await send(address, { method: "POST", headers, body, signal });
       return { answer: await response.json(), roundTrip: performance.now() - start };
     } catch (problem) {
       if (problem.status !== 503 || problem.retryAfter === null || attempt === RETRIES) throw problem;
@@ -50,6 +52,13 @@ export async function findPoses(model, file, { signal, onBusy }) {
       await pause(seconds, signal);
     }
   }
+}
+
+function formOf(file, tracking) {
+  const form = new FormData();
+  form.append("image", file, "frame.jpg");
+  form.append("tracking", JSON.stringify(tracking));
+  return form;
 }
 
 async function send(address, { headers = {}, ...options }) {

@@ -1,8 +1,12 @@
 // The page of a pose server: images in, poses over them, and their scores and times.
 
 import { Problem, findPoses, hasToken, loadModels, posesAddress, setToken } from "./api.js";
-import { closeCamera, hasCamera, openCamera, takeFrame } from "./camera.js";
-import { curlCommand, element, filterPeople, listPeople, milliseconds, showTimings } from "./result.js";
+import { camera, hasCamera } from "./camera.js";
+import { Film, isFilm } from "./film.js";
+import { takeFrame } from "./frames.js";
+import {
+  curlCommand, element, filterPeople, followPeople, listPeople, milliseconds, numbered, showTimings,
+} from "./result.js";
 import { placeImage, saveImage, setFocus, showOther, showPeople, useKeypoints } from "./stage.js";
 import { capital, countOf, many, one, setCategory } from "./words.js";
 
@@ -18,11 +22,11 @@ let models = [];
 let model = null;
 let other = null; // the model beside it, or null
 const thresholds = new Map(); // person score threshold by model, where the slider was moved
-let photos = []; // in the order of the strip
-let selected = null; // the photo chosen last
+let photos = []; // with the films, in the order of the strip
+let selected = null; // the photo or film chosen last
 let shown = null; // the photo on the stage
 let request = new AbortController(); // of `selected`, or of the camera while it is on
-let filming = false;
+let filming = null; // the camera or the film whose frames are shown, or null
 let retry = () => {};
 
 // --------------------------------------------------------------------------------------------------------- photos
@@ -50,20 +54,26 @@ class Photo {
 }
 
 function addFiles(files) {
-  const added = [...files].map((file) => new Photo(file.name || "image", URL.createObjectURL(file), file));
+  const added = [...files].map((file) => {
+    const address = URL.createObjectURL(file);
+    return isFilm(file) ? new Film(file.name || "film", address) : new Photo(file.name || "image", address, file);
+  });
   if (!added.length) return;
   photos = [...added, ...photos];
   $("strip").prepend(...added.map((photo) => thumbnail(photo, photo.name)));
-  show(added[0]);
+  choose(added[0]);
 }
 
+const choose = (item) => (item instanceof Film ? follow(item) : show(item));
+
 function thumbnail(photo, label) {
+  const film = photo instanceof Film;
   const image = element("img");
-  Object.assign(image, { src: photo.address, alt: label, decoding: "async" });
-  const button = element("button", "thumb", image);
+  Object.assign(image, { src: film ? "" : photo.address, alt: label, decoding: "async" });
+  const button = element("button", film ? "thumb of-film" : "thumb", film ? label : image);
   button.type = "button";
   button.title = label;
-  button.addEventListener("click", () => show(photo));
+  button.addEventListener("click", () => choose(photo));
   photo.thumb = button;
   return element("li", "", button);
 }
@@ -109,22 +119,22 @@ async function show(photo) {
   }
 }
 
-async function predict(photo, signal, by = model) {
+async function predict(photo, signal, by = model, tracking = null) {
   const { name, version, keypoint_set } = by;
   const onBusy = (seconds) => setStatus(`The server is busy; asking again in ${Math.max(1, Math.round(seconds))} s.`);
-  const result = await findPoses(name, photo.file, { signal, onBusy });
+  const result = await findPoses(name, photo.file, { signal, onBusy, tracking });
   photo.results.set(name, result);
   // The model was swapped, or had not started when the page was loaded.
   if (!keypoint_set || result.answer.model.version !== version) await chooseModels();
 }
 
-// Aborts the present request or the camera, to begin something new.
+// Aborts the present request, camera or film, to begin something new.
 function begin() {
   request.abort();
   request = new AbortController();
   if (filming) {
-    filming = false;
-    closeCamera($("video"));
+    filming.close($("video"));
+    filming = null;
     $("camera").textContent = "Start camera";
     $("rate").hidden = true;
   }
@@ -134,7 +144,7 @@ function begin() {
 
 function place(photo) {
   shown = photo;
-  if (selected !== photo) select(photo);
+  if (selected !== photo && !filming) select(photo);
   const answered = photo.results.get(model?.name)?.answer.images[0];
   const image = photo.image;
   placeImage(image, image?.naturalWidth ?? answered.width, image?.naturalHeight ?? answered.height);
@@ -152,12 +162,13 @@ function visible() {
   const poses = found()
     .poses.filter((pose) => pose.score >= scoreThreshold)
     .map((pose) => ({ ...pose, keypoints: pose.keypoints.filter((keypoint) => keypoint.score >= keypointThreshold) }));
-  return { ...result().answer, images: [{ ...found(), poses }] };
+  const { model, timings } = result().answer;
+  return { model, images: [{ ...found(), poses }], timings };
 }
 
 function showResult() {
   const all = found()?.poses ?? [];
-  if (shown !== selected) select(shown);
+  if (shown !== selected) select(photos.includes(shown) ? shown : null);
   listPeople(all, setFocus);
   showTimings(result());
   $("keypoint-note").hidden = result()?.answer.model.keypoint_scores !== "pose score, repeated";
@@ -173,7 +184,7 @@ function refresh() {
   drawOther();
   if (!result()) return showPeople([]); // until the answer comes, the panel keeps the last one
   for (const id of ["time", "export"]) $(id).hidden = false;
-  const people = visible().images[0].poses.map((pose, index) => ({ ...pose, index }));
+  const people = numbered(visible().images[0].poses);
   // Poses are in pixels of the answer, the stage in those of the file. They differ only if the server shrank the image.
   const ratio = shown.image ? shown.image.naturalWidth / found().width : 1;
   const drawn = ratio === 1 ? people : people.map((person) => scaled(person, ratio));
@@ -189,9 +200,7 @@ function drawOther() {
   if (!found || !shown.image) return showOther(null);
   const ratio = shown.image.naturalWidth / found.width;
   const threshold = thresholds.get(other.name) ?? other.score_threshold;
-  const people = found.poses
-    .filter((pose) => pose.score >= threshold)
-    .map((pose, index) => scaled({ ...pose, index }, ratio));
+  const people = numbered(found.poses.filter((pose) => pose.score >= threshold)).map((person) => scaled(person, ratio));
   showOther({ people, set: other.keypoint_set, caption: `${other.name}: ${people.length} found` });
 }
 
@@ -214,29 +223,41 @@ function command() {
   return curlCommand(address, shown.name, shown.file.type || "application/octet-stream", hasToken());
 }
 
-// --------------------------------------------------------------------------------------------------------- camera
+// ------------------------------------------------------------------------------------------------ camera and films
 
-// Predicts one frame after another; the next is taken when the answer for the last one has come.
-async function film() {
+// Predicts one frame after another of a source, the camera or a film; the next is the one on screen when the answer for
+// the last one has come. The tracker's state goes along, so that people keep their numbers.
+async function follow(source) {
   const { signal } = begin();
   const video = $("video");
-  setBusy(true, "Starting the camera …");
+  const film = source instanceof Film;
+  setBusy(true, film ? `Opening ${source.name} …` : "Starting the camera …");
   try {
-    await openCamera(video);
-    if (signal.aborted) return closeCamera(video);
-    filming = true;
-    $("camera").textContent = "Stop camera";
-    select(null);
+    await source.open(video);
+    if (signal.aborted) return source.close(video);
+    filming = source;
+    if (!film) $("camera").textContent = "Stop camera";
+    select(film ? source : null);
     if (!model) await chooseModels();
-    listPeople([], setFocus); // people change too fast for a list
-    setBusy(false, "The camera is on.");
-    let [before, rate] = [performance.now(), 0];
+    listPeople([], setFocus);
+    setBusy(false, film ? `Playing ${source.name}.` : "The camera is on.");
+    let tracking = { seconds: 0, state: null };
+    let [by, before, rate] = [model.name, performance.now(), 0];
     while (!signal.aborted) {
+      await source.ready(video, signal);
+      const seconds = source.seconds(video);
+      // A jump back and another model begin with new people.
+      const goesOn = by === model.name && seconds >= (tracking.state?.seconds ?? 0);
+      tracking = { seconds, state: goesOn ? tracking.state : null };
+      by = model.name;
       const file = await takeFrame(video);
-      const frame = new Photo("camera.jpg", URL.createObjectURL(file), file);
-      await Promise.all([frame.load(signal), predict(frame, signal)]).finally(() => URL.revokeObjectURL(frame.address));
+      const frame = new Photo(film ? frameName(source, seconds) : source.name, URL.createObjectURL(file), file);
+      await Promise.all([frame.load(signal), predict(frame, signal, model, tracking)]).finally(() =>
+        URL.revokeObjectURL(frame.address),
+      );
       signal.throwIfAborted();
       if (!frame.results.has(model.name)) continue; // another model was chosen meanwhile
+      tracking.state = frame.results.get(model.name).answer.tracking?.state ?? null;
       showFrame(frame);
       const now = performance.now();
       rate = rate ? 0.8 * rate + 200 / (now - before) : 1000 / (now - before);
@@ -247,13 +268,17 @@ async function film() {
   } catch (error) {
     if (signal.aborted) return;
     stopFilming();
-    showProblem(error, film);
+    if (film && error.status === 415) remove(source);
+    showProblem(error, () => follow(source), film ? `${source.name}: ` : "");
   }
 }
 
+const frameName = (film, seconds) => `${film.name.replace(/\.\w+$/, "")}-${seconds.toFixed(2)}s.jpg`;
+
 function showFrame(frame) {
-  selected = frame;
   place(frame);
+  followPeople(found()?.poses ?? [], setFocus);
+  refresh();
   showTimings(result());
 }
 
@@ -389,7 +414,8 @@ $("files").addEventListener("change", ({ target }) => {
   addFiles(target.files);
   target.value = "";
 });
-$("camera").addEventListener("click", () => (filming ? stopFilming() : film()));
+$("camera").addEventListener("click", () => (filming === camera ? stopFilming() : follow(camera)));
+$("end").addEventListener("click", stopFilming);
 $("model").addEventListener("change", ({ target }) => {
   useModel(models.find(({ name }) => name === target.value));
   if (filming) return;
@@ -437,9 +463,13 @@ document.addEventListener("keydown", (event) => {
   if (!next) return;
   event.preventDefault();
   if ($("strip").contains(document.activeElement)) next.thumb.focus();
-  show(next);
+  choose(next);
 });
 // A hidden page sends no frames.
-document.addEventListener("visibilitychange", () => document.hidden && filming && stopFilming());
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden || !filming) return;
+  if (filming instanceof Film) $("video").pause();
+  else stopFilming();
+});
 
 start();

@@ -1,7 +1,7 @@
 // The panel beside the image: the people found, the time taken, the command that gives the same answer.
 
 import { keypointColour, personColour } from "./skeleton.js";
-import { capital, many, one } from "./words.js";
+import { capital, many, nameOf } from "./words.js";
 
 const PARTS = [
   ["decode", "Decode"],
@@ -21,6 +21,13 @@ export function element(tag, className = "", ...children) {
   return created;
 }
 
+// Poses with a `number` each, which colours and highlights go by: in a film the track, below 0 for poses without one; in
+// a photo the place in the answer.
+export const numbered = (poses) =>
+  poses.map((pose, index) => ({ ...pose, number: pose.track === undefined ? index : (pose.track ?? -1 - index) }));
+
+let listed = new Map(); // item of the list, by the number of its person
+
 // Lists every pose of an answer; `filterPeople` then shows those above the thresholds.
 // `onFocus` gets {person, keypoint} while the pointer or the keyboard focus is on one, else null.
 export function listPeople(poses, onFocus) {
@@ -29,29 +36,49 @@ export function listPeople(poses, onFocus) {
   $("people-name").textContent = capital(many());
   $("nobody").textContent = `${capital(many())} found are listed here, with their keypoints.`;
   $("count").textContent = "";
-  $("people").replaceChildren(...poses.map((pose, index) => personItem(pose, index, onFocus)));
+  listed = new Map(numbered(poses).map((person) => [person.number, personItem(person, onFocus)]));
+  $("people").replaceChildren(...listed.values());
+}
+
+// Lists the people of a film's frame who have numbers. Items stay while their people are seen, so that one can be opened.
+export function followPeople(poses, onFocus) {
+  const people = numbered(poses).filter(({ number }) => number >= 0);
+  const items = people.sort((a, b) => a.number - b.number).map((person) => {
+    const item = listed.get(person.number) ?? personItem(person, onFocus);
+    const shares = item.querySelectorAll(".share");
+    [person, ...person.keypoints].forEach(({ score }, index) => setShare(shares[index], score));
+    return [person.number, item];
+  });
+  if (items.length !== listed.size || items.some(([number]) => !listed.has(number))) {
+    const present = new Set(items.map(([number]) => number));
+    for (const [number, item] of listed) if (!present.has(number)) item.remove();
+    items.forEach(([, item], index) => {
+      if ($("people").children[index] !== item) $("people").insertBefore(item, $("people").children[index] ?? null);
+    });
+  }
+  listed = new Map(items);
 }
 
 // Hides people and keypoints that are not in `people`, the visible ones; `all` is the number of candidates.
 export function filterPeople(people, all) {
-  const visible = new Map(people.map((person) => [person.index, new Set(person.keypoints.map(({ name }) => name))]));
-  [...$("people").children].forEach((item, index) => {
-    item.hidden = !visible.has(index);
-    for (const row of item.querySelectorAll("tr")) row.hidden = !visible.get(index)?.has(row.dataset.keypoint);
-  });
+  const visible = new Map(people.map((person) => [person.number, new Set(person.keypoints.map(({ name }) => name))]));
+  for (const [number, item] of listed) {
+    item.hidden = !visible.has(number);
+    for (const row of item.querySelectorAll("tr")) row.hidden = !visible.get(number)?.has(row.dataset.keypoint);
+  }
   $("nobody").hidden = people.length > 0;
   $("nobody").textContent = all ? "All candidates are below the threshold." : `No ${many()} were found.`;
   $("count").textContent = all > people.length ? `${people.length} of ${all} candidates` : people.length;
 }
 
-function personItem(pose, index, onFocus) {
+function personItem(person, onFocus) {
   const dot = element("i", "dot");
-  dot.style.background = personColour(index);
-  const summary = element("summary", "", dot, `${capital(one())} ${index + 1}`, share(pose.score));
-  const rows = pose.keypoints.map((keypoint) => keypointRow(keypoint, index, onFocus));
+  dot.style.background = personColour(person.number);
+  const summary = element("summary", "", dot, capital(nameOf(person)), share(person.score));
+  const rows = person.keypoints.map((keypoint) => keypointRow(keypoint, person.number, onFocus));
   const details = element("details", "", summary, element("table", "", element("tbody", "", ...rows)));
   const item = element("li", "", details);
-  const here = () => onFocus({ person: index, keypoint: null });
+  const here = () => onFocus({ person: person.number, keypoint: null });
   summary.addEventListener("pointerenter", here);
   summary.addEventListener("focus", here);
   summary.addEventListener("blur", () => onFocus(null));
@@ -72,7 +99,11 @@ function keypointRow({ name, score }, person, onFocus) {
 
 // A number from 0 to 1 with a bar of that length.
 function share(value) {
-  const bar = element("span", "share", element("span", "", value.toFixed(2)));
+  return setShare(element("span", "share", element("span")), value);
+}
+
+function setShare(bar, value) {
+  bar.firstChild.textContent = value.toFixed(2);
   bar.style.setProperty("--share", Math.min(Math.max(value, 0), 1));
   return bar;
 }

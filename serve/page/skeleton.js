@@ -11,7 +11,10 @@ const PEOPLE = ["#4ade80", "#e879f9", "#facc15", "#f87171", "#2dd4bf", "#c0a2ff"
 
 const FADED = 0.22;
 
-export const personColour = (index) => PEOPLE[index % PEOPLE.length];
+const NOBODY = "#aaaaaa";
+
+// By the number of a person; below 0: nobody is known.
+export const personColour = (number) => (number < 0 ? NOBODY : PEOPLE[number % PEOPLE.length]);
 
 let colours = new Map();
 let fineness = 1; // factor of widths: many keypoints, as of a face, would cover each other
@@ -40,11 +43,12 @@ function limbColour(a, b, middle) {
   return one === LEFT || one === RIGHT ? middle : other;
 }
 
-// Draws people, the best on top, on a canvas of `size` [width, height]. `people` are {index, score, keypoints} with the visible keypoints;
-// `focus` is null or {person, keypoint}: the index of the highlighted person, and the name of a keypoint or null.
+// Draws people, the best on top, on a canvas of `size` [width, height]. `people` are {number, track, score, keypoints}
+// with the visible keypoints, `number` as in `numbered` of result.js; `focus` is null or {person, keypoint}: the number of
+// the highlighted person, and the name of a keypoint or null.
 export function drawPoses(context, people, skeleton, scale, size, focus = null) {
   context.lineCap = context.lineJoin = "round";
-  const faded = (person) => focus !== null && focus.person !== person.index;
+  const faded = (person) => focus !== null && focus.person !== person.number;
   const inOrder = [...people].reverse().sort((a, b) => faded(b) - faded(a));
   const width = fineness * Math.min(1, Math.sqrt(6 / Math.max(people.length, 1))); // so do many people
   for (const person of inOrder) {
@@ -57,7 +61,7 @@ export function drawPoses(context, people, skeleton, scale, size, focus = null) 
     drawLabel(context, person, labels.get(person));
   }
   context.globalAlpha = 1;
-  const at = people.find((person) => person.index === focus?.person)?.keypoints.find((k) => k.name === focus.keypoint);
+  const at = people.find((person) => person.number === focus?.person)?.keypoints.find((k) => k.name === focus.keypoint);
   if (at) {
     circle(context, at.x * scale, at.y * scale, 9.5);
     stroke(context, OUTLINE, 4);
@@ -65,8 +69,8 @@ export function drawPoses(context, people, skeleton, scale, size, focus = null) 
   }
 }
 
-function drawFigure(context, { index, keypoints }, skeleton, scale, fineness) {
-  const middle = personColour(index);
+function drawFigure(context, { number, keypoints }, skeleton, scale, fineness) {
+  const middle = personColour(number);
   const at = new Map(keypoints.map(({ name, x, y }) => [name, [x * scale, y * scale]]));
   const [xs, ys] = [0, 1].map((axis) => [...at.values()].map((point) => point[axis]));
   const extent = at.size ? Math.hypot(Math.max(...xs) - Math.min(...xs), Math.max(...ys) - Math.min(...ys)) : 0;
@@ -98,20 +102,23 @@ function labelsOf(context, people, scale, size) {
     headBox(points[index].filter((_, place) => heads.has(keypoints[place].name)), points[index]),
   );
   const boxes = points.map((all, index) => boxOf(faces[index] ? [...all, ...corners(faces[index])] : all));
-  const sizes = labelled.map(({ score }) => [context.measureText(score.toFixed(2)).width + 8, 16]);
+  const sizes = labelled.map((person) => [context.measureText(labelText(person)).width + 8, 16]);
   const placed = placeLabels(boxes, sizes, faces.filter(Boolean), size);
   return new Map(labelled.map((person, index) => [person, placed[index]]));
 }
 
 const corners = ([x1, y1, x2, y2]) => [[x1, y1], [x2, y2]];
 
-function drawLabel(context, { index, score }, [x, y, right, bottom]) {
+// In films the number of the person comes before the score, as in the overlays of `posefleet predict`.
+const labelText = ({ track, score }) => (typeof track === "number" ? `#${track} ` : "") + score.toFixed(2);
+
+function drawLabel(context, person, [x, y, right, bottom]) {
   context.beginPath();
   context.roundRect(x, y, right - x, bottom - y, 4);
   fill(context, "rgb(20 20 20 / .78)");
-  context.fillStyle = personColour(index);
+  context.fillStyle = personColour(person.number);
   context.textBaseline = "middle";
-  context.fillText(score.toFixed(2), x + 4, y + 8.5);
+  context.fillText(labelText(person), x + 4, y + 8.5);
 }
 
 // The keypoint nearest to (x, y), in pixels of the image, and closer than `reach`: {person, keypoint} or null. At equal

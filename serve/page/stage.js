@@ -1,7 +1,7 @@
 // The stage: the image, the poses over it, and the tip for the keypoint under the pointer.
 
 import { drawPoses, nearestKeypoint, personColour, setKeypoints } from "./skeleton.js";
-import { one } from "./words.js";
+import { nameOf } from "./words.js";
 
 const REACH = { mouse: 14, pen: 14, touch: 28 }; // pixels of the screen within which the pointer finds a keypoint
 const PNG_SIDE = 1200; // lines of a saved image are as thin as on a screen of this many pixels
@@ -44,7 +44,8 @@ export function useKeypoints(set) {
 export function showPeople(people, text = "") {
   view.people = people;
   caption.textContent = text;
-  point();
+  if (view.pointer) point();
+  else draw(); // the panel may highlight somebody
 }
 
 // Shows the same image with the people of another model beside it; null: no longer.
@@ -111,15 +112,15 @@ function point() {
       REACH[pointer.type] / scale(),
     );
   tip.hidden = !found;
-  setFocus(found ? { person: found.person.index, keypoint: found.keypoint.name } : null);
+  setFocus(found ? { person: found.person.number, keypoint: found.keypoint.name } : null);
   if (found) showTip(found);
 }
 
 function showTip({ person, keypoint }) {
   const [name, about] = tip.children;
   name.textContent = keypoint.name.replaceAll("_", " ");
-  about.textContent = `${keypoint.score.toFixed(2)} · ${one()} ${person.index + 1}`;
-  tip.style.borderColor = personColour(person.index);
+  about.textContent = `${keypoint.score.toFixed(2)} · ${nameOf(person)}`;
+  tip.style.borderColor = personColour(person.number);
   const x = frame.offsetLeft + keypoint.x * scale();
   const y = frame.offsetTop + keypoint.y * scale();
   const half = tip.offsetWidth / 2 + 4;

@@ -23,4 +23,10 @@ export function many() {
 
 export const countOf = (number) => (number === 1 ? `1 ${one()}` : `${number} ${many()}`);
 
+// "person 3": by its track in a film, by its place in a photo.
+export function nameOf({ number, track }) {
+  if (track === undefined) return `${singular} ${number + 1}`;
+  return track === null ? `${singular} without a number` : `${singular} ${track}`;
+}
+
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

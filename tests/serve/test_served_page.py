@@ -22,6 +22,7 @@ from PIL import Image
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.schemas.shipped import COCO17
+from posefleet.platform.prediction.video import VideoFile
 from posefleet.platform.visualization.drawing import LEFT, PEOPLE_COLOURS, RIGHT
 
 pytestmark = pytest.mark.browser
@@ -97,11 +98,13 @@ class Server:
     asked: list[Request]
     sizes: list[tuple[int, int]]
     """Sizes of the images received."""
+    tracked: list[dict[str, Any]]
+    """What was sent with frames of films."""
     together = 0
     most_together = 0
 
     def __init__(self) -> None:
-        self.asked, self.sizes = [], []
+        self.asked, self.sizes, self.tracked = [], [], []
         self.app = FastAPI()
         self.app.middleware("http")(self.guard)
         self.app.get(f"{PREFIX}/")(lambda: FileResponse(PAGE / "index.html"))
@@ -126,7 +129,9 @@ class Server:
         self.together += 1
         self.most_together = max(self.most_together, self.together)
         try:
-            image = decode_image(await request.body())
+            form = await request.form() if "multipart" in request.headers["content-type"] else None
+            tracking = json.loads(str(form["tracking"])) if form else None
+            image = decode_image(await form["image"].read() if form else await request.body())  # type: ignore[union-attr]
             height, width = image.shape[:2]
             self.sizes.append((width, height))
             while (width, height) == SLOW and self.holding:
@@ -138,9 +143,17 @@ class Server:
             return problem(415, "Not an image", f"{error} <script>alert(1)</script>")
         finally:
             self.together -= 1
+        poses = poses_in(width, height)
+        tracked = {}
+        if tracking:
+            self.tracked.append(tracking)
+            number = 0 if tracking["state"] is None else tracking["state"]["next"]
+            poses[0]["track"], poses[1]["track"] = 4, None
+            tracked = {"tracking": {"state": {"seconds": tracking["seconds"], "next": number + 1, "tracks": []}}}
         return {
             "model": {"name": name, "method": "smpr", "version": "3"},
-            "images": [{"name": None, "width": width, "height": height, "poses": poses_in(width, height)}],
+            "images": [{"name": None, "width": width, "height": height, "poses": poses}],
+            **tracked,
             "timings": {"decode": 1.25, "queue": 2.0, "predict": 30.0, "total": 34.0},
         }
 
@@ -177,6 +190,7 @@ def server(running: tuple[Server, str]) -> Server:
     server.token, server.rejections, server.most_together, server.holding = "", 0, 0, False
     server.asked.clear()
     server.sizes.clear()
+    server.tracked.clear()
     return server
 
 
@@ -411,11 +425,58 @@ def test_images_can_be_dropped_and_pasted(page: Any) -> None:
 def test_frames_of_the_camera_follow_each_other(page: Any, server: Server) -> None:
     page.get_by_role("button", name="Start camera").click()
     expect(page.locator("#rate")).to_contain_text("fps")
-    assert_poses_are_drawn(page)
     page.wait_for_timeout(300)
+    expect(page.locator("#people")).to_contain_text("Person 4")
+    assert all(a["state"] is None or a["seconds"] >= a["state"]["seconds"] for a in server.tracked)
+    assert server.tracked[-1]["state"] is not None
     page.get_by_role("button", name="Stop camera").click()
     wait_for_people(page, 1)
     expect(page.locator("#rate")).to_be_hidden()
     assert len(server.sizes) > 1 and max(max(size) for size in server.sizes) <= 960
     assert server.most_together == 1
     assert page.locator("#video").evaluate("it => it.srcObject") is None
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds."""
+    file = VideoFile(tmp_path_factory.mktemp("films") / "walk", 10.0)
+    for index in range(30):
+        file.write(np.full((120, 160, 3), 8 * index, np.uint8))
+    file.close()
+    assert file.path is not None
+    return file.path
+
+
+def test_a_film_plays_stops_and_goes_back(page: Any, server: Server, film: Path) -> None:
+    page.locator("#files").set_input_files(film)
+    play = page.locator("#play")
+    expect(page.locator("#rate")).to_contain_text("fps")
+    expect(page.locator("#people")).to_contain_text("Person 4")
+    assert overlay_colour(page, *place(0, "nose")) == PEOPLE_COLOURS[4]
+    expect(play).to_have_text("Play", timeout=60_000)  # at its end
+    assert server.most_together == 1 and set(server.sizes) == {(160, 120)}
+    states = [sent["state"] for sent in server.tracked]
+    assert states[0] is None and None not in states[1:]
+    page.get_by_label("Place in the film").fill("1")
+    expect(page.locator("#canvas")).to_have_attribute("aria-label", "walk-1.00s.jpg: 1 person")
+    assert server.tracked[-1] == {"seconds": 1, "state": None}, "a jump back begins new tracks"
+    page.get_by_label("Place in the film").press("ArrowRight")
+    expect(page.locator("#film-time")).to_have_text("0:01 / 0:03")
+    page.wait_for_timeout(200)
+    frames = len(server.tracked)
+    page.wait_for_timeout(300)
+    assert len(server.tracked) == frames, "a film that stands still sends no frames"
+    page.get_by_role("button", name="End film").click()
+    wait_for_people(page, 1)
+    expect(page.locator("#film")).to_be_hidden()
+    page.get_by_role("button", name="walk.webm").press("Enter")
+    expect(page.locator("#film")).to_be_visible()
+
+
+def test_a_film_that_the_browser_cannot_play_gets_a_sentence(page: Any) -> None:
+    files = [{"name": "broken.mp4", "mimeType": "video/mp4", "buffer": b"These are no frames."}]
+    page.locator("#files").set_input_files(files)
+    expect(page.get_by_role("alert")).to_contain_text("broken.mp4: This browser cannot play it")
+    assert page.get_by_role("button", name="broken.mp4").count() == 0
+    steps.try_sample_by_keyboard(page)
