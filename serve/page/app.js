@@ -240,7 +240,7 @@ async function follow(source) {
     select(film ? source : null);
     if (!model) await chooseModels();
     listPeople([], setFocus);
-    setBusy(false, film ? `Playing ${source.name}.` : "The camera is on.");
+    setBusy(false, film ? `Following ${many()} in ${source.name}.` : "The camera is on.");
     let tracking = { seconds: 0, state: null };
     let [by, before, rate] = [model.name, performance.now(), 0];
     while (!signal.aborted) {
