@@ -41,8 +41,8 @@ class Options:
     config: Annotated[Path, Argument("CONFIG")] = CONFIG
     """YAML file: models, batching, replicas, host and port."""
     model: Annotated[tuple[str, ...], Place("SOURCE")] = ()
-    """Serve these models instead of those of the config: folders of runs, checkpoints, models:/NAME@ALIAS. The first is
-    the default. They get the settings of the config's first model."""
+    """Serve these models instead of those of the config: folders of runs, checkpoints, exported files,
+    models:/NAME@ALIAS. The first is the default. They get the settings of the config's first model."""
     port: int | None = None
     """Port of HTTP. Default: that of the config."""
     deploy: Annotated[str, "URL"] = ""

@@ -28,6 +28,9 @@ FORMAT = "1"
 INPUT = "images"
 """Name of the network's input."""
 
+_FOLDED = 4
+"""A model may have this many times the tensors of its file, in which a convolution holds its normalisation, too."""
+
 
 class ExportedNetwork(ABC):
     """Computes the maps of an exported network on the CPU, in place of a model's ``forward_features``."""
@@ -144,7 +147,7 @@ def build_exported(file: ExportedFile, experiment: Experiment, path: str) -> nn.
         CheckpointError: The file does not fit the settings.
         ValueError: The package that runs the network is missing.
     """
-    model = build_within(experiment, path, tensors=len(file.sizes), values=sum(file.sizes))
+    model = build_within(experiment, path, tensors=_FOLDED * len(file.sizes), values=sum(file.sizes))
     wanted = _decoder_weights(model)
     stored = file.decoder
     if {name: value.shape for name, value in stored.items()} != {name: value.shape for name, value in wanted.items()}:
