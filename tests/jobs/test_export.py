@@ -15,8 +15,11 @@ from posefleet.data.schemas.shipped import COCO17
 from posefleet.jobs import evaluate, predict, promote
 from posefleet.jobs.export import main
 from posefleet.platform.checkpoints.format import copy_for_use, network_in, read_meta
+from posefleet.platform.checkpoints.load import build_model
+from posefleet.platform.config.loading import build_experiment
 from posefleet.platform.inference import backends
 from posefleet.platform.inference.backends import is_exported, open_model, read_facts, read_files
+from posefleet.platform.inference.exported import ExportedFile, build_exported
 from posefleet.platform.inference.onnx import export_onnx
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.quantize import quantize_onnx
@@ -193,3 +196,15 @@ def test_a_copy_keeps_its_network(checkpoint: str, int8: str, tmp_path: Path) ->
     (tmp_path / "two" / "network.onnx").write_bytes(b"")
     with pytest.raises(Exception, match=r"network\.onnx is damaged"):
         open_model(str(tmp_path / "two"))
+
+
+def test_a_deep_network_has_fewer_tensors_in_a_file_than_in_the_model() -> None:
+    """A convolution of a file holds its normalisation: one or two tensors instead of up to six."""
+    backbone = {"name": "hrnet_w32", "pretrained": False}
+    values = {"method": "logocap", "schema": "coco17", "data": {"train": "none"}, "model": {"backbone": backbone}}
+    experiment = build_experiment(values)
+    model = build_model(experiment)
+    folded = [value.numel() for value in model.state_dict().values() if value.ndim == 4]
+    decoder = {n: v for n, v in model.state_dict().items() if n.split(".")[0] in model.decoder}  # type: ignore[operator]
+    file = ExportedFile({}, decoder, [*folded, *(v.numel() for v in decoder.values())], lambda: None)  # type: ignore[arg-type, return-value]
+    build_exported(file, experiment, "model.onnx")
