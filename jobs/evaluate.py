@@ -65,7 +65,7 @@ def _evaluate(options: Options, overrides: Given) -> int:
     from posefleet.data.io.files import write_file
     from posefleet.data.structures import Poses
     from posefleet.memory import keep_freed_memory
-    from posefleet.platform.inference.backends import describe, is_exported, locate, open_model
+    from posefleet.platform.inference.backends import describe, device_for, locate, open_model
     from posefleet.platform.inference.evaluate import evaluate
     from posefleet.platform.inference.sources import evaluated_sources
     from posefleet.platform.inference.split import Split
@@ -75,7 +75,7 @@ def _evaluate(options: Options, overrides: Given) -> int:
     experiment = override(describe(path).experiment, overrides)
     keep_freed_memory()
     model, _ = open_model(path, experiment=experiment, backend=options.backend)
-    worker = LocalWorker(device="cpu" if is_exported(model) else None)
+    worker = LocalWorker(device=device_for(model))
     several = not options.source and evaluated_sources(experiment)
     split = None
     if not several:

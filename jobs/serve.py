@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 from posefleet.command_line import Argument, Place, fail, parse
-from posefleet.data.io.cluster import ray_starts_here
+from posefleet.data.io.cluster import ray_starts_here, start_ray
 from posefleet.plain_yaml import parse_yaml
 from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.leftovers import COMPILED
@@ -56,13 +56,17 @@ class Options:
 def check_models(config: dict[str, Any]) -> None:
     """Check that the models of a server's config are there, which its replicas would look for again and again.
 
+    Applications with a ``runtime_env`` are not checked: what this process finds is not what their replicas would find.
+
     Raises:
-        CheckpointError: One is not; the message says where it was looked for.
+        CheckpointError: One is not, or is damaged; the message says where it was looked for.
+        ValueError: A package is missing that reads it.
     """
     try:
         models = [
             (str(model["source"]), str(application["args"].get("tracking") or ""))
             for application in config["applications"]
+            if not application.get("runtime_env")
             for model in application["args"]["models"]
         ]
     except (KeyError, TypeError, AttributeError):
@@ -85,8 +89,6 @@ def run(config: str) -> None:
     Raises:
         SystemExit: Ray Serve ended; its status.
     """
-    from posefleet.data.io.cluster import start_ray
-
     # Ray Serve empties its replicas after Ctrl-C only; Ray's own handler of SIGTERM aborts the process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     start_ray(level=logging.INFO, namespace="serve")

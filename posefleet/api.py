@@ -21,7 +21,7 @@ from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.memory import keep_freed_memory
 from posefleet.models import trust
 from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict, with_settings
-from posefleet.platform.inference.backends import describe, is_exported, locate, open_model
+from posefleet.platform.inference.backends import describe, device_for, locate, open_model
 from posefleet.platform.inference.evaluate import evaluate as evaluate_model
 from posefleet.platform.inference.predictor import ImageInput, Prediction, Predictor
 from posefleet.platform.prediction.batch import BatchResult, WorkerPool, predict_images
@@ -142,7 +142,7 @@ def evaluate(
         raise ValueError("no images to evaluate on; give a folder of shards, or FOLDER@SPLIT")
     keep_freed_memory()
     network, _ = open_model(path, experiment=experiment)
-    worker = LocalWorker(device="cpu" if is_exported(network) else None)
+    worker = LocalWorker(device=device_for(network))
     result = evaluate_model(network.to(worker.device), experiment, worker)
     assert result, "the only rank has the result"
     return result

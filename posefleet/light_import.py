@@ -1,4 +1,5 @@
-"""Reads the settings of a module without importing the libraries that the module needs.
+"""Reads the settings of a module without importing the libraries that the module needs, and imports a library
+without another that it looks for.
 
 A method's settings are in the file of its network, which imports torch, and that import takes seconds. ``--help`` needs
 only the settings. So this module runs those statements of a file that need only the standard library and this project:
@@ -38,6 +39,22 @@ def light_import(module: str, name: str) -> Any:
                 if name == (alias.asname or alias.name):
                     return light_import(statement.module, alias.name)
     return getattr(importlib.import_module(module), name)
+
+
+@contextlib.contextmanager
+def without(package: str) -> Iterator[None]:
+    """Imports meanwhile find that ``package`` is not installed, unless it is imported already.
+
+    For a library that uses a package wherever it is there, though its import takes long or does more than define names.
+    """
+    hidden = package not in sys.modules
+    if hidden:
+        sys.modules[package] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[package]
 
 
 def source_file(module: str) -> Path:

@@ -112,7 +112,8 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
 
 
 def _absolute(data: Any) -> Any:
-    """A setting of data, one path or several sources, with absolute paths, and the schemas of files in their place."""
+    """The value of ``data.train`` or ``data.eval`` (a path, or several sources) with absolute paths. A source whose
+    schema is a file gets the content of that file instead, so that other machines need not have it."""
     if isinstance(data, str):
         return resolve_path(data)
     return tuple(

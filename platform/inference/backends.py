@@ -117,6 +117,11 @@ def is_exported(model: nn.Module) -> bool:
     return isinstance(getattr(model, "forward_features", None), ExportedNetwork)
 
 
+def device_for(model: nn.Module) -> str | None:
+    """``cpu`` for a model of :func:`open_model` that runs only there; None, the default device, for any other."""
+    return "cpu" if is_exported(model) else None
+
+
 def export_network(checkpoint: str, backend: Backend, *, experiment: Experiment | None = None) -> dict[str, bytes]:
     """Export a checkpoint in float32: the bytes of each file by the suffix of its name, the one to load last.
 

@@ -46,7 +46,7 @@ class OnnxNetwork(ExportedNetwork):
         self.names = [output.name for output in self._session.get_outputs()]
 
     def compute(self, pixels: np.ndarray) -> Sequence[np.ndarray]:
-        """See :class:`ExportedNetwork`."""
+        """(B, 3, H, W) uint8 RGB images to a float32 map for each of ``names``."""
         maps: Sequence[np.ndarray] = self._session.run(None, {INPUT: pixels})
         return maps
 

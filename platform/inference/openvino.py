@@ -6,7 +6,6 @@ OpenVINO is optional: ``pip install 'posefleet[openvino]'``.
 """
 
 import hashlib
-import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from posefleet.light_import import without
 from posefleet.models.parts.layers.deform_conv import as_operators
 from posefleet.platform.checkpoints.format import CheckpointError
 from posefleet.platform.config.experiment import Experiment
@@ -52,7 +52,7 @@ class OpenVinoNetwork(ExportedNetwork):
         self.names = [output.get_any_name() for output in self._network.outputs]
 
     def compute(self, pixels: np.ndarray) -> Sequence[np.ndarray]:
-        """See :class:`ExportedNetwork`."""
+        """(B, 3, H, W) uint8 RGB images to a float32 map for each of ``names``."""
         found = self._network(pixels)
         return [found[row] for row in range(len(self.names))]
 
@@ -134,13 +134,5 @@ def _serialize(openvino: Any, network: Any) -> tuple[bytes, bytes]:
 
 
 def _openvino() -> Any:
-    if "openvino" in sys.modules:
+    with without(_REPORTER):
         return optional("openvino", "openvino")
-    kept = sys.modules.get(_REPORTER)
-    sys.modules[_REPORTER] = None  # type: ignore[assignment]  # as if it were not installed
-    try:
-        return optional("openvino", "openvino")
-    finally:
-        del sys.modules[_REPORTER]
-        if kept is not None:
-            sys.modules[_REPORTER] = kept

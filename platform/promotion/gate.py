@@ -19,7 +19,7 @@ from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import copy_for_use, read_meta
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.inference.agreement import Agreement
-from posefleet.platform.inference.backends import is_exported, open_model, read_files
+from posefleet.platform.inference.backends import device_for, open_model, read_files
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split
@@ -191,7 +191,7 @@ def _score(
 def _score_model(
     model: nn.Module, experiment: Experiment, split: Split, sink: Sink | None = None, step: int = 0
 ) -> tuple[Evaluation, dict[int, Poses]]:
-    worker, poses = LocalWorker(device=_device(model), sink=sink), dict[int, Poses]()
+    worker, poses = LocalWorker(device=device_for(model), sink=sink), dict[int, Poses]()
     evaluation = evaluate(
         model.to(worker.device),
         experiment,
@@ -220,12 +220,7 @@ def _score_champion(champion: str, candidate: Experiment, split: Split) -> Evalu
 
 def _predictor(checkpoint: str) -> Predictor:
     model, experiment = open_model(checkpoint)
-    return Predictor(model, experiment, device=LocalWorker(device=_device(model)).device)
-
-
-def _device(model: nn.Module) -> str | None:
-    """The CPU for an exported network, which runs there; None, the worker's own, for others."""
-    return "cpu" if is_exported(model) else None
+    return Predictor(model, experiment, device=LocalWorker(device=device_for(model)).device)
 
 
 def _run_check(name: str, check: Callable[[], Check]) -> Check:

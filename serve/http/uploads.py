@@ -45,7 +45,7 @@ class Uploads:
     """What a request carries."""
 
     files: list[Upload]
-    """At least one; exactly one with ``tracking``."""
+    """The images, at least one; exactly one if ``tracking`` was sent."""
     tracking: Tracking | None = None
     """Time and state that were sent with a frame of a film."""
 

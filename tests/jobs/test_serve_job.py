@@ -9,7 +9,6 @@ import pytest
 import ray
 import yaml
 
-from posefleet.data.io import cluster
 from posefleet.jobs import serve
 from posefleet.serve.deployments.settings import ServerSettings
 
@@ -24,7 +23,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(serve, "_ray_serve", record)
     monkeypatch.setattr(serve, "check_models", lambda config: None)
-    monkeypatch.setattr(cluster, "start_ray", lambda **options: None)
+    monkeypatch.setattr(serve, "start_ray", lambda **options: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     return found
 
@@ -124,6 +123,12 @@ def test_a_model_that_is_not_there_is_told_before_ray_starts(
         serve.main(["--model", str(tmp_path / "absent")])
     assert end.value.code == 2
     assert f"no checkpoint in {tmp_path}/absent" in capsys.readouterr().err
+
+
+def test_an_application_with_an_environment_of_its_own_is_not_checked_in_this_one(tmp_path: Path) -> None:
+    config = serve.served_config(yaml.safe_load(serve.CONFIG.read_text()), [str(tmp_path / "absent")], None)
+    config["applications"][0]["runtime_env"] = {"env_vars": {"MLFLOW_TRACKING_URI": "http://elsewhere"}}
+    serve.check_models(config)
 
 
 def test_a_config_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,8 @@ weights.
 A backbone reports its output (``channels``, ``strides``), so a configuration never repeats a channel count.
 """
 
+import functools
 import re
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posefleet.light_import import without
 from posefleet.models.parts.layers.published import PublishedFile
 from posefleet.models.parts.layers.released import differences
 from posefleet.models.parts.layers.safe_load import read_tensors
@@ -272,20 +273,15 @@ def _family(name: str) -> str:
     )
 
 
+@functools.cache
 def _timm() -> Any:
     """timm, imported when it is needed (``--help`` does not), and without wandb.
 
     timm imports wandb for a file of summaries wherever it is installed. That takes as long as timm itself and makes a
     temporary folder, which stays if the process is killed.
     """
-    unused = "wandb" not in sys.modules
-    if unused:
-        sys.modules["wandb"] = None  # type: ignore[assignment]  # an import of it fails
-    try:
+    with without("wandb"):
         import timm
-    finally:
-        if unused:
-            del sys.modules["wandb"]
     return timm
 
 

@@ -72,6 +72,7 @@ class _Load:
     refused: Sequence[bytes]
     minutes: list[Minute] = field(default_factory=list)
     _ended: threading.Event = field(default_factory=threading.Event)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def running(self, clients: int) -> Iterator[None]:
@@ -108,10 +109,11 @@ class _Load:
     def _count(self, outcome: str, wait: float | None = None) -> None:
         if not self.minutes:
             return
-        minute = self.minutes[-1]
-        minute.outcomes[outcome] += 1
-        if wait is not None:
-            minute.waits.append(wait)
+        with self._counting:
+            minute = self.minutes[-1]
+            minute.outcomes[outcome] += 1
+            if wait is not None:
+                minute.waits.append(wait)
 
 
 def _memory(server: Server) -> dict[str, float]:
