@@ -241,6 +241,7 @@ async function follow(source) {
     if (!model) await chooseModels();
     listPeople([], setFocus);
     setBusy(false, film ? `Following ${many()} in ${source.name}.` : "The camera is on.");
+    const addresses = [];
     let tracking = { seconds: 0, state: null };
     let [by, before, rate] = [model.name, performance.now(), 0];
     while (!signal.aborted) {
@@ -252,13 +253,13 @@ async function follow(source) {
       by = model.name;
       const file = await takeFrame(video);
       const frame = new Photo(film ? frameName(source, seconds) : source.name, URL.createObjectURL(file), file);
-      await Promise.all([frame.load(signal), predict(frame, signal, model, tracking)]).finally(() =>
-        URL.revokeObjectURL(frame.address),
-      );
+      addresses.push(frame.address);
+      await Promise.all([frame.load(signal), predict(frame, signal, model, tracking)]);
       signal.throwIfAborted();
       if (!frame.results.has(model.name)) continue; // another model was chosen meanwhile
       tracking.state = frame.results.get(model.name).answer.tracking?.state ?? null;
       showFrame(frame);
+      while (addresses.length > 1) URL.revokeObjectURL(addresses.shift()); // browsers read the image on screen again
       const now = performance.now();
       rate = rate ? 0.8 * rate + 200 / (now - before) : 1000 / (now - before);
       before = now;

@@ -29,7 +29,7 @@ export class Film {
       this.close(video);
       throw new Problem(
         "This browser cannot play it",
-        "Convert it to WebM or to MP4 with H.264, or predict the file with `posefleet predict`.",
+        "Convert it to WebM or to MP4 with H.264, or predict the file with the command posefleet predict.",
         { status: 415 },
       );
     }

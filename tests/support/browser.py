@@ -57,7 +57,7 @@ def open_page(browser: "sync_api.Browser", address: str, **context: object) -> I
         yield page
         assert [url for url in requested if not url.startswith((address, "blob:", "data:"))] == []
         # A refused request is logged to the console by the browser itself.
-        assert [error for error in errors if not error.startswith("Failed to load resource")] == []
+        assert [error for error in errors if not error.startswith("Failed to load resource: the server responded")] == []
 
 
 # ---------------------------------------------------------------------------------------------------------- steps
