@@ -57,7 +57,8 @@ def open_page(browser: "sync_api.Browser", address: str, **context: object) -> I
         yield page
         assert [url for url in requested if not url.startswith((address, "blob:", "data:"))] == []
         # A refused request is logged to the console by the browser itself.
-        assert [error for error in errors if not error.startswith("Failed to load resource: the server responded")] == []
+        refused = "Failed to load resource: the server responded"
+        assert [error for error in errors if not error.startswith(refused)] == []
 
 
 # ---------------------------------------------------------------------------------------------------------- steps
