@@ -27,9 +27,9 @@ class Options:
     checkpoint: Annotated[str, Place("PATH")]
     """A checkpoint, a run's folder (its best checkpoint), models:/NAME@champion of the registry, or an exported
     file."""
-    backend: Literal["torch", "onnxruntime", "openvino"] | None = None
-    """What computes the network of a checkpoint; others than torch do it on the CPU. Default: what it was promoted
-    with, else torch."""
+    backend: Literal["torch", "onnxruntime", "openvino", "tensorrt"] | None = None
+    """What computes the network of a checkpoint: onnxruntime and openvino on the CPU, tensorrt on the GPU. Default:
+    what it was promoted with, else torch."""
     source: Annotated[str, Place("PATH")] = ""
     """COCO's layout, or an annotation file (COCO, OCHuman, CrowdPose). Default: the shards of --data.eval."""
     split: Annotated[str, "NAME"] = ""

@@ -1,10 +1,11 @@
-"""Write a checkpoint as an ONNX or OpenVINO file, if the file finds the same people as PyTorch.
+"""Write a checkpoint as a file for ONNX Runtime, OpenVINO or TensorRT, if the file finds the same people as PyTorch.
 
 posefleet export --checkpoint models:/smpr@champion --out smpr.onnx
 posefleet export --checkpoint runs/smpr-a --out smpr.xml --source /data/coco --split val2017
 posefleet export --checkpoint runs/smpr-a --out smpr-int8.onnx --precision int8 --source /data/coco --split val2017
 
-A float32 file is written if its poses are PyTorch's, an INT8 file if its AP on annotated images is about PyTorch's.
+A float32 file is written if its poses are PyTorch's, an INT8 or float16 file if its AP on annotated images is about
+PyTorch's.
 Settings come from the checkpoint's experiment; options change them in the written file. docs/export.md describes
 the files.
 """
@@ -36,11 +37,12 @@ class Options:
     checkpoint: Annotated[str, Place("PATH")]
     """A checkpoint, a run's folder, or models:/NAME@ALIAS."""
     out: Annotated[str, Place("FILE")]
-    """File to write: FILE.onnx for ONNX Runtime, FILE.xml (and FILE.bin) for OpenVINO. It is written only after the
-    check passes."""
-    precision: Literal["float32", "int8"] = "float32"
-    """int8: quantise convolutions and matrix products of an ONNX file. It is smaller, and faster on processors with
-    instructions for it, but loses AP; the check needs annotated images."""
+    """File to write: FILE.onnx for ONNX Runtime, FILE.xml (and FILE.bin) for OpenVINO, FILE.trt.onnx for TensorRT on a
+    GPU. It is written only after the check passes."""
+    precision: Literal["float32", "float16", "int8"] = "float32"
+    """int8: quantise convolutions and matrix products of a file for ONNX Runtime. It is smaller, and faster on
+    processors with instructions for it. float16: TensorRT computes in half precision, which is faster. Both lose AP;
+    the check needs annotated images."""
     calibration: Annotated[str, Place("PATH")] = ""
     """INT8: shards or FOLDER@SPLIT with images like those that will be predicted; the ranges of the network's values
     are measured on them. Default: the images that the checkpoint was trained on."""
@@ -63,13 +65,20 @@ class Options:
 
     def __post_init__(self) -> None:
         if not self.out.endswith((".onnx", ".xml")):
-            raise ValueError(f"--out must end in .onnx or .xml, not {self.out}")
-        if self.precision == "int8" and not self.out.endswith(".onnx"):
-            raise ValueError(f"--precision int8 writes ONNX files only: --out must end in .onnx, not {self.out}")
-        if self.precision == "float32" and self.calibration:
+            raise ValueError(f"--out must end in .onnx, .xml or .trt.onnx, not {self.out}")
+        tensorrt = self.out.endswith(".trt.onnx")
+        if self.precision == "int8" and (tensorrt or not self.out.endswith(".onnx")):
+            raise ValueError(f"--precision int8 is for ONNX Runtime: --out must end in .onnx, not in {self._ending}")
+        if self.precision == "float16" and not tensorrt:
+            raise ValueError(f"--precision float16 is for TensorRT: --out must end in .trt.onnx, not in {self._ending}")
+        if self.precision != "int8" and self.calibration:
             raise ValueError("--calibration goes with --precision int8")
         if self.calibration_images < 1:
             raise ValueError(f"--calibration-images {self.calibration_images} must be at least 1")
+
+    @property
+    def _ending(self) -> str:
+        return ".trt.onnx" if self.out.endswith(".trt.onnx") else Path(self.out).suffix
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,21 +104,22 @@ def _export(options: Options, overrides: Given) -> int:
     checkpoint = find_checkpoint(options.checkpoint, tracking=options.tracking)
     experiment = override(read_meta(checkpoint).experiment, overrides)
     split, what, images = None, "", list["np.ndarray"]()
-    if options.precision == "int8":
+    if options.precision != "float32":
         split = _annotated(options, experiment)
         what = str(split)
-        calibration, views = _calibration(options, experiment)
+        if options.precision == "int8":
+            calibration, views = _calibration(options, experiment)
     else:
         what, images = _check_images(options, experiment, chosen="data.eval" in overrides)
     backend = backend_of(options.out)
     assert backend
-    files = export_network(checkpoint, backend, experiment=experiment)
-    if split:
+    files = export_network(checkpoint, backend, experiment=experiment, precision=options.precision)
+    if options.precision == "int8":
         from posefleet.platform.inference.quantize import quantize_onnx
 
         files = {".onnx": quantize_onnx(files[".onnx"], views, calibration=calibration)}
     with tempfile.TemporaryDirectory() as folder:
-        candidate = str(Path(folder, f"candidate{Path(options.out).suffix}"))
+        candidate = str(Path(folder, f"candidate{list(files)[-1]}"))
         write_exported(candidate, files)
         report = run_export_gate(checkpoint, candidate, experiment, options.check, images=images, split=split)
     size = sum(map(len, files.values())) / 2**20
@@ -131,8 +141,8 @@ def _annotated(options: Options, experiment: "Experiment") -> "Split":
 
     if not (options.source or experiment.data.eval):
         raise ValueError(
-            "--precision int8 changes the poses, so its AP is compared with PyTorch's: give annotated images with "
-            "--source PATH or --data.eval SHARDS"
+            f"--precision {options.precision} changes the poses, so its AP is compared with PyTorch's: give annotated "
+            "images with --source PATH or --data.eval SHARDS"
         )
     return Split.of_command(options, experiment.data)
 

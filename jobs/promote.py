@@ -215,7 +215,7 @@ def _settings_of(exported: str, checkpoint: str) -> "Experiment | None":
     if not exported:
         return None
     if not backend_of(exported):
-        raise ValueError(f"--exported {exported} is no file of posefleet export: they end in .onnx or .xml")
+        raise ValueError(f"--exported {exported} is no file of posefleet export: they end in .onnx, .xml or .trt.onnx")
     facts = read_facts(exported)
     if facts.get("checkpoint") != read_content(checkpoint)["files"][WEIGHTS]["sha256"]:
         raise ValueError(f"--exported {exported} holds other weights than {checkpoint}; export that checkpoint")

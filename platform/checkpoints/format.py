@@ -2,7 +2,7 @@
 
     step-00000812/
         model.safetensors   weights to evaluate and serve (the averaged weights if the run averages)
-        network.onnx        or network.xml and .bin: exported network to serve instead, if it was promoted
+        network.onnx        or .trt.onnx, or .xml and .bin: exported network to serve instead, if it was promoted
         state.pt            state to resume training: optimiser, raw weights, average; read with weights_only
         meta.json           experiment, step, position in the data, metrics, revision; size and SHA-256 of the others
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 
-NETWORKS = ("network.onnx", "network.xml", "network.bin")
+NETWORKS = ("network.onnx", "network.trt.onnx", "network.xml", "network.bin")
 """Files of an exported network that was promoted with the checkpoint; it is what predicts, in place of the weights."""
 
 FileRecord = dict[str, int | str]

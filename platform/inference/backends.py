@@ -24,13 +24,14 @@ from posefleet.platform.inference.exported import (
 )
 from posefleet.platform.inference.onnx import OPSET, export_onnx, read_onnx
 from posefleet.platform.inference.openvino import export_openvino, read_openvino
+from posefleet.platform.inference.tensorrt import read_tensorrt, require_tensorrt
 from posefleet.platform.runtime.paths import resolve_path
 
-Backend = Literal["torch", "onnxruntime", "openvino"]
+Backend = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 """Library that computes the network; the same PyTorch code decodes its outputs into poses."""
 
-SUFFIXES: dict[str, Backend] = {".onnx": "onnxruntime", ".xml": "openvino"}
-"""Suffix of an exported file -> the backend that runs it."""
+SUFFIXES: dict[str, Backend] = {".trt.onnx": "tensorrt", ".onnx": "onnxruntime", ".xml": "openvino"}
+"""Ending of an exported file -> the backend that runs it; the first one that fits counts."""
 
 
 def locate(address: str, *, tracking: str = "") -> str:
@@ -49,8 +50,8 @@ def locate(address: str, *, tracking: str = "") -> str:
 
 
 def backend_of(path: str) -> Backend | None:
-    """The backend that runs an exported file, by its suffix; None for anything else."""
-    return SUFFIXES.get(Path(path).suffix)
+    """The backend that runs an exported file, by its ending; None for anything else."""
+    return next((backend for suffix, backend in SUFFIXES.items() if path.endswith(suffix)), None)
 
 
 def describe(path: str) -> Meta:
@@ -113,17 +114,27 @@ def open_model(
 
 
 def is_exported(model: nn.Module) -> bool:
-    """Whether another library than PyTorch computes the model's network, on the CPU."""
+    """Whether another library than PyTorch computes the model's network."""
     return isinstance(getattr(model, "forward_features", None), ExportedNetwork)
 
 
 def device_for(model: nn.Module) -> str | None:
-    """``cpu`` for a model of :func:`open_model` that runs only there; None, the default device, for any other."""
-    return "cpu" if is_exported(model) else None
+    """``cpu`` or ``cuda`` for a model of :func:`open_model` that runs only there; None, the default device, for any
+    other."""
+    network = getattr(model, "forward_features", None)
+    return network.device if isinstance(network, ExportedNetwork) else None
 
 
-def export_network(checkpoint: str, backend: Backend, *, experiment: Experiment | None = None) -> dict[str, bytes]:
-    """Export a checkpoint in float32: the bytes of each file by the suffix of its name, the one to load last.
+def export_network(
+    checkpoint: str, backend: Backend, *, experiment: Experiment | None = None, precision: str = "float32"
+) -> dict[str, bytes]:
+    """Export a checkpoint: the bytes of each file by the ending of its name, the one to load last.
+
+    Args:
+        checkpoint: See :func:`posefleet.platform.inference.onnx.export_onnx`.
+        backend: What will run it.
+        experiment: See :func:`posefleet.platform.inference.onnx.export_onnx`.
+        precision: In which TensorRT computes, ``float32`` or ``float16``; others export in float32.
 
     Raises:
         CheckpointError: See :func:`posefleet.platform.inference.onnx.export_onnx`.
@@ -131,13 +142,15 @@ def export_network(checkpoint: str, backend: Backend, *, experiment: Experiment 
     """
     if backend == "openvino":
         return export_openvino(checkpoint, experiment=experiment)
-    return {".onnx": export_onnx(checkpoint, experiment=experiment)}
+    if backend == "tensorrt":
+        require_tensorrt()  # without it nobody could check the file
+    return {_suffix(backend): export_onnx(checkpoint, experiment=experiment, precision=precision)}
 
 
 def write_exported(path: str, files: dict[str, bytes]) -> None:
     """Write the files of :func:`export_network`; ``path``, a local path or URI, is that of the one to load."""
     for suffix, data in files.items():
-        write_file(f"{path.rpartition('.')[0]}{suffix}", data)
+        write_file(f"{_stem(path)}{suffix}", data)
 
 
 def read_files(path: str) -> dict[str, bytes]:
@@ -148,8 +161,10 @@ def read_files(path: str) -> dict[str, bytes]:
         OSError: A file cannot be read.
     """
     files = {}
-    for suffix in (".bin", ".xml") if backend_of(path) == "openvino" else (".onnx",):
-        with fsspec.open(f"{path.rpartition('.')[0]}{suffix}", "rb") as stream:
+    backend = backend_of(path)
+    assert backend
+    for suffix in (".bin", ".xml") if backend == "openvino" else (_suffix(backend),):
+        with fsspec.open(f"{_stem(path)}{suffix}", "rb") as stream:
             files[suffix] = stream.read()
     return files
 
@@ -164,7 +179,7 @@ def cached_export(checkpoint: str, backend: Backend) -> str:
         CheckpointError: See :func:`export_network`.
         ValueError: See :func:`export_network`.
     """
-    suffix = next(suffix for suffix, name in SUFFIXES.items() if name == backend)
+    suffix = _suffix(backend)
     about = json.dumps([FORMAT, OPSET, torch.__version__, read_content(checkpoint)], sort_keys=True)
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "posefleet", suffix[1:])
     path = str(folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}{suffix}")
@@ -176,8 +191,19 @@ def cached_export(checkpoint: str, backend: Backend) -> str:
 
 
 def _read(path: str) -> ExportedFile:
-    read = {"onnxruntime": read_onnx, "openvino": read_openvino}[backend_of(path) or ""]
+    backend = backend_of(path)
     try:
-        return read(path)
+        if backend == "openvino":
+            return read_openvino(path)
+        return read_tensorrt(path) if backend == "tensorrt" else read_onnx(path)[1]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _suffix(backend: Backend) -> str:
+    return next(suffix for suffix, name in SUFFIXES.items() if name == backend)
+
+
+def _stem(path: str) -> str:
+    """The path of an exported file without its ending."""
+    return next(path.removesuffix(suffix) for suffix in SUFFIXES if path.endswith(suffix))

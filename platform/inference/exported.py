@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,22 +32,24 @@ _FOLDED = 4
 
 
 class ExportedNetwork(ABC):
-    """Computes the maps of an exported network on the CPU, in place of a model's ``forward_features``."""
+    """Computes the maps of an exported network, in place of a model's ``forward_features``."""
 
     names: Sequence[str]
     """Of the outputs: ``NAME.LEVEL``."""
+    device = "cpu"
+    """Where it runs; the model that decodes its maps belongs there, too."""
 
     @abstractmethod
-    def compute(self, pixels: np.ndarray) -> Sequence[np.ndarray]:
-        """(B, 3, H, W) uint8 RGB images to a float32 map for each of ``names``."""
+    def compute(self, images: Tensor) -> Sequence[Tensor]:
+        """(B, 3, H, W) uint8 RGB images on ``device``, contiguous, to a float32 map there for each of ``names``."""
 
     def __call__(self, images: Tensor, **_options: bool) -> dict[str, list[Tensor]]:
         """(B, 3, H, W) uint8 RGB images to named maps, float32, on the device of the images; options that select maps
         have no effect."""
         maps: dict[str, list[Tensor]] = {}
-        found = self.compute(images.to("cpu", torch.uint8).contiguous().numpy())
+        found = self.compute(images.to(self.device, torch.uint8).contiguous())
         for name, values in zip(self.names, found, strict=True):
-            maps.setdefault(name.rpartition(".")[0], []).append(torch.from_numpy(values).to(images.device))
+            maps.setdefault(name.rpartition(".")[0], []).append(values.to(images.device))
         return maps
 
 
@@ -169,7 +170,7 @@ def optional(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        name = {"onnx": "ONNX", "openvino": "OpenVINO"}[extra]
+        name = {"onnx": "ONNX", "openvino": "OpenVINO", "tensorrt": "TensorRT"}[extra]
         raise ValueError(f"{name} needs {package}: pip install 'posefleet[{extra}]' ({error})") from None
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import fsspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,18 +44,18 @@ class OnnxNetwork(ExportedNetwork):
         self._session: Any = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.names = [output.name for output in self._session.get_outputs()]
 
-    def compute(self, pixels: np.ndarray) -> Sequence[np.ndarray]:
+    def compute(self, images: Tensor) -> Sequence[Tensor]:
         """(B, 3, H, W) uint8 RGB images to a float32 map for each of ``names``."""
-        maps: Sequence[np.ndarray] = self._session.run(None, {INPUT: pixels})
-        return maps
+        return [torch.from_numpy(values) for values in self._session.run(None, {INPUT: images.numpy()})]
 
 
-def export_onnx(checkpoint: str, *, experiment: Experiment | None = None) -> bytes:
-    """Convert a checkpoint to the bytes of an ONNX file, in float32.
+def export_onnx(checkpoint: str, *, experiment: Experiment | None = None, precision: str = "float32") -> bytes:
+    """Convert a checkpoint to the bytes of an ONNX file, with float32 weights.
 
     Args:
         checkpoint: See :func:`posefleet.platform.checkpoints.resolve.find_checkpoint`.
         experiment: Settings to write into the file instead of the checkpoint's own, such as other decoding settings.
+        precision: In which the file asks to be computed, for backends that choose.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or its network cannot be expressed in ONNX.
@@ -79,7 +78,7 @@ def export_onnx(checkpoint: str, *, experiment: Experiment | None = None) -> byt
             verbose=False,
         )
     assert program is not None
-    return pack(program.model_proto, source.decoder, source.facts)
+    return pack(program.model_proto, source.decoder, {**source.facts, "precision": precision})
 
 
 def pack(proto: Any, decoder: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
@@ -99,11 +98,14 @@ def pack(proto: Any, decoder: Mapping[str, Tensor], facts: Mapping[str, str]) ->
     return graph
 
 
-def read_onnx(path: str) -> ExportedFile:
+def read_onnx(path: str) -> tuple[bytes, ExportedFile]:
     """Read an ONNX file of :func:`export_onnx`, and check its format and its weights.
 
     Args:
         path: Local path or URI.
+
+    Returns:
+        The bytes of the file, and its content, whose network ONNX Runtime computes.
 
     Raises:
         CheckpointError: The file is damaged, or something else wrote it.
@@ -130,7 +132,7 @@ def read_onnx(path: str) -> ExportedFile:
         if tensor.name.startswith(_DECODER)
     }
     sizes = [math.prod(tensor.dims) for tensor in proto.graph.initializer]
-    return ExportedFile(facts, decoder, sizes, partial(OnnxNetwork, graph))
+    return graph, ExportedFile(facts, decoder, sizes, partial(OnnxNetwork, graph))
 
 
 def _tensors(graph: Any) -> Iterator[Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from posefleet.light_import import without
 from posefleet.models.parts.layers.deform_conv import as_operators
@@ -51,10 +52,10 @@ class OpenVinoNetwork(ExportedNetwork):
         self._network: Any = _openvino().Core().compile_model(network, "CPU", settings)
         self.names = [output.get_any_name() for output in self._network.outputs]
 
-    def compute(self, pixels: np.ndarray) -> Sequence[np.ndarray]:
+    def compute(self, images: Tensor) -> Sequence[Tensor]:
         """(B, 3, H, W) uint8 RGB images to a float32 map for each of ``names``."""
-        found = self._network(pixels)
-        return [found[row] for row in range(len(self.names))]
+        found = self._network(images.numpy())
+        return [torch.from_numpy(found[row]) for row in range(len(self.names))]
 
 
 def export_openvino(checkpoint: str, *, experiment: Experiment | None = None) -> dict[str, bytes]:

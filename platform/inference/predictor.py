@@ -24,7 +24,7 @@ from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, m
 from posefleet.models import keypoint_score_rule
 from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.config.experiment import Experiment, Precision
-from posefleet.platform.inference.backends import Backend, is_exported, locate, open_model
+from posefleet.platform.inference.backends import Backend, device_for, locate, open_model
 from posefleet.platform.inference.execution import autocast
 from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.visualization.drawing import draw_poses
@@ -203,13 +203,14 @@ class Predictor:
 
         Args:
             path: A checkpoint, the folder of a run (its best checkpoint), ``models:/NAME@ALIAS``, or a file that
-                ``jobs/export.py`` wrote (``*.onnx`` or ``*.xml``, always run by its own backend).
-            device: Default: the GPU if there is one, and the CPU for other backends than PyTorch.
+                ``jobs/export.py`` wrote (``*.onnx``, ``*.xml`` or ``*.trt.onnx``, always run by its own backend).
+            device: Default: where the backend runs; for PyTorch the GPU if there is one.
             precision: Of the network; default: as it was trained and evaluated.
             channels_last: Memory layout of the network; default: as it was trained.
             backend: What computes the network. Default: what it was promoted with, else PyTorch. Others export a
-                checkpoint on first use, see ``backends.cached_export``. They run on the CPU, in the precision of the
-                file whatever ``precision`` says, with as many threads as PyTorch has now.
+                checkpoint on first use, see ``backends.cached_export``. They compute in the precision of the file
+                whatever ``precision`` says; TensorRT on the GPU, the others on the CPU with as many threads as PyTorch
+                has now.
             tracking: MLflow store of registered models; see ``registry.find_model``.
 
         Raises:
@@ -217,10 +218,10 @@ class Predictor:
             ValueError: The library of the backend is not installed, or ``device`` is not the CPU with it.
         """
         model, experiment = open_model(locate(path, tracking=tracking), backend=backend)
-        if is_exported(model):
-            device = device or "cpu"
-            if torch.device(device).type != "cpu":
-                raise ValueError(f"an exported network runs on the CPU, not on {device}; use backend 'torch' there")
+        if only := device_for(model):
+            device = device or only
+            if torch.device(device).type != only:
+                raise ValueError(f"this exported network runs on {only}, not on {device}; use backend 'torch' there")
         train = experiment.train
         if precision is not None:
             train = dataclasses.replace(train, precision=precision)

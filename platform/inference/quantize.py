@@ -36,7 +36,7 @@ def quantize_onnx(graph: bytes, images: Iterable[Tensor], *, calibration: str) -
     with tempfile.TemporaryDirectory() as folder:
         plain, folded, quantized = (str(Path(folder, f"{name}.onnx")) for name in ("plain", "folded", "quantized"))
         Path(plain).write_bytes(graph)
-        file = read_onnx(plain)
+        file = read_onnx(plain)[1]
         _fold_constants(plain, folded)
         with _without_advice():
             quantization.quantize_static(

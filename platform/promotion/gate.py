@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from posefleet.data.errors import DataError
@@ -141,23 +142,22 @@ def run_export_gate(
     """
     settings = dataclasses.replace(experiment.train, precision="float32")
     experiment = dataclasses.replace(experiment, train=settings)
-    ours, theirs = (
-        Predictor(open_model(path, experiment=experiment, backend="torch")[0], experiment, device="cpu")
-        for path in (checkpoint, exported)
+    reference, candidate = (
+        open_model(path, experiment=experiment, backend="torch")[0] for path in (checkpoint, exported)
     )
+    ours, theirs = (Predictor(model, experiment, device=device_for(candidate)) for model in (reference, candidate))
     timed = _run_check("latency", lambda: slower(theirs, ours, bounds))
     if split is None:
         found = Agreement.of(ours.predict_images(images), theirs.predict_images(images))
         return GateReport(checks=(agreement(found, bounds), timed), evaluation=None)
-    reference = _score_model(ours.model, experiment, split)[0]
-    evaluation = _score_model(theirs.model, experiment, split)[0]
+    expected, evaluation = (_score_model(one.model, experiment, split, device=one.device)[0] for one in (ours, theirs))
     checks = (
-        _run_check("AP", lambda: ap(evaluation, reference, bounds.ap_drop, against="PyTorch")),
-        _run_check("keypoints", lambda: keypoints_kept(evaluation, reference, bounds.keypoint_drop)),
+        _run_check("AP", lambda: ap(evaluation, expected, bounds.ap_drop, against="PyTorch")),
+        _run_check("keypoints", lambda: keypoints_kept(evaluation, expected, bounds.keypoint_drop)),
         timed,
     )
-    if not reference.ap > 0:
-        nothing = f"PyTorch's is {reference.ap:.4f}, so nothing can be compared on these images"
+    if not expected.ap > 0:
+        nothing = f"PyTorch's is {expected.ap:.4f}, so nothing can be compared on these images"
         checks = (Check(name="AP", value=nothing, bound="above 0", passed=False), *checks[1:])
     return GateReport(checks=checks, evaluation=evaluation)
 
@@ -189,9 +189,15 @@ def _score(
 
 
 def _score_model(
-    model: nn.Module, experiment: Experiment, split: Split, sink: Sink | None = None, step: int = 0
+    model: nn.Module,
+    experiment: Experiment,
+    split: Split,
+    sink: Sink | None = None,
+    step: int = 0,
+    *,
+    device: torch.device | None = None,
 ) -> tuple[Evaluation, dict[int, Poses]]:
-    worker, poses = LocalWorker(device=device_for(model), sink=sink), dict[int, Poses]()
+    worker, poses = LocalWorker(device=device or device_for(model), sink=sink), dict[int, Poses]()
     evaluation = evaluate(
         model.to(worker.device),
         experiment,

@@ -38,7 +38,7 @@ class GateThresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportThresholds:
-    """How an exported network is compared with PyTorch's: float32 by its poses, INT8 by its AP."""
+    """How an exported network is compared with PyTorch's: float32 by its poses, INT8 and float16 by their AP."""
 
     images: int = 16
     """Float32: number of images on which the poses are compared. More images are more reliable and slower."""
@@ -47,12 +47,12 @@ class ExportThresholds:
     scores: float = 1e-3
     """Float32: largest allowed difference of a score, 0..1. Lower is stricter."""
     ap_drop: Annotated[float, "AP"] = 0.01
-    """INT8: how far its AP may lie below PyTorch's: the 95% bootstrap interval over images of the difference must lie
-    above minus this value. Lower is stricter, and needs more images."""
+    """INT8, float16: how far its AP may lie below PyTorch's: the 95% bootstrap interval over images of the difference
+    must lie above minus this value. Lower is stricter, and needs more images."""
     keypoint_drop: Annotated[float, "AP"] = 0.03
-    """INT8: how much AP each single keypoint may lose. Lower is stricter."""
+    """INT8, float16: how much AP each single keypoint may lose. Lower is stricter."""
     slower: Annotated[float, "TIMES"] = 0.0
-    """Largest ratio of its time for an image to PyTorch's on this machine's CPU. Lower is stricter; 1: it must not be
+    """Largest ratio of its time for an image to PyTorch's on this machine. Lower is stricter; 1: it must not be
     slower. 0: measured, but no bound."""
     people: int = 10
     """Number of people in the image on which the time is measured. With more, methods that work per person take

@@ -53,9 +53,9 @@ class ServedModel(_Settings):
     """Name of the model in URLs: /v1/models/NAME/poses."""
     source: str
     """``models:/smpr@champion``, or the path or URI of a checkpoint, of a run folder or of an exported file."""
-    backend: Literal["torch", "onnxruntime", "openvino"] | None = None
-    """What runs the network. onnxruntime and openvino are for replicas on CPUs; see docs/export.md. None: what the
-    version was promoted with, else torch."""
+    backend: Literal["torch", "onnxruntime", "openvino", "tensorrt"] | None = None
+    """What runs the network. onnxruntime and openvino are for replicas on CPUs, tensorrt for those on GPUs; see
+    docs/export.md. None: what the version was promoted with, else torch."""
     precision: Precision | None = None
     """Precision of the network. On GPUs bfloat16 and float16 are faster and need less memory; GPUs without bfloat16
     (T4, V100) need float16. None: as it was trained and evaluated."""

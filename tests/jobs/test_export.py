@@ -142,9 +142,14 @@ def test_int8_needs_annotated_images_and_images_to_calibrate_with(
     ):
         assert main([*quantise, *arguments]) == 2
         assert complaint in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*quantise, str(tmp_path / "a.xml")])
-    assert "int8 writes ONNX files only" in capsys.readouterr().err
+    for precision, file, complaint in (
+        ("int8", "a.xml", "int8 is for ONNX Runtime: --out must end in .onnx, not in .xml"),
+        ("int8", "a.trt.onnx", "must end in .onnx, not in .trt.onnx"),
+        ("float16", "a.onnx", "float16 is for TensorRT: --out must end in .trt.onnx, not in .onnx"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--checkpoint", checkpoint, "--precision", precision, "--out", str(tmp_path / file)])
+        assert complaint in capsys.readouterr().err
 
 
 def test_commands_take_an_exported_file(checkpoint: str, int8: str, data: Path, tmp_path: Path) -> None:

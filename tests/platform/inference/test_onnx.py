@@ -5,10 +5,11 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from small_models import K, build, images, saved, schema_of, small
@@ -18,11 +19,18 @@ from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.jobs import export as job
 from posefleet.models import available_methods
-from posefleet.platform.checkpoints.format import CheckpointError, read_content
-from posefleet.platform.inference import backends
+from posefleet.platform.checkpoints.format import CheckpointError, copy_for_use, read_content
+from posefleet.platform.inference import backends, tensorrt
 from posefleet.platform.inference import exported as export
 from posefleet.platform.inference.agreement import Agreement
-from posefleet.platform.inference.backends import cached_export, open_model, read_facts
+from posefleet.platform.inference.backends import (
+    cached_export,
+    is_exported,
+    open_model,
+    read_facts,
+    read_files,
+    write_exported,
+)
 from posefleet.platform.inference.onnx import OnnxNetwork, export_onnx
 from posefleet.platform.inference.predictor import Predictor
 
@@ -140,8 +148,74 @@ def test_a_predictor_runs_from_a_file_and_from_a_checkpoint(
     assert len(poses[0][0]) > 0
     assert Agreement.of(poses[0], poses[1]).within(PIXELS, SCORES)
     assert Agreement.of(poses[0], poses[2]).within(PIXELS, SCORES)
-    with pytest.raises(ValueError, match="runs on the CPU, not on cuda"):
+    with pytest.raises(ValueError, match="runs on cpu, not on cuda"):
         Predictor.from_checkpoint(exported("smpr"), device="cuda")
+
+
+@pytest.fixture
+def tensorrt_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> list[Mapping[str, str]]:
+    """ONNX Runtime's CPU in place of TensorRT, bound to tensors as it is; the options that TensorRT would get."""
+    options: list[Mapping[str, str]] = []
+
+    def build_on_the_cpu(graph: bytes, facts: Mapping[str, str]) -> tensorrt.BoundNetwork:
+        options.append(tensorrt.provider_options(facts))
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        return tensorrt.BoundNetwork(session, tensorrt.outputs_of(facts), "cpu")
+
+    monkeypatch.setattr(tensorrt, "_build", build_on_the_cpu)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    return options
+
+
+def test_a_file_for_tensorrt_is_computed_where_its_tensors_are(
+    exported: Make, checkpoint: Make, tensorrt_on_the_cpu: list[Mapping[str, str]], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "model.trt.onnx")
+    write_exported(path, {".trt.onnx": Path(exported("smpr")).read_bytes()})
+    assert read_files(path).keys() == {".trt.onnx"} and Path(path).read_bytes() == Path(exported("smpr")).read_bytes()
+    bound, plain = open_model(path)[0], open_model(exported("smpr"))[0]
+    assert isinstance(bound.forward_features, tensorrt.BoundNetwork)
+    for batch in (images(1), images(2), images(1, 160, 64)):
+        with torch.inference_mode():
+            ours, theirs = bound.forward_features(batch), plain.forward_features(batch)
+            assert len(bound.predict(batch)[0]) > 0
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            for a, b in zip(ours[name], theirs[name], strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    (options,) = tensorrt_on_the_cpu
+    assert options["trt_fp16_enable"] == "False" and options["trt_profile_min_shapes"] == "images:1x3x32x32"
+    copy_for_use(checkpoint("smpr"), tmp_path / "promoted", network={"network.trt.onnx": Path(path).read_bytes()})
+    assert isinstance(open_model(str(tmp_path / "promoted"))[0].forward_features, tensorrt.BoundNetwork)
+    assert not is_exported(open_model(str(tmp_path / "promoted"), backend="torch")[0])
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_tensorrt_says_what_it_misses(
+    exported: Make,
+    checkpoint: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "model.trt.onnx"
+    arguments = ["--checkpoint", checkpoint("smpr"), "--out", str(path)]
+    assert job.main(arguments) == 2 and not path.exists()
+    assert "this onnxruntime has no TensorrtExecutionProvider" in capsys.readouterr().err
+    path.write_bytes(Path(exported("smpr")).read_bytes())
+    with pytest.raises(ValueError, match="no TensorrtExecutionProvider"):
+        open_model(str(path))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [tensorrt.PROVIDER])
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+            open_model(str(path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(ValueError, match="TensorRT does not start"):
+        open_model(str(path))
 
 
 def test_a_checkpoint_is_exported_once(
