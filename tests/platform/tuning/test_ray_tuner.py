@@ -143,7 +143,7 @@ def test_concurrent_trials_are_those_that_fit_into_the_cluster() -> None:
     [
         (["--method", "smrp", "--space", "x.yaml"], "smrp"),
         (["--method", "smpr", "--space", "x.yaml", "--data.train", "a", "--data.eval", "b"], "no config file x.yaml"),
-        (["--method", "smpr"], "--space missing"),
+        (["--method", "smpr"], "--space is missing"),
         (["--resume", "nowhere"], "nowhere holds no search"),
         (["--resume", "nowhere", "--optim.lr", "1"], "a search goes on with the settings it has"),
     ],
