@@ -341,16 +341,18 @@ class Replica:
     async def _follow_version(self) -> None:
         """Report regularly, and swap to the version in the answer. A request keeps the version that it began with."""
         while True:
-            await asyncio.sleep(REPORT_S)
-            status = self._status()
+            status, begun = self._status(), time.monotonic()
             self._shadow_stats = {}
             try:
-                version = await self._versions.report.remote(status)
+                version = await self._versions.report.remote(status, REPORT_S)
             except Exception as error:  # the replica goes on with its version, whatever befalls the controller
                 _log.warning("%s: the version controller does not answer: %s", self._key, error)
                 for stats in status.shadow_stats:
                     self._add_stats(stats)
+                await asyncio.sleep(REPORT_S)
                 continue
+            if version in (status.serving, status.failed and status.failed[0]):
+                await asyncio.sleep(max(0.0, begun + REPORT_S - time.monotonic()))  # in case it held no answer
             if self._failed and self._failed[0] == version:
                 continue
             self._failed = None

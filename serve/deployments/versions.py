@@ -3,10 +3,11 @@
 An alias such as ``models:/smpr@champion`` is resolved when the server starts, on a reload and when ``user_config``
 changes, and at no other time. So all replicas of a model serve the same version, including those that start later.
 A replica reports what it serves every ``REPORT_S`` seconds, gets the version that it should serve as the answer, and
-swaps by itself.
+swaps by itself. The answer is held until the version changes, so a swap begins at once although reports are rare.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -26,11 +27,15 @@ from posefleet.platform.tracking.registry import find_version
 from posefleet.serve.deployments.errors import ErrorDetail
 from posefleet.serve.deployments.settings import CHALLENGER
 
-REPORT_S = 0.5
-"""Seconds between two reports of a replica. Larger: fewer calls, but a reload takes longer to reach all replicas."""
+REPORT_S = 2.0
+"""Seconds between two reports of a replica; the answer to a report is held for as long, unless the version changes.
+Larger: less work for idle servers, but the statistics of challengers come later, and so does the end of a replica."""
 
-_GONE_S = 10 * REPORT_S
+_GONE_S = 4 * REPORT_S
 """A replica that has not reported for this many seconds counts as gone, and a reload does not wait for it."""
+
+_LOOK_S = 0.1
+"""Seconds between two looks at the reports during a reload."""
 
 _MAX_PAIRS = 100
 """Maximum number of (champion, challenger) pairs whose statistics are kept; the one updated longest ago is dropped."""
@@ -142,9 +147,13 @@ class _ModelState:
     fault: Fault | None = None
     """What failed last, until a replica serves ``target``."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when ``target`` changes, and then replaced."""
 
-    def decide(self, target: ServedVersion | None) -> None:
-        self.target, self.decided = target, True
+    def decide(self, target: ServedVersion | None, *, decided: bool = True) -> None:
+        self.target, self.decided = target, decided
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     def drop_gone(self) -> list[ReplicaStatus]:
         """Forget the replicas that are gone; return the reports of the others."""
@@ -183,8 +192,12 @@ class VersionController:
                 await self._resolve_again(key)
         self._user_config = user_config
 
-    async def report(self, status: ReplicaStatus) -> ServedVersion | None:
+    async def report(self, status: ReplicaStatus, hold_s: float = 0.0) -> ServedVersion | None:
         """Record a replica's report.
+
+        Args:
+            status: The report.
+            hold_s: How long to hold the answer while it would tell the replica nothing new, seconds.
 
         Returns:
             The version that the replica should serve; None: none, because there is no challenger.
@@ -206,6 +219,10 @@ class VersionController:
             model.fault = None
         elif status.failed and status.failed[0] == model.target:
             model.fault = Fault(_NOT_LOADED, redact(status.failed[1]))
+        if hold_s and model.target in (status.serving, status.failed and status.failed[0]):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(hold_s):
+                    await model.changed.wait()
         return model.target
 
     async def reload(self, name: str, timeout_s: float) -> dict[str, Any] | ErrorDetail:
@@ -227,7 +244,8 @@ class VersionController:
             except ValueError as error:
                 return ErrorDetail("reload_failed", redact(f"{error}; {_still_serving(before)}"))
             if failure := await self._wait_until_served(model, timeout_s):
-                rejected, model.target, model.decided = model.target, before, decided
+                rejected = model.target
+                model.decide(before, decided=decided)
                 await self._wait_until_failures_cleared(model)
                 label = rejected.checkpoint if rejected else "no version"
                 return ErrorDetail("reload_failed", redact(f"{label}: {failure}; {_still_serving(before)}"))
@@ -306,14 +324,14 @@ class VersionController:
             if time.monotonic() > deadline:
                 late = sum(status.serving != model.target for status in live)
                 return f"after {timeout_s:g} s {late} of {len(live)} replicas do not serve it"
-            await asyncio.sleep(REPORT_S / 5)
+            await asyncio.sleep(_LOOK_S)
 
     async def _wait_until_failures_cleared(self, model: _ModelState) -> None:
         """Wait until no replica reports the rejected version as failed, so that the version can be tried again."""
         for _ in range(20):
             if not any(status.failed for status in model.drop_gone()):
                 return
-            await asyncio.sleep(REPORT_S / 5)
+            await asyncio.sleep(_LOOK_S)
 
 
 def _resolve_source(source: str, tracking: str) -> ServedVersion:

@@ -36,7 +36,7 @@ class Controller:
     def report(self) -> "Controller":
         return self
 
-    async def remote(self, status: ReplicaStatus) -> ServedVersion | None:
+    async def remote(self, status: ReplicaStatus, hold_s: float = 0.0) -> ServedVersion | None:
         self.reports.append(status)
         return self.version
 

@@ -126,6 +126,25 @@ def test_a_replica_that_starts_late_serves_the_version_of_the_others(registry: R
     run(test())
 
 
+def test_an_answer_is_held_until_there_is_something_to_do(registry: Registry) -> None:
+    async def test() -> None:
+        controller = CONTROLLER(SOURCES, "")
+        assert await controller.report(report("a"), 9.0) == V1, "a replica that serves another version is told at once"
+        started = now()
+        assert await controller.report(report("a", V1), 2.0) == V1 and now() - started == pytest.approx(2.0)
+        assert await controller.report(report("a", V2, failed=(V1, "damaged")), 2.0) == V1
+        assert now() - started == pytest.approx(4.0), "nothing new for one that cannot load it"
+        registry.move(KEY, V2)
+        held = asyncio.create_task(controller.report(report("a", V1), 9.0))
+        await asyncio.sleep(0.5)
+        reload = asyncio.create_task(controller.reload(KEY, 5.0))
+        assert await held == V2 and now() - started == pytest.approx(4.5)
+        await controller.report(report("a", V2))
+        assert (await reload)["version"] == V2.version
+
+    run(test())
+
+
 def test_a_restarted_controller_keeps_the_version_that_replicas_serve(registry: Registry) -> None:
     async def test() -> None:
         registry.move(KEY, V2)
