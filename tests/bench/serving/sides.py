@@ -10,19 +10,44 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import psutil
 import torch
 
 from posefleet.memory import keep_freed_memory
 from posefleet.platform.inference.predictor import Predictor
 
 _SPAWN = multiprocessing.get_context("spawn")
+
+
+def title(process: psutil.Process) -> str:
+    """What a process is, in a word or two: the deployment of a replica, the script of one of Ray's services.
+
+    Raises:
+        psutil.Error: It has ended.
+    """
+    words = process.cmdline()
+    name = words[0].rpartition("/")[2] if words else ""
+    if "python" in name:
+        name = next((Path(word).stem for word in words[1:] if word.endswith(".py")), name)
+    return name.removeprefix("ray::").removeprefix("ServeReplica:posefleet:").partition(".")[0].partition(":")[0]
+
+
+def cpu_seconds(processes: Iterable[psutil.Process]) -> Counter[str]:
+    """What processes have taken of the processor so far, by title."""
+    taken = Counter[str]()
+    for process in processes:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            taken[title(process)] += times.user + times.system  # type: ignore[assignment]  # a counter of seconds
+    return taken
 
 
 class Shot(NamedTuple):
@@ -184,6 +209,10 @@ class LitServer(NamedTuple):
 
     url: str
     group: int
+
+    def processes(self) -> list[psutil.Process]:
+        parent = psutil.Process(self.group)
+        return [parent, *parent.children(recursive=True)]
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from server import Server, misses, running_server
 
 from posefleet.platform.inference.predictor import Predictor
 from serving.material import photographs, untrained
+from serving.sides import title
 from serving.speed import served
 
 HOSTILE = 0.01
@@ -121,13 +122,8 @@ def _memory(server: Server) -> dict[str, float]:
     sums: dict[str, float] = defaultdict(float)
     for process in server.processes():
         with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            title = words[0].rpartition("/")[2] if words else ""
-            if "python" in title:  # Ray's own services: the script's name says which
-                title = next((Path(word).stem for word in words[1:] if word.endswith(".py")), title)
-            title = title.removeprefix("ray::").removeprefix("ServeReplica:posefleet:").partition(".")[0]
-            sums[title] += process.memory_full_info().uss / 1e6
-    return {title: size for title, size in sums.items() if size > 20}
+            sums[title(process)] += process.memory_full_info().uss / 1e6
+    return {name: size for name, size in sums.items() if size > 20}
 
 
 def _print_minute(number: int, minute: Minute, memory: Mapping[str, float], *, reload: int, head: bool) -> None:
@@ -135,7 +131,7 @@ def _print_minute(number: int, minute: Minute, memory: Mapping[str, float], *, r
         print(f"{'minute':>7}{'right':>8}{'refused':>9}{'p50 ms':>8}{'p99 ms':>8}{'reload':>8}  others")
     others = {name: count for name, count in minute.outcomes.items() if name not in ("right", "refused")}
     p50, p99 = np.percentile(minute.waits, (50, 99)) if minute.waits else (np.nan, np.nan)
-    sizes = " ".join(f"{title}={size:.0f}" for title, size in sorted(memory.items()))
+    sizes = " ".join(f"{name}={size:.0f}" for name, size in sorted(memory.items()))
     print(
         f"{number + 1:7}{minute.outcomes['right']:8}{minute.outcomes['refused']:9}{p50:8.0f}{p99:8.0f}{reload:8}"
         f"  {others or 'none'}  {sizes}",
@@ -151,10 +147,10 @@ def _summarise(minutes: Sequence[Minute], memory: Sequence[Mapping[str, float]])
     print(f"\noutcomes: {dict(outcomes)}; targets: no wrong answer, nothing but right and refused")
     early, late = slice(warm, warm + third), slice(-third, None)
     print(f"memory, median of minutes {warm + 1} to {warm + third} and of the last {third} (target: within 3 %):")
-    for title in sorted(set().union(*memory[early], *memory[late])):
-        before, after = (statistics.median(sizes.get(title, 0.0) for sizes in memory[part]) for part in (early, late))
+    for name in sorted(set().union(*memory[early], *memory[late])):
+        before, after = (statistics.median(sizes.get(name, 0.0) for sizes in memory[part]) for part in (early, late))
         growth = 100 * (after / before - 1) if before else float("inf")
-        print(f"  {title:40}{before:8.0f} MB{after:8.0f} MB{growth:+8.1f} %")
+        print(f"  {name:40}{before:8.0f} MB{after:8.0f} MB{growth:+8.1f} %")
     before, after = (
         statistics.median(float(np.percentile(m.waits, 99)) for m in minutes[part] if m.waits) for part in (early, late)
     )

@@ -2,6 +2,7 @@
 
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from server import Server, free_port, running_server
 
 from serving.material import PIXELS, photographs, untrained
-from serving.sides import Bare, Clients, Part, Shot, lit_server
+from serving.sides import Bare, Clients, LitServer, Part, Shot, cpu_seconds, lit_server
 
 FOREVER = 600.0
 
@@ -167,9 +168,16 @@ def litserve(
         theirs = stack.enter_context(lit_server(checkpoint, free_port(), wait_ms=2, **each))
         server = stack.enter_context(running_server({"models": [served(checkpoint, **each)], "direct": direct}))
 
-        def measured(url: str) -> tuple[float, float]:
+        sides: dict[str, Server | LitServer] = {"ours": server, "LitServe": theirs}
+        cost = {side: Counter[str]() for side in sides}
+
+        def measured(side: str, url: str) -> tuple[float, float]:
             """Images per second with a full queue, and the milliseconds of one client."""
+            before = cpu_seconds(sides[side].processes())
             many = _full_queue(clients, url, bodies, batch * replicas, images, form=True)
+            after = cpu_seconds(sides[side].processes())
+            for title in after:
+                cost[side][title] += 1e3 * (after[title] - before[title]) / len(many) / (rounds + 1)
             one = clients.ask(url, bodies, [Part(1, FOREVER)], count=max(10, images // 8), form=True)
             return images_per_second(many, batch * replicas), p50(one)
 
@@ -179,9 +187,9 @@ def litserve(
         )
         for number in range(rounds + 1):
             with theirs.paused():
-                ours = measured(f"{server.address}/v1/poses")
+                ours = measured("ours", f"{server.address}/v1/poses")
             with server.paused():
-                lit = measured(theirs.url)
+                lit = measured("LitServe", theirs.url)
             if number:
                 ratios.append(ours[0] / lit[0])
                 print(
@@ -189,6 +197,9 @@ def litserve(
                     flush=True,
                 )
         print(ratio_line("ours / LitServe, images per second", ratios, ">= 1"))
+        for side, taken in cost.items():
+            shown = ", ".join(f"{title} {ms:.1f}" for title, ms in taken.most_common() if ms >= 0.1)
+            print(f"CPU ms an image, {side}: {sum(taken.values()):.1f}: {shown}")
 
 
 def switches(
