@@ -1,9 +1,9 @@
 """Images with people: their data structures, transforms, files, loading and evaluation.
 
-Doors: ``structures``, ``transforms``, ``images``, ``image_limits`` and ``decode_process`` (images of strangers),
-``findings`` (what can be wrong) and ``errors`` here; ``schemas`` (what the keypoints are), ``coco`` (annotation files),
-``yolo`` (text files), ``doctor`` (check a data set), ``shards`` (write and read shards), ``loading`` (batches),
-``evaluation`` (AP), ``io`` (files of any storage), ``synthetic`` (generated data).
+Doors: ``structures``, ``transforms``, ``images``, ``video_file`` (films that browsers play), ``image_limits`` and
+``decode_process`` (images of strangers), ``findings`` (what can be wrong) and ``errors`` here; ``schemas`` (what the
+keypoints are), ``coco`` (annotation files), ``yolo`` (text files), ``doctor`` (check a data set), ``shards`` (write and
+read shards), ``loading`` (batches), ``evaluation`` (AP), ``io`` (files of any storage), ``synthetic`` (generated data).
 Importing this package registers ``s3://`` with fsspec.
 """
 

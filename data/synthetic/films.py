@@ -11,7 +11,6 @@ from math import pi, sin
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from posefleet.data.io.files import write_file
@@ -21,6 +20,7 @@ from posefleet.data.synthetic.figures import paint_figure
 from posefleet.data.synthetic.postures import Build, Limb, Posture, random_build
 from posefleet.data.synthetic.scenery import develop, paint_background, paint_thing
 from posefleet.data.synthetic.scenes import Annotation, annotate_person
+from posefleet.data.video_file import VideoFile
 
 SIDEWAYS = 55.0
 """Degrees that a walking person faces away from the viewer, towards where it goes."""
@@ -154,7 +154,7 @@ def _stride(phase: float) -> Posture:
 
 
 def write_films(out: Path, split: str, count: int, config: FilmConfig | None = None, seed: int = 0) -> Path:
-    """Render films into ``OUT/SPLIT/NAME.mp4``, and ``OUT/annotations/tracks_SPLIT.json`` with every frame as an image.
+    """Render films into ``OUT/SPLIT/NAME.webm``, and every frame as an image of ``OUT/annotations/tracks_SPLIT.json``.
 
     Images of the json have ``video`` (the film's file name) and ``frame`` (from 0); annotations have ``track_id``.
 
@@ -174,20 +174,18 @@ def write_films(out: Path, split: str, count: int, config: FilmConfig | None = N
     annotations: list[Annotation] = []
     (out / split).mkdir(parents=True, exist_ok=True)
     for number in range(1, count + 1):
-        name = f"{number:06d}.mp4"
-        partial = out / split / f".{name}.partial.mp4"
-        size = (config.width, config.height)
-        writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), config.rate, size)
-        if not writer.isOpened():
-            raise OSError(f"{partial}: cannot write a film of {size[0]} x {size[1]} pixels there")
+        film = VideoFile(out / split / f".partial-{number:06d}", config.rate)
         for index, frame in enumerate(render_film(config, seed * 1_000_003 + number)):
-            writer.write(cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
+            film.write(frame.image)
+            assert film.path
+            name = film.path.name.removeprefix(".partial-")
             image = {"id": len(images) + 1, "file_name": name, "video": name, "frame": index}
             images.append({**image, "width": config.width, "height": config.height})
             for annotation in frame.annotations:
                 annotations.append({"id": len(annotations) + 1, "image_id": len(images), **annotation})
-        writer.release()
-        partial.replace(out / split / name)
+        film.close()
+        if film.path:
+            film.path.replace(out / split / name)
     path = out / "annotations" / f"tracks_{split}.json"
     info = {"description": "posefleet synthetic films", "seed": seed, "film": asdict(config)}
     document = {"info": info, "images": images, "annotations": annotations, "categories": [category_of("person")]}

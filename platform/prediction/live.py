@@ -20,13 +20,14 @@ from dataclasses import asdict
 import numpy as np
 
 from posefleet.data.errors import DataError
+from posefleet.data.video_file import VideoFile
 from posefleet.platform.prediction.batch import BatchResult
 from posefleet.platform.prediction.inputs import InputImage
 from posefleet.platform.prediction.output import ModelInfo, claim_output, file_names, finish_output, part_name
 from posefleet.platform.prediction.stream import LiveStream
 from posefleet.platform.prediction.tables import ImageResult, read_part, write_part, write_tables
 from posefleet.platform.prediction.tracker import UNTRACKED
-from posefleet.platform.prediction.video import Frame, VideoFile
+from posefleet.platform.prediction.video import Frame
 from posefleet.platform.prediction.worker import NOT_FINITE, Job, PredictionOptions, PredictionWorker, smooth_row
 
 SEGMENT_S = 60.0

@@ -26,6 +26,7 @@ from posefleet.data.images import FILE_FORMATS, decode_untrusted, encode_jpeg
 from posefleet.data.io.cluster import to_row
 from posefleet.data.io.files import create, path_inside, printable
 from posefleet.data.structures import Poses, Sample, padded_shape
+from posefleet.data.video_file import VideoFile
 from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform.checkpoints.format import META
 from posefleet.platform.inference.predictor import Prediction, Predictor
@@ -34,7 +35,7 @@ from posefleet.platform.prediction.output import file_names, part_name
 from posefleet.platform.prediction.quarantine import REASON, Quarantine
 from posefleet.platform.prediction.tables import Counts, ImageResult, join_parts, read_part, write_part
 from posefleet.platform.prediction.tracker import OneEuro, PoseTracker
-from posefleet.platform.prediction.video import Frame, Video, VideoFile
+from posefleet.platform.prediction.video import Frame, Video
 from posefleet.platform.runtime import logs
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from PIL import Image
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image
 from posefleet.data.schemas.shipped import COCO17
-from posefleet.platform.prediction.video import VideoFile
+from posefleet.data.video_file import VideoFile
 from posefleet.platform.visualization.drawing import LEFT, PEOPLE_COLOURS, RIGHT
 
 pytestmark = pytest.mark.browser

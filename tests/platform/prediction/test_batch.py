@@ -18,13 +18,14 @@ import pytest
 import torch
 from small_settings import small_settings, untrained_checkpoint
 
+from posefleet.data import video_file
 from posefleet.data.coco.results import write_results
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import Predictor
-from posefleet.platform.prediction import batch, video, worker
+from posefleet.platform.prediction import batch, worker
 from posefleet.platform.prediction.batch import BatchResult, WorkerPool, predict_images
 from posefleet.platform.prediction.inputs import InputImage, list_images, split_into_chunks
 from posefleet.platform.prediction.tables import ImageResult, read_part, write_part, write_tables
@@ -324,7 +325,7 @@ def test_a_video_has_a_row_for_each_frame_with_its_time(model: str, tmp_path: Pa
 def test_without_an_encoder_that_browsers_know_videos_are_drawn_all_the_same(
     model: str, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(video, "CODECS", {".none": "????", ".mp4": "mp4v"})
+    monkeypatch.setattr(video_file, "CODECS", {".none": "????", ".mp4": "mp4v"})
     write_clip(tmp_path / "clip.mp4", 3)
     predict(tmp_path / "clip.mp4", tmp_path / "out", model, options=PredictionOptions(overlays=True))
     assert cv2.VideoCapture(str(tmp_path / "out" / "overlays" / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
