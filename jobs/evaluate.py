@@ -65,7 +65,7 @@ def _evaluate(options: Options, overrides: Given) -> int:
     from posefleet.data.io.files import write_file
     from posefleet.data.structures import Poses
     from posefleet.memory import keep_freed_memory
-    from posefleet.platform.inference.backends import describe, device_for, locate, open_model
+    from posefleet.platform.exports.backends import describe, device_for, locate, open_model
     from posefleet.platform.inference.evaluate import evaluate
     from posefleet.platform.inference.sources import evaluated_sources
     from posefleet.platform.inference.split import Split

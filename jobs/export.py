@@ -98,7 +98,7 @@ def _export(options: Options, overrides: Given) -> int:
 
     from posefleet.platform.checkpoints.format import read_meta
     from posefleet.platform.checkpoints.resolve import find_checkpoint
-    from posefleet.platform.inference.backends import backend_of, export_network, write_exported
+    from posefleet.platform.exports.backends import backend_of, export_network, write_exported
     from posefleet.platform.promotion.gate import run_export_gate
 
     checkpoint = find_checkpoint(options.checkpoint, tracking=options.tracking)
@@ -115,7 +115,7 @@ def _export(options: Options, overrides: Given) -> int:
     assert backend
     files = export_network(checkpoint, backend, experiment=experiment, precision=options.precision)
     if options.precision == "int8":
-        from posefleet.platform.inference.quantize import quantize_onnx
+        from posefleet.platform.exports.quantize import quantize_onnx
 
         files = {".onnx": quantize_onnx(files[".onnx"], views, calibration=calibration)}
     with tempfile.TemporaryDirectory() as folder:

@@ -209,8 +209,8 @@ def _experiment(own: "Experiment", overrides: Given) -> "Experiment":
 def _settings_of(exported: str, checkpoint: str) -> "Experiment | None":
     """The settings in an exported file of ``checkpoint``; None without a file."""
     from posefleet.platform.checkpoints.format import WEIGHTS, read_content
-    from posefleet.platform.inference.backends import backend_of, read_facts
-    from posefleet.platform.inference.exported import read_experiment
+    from posefleet.platform.exports.backends import backend_of, read_facts
+    from posefleet.platform.exports.exported import read_experiment
 
     if not exported:
         return None

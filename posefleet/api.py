@@ -21,7 +21,7 @@ from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.memory import keep_freed_memory
 from posefleet.models import trust
 from posefleet.platform.config.loading import build_experiment, read_yaml, to_dict, with_settings
-from posefleet.platform.inference.backends import describe, device_for, locate, open_model
+from posefleet.platform.exports.backends import describe, device_for, locate, open_model
 from posefleet.platform.inference.evaluate import evaluate as evaluate_model
 from posefleet.platform.inference.predictor import ImageInput, Prediction, Predictor
 from posefleet.platform.prediction.batch import BatchResult, WorkerPool, predict_images

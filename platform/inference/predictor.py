@@ -24,7 +24,7 @@ from posefleet.data.transforms import IDENTITY, EvalTransform, Resize, invert, m
 from posefleet.models import keypoint_score_rule
 from posefleet.models.parts.ops.oks import score_by_ground_truth
 from posefleet.platform.config.experiment import Experiment, Precision
-from posefleet.platform.inference.backends import Backend, device_for, locate, open_model
+from posefleet.platform.exports.backends import Backend, device_for, locate, open_model
 from posefleet.platform.inference.execution import autocast
 from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.visualization.drawing import draw_poses

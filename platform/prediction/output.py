@@ -13,7 +13,7 @@ from posefleet.data.io.files import UNFINISHED, read_json, write_file
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.models import keypoint_score_rule
 from posefleet.platform.checkpoints.format import META, WEIGHTS, copy_for_use, network_in, read_content
-from posefleet.platform.inference.backends import backend_of, describe, locate, read_facts, read_files
+from posefleet.platform.exports.backends import backend_of, describe, locate, read_facts, read_files
 from posefleet.platform.prediction.tables import Counts
 from posefleet.platform.runtime.paths import MODELS, resolve_path
 from posefleet.platform.tracking.registry import find_version

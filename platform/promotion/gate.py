@@ -19,8 +19,8 @@ from posefleet.data.evaluation.evaluate import Evaluation
 from posefleet.data.structures import Poses
 from posefleet.platform.checkpoints.format import copy_for_use, read_meta
 from posefleet.platform.config.experiment import Experiment
+from posefleet.platform.exports.backends import device_for, open_model, read_files
 from posefleet.platform.inference.agreement import Agreement
-from posefleet.platform.inference.backends import device_for, open_model, read_files
 from posefleet.platform.inference.evaluate import evaluate
 from posefleet.platform.inference.predictor import Predictor
 from posefleet.platform.inference.split import Split

@@ -6,7 +6,7 @@ from pathlib import Path
 from posefleet.platform.checkpoints.format import Meta, network_in
 from posefleet.platform.config.experiment import Experiment
 from posefleet.platform.config.loading import parameters, to_yaml
-from posefleet.platform.inference.backends import backend_of, read_facts
+from posefleet.platform.exports.backends import backend_of, read_facts
 from posefleet.platform.inference.split import Split
 from posefleet.platform.promotion.gate import GateReport
 from posefleet.platform.promotion.shadow import Shadowing

@@ -19,7 +19,7 @@ from ray import serve
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.memory import collect_garbage_rarely
 from posefleet.platform.checkpoints.format import Meta
-from posefleet.platform.inference.backends import describe, locate
+from posefleet.platform.exports.backends import describe, locate
 from posefleet.platform.runtime.paths import MODELS
 from posefleet.platform.runtime.placement import STEADY
 from posefleet.platform.runtime.redaction import redact

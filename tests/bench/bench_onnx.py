@@ -29,8 +29,8 @@ from posefleet.platform.checkpoints.format import Meta
 from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.checkpoints.store import CheckpointStore
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.inference.backends import Backend, export_network, open_model, write_exported
-from posefleet.platform.inference.quantize import quantize_onnx
+from posefleet.platform.exports.backends import Backend, export_network, open_model, write_exported
+from posefleet.platform.exports.quantize import quantize_onnx
 
 BACKENDS = ("onnxruntime", "int8", "openvino")
 

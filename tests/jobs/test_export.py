@@ -17,12 +17,12 @@ from posefleet.jobs.export import main
 from posefleet.platform.checkpoints.format import copy_for_use, network_in, read_meta
 from posefleet.platform.checkpoints.load import build_model
 from posefleet.platform.config.loading import build_experiment
-from posefleet.platform.inference import backends
-from posefleet.platform.inference.backends import is_exported, open_model, read_facts, read_files
-from posefleet.platform.inference.exported import ExportedFile, build_exported
-from posefleet.platform.inference.onnx import export_onnx
+from posefleet.platform.exports import backends
+from posefleet.platform.exports.backends import is_exported, open_model, read_facts, read_files
+from posefleet.platform.exports.exported import ExportedFile, build_exported
+from posefleet.platform.exports.onnx import export_onnx
+from posefleet.platform.exports.quantize import quantize_onnx
 from posefleet.platform.inference.predictor import Predictor
-from posefleet.platform.inference.quantize import quantize_onnx
 from posefleet.platform.tracking.registry import find_model
 from posefleet.serve.deployments.settings import ServedModel
 from posefleet.serve.deployments.versions import _resolve_source

@@ -17,7 +17,7 @@ from posefleet.data.synthetic.scenes import SCENES
 from posefleet.jobs import evaluate, export, shard_coco, tune
 from posefleet.jobs.promote import main
 from posefleet.platform.checkpoints.format import read_meta
-from posefleet.platform.inference import backends
+from posefleet.platform.exports import backends
 from posefleet.platform.tracking.registry import CHALLENGER, CHAMPION, find_model, promote
 
 QUICK = ("--gate.latency_people", "1", "--gate.served_images", "1")

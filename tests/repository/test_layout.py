@@ -55,9 +55,9 @@ DOORS = {
     "pycocotools": {"data/evaluation/matching.py", "data/coco/segmentations.py"},
     "fastapi": {"serve/http/routes.py", "serve/app.py", "serve/http/schema.py"},
     "jinja2": {"platform/comparison/html.py", "platform/visualization/html.py"},
-    "onnx": {"platform/inference/exported.py"},
-    "onnxruntime": {"platform/inference/exported.py"},
-    "openvino": {"platform/inference/exported.py"},
+    "onnx": {"platform/exports/exported.py"},
+    "onnxruntime": {"platform/exports/exported.py"},
+    "openvino": {"platform/exports/exported.py"},
     "s3fs": {"data/io/s3.py"},
     "botocore": {"data/io/s3.py"},
 }
@@ -79,6 +79,7 @@ ORDER = (
     "platform/runtime",
     "platform/config platform/tracking platform/visualization",
     "platform/checkpoints platform/monitoring",
+    "platform/exports",
     "platform/inference",
     "platform/bundles platform/prediction platform/promotion platform/training",
     "platform/comparison platform/tuning",
@@ -91,7 +92,7 @@ ORDER = (
 """Packages, lower ones first: a package imports only those of lines above its own (and jobs/ none of serve/)."""
 
 OPEN = {
-    "data": "boxes decode_process errors findings image_limits images masks structures transforms",
+    "data": "boxes decode_process errors findings image_limits images masks structures transforms video_file",
     "data/coco": "annotations file_names file_schema image_files labels layouts reader records results source split",
     "data/doctor": "examine",
     "data/evaluation": "accumulate annotators bootstrap boxes error_analysis evaluate ground_truth",
@@ -109,7 +110,8 @@ OPEN = {
     "platform/checkpoints": "format load released resolve saver store transfer",
     "platform/comparison": "ablation budget report sources",
     "platform/config": "cli experiment loading sources",
-    "platform/inference": "agreement backends evaluate execution exported latency predictor quantize sources split",
+    "platform/exports": "backends exported quantize",
+    "platform/inference": "agreement evaluate execution latency predictor sources split",
     "platform/monitoring": "interruptions profiler stragglers watchdog",
     "platform/prediction": "batch inputs live stream tracker worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",

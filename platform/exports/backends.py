@@ -15,16 +15,16 @@ from posefleet.platform.checkpoints.format import CheckpointError, Meta, network
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference.exported import (
+from posefleet.platform.exports.exported import (
     FORMAT,
     ExportedFile,
     ExportedNetwork,
     build_exported,
     read_experiment,
 )
-from posefleet.platform.inference.onnx import OPSET, export_onnx, read_onnx
-from posefleet.platform.inference.openvino import export_openvino, read_openvino
-from posefleet.platform.inference.tensorrt import read_tensorrt, require_tensorrt
+from posefleet.platform.exports.onnx import OPSET, export_onnx, read_onnx
+from posefleet.platform.exports.openvino import export_openvino, read_openvino
+from posefleet.platform.exports.tensorrt import read_tensorrt, require_tensorrt
 from posefleet.platform.runtime.paths import resolve_path
 
 Backend = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
@@ -131,13 +131,13 @@ def export_network(
     """Export a checkpoint: the bytes of each file by the ending of its name, the one to load last.
 
     Args:
-        checkpoint: See :func:`posefleet.platform.inference.onnx.export_onnx`.
+        checkpoint: See :func:`posefleet.platform.exports.onnx.export_onnx`.
         backend: What will run it.
-        experiment: See :func:`posefleet.platform.inference.onnx.export_onnx`.
+        experiment: See :func:`posefleet.platform.exports.onnx.export_onnx`.
         precision: In which TensorRT computes, ``float32`` or ``float16``; others export in float32.
 
     Raises:
-        CheckpointError: See :func:`posefleet.platform.inference.onnx.export_onnx`.
+        CheckpointError: See :func:`posefleet.platform.exports.onnx.export_onnx`.
         ValueError: See there.
     """
     if backend == "openvino":

@@ -24,7 +24,7 @@ from posefleet.light_import import without
 from posefleet.models.parts.layers.deform_conv import as_operators
 from posefleet.platform.checkpoints.format import CheckpointError
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference.exported import (
+from posefleet.platform.exports.exported import (
     FORMAT,
     INPUT,
     ExportedFile,
@@ -61,7 +61,7 @@ class OpenVinoNetwork(ExportedNetwork):
 def export_openvino(checkpoint: str, *, experiment: Experiment | None = None) -> dict[str, bytes]:
     """Convert a checkpoint to OpenVINO, in float32.
 
-    Takes the arguments of :func:`posefleet.platform.inference.onnx.export_onnx` and raises its errors.
+    Takes the arguments of :func:`posefleet.platform.exports.onnx.export_onnx` and raises its errors.
 
     Returns:
         The bytes of the two files by the suffixes of their names.

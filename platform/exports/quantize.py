@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from posefleet.platform.inference.exported import INPUT, optional
-from posefleet.platform.inference.onnx import pack, read_onnx
+from posefleet.platform.exports.exported import INPUT, optional
+from posefleet.platform.exports.onnx import pack, read_onnx
 
 OPERATORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """What is quantised. Files in which everything is do not load, and the rest is little work."""
@@ -24,7 +24,7 @@ def quantize_onnx(graph: bytes, images: Iterable[Tensor], *, calibration: str) -
     the last ones, which need the precision most, stay float32.
 
     Args:
-        graph: Bytes of a file of :func:`posefleet.platform.inference.onnx.export_onnx`.
+        graph: Bytes of a file of :func:`posefleet.platform.exports.onnx.export_onnx`.
         images: (1, 3, H, W) uint8, as the network gets them. The averages over them of the smallest and the largest
             value of an activation become the ends of its range.
         calibration: What the images are, for the metadata.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from posefleet.platform.checkpoints.format import CheckpointError
 from posefleet.platform.config.experiment import Experiment
-from posefleet.platform.inference.exported import (
+from posefleet.platform.exports.exported import (
     FORMAT,
     INPUT,
     ExportedFile,

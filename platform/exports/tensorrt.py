@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from posefleet.data.structures import STRIDE
-from posefleet.platform.inference.exported import INPUT, ExportedFile, ExportedNetwork, optional
-from posefleet.platform.inference.onnx import read_onnx
+from posefleet.platform.exports.exported import INPUT, ExportedFile, ExportedNetwork, optional
+from posefleet.platform.exports.onnx import read_onnx
 
 PROVIDER = "TensorrtExecutionProvider"
 LARGEST_BATCH = 16
@@ -59,7 +59,7 @@ class BoundNetwork(ExportedNetwork):
 
 
 def read_tensorrt(path: str) -> ExportedFile:
-    """Read a FILE.trt.onnx. Takes the argument of :func:`posefleet.platform.inference.onnx.read_onnx` and raises its
+    """Read a FILE.trt.onnx. Takes the argument of :func:`posefleet.platform.exports.onnx.read_onnx` and raises its
     errors; ``network`` of the result raises ``ValueError`` where there is no GPU, or TensorRT does not start."""
     graph, file = read_onnx(path)
     return file._replace(network=partial(_build, graph, file.facts))

@@ -12,10 +12,10 @@ from small_models import build, images, saved
 from posefleet.jobs import export as job
 from posefleet.models import available_methods
 from posefleet.platform.checkpoints.format import CheckpointError, read_content
-from posefleet.platform.inference import backends
+from posefleet.platform.exports import backends
+from posefleet.platform.exports.backends import export_network, open_model, read_facts, read_files, write_exported
+from posefleet.platform.exports.openvino import OpenVinoNetwork
 from posefleet.platform.inference.agreement import Agreement
-from posefleet.platform.inference.backends import export_network, open_model, read_facts, read_files, write_exported
-from posefleet.platform.inference.openvino import OpenVinoNetwork
 from posefleet.platform.inference.predictor import Predictor
 
 PIXELS, SCORES = 0.01, 1e-4

@@ -20,10 +20,9 @@ from posefleet.data.structures import Poses
 from posefleet.jobs import export as job
 from posefleet.models import available_methods
 from posefleet.platform.checkpoints.format import CheckpointError, copy_for_use, read_content
-from posefleet.platform.inference import backends, tensorrt
-from posefleet.platform.inference import exported as export
-from posefleet.platform.inference.agreement import Agreement
-from posefleet.platform.inference.backends import (
+from posefleet.platform.exports import backends, tensorrt
+from posefleet.platform.exports import exported as export
+from posefleet.platform.exports.backends import (
     cached_export,
     is_exported,
     open_model,
@@ -31,7 +30,8 @@ from posefleet.platform.inference.backends import (
     read_files,
     write_exported,
 )
-from posefleet.platform.inference.onnx import OnnxNetwork, export_onnx
+from posefleet.platform.exports.onnx import OnnxNetwork, export_onnx
+from posefleet.platform.inference.agreement import Agreement
 from posefleet.platform.inference.predictor import Predictor
 
 PIXELS, SCORES = 0.01, 1e-4
