@@ -73,8 +73,11 @@ class Options:
     gpus_per_worker: float | None = None
     """GPUs reserved for each worker; with 0.5 two workers share one. Default: 1 where the cluster has GPUs, else 0."""
     readers: int = 4
-    """Threads of each worker that read and decode. More hide a slow store; give the worker more CPUs, too, if decoding
-    holds the network up."""
+    """Images that are read and decoded at once for each worker. More hide a slow store; give the worker more CPUs, too,
+    if decoding holds the network up."""
+    reader_cpus: float = 0.0
+    """Read and decode each image in a Ray task that reserves so many CPUs, on any node, such as CPU nodes beside GPU
+    workers; then raise --readers. 0: threads of the workers do it."""
     in_process: bool = False
     """Predict in this process without Ray, for a few images."""
     tracking: Annotated[str, "URI"] = ""
@@ -121,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 cpus=options.cpus_per_worker,
                 gpus=options.gpus_per_worker,
                 readers=options.readers,
+                reader_cpus=options.reader_cpus,
             ),
             parallel=not options.in_process,
         )

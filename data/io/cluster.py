@@ -7,7 +7,15 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+from posefleet.data.errors import DataError
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+RETRIES = 1
+"""How often a task is started again whose process died."""
 
 
 def start_ray(*, level: int = logging.WARNING, worker_output: bool = True, namespace: str | None = None) -> Any:
@@ -68,3 +76,39 @@ def from_row(row: Mapping[str, str]) -> dict[str, Any]:
         raise OSError(number, text, name) if number else OSError(text)
     result: dict[str, Any] = json.loads(row["result"])
     return result
+
+
+class TaskDied(RuntimeError):
+    """The processes that worked on a task ended by a signal or for want of memory, one after the other."""
+
+
+def in_tasks(function: Callable[[A], B], *, cpus: float) -> Callable[[A], B]:
+    """The same function, each call in a Ray task of its own, on any node with ``cpus`` CPUs free; Ray must be running.
+
+    Ray prefers nodes without GPUs, and starts a task again if its node is lost. The function is sent once. A call
+    raises the ``DataError`` or ``OSError`` of the function, and ``TaskDied``.
+    """
+    import ray
+
+    sent = ray.put(function)
+    task: Any = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_outcome)
+
+    def call(argument: A) -> B:
+        try:
+            answer: tuple[Any, Exception | None] = ray.get(task.remote(sent, argument))
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as died:
+            raise TaskDied(str(died)) from None
+        found, error = answer
+        if error:
+            raise error
+        return cast(B, found)
+
+    return call
+
+
+def _outcome(function: Callable[[A], B], argument: A) -> tuple[B | None, Exception | None]:
+    """What a function returns or raises; Ray would wrap an error in one with the page of its trace."""
+    try:
+        return function(argument), None
+    except (DataError, OSError) as error:
+        return None, error

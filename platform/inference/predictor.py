@@ -135,6 +135,12 @@ def describe_poses(poses: Poses, schema: KeypointSchema, *, keypoint_threshold: 
     ]
 
 
+def prepare_image(image: np.ndarray, transforms: Sequence[EvalTransform]) -> list[Sample]:
+    """Apply each transform to a decoded image, (H, W, 3) uint8 RGB, without people."""
+    size = (image.shape[1], image.shape[0])
+    return [view(Sample(image, People.empty(len(view.schema)), 0, IDENTITY, size)) for view in transforms]
+
+
 class Predictor:
     """Predicts with a model: resizes images and sets device, precision and test-time augmentation.
 
@@ -302,9 +308,7 @@ class Predictor:
             ValueError: Scores or boxes are to come from annotations, and an image has none.
         """
         self.refuse_oracles()
-        size = (image.shape[1], image.shape[0])
-        sample = Sample(image, People.empty(len(self.schema)), 0, IDENTITY, size)
-        return [view(sample) for view in self.transforms()]
+        return prepare_image(image, self.transforms())
 
     def refuse_oracles(self) -> None:
         """Check that nothing is taken from annotations, or from a file by image id: plain images have neither.

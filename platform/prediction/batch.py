@@ -13,6 +13,7 @@ they are written as the tables, then the summary, and the parts are deleted.
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,8 @@ from posefleet.platform.prediction.output import ModelInfo, claim_output, file_n
 from posefleet.platform.prediction.tables import Counts, write_tables
 from posefleet.platform.prediction.worker import READERS, Job, PredictionOptions, PredictionWorker, RowWorker
 from posefleet.platform.runtime.progress import ProgressLine
+
+log = logging.getLogger(__name__)
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 16, 256
 """Bounds of the number of images of a chunk."""
@@ -47,7 +50,9 @@ class WorkerPool:
     gpus: float | None = None
     """GPUs reserved for each worker; workers with 0.5 share one. None: 1 where the cluster has GPUs now, else 0."""
     readers: int = READERS
-    """Threads of each worker that read and decode. More hide a slow store, and keep more decoded images in memory."""
+    """Images read and decoded at once for each worker. More hide a slow store, and hold more images in memory."""
+    reader_cpus: float = 0.0
+    """CPUs of the Ray task that reads and decodes an image, on any node. 0: threads of the worker do it."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -56,6 +61,8 @@ class WorkerPool:
             raise ValueError(f"cpus {self.cpus} of a worker must be above 0, and gpus {self.gpus} not negative")
         if self.readers < 1:
             raise ValueError(f"readers {self.readers} must be at least 1")
+        if self.reader_cpus < 0:
+            raise ValueError(f"reader_cpus {self.reader_cpus} must not be negative; 0: threads of the workers read")
 
     def fitted(self, cluster: Mapping[str, float], chunks: int) -> Self:
         """The same pool with numbers in place of None.
@@ -65,7 +72,7 @@ class WorkerPool:
             chunks: Largest number of workers that have something to do.
         """
         gpus = float(cluster.get("GPU", 0) > 0) if self.gpus is None else self.gpus
-        room = cluster.get("CPU", 0) / self.cpus
+        room = cluster.get("CPU", 0) / (self.cpus + self.reader_cpus)
         if gpus:
             room = min(room, cluster.get("GPU", 0) / gpus)
         return replace(self, workers=min(self.workers or max(1, int(room)), chunks), gpus=gpus)
@@ -136,7 +143,9 @@ def predict_images(
     if (counts := claim_output(output, plan)) is not None:
         return BatchResult(counts, 0, 0.0, len(images.other), info.about["note"])
     pool = pool or WorkerPool()
-    job = Job(info.files, images.folder, output, options, batch_size, pool.readers)
+    if pool.reader_cpus and not parallel:
+        raise ValueError(f"reader_cpus {pool.reader_cpus:g} needs Ray, and this predicts in one process")
+    job = Job(info.files, images.folder, output, options, batch_size, pool.readers, pool.reader_cpus)
     size = min(max(len(images.listed) // CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
     chunks = split_into_chunks(images.listed, size)
     existing = file_names(f"{output}/parts")
@@ -164,7 +173,15 @@ def _on_the_cluster(job: Job, chunks: Mapping[int, list[InputImage]], pool: Work
     if not chunks:
         return
     ray = open_ray_data()
-    pool = pool.fitted(ray.cluster_resources(), len(chunks))
+    cluster = ray.cluster_resources()
+    pool = pool.fitted(cluster, len(chunks))
+    free = cluster.get("CPU", 0) - (pool.workers or 0) * pool.cpus
+    if pool.reader_cpus and free < pool.reader_cpus:
+        log.warning(
+            "the workers reserve all %g CPUs of the cluster, so nothing is read until a node with %g free ones comes",
+            cluster.get("CPU", 0),
+            pool.reader_cpus,
+        )
     rows = [{"number": n, "chunk": json.dumps([asdict(image) for image in chunk])} for n, chunk in chunks.items()]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         RowWorker,

@@ -23,13 +23,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from posefleet.data.errors import DataError
 from posefleet.data.images import FILE_FORMATS, decode_untrusted, encode_jpeg
-from posefleet.data.io.cluster import to_row
+from posefleet.data.io.cluster import TaskDied, in_tasks, to_row
 from posefleet.data.io.files import create, path_inside, printable
 from posefleet.data.structures import Poses, Sample, padded_shape
+from posefleet.data.transforms import EvalTransform
 from posefleet.data.video_file import VideoFile
 from posefleet.memory import collect_garbage_rarely, keep_freed_memory
 from posefleet.platform.checkpoints.format import META
-from posefleet.platform.inference.predictor import Prediction, Predictor
+from posefleet.platform.inference.predictor import Prediction, Predictor, prepare_image
 from posefleet.platform.prediction.inputs import InputImage, read_input
 from posefleet.platform.prediction.output import file_names, part_name
 from posefleet.platform.prediction.quarantine import REASON, Quarantine
@@ -44,7 +45,7 @@ FRAMES_KEPT = 256
 """Frames of a video that are written together; a worker that takes over a video predicts the frames after them."""
 
 READERS = 4
-"""Threads of a worker that read and decode if nothing else is asked for; most of their time they wait for storage."""
+"""Images read at once for a worker if nothing else is asked for; most of their time they wait for storage."""
 
 GROUPS = 4
 """Batches' worth of images of different shapes that may wait for a full batch; this bounds a worker's memory."""
@@ -100,7 +101,9 @@ class Job:
     batch_size: int | None
     """Largest number of images of a forward pass; None: the model's ``data.eval_batch_size``."""
     readers: int = READERS
-    """Threads of a worker that read and decode."""
+    """Images that are read and decoded at once for a worker."""
+    reader_cpus: float = 0.0
+    """CPUs of the Ray task that reads and decodes an image, on any node; 0: threads of the worker do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class _Loaded:
 
     image: InputImage
     data: bytes
-    """Content of its file; kept for the overlay, as it is smaller than the pixels."""
+    """Content of its file if it is drawn later, as it is smaller than the pixels; else empty."""
     size: tuple[int, int]
     """(width, height)."""
     views: list[Sample]
@@ -119,6 +122,27 @@ class _Loaded:
     def shape(self) -> tuple[tuple[int, int], ...]:
         """Padded (height, width) of each view; in a batch, images of one shape do not pad each other."""
         return tuple(padded_shape([view]) for view in self.views)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Reads, decodes and resizes images, in a thread of the worker or in a Ray task."""
+
+    folder: str
+    """fsspec path of the input's folder."""
+    options: PredictionOptions
+    transforms: Sequence[EvalTransform]
+    """Those of the predictor."""
+
+    def __call__(self, image: InputImage) -> _Loaded:
+        data = read_input(fsspec.core.url_to_fs(self.folder)[0], self.folder, image)
+        pixels = self.decode(data, image)
+        size = (pixels.shape[1], pixels.shape[0])
+        return _Loaded(image, data if self.options.overlays else b"", size, prepare_image(pixels, self.transforms))
+
+    def decode(self, data: bytes, image: InputImage) -> np.ndarray:
+        """(H, W, 3) uint8 RGB pixels of the content of an image's file."""
+        return decode_untrusted(data, most_pixels=self.options.most_pixels, what=image.name, formats=FILE_FORMATS)
 
 
 class PredictionWorker:
@@ -139,6 +163,9 @@ class PredictionWorker:
         self._batch_size = job.batch_size or self._predictor.batch_size
         self._fs, _ = fsspec.core.url_to_fs(job.folder)
         self._threads = ThreadPoolExecutor(job.readers)
+        self._predictor.refuse_oracles()
+        self._loader = _Loader(job.folder, job.options, self._predictor.transforms())
+        self._load = in_tasks(self._loader, cpus=job.reader_cpus) if job.reader_cpus else self._loader
 
     def __call__(self, number: int, chunk: Sequence[InputImage]) -> Counts:
         """Predict chunk ``number``, write its part, and count what was predicted."""
@@ -178,8 +205,8 @@ class PredictionWorker:
         for image, loading in self._loading(chunk):
             try:
                 loaded = loading.result()
-            except DataError as error:
-                yield _failed(image, str(error))
+            except (DataError, TaskDied) as error:
+                yield _failed(image, str(error) if isinstance(error, DataError) else f"{image.name}: {REASON}")
                 continue
             groups.setdefault(loaded.shape, []).append(loaded)
             fullest = max(groups, key=lambda shape: len(groups[shape]))
@@ -197,14 +224,6 @@ class PredictionWorker:
                 yield ahead.popleft()
         yield from ahead
 
-    def _load(self, image: InputImage) -> _Loaded:
-        data = read_input(self._fs, self._job.folder, image)
-        pixels = self._decode(data, image)
-        return _Loaded(image, data, (pixels.shape[1], pixels.shape[0]), self._predictor.prepare(pixels))
-
-    def _decode(self, data: bytes, image: InputImage) -> np.ndarray:
-        return decode_untrusted(data, most_pixels=self._options.most_pixels, what=image.name, formats=FILE_FORMATS)
-
     def _predict(self, group: Sequence[_Loaded]) -> Iterator[ImageResult]:
         for loaded, poses in zip(group, self._poses([loaded.views for loaded in group]), strict=True):
             image = loaded.image
@@ -213,7 +232,7 @@ class PredictionWorker:
                 continue
             if self._options.overlays:
                 with create(self._overlay(image, ".jpg")) as file:
-                    file.write(encode_jpeg(self._draw(self._decode(loaded.data, image), poses)))
+                    file.write(encode_jpeg(self._draw(self._loader.decode(loaded.data, image), poses)))
             yield ImageResult(image.image_id, image.name, size=loaded.size, poses=poses)
 
     def _poses(self, prepared: Sequence[list[Sample]]) -> list[Poses | None]:

@@ -22,6 +22,7 @@ from posefleet.data import video_file
 from posefleet.data.coco.results import write_results
 from posefleet.data.errors import DataError
 from posefleet.data.images import decode_image, encode_image, encode_jpeg
+from posefleet.data.io.cluster import TaskDied, in_tasks
 from posefleet.data.schemas.shipped import COCO17
 from posefleet.data.structures import Poses
 from posefleet.platform.inference.predictor import Predictor
@@ -457,6 +458,9 @@ def test_a_pool_fits_the_cluster() -> None:
     with pytest.raises(ValueError, match="readers 0"):
         WorkerPool(readers=0)
     assert WorkerPool(readers=9).fitted({}, chunks=3).readers == 9
+    assert WorkerPool(reader_cpus=3).fitted({"CPU": 8}, chunks=100).workers == 2
+    with pytest.raises(ValueError, match="reader_cpus -1"):
+        WorkerPool(reader_cpus=-1)
 
 
 @pytest.mark.parametrize("readers", [1, 7])
@@ -497,6 +501,39 @@ def test_ray_gives_the_same_tables(many: Path, model: str, tmp_path: Path, local
     assert content(tmp_path / "ray") == content(tmp_path / "here")
 
 
+@pytest.mark.ray
+def test_tasks_on_other_nodes_read_for_the_workers(
+    many: Path, model: str, tmp_path: Path, local_ray: None, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (many / "text.jpg").write_text("no image")
+    drawn = PredictionOptions(overlays=True)
+    predict(many, tmp_path / "here", model, options=drawn)
+    pool = WorkerPool(workers=1, readers=3, reader_cpus=0.5)
+    predict(many, tmp_path / "there", model, options=drawn, parallel=True, pool=pool)
+    assert content(tmp_path / "there") == content(tmp_path / "here")
+    overlays = [sorted((tmp_path / name / "overlays").iterdir()) for name in ("here", "there")]
+    assert [file.read_bytes() for file in overlays[0]] == [file.read_bytes() for file in overlays[1]]
+    with pytest.raises(ValueError, match="needs Ray"):
+        predict(many, tmp_path / "alone", model, pool=pool)
+
+
+@pytest.mark.ray
+def test_an_image_that_kills_the_task_that_reads_it_is_listed(local_ray: None) -> None:
+    def read(name: str) -> str:
+        if name == "deadly":
+            os._exit(9)
+        if name == "damaged":
+            raise DataError("damaged: no image")
+        return name.upper()
+
+    call = in_tasks(read, cpus=0.5)
+    assert call("a") == "A"
+    with pytest.raises(DataError, match="damaged: no image"):
+        call("damaged")
+    with pytest.raises(TaskDied):
+        call("deadly")
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_an_image_that_kills_its_reader_is_listed(
@@ -506,13 +543,15 @@ def test_an_image_that_kills_its_reader_is_listed(
 
     class Mortal:  # here, so that it travels with its code
         def __init__(self, work: Any) -> None:
-            class Dying(worker.RowWorker):
-                def _decode(self, data, image):  # type: ignore[no-untyped-def]  # names of a class body do not travel
-                    if data.startswith(b"deadly"):
-                        os._exit(9)
-                    return super()._decode(data, image)
+            self._worker = worker.RowWorker(work)
+            load = self._worker._load
 
-            self._worker = Dying(work)
+            def die(image: Any) -> Any:
+                if image.name == "07.jpg":
+                    os._exit(9)
+                return load(image)
+
+            self._worker._load = die
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             return self._worker(row)
