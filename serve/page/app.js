@@ -233,7 +233,7 @@ async function follow(source) {
   const film = source instanceof Film;
   setBusy(true, film ? `Opening ${source.name} …` : "Starting the camera …");
   try {
-    await source.open(video);
+    await source.open(video, signal);
     if (signal.aborted) return source.close(video);
     filming = source;
     if (!film) $("camera").textContent = "Stop camera";

@@ -14,14 +14,19 @@ export const camera = { name: "camera.jpg", open: openCamera, close: closeCamera
 
 let opened = 0;
 
-// Starts the camera and shows it in the video element.
-async function openCamera(video) {
+// Starts the camera and shows it in the video element, unless the user chose something else while the browser asked.
+async function openCamera(video, signal) {
+  let stream;
   try {
-    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } }, audio: false });
+    stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } }, audio: false });
+    signal.throwIfAborted();
+    video.srcObject = stream;
     await video.play();
     opened = performance.now();
   } catch (error) {
-    closeCamera(video);
+    stream?.getTracks().forEach((track) => track.stop());
+    if (signal.aborted) throw error;
+    video.srcObject = null;
     throw new Problem("No camera", REFUSALS[error.name] ?? String(error.message || error.name));
   }
 }

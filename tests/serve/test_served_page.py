@@ -474,6 +474,27 @@ def test_a_film_plays_stops_and_goes_back(page: Any, server: Server, film: Path)
     expect(page.locator("#film")).to_be_visible()
 
 
+def test_a_film_goes_on_that_was_chosen_while_the_browser_asked_for_the_camera(page: Any, film: Path) -> None:
+    page.evaluate(
+        """() => {
+          navigator.mediaDevices.getUserMedia = () => new Promise((allow) => {
+            const canvas = document.createElement("canvas");
+            canvas.getContext("2d");
+            const stream = canvas.captureStream();
+            window.allow = () => { allow(stream); return stream; };
+          });
+        }"""
+    )
+    page.get_by_role("button", name="Start camera").click()
+    page.locator("#files").set_input_files(film)
+    expect(page.locator("#rate")).to_contain_text("fps")
+    page.evaluate("() => { window.stream = window.allow(); }")
+    page.wait_for_function("() => window.stream.getTracks().every((track) => track.readyState === 'ended')")
+    assert page.locator("#video").evaluate("it => it.srcObject") is None
+    expect(page.locator("#film")).to_be_visible()
+    expect(page.locator("#play")).to_have_text("Play", timeout=60_000)  # it played to its end
+
+
 def test_a_film_that_the_browser_cannot_play_gets_a_sentence(page: Any) -> None:
     files = [{"name": "broken.mp4", "mimeType": "video/mp4", "buffer": b"These are no frames."}]
     page.locator("#files").set_input_files(files)
