@@ -22,7 +22,7 @@ VERBS = {
     "compare": ("jobs.compare", "Compare methods, runs or registered models under equal conditions."),
     "tune": ("jobs.tune", "Search better settings, by training trials or for decoding alone."),
     "promote": ("jobs.promote", "Put a trained model into the registry through a gate of checks."),
-    "export": ("jobs.export", "Write a checkpoint as an ONNX file."),
+    "export": ("jobs.export", "Write a checkpoint as a file for ONNX Runtime, OpenVINO or TensorRT."),
     "bundle": ("jobs.bundle", "Pack what others need to check a run's numbers into one file."),
     "verify": ("jobs.verify", "Check a file of bundle: its numbers, and on the data its predictions."),
     "predict": ("jobs.predict", "Find the people in folders of images, in videos or in a data set."),
@@ -30,6 +30,15 @@ VERBS = {
     "demo": ("jobs.demo", "Run the whole pipeline on this machine with rendered people."),
 }
 """Verb -> (module in the package posefleet whose ``main`` runs it, what the verb does)."""
+
+INTERRUPTED = 130
+GO_ON = {
+    "shard": "the same command writes the shards that are missing",
+    "train": "the same command with the same --run.name goes on from the last checkpoint",
+    "tune": "posefleet tune --resume FOLDER goes on",
+    "predict": "the same command predicts what is missing",
+}
+"""Verb -> how it goes on after Ctrl-C; the others begin again."""
 
 SCHEMA_ACTIONS = ("show", "sigmas")
 """What the verb ``schema`` does, for completion."""
@@ -62,7 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, arguments: list[str]) -> int:
     module = f"posefleet.{VERBS[verb][0]}"
-    status: int = importlib.import_module(module).main(arguments)
+    try:
+        status: int = importlib.import_module(module).main(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted{f'; {GO_ON[verb]}' if verb in GO_ON else ''}\n")
+        return INTERRUPTED
     return status
 
 

@@ -1,5 +1,7 @@
 """The network in ONNX Runtime, in INT8 and in OpenVINO against the same one in PyTorch, on the CPU.
 
+``--backends tensorrt`` compares TensorRT with PyTorch on a GPU instead.
+
 Weights are random. Per method the published network (R50 where the method leaves the choice) at 512 px, and that of the
 demo at 128 px; one image at a time, PyTorch in channels_last memory as it is served. Numbers are medians of turns
 (PyTorch, and each backend after it); above 1 the backend is faster. "network" is what the file holds, "prediction" is
@@ -33,6 +35,7 @@ from posefleet.platform.exports.backends import Backend, export_network, open_mo
 from posefleet.platform.exports.quantize import quantize_onnx
 
 BACKENDS = ("onnxruntime", "int8", "openvino")
+ON_GPU = "tensorrt"
 
 
 def models(method: str, config: object, size: int, folder: str, backends: list[str]) -> dict[str, Any]:
@@ -43,10 +46,11 @@ def models(method: str, config: object, size: int, folder: str, backends: list[s
     ours = build_model(experiment, pretrained=False)
     meta = Meta(experiment=experiment, step=0, position=0, metrics={}, provenance={})
     checkpoint = CheckpointStore(folder).save(meta, ours.state_dict(), {})
-    found = {"torch": ours.to(memory_format=torch.channels_last).eval()}
+    device = "cuda" if ON_GPU in backends else "cpu"
+    found = {"torch": ours.to(device, memory_format=torch.channels_last).eval()}
     exported = {}
     for backend in backends:
-        library: Backend = "openvino" if backend == "openvino" else "onnxruntime"
+        library: Backend = "onnxruntime" if backend == "int8" else backend  # type: ignore[assignment]
         files = exported.get(library) or export_network(checkpoint, library)
         exported[library] = files
         if backend == "int8":
@@ -54,7 +58,7 @@ def models(method: str, config: object, size: int, folder: str, backends: list[s
             files = {".onnx": quantize_onnx(files[".onnx"], noise.split(1), calibration="noise")}
         path = f"{folder}/{backend}{list(files)[-1]}"
         write_exported(path, files)
-        found[backend] = open_model(path)[0]
+        found[backend] = open_model(path)[0].to(device)
     return found
 
 
@@ -67,6 +71,8 @@ def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
     first = times[next(iter(runs))]
     return {
@@ -79,13 +85,15 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=available_methods(), choices=available_methods())
-    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=(*BACKENDS, ON_GPU))
     parser.add_argument(
         "--sizes", nargs="+", type=int, default=[128, 512], help="side of the images; the demo's networks below 256 px"
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if ON_GPU in options.backends and len(options.backends) > 1:
+        parser.error(f"{ON_GPU} is compared with PyTorch on the GPU, the others on the CPU: give it alone")
     torch.set_num_threads(options.threads)
     columns = "".join(f"{name:>14s}" for name in options.backends)
     sys.stdout.write(
@@ -96,6 +104,7 @@ def main() -> None:
         for method in options.methods:
             config = shipped(method) if size < 256 else paper_config(method)
             images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+            images = images.to("cuda" if ON_GPU in options.backends else "cpu")
             with tempfile.TemporaryDirectory() as folder:
                 found = models(method, config, size, folder, options.backends)
             with torch.inference_mode():

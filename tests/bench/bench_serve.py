@@ -14,6 +14,8 @@
     python tests/bench/bench_serve.py --measure switches --environment RAY_SERVE_LOG_TO_STDERR=0 \\
         --config '{logging_config: {enable_access_log: false}}' --model '{batching: {wait_ms: 2}}'
 
+The server is what ``posefleet serve`` starts: HAProxy, and replicas of the model that handle HTTP. With --ingress they
+stand behind one, and Serve's own proxy.
 Clients, the bare loop and LitServe are processes of their own. Sides take turns, and while it is not its turn all
 processes of the server are stopped, Ray's daemons included. All have the same threads for the network.
 Models have random
@@ -44,13 +46,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a turn (latency, switches)")
     parser.add_argument("--size", type=int, default=512, help="short side, pixels (throughput, litserve)")
-    parser.add_argument("--batches", type=int, nargs="+", default=(1, 4), help="sizes that are tried (throughput)")
+    parser.add_argument("--batches", type=int, nargs="+", default=(4,), help="sizes that are tried (throughput)")
     parser.add_argument("--images", type=int, default=16, help="of a turn (throughput, litserve)")
     parser.add_argument("--megabytes", type=float, nargs="+", default=(0.1, 1.0, 5.0), help="of bodies (latency)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=(1, 8, 32), help="clients (latency)")
     parser.add_argument("--batch", type=int, default=8, help="of both sides (litserve)")
-    parser.add_argument("--ingresses", type=int, default=1, help="replicas that speak HTTP (faults)")
-    parser.add_argument("--direct", action="store_true", help="replicas speak HTTP (all but scale and switches)")
+    parser.add_argument("--ingresses", type=int, default=1, help="of them (faults --ingress)")
+    parser.add_argument("--ingress", action="store_true", help="behind an ingress (scale and switches always are)")
     parser.add_argument("--clients", type=int, default=8, help="at the height of the load (scale, soak)")
     parser.add_argument("--minutes", type=int, default=30, help="whole length (soak)")
     parser.add_argument("--load-seconds", type=float, default=120.0, help="whole length (scale)")
@@ -59,8 +61,8 @@ def main() -> None:
     parser.add_argument("--config", type=yaml.safe_load, default={}, help="YAML, of the Serve config (switches)")
     parser.add_argument("--model", type=yaml.safe_load, default={}, help="YAML, of the served model (switches)")
     args = parser.parse_args()
-    if args.direct and "throughput" in args.measure and len(args.batches) > 1:
-        parser.error("--direct serves one model: give one of --batches")
+    if not args.ingress and "throughput" in args.measure and len(args.batches) > 1:
+        parser.error("without --ingress one model is served: give one of --batches")
     checkpoint, rounds = args.checkpoint, args.rounds
     environment = dict(pair.split("=", 1) for pair in args.environment)
     measures: dict[str, Callable[[], None]] = {
@@ -72,7 +74,7 @@ def main() -> None:
             batches=args.batches,
             images=args.images,
             rounds=rounds,
-            direct=args.direct,
+            direct=not args.ingress,
         ),
         "latency": lambda: latency(
             checkpoint=checkpoint,
@@ -81,7 +83,7 @@ def main() -> None:
             concurrency=args.concurrency,
             seconds=args.seconds,
             rounds=rounds,
-            direct=args.direct,
+            direct=not args.ingress,
         ),
         "litserve": lambda: litserve(
             checkpoint=checkpoint,
@@ -91,11 +93,13 @@ def main() -> None:
             batch=args.batch,
             images=args.images,
             rounds=rounds,
-            direct=args.direct,
+            direct=not args.ingress,
         ),
-        "faults": lambda: faults(checkpoint=checkpoint, ingresses=args.ingresses, direct=args.direct),
+        "faults": lambda: faults(checkpoint=checkpoint, ingresses=args.ingresses, direct=not args.ingress),
         "scale": lambda: scale(checkpoint=checkpoint, clients=args.clients, seconds=args.load_seconds, plot=args.plot),
-        "soak": lambda: soak(checkpoint=checkpoint, minutes=args.minutes, clients=args.clients, direct=args.direct),
+        "soak": lambda: soak(
+            checkpoint=checkpoint, minutes=args.minutes, clients=args.clients, direct=not args.ingress
+        ),
         "switches": lambda: switches(
             checkpoint=checkpoint,
             threads=args.threads,

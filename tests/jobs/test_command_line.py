@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import pytest
@@ -370,3 +372,18 @@ def test_errors_of_the_system_name_the_file_first(capsys: pytest.CaptureFixture,
     ):
         command_line.report_error(error)
         assert capsys.readouterr().err.startswith(f"error: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [("shard", "interrupted; the same command writes the shards that are missing"), ("doctor", "interrupted")],
+)
+def test_ctrl_c_is_one_line(
+    verb: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(main=interrupted))
+    assert cli.main([verb]) == 130
+    assert capsys.readouterr().err.splitlines() == ["", said]

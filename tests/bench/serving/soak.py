@@ -50,8 +50,8 @@ def soak(*, checkpoint: str, minutes: int, clients: int, direct: bool) -> None:
         predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
         expected = [predictor(body).poses.keypoints.numpy() for body in bodies]
         refused = [make() for make in hostile_images.REFUSED.values()]
-        config = {"models": [served(checkpoint)], **({"direct": True} if direct else {})}
-        server = stack.enter_context(running_server(config))
+        config = {"models": [served(checkpoint)], "direct": direct}
+        server = stack.enter_context(running_server(config, local=direct))
         print(f"{clients} clients, {minutes} minutes; MB of memory of its own, by process:")
         load = _Load(server, bodies, expected, refused)
         memory: list[dict[str, float]] = []

@@ -64,7 +64,7 @@ def throughput(
         bare = stack.enter_context(Bare.start(checkpoint, threads))
         each = {"threads": threads // replicas, "replicas": replicas}
         models = [served(checkpoint, f"batch{batch}", batch=batch, **each) for batch in batches]
-        server = stack.enter_context(running_server({"models": models, "direct": direct}))
+        server = stack.enter_context(running_server({"models": models, "direct": direct}, local=direct))
 
         def by_server(batch: int) -> float:
             url = f"{server.address}/v1/models/batch{batch}/poses"
@@ -107,7 +107,7 @@ def latency(
         clients = stack.enter_context(Clients.start())
         bare = stack.enter_context(Bare.start(checkpoint, threads))
         server = stack.enter_context(
-            running_server({"models": [served(checkpoint, threads=threads)], "direct": direct})
+            running_server({"models": [served(checkpoint, threads=threads)], "direct": direct}, local=direct)
         )
         url = f"{server.address}/v1/poses"
         alone: dict[float, list[float]] = {size: [] for size in megabytes}
@@ -166,7 +166,8 @@ def litserve(
         clients = stack.enter_context(Clients.start())
         each = {"threads": threads // replicas, "replicas": replicas, "batch": batch}
         theirs = stack.enter_context(lit_server(checkpoint, free_port(), wait_ms=2, **each))
-        server = stack.enter_context(running_server({"models": [served(checkpoint, **each)], "direct": direct}))
+        settings = {"models": [served(checkpoint, **each)], "direct": direct}
+        server = stack.enter_context(running_server(settings, local=direct))
 
         sides: dict[str, Server | LitServer] = {"ours": server, "LitServe": theirs}
         cost = {side: Counter[str]() for side in sides}

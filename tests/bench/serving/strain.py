@@ -33,7 +33,7 @@ def faults(*, checkpoint: str, ingresses: int, direct: bool) -> None:
         expected = [predictor(body).poses.keypoints.numpy() for body in bodies]
         model = served(checkpoint, num_replicas=2)
         ingress = {"direct": True} if direct else {"ingress": {"num_replicas": ingresses}}
-        server = stack.enter_context(running_server({"models": [model], **ingress}))
+        server = stack.enter_context(running_server({"models": [model], **ingress}, local=direct))
         print(f"2 replicas of the model, {'which speak HTTP' if direct else f'{ingresses} of the ingress'}, 4 clients")
         print(
             f"{'':34}{'answers':>8}{'wrong':>7}{'failed':>8}"
