@@ -32,6 +32,7 @@ from posefleet.data.io.cluster import ray_starts_here, start_ray
 from posefleet.plain_yaml import parse_yaml
 from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.leftovers import COMPILED
+from posefleet.platform.runtime.processes import start_time
 
 PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 PROXY_READY_S = "30"
@@ -180,11 +181,12 @@ def model_name(source: str) -> str:
     return re.sub("[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:63] or "model"
 
 
-def _port(config: dict[str, Any]) -> int:
-    try:
-        return int(config["http_options"]["port"])
-    except (KeyError, TypeError, ValueError):
-        return 8000  # Ray Serve's
+def _sweep(parent: Path) -> None:
+    """Remove the folders of HAProxy that servers left which were killed."""
+    for folder in parent.glob("haproxy-*"):
+        pid = folder.name.rpartition("-")[2]
+        if pid.isdecimal() and not start_time(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(config: dict[str, Any]) -> IO[str]:
@@ -218,8 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_models(written)
         except (OSError, ValueError, PlatformError) as error:
             fail(error)
-    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", f"haproxy-{os.getuid()}-{_port(written)}")
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", f"haproxy-{os.getpid()}")
     if not options.deploy and ray_starts_here():
+        _sweep(folder.parent)
         for name, value in front(folder).items():
             os.environ.setdefault(name, value)
     # Replicas make this folder when they import torch. Ray ends them by force, so nobody could remove another one.

@@ -165,7 +165,7 @@ def test_the_version_is_that_of_the_package() -> None:
         (["promote", "--run", "a"], "--to is missing; give --to champion or --to challenger"),
         (["promote", "--alias", "champion"], "--alias; did you mean --to?"),
         (["promote", "--run", "a", "--to", "best"], "--to best: Input should be 'champion' or 'challenger'"),
-        (["export", "--checkpoint", "a", "--out", "b"], "--out must end in .onnx or .xml, not /"),
+        (["export", "--checkpoint", "a", "--out", "b"], "--out must end in .onnx, .xml or .trt.onnx, not /"),
         (["shard", "--source", "a"], "--out is missing"),
         (["convert"], "PATH is missing: A data.yaml or the folder that has it (YOLO)"),
         (["doctor"], "PATH is missing: Data set folder, in COCO's layout"),

@@ -67,6 +67,15 @@ def test_a_ray_of_its_own_has_the_variables_of_the_shipped_file(started: list[An
     assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1" and os.environ["RAY_SERVE_HAPROXY_RETRIES"] == "5"
 
 
+def test_folders_of_servers_that_were_killed_are_removed(started: list[Any], tmp_path: Path) -> None:
+    os.environ["RAY_TMPDIR"] = str(tmp_path)
+    folders = [tmp_path / "ray" / f"haproxy-{name}" for name in (os.getppid(), 2**22 + 1, "theirs")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    serve.main([])
+    assert [folder.exists() for folder in folders] == [True, False, True]
+
+
 def test_a_cluster_has_its_own_variables(started: list[Any]) -> None:
     serve.main(["--deploy", "http://HEAD:8265"])
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ
