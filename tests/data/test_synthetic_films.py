@@ -40,10 +40,11 @@ def test_the_command_writes_videos_and_tracks(tmp_path: Path, capsys: pytest.Cap
     document = json.loads(path.read_text())
     assert path == tmp_path / "annotations" / "tracks_films.json"
     assert [(i["video"], i["frame"]) for i in document["images"]] == [
-        (f"{film:06d}.mp4", frame) for film in (1, 2) for frame in range(5)
+        (f"{film:06d}.webm", frame) for film in (1, 2) for frame in range(5)
     ]
+    assert sorted(file.name for file in (tmp_path / "films").iterdir()) == ["000001.webm", "000002.webm"]
     assert {annotation["track_id"] for annotation in document["annotations"]} == {1, 2}
-    film = cv2.VideoCapture(str(tmp_path / "films" / "000002.mp4"))
+    film = cv2.VideoCapture(str(tmp_path / "films" / "000002.webm"))
     assert (film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)) == (5, 5)
     with pytest.raises(SystemExit):
         main([*arguments, "--easy"])
