@@ -20,7 +20,11 @@ UNFINISHED = ".unfinished"
 
 @contextmanager
 def create(path: str) -> Iterator[IO[bytes]]:
-    """Open ``path`` for writing; the file appears, or replaces an older one, only if the block ends without error."""
+    """Open ``path`` for writing; the file appears, or replaces an older one, only if the block ends without error.
+
+    Raises:
+        OSError: It cannot be written; ``filename`` says which, also where the system does not (a full disk).
+    """
     fs, path = fsspec.core.url_to_fs(path)
     if isinstance(fs, AsyncFileSystem):  # an object store shows an object once it is closed; a rename would copy it
         with _discarded_on_error(fs.open(path, "wb")) as file:
@@ -32,9 +36,11 @@ def create(path: str) -> Iterator[IO[bytes]]:
         with fs.open(unfinished, "wb") as file:
             yield file
         fs.mv(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         if fs.exists(unfinished):
             fs.rm_file(unfinished)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = path
         raise
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from posefleet.command_line import fail, parse
+from posefleet.command_line import fail, parse, report_error
 from posefleet.data.synthetic.dataset import write_dataset
 from posefleet.data.synthetic.films import FilmConfig, write_films
 from posefleet.data.synthetic.scenes import SCENES, FigureKind, SceneConfig
@@ -108,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except ValueError as error:
         fail(error)
+    except OSError as error:
+        report_error(error)
+        raise SystemExit(1) from None
     sys.stdout.write(f"{path}\n")
 
 
