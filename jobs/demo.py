@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Annotated, Literal
 
 from posefleet.command_line import parse, report_error
 from posefleet.platform.runtime.errors import PlatformError
+from posefleet.platform.runtime.ports import free_ports
 from posefleet.platform.runtime.redaction import redact
 from posefleet.platform.tracking.client import pages, store_uri
 
@@ -263,8 +263,8 @@ class _TooBusy(subprocess.CalledProcessError):
 @contextmanager
 def _started_head(environment: dict[str, str]) -> Iterator[str]:
     """The address of the dashboard of a head that takes jobs."""
-    ports = {name: _free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
-    ports |= {name: _free_port() for name in ("dashboard-agent-listen-port", "metrics-export-port")}
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     # Ray puts Unix sockets here, and their paths must be short, so the folder is not under --out.
     temp = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
     head = subprocess.Popen(
@@ -328,13 +328,6 @@ def _run(module: str, *arguments: object) -> None:
     texts = [str(argument) for argument in arguments]
     if status := importlib.import_module(module).main(texts):
         raise subprocess.CalledProcessError(status, ["python", "-m", module, *texts])
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 _written = time.monotonic()

@@ -10,7 +10,6 @@ serve/ray.env, so that little lies between clients and models. Ctrl-C and SIGTER
 that it has begun. docs/serving.md explains the config.
 """
 
-import contextlib
 import importlib.util
 import json
 import logging
@@ -19,7 +18,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +30,7 @@ from posefleet.data.io.cluster import ray_starts_here, start_ray
 from posefleet.plain_yaml import parse_yaml
 from posefleet.platform.runtime.errors import PlatformError
 from posefleet.platform.runtime.leftovers import COMPILED
+from posefleet.platform.runtime.ports import free_ports
 from posefleet.platform.runtime.processes import start_time
 
 PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
@@ -110,13 +109,6 @@ def front(folder: Path) -> dict[str, str]:
     places = {name: str(folder / file) for name, file in files.items()} | {"SERVER_STATE_BASE": str(folder)}
     ports = dict(zip(("STATS_PORT", "METRICS_PORT"), map(str, free_ports(2)), strict=True))
     return variables | {f"RAY_SERVE_HAPROXY_{name}": value for name, value in (places | ports).items()}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 def run(config: str) -> None:
@@ -215,13 +207,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         text = str(error)
         fail(text if text.startswith(str(options.config)) else f"{options.config}: {text}")
-    if not options.deploy and ray_starts_here():
+    alone = not options.deploy and ray_starts_here()
+    if alone:
         try:
             check_models(written)
         except (OSError, ValueError, PlatformError) as error:
             fail(error)
     folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", f"haproxy-{os.getpid()}")
-    if not options.deploy and ray_starts_here():
+    if alone:
         _sweep(folder.parent)
         for name, value in front(folder).items():
             os.environ.setdefault(name, value)

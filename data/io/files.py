@@ -1,9 +1,11 @@
 """Writes files of any fsspec path whole or not at all, and reads JSON with errors that name the file."""
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -26,22 +28,20 @@ def create(path: str) -> Iterator[IO[bytes]]:
         OSError: It cannot be written; ``filename`` says which, also where the system does not (a full disk).
     """
     fs, path = fsspec.core.url_to_fs(path)
-    if isinstance(fs, AsyncFileSystem):  # an object store shows an object once it is closed; a rename would copy it
-        with _discarded_on_error(fs.open(path, "wb")) as file:
-            yield file
-        return
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    unfinished = f"{path}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
     try:
-        with fs.open(unfinished, "wb") as file:
+        # An object store shows an object once it is closed; a rename would copy it.
+        written = _discarded_on_error if isinstance(fs, AsyncFileSystem) else _renamed_at_the_end
+        with written(fs, path) as file:
             yield file
-        fs.mv(unfinished, path)
-    except BaseException as error:
-        if fs.exists(unfinished):
-            fs.rm_file(unfinished)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
             error.filename = path
         raise
+
+
+def cache_folder(name: str) -> Path:
+    """Where files that can be made again are kept: ``posefleet/NAME`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "posefleet", name)
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -52,7 +52,22 @@ def write_file(path: str, data: bytes) -> None:
 
 
 @contextmanager
-def _discarded_on_error(file: Any) -> Iterator[IO[bytes]]:
+def _renamed_at_the_end(fs: Any, path: str) -> Iterator[IO[bytes]]:
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    unfinished = f"{path}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
+    try:
+        with fs.open(unfinished, "wb") as file:
+            yield file
+        fs.mv(unfinished, path)
+    except BaseException:
+        if fs.exists(unfinished):
+            fs.rm_file(unfinished)
+        raise
+
+
+@contextmanager
+def _discarded_on_error(fs: Any, path: str) -> Iterator[IO[bytes]]:
+    file = fs.open(path, "wb")
     try:
         yield file
         file.close()

@@ -31,7 +31,7 @@ from posefleet.data.coco.records import count_people
 from posefleet.data.coco.source import Source, find_source, image_path
 from posefleet.data.coco.split import CocoSplit, read_coco
 from posefleet.data.errors import DataError
-from posefleet.data.io.files import read_json, write_file
+from posefleet.data.io.files import cache_folder, read_json, write_file
 from posefleet.data.shards.plan import SHARD_MIB, Plan, plan_shards, shard_name
 
 
@@ -127,8 +127,7 @@ def _cache_file(source: Source, plan: Plan) -> Path:
         with suppress(OSError, DataError):
             path = image_path(source, record["file_name"]).removeprefix("file://")
             sha256.update(b"%d\n" % os.stat(path).st_mtime_ns)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    return home / "posefleet" / "unsharded" / f"{sha256.hexdigest()}.json"
+    return cache_folder("unsharded") / f"{sha256.hexdigest()}.json"
 
 
 def _faulty(source: Source, plan: Plan) -> Iterator[dict[str, Any]]:

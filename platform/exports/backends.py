@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import Literal
 
 import fsspec
 import torch
 from torch import nn
 
-from posefleet.data.io.files import write_file
+from posefleet.data.io.files import cache_folder, write_file
 from posefleet.platform.checkpoints.format import CheckpointError, Meta, network_in, read_content, read_meta
 from posefleet.platform.checkpoints.load import load_model
 from posefleet.platform.checkpoints.resolve import find_checkpoint
@@ -181,8 +179,7 @@ def cached_export(checkpoint: str, backend: Backend) -> str:
     """
     suffix = _suffix(backend)
     about = json.dumps([FORMAT, OPSET, torch.__version__, read_content(checkpoint)], sort_keys=True)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "posefleet", suffix[1:])
-    path = str(folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}{suffix}")
+    path = str(cache_folder(suffix[1:]) / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}{suffix}")
     try:
         _read(path)
     except CheckpointError:

@@ -7,16 +7,15 @@ TensorRT is optional: ``pip install 'posefleet[tensorrt]'`` in place of ``[onnx]
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from posefleet.data.io.files import cache_folder
 from posefleet.data.structures import STRIDE
 from posefleet.platform.exports.exported import INPUT, ExportedFile, ExportedNetwork, optional
 from posefleet.platform.exports.onnx import read_onnx
@@ -100,7 +99,7 @@ def provider_options(facts: Mapping[str, str]) -> dict[str, str]:
     """Options of ONNX Runtime's TensorRT for a file: its precision, and the sizes that one engine serves."""
     resize = json.loads(facts["experiment"])["data"]["resize"]
     long, short = (math.ceil(resize[f"{side}_side"] / STRIDE) * STRIDE for side in ("long", "short"))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "posefleet", "tensorrt")
+    folder = cache_folder("tensorrt")
     folder.mkdir(parents=True, exist_ok=True)
     return {
         "device_id": str(torch.cuda.current_device() if torch.cuda.is_available() else 0),

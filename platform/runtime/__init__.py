@@ -1,4 +1,4 @@
 """What every process needs: paths, errors, redaction, logs, progress, placement, locks, and the worker interface.
 
 Doors: ``paths``, ``errors``, ``redaction``, ``logs``, ``progress``, ``placement``, ``worker``, ``activity``,
-``lock``, ``processes``, ``leftovers``."""
+``lock``, ``ports``, ``processes``, ``leftovers``."""

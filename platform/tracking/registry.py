@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from posefleet.data.io.files import cache_folder
 from posefleet.data.schemas.schema import KeypointSchema
 from posefleet.platform.runtime.paths import MODELS, check_name
 from posefleet.platform.runtime.redaction import redact
@@ -230,7 +231,7 @@ def _local_copy(source: str, uri: str) -> str:
         return url2pathname(urlparse(source).path)
     from mlflow.artifacts import download_artifacts
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "posefleet", "models")
+    cache = cache_folder("models")
     kept = cache / hashlib.sha256(f"{redact(uri)} {source}".encode()).hexdigest()[:32]
     if not kept.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,7 @@ OPEN = {
     "platform/prediction": "batch inputs live stream tracker worker",
     "platform/promotion": "agreement checks gate release shadow thresholds",
     "platform/review": "folds report",
-    "platform/runtime": "activity errors leftovers lock logs paths placement processes progress redaction worker",
+    "platform/runtime": "activity errors leftovers lock logs paths placement ports processes progress redaction worker",
     "platform/tracking": "client mirrors registry run_folder runs tracker",
     "platform/training": "launch loop optim run step",
     "platform/tuning": "decoding ray_tuner report space study",
